@@ -1,0 +1,1 @@
+"""Deliver: results go to their destinations until each has said yes."""

@@ -1,0 +1,1 @@
+"""Encode: label maps and measurements become DICOM SEG and TID 1500 SR."""

@@ -1,0 +1,121 @@
+"""The one tree of errors. Every class says what becomes of the work that met it.
+
+::
+
+    DicomNodeError
+    ├── ConfigurationError          FAIL    node.yaml or rules.yaml is wrong; nothing starts
+    ├── InstanceRefused             REJECT  a C-STORE is answered with ``status``; nothing is kept
+    ├── StoreUnavailable            RETRY   spool or ledger can't take a write now (answered 0xA700 on the wire)
+    ├── SeriesRejected              REJECT  this series is not ours to segment; the reason is kept and shown
+    │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
+    │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
+    │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
+    │   └── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
+    ├── SegmentationError
+    │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
+    │   └── SegmentationImpossible  FAIL    the model itself says no (volume too small or too large, bad package)
+    ├── EncodingError               FAIL    a result object could not be built or did not read back equal
+    └── DeliveryError
+        ├── DeliveryDelayed         RETRY   peer away, busy or out of resources: again later
+        └── DeliveryRefused         FAIL    peer will not take this object: a person must look
+
+Exceptions of lower libraries are translated at three borders only: the SCP, the SCU and the worker. Messages say what
+was seen and what was expected, with numbers and UIDs, and never contain patient data.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import ClassVar
+
+
+class Disposition(Enum):
+    """What becomes of the work that met an error."""
+
+    REJECT = "reject"
+    """Not ours: keep the reason, go on."""
+    RETRY = "retry"
+    """May pass by itself: try again, a limited number of times."""
+    FAIL = "fail"
+    """A person must look."""
+
+
+class DicomNodeError(Exception):
+    """Root of the tree; ``disposition`` is fixed per class."""
+
+    disposition: ClassVar[Disposition] = Disposition.FAIL
+
+
+class ConfigurationError(DicomNodeError):
+    """The configuration names something that does not exist or contradicts itself."""
+
+
+class InstanceRefused(DicomNodeError):
+    """A received instance is refused with a DIMSE ``status`` (PS3.4 Table B.2-1, PS3.7 annex C)."""
+
+    disposition = Disposition.REJECT
+
+    def __init__(self, status: int, reason: str) -> None:
+        """``status``: the 16-bit DIMSE status to answer; ``reason``: what was seen and expected."""
+        super().__init__(reason)
+        self.status = status
+
+
+class StoreUnavailable(DicomNodeError):
+    """Spool or ledger cannot take a write at present (disk full, database away)."""
+
+    disposition = Disposition.RETRY
+
+
+class SeriesRejected(DicomNodeError):
+    """The series can't or shall not be segmented; the message is the reason shown to people."""
+
+    disposition = Disposition.REJECT
+
+
+class NotEligible(SeriesRejected):
+    """Not the kind of series that a model is made for."""
+
+
+class GeometryRefused(SeriesRejected):
+    """The slices do not form one regular volume."""
+
+
+class IdentityConflict(SeriesRejected):
+    """One Series Instance UID holds more than one patient, study or Frame of Reference."""
+
+
+class PixelDataInvalid(SeriesRejected):
+    """Pixel data are truncated, contradict their description or give no sound Hounsfield units."""
+
+
+class SegmentationError(DicomNodeError):
+    """Inference did not give a label map."""
+
+
+class WorkerLost(SegmentationError):
+    """The worker process died, froze or ran out of memory."""
+
+    disposition = Disposition.RETRY
+
+
+class SegmentationImpossible(SegmentationError):
+    """The model cannot segment this volume, or cannot be loaded; trying again would change nothing."""
+
+
+class EncodingError(DicomNodeError):
+    """A result object could not be built, or did not read back equal to what was put in."""
+
+
+class DeliveryError(DicomNodeError):
+    """A destination did not take a result."""
+
+
+class DeliveryDelayed(DeliveryError):
+    """The destination may take it later."""
+
+    disposition = Disposition.RETRY
+
+
+class DeliveryRefused(DeliveryError):
+    """The destination says it will not take this object."""

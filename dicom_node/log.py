@@ -1,0 +1,66 @@
+"""Structured logs: JSON on stdout, one canonical line per job, no patient data by construction.
+
+Callers may log UIDs, AE titles, counts, durations, states and our own reasons. ``_refuse_patient_fields`` drops any key
+that names a patient attribute, and lines of lower libraries are kept only by their logger's name and level, because
+pynetdicom and pydicom quote element values (FAULTS.md K1).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+_PATIENT_FIELDS = frozenset({"patient_name", "patient_id", "birth_date", "patient_sex", "accession_number"})
+
+
+def configure_logging(process: str) -> None:
+    """Send every line of this process to stdout as JSON, marked with the name of the ``process``."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _refuse_patient_fields,
+            structlog.processors.ExceptionRenderer(_exception_without_values),
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+    root = logging.getLogger()
+    root.handlers = [_LibraryWarnings()]
+    root.setLevel(logging.WARNING)
+
+
+class _LibraryWarnings(logging.Handler):
+    """Lower libraries: say that something was warned and where, never the text, which may quote patient data."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().warning(
+            "library.warning", logger=record.name, level_name=record.levelname, source=f"{record.module}:{record.lineno}"
+        )
+
+
+def _refuse_patient_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for key in _PATIENT_FIELDS & event.keys():
+        del event[key]
+    return event
+
+
+def _exception_without_values(exc_info: Any) -> str:
+    """Type and place of an unexpected exception; its message is left out since it may quote element values."""
+    kind, _, traceback = exc_info
+    places = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        places.append(f"{code.co_filename}:{traceback.tb_lineno} {code.co_name}")
+        traceback = traceback.tb_next
+    return f"{kind.__name__} at " + " < ".join(reversed(places))

@@ -1,0 +1,1 @@
+"""Operate: sweeps, retention and the disk watermark."""

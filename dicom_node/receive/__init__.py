@@ -1,0 +1,1 @@
+"""Receive: instances come in, nothing is acknowledged before it is durable; and when a series is whole."""

@@ -1,0 +1,1 @@
+"""Route: rules over the whole series decide what runs; every decision keeps its reason."""

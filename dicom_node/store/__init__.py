@@ -1,0 +1,1 @@
+"""Store: bytes in the spool, every durable fact in one ledger."""

@@ -1,0 +1,246 @@
+"""The nouns that the rooms hand to each other; frozen, and true by construction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+    from inference.types import Volume
+
+
+class JobState(StrEnum):
+    """Where a job stands; the arrows between the states are drawn in ARCHITECTURE.md."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    ENCODED = "ENCODED"
+    DELIVERED = "DELIVERED"
+    REJECTED = "REJECTED"
+    FAILED = "FAILED"
+    SUPERSEDED = "SUPERSEDED"
+
+
+class DeliveryState(StrEnum):
+    """Where one result instance stands at one destination."""
+
+    WAITING = "WAITING"
+    DELIVERED = "DELIVERED"
+    FAILED = "FAILED"
+
+
+class ResultKind(StrEnum):
+    """The kinds of result instance the node makes."""
+
+    SEGMENTATION = "SEG"
+    REPORT = "SR"
+
+
+class Receipt(StrEnum):
+    """What an accepted instance was to the ledger."""
+
+    NEW = "NEW"
+    DUPLICATE = "DUPLICATE"
+    """Same SOP Instance UID in the same series with the same bytes: acknowledged, changes nothing."""
+    REPLACEMENT = "REPLACEMENT"
+    """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedInstance:
+    """One instance whose data set lies durable in the spool.
+
+    ``spool_name`` is our own file name relative to the spool; ``dataset_sha256`` is over the data set bytes as they
+    came (without preamble and file meta information). ``position_mm`` is the slice's place along its own normal, where
+    the header tells one, and ``orientation`` the six direction cosines as received; both serve series completion only.
+    """
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    series_instance_uid: str
+    study_instance_uid: str
+    transfer_syntax_uid: str
+    spool_name: str
+    dataset_sha256: str
+    size_bytes: int
+    calling_ae: str
+    peer_address: str
+    association_id: str
+    received_at: datetime
+    position_mm: float | None = None
+    orientation: tuple[float, ...] | None = None
+    instance_number: int | None = None
+    number_of_frames: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesEvidence:
+    """Everything that is known about whether a series is whole, at one moment.
+
+    Times are UTC. ``positions_mm`` are the places of the current instances along the slice normal (None where a header
+    told none), ``orientations`` counts the distinct orientations. ``expected_count`` is what the sender's own index
+    says (Number of Series Related Instances), where it was asked and answered.
+    """
+
+    instance_count: int
+    first_arrival: datetime
+    last_arrival: datetime
+    open_associations: int
+    positions_mm: tuple[float | None, ...]
+    orientations: int
+    expected_count: int | None = None
+    multi_frame: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The verdict on a series: complete or not, why, and when to look again."""
+
+    complete: bool
+    reason: str
+    look_again_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SourceInstance:
+    """One stored instance of a series: its file, and its header (everything but pixel data, with ``file_meta``)."""
+
+    path: Path
+    header: Dataset
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Series:
+    """All current instances of one series, one per SOP Instance UID."""
+
+    series_instance_uid: str
+    study_instance_uid: str
+    instances: tuple[SourceInstance, ...]
+    sending_ae: str = ""
+    completion_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ConditionOutcome:
+    """One condition of a rule, the value that decided it, and whether it held."""
+
+    condition: str
+    seen: str
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the rules say about one series: the outcome of every condition of every rule that was looked at.
+
+    ``model`` is None where no rule matched; ``rule`` names the rule that decided.
+    """
+
+    rule: str | None
+    model: str | None
+    destinations: tuple[str, ...]
+    priority: int
+    outcomes: Mapping[str, tuple[ConditionOutcome, ...]] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """One line for people."""
+        if self.rule is not None:
+            return f"rule {self.rule!r} matched"
+        if not self.outcomes:
+            return "no rule is configured"
+        first_misses = (
+            f"{name}: {next(f'{o.condition} (seen: {o.seen})' for o in outcomes if not o.held)}"
+            for name, outcomes in self.outcomes.items()
+        )
+        return "no rule matched; " + "; ".join(first_misses)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """The image that one plane of a volume came from; ``frame_number`` (from 1) for multi-frame objects only."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    frame_number: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reconstruction:
+    """A CT volume and the frames it came from.
+
+    ``source`` holds the voxels on the source frames: plane k of its array *is* ``frames[k]``, rows and columns as
+    stored. ``volume`` is what a segmenter gets: orthogonal; the same object as ``source`` unless the gantry was tilted,
+    then ``source`` sheared upright. ``headers`` are the headers of the source instances (one per plane for classic CT
+    in plane order, one in all for multi-frame CT). ``shear_xy_pixels_per_plane`` is the in-plane shift between
+    neighbouring source planes in (column, row) pixels; (0, 0) without tilt.
+    """
+
+    volume: Volume
+    source: Volume
+    frames: tuple[SourceFrame, ...]
+    headers: tuple[Dataset, ...]
+    shear_xy_pixels_per_plane: tuple[float, float] = (0.0, 0.0)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ResultContext:
+    """Facts about one run that the result objects state.
+
+    ``started_at`` is the start of the analysis (UTC; IHE AIR: Content Date/Time), ``revision`` the revision of the
+    source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``superseded_series_uid``
+    the SEG series of the revision this one replaces, ``completion_reason`` why the series was taken as whole,
+    ``device_uid`` the UID of this installation.
+    """
+
+    started_at: datetime
+    revision: int
+    content_digest: str
+    station_name: str
+    device_uid: str
+    completion_reason: str = ""
+    superseded_series_uid: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedResult:
+    """A result object in memory, checked; the pipeline puts it into the spool."""
+
+    kind: ResultKind
+    dataset: Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class ResultInstance:
+    """A result object durable in the spool. ``path`` is a DICOM Part 10 file."""
+
+    kind: ResultKind
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOutcome:
+    """What one destination said to one result instance.
+
+    ``status`` is the DIMSE status where one came. ``reason`` is for people; never patient data.
+    """
+
+    sop_instance_uid: str
+    delivered: bool
+    retry: bool
+    status: int | None
+    reason: str

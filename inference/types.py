@@ -1,0 +1,206 @@
+"""The nouns that cross the border between the DICOM rooms and the segmentation engine.
+
+Conventions, once and for all:
+
+* Arrays are indexed ``[z, y, x]`` = ``[plane, row, column]`` and say so: ``voxels_zyx``.
+* An ``affine_lps`` is a 4 x 4 float64 matrix that maps the homogeneous index ``(x, y, z, 1)`` = (column, row, plane)
+  to millimetres in the DICOM patient coordinate system (LPS: +x to the patient's Left, +y Posterior, +z Superior;
+  PS3.3 C.7.6.2.1.1).  Its columns are therefore ``spacing * direction`` of columns, rows and planes, its last column
+  the centre of voxel ``[0, 0, 0]``.
+* Planes ascend along the normal ``row direction x column direction``, so that every grid is right-handed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+ORTHOGONALITY_TOLERANCE = 1e-3
+"""Largest cosine between two axes of a grid that still counts as orthogonal (0.06 degrees)."""
+
+
+class InvalidValueError(ValueError):
+    """A value of this module was constructed from parts that contradict each other."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Geometry:
+    """Where a regular grid of voxels lies in the patient.
+
+    Right-handed by construction; orthogonal unless it describes the frames of a tilted gantry (``is_orthogonal``).
+
+    Raises:
+        InvalidValueError: shape not positive, affine not finite, singular or left-handed.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    affine_lps: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine_lps, dtype=np.float64)
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise InvalidValueError(f"affine_lps must be a finite 4 x 4 matrix, not {affine.tolist()}")
+        if len(self.shape_zyx) != 3 or min(self.shape_zyx) < 1:
+            raise InvalidValueError(f"shape_zyx must be three positive integers, not {self.shape_zyx}")
+        if np.linalg.det(affine[:3, :3]) <= 0:
+            raise InvalidValueError("affine_lps is singular or left-handed; planes must ascend along row x column")
+        affine.setflags(write=False)
+        object.__setattr__(self, "affine_lps", affine)
+        object.__setattr__(self, "shape_zyx", tuple(int(n) for n in self.shape_zyx))
+
+    @property
+    def spacing_xyz_mm(self) -> tuple[float, float, float]:
+        """Distance between neighbouring columns, rows and planes, each measured along its own grid axis, in mm."""
+        x, y, z = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def direction(self) -> NDArray[np.float64]:
+        """3 x 3 matrix whose columns are the unit vectors of the column, row and plane index (LPS)."""
+        matrix: NDArray[np.float64] = self.affine_lps[:3, :3] / np.linalg.norm(self.affine_lps[:3, :3], axis=0)
+        return matrix
+
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether the three grid axes are perpendicular (false for the frames of a tilted gantry)."""
+        cosines = self.direction.T @ self.direction - np.eye(3)
+        return bool(np.abs(cosines).max() <= ORTHOGONALITY_TOLERANCE)
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres (the determinant, so right for sheared grids too)."""
+        return float(np.linalg.det(self.affine_lps[:3, :3])) / 1000.0
+
+    def same_grid(self, other: Geometry, tolerance_mm: float = 1e-3) -> bool:
+        """Whether both describe the same voxels to within ``tolerance_mm`` at every corner."""
+        if self.shape_zyx != other.shape_zyx:
+            return False
+        z, y, x = (n - 1 for n in self.shape_zyx)
+        corners = np.array([[i, j, k, 1] for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64).T
+        return bool(np.abs((self.affine_lps - other.affine_lps) @ corners).max() <= tolerance_mm)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """A CT volume in Hounsfield units; the array is made read-only.
+
+    ``voxels_zyx`` is int16 where the HU are whole numbers that fit, else float32.
+    """
+
+    voxels_zyx: NDArray[np.int16] | NDArray[np.float32]
+    geometry: Geometry
+
+    def __post_init__(self) -> None:
+        if self.voxels_zyx.dtype not in (np.dtype(np.int16), np.dtype(np.float32)):
+            raise InvalidValueError(f"HU must be int16 or float32, not {self.voxels_zyx.dtype}")
+        if self.voxels_zyx.shape != self.geometry.shape_zyx:
+            raise InvalidValueError(f"array {self.voxels_zyx.shape} does not fit grid {self.geometry.shape_zyx}")
+        view = self.voxels_zyx.view()
+        view.setflags(write=False)
+        object.__setattr__(self, "voxels_zyx", view)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which model made a segmentation: enough to tell two results apart years later.
+
+    ``digest`` is the SHA-256 (hex) of the model's files, or of the algorithm's parameters for a rule-based model.
+    ``intended_use`` is printed on every result; an empty one is refused.
+    """
+
+    name: str
+    version: str
+    digest: str
+    family: str
+    """``"nnU-Net"`` or ``"Thresholding"``: becomes the coded Algorithm Family of PS3.3 10-19 (CID 7162)."""
+    intended_use: str = "Research use only - not for clinical use"
+
+    def __post_init__(self) -> None:
+        for field in ("name", "version", "digest", "family", "intended_use"):
+            if not getattr(self, field):
+                raise InvalidValueError(f"ModelIdentity.{field} must not be empty")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """Label map on the grid of the volume it was made from.
+
+    ``names_by_label`` holds every label that the model can give (background 0 excluded), present or not; each name is
+    a structure of :mod:`inference.structures`.
+    """
+
+    labels_zyx: NDArray[np.uint8]
+    geometry: Geometry
+    names_by_label: Mapping[int, str]
+    model: ModelIdentity
+
+    def __post_init__(self) -> None:
+        if self.labels_zyx.dtype != np.uint8:
+            raise InvalidValueError(f"labels must be uint8, not {self.labels_zyx.dtype}")
+        if self.labels_zyx.shape != self.geometry.shape_zyx:
+            raise InvalidValueError(f"labels {self.labels_zyx.shape} do not fit grid {self.geometry.shape_zyx}")
+        if 0 in self.names_by_label or not self.names_by_label:
+            raise InvalidValueError("names_by_label names the labels 1..255; 0 is background and has no name")
+        highest = int(self.labels_zyx.max(initial=0))
+        if highest and highest > max(self.names_by_label):
+            raise InvalidValueError(f"label {highest} has no name (highest named: {max(self.names_by_label)})")
+        view = self.labels_zyx.view()
+        view.setflags(write=False)
+        object.__setattr__(self, "labels_zyx", view)
+        object.__setattr__(self, "names_by_label", dict(sorted(self.names_by_label.items())))
+
+
+@dataclass(frozen=True, slots=True)
+class StructureMeasurement:
+    """One structure on the original grid. HU statistics are over its voxels; never present for an absent structure.
+
+    ``truncated`` says that the structure touches the border of the imaged region, so that its volume is a lower bound.
+    """
+
+    name: str
+    label: int
+    voxel_count: int
+    volume_ml: float
+    mean_hu: float
+    sd_hu: float
+    min_hu: float
+    max_hu: float
+    median_hu: float
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """Every structure that was found, by ascending label, and the names of those that were looked for and not found."""
+
+    structures: tuple[StructureMeasurement, ...]
+    not_found: tuple[str, ...]
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A model, loaded and ready. Construction loads; ``segment`` may be called any number of times."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Which model this is."""
+        ...
+
+    @property
+    def names_by_label(self) -> Mapping[int, str]:
+        """Every label the model can give."""
+        ...
+
+    def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
+        """Label every voxel of an orthogonal ``volume``; the result lies on the same grid.
+
+        ``progress(fraction, stage)`` is called with the fraction (0..1) of the whole work and a short English word.
+        """
+        ...
