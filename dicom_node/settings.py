@@ -145,7 +145,11 @@ class Settings(BaseSettings):
     """Everything that can be set. Each room gets its own part."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="DICOM_NODE__", env_nested_delimiter="__", nested_model_default_partial_update=True
+        frozen=True,
+        extra="forbid",
+        env_prefix="DICOM_NODE__",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
     )
 
     node: NodeSettings = NodeSettings()

@@ -34,6 +34,8 @@ class DeliveryState(StrEnum):
     WAITING = "WAITING"
     DELIVERED = "DELIVERED"
     FAILED = "FAILED"
+    SUPERSEDED = "SUPERSEDED"
+    """Not sent, because a newer revision of the series has its own result."""
 
 
 class ResultKind(StrEnum):

@@ -1,0 +1,323 @@
+"""What arrived, and when a series is whole: the listener's side of the ledger, and the completion sweep's."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, func, insert, or_, select, update
+
+from dicom_node.store.schema import association, instance, job, revision_instance, series_revision
+from dicom_node.types import Receipt, ReceivedInstance, SeriesEvidence
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from dicom_node.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRevision:
+    """A series revision that waits to be whole; ``version`` guards every verdict on it."""
+
+    id: int
+    version: int
+    series_instance_uid: str
+    study_instance_uid: str
+    sending_ae: str
+    revision: int
+    evidence: SeriesEvidence
+    count_asked: bool
+    """Whether the sender was asked for its count at this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteRevision:
+    """A whole series revision and the spool names of its instances."""
+
+    id: int
+    series_instance_uid: str
+    study_instance_uid: str
+    sending_ae: str
+    revision: int
+    first_revision_with_content: int
+    """The lowest revision of this series that had the same content (itself, as a rule): results derive from it."""
+    reason: str
+    content_digest: str
+    spool_names: tuple[str, ...]
+
+
+class Arrivals:
+    """Associations, instances and series revisions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ---- the listener
+
+    def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
+        """An association was accepted."""
+        with self._database.write() as db:
+            db.execute(
+                insert(association).values(
+                    id=association_id, calling_ae=calling_ae, peer_address=peer_address, opened_at=at, aborted=False
+                )
+            )
+
+    def association_closed(self, association_id: str, at: datetime, aborted: bool) -> None:
+        """An association ended; the series it carried are looked at again at once."""
+        with self._database.write() as db:
+            db.execute(
+                update(association)
+                .where(association.c.id == association_id, association.c.closed_at.is_(None))
+                .values(closed_at=at, aborted=aborted)
+            )
+            carried = select(instance.c.series_instance_uid).where(instance.c.association_id == association_id)
+            _touch(db, series_revision.c.series_instance_uid.in_(carried.distinct()))
+
+    def close_interrupted_associations(self, at: datetime) -> int:
+        """At the start of the listener: whatever is still open died with its predecessor. Returns how many."""
+        with self._database.write() as db:
+            count = db.execute(
+                update(association).where(association.c.closed_at.is_(None)).values(closed_at=at, aborted=True)
+            ).rowcount
+            if count:
+                _touch(db, series_revision.c.state == "OPEN")
+            return int(count)
+
+    def record_instance(self, received: ReceivedInstance) -> Receipt:
+        """Record an instance whose bytes are durable, and open or touch the revision of its series.
+
+        A DUPLICATE leaves the ledger's file as it was: the caller removes the new one.
+        """
+        with self._database.write() as db:
+            known = db.execute(
+                select(instance.c.id, instance.c.dataset_sha256).where(
+                    instance.c.series_instance_uid == received.series_instance_uid,
+                    instance.c.sop_instance_uid == received.sop_instance_uid,
+                    instance.c.current,
+                )
+            ).one_or_none()
+            if known is not None and known.dataset_sha256 == received.dataset_sha256:
+                db.execute(
+                    update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1)
+                )
+                return Receipt.DUPLICATE
+            if known is not None:
+                db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
+            db.execute(insert(instance).values(**_row(received), current=True, duplicates=0))
+            _note_arrival(db, received)
+            return Receipt.NEW if known is None else Receipt.REPLACEMENT
+
+    # ---- the completion sweep
+
+    def due_revisions(self, now: datetime) -> tuple[OpenRevision, ...]:
+        """The open revisions that have news or whose time to look again has come."""
+        with self._database.read() as db:
+            rows = db.execute(
+                select(series_revision).where(
+                    series_revision.c.state == "OPEN",
+                    or_(series_revision.c.look_again_at.is_(None), series_revision.c.look_again_at <= now),
+                )
+            ).all()
+            return tuple(_open_revision(db, row) for row in rows)
+
+    def set_expected_count(self, revision: OpenRevision, count: int | None) -> None:
+        """What the sender answered to the question how many instances the series has (None: nothing)."""
+        with self._database.write() as db:
+            db.execute(
+                update(series_revision)
+                .where(series_revision.c.id == revision.id)
+                .values(expected_count=count, count_asked_version=revision.version)
+            )
+
+    def postpone(self, revision: OpenRevision, look_again_at: datetime) -> bool:
+        """Leave the revision alone until then, unless news arrive first. False: news have arrived already."""
+        with self._database.write() as db:
+            changed = db.execute(
+                update(series_revision).where(_unchanged(revision)).values(look_again_at=look_again_at)
+            ).rowcount
+            return bool(changed)
+
+    def complete(self, revision: OpenRevision, reason: str, at: datetime) -> bool:
+        """OPEN -> COMPLETE with its evidence, members and content digest; False: news arrived in between."""
+        with self._database.write() as db:
+            members = db.execute(
+                select(instance.c.id, instance.c.dataset_sha256)
+                .where(instance.c.series_instance_uid == revision.series_instance_uid, instance.c.current)
+                .order_by(instance.c.sop_instance_uid)
+            ).all()
+            digest = hashlib.sha256("\n".join(sorted(m.dataset_sha256 for m in members)).encode()).hexdigest()
+            changed = db.execute(
+                update(series_revision)
+                .where(_unchanged(revision))
+                .values(
+                    state="COMPLETE",
+                    reason=reason,
+                    completed_at=at,
+                    evidence=_evidence_json(revision.evidence),
+                    content_digest=digest,
+                )
+            ).rowcount
+            if changed:
+                db.execute(
+                    insert(revision_instance), [{"revision_id": revision.id, "instance_id": m.id} for m in members]
+                )
+            return bool(changed)
+
+    def revisions_to_route(self) -> tuple[CompleteRevision, ...]:
+        """The whole revisions that the rules have not seen yet, oldest first."""
+        with self._database.read() as db:
+            rows = db.execute(
+                select(series_revision.c.id).where(series_revision.c.state == "COMPLETE").order_by(series_revision.c.id)
+            ).all()
+            return tuple(complete_revision(db, row.id) for row in rows)
+
+    def content_already_routed(self, revision: CompleteRevision) -> bool:
+        """Whether the latest earlier revision has the same content and live jobs, so that there is nothing to do."""
+        with self._database.read() as db:
+            previous = db.execute(
+                select(series_revision.c.id, series_revision.c.content_digest)
+                .where(
+                    series_revision.c.series_instance_uid == revision.series_instance_uid,
+                    series_revision.c.revision < revision.revision,
+                )
+                .order_by(series_revision.c.revision.desc())
+                .limit(1)
+            ).one_or_none()
+            if previous is None or previous.content_digest != revision.content_digest:
+                return False
+            jobs = db.execute(
+                select(func.count()).select_from(job).where(job.c.revision_id == previous.id)
+            ).scalar_one()
+            purged = db.execute(
+                select(func.count())
+                .select_from(revision_instance.join(instance))
+                .where(revision_instance.c.revision_id == previous.id, instance.c.purged_at.is_not(None))
+            ).scalar_one()
+            return bool(jobs) and not purged
+
+
+def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
+    """The revision with its members, whatever its state (COMPLETE or ROUTED)."""
+    row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
+    names = db.execute(
+        select(instance.c.spool_name)
+        .select_from(revision_instance.join(instance))
+        .where(revision_instance.c.revision_id == revision_id)
+        .order_by(instance.c.id)
+    ).scalars()
+    first = db.execute(
+        select(func.min(series_revision.c.revision)).where(
+            series_revision.c.series_instance_uid == row.series_instance_uid,
+            series_revision.c.content_digest == row.content_digest,
+        )
+    ).scalar_one()
+    return CompleteRevision(
+        id=row.id,
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        sending_ae=row.sending_ae,
+        revision=row.revision,
+        first_revision_with_content=first,
+        reason=row.reason,
+        content_digest=row.content_digest,
+        spool_names=tuple(names),
+    )
+
+
+def _row(received: ReceivedInstance) -> dict[str, Any]:
+    row = asdict(received)
+    row["orientation"] = list(received.orientation) if received.orientation is not None else None
+    return row
+
+
+def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
+    latest = db.execute(
+        select(series_revision.c.id, series_revision.c.revision, series_revision.c.state)
+        .where(series_revision.c.series_instance_uid == received.series_instance_uid)
+        .order_by(series_revision.c.revision.desc())
+        .limit(1)
+    ).one_or_none()
+    if latest is not None and latest.state == "OPEN":
+        _touch(db, series_revision.c.id == latest.id, last_arrival=received.received_at)
+        return
+    db.execute(
+        insert(series_revision).values(
+            series_instance_uid=received.series_instance_uid,
+            study_instance_uid=received.study_instance_uid,
+            sending_ae=received.calling_ae,
+            revision=1 if latest is None else latest.revision + 1,
+            state="OPEN",
+            version=1,
+            first_arrival=received.received_at,
+            last_arrival=received.received_at,
+        )
+    )
+
+
+def _touch(db: Connection, where: Any, **values: Any) -> None:
+    db.execute(
+        update(series_revision)
+        .where(where, series_revision.c.state == "OPEN")
+        .values(version=series_revision.c.version + 1, look_again_at=None, **values)
+    )
+
+
+def _unchanged(revision: OpenRevision) -> Any:
+    return and_(
+        series_revision.c.id == revision.id,
+        series_revision.c.version == revision.version,
+        series_revision.c.state == "OPEN",
+    )
+
+
+def _open_revision(db: Connection, row: Any) -> OpenRevision:
+    instances = db.execute(
+        select(
+            instance.c.position_mm, instance.c.orientation, instance.c.number_of_frames, instance.c.association_id
+        ).where(instance.c.series_instance_uid == row.series_instance_uid, instance.c.current)
+    ).all()
+    carriers = {i.association_id for i in instances}
+    still_open = db.execute(
+        select(func.count())
+        .select_from(association)
+        .where(association.c.id.in_(carriers), association.c.closed_at.is_(None))
+    ).scalar_one()
+    evidence = SeriesEvidence(
+        instance_count=len(instances),
+        first_arrival=row.first_arrival,
+        last_arrival=row.last_arrival,
+        open_associations=still_open,
+        positions_mm=tuple(i.position_mm for i in instances),
+        orientations=len({tuple(round(c, 4) for c in i.orientation) for i in instances if i.orientation}),
+        expected_count=row.expected_count,
+        multi_frame=any((i.number_of_frames or 1) > 1 for i in instances),
+    )
+    return OpenRevision(
+        id=row.id,
+        version=row.version,
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        sending_ae=row.sending_ae,
+        revision=row.revision,
+        evidence=evidence,
+        count_asked=row.count_asked_version == row.version,
+    )
+
+
+def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
+    positions = [p for p in evidence.positions_mm if p is not None]
+    return {
+        "instance_count": evidence.instance_count,
+        "expected_count": evidence.expected_count,
+        "open_associations": evidence.open_associations,
+        "orientations": evidence.orientations,
+        "positions_known": len(positions),
+        "extent_mm": max(positions) - min(positions) if positions else None,
+        "first_arrival": evidence.first_arrival.isoformat(),
+        "last_arrival": evidence.last_arrival.isoformat(),
+    }

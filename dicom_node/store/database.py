@@ -1,0 +1,130 @@
+"""The database under the ledger: SQLite in WAL mode with synchronous=FULL, or PostgreSQL by URL.
+
+Every change happens in a write transaction that holds the write lock from its first statement (``BEGIN IMMEDIATE`` on
+SQLite), so that read-then-write is one step, and that is on the disk when it returns.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from dicom_node.errors import ConfigurationError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+
+_BUSY_TIMEOUT_MS = 10_000
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """Connections to the ledger's database, and its schema."""
+
+    def __init__(self, url: str) -> None:
+        """``url``: a SQLAlchemy URL. Nothing is opened before it is needed.
+
+        Raises:
+            ConfigurationError: the URL can't be understood or its driver is not installed.
+        """
+        try:
+            self._engine = sqlalchemy.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        except (SQLAlchemyError, ModuleNotFoundError) as error:
+            raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
+        self._url = url
+        if self._engine.dialect.name == "sqlite":
+            _prepare_sqlite(self._engine)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One durable, serialised change; rolled back when the body raises.
+
+        Raises:
+            StoreUnavailable: the database is locked, full or away.
+        """
+        with _translated(), self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent look that never waits for writers.
+
+        Raises:
+            StoreUnavailable: the database is away.
+        """
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version; refuse one that is newer than this program.
+
+        Raises:
+            ConfigurationError: the database was written by a newer version.
+        """
+        config = self._alembic()
+        script = ScriptDirectory.from_config(config)
+        with self.write() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+            known = {revision.revision for revision in script.walk_revisions()}
+            if found is not None and found not in known:
+                raise ConfigurationError(
+                    f"the ledger has schema {found}, which is newer than this program (it knows up to "
+                    f"{script.get_current_head()}); install the version that wrote it"
+                )
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def pending_changes(self) -> list[Any]:
+        """Differences between the tables in schema.py and the migrated database (none, or a migration is missing)."""
+        from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - needed by the check alone
+
+        from dicom_node.store.schema import metadata  # noqa: PLC0415
+
+        with self.read() as connection:
+            return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self._engine.dispose()
+
+    def _alembic(self) -> Config:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        return config
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        # the driver's text names tables and codes, never values; SQLAlchemy's own text would quote parameters
+        raise StoreUnavailable(f"ledger: {type(error.orig).__name__}: {error.orig}") from error
+
+
+def _prepare_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute("PRAGMA synchronous=FULL")
+        cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
+        cursor.execute("PRAGMA foreign_keys=ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,143 @@
+"""What waits for which destination, and what each destination said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, or_, select, update
+
+from dicom_node.store.schema import delivery, job, result
+from dicom_node.types import DeliveryOutcome, DeliveryState, JobState, ResultInstance, ResultKind
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+    from dicom_node.store.database import Database
+    from dicom_node.store.spool import Spool
+
+
+@dataclass(frozen=True, slots=True)
+class DueDelivery:
+    """One result that is to be offered to one destination now."""
+
+    id: int
+    job_id: int
+    instance: ResultInstance
+    attempts: int
+    refusals: int
+    first_attempt_at: datetime | None
+
+
+class Deliveries:
+    """The outgoing side of the ledger."""
+
+    def __init__(self, database: Database, spool: Spool) -> None:
+        self._database = database
+        self._spool = spool
+
+    def due(self, destination: str, now: datetime, limit: int) -> tuple[DueDelivery, ...]:
+        """What ``destination`` should be offered now, oldest first."""
+        with self._database.read() as db:
+            rows = db.execute(
+                select(
+                    delivery.c.id,
+                    delivery.c.attempts,
+                    delivery.c.refusals,
+                    delivery.c.first_attempt_at,
+                    result.c.job_id,
+                    result.c.kind,
+                    result.c.sop_class_uid,
+                    result.c.sop_instance_uid,
+                    result.c.series_instance_uid,
+                    result.c.transfer_syntax_uid,
+                    result.c.spool_name,
+                    result.c.sha256,
+                    result.c.size_bytes,
+                )
+                .select_from(delivery.join(result))
+                .where(
+                    delivery.c.state == DeliveryState.WAITING,
+                    delivery.c.destination == destination,
+                    or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
+                )
+                .order_by(delivery.c.id)
+                .limit(limit)
+            ).all()
+        return tuple(
+            DueDelivery(
+                id=row.id,
+                job_id=row.job_id,
+                instance=ResultInstance(
+                    kind=ResultKind(row.kind),
+                    sop_class_uid=row.sop_class_uid,
+                    sop_instance_uid=row.sop_instance_uid,
+                    series_instance_uid=row.series_instance_uid,
+                    transfer_syntax_uid=row.transfer_syntax_uid,
+                    path=self._spool.path(row.spool_name),
+                    sha256=row.sha256,
+                    size_bytes=row.size_bytes,
+                ),
+                attempts=row.attempts,
+                refusals=row.refusals,
+                first_attempt_at=row.first_attempt_at,
+            )
+            for row in rows
+        )
+
+    def starting(self, deliveries: tuple[DueDelivery, ...], now: datetime) -> None:
+        """Count the attempt before it is made."""
+        with self._database.write() as db:
+            for due in deliveries:
+                db.execute(
+                    update(delivery)
+                    .where(delivery.c.id == due.id)
+                    .values(attempts=delivery.c.attempts + 1, first_attempt_at=due.first_attempt_at or now)
+                )
+
+    def record(
+        self, due: DueDelivery, outcome: DeliveryOutcome, next_attempt_at: datetime | None, at: datetime
+    ) -> None:
+        """What the destination said: delivered, again at ``next_attempt_at``, or (None) FAILED."""
+        state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
+        if outcome.delivered:
+            state = DeliveryState.DELIVERED
+        refused = not outcome.delivered and not outcome.retry
+        with self._database.write() as db:
+            db.execute(
+                update(delivery)
+                .where(delivery.c.id == due.id, delivery.c.state == DeliveryState.WAITING)
+                .values(
+                    state=state,
+                    next_attempt_at=next_attempt_at,
+                    delivered_at=at if outcome.delivered else None,
+                    last_status=outcome.status,
+                    last_reason=outcome.reason,
+                    refusals=delivery.c.refusals + int(refused),
+                )
+            )
+            _settle_job(db, due.job_id, at)
+
+
+def _settle_job(db: Connection, job_id: int, at: datetime) -> None:
+    counts = {
+        row.state: row.n
+        for row in db.execute(
+            select(delivery.c.state, func.count().label("n"))
+            .select_from(delivery.join(result))
+            .where(result.c.job_id == job_id)
+            .group_by(delivery.c.state)
+        )
+    }
+    if counts.get(DeliveryState.WAITING):
+        return
+    failed = counts.get(DeliveryState.FAILED, 0)
+    state = JobState.FAILED if failed else JobState.DELIVERED
+    reason = f"{failed} deliveries were given up; see the job's deliveries" if failed else ""
+    db.execute(
+        update(job)
+        .where(job.c.id == job_id, job.c.state == JobState.ENCODED)
+        .values(state=state, reason=reason, ended_at=at)
+    )

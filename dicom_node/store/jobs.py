@@ -1,0 +1,347 @@
+"""The queue of jobs: the ledger is queue and truth.
+
+One conditional ``UPDATE ... WHERE state = ?`` per arrow of the state drawing in ARCHITECTURE.md. ``attempts`` is
+counted before the work and serves as fencing token: a worker that lost its lease holds an older number and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import and_, insert, or_, select, update
+
+from dicom_node.store.arrivals import CompleteRevision, complete_revision
+from dicom_node.store.schema import delivery, job, result, series_revision
+from dicom_node.types import Decision, DeliveryState, JobState, ResultInstance, ResultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, CursorResult
+
+    from dicom_node.store.database import Database
+    from inference.types import ModelIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedJob:
+    """A job that this worker may run until its lease ends; ``attempt`` is the fencing token."""
+
+    id: int
+    attempt: int
+    model: str
+    rule: str
+    destinations: tuple[str, ...]
+    revision: CompleteRevision
+    superseded_series_uid: str | None
+    """SEG series of the latest earlier revision of this series by the same model, where it was encoded."""
+
+
+class Jobs:
+    """Routing results in, claimed work out, outcomes back in."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    # ---- routing
+
+    def route(
+        self, revision: CompleteRevision, decisions: Sequence[Decision], reason: str | None, at: datetime
+    ) -> tuple[int, ...]:
+        """COMPLETE -> ROUTED: a job per decision that names a model, else one REJECTED row with the ``reason``.
+
+        Waiting and running jobs of earlier revisions, and their unsent results, are superseded by the new one.
+        Returns the ids of the new jobs, none when another process routed the revision first.
+        """
+        with self._database.write() as db:
+            changed = db.execute(
+                update(series_revision)
+                .where(series_revision.c.id == revision.id, series_revision.c.state == "COMPLETE")
+                .values(state="ROUTED")
+            ).rowcount
+            if not changed:
+                return ()
+            _supersede_earlier(db, revision, at)
+            return tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
+
+    def skip(self, revision: CompleteRevision) -> None:
+        """COMPLETE -> ROUTED without a job: the same content was routed before."""
+        with self._database.write() as db:
+            db.execute(update(series_revision).where(series_revision.c.id == revision.id).values(state="ROUTED"))
+
+    # ---- work
+
+    def claim(self, worker: str, now: datetime, lease_until: datetime) -> ClaimedJob | None:
+        """QUEUED -> RUNNING for the most urgent job that may start; the attempt is counted before it starts."""
+        with self._database.write() as db:
+            row = db.execute(
+                select(job)
+                .where(job.c.state == JobState.QUEUED, or_(job.c.not_before.is_(None), job.c.not_before <= now))
+                .order_by(job.c.priority.desc(), job.c.id)
+                .limit(1)
+                .with_for_update(skip_locked=True)
+            ).one_or_none()
+            if row is None:
+                return None
+            attempt = row.attempts + 1
+            db.execute(
+                update(job)
+                .where(job.c.id == row.id)
+                .values(
+                    state=JobState.RUNNING,
+                    attempts=attempt,
+                    claimed_by=worker,
+                    lease_until=lease_until,
+                    started_at=now,
+                    reason="",
+                    progress=0.0,
+                    stage="",
+                )
+            )
+            revision = complete_revision(db, row.revision_id)
+            superseded = _superseded_series(db, revision, row.model)
+        return ClaimedJob(
+            id=row.id,
+            attempt=attempt,
+            model=row.model,
+            rule=row.rule,
+            destinations=tuple(row.destinations),
+            revision=revision,
+            superseded_series_uid=superseded,
+        )
+
+    def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:
+        """Still at it. False: the lease was lost (superseded, cancelled or given away): stop."""
+        return self._change(claimed, lease_until=lease_until, progress=progress, stage=stage)
+
+    def encoded(
+        self,
+        claimed: ClaimedJob,
+        results: Sequence[tuple[ResultInstance, str]],
+        identity: ModelIdentity,
+        stage_seconds: Mapping[str, float],
+        at: datetime,
+    ) -> bool:
+        """RUNNING -> ENCODED with its results (instance, spool name) and a waiting delivery for each destination.
+
+        False: the lease was lost; nothing was written and the results must be thrown away.
+        """
+        with self._database.write() as db:
+            state = JobState.ENCODED if claimed.destinations and results else JobState.DELIVERED
+            changed = db.execute(
+                update(job)
+                .where(_held(claimed))
+                .values(
+                    state=state,
+                    progress=1.0,
+                    stage="",
+                    lease_until=None,
+                    ended_at=at if state is JobState.DELIVERED else None,
+                    reason="" if claimed.destinations else "the rule names no destination",
+                    stage_seconds=dict(stage_seconds),
+                    model_identity=asdict(identity),
+                )
+            ).rowcount
+            if not changed:
+                return False
+            for instance, spool_name in results:
+                _insert_result(db, claimed, instance, spool_name, at)
+            return True
+
+    def rejected(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
+        """RUNNING -> REJECTED: not a series for this model."""
+        return self._change(claimed, state=JobState.REJECTED, reason=reason, ended_at=at, lease_until=None)
+
+    def failed(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
+        """RUNNING -> FAILED: a person must look."""
+        return self._change(claimed, state=JobState.FAILED, reason=reason, ended_at=at, lease_until=None)
+
+    def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime) -> bool:
+        """RUNNING -> QUEUED: another attempt later."""
+        return self._change(claimed, state=JobState.QUEUED, reason=reason, not_before=not_before, lease_until=None)
+
+    def recover_stalled(self, now: datetime, attempts_limit: int, claimed_by: str | None = None) -> tuple[int, int]:
+        """RUNNING without a live worker -> QUEUED, or FAILED when its attempts are used up.
+
+        Stalled is a job whose lease has ended, or any job of ``claimed_by`` (at the start of that very worker).
+        Returns (requeued, failed).
+        """
+        stalled = and_(
+            job.c.state == JobState.RUNNING,
+            or_(job.c.lease_until < now, job.c.claimed_by == claimed_by) if claimed_by else job.c.lease_until < now,
+        )
+        with self._database.write() as db:
+            failed = db.execute(
+                update(job)
+                .where(stalled, job.c.attempts >= attempts_limit)
+                .values(
+                    state=JobState.FAILED,
+                    ended_at=now,
+                    lease_until=None,
+                    reason=f"the worker was lost {attempts_limit} times while it ran this job",
+                )
+            ).rowcount
+            requeued = db.execute(
+                update(job)
+                .where(stalled)
+                .values(state=JobState.QUEUED, lease_until=None, reason="the worker was lost; queued again")
+            ).rowcount
+            return requeued, failed
+
+    def retry(self, job_id: int, now: datetime) -> str | None:
+        """A person wants it again. Returns what happens now in words, or None when the job's state allows nothing."""
+        with self._database.write() as db:
+            row = db.execute(select(job).where(job.c.id == job_id)).one_or_none()
+            if row is None:
+                return None
+            waiting = db.execute(
+                update(delivery)
+                .where(
+                    delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
+                    delivery.c.result_id.in_(select(result.c.id).where(result.c.job_id == job_id)),
+                )
+                .values(state=DeliveryState.WAITING, next_attempt_at=now, attempts=0, refusals=0, first_attempt_at=None)
+            ).rowcount
+            if waiting:
+                db.execute(
+                    update(job).where(job.c.id == job_id).values(state=JobState.ENCODED, reason="", ended_at=None)
+                )
+                return f"{waiting} deliveries are tried again now"
+            if row.model is None and row.state == JobState.REJECTED:
+                db.execute(
+                    update(series_revision).where(series_revision.c.id == row.revision_id).values(state="COMPLETE")
+                )
+                db.execute(
+                    update(job)
+                    .where(job.c.id == job_id)
+                    .values(state=JobState.SUPERSEDED, reason="routed again on request", ended_at=now)
+                )
+                return "the series goes through the rules again"
+            if row.state in (JobState.FAILED, JobState.REJECTED):
+                db.execute(
+                    update(job)
+                    .where(job.c.id == job_id)
+                    .values(state=JobState.QUEUED, attempts=0, not_before=None, ended_at=None, reason="on request")
+                )
+                return "the job is queued again"
+            return None
+
+    def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
+        with self._database.write() as db:
+            return bool(db.execute(update(job).where(_held(claimed)).values(**values)).rowcount)
+
+
+def _held(claimed: ClaimedJob) -> Any:
+    return and_(job.c.id == claimed.id, job.c.state == JobState.RUNNING, job.c.attempts == claimed.attempt)
+
+
+def _insert_job(
+    db: Connection, revision: CompleteRevision, decision: Decision, reason: str | None, at: datetime
+) -> int:
+    runs = decision.model is not None and reason is None
+    inserted = db.execute(
+        insert(job).values(
+            revision_id=revision.id,
+            rule=decision.rule,
+            model=decision.model,
+            destinations=list(decision.destinations),
+            priority=decision.priority,
+            decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
+            state=JobState.QUEUED if runs else JobState.REJECTED,
+            reason="" if runs else (reason or decision.reason),
+            attempts=0,
+            created_at=at,
+            ended_at=None if runs else at,
+            progress=0.0,
+            stage="",
+        )
+    )
+    return _new_id(inserted)
+
+
+def _insert_result(
+    db: Connection, claimed: ClaimedJob, instance: ResultInstance, spool_name: str, at: datetime
+) -> None:
+    inserted = db.execute(
+        insert(result).values(
+            job_id=claimed.id,
+            kind=instance.kind,
+            sop_class_uid=instance.sop_class_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            series_instance_uid=instance.series_instance_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            spool_name=spool_name,
+            sha256=instance.sha256,
+            size_bytes=instance.size_bytes,
+        )
+    )
+    result_id = _new_id(inserted)
+    for destination in claimed.destinations:
+        db.execute(
+            insert(delivery).values(
+                result_id=result_id,
+                destination=destination,
+                state=DeliveryState.WAITING,
+                attempts=0,
+                refusals=0,
+                next_attempt_at=at,
+                last_reason="",
+            )
+        )
+
+
+def _new_id(inserted: CursorResult[Any]) -> int:
+    key = inserted.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _earlier_jobs(revision: CompleteRevision) -> Any:
+    return select(job.c.id).where(
+        job.c.revision_id.in_(
+            select(series_revision.c.id).where(
+                series_revision.c.series_instance_uid == revision.series_instance_uid,
+                series_revision.c.revision < revision.revision,
+            )
+        )
+    )
+
+
+def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime) -> None:
+    earlier = _earlier_jobs(revision)
+    db.execute(
+        update(delivery)
+        .where(
+            delivery.c.state == DeliveryState.WAITING,
+            delivery.c.result_id.in_(select(result.c.id).where(result.c.job_id.in_(earlier))),
+        )
+        .values(state=DeliveryState.SUPERSEDED, last_reason=f"superseded by revision {revision.revision}")
+    )
+    db.execute(
+        update(job)
+        .where(job.c.id.in_(earlier), job.c.state.in_((JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)))
+        .values(
+            state=JobState.SUPERSEDED,
+            reason=f"superseded by revision {revision.revision} of the series",
+            ended_at=at,
+            lease_until=None,
+        )
+    )
+
+
+def _superseded_series(db: Connection, revision: CompleteRevision, model: str) -> str | None:
+    row = db.execute(
+        select(result.c.series_instance_uid)
+        .select_from(result.join(job).join(series_revision))
+        .where(
+            series_revision.c.series_instance_uid == revision.series_instance_uid,
+            series_revision.c.revision < revision.first_revision_with_content,
+            job.c.model == model,
+            result.c.kind == ResultKind.SEGMENTATION,
+        )
+        .order_by(series_revision.c.revision.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else str(row.series_instance_uid)

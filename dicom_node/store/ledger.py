@@ -1,0 +1,38 @@
+"""The ledger: every durable fact of the node, in one database, seen from the sides that use it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dicom_node.store.arrivals import Arrivals
+from dicom_node.store.database import Database
+from dicom_node.store.deliveries import Deliveries
+from dicom_node.store.jobs import Jobs
+from dicom_node.store.overview import Overview
+from dicom_node.store.retention import Retention
+
+if TYPE_CHECKING:
+    from dicom_node.store.spool import Spool
+
+
+class Ledger:
+    """One database, five sides. Safe to use from several threads and several processes at once."""
+
+    def __init__(self, url: str, spool: Spool) -> None:
+        """Opens ``url`` and brings its schema up to date.
+
+        Raises:
+            ConfigurationError: URL not usable, or a schema newer than this program.
+            StoreUnavailable: the database is away.
+        """
+        self.database = Database(url)
+        self.database.upgrade()
+        self.arrivals = Arrivals(self.database)
+        self.jobs = Jobs(self.database)
+        self.deliveries = Deliveries(self.database, spool)
+        self.overview = Overview(self.database)
+        self.retention = Retention(self.database)
+
+    def close(self) -> None:
+        """Give every connection back."""
+        self.database.close()

@@ -1,0 +1,13 @@
+"""Alembic's entry: migrate on the connection that the ledger hands over (see Database.upgrade)."""
+
+from alembic import context
+
+from dicom_node.store.schema import metadata
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=metadata,
+    transactional_ddl=True,
+    render_as_batch=True,
+)
+context.run_migrations()

@@ -1,0 +1,201 @@
+"""The tables of the ledger. Times are UTC and timezone-aware in Python whatever the database keeps.
+
+::
+
+    association 1-n instance n-m series_revision 1-n job 1-n result 1-n delivery
+
+``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
+OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
+was reached on older evidence is not written. ``job.attempts`` is the fencing token: it is counted before the work
+starts, and whoever holds an older number can no longer change the row.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.types import TypeDecorator
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Dialect
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A timezone-aware UTC time on databases that keep the zone and on those that don't (SQLite)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """To the database: UTC, without zone where it can't be kept."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """From the database: aware, UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_RowId = BigInteger().with_variant(Integer, "sqlite")
+_Uid = String(64)
+
+association = Table(
+    "association",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer_address", String(64), nullable=False),
+    Column("opened_at", UtcDateTime, nullable=False),
+    Column("closed_at", UtcDateTime, index=True),
+    Column("aborted", Boolean, nullable=False, default=False),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("sop_instance_uid", _Uid, nullable=False),
+    Column("sop_class_uid", _Uid, nullable=False),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("study_instance_uid", _Uid, nullable=False),
+    Column("transfer_syntax_uid", _Uid, nullable=False),
+    Column("spool_name", String(255), nullable=False, unique=True),
+    Column("dataset_sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("calling_ae", String(16), nullable=False),
+    Column("peer_address", String(64), nullable=False),
+    Column("association_id", String(64), nullable=False, index=True),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("position_mm", Float),
+    Column("orientation", JSON),
+    Column("instance_number", BigInteger),
+    Column("number_of_frames", BigInteger),
+    Column("current", Boolean, nullable=False),
+    Column("duplicates", Integer, nullable=False, default=0),
+    Column("purged_at", UtcDateTime),
+    Index(
+        "ix_instance_current",
+        "series_instance_uid",
+        "sop_instance_uid",
+        unique=True,
+        sqlite_where=text("current"),
+        postgresql_where=text("current"),
+    ),
+)
+
+series_revision = Table(
+    "series_revision",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("study_instance_uid", _Uid, nullable=False),
+    Column("sending_ae", String(16), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("version", Integer, nullable=False),
+    Column("first_arrival", UtcDateTime, nullable=False),
+    Column("last_arrival", UtcDateTime, nullable=False),
+    Column("look_again_at", UtcDateTime),
+    Column("expected_count", Integer),
+    Column("count_asked_version", Integer),
+    Column("completed_at", UtcDateTime),
+    Column("reason", Text),
+    Column("evidence", JSON),
+    Column("content_digest", String(64)),
+    UniqueConstraint("series_instance_uid", "revision"),
+)
+
+revision_instance = Table(
+    "revision_instance",
+    metadata,
+    Column("revision_id", ForeignKey("series_revision.id"), primary_key=True),
+    Column("instance_id", ForeignKey("instance.id"), primary_key=True, index=True),
+)
+
+job = Table(
+    "job",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("revision_id", ForeignKey("series_revision.id"), nullable=False, index=True),
+    Column("rule", String(255)),
+    Column("model", String(255)),
+    Column("destinations", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("decision", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("attempts", Integer, nullable=False),
+    Column("claimed_by", String(255)),
+    Column("lease_until", UtcDateTime),
+    Column("not_before", UtcDateTime),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("progress", Float, nullable=False, default=0.0),
+    Column("stage", String(64), nullable=False, default=""),
+    Column("stage_seconds", JSON),
+    Column("model_identity", JSON),
+    Index("ix_job_queue", "state", "priority", "id"),
+)
+
+result = Table(
+    "result",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("job_id", ForeignKey("job.id"), nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("sop_class_uid", _Uid, nullable=False),
+    Column("sop_instance_uid", _Uid, nullable=False, index=True),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("transfer_syntax_uid", _Uid, nullable=False),
+    Column("spool_name", String(255), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("purged_at", UtcDateTime),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("result_id", ForeignKey("result.id"), nullable=False, index=True),
+    Column("destination", String(255), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("refusals", Integer, nullable=False, default=0),
+    Column("first_attempt_at", UtcDateTime),
+    Column("next_attempt_at", UtcDateTime),
+    Column("delivered_at", UtcDateTime),
+    Column("last_status", Integer),
+    Column("last_reason", Text, nullable=False, default=""),
+    UniqueConstraint("result_id", "destination"),
+    Index("ix_delivery_due", "state", "destination", "next_attempt_at"),
+)
