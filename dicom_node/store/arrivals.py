@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, insert, or_, select, update
@@ -32,6 +32,10 @@ class OpenRevision:
     evidence: SeriesEvidence
     count_asked: bool
     """Whether the sender was asked for its count at this version."""
+
+    def with_expected_count(self, count: int | None) -> OpenRevision:
+        """The same revision, with what the sender answered among its evidence."""
+        return replace(self, evidence=replace(self.evidence, expected_count=count), count_asked=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select
 
 from dicom_node.store.arrivals import Arrivals
 from dicom_node.store.database import Database
@@ -10,6 +13,7 @@ from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.jobs import Jobs
 from dicom_node.store.overview import Overview
 from dicom_node.store.retention import Retention
+from dicom_node.store.schema import installation
 
 if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
@@ -32,6 +36,16 @@ class Ledger:
         self.deliveries = Deliveries(self.database, spool)
         self.overview = Overview(self.database)
         self.retention = Retention(self.database)
+
+    def device_uid(self) -> str:
+        """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), made at first use and kept for ever."""
+        with self.database.write() as db:
+            found = db.execute(select(installation.c.value).where(installation.c.name == "device_uid")).scalar()
+            if found is not None:
+                return str(found)
+            made = f"2.25.{uuid.uuid4().int}"
+            db.execute(insert(installation).values(name="device_uid", value=made))
+            return made
 
     def close(self) -> None:
         """Give every connection back."""

@@ -67,6 +67,13 @@ metadata = MetaData(
 _RowId = BigInteger().with_variant(Integer, "sqlite")
 _Uid = String(64)
 
+installation = Table(
+    "installation",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", Text, nullable=False),
+)
+
 association = Table(
     "association",
     metadata,

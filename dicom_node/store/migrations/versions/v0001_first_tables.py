@@ -17,6 +17,12 @@ depends_on = None
 def upgrade() -> None:
 
     op.create_table(
+        "installation",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_installation")),
+    )
+    op.create_table(
         "association",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("calling_ae", sa.String(length=16), nullable=False),
@@ -206,3 +212,4 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_association_closed_at"))
 
     op.drop_table("association")
+    op.drop_table("installation")

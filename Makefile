@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: demo test check setup test-setup peers clean
+
+demo: setup ## set up and run the whole job once: PACS -> node -> SEG and SR -> PACS, with a table and a picture
+	$(BIN)/dicom-node demo $(if $(SERIES),--series "$(SERIES)") $(if $(MODEL),--model "$(MODEL)")
+
+test: test-setup peers ## set up and pass the tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: test-setup ## lint, types, imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+setup: $(VENV)/.runtime
+test-setup: $(VENV)/.tests
+
+$(VENV)/.python:
+	deploy/python-venv.sh "$(PYTHON)" "$(VENV)"
+	touch $@
+
+# torch first: what depends on it would otherwise choose another build
+$(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.tests: $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,postgresql]'
+	touch $@
+
+peers: ## the DICOM peers that the tests talk to
+	deploy/test-peers.sh
+
+clean:
+	rm -rf $(VENV) demo-output test-results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,195 @@
+"""Composition root: settings become objects, objects are started and stopped.
+
+Three processes: ``serve`` watches the other two; ``listen`` is the listener and nothing else (one busy Python thread
+beside it takes pynetdicom from 200 to 4 instances a second); ``work`` is everything after the spool. They meet in the
+ledger and the spool alone, so each may be killed and started on its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.errors import StoreUnavailable
+from dicom_node.operate.housekeeping import DiskWatermark, purge_expired
+from dicom_node.operate.schedule import Schedule, Sweep
+from dicom_node.pipeline import Pipeline, now_utc
+from dicom_node.receive.scp import Listener
+from dicom_node.route.rules import load_rules
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+from dicom_node.work.local import LocalWorker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dicom_node.settings import Settings
+
+_IDLE_PAUSE_S = 0.3
+_RECOVERY_SWEEP_S = 10.0
+_HOUSEKEEPING_SWEEP_S = 60.0
+_RESTART_PAUSE_S = 1.0
+_STOP_LIMIT_S = 15.0
+
+
+def open_store(settings: Settings) -> tuple[Spool, Ledger]:
+    """The spool and the ledger of this node; folders are made (mode 0700) and the schema is brought up to date."""
+    settings.node.data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    spool = Spool(settings.spool_folder)
+    return spool, Ledger(settings.effective_ledger_url, spool)
+
+
+def run_listener(settings: Settings) -> None:
+    """The listener, until SIGTERM or SIGINT."""
+    stop = _stop_on_signals()
+    spool, ledger = open_store(settings)
+    ledger.arrivals.close_interrupted_associations(now_utc())
+    listener = Listener(settings, spool, ledger.arrivals)
+    listener.start()
+    stop.wait()
+    listener.stop()
+    ledger.close()
+
+
+def run_work(settings: Settings) -> None:
+    """Everything after the spool, until SIGTERM or SIGINT."""
+    stop = _stop_on_signals()
+    spool, ledger = open_store(settings)
+    rules = load_rules(settings.rules_file, settings)
+    workers = {name: LocalWorker(name, model, settings.work) for name, model in settings.models.items()}
+    pipeline = Pipeline(settings, ledger, spool, rules, workers, ledger.device_uid())
+    pipeline.recover_jobs(at_start=True)
+    schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
+    schedule.start()
+    structlog.get_logger().info("work.started", models=sorted(workers), destinations=sorted(settings.destinations))
+    try:
+        _run_jobs(pipeline, stop)
+    finally:
+        schedule.stop()
+        for worker in workers.values():
+            worker.close()
+        ledger.close()
+
+
+def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline) -> list[Sweep]:
+    every = settings.operate.sweep_s
+    watermark = DiskWatermark(settings.node.data_folder, settings.operate)
+
+    def complete_and_route() -> None:
+        pipeline.complete_series()
+        pipeline.route_series()
+
+    def deliver_to(name: str) -> Callable[[], None]:
+        return lambda: pipeline.deliver(name)
+
+    def keep_house() -> None:
+        purge_expired(ledger, spool, settings.operate, now_utc())
+        watermark.look()
+
+    return [
+        Sweep("completion", every, complete_and_route),
+        Sweep("recovery", _RECOVERY_SWEEP_S, pipeline.recover_jobs),
+        Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
+        *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
+    ]
+
+
+def _run_jobs(pipeline: Pipeline, stop: threading.Event) -> None:
+    log = structlog.get_logger()
+    while not stop.is_set():
+        try:
+            if not pipeline.run_next_job():
+                stop.wait(_IDLE_PAUSE_S)
+        except StoreUnavailable as error:
+            log.warning("ledger.unavailable", reason=str(error))
+            stop.wait(_RESTART_PAUSE_S)
+
+
+def serve(settings: Settings, config_file: Path) -> int:
+    """Start the listener and the work process, restart whichever dies, stop both on SIGTERM or SIGINT.
+
+    Returns the exit code: 0 after a stop that was asked for.
+    """
+    stop = _stop_on_signals()
+    _check_before_start(settings)
+    children = {name: _Child(name, config_file) for name in ("listen", "work")}
+    for child in children.values():
+        child.start()
+    while not stop.wait(0.2):
+        for child in children.values():
+            child.watch()
+    for child in children.values():
+        child.terminate()
+    for child in children.values():
+        child.join()
+    return 0
+
+
+def _check_before_start(settings: Settings) -> None:
+    """Fail at once, with the reason, rather than in a child that is restarted for ever."""
+    load_rules(settings.rules_file, settings)
+    _, ledger = open_store(settings)
+    ledger.close()
+    if not settings.sources:
+        structlog.get_logger().warning("sources.none", reason="no source is configured: nobody may send to this node")
+
+
+class _Child:
+    """One process of the node, started again when it dies, with a growing pause so that a broken one can't spin."""
+
+    def __init__(self, name: str, config_file: Path) -> None:
+        self._name = name
+        self._command = [sys.executable, "-m", "dicom_node.cli", "--config", str(config_file), name]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._deaths = 0
+        self._start_at = 0.0
+        self._started = 0.0
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command, start_new_session=True)
+        self._started = time.monotonic()
+        structlog.get_logger().info("process.started", name=self._name, pid=self._process.pid)
+
+    def watch(self) -> None:
+        if self._process is None:
+            if time.monotonic() >= self._start_at:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        if time.monotonic() - self._started > 60:  # noqa: PLR2004 - it lived for a minute: a new story
+            self._deaths = 0
+        pause = min(_RESTART_PAUSE_S * 2**self._deaths, 30.0)
+        structlog.get_logger().error("process.died", name=self._name, exit_code=code, restart_in_s=pause)
+        self._deaths += 1
+        self._process = None
+        self._start_at = time.monotonic() + pause
+
+    def terminate(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+
+    def join(self) -> None:
+        if self._process is None:
+            return
+        try:
+            self._process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

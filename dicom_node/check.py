@@ -1,0 +1,112 @@
+"""``dicom-node check``: is everything right, before and while the node runs?"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dicom_node.app import open_store
+from dicom_node.deliver.scu import echo
+from dicom_node.errors import DicomNodeError
+from dicom_node.operate.housekeeping import DiskWatermark
+from dicom_node.route.rules import load_rules
+from dicom_node.settings import DestinationSettings, Settings, load_settings
+from dicom_node.work.local import describe_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run_checks(config_file: Path) -> tuple[Finding, ...]:
+    """Look at everything that can be looked at; what can't be because of an earlier finding is left out."""
+    try:
+        settings = load_settings(config_file)
+    except DicomNodeError as error:
+        return (Finding("configuration", ok=False, detail=str(error)),)
+    return (Finding("configuration", ok=True, detail=str(config_file)), *_findings(settings))
+
+
+def _findings(settings: Settings) -> Iterator[Finding]:
+    yield _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} rules")
+    yield _try("ledger", lambda: _ledger(settings))
+    yield _disk(settings)
+    yield _port(settings)
+    yield Finding(
+        "sources",
+        ok=bool(settings.sources),
+        detail=", ".join(source.ae_title for source in settings.sources) or "none: nobody may send to this node",
+    )
+    for name, model in settings.models.items():
+        yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model))  # type: ignore[misc]
+    for name, destination in settings.destinations.items():
+        yield _echo(f"destination {name}", destination, settings)
+    for source in settings.sources:
+        if source.count_host is not None:
+            peer = DestinationSettings(
+                host=source.count_host, port=source.count_port, ae_title=source.count_ae_title or source.ae_title
+            )
+            yield _echo(f"count at source {source.ae_title}", peer, settings)
+
+
+def _try(name: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, ok=True, detail=look())
+    except DicomNodeError as error:
+        return Finding(name, ok=False, detail=str(error))
+    except OSError as error:
+        return Finding(name, ok=False, detail=f"{type(error).__name__}: {error}")
+
+
+def _ledger(settings: Settings) -> str:
+    _, ledger = open_store(settings)
+    try:
+        counts = ledger.overview.counts()
+    finally:
+        ledger.close()
+    return f"schema up to date, {counts['instances']['current']} instances"
+
+
+def _disk(settings: Settings) -> Finding:
+    folder = settings.node.data_folder
+    full = DiskWatermark(folder if folder.exists() else folder.parent, settings.operate).look()
+    limit = settings.operate.disk_stop_percent
+    return Finding("disk", ok=not full, detail=f"{'above' if full else 'below'} {limit:g} % of {folder}")
+
+
+def _port(settings: Settings) -> Finding:
+    """Either our own listener answers a C-ECHO, or the port is free to be bound."""
+    node = settings.node
+    place = f"{node.bind_address}:{node.port}"
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((node.bind_address, node.port))
+        except OSError as error:
+            with socket.socket() as client:
+                client.settimeout(2)
+                listening = client.connect_ex((node.bind_address, node.port)) == 0
+            if listening:
+                return Finding("port", ok=True, detail=f"{place} is taken by a listener (this node, if it runs)")
+            return Finding("port", ok=False, detail=f"{place}: {error.strerror}")
+    return Finding("port", ok=True, detail=f"{place} is free")
+
+
+def _identity(name: str, model: object) -> str:
+    identity = describe_model(name, model)
+    return f"{identity.name} {identity.version}, sha256 {identity.digest}"
+
+
+def _echo(name: str, peer: DestinationSettings, settings: Settings) -> Finding:
+    ok, reason = echo(peer, settings.node.ae_title)
+    return Finding(name, ok=ok, detail=f"{peer.ae_title} at {peer.host}:{peer.port}: {reason}")

@@ -1,0 +1,280 @@
+"""The commands, thin. Tables for people, ``--json`` for programs, exit codes for both.
+
+Exit codes: 0 done, 1 something is wrong (said on stderr), 2 the command was called wrongly, 3 a check found a problem.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from dicom_node import __version__
+from dicom_node.errors import DicomNodeError
+from dicom_node.log import configure_logging
+from dicom_node.settings import load_settings
+from dicom_node.types import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from dicom_node.settings import Settings
+    from dicom_node.store.ledger import Ledger
+
+_PROBLEM_FOUND = 3
+
+
+class _Command:
+    """What every command shares: where the configuration is, and how to speak."""
+
+    def __init__(self, config: Path) -> None:
+        self.config = config
+        self.console = Console()
+
+    def settings(self) -> Settings:
+        return load_settings(self.config)
+
+    def ledger(self) -> Ledger:
+        from dicom_node.app import open_store  # noqa: PLC0415 - `--help` must not load every library
+
+        return open_store(self.settings())[1]
+
+
+class _Group(click.Group):
+    """Errors of the node become one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DicomNodeError as error:
+            raise click.ClickException(str(error)) from error
+
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dicom-node")
+@click.option(
+    "--config",
+    envvar="DICOM_NODE_CONFIG",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("config/node.yaml"),
+    show_default=True,
+    help="The node's configuration file.",
+)
+@click.pass_context
+def main(ctx: click.Context, config: Path) -> None:
+    """A DICOM node that segments CT: C-STORE in, DICOM SEG and TID 1500 SR out.
+
+    Research software, not a medical device.
+    """
+    ctx.obj = _Command(config)
+
+
+# ---- running
+
+
+@main.command()
+@click.pass_obj
+def serve(command: _Command) -> None:
+    """Run the whole node: the listener and the work process, each restarted when it dies."""
+    from dicom_node.app import serve as run  # noqa: PLC0415
+
+    configure_logging("serve")
+    sys.exit(run(command.settings(), command.config))
+
+
+@main.command()
+@click.pass_obj
+def listen(command: _Command) -> None:
+    """Run the listener alone (C-STORE and C-ECHO)."""
+    from dicom_node.app import run_listener  # noqa: PLC0415
+
+    configure_logging("listen")
+    run_listener(command.settings())
+
+
+@main.command()
+@click.pass_obj
+def work(command: _Command) -> None:
+    """Run everything after the spool alone: completion, rules, segmentation, delivery."""
+    from dicom_node.app import run_work  # noqa: PLC0415
+
+    configure_logging("work")
+    run_work(command.settings())
+
+
+# ---- looking
+
+
+@main.command()
+@_json_option
+@click.pass_obj
+def status(command: _Command, *, as_json: bool) -> None:
+    """How many instances, series, jobs and deliveries are in which state."""
+    overview = command.ledger().overview
+    counts, open_series = overview.counts(), overview.open_series()
+    if as_json:
+        _print_json({"counts": counts, "open_series": open_series})
+        return
+    table = Table("", "state", "number", title="dicom-node")
+    for thing, states in counts.items():
+        for state, number in states.items():
+            table.add_row(thing, state, str(number))
+    command.console.print(table)
+    if open_series:
+        command.console.print(
+            _table("series that are still arriving", open_series, ("series_instance_uid", "revision", "sending_ae", "last_arrival", "look_again_at"))
+        )
+
+
+@main.command()
+@click.option("--limit", default=50, show_default=True, help="The newest so many.")
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
+@click.option("--series", "series_uid", help="Only jobs of this Series Instance UID.")
+@_json_option
+@click.pass_obj
+def jobs(command: _Command, *, limit: int, state: str | None, series_uid: str | None, as_json: bool) -> None:
+    """The jobs, newest first, with the reason where one was rejected or failed."""
+    rows = command.ledger().overview.jobs(limit, state, series_uid)
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        row["progress"] = f"{row['progress']:.0%}"
+    columns = ("id", "state", "model", "progress", "stage", "attempts", "created_at", "series_instance_uid", "revision", "reason")
+    command.console.print(_table("jobs", rows, columns))
+
+
+@main.command()
+@click.argument("job_id", type=int)
+@_json_option
+@click.pass_obj
+def job(command: _Command, *, job_id: int, as_json: bool) -> None:
+    """Everything about one job: evidence, decision, stages, results, deliveries."""
+    found = command.ledger().overview.job(job_id)
+    if found is None:
+        raise click.ClickException(f"there is no job {job_id}")
+    if as_json:
+        _print_json(found)
+        return
+    results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
+    for title, facts in ((f"job {job_id}", found), ("series", series)):
+        table = Table("fact", "value", title=title)
+        for name, value in facts.items():
+            table.add_row(name, json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))
+        command.console.print(table)
+    command.console.print(_table("results", results, ("kind", "sop_instance_uid", "series_instance_uid", "size_bytes")))
+    columns = ("destination", "state", "attempts", "last_status", "last_reason", "next_attempt_at", "delivered_at")
+    command.console.print(_table("deliveries", deliveries, columns))
+
+
+@main.command()
+@click.argument("job_id", type=int)
+@click.pass_obj
+def retry(command: _Command, *, job_id: int) -> None:
+    """Try a failed or rejected job, or its undelivered results, again now."""
+    from dicom_node.pipeline import now_utc  # noqa: PLC0415
+
+    answer = command.ledger().jobs.retry(job_id, now_utc())
+    if answer is None:
+        raise click.ClickException(f"job {job_id} does not exist or its state leaves nothing to try again")
+    click.echo(answer)
+
+
+@main.command()
+@_json_option
+@click.pass_obj
+def check(command: _Command, *, as_json: bool) -> None:
+    """Is everything right: configuration, rules, models and their digests, ledger, port, disk, C-ECHO to every peer."""
+    from dicom_node.check import run_checks  # noqa: PLC0415
+
+    findings = run_checks(command.config)
+    if as_json:
+        _print_json([{"check": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
+    else:
+        table = Table("check", "", "detail", title="dicom-node check")
+        for finding in findings:
+            table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[red]wrong[/]", finding.detail)
+        command.console.print(table)
+    if not all(finding.ok for finding in findings):
+        sys.exit(_PROBLEM_FOUND)
+
+
+# ---- rules
+
+
+@main.group()
+def rules() -> None:
+    """The routing rules."""
+
+
+@rules.command()
+@click.argument("series")
+@_json_option
+@click.pass_obj
+def explain(command: _Command, *, series: str, as_json: bool) -> None:
+    """Why SERIES (a Series Instance UID the node has received, or a folder of DICOM files) would or would not run."""
+    from dicom_node.app import explain_rules  # noqa: PLC0415
+
+    explanations = explain_rules(command.settings(), series)
+    if as_json:
+        _print_json(explanations)
+        return
+    for explanation in explanations:
+        table = Table("rule", "condition", "seen", "holds", title=f"series {explanation['series_instance_uid']}")
+        for row in explanation["conditions"]:
+            table.add_row(row["rule"], row["condition"], row["seen"], "yes" if row["held"] else "no")
+        command.console.print(table)
+        for line in explanation["decisions"]:
+            click.echo(line)
+
+
+# ---- phantom, demo, evaluation
+
+
+@main.command()
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help="Columns, rows, planes in mm.")
+@click.option("--field-of-view", default="whole", show_default=True, help="whole, head, chest, abdomen, pelvis ...")
+@click.option("--format", "file_format", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True)
+def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_view: str, file_format: str) -> None:
+    """Make a labelled synthetic patient: a CT series (with its truth as NIfTI), or a NIfTI pair."""
+    from dicom_node.demo.phantom_series import write_phantom  # noqa: PLC0415
+
+    click.echo(write_phantom(seed, out, spacing, field_of_view, file_format))
+
+
+@main.command()
+@click.option("--series", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A folder with your own CT series; without it a phantom is made.")
+@click.option("--model", help="A model of the demo configuration; default: the demo model for the phantom, tissue for your own CT.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the phantom.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True)
+def demo(series: Path | None, model: str | None, seed: int, out: Path) -> None:
+    """Run the whole job once, on this machine: PACS, node, SEG and SR back in the PACS, a table and a picture."""
+    from dicom_node.demo.run import run_demo  # noqa: PLC0415
+
+    sys.exit(run_demo(series=series, model=model, seed=seed, out=out))
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> Table:
+    columns = tuple(columns)
+    table = Table(*(column.replace("_", " ") for column in columns), title=title)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+    return table
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Retention and the disk watermark: bytes leave the spool when nobody is owed them any more, and people hear of it in time."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dicom_node.settings import OperateSettings
+    from dicom_node.store.ledger import Ledger
+    from dicom_node.store.spool import Spool
+
+_PURGE_BATCH = 5000
+
+
+def purge_expired(ledger: Ledger, spool: Spool, settings: OperateSettings, now: datetime) -> int:
+    """Delete the spool files of series whose last job ended more than ``retention_days`` ago; returns how many."""
+    names = ledger.retention.purge_due(now - timedelta(days=settings.retention_days), now, _PURGE_BATCH)
+    for name in names:
+        spool.path(name).unlink(missing_ok=True)
+    if names:
+        structlog.get_logger().info("retention.purged", files=len(names), retention_days=settings.retention_days)
+    return len(names)
+
+
+class DiskWatermark:
+    """Says once when the disk of the spool is too full, and once when it has room again."""
+
+    def __init__(self, folder: Path, settings: OperateSettings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._full = False
+
+    def look(self) -> bool:
+        """Whether the disk is above the stop mark (or has not yet come down to the resume mark)."""
+        usage = shutil.disk_usage(self._folder)
+        percent = 100.0 * usage.used / (usage.used + usage.free)
+        limit = self._settings.disk_resume_percent if self._full else self._settings.disk_stop_percent
+        full = percent > limit
+        if full != self._full:
+            structlog.get_logger().log(
+                40 if full else 20,
+                "disk.watermark",
+                full=full,
+                used_percent=round(percent, 1),
+                free_bytes=usage.free,
+                stop_percent=self._settings.disk_stop_percent,
+            )
+        self._full = full
+        return full

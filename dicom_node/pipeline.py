@@ -1,0 +1,376 @@
+"""The only file that knows the order of the rooms: receive, route, reconstruct, segment, encode, deliver.
+
+Each method does one step for whatever is due and leaves a durable fact behind, so that a process that dies anywhere is
+continued by the next one. ``_settle`` is the one place where an outcome becomes a job state.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.deliver import retry
+from dicom_node.deliver.scu import send
+from dicom_node.encode.encode import encode
+from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible
+from dicom_node.receive import completion
+from dicom_node.receive.count import expected_count
+from dicom_node.reconstruct import check_extent, labels_on_source, reconstruct
+from dicom_node.route.rules import decide
+from dicom_node.settings import NnunetModelSettings
+from dicom_node.store.spool import read_headers
+from dicom_node.types import Decision, ResultContext, Series
+from inference.measure import measure
+from inference.types import Segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dicom_node.route.rules import Rules
+    from dicom_node.settings import Settings, SourceSettings
+    from dicom_node.store.arrivals import CompleteRevision, OpenRevision
+    from dicom_node.store.deliveries import DueDelivery
+    from dicom_node.store.jobs import ClaimedJob
+    from dicom_node.store.ledger import Ledger
+    from dicom_node.store.spool import Spool
+    from dicom_node.types import DeliveryOutcome, Reconstruction, ResultInstance
+    from dicom_node.work.local import LocalWorker
+    from inference.types import ModelIdentity
+
+_LEASE = timedelta(seconds=60)
+_LEASE_RENEWAL_S = 1.0
+_RETRY_PAUSE_S = 5.0
+_DELIVERIES_PER_ASSOCIATION = 200
+
+
+class Pipeline:
+    """The steps of the node over one ledger, one spool and one set of rules."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        ledger: Ledger,
+        spool: Spool,
+        rules: Rules,
+        workers: Mapping[str, LocalWorker],
+        device_uid: str,
+    ) -> None:
+        self._settings = settings
+        self._ledger = ledger
+        self._spool = spool
+        self._rules = rules
+        self._workers = workers
+        self._device_uid = device_uid
+        self._sources: dict[str, SourceSettings] = {source.ae_title.strip(): source for source in settings.sources}
+        self._worker_name = f"{settings.node.station_name}/local"
+        self._log = structlog.get_logger()
+
+    # ---- receive: is the series whole?
+
+    def complete_series(self) -> None:
+        """Look at every series that has news or whose time has come, and close those that are whole."""
+        for revision in self._ledger.arrivals.due_revisions(now_utc()):
+            asked = self._ask_sender(revision)
+            verdict = completion.decide(asked.evidence, now_utc(), self._settings.completion)
+            if verdict.complete:
+                if self._ledger.arrivals.complete(asked, verdict.reason, now_utc()):
+                    self._log.info(
+                        "series.complete",
+                        series=asked.series_instance_uid,
+                        revision=asked.revision,
+                        instances=asked.evidence.instance_count,
+                        reason=verdict.reason,
+                    )
+            elif verdict.look_again_at is not None:
+                self._ledger.arrivals.postpone(asked, verdict.look_again_at)
+
+    def _ask_sender(self, revision: OpenRevision) -> OpenRevision:
+        source = self._sources.get(revision.sending_ae)
+        if source is None or source.count_host is None or revision.count_asked or revision.evidence.open_associations:
+            return revision
+        count = expected_count(
+            source, self._settings.node.ae_title, revision.study_instance_uid, revision.series_instance_uid
+        )
+        self._ledger.arrivals.set_expected_count(revision, count)
+        return revision.with_expected_count(count)
+
+    # ---- route: which model, where to?
+
+    def route_series(self) -> None:
+        """Put every whole series before the rules."""
+        for revision in self._ledger.arrivals.revisions_to_route():
+            if self._ledger.arrivals.content_already_routed(revision):
+                self._ledger.jobs.skip(revision)
+                self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
+                continue
+            decisions, reason = self._decide(revision)
+            jobs = self._ledger.jobs.route(revision, decisions, reason, now_utc())
+            self._log.info(
+                "series.routed",
+                series=revision.series_instance_uid,
+                revision=revision.revision,
+                jobs=list(jobs),
+                rules=[decision.rule for decision in decisions],
+                reason=reason or "; ".join(decision.reason for decision in decisions),
+            )
+
+    def _decide(self, revision: CompleteRevision) -> tuple[tuple[Decision, ...], str | None]:
+        try:
+            return decide(self._read(revision), self._rules), None
+        except DicomNodeError as error:
+            return (_NO_RULE,), str(error)
+        except Exception as error:
+            self._log.exception("series.unreadable", series=revision.series_instance_uid)
+            return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
+
+    def _read(self, revision: CompleteRevision) -> Series:
+        return Series(
+            series_instance_uid=revision.series_instance_uid,
+            study_instance_uid=revision.study_instance_uid,
+            instances=read_headers([self._spool.path(name) for name in revision.spool_names]),
+            sending_ae=revision.sending_ae,
+            completion_reason=revision.reason,
+        )
+
+    # ---- reconstruct, segment, measure, encode
+
+    def run_next_job(self) -> bool:
+        """Claim the most urgent job and take it to ENCODED, REJECTED, FAILED or back into the queue.
+
+        Returns whether there was one.
+        """
+        now = now_utc()
+        claimed = self._ledger.jobs.claim(self._worker_name, now, now + _LEASE)
+        if claimed is None:
+            return False
+        run = _Run(claimed)
+        try:
+            with self._lease(run):
+                self._work(run)
+        except DicomNodeError as error:
+            self._settle(run, error.disposition, str(error))
+        except MemoryError:
+            self._settle(run, Disposition.RETRY, "out of memory")
+        except Exception as error:
+            self._log.exception("job.crashed", job=claimed.id)
+            self._settle(
+                run, Disposition.FAIL, f"unexpected {type(error).__name__}; the log of job {claimed.id} tells where"
+            )
+        return True
+
+    def recover_jobs(self, *, at_start: bool = False) -> None:
+        """Jobs whose worker died go back into the queue, or are FAILED when their attempts are used up."""
+        requeued, failed = self._ledger.jobs.recover_stalled(
+            now_utc(), self._settings.work.attempts, self._worker_name if at_start else None
+        )
+        if requeued or failed:
+            self._log.warning("jobs.recovered", requeued=requeued, failed=failed)
+
+    def _work(self, run: _Run) -> None:
+        claimed = run.claimed
+        worker = self._workers.get(claimed.model)
+        if worker is None:
+            raise SegmentationImpossible(f"model {claimed.model!r} is not configured any more")
+        started_at = now_utc()
+        with run.stage("read"):
+            series = self._read(claimed.revision)
+        with run.stage("reconstruct"):
+            reconstruction = reconstruct(series)
+            self._check_extent(claimed.model, reconstruction)
+        with run.stage("segment"):
+            upright = worker.segment(reconstruction.volume, run.on_progress)
+        with run.stage("measure"):
+            segmentation = _on_source_grid(reconstruction, upright)
+            measurements = measure(reconstruction.source, segmentation)
+        with run.stage("encode"):
+            encoded = encode(reconstruction, segmentation, measurements, self._context(claimed, started_at))
+        with run.stage("store"):
+            stored = [self._spool.write_result(result) for result in encoded]
+        kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
+        if not kept:
+            self._discard(stored)
+        self._log_job(run, "ENCODED" if kept else "SUPERSEDED", "", segmentation.model, reconstruction, stored)
+
+    def _context(self, claimed: ClaimedJob, started_at: datetime) -> ResultContext:
+        return ResultContext(
+            started_at=started_at,
+            revision=claimed.revision.first_revision_with_content,
+            content_digest=claimed.revision.content_digest,
+            station_name=self._settings.node.station_name,
+            device_uid=self._device_uid,
+            completion_reason=claimed.revision.reason,
+            superseded_series_uid=claimed.superseded_series_uid,
+        )
+
+    def _check_extent(self, model: str, reconstruction: Reconstruction) -> None:
+        settings = self._settings.models[model]
+        if isinstance(settings, NnunetModelSettings):
+            check_extent(reconstruction, settings.minimum_slices, settings.minimum_extent_mm)
+
+    def _discard(self, stored: list[tuple[ResultInstance, str]]) -> None:
+        for _, name in stored:
+            self._spool.path(name).unlink(missing_ok=True)
+
+    def _settle(self, run: _Run, disposition: Disposition, reason: str) -> None:
+        """The one place where an outcome that is not success becomes a job state."""
+        jobs, claimed, now = self._ledger.jobs, run.claimed, now_utc()
+        if disposition is Disposition.REJECT:
+            state, changed = "REJECTED", jobs.rejected(claimed, reason, now)
+        elif disposition is Disposition.RETRY and claimed.attempt < self._settings.work.attempts:
+            pause = timedelta(seconds=_RETRY_PAUSE_S * 2 ** (claimed.attempt - 1))
+            state, changed = "QUEUED", jobs.put_back(claimed, reason, now + pause)
+        else:
+            state, changed = "FAILED", jobs.failed(claimed, f"{reason} (attempt {claimed.attempt})", now)
+        self._log_job(run, state if changed else "SUPERSEDED", reason)
+
+    def _log_job(
+        self,
+        run: _Run,
+        state: str,
+        reason: str,
+        model: ModelIdentity | None = None,
+        reconstruction: Reconstruction | None = None,
+        stored: list[tuple[ResultInstance, str]] | None = None,
+    ) -> None:
+        """The canonical line: everything about one attempt of one job."""
+        self._log.info(
+            "job",
+            job=run.claimed.id,
+            attempt=run.claimed.attempt,
+            state=state,
+            reason=reason,
+            rule=run.claimed.rule,
+            model=run.claimed.model,
+            model_version=model.version if model else None,
+            model_digest=model.digest if model else None,
+            series=run.claimed.revision.series_instance_uid,
+            revision=run.claimed.revision.revision,
+            shape_zyx=list(reconstruction.source.geometry.shape_zyx) if reconstruction else None,
+            results=[instance.sop_instance_uid for instance, _ in stored or ()],
+            result_bytes=sum(instance.size_bytes for instance, _ in stored or ()),
+            seconds=round(run.seconds, 3),
+            stage_seconds=run.stage_seconds,
+        )
+
+    @contextmanager
+    def _lease(self, run: _Run) -> Iterator[None]:
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(_LEASE_RENEWAL_S):
+                try:
+                    if not self._ledger.jobs.renew_lease(run.claimed, now_utc() + _LEASE, run.progress, run.stage_name):
+                        return
+                except DicomNodeError as error:
+                    self._log.warning("lease.not_renewed", job=run.claimed.id, reason=str(error))
+
+        thread = threading.Thread(target=renew, name=f"lease of job {run.claimed.id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    # ---- deliver
+
+    def deliver(self, destination_name: str) -> None:
+        """Offer ``destination_name`` everything that is due there, and record each answer as it comes."""
+        due = self._ledger.deliveries.due(destination_name, now_utc(), _DELIVERIES_PER_ASSOCIATION)
+        destination = self._settings.destinations.get(destination_name)
+        if not due or destination is None:
+            return
+        by_uid: dict[str, list[DueDelivery]] = {}
+        for delivery in due:
+            by_uid.setdefault(delivery.instance.sop_instance_uid, []).append(delivery)
+        self._ledger.deliveries.starting(due, now_utc())
+
+        def record(outcome: DeliveryOutcome) -> None:
+            for delivery in by_uid[outcome.sop_instance_uid]:
+                self._record_delivery(destination_name, delivery, outcome)
+
+        send(
+            destination,
+            self._settings.node.ae_title,
+            [deliveries[0].instance for deliveries in by_uid.values()],
+            record,
+        )
+
+    def _record_delivery(self, destination_name: str, delivery: DueDelivery, outcome: DeliveryOutcome) -> None:
+        now = now_utc()
+        again = None
+        if not outcome.delivered:
+            again = retry.next_attempt(
+                attempts=delivery.attempts + 1,
+                refusals=delivery.refusals + int(not outcome.retry),
+                refused=not outcome.retry,
+                first_attempt_at=delivery.first_attempt_at or now,
+                now=now,
+                policy=self._settings.delivery,
+                give_up_after_s=self._settings.destinations[destination_name].give_up_after_s,
+                jitter=random.random(),  # noqa: S311 - spreads load, guards no secret
+            )
+        self._ledger.deliveries.record(delivery, outcome, again, now)
+        self._log.info(
+            "delivery",
+            job=delivery.job_id,
+            destination=destination_name,
+            sop_instance=outcome.sop_instance_uid,
+            delivered=outcome.delivered,
+            status=None if outcome.status is None else f"0x{outcome.status:04X}",
+            reason=outcome.reason,
+            attempts=delivery.attempts + 1,
+            next_attempt_at=again.isoformat() if again else None,
+        )
+
+
+class _Run:
+    """One attempt of one job while it lasts: where it is and how long each stage took."""
+
+    def __init__(self, claimed: ClaimedJob) -> None:
+        self.claimed = claimed
+        self.progress = 0.0
+        self.stage_name = ""
+        self.stage_seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        self.stage_name = name
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stage_seconds[name] = round(time.monotonic() - start, 3)
+
+    def on_progress(self, fraction: float, stage: str) -> None:
+        self.progress, self.stage_name = fraction, stage
+
+
+_NO_RULE = Decision(rule=None, model=None, destinations=(), priority=0)
+
+
+def _on_source_grid(reconstruction: Reconstruction, upright: Segmentation) -> Segmentation:
+    if reconstruction.volume is reconstruction.source:
+        return upright
+    return Segmentation(
+        labels_zyx=labels_on_source(reconstruction, upright.labels_zyx),
+        geometry=reconstruction.source.geometry,
+        names_by_label=upright.names_by_label,
+        model=upright.model,
+    )
+
+
+def now_utc() -> datetime:
+    """The one clock of the node's durable times."""
+    return datetime.now(UTC)
