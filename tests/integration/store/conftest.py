@@ -1,0 +1,74 @@
+"""A PostgreSQL server of the test's own, on loopback, ended by PID."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+def server_programs() -> Path | None:
+    """The folder of initdb and postgres, which Debian keeps off PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    return found[-1].parent if found else None
+
+
+@contextmanager
+def running_server() -> Iterator[str]:
+    """A fresh server; gives its SQLAlchemy URL."""
+    programs = server_programs()
+    assert programs is not None
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
+    user = _unprivileged_user(folder)
+    data = folder / "data"
+    subprocess.run(
+        [programs / "initdb", "--auth=trust", "--username=node", "--no-sync", "-D", data],
+        check=True, capture_output=True, user=user, cwd=folder,
+    )
+    port = _free_port()
+    server = subprocess.Popen(
+        [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder],
+        user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+    try:
+        ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
+        for _ in range(60):
+            if subprocess.run(ready, capture_output=True, check=False).returncode == 0:
+                break
+        yield f"postgresql+psycopg://node@127.0.0.1:{port}/postgres"
+    finally:
+        server.terminate()
+        server.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unprivileged_user(folder: Path) -> str | None:
+    """PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    account = pwd.getpwnam("postgres")
+    os.chown(folder, account.pw_uid, account.pw_gid)
+    return "postgres"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The URL of a PostgreSQL server that runs for the whole session."""
+    if server_programs() is None:
+        pytest.skip("PostgreSQL is not installed (apt: postgresql)")
+    with running_server() as url:
+        yield url

@@ -1,0 +1,331 @@
+"""The ledger on both of its databases: every arrow of the state drawing, and what must not be an arrow."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from dicom_node.errors import ConfigurationError, StoreUnavailable
+from dicom_node.store.database import Database
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+from dicom_node.types import (
+    Decision,
+    DeliveryOutcome,
+    Receipt,
+    ReceivedInstance,
+    ResultInstance,
+    ResultKind,
+)
+from inference.types import ModelIdentity
+
+NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
+SERIES = "1.2.840.1"
+IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
+DECISION = Decision(rule="ct", model="tissue", destinations=("pacs", "archive"), priority=5)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    base = request.getfixturevalue("postgresql_url")
+    _fresh_schema(base)
+    return base
+
+
+def _fresh_schema(url):
+    with Database(url).write() as db:
+        db.exec_driver_sql("DROP SCHEMA public CASCADE")
+        db.exec_driver_sql("CREATE SCHEMA public")
+
+
+@pytest.fixture
+def ledger(url, tmp_path):
+    opened = Ledger(url, Spool(tmp_path / "spool"))
+    yield opened
+    opened.close()
+
+
+def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES):
+    return ledger.arrivals.record_instance(
+        ReceivedInstance(
+            sop_instance_uid=f"{series}.{number}",
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+            series_instance_uid=series,
+            study_instance_uid="1.2.840.9",
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
+            dataset_sha256=f"{content}{number}".ljust(64, "0"),
+            size_bytes=100,
+            calling_ae="PACS",
+            peer_address="127.0.0.1",
+            association_id=association,
+            received_at=at,
+            position_mm=float(number),
+            orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+            instance_number=number,
+        )
+    )
+
+
+def complete(ledger, at=NOW):
+    (revision,) = ledger.arrivals.due_revisions(at)
+    assert ledger.arrivals.complete(revision, "regular", at)
+    (whole,) = ledger.arrivals.revisions_to_route()
+    return whole
+
+
+def queued_job(ledger, decision=DECISION, at=NOW):
+    arrive(ledger, 1, at=at)
+    whole = complete(ledger, at)
+    (job_id,) = ledger.jobs.route(whole, [decision], None, at)
+    return job_id
+
+
+def claim(ledger, at=NOW, lease_s=60):
+    return ledger.jobs.claim("worker", at, at + timedelta(seconds=lease_s))
+
+
+def some_results():
+    return [
+        (
+            ResultInstance(
+                kind=kind, sop_class_uid="1.2.3", sop_instance_uid=f"2.25.{n}", series_instance_uid=f"2.25.9{n}",
+                transfer_syntax_uid="1.2.840.10008.1.2.1", path=Path("/nowhere"), sha256="0" * 64, size_bytes=7,
+            ),
+            f"results/{n}",
+        )
+        for n, kind in enumerate((ResultKind.SEGMENTATION, ResultKind.REPORT), 1)
+    ]
+
+
+def state_of(ledger, job_id):
+    return ledger.overview.job(job_id)["state"]
+
+
+def test_migrated_tables_are_the_tables_of_the_code(ledger):
+    assert ledger.database.pending_changes() == []
+
+
+def test_a_ledger_from_the_future_is_refused_by_name(url, ledger, tmp_path):
+    with ledger.database.write() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigurationError, match="9999"):
+        Ledger(url, Spool(tmp_path / "spool"))
+
+
+def test_identical_resend_changes_nothing_and_other_bytes_replace(ledger):
+    assert arrive(ledger, 1) is Receipt.NEW
+    whole = complete(ledger)
+    ledger.jobs.route(whole, [DECISION], None, NOW)
+    assert arrive(ledger, 1, at=NOW + timedelta(seconds=1)) is Receipt.DUPLICATE
+    assert ledger.arrivals.due_revisions(NOW) == ()
+    assert arrive(ledger, 1, content="b", at=NOW + timedelta(seconds=2)) is Receipt.REPLACEMENT
+    (reopened,) = ledger.arrivals.due_revisions(NOW)
+    assert (reopened.revision, reopened.evidence.instance_count) == (2, 1)
+    assert ledger.overview.counts()["instances"]["replaced"] == 1
+
+
+def test_same_sop_instance_uid_in_two_series_is_kept_twice(ledger):
+    arrive(ledger, 1)
+    other = replace(_received_of(SERIES + ".7"), sop_instance_uid=f"{SERIES}.1")
+    assert ledger.arrivals.record_instance(other) is Receipt.NEW
+    assert ledger.overview.counts()["instances"]["current"] == 2
+
+
+def _received_of(series):
+    return ReceivedInstance(
+        sop_instance_uid=f"{series}.1", sop_class_uid="1.2", series_instance_uid=series, study_instance_uid="1.3",
+        transfer_syntax_uid="1.2.840.10008.1.2", spool_name=series, dataset_sha256="f" * 64, size_bytes=1,
+        calling_ae="PACS", peer_address="127.0.0.1", association_id="assoc-1", received_at=NOW,
+    )
+
+
+def test_news_between_look_and_verdict_cancel_the_verdict(ledger):
+    arrive(ledger, 1)
+    (seen,) = ledger.arrivals.due_revisions(NOW)
+    arrive(ledger, 2)
+    assert not ledger.arrivals.complete(seen, "regular", NOW)
+    assert not ledger.arrivals.postpone(seen, NOW + timedelta(hours=1))
+    (now_seen,) = ledger.arrivals.due_revisions(NOW)
+    assert now_seen.evidence.instance_count == 2
+
+
+def test_open_associations_are_evidence_and_their_end_is_news(ledger):
+    ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
+    arrive(ledger, 1)
+    (waiting,) = ledger.arrivals.due_revisions(NOW)
+    assert waiting.evidence.open_associations == 1
+    assert ledger.arrivals.postpone(waiting, NOW + timedelta(hours=1))
+    assert ledger.arrivals.due_revisions(NOW) == ()
+    ledger.arrivals.association_closed("assoc-1", NOW, aborted=False)
+    (again,) = ledger.arrivals.due_revisions(NOW)
+    assert again.evidence.open_associations == 0
+
+
+def test_associations_of_a_killed_listener_are_closed_at_its_start(ledger):
+    ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
+    arrive(ledger, 1)
+    assert ledger.arrivals.close_interrupted_associations(NOW) == 1
+    (revision,) = ledger.arrivals.due_revisions(NOW)
+    assert revision.evidence.open_associations == 0
+
+
+def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger):
+    first = queued_job(ledger)
+    claimed = claim(ledger)
+    assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, {"segment": 1.0}, NOW)
+    arrive(ledger, 2)
+    whole = complete(ledger)
+    (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
+    assert state_of(ledger, first) == "SUPERSEDED"
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+    taken = claim(ledger)
+    assert taken.id == second
+    assert taken.superseded_series_uid == "2.25.91"
+
+
+def test_running_job_of_an_old_revision_can_write_nothing(ledger):
+    queued_job(ledger)
+    claimed = claim(ledger)
+    arrive(ledger, 2)
+    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    assert not ledger.jobs.renew_lease(claimed, NOW, 0.5, "segment")
+    assert not ledger.jobs.encoded(claimed, some_results(), IDENTITY, {}, NOW)
+    assert ledger.overview.counts()["deliveries"] == {}
+
+
+def test_worker_that_lost_its_lease_is_fenced_off(ledger):
+    queued_job(ledger)
+    old = claim(ledger, lease_s=-1)
+    assert ledger.jobs.recover_stalled(NOW, attempts_limit=3) == (1, 0)
+    new = claim(ledger)
+    assert (old.attempt, new.attempt) == (1, 2)
+    assert not ledger.jobs.encoded(old, some_results(), IDENTITY, {}, NOW)
+    assert ledger.jobs.encoded(new, some_results(), IDENTITY, {}, NOW)
+    assert len(ledger.deliveries.due("pacs", NOW, 10)) == 2
+
+
+def test_poison_series_ends_in_failed_after_its_attempts(ledger):
+    job_id = queued_job(ledger)
+    for _ in range(2):
+        claim(ledger, lease_s=-1)
+        ledger.jobs.recover_stalled(NOW, attempts_limit=2)
+    assert state_of(ledger, job_id) == "FAILED"
+    assert "2 times" in ledger.overview.job(job_id)["reason"]
+    assert claim(ledger) is None
+
+
+def test_put_back_waits_and_urgent_jobs_go_first(ledger):
+    queued_job(ledger)
+    slow = claim(ledger)
+    assert ledger.jobs.put_back(slow, "worker lost", NOW + timedelta(minutes=1))
+    assert claim(ledger) is None
+    arrive(ledger, 1, series=SERIES + ".2")
+    (urgent,) = ledger.jobs.route(complete(ledger), [replace(DECISION, priority=50)], None, NOW)
+    later = NOW + timedelta(minutes=2)
+    assert claim(ledger, at=later).id == urgent
+    assert claim(ledger, at=later).id == slow.id
+
+
+def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledger):
+    arrive(ledger, 1)
+    (job_id,) = ledger.jobs.route(complete(ledger), [Decision(None, None, (), 0)], None, NOW)
+    shown = ledger.overview.job(job_id)
+    assert (shown["state"], shown["reason"]) == ("REJECTED", "no rule is configured")
+    assert ledger.jobs.retry(job_id, NOW) == "the series goes through the rules again"
+    assert len(ledger.arrivals.revisions_to_route()) == 1
+
+
+def test_job_is_delivered_when_every_destination_has_everything(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    for destination in ("pacs", "archive"):
+        due = ledger.deliveries.due(destination, NOW, 10)
+        ledger.deliveries.starting(due, NOW)
+        for one in due:
+            assert state_of(ledger, job_id) == "ENCODED"
+            ledger.deliveries.record(one, _outcome(one, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == "DELIVERED"
+
+
+def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
+    job_id = queued_job(ledger, replace(DECISION, destinations=("pacs",)))
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    good, bad = ledger.deliveries.due("pacs", NOW, 10)
+    ledger.deliveries.record(good, _outcome(good, delivered=True), None, NOW)
+    later = NOW + timedelta(minutes=1)
+    ledger.deliveries.record(bad, _outcome(bad, delivered=False, retry=True), later, NOW)
+    assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
+    ledger.deliveries.record(bad, _outcome(bad, delivered=False), None, later)
+    assert state_of(ledger, job_id) == "FAILED"
+    assert ledger.jobs.retry(job_id, later) == "1 deliveries are tried again now"
+    assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
+    assert state_of(ledger, job_id) == "ENCODED"
+
+
+def _outcome(due, *, delivered, retry=False):
+    return DeliveryOutcome(due.instance.sop_instance_uid, delivered, retry, 0 if delivered else 0xC000, "said so")
+
+
+def test_retention_never_takes_what_is_owed(ledger):
+    job_id = queued_job(ledger, replace(DECISION, destinations=("pacs",)))
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    future = NOW + timedelta(days=30)
+    assert ledger.retention.purge_due(future, future, 100) == ()
+    for due in ledger.deliveries.due("pacs", NOW, 10):
+        ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert ledger.retention.purge_due(NOW - timedelta(seconds=1), future, 100) == ()
+    assert len(ledger.retention.purge_due(future, future, 100)) == 3
+    assert ledger.retention.claimed_names() == frozenset()
+    assert arrive(ledger, 1, at=future) is Receipt.NEW
+    again = complete(ledger, future)
+    assert not ledger.arrivals.content_already_routed(again)
+    assert again.first_revision_with_content == 1
+    assert state_of(ledger, job_id) == "DELIVERED"
+
+
+def test_unchanged_content_is_not_routed_twice(ledger):
+    queued_job(ledger)
+    arrive(ledger, 1, content="b")
+    arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
+    assert ledger.arrivals.content_already_routed(complete(ledger))
+
+
+def test_no_job_is_claimed_twice_by_competing_threads(ledger):
+    for n in range(12):
+        arrive(ledger, 1, series=f"{SERIES}.{n + 10}")
+    for revision in ledger.arrivals.due_revisions(NOW):
+        ledger.arrivals.complete(revision, "regular", NOW)
+    for whole in ledger.arrivals.revisions_to_route():
+        ledger.jobs.route(whole, [DECISION], None, NOW)
+    with ThreadPoolExecutor(4) as pool:
+        claimed = [job.id for job in pool.map(lambda _: claim(ledger), range(20)) if job is not None]
+    assert len(claimed) == 12
+    assert len(set(claimed)) == 12
+
+
+def test_installation_keeps_its_device_uid(url, ledger, tmp_path):
+    other = Ledger(url, Spool(tmp_path / "spool"))
+    assert other.device_uid() == ledger.device_uid()
+    other.close()
+
+
+def test_locked_database_is_a_named_error_and_nothing_is_half_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 200)
+    path = tmp_path / "ledger.sqlite3"
+    ledger = Ledger(f"sqlite:///{path}", Spool(tmp_path / "spool"))
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        arrive(ledger, 1)
+    holder.execute("ROLLBACK")
+    assert ledger.overview.counts()["instances"]["current"] == 0
+    assert arrive(ledger, 1) is Receipt.NEW
+    holder.close()
