@@ -1,0 +1,85 @@
+"""When a delivery that failed is tried again, as pure functions of what has happened so far.
+
+Two clocks: a destination that is away, busy or out of resources is tried for days (exponential back-off with jitter);
+an object that a destination refuses is offered a few times within an hour, since people do correct their archive's
+configuration, and is then shown as FAILED.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dicom_node.settings import DeliverySettings
+
+_REFUSALS_SPREAD_OVER = timedelta(hours=1)
+
+
+def next_attempt(
+    *,
+    attempts: int,
+    refusals: int,
+    refused: bool,
+    first_attempt_at: datetime,
+    now: datetime,
+    policy: DeliverySettings,
+    give_up_after_s: float,
+    jitter: float,
+) -> datetime | None:
+    """When to try again after an attempt that was ``refused``, or else failed in passing; None: the delivery is FAILED.
+
+    ``attempts`` and ``refusals`` count what has been made so far, this one included.
+    """
+    if refused:
+        return after_refusal(refusals=refusals, now=now, policy=policy, jitter=jitter)
+    return after_delay(
+        attempts=attempts,
+        first_attempt_at=first_attempt_at,
+        now=now,
+        policy=policy,
+        give_up_after_s=give_up_after_s,
+        jitter=jitter,
+    )
+
+
+def after_delay(
+    *,
+    attempts: int,
+    first_attempt_at: datetime,
+    now: datetime,
+    policy: DeliverySettings,
+    give_up_after_s: float,
+    jitter: float,
+) -> datetime | None:
+    """When to try again after ``attempts`` (>= 1) attempts that failed in passing; None: give up.
+
+    The wait doubles from ``policy.first_retry_s`` to ``policy.longest_retry_s``; ``jitter`` (0..1, drawn by the
+    caller) takes up to half of it away, so that many results do not come back in one burst. The last attempt is made
+    at the deadline itself, ``give_up_after_s`` after the first.
+    """
+    _check(attempts, jitter)
+    deadline = first_attempt_at + timedelta(seconds=give_up_after_s)
+    if now >= deadline:
+        return None
+    doublings = min(attempts - 1, 60)  # beyond any sensible limit; keeps the power finite
+    whole_s = min(policy.longest_retry_s, policy.first_retry_s * 2.0**doublings)
+    return min(now + timedelta(seconds=whole_s * (1.0 - jitter / 2.0)), deadline)
+
+
+def after_refusal(*, refusals: int, now: datetime, policy: DeliverySettings, jitter: float) -> datetime | None:
+    """When to offer again an object that was refused ``refusals`` (>= 1) times; None: it is FAILED.
+
+    ``policy.refused_attempts`` offers are spread over an hour; ``jitter`` (0..1) takes up to a tenth of a wait away.
+    """
+    _check(refusals, jitter)
+    if refusals >= policy.refused_attempts:
+        return None
+    return now + _REFUSALS_SPREAD_OVER / (policy.refused_attempts - 1) * (1.0 - jitter / 10.0)
+
+
+def _check(count: int, jitter: float) -> None:
+    if count < 1 or not 0.0 <= jitter <= 1.0:
+        raise ValueError(f"expected a count >= 1 and a jitter within 0..1, not {count} and {jitter}")

@@ -1,0 +1,134 @@
+"""Results to a destination by C-STORE: one association, an answer per instance, and what each answer means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made by the library at import
+
+from dicom_node.deliver.association import Association, OutgoingFile
+from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
+from dicom_node.types import DeliveryOutcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dicom_node.settings import DestinationSettings
+    from dicom_node.types import ResultInstance
+
+
+@dataclass(frozen=True, slots=True)
+class StatusMeaning:
+    """What a C-STORE status means for a delivery: taken, to be tried again, or (neither) refused."""
+
+    delivered: bool
+    retry: bool
+    text: str
+
+
+_NAMED = {
+    0x0000: StatusMeaning(delivered=True, retry=False, text="stored"),
+    0x0110: StatusMeaning(delivered=False, retry=True, text="processing failure"),
+    0x0111: StatusMeaning(delivered=True, retry=False, text="already there (duplicate SOP Instance)"),
+    0x0117: StatusMeaning(delivered=False, retry=False, text="invalid SOP Instance"),
+    0x0122: StatusMeaning(delivered=False, retry=False, text="SOP Class not supported"),
+    0x0124: StatusMeaning(delivered=False, retry=False, text="not authorised"),
+    0x0210: StatusMeaning(delivered=False, retry=True, text="duplicate invocation"),
+    0x0213: StatusMeaning(delivered=False, retry=True, text="resource limitation"),
+    0xB000: StatusMeaning(delivered=True, retry=False, text="stored with coercion of data elements"),
+    0xB006: StatusMeaning(delivered=True, retry=False, text="stored, elements discarded"),
+    0xB007: StatusMeaning(delivered=True, retry=False, text="stored, data set does not match the SOP Class"),
+}
+_RANGES = (
+    (0xA700, 0xA7FF, StatusMeaning(delivered=False, retry=True, text="out of resources")),
+    (0xA900, 0xA9FF, StatusMeaning(delivered=False, retry=False, text="data set does not match the SOP Class")),
+    (0xB000, 0xBFFF, StatusMeaning(delivered=True, retry=False, text="stored with a warning")),
+    (0xC000, 0xCFFF, StatusMeaning(delivered=False, retry=False, text="cannot understand")),
+)
+_UNKNOWN = StatusMeaning(delivered=False, retry=False, text="unknown status")
+
+
+def classify(status: int) -> StatusMeaning:
+    """What a C-STORE response status means (PS3.4 B.2.3, PS3.7 Annex C).
+
+    0x0111 counts as delivered: our SOP Instance UIDs are derived from the content, so what is there is the same
+    object. 0x0110 is what archives answer to their own internal errors, hence worth a retry. An unknown status is
+    taken as a refusal, which is tried a few times and then shown.
+    """
+    named = _NAMED.get(status)
+    if named is not None:
+        return named
+    return next((meaning for low, high, meaning in _RANGES if low <= status <= high), _UNKNOWN)
+
+
+def send(
+    destination: DestinationSettings,
+    our_ae: str,
+    results: Sequence[ResultInstance],
+    on_outcome: Callable[[DeliveryOutcome], None],
+) -> tuple[DeliveryOutcome, ...]:
+    """C-STORE ``results`` to ``destination`` on one association, in order.
+
+    ``on_outcome`` is called the moment an instance's fate is known, so that a send that breaks off is resumed after
+    the last answered instance. A refusal of one instance does not stop the others. Whatever the peer does ends in an
+    outcome, never in an exception; only what ``on_outcome`` raises goes through (the association is then aborted).
+
+    Returns:
+        One outcome per result, in the order of ``results``.
+    """
+    outcomes: list[DeliveryOutcome] = []
+
+    def settle(outcome: DeliveryOutcome) -> None:
+        outcomes.append(outcome)
+        on_outcome(outcome)
+
+    files = [OutgoingFile(r.path, r.sop_class_uid, r.sop_instance_uid, r.transfer_syntax_uid) for r in results]
+    if not files:
+        return ()
+    try:
+        offers = [(file.sop_class_uid, file.transfer_syntax_uid) for file in files]
+        with Association(destination, our_ae, offers) as association:
+            for file in files:
+                settle(_store(association, file))
+    except (DeliveryDelayed, DeliveryRefused) as error:
+        for file in files[len(outcomes) :]:
+            settle(_not_delivered(file, error))
+    return tuple(outcomes)
+
+
+def echo(destination: DestinationSettings, our_ae: str) -> tuple[bool, str]:
+    """C-ECHO ``destination``: whether it answered Success, and what it answered, for people."""
+    try:
+        with Association(destination, our_ae, [(str(Verification), str(ImplicitVRLittleEndian))]) as association:
+            status = association.echo()
+    except DeliveryError as error:
+        return False, str(error)
+    return status == 0, f"C-ECHO answered with 0x{status:04X}"
+
+
+def _store(association: Association, file: OutgoingFile) -> DeliveryOutcome:
+    """One instance's outcome; a lost association goes up as DeliveryDelayed, since it concerns the others too."""
+    try:
+        status = association.store(file)
+    except DeliveryRefused as error:
+        return _not_delivered(file, error)
+    meaning = classify(status)
+    return DeliveryOutcome(
+        sop_instance_uid=file.sop_instance_uid,
+        delivered=meaning.delivered,
+        retry=meaning.retry,
+        status=status,
+        reason=f"0x{status:04X} {meaning.text}",
+    )
+
+
+def _not_delivered(file: OutgoingFile, error: DeliveryError) -> DeliveryOutcome:
+    return DeliveryOutcome(
+        sop_instance_uid=file.sop_instance_uid,
+        delivered=False,
+        retry=isinstance(error, DeliveryDelayed),
+        status=None,
+        reason=str(error),
+    )

@@ -1,0 +1,36 @@
+import shutil
+import socket
+import subprocess
+
+import pytest
+
+from dicom_node.types import ResultKind
+from tests.integration.deliver.peers import ANY_HOST, make_result, wait_for_port
+
+
+@pytest.fixture
+def results(tmp_path):
+    seg = [make_result(tmp_path, n) for n in range(1, 4)]
+    return (*seg, make_result(tmp_path, 4, kind=ResultKind.REPORT))
+
+
+@pytest.fixture
+def storescp(tmp_path):
+    """DCMTK's storescp on an ephemeral port: (port, folder it stores into)."""
+    if shutil.which("storescp") is None:
+        pytest.skip("storescp (Debian package dcmtk) is not installed")
+    folder = tmp_path / "storescp"
+    folder.mkdir()
+    with socket.create_server((ANY_HOST, 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        ["storescp", "--aetitle", "PACS", "--output-directory", str(folder), "--accept-all", "+B", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_port(port)
+        yield port, folder
+    finally:
+        process.terminate()
+        process.wait(10)

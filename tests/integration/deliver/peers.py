@@ -1,0 +1,124 @@
+"""Peers and results for the tests of deliver."""
+
+import hashlib
+import socket
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.sop_class import Verification
+
+from dicom_node.settings import DestinationSettings
+from dicom_node.types import ResultInstance, ResultKind
+
+ANY_HOST = "127.0.0.1"
+
+
+def make_result(folder, number, *, kind=ResultKind.SEGMENTATION, megabytes=0.3):
+    """A SEG-like (or SR-like) Part 10 file with pixels that differ in every byte range."""
+    dataset = Dataset()
+    sop_class = SegmentationStorage if kind is ResultKind.SEGMENTATION else ComprehensiveSRStorage
+    dataset.SOPClassUID = sop_class
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[kind.value, str(number)])
+    dataset.SeriesInstanceUID = generate_uid(entropy_srcs=["series"])
+    dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study"])
+    dataset.PatientName = "Phantom^Deliver"
+    dataset.PatientID = "D1"
+    dataset.InstanceNumber = number
+    if kind is ResultKind.SEGMENTATION:
+        dataset.BitsAllocated = 8
+        count = int(megabytes * 1e6) // 2 * 2
+        dataset.PixelData = np.random.default_rng(number).integers(0, 256, count, dtype=np.uint8).tobytes()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    path = folder / f"result_{kind.value}_{number}.dcm"
+    dataset.save_as(path, enforce_file_format=True)
+    return ResultInstance(
+        kind=kind,
+        sop_class_uid=str(sop_class),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        series_instance_uid=str(dataset.SeriesInstanceUID),
+        transfer_syntax_uid=str(ExplicitVRLittleEndian),
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        size_bytes=path.stat().st_size,
+    )
+
+
+def destination(port, **changes):
+    return DestinationSettings(
+        **{"host": ANY_HOST, "port": port, "ae_title": "PACS", "connect_timeout_s": 2, "response_timeout_s": 2}
+        | changes
+    )
+
+
+@contextmanager
+def scripted_pacs(
+    on_store=lambda _event, _count: 0x0000,
+    *,
+    classes=(SegmentationStorage, ComprehensiveSRStorage),
+    syntaxes=None,
+    **ae,
+):
+    """A pynetdicom SCP whose answer to its k-th C-STORE (k from 1) is what ``on_store(event, k)`` returns."""
+    stored = []
+
+    def handle(event):
+        status = on_store(event, len(stored) + 1)
+        stored.append((event, event.encoded_dataset(include_meta=False)))
+        return status
+
+    entity = AE("PACS")
+    entity.require_called_aet = ae.pop("require_called_aet", False)
+    entity.require_calling_aet = ae.pop("require_calling_aet", [])
+    entity.maximum_pdu_size = ae.pop("maximum_pdu_size", 16382)
+    for sop_class in classes:
+        entity.add_supported_context(sop_class, syntaxes or ALL_TRANSFER_SYNTAXES)
+    entity.add_supported_context(Verification)
+    handlers = [(evt.EVT_C_STORE, handle), *ae.pop("handlers", [])]
+    server = entity.start_server((ANY_HOST, 0), block=False, evt_handlers=handlers)
+    try:
+        yield server.server_address[1], stored
+    finally:
+        server.shutdown()
+
+
+@contextmanager
+def raw_peer(serve):
+    """A TCP listener that hands each connection to ``serve(connection)`` in a thread."""
+    listener = socket.create_server((ANY_HOST, 0))
+
+    def accept():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                serve(connection)
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+def wait_for_port(port):
+    for _ in range(200):
+        try:
+            socket.create_connection((ANY_HOST, port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    pytest.fail(f"nothing listens on port {port}")
