@@ -1,1 +1,145 @@
-"""Reconstruct: a series becomes one regular volume in Hounsfield units, or is refused with the numbers."""
+"""Reconstruct: a series becomes one regular volume in Hounsfield units, or is refused with the numbers.
+
+``reconstruct`` is the door. What a refusal means and in which order the checks stand:
+
+1. ``select``: is it CT, greyscale, referable, of one patient, study and Frame of Reference?
+2. ``planes``: does every frame say where it lies and how its values become HU?
+3. limits, then ``geometry``: do the planes form one regular grid?
+4. ``pixels``: is the pixel data of every instance whole and of the stated size? Only now something is allocated.
+5. ``volume``: decode and rescale. ``tilt``: shear the planes of a tilted gantry upright.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dicom_node.errors import NotEligible
+from dicom_node.reconstruct.attributes import text, texts
+from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
+from dicom_node.reconstruct.pixels import find_pixel_data
+from dicom_node.reconstruct.planes import Plane, planes_of
+from dicom_node.reconstruct.select import (
+    is_multi_frame,
+    refuse_ineligible,
+    refuse_mixed_identity,
+    refuse_without_frame_of_reference,
+)
+from dicom_node.reconstruct.tilt import back_on_source, upright
+from dicom_node.reconstruct.volume import hounsfield_voxels
+from dicom_node.types import Reconstruction
+from inference.types import Volume
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from dicom_node.types import Series
+
+__all__ = ["ReconstructionLimits", "check_extent", "labels_on_source", "reconstruct"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionLimits:
+    """What a series may ask of this machine, and the least that makes a volume.
+
+    Three planes are the least in which a missing plane shows: two are regular whatever lies between them.
+    """
+
+    maximum_voxels: int = 2**31
+    maximum_planes: int = 3000
+    minimum_planes: int = 3
+
+
+def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> Reconstruction:
+    """Build the volume of ``series``: planes ordered along their normal, exact HU, float64 affine in LPS mm.
+
+    Raises:
+        NotEligible: not a greyscale CT series that can be referred to, too few or too many planes, stated not HU.
+        IdentityConflict: two patients, studies or Frames of Reference.
+        GeometryRefused: the planes form no regular grid.
+        PixelDataInvalid: pixel data truncated, contradicting the header, lossy or not decodable; rescale without sense.
+    """
+    refuse_ineligible(series)
+    refuse_mixed_identity(series)
+    planes = planes_of(series)
+    _refuse_unbounded(planes, limits or ReconstructionLimits())
+    grid = regular_grid(planes)
+    refuse_without_frame_of_reference(series)
+    frames_of_instance = [0] * len(series.instances)
+    for plane in planes:
+        frames_of_instance[plane.instance] += 1
+    sources = [
+        find_pixel_data(instance, frames) for instance, frames in zip(series.instances, frames_of_instance, strict=True)
+    ]
+    source = Volume(hounsfield_voxels(planes, grid.order, sources), grid.geometry)
+    tilted = grid.shear_xy_pixels_per_plane != (0.0, 0.0)
+    return Reconstruction(
+        volume=upright(source, grid.shear_xy_pixels_per_plane) if tilted else source,
+        source=source,
+        frames=tuple(planes[index].frame for index in grid.order),
+        headers=tuple(
+            series.instances[instance].header
+            for instance in dict.fromkeys(planes[index].instance for index in grid.order)
+        ),
+        shear_xy_pixels_per_plane=grid.shear_xy_pixels_per_plane,
+        notes=_notes(series, grid),
+    )
+
+
+def check_extent(reconstruction: Reconstruction, minimum_planes: int, minimum_extent_mm: float) -> None:
+    """Whether the volume is large enough for a model; the extent is planes x spacing, likewise in rows and columns.
+
+    Raises:
+        NotEligible: fewer planes, or less extent along any axis.
+    """
+    geometry = reconstruction.volume.geometry
+    if geometry.shape_zyx[0] < minimum_planes:
+        raise NotEligible(f"planes: {geometry.shape_zyx[0]}, the model needs at least {minimum_planes}")
+    shape_xyz = geometry.shape_zyx[::-1]
+    extent = [count * spacing for count, spacing in zip(shape_xyz, geometry.spacing_xyz_mm, strict=True)]
+    if min(extent) < minimum_extent_mm:
+        listed = " x ".join(f"{length:.1f}" for length in extent)
+        raise NotEligible(f"extent {listed} mm, the model needs at least {minimum_extent_mm:g} mm along every axis")
+
+
+def labels_on_source(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Labels given on ``reconstruction.volume``, on the source frames: plane k of the result is ``frames[k]``.
+
+    Raises:
+        ValueError: ``labels_zyx`` has not the shape of the volume.
+    """
+    expected = reconstruction.volume.geometry.shape_zyx
+    if labels_zyx.shape != expected:
+        raise ValueError(f"labels of shape {labels_zyx.shape} are not on the volume's grid {expected}")
+    if reconstruction.volume is reconstruction.source:
+        return labels_zyx
+    return back_on_source(
+        labels_zyx, reconstruction.source.geometry.shape_zyx, reconstruction.shear_xy_pixels_per_plane
+    )
+
+
+def _refuse_unbounded(planes: tuple[Plane, ...], limits: ReconstructionLimits) -> None:
+    count = len(planes)
+    if count < limits.minimum_planes:
+        raise NotEligible(f"planes: {count}, a volume needs at least {limits.minimum_planes}")
+    if count > limits.maximum_planes:
+        raise NotEligible(f"planes: {count}, the limit is {limits.maximum_planes}")
+    voxels = sum(plane.rows * plane.columns for plane in planes)
+    if voxels > limits.maximum_voxels:
+        raise NotEligible(f"voxels: {voxels} are stated, the limit is {limits.maximum_voxels}")
+
+
+def _notes(series: Series, grid: RegularGrid) -> tuple[str, ...]:
+    """What was accepted and yet a reader of the result should know."""
+    headers = [instance.header for instance in series.instances]
+    notes = []
+    if grid.shear_xy_pixels_per_plane != (0.0, 0.0):
+        notes.append(f"gantry tilt of {grid.tilt_degrees:.1f} degrees, sheared upright for the model")
+    if any(text(header, "LossyImageCompression") == "01" for header in headers):
+        notes.append("the images state that they were once compressed with loss")
+    if any(texts(header, "ImageType")[:1] == ("DERIVED",) for header in headers):
+        notes.append("Image Type is DERIVED")
+    if any(not is_multi_frame(header) and not text(header, "Modality") for header in headers):
+        notes.append("Modality is missing; taken as CT by the SOP class")
+    return tuple(notes)

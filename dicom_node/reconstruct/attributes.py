@@ -1,0 +1,98 @@
+"""Reading single attributes out of headers that may hold anything: a sound value or a refusal that names the attribute.
+
+Nothing here quotes a value that was read from a text attribute; numbers and UIDs are quoted, they identify nobody.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from pydicom.datadict import dictionary_description
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom import Dataset
+
+    from dicom_node.errors import SeriesRejected
+
+_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+_LONGEST_UID = 64
+
+
+def text(header: Dataset, keyword: str) -> str:
+    """The value as stripped text; empty where the attribute is missing, empty or cannot be read at all."""
+    try:
+        value = header.get(keyword)
+    except Exception:  # noqa: BLE001 - pydicom converts lazily and any converter may fail on hostile bytes
+        return ""
+    return "" if value is None else str(value).strip(" \0")
+
+
+def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """Every value of a multi-valued text attribute, stripped; empty where the attribute is missing."""
+    try:
+        value = header.get(keyword)
+    except Exception:  # noqa: BLE001 - see text
+        return ()
+    if value is None:
+        return ()
+    parts = [value] if isinstance(value, str | bytes) or not hasattr(value, "__iter__") else list(value)
+    return tuple(str(part).strip(" \0") for part in parts)
+
+
+def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
+    """The items of a sequence; none where it is missing or is no sequence."""
+    try:
+        value = header.get(keyword)
+    except Exception:  # noqa: BLE001 - see text
+        return ()
+    return value if value is not None and all(hasattr(item, "get_item") for item in value) else ()
+
+
+def is_valid_uid(value: str) -> bool:
+    """Whether ``value`` is a UID of PS3.5 section 9.1: components without leading zeros, at most 64 characters."""
+    return len(value) <= _LONGEST_UID and _UID.fullmatch(value) is not None
+
+
+def finite_numbers(
+    header: Dataset, keyword: str, count: int, refusal: type[SeriesRejected], where: str
+) -> tuple[float, ...]:
+    """Exactly ``count`` finite numbers.
+
+    Raises:
+        refusal: the attribute is missing, has another number of values, or one is no finite number; ``where`` (an
+            instance, a frame) and the name of the attribute are in the message.
+    """
+    name = dictionary_description(keyword)
+    try:
+        value = header.get(keyword)
+        parts = () if value is None else (value,) if _is_scalar(value) else tuple(value)
+        numbers = tuple(float(part) for part in parts)
+    except Exception as error:
+        raise refusal(f"{where}: {name} is not numeric") from error
+    if not numbers:
+        raise refusal(f"{where}: {name} is missing")
+    if len(numbers) != count:
+        raise refusal(f"{where}: {name} has {len(numbers)} values, expected {count}")
+    if not all(math.isfinite(number) for number in numbers):
+        raise refusal(f"{where}: {name} is not finite")
+    return numbers
+
+
+def whole_number(header: Dataset, keyword: str, refusal: type[SeriesRejected], where: str) -> int:
+    """One whole number.
+
+    Raises:
+        refusal: as :func:`finite_numbers`, and for a fraction.
+    """
+    (number,) = finite_numbers(header, keyword, 1, refusal, where)
+    if not number.is_integer():
+        raise refusal(f"{where}: {dictionary_description(keyword)} is {number}, expected a whole number")
+    return int(number)
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | bytes) or not hasattr(value, "__iter__")

@@ -1,0 +1,152 @@
+"""Whether a series is greyscale CT of one patient that a result can refer to; no geometry, no pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydicom.datadict import dictionary_description
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+from dicom_node.errors import IdentityConflict, NotEligible
+from dicom_node.reconstruct.attributes import is_valid_uid, items, text, texts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydicom import Dataset
+
+    from dicom_node.types import Series
+
+MULTI_FRAME_SOP_CLASSES = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
+CT_SOP_CLASSES = MULTI_FRAME_SOP_CLASSES | {CTImageStorage}
+
+_IDENTITY = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+)
+_REQUIRED_UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+def refuse_ineligible(series: Series) -> None:
+    """Let pass only monochrome CT images that a result could refer to.
+
+    A missing Modality is forgiven because the SOP class says CT.
+
+    Raises:
+        NotEligible: another SOP class or modality, localizer, colour, several multi-frame objects, a type 1 UID that
+            is empty or invalid.
+    """
+    if not series.instances:
+        raise NotEligible("the series has no instances")
+    headers = [instance.header for instance in series.instances]
+    for header in headers:
+        _refuse_other_kinds(header)
+    for header in headers:
+        for keyword in _REQUIRED_UIDS:
+            _refuse_unusable_uid(header, keyword)
+    for header in headers:
+        _refuse_unsuitable_image(header)
+    multi_frame = sum(is_multi_frame(header) for header in headers)
+    if multi_frame and len(headers) > 1:
+        raise NotEligible(f"{multi_frame} multi-frame objects among {len(headers)} instances, expected one alone")
+
+
+def refuse_without_frame_of_reference(series: Series) -> None:
+    """A SEG states the Frame of Reference of its source (PS3.3 C.7.4.1, type 1); an invented one ties it to nothing.
+
+    Asked after the geometry, so that a series with a missing slice is told so first.
+
+    Raises:
+        NotEligible: the Frame of Reference UID is empty or invalid.
+    """
+    for instance in series.instances:
+        _refuse_unusable_uid(instance.header, "FrameOfReferenceUID")
+
+
+def is_multi_frame(header: Dataset) -> bool:
+    """Whether the header belongs to an Enhanced or Legacy Converted Enhanced CT object."""
+    return text(header, "SOPClassUID") in MULTI_FRAME_SOP_CLASSES
+
+
+def refuse_mixed_identity(series: Series) -> None:
+    """Every instance must state the same patient, study, series and Frame of Reference, down to the last character.
+
+    An attribute that some instances have and others lack counts as different: nobody can tell that it is the same
+    patient. The message counts values and never shows them.
+
+    Raises:
+        IdentityConflict: something differs.
+    """
+    for keyword in (*_IDENTITY, "FrameOfReferenceUID"):
+        values = {_comparable(instance.header, keyword) for instance in series.instances}
+        if keyword == "FrameOfReferenceUID":
+            values.discard("")  # a missing one is refused by its own name, refuse_without_frame_of_reference
+        if len(values) > 1:
+            raise IdentityConflict(
+                f"{dictionary_description(keyword)} differs: {len(values)} values in {len(series.instances)} instances"
+            )
+
+
+def _comparable(header: Dataset, keyword: str) -> str | bytes:
+    """Text without padding. A name that has no text in its character set is compared by its bytes."""
+    try:
+        value = header.get(keyword)
+        return "" if value is None else str(value).rstrip(" \0^")
+    except Exception:  # noqa: BLE001 - unknown character sets and broken bytes must not stop the comparison
+        raw = header.get_item(keyword)
+        return b"" if raw is None or raw.value is None else bytes(raw.value)
+
+
+def _refuse_other_kinds(header: Dataset) -> None:
+    sop_class = text(header, "SOPClassUID")
+    if sop_class not in CT_SOP_CLASSES:
+        raise NotEligible(f"SOP class is {_sop_class_name(sop_class)}, expected a CT image")
+    modality = text(header, "Modality")
+    if modality not in ("", "CT"):
+        raise NotEligible("Modality is not CT")
+
+
+def _sop_class_name(sop_class: str) -> str:
+    if not sop_class:
+        return "missing"
+    return str(UID(sop_class).name) if is_valid_uid(sop_class) else "not a UID"
+
+
+def _refuse_unusable_uid(header: Dataset, keyword: str) -> None:
+    value = text(header, keyword)
+    if not is_valid_uid(value):
+        state = "is no valid UID" if value else "is missing"
+        raise NotEligible(f"{dictionary_description(keyword)} {state}: a result could not refer to this series")
+
+
+def _refuse_unsuitable_image(header: Dataset) -> None:
+    where = f"instance {text(header, 'SOPInstanceUID')}"
+    for image_type in _image_types(header):
+        if "LOCALIZER" in image_type:
+            raise NotEligible(f"{where} is a localizer (Image Type value 3)")
+    samples, photometric = text(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
+    if samples not in ("", "1") or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
+        raise NotEligible(f"{where} is not a greyscale image (Samples per Pixel {samples!r})")
+    if not is_multi_frame(header) and text(header, "NumberOfFrames") not in ("", "1"):
+        raise NotEligible(f"{where} is a classic CT image that states several frames")
+    if text(header, "VolumetricProperties") == "DISTORTED":
+        raise NotEligible(f"{where} states distorted geometry (Volumetric Properties)")
+
+
+def _image_types(header: Dataset) -> Iterator[tuple[str, ...]]:
+    """Image Type, and for multi-frame objects the Frame Type of every functional group."""
+    yield texts(header, "ImageType")
+    groups = [*items(header, "SharedFunctionalGroupsSequence"), *items(header, "PerFrameFunctionalGroupsSequence")]
+    for group in groups:
+        for frame_type in items(group, "CTImageFrameTypeSequence"):
+            yield texts(frame_type, "FrameType")
