@@ -141,8 +141,7 @@ class Segment:
         along = block.linear(axis, -float(axis @ self.start))
         fraction = np.clip(along / np.float32(length), 0.0, 1.0)
         first, second = (
-            np.float32(a) + np.float32(b - a) * fraction
-            for a, b in zip(self.start_radii, self.end_radii, strict=True)
+            np.float32(a) + np.float32(b - a) * fraction for a, b in zip(self.start_radii, self.end_radii, strict=True)
         )
         total = np.square((along - fraction * np.float32(length)) / np.minimum(first, second))
         total = total + np.square(block.linear(broad, -float(broad @ self.start)) / first)

@@ -1,0 +1,20 @@
+"""Labelled synthetic CT patients: all 104 structures of the paper at plausible places, sizes and attenuation.
+
+They are no substitute for patients.  They give a known truth to tests, the demo, benchmarks and the training of the
+demo model.  ``Patient.from_seed(seed)`` draws a body, ``render`` puts it on any grid, ``phantom`` does both.
+"""
+
+from inference.phantom.case import FieldOfView, Phantom, grid, phantom, whole_body_grid, write_nifti
+from inference.phantom.patient import Patient
+from inference.phantom.render import render
+
+__all__ = [
+    "FieldOfView",
+    "Patient",
+    "Phantom",
+    "grid",
+    "phantom",
+    "render",
+    "whole_body_grid",
+    "write_nifti",
+]

@@ -1,0 +1,113 @@
+"""One phantom as a case: a patient on a grid with his CT and the truth about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+
+from inference.phantom.patient import Build, Patient
+from inference.phantom.render import lps_from_body, render
+from inference.structures import paper_labels
+from inference.types import Geometry, ModelIdentity, Segmentation, Volume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FieldOfView = Literal["whole", "head_neck", "chest", "abdomen", "chest_abdomen", "trunk"]
+
+EXTENT_Z_MM: dict[FieldOfView, tuple[float, float]] = {
+    # lowest and highest height of the reference adult, mm above the femoral heads
+    "whole": (-195.0, 885.0),
+    "head_neck": (575.0, 885.0),
+    "chest": (300.0, 625.0),
+    "abdomen": (-60.0, 430.0),
+    "chest_abdomen": (90.0, 625.0),
+    "trunk": (-60.0, 625.0),
+}
+HALF_WIDTH_MM: dict[FieldOfView, float] = {
+    "whole": 250.0,
+    "head_neck": 150.0,
+    "chest": 200.0,
+    "abdomen": 205.0,
+    "chest_abdomen": 205.0,
+    "trunk": 250.0,
+}
+TRUTH = ModelIdentity(
+    name="phantom-truth",
+    version="1",
+    digest="0" * 64,
+    family="Synthetic",
+    intended_use="Synthetic patient - no clinical meaning",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Phantom:
+    """A synthetic patient, his CT and the label of every voxel centre, on one grid."""
+
+    patient: Patient
+    volume: Volume
+    truth: Segmentation
+
+
+def grid(
+    patient: Patient,
+    spacing_xyz_mm: tuple[float, float, float],
+    field_of_view: FieldOfView = "whole",
+    shift_mm: tuple[float, ...] = (0.0, 0.0, 0.0),
+) -> Geometry:
+    """An axial grid (head first, supine) about the named part of this patient.
+
+    Args:
+        patient: whose body is to be covered.
+        spacing_xyz_mm: distance of columns, rows and planes.
+        field_of_view: which part; narrower ones cut off the arms as in a routine examination.
+        shift_mm: displacement of the first voxel, to move voxel centres relative to the body.
+    """
+    low, high = (float(z) for z in Build(patient).height(np.array(EXTENT_Z_MM[field_of_view])))
+    affine = lps_from_body(patient)
+    bottom, top = ((affine @ [0.0, 0.0, z, 1.0])[2] for z in (low, high))
+    x, y, _ = patient.offset_lps_mm
+    half = HALF_WIDTH_MM[field_of_view]
+    depth = (140.0, 175.0)
+    first = np.array([x - half, y - depth[0], bottom]) + np.asarray(shift_mm)
+    size = np.array([2 * half, sum(depth), top - bottom])
+    columns, rows, planes = (int(n) for n in np.ceil(size / np.asarray(spacing_xyz_mm)))
+    affine_lps = np.diag([*spacing_xyz_mm, 1.0])
+    affine_lps[:3, 3] = first
+    return Geometry((planes, rows, columns), affine_lps)
+
+
+def whole_body_grid(
+    patient: Patient, spacing_xyz_mm: tuple[float, float, float], shift_mm: tuple[float, ...] = (0.0, 0.0, 0.0)
+) -> Geometry:
+    """A grid from mid-thigh to the vertex with both arms."""
+    return grid(patient, spacing_xyz_mm, "whole", shift_mm)
+
+
+def phantom(
+    seed: int, spacing_xyz_mm: tuple[float, float, float] = (0.8, 0.8, 2.0), field_of_view: FieldOfView = "whole"
+) -> Phantom:
+    """Draw a patient and scan him; the same arguments always give the same voxels."""
+    patient = Patient.from_seed(seed)
+    geometry = grid(patient, spacing_xyz_mm, field_of_view)
+    names = paper_labels()
+    volume, labels = render(patient, geometry, {name: label for label, name in names.items()})
+    return Phantom(patient, volume, Segmentation(labels, geometry, names, TRUTH))
+
+
+def write_nifti(case: Phantom, folder: Path) -> tuple[Path, Path]:
+    """Write ``ct.nii.gz`` and ``labels.nii.gz`` into ``folder`` (created if missing); returns both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "ct.nii.gz", folder / "labels.nii.gz"
+    for path, array in zip(paths, (case.volume.voxels_zyx, case.truth.labels_zyx), strict=True):
+        image = sitk.GetImageFromArray(array)
+        geometry = case.volume.geometry
+        image.SetSpacing(geometry.spacing_xyz_mm)
+        image.SetOrigin(geometry.affine_lps[:3, 3].tolist())
+        image.SetDirection(geometry.direction.ravel().tolist())
+        sitk.WriteImage(image, str(path), useCompression=True)
+    return paths
