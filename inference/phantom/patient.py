@@ -1,5 +1,6 @@
 """One synthetic patient: everything about him that a seed decides, and the smooth way in which his body departs from
-the reference adult."""
+the reference adult.
+"""
 
 from __future__ import annotations
 

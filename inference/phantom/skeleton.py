@@ -12,12 +12,7 @@ from inference.phantom.surface import cage_section
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
-    from inference.phantom.plan import Plan
-
-    Points = NDArray[np.float64]
-    Radii = float | Sequence[float] | Sequence[Sequence[float]]
+    from inference.phantom.plan import Course, Plan, Radii
 
 SPINE_COURSE = np.array(
     [(95, 34), (150, 22), (200, 20), (270, 30), (350, 45), (430, 56), (520, 52), (585, 34), (640, 20), (700, 18)],
@@ -52,6 +47,10 @@ VERTEBRAE = (
     ("C2", 670, 688, 12.5, 9.5),
 )
 ATLAS_Z = 700.0
+RIB_END_DEG = (150, 150, 148, 146, 144, 141, 138, 130, 121, 110, 88, 62)
+"""How far each rib runs round the cage, from the spine (0) to the sternum (180); the last two float."""
+RIB_DROP_MM = (20, 34, 48, 60, 70, 78, 84, 88, 88, 86, 66, 46)
+"""How far each rib falls on its way."""
 
 
 def paint_skeleton(plan: Plan) -> None:
@@ -69,7 +68,7 @@ def paint_skeleton(plan: Plan) -> None:
 
 
 def spine_at(z: float) -> float:
-    """y of the centre of the vertebral bodies at reference height ``z``."""
+    """Give y of the centre of the vertebral bodies at reference height ``z``."""
     return float(np.interp(z, SPINE_COURSE[:, 0], SPINE_COURSE[:, 1]))
 
 
@@ -88,12 +87,13 @@ def _spine(plan: Plan) -> None:
         for z in np.arange(104.0, 720.0, 16.0)
     ]
     plan.paint(plan.tube("canal", canal, 8.0), "canal")
-    for name, bottom, top, width, depth in VERTEBRAE:
-        _vertebra(plan, name, bottom, top, width, depth)
+    for row in VERTEBRAE:
+        _vertebra(plan, row)
     _atlas(plan)
 
 
-def _vertebra(plan: Plan, name: str, bottom: float, top: float, width: float, depth: float) -> None:
+def _vertebra(plan: Plan, row: tuple[str, float, float, float, float]) -> None:
+    name, bottom, top, width, depth = row
     structure = f"vertebrae_{name}"
     middle = (bottom + top) / 2
     half = (top - bottom) / 2
@@ -166,12 +166,8 @@ def _rib(plan: Plan, number: int, side: str, sign: float) -> None:
     vertebra = next(row for row in VERTEBRAE if row[0] == f"T{number}")
     start = vertebra[2] - 3.0
     y = spine_at(start)
-    end_angle = {1: 150, 2: 150, 3: 148, 4: 146, 5: 144, 6: 141, 7: 138, 8: 130, 9: 121, 10: 110, 11: 88, 12: 62}[
-        number
-    ]
-    end_angle += float(np.clip(patient.random("rib_end", str(number)).normal(0, 3), -6, 6))
-    slope = float(patient.random("rib_slope").normal(0, 3))
-    drop = {1: 20, 2: 34, 3: 48, 4: 60, 5: 70, 6: 78, 7: 84, 8: 88, 9: 88, 10: 86, 11: 66, 12: 46}[number] + slope
+    end_angle = RIB_END_DEG[number - 1] + float(np.clip(patient.random("rib_end", str(number)).normal(0, 3), -6, 6))
+    drop = RIB_DROP_MM[number - 1] + float(patient.random("rib_slope").normal(0, 3))
     points = [
         (sign * (vertebra[3] + 3), y + vertebra[4] * 0.75, start),
         (sign * (vertebra[3] + 16), y + vertebra[4] + 13, start - 2),
@@ -197,7 +193,7 @@ def _rib(plan: Plan, number: int, side: str, sign: float) -> None:
 
 
 def sternum_at(z: float) -> float:
-    """y of the middle of the sternum at reference height ``z``."""
+    """Give y of the middle of the sternum at reference height ``z``."""
     return float(np.interp(z, [390, 450, 500, 565], [-106, -103, -90, -62]))
 
 
@@ -323,7 +319,7 @@ def _skull(plan: Plan) -> None:
         plan.paint(plan.ellipsoid("orbit", (sign * 32, -78, 766), (11.5, 11.5, 11.5)), "csf")
 
 
-def _bone(plan: Plan, structure: str, points: Sequence[Sequence[float]], radii: Radii) -> None:
+def _bone(plan: Plan, structure: str, points: Course, radii: Radii) -> None:
     for tissue, grow in (("cortical", 0.0), ("trabecular", -3.0)):
         plan.paint(plan.tube(structure, points, radii, grow_mm=grow), tissue, structure)
 

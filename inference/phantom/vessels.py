@@ -129,17 +129,17 @@ def paint_arteries(plan: Plan) -> None:
     radii = np.array([15.5, 16, 15.5, 14.5, 13.5, 13, 12.8, 12.3, 12, 11.5, 10.5, 9.8, 9.2]) * wide
     plan.paint(plan.tube("aorta", course, radii), "artery", "aorta")
     for side, sign in SIDES:
-        points = [
-            (8, spine_at(158) - 27, 156),
-            (sign * 24 + 4, -8, 122),
-            (sign * 44, 0, 92),
-            (sign * 56, -16, 62),
-            (sign * 70, -46, 20),
-            (sign * 72, -54, 2),
+        branch = [
+            (8.0, spine_at(158) - 27, 156.0),
+            (sign * 24 + 4, -8.0, 122.0),
+            (sign * 44, 0.0, 92.0),
+            (sign * 56, -16.0, 62.0),
+            (sign * 70, -46.0, 20.0),
+            (sign * 72, -54.0, 2.0),
         ]
         plan.paint(
             plan.tube(
-                f"iliac_artery_{side}", points, np.array([7.2, 7, 6.8, 6.5, 6.2, 6.0]) * (0.5 + 0.5 * wide), wander_mm=2
+                f"iliac_artery_{side}", branch, np.array([7.2, 7, 6.8, 6.5, 6.2, 6.0]) * (0.5 + 0.5 * wide), wander_mm=2
             ),
             "artery",
             f"iliac_artery_{side}",

@@ -10,7 +10,7 @@ from inference.phantom.plan import SIDES
 from inference.phantom.surface import ABDOMINAL_CAVITY
 
 if TYPE_CHECKING:
-    from inference.phantom.plan import Plan
+    from inference.phantom.plan import Course, Plan, Radii
 
 NOT_LUNG = ("fat", "muscle", "soft", "gut_wall", "gut_fluid", "stool", "gas", "stomach_fluid", "spleen", "kidney")
 
@@ -67,10 +67,10 @@ def paint_upper_abdomen(plan: Plan) -> None:
     )
     for side, sign in SIDES:
         name = f"kidney_{side}"
-        centre = (sign * 64, 44, 268 + 6 * sign)
+        middle = np.array([sign * 64, 44, 268 + 6 * sign])
         plan.paint(
             plan.ellipsoid(
-                name, centre, (27, 26, 54), turn_deg=(sign * -20, 8, sign * 12), shift_mm=4, size=0.06, turn_sd_deg=4
+                name, middle, (27, 26, 54), turn_deg=(sign * -20, 8, sign * 12), shift_mm=4, size=0.06, turn_sd_deg=4
             ),
             "kidney",
             name,
@@ -118,16 +118,27 @@ def paint_gut(plan: Plan) -> None:
         (30, -16, 246),
     ]
     _hollow(
-        plan, "duodenum", duodenum, [12.5, 12.5, 12.5, 12, 12, 12, 11.5], "gut_fluid", 3.2, shift_mm=2.5, wander_mm=1.5
+        plan,
+        "duodenum",
+        duodenum,
+        [12.5, 12.5, 12.5, 12, 12, 12, 11.5],
+        contents="gut_fluid",
+        wall_mm=3.2,
+        shift_mm=2.5,
+        wander_mm=1.5,
     )
     stomach = [(54, 6, 374), (66, -8, 352), (66, -32, 322), (46, -50, 292), (14, -54, 278), (-14, -46, 292)]
     radii = [30, 33, 30, 26, 21, 14]
-    move = {"shift_mm": 4.0, "size": 0.07}
     for tissue, grow in (("gut_wall", 0.0), ("stomach_fluid", -4.0)):
-        plan.paint(plan.tube("stomach", stomach, radii, grow_mm=grow, **move), tissue, "stomach", over=NOT_LUNG)
+        plan.paint(
+            plan.tube("stomach", stomach, radii, grow_mm=grow, shift_mm=4.0, size=0.07),
+            tissue,
+            "stomach",
+            over=NOT_LUNG,
+        )
     level = float(plan.patient.random("stomach_gas").uniform(-62, -25))
     plan.paint(
-        plan.tube("stomach", stomach, radii, grow_mm=-4.0, **move),
+        plan.tube("stomach", stomach, radii, grow_mm=-4.0, shift_mm=4.0, size=0.07),
         "gas",
         "stomach",
         over=["stomach_fluid"],
@@ -167,8 +178,8 @@ def _colon(plan: Plan) -> None:
     radii = np.array(
         [23, 24, 22, 21, 20, 19, 19, 19, 18, 18, 18, 16, 16, 16, 15, 15, 14.5, 14.5, 15, 18, 18, 14, 11]
     ) * np.exp(rng.normal(0, 0.07, len(course)))
-    _hollow(plan, "colon", course, radii.tolist(), "stool", 3.2, shift_mm=2.0, wander_mm=3.0)
-    for k in range(0, len(course) - 4):  # pockets of gas
+    _hollow(plan, "colon", course, radii, contents="stool", wall_mm=3.2, shift_mm=2.0, wander_mm=3.0)
+    for k in range(len(course) - 4):  # pockets of gas
         if rng.random() < 0.35:
             middle = (course[k] + course[k + 1]) / 2
             plan.paint(
@@ -187,14 +198,26 @@ def _small_bowel(plan: Plan) -> None:
         for column, x in enumerate(np.linspace(-58, 62, 5)[:: 1 if row % 2 else -1]):
             y = -34 + (24 if (column + row) % 2 else -22)
             points.append((x + rng.normal(0, 5), y + rng.normal(0, 4), z + rng.normal(0, 4)))
-    _hollow(plan, "small_bowel", points, [13.0] * len(points), "gut_fluid", 3.5)
+    _hollow(plan, "small_bowel", points, [13.0] * len(points), contents="gut_fluid", wall_mm=3.5)
 
 
 def _hollow(
-    plan: Plan, structure: str, points: object, radii: list[float], contents: str, wall_mm: float, **vary: float
+    plan: Plan,
+    structure: str,
+    course: Course,
+    radii: Radii,
+    *,
+    contents: str,
+    wall_mm: float,
+    shift_mm: float = 0.0,
+    wander_mm: float = 0.0,
 ) -> None:
     for tissue, grow in (("gut_wall", 0.0), (contents, -wall_mm)):
-        plan.paint(plan.tube(structure, points, radii, grow_mm=grow, **vary), tissue, structure)  # type: ignore[arg-type]
+        plan.paint(
+            plan.tube(structure, course, radii, grow_mm=grow, shift_mm=shift_mm, wander_mm=wander_mm),
+            tissue,
+            structure,
+        )
 
 
 def paint_bladder(plan: Plan) -> None:
