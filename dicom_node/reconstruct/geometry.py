@@ -129,18 +129,19 @@ def _common_pixel_spacing(planes: tuple[Plane, ...]) -> tuple[float, float]:
 def _refuse_irregular_gaps(along_normal: NDArray[np.float64]) -> None:
     """``along_normal``: ascending places of the planes in mm."""
     gaps = np.diff(along_normal)
-    spacing = float(np.median(gaps))
-    if spacing > _LARGEST_SPACING_MM:
-        raise GeometryRefused(f"planes are {spacing:g} mm apart")
-    same_place = int((gaps < max(_SMALLEST_SPACING_MM, SPACING_TOLERANCE * spacing)).sum())
+    usual = float(np.median(gaps))
+    if usual > _LARGEST_SPACING_MM:
+        raise GeometryRefused(f"planes are {usual:g} mm apart")
+    same_place = int((gaps < max(_SMALLEST_SPACING_MM, SPACING_TOLERANCE * usual)).sum())
     if same_place:
         raise GeometryRefused(f"{same_place} of {len(along_normal)} planes lie at the position of another plane")
-    tolerance = SPACING_TOLERANCE * spacing + _ROUNDING_MM
-    worst = int(np.abs(gaps - spacing).argmax())
-    if abs(gaps[worst] - spacing) > tolerance:
-        uneven = int((np.abs(gaps - spacing) > tolerance).sum())
+    # Against the mean, because positions rounded to 0.01 mm make two kinds of gap of which neither is the spacing.
+    spacing = float(gaps.mean())
+    if np.abs(gaps - spacing).max() > SPACING_TOLERANCE * spacing + _ROUNDING_MM:
+        worst = int(np.abs(gaps - usual).argmax())
+        uneven = int((np.abs(gaps - usual) > SPACING_TOLERANCE * usual).sum())
         raise GeometryRefused(
-            f"gap of {gaps[worst]:.4g} mm after plane {worst + 1} of {len(along_normal)}, expected {spacing:.4g} mm: "
+            f"gap of {gaps[worst]:.4g} mm after plane {worst + 1} of {len(along_normal)}, expected {usual:.4g} mm: "
             f"missing plane or unequal spacing ({uneven} of {len(gaps)} gaps differ by more than 1 %)"
         )
     regular = np.linspace(along_normal[0], along_normal[-1], len(along_normal))

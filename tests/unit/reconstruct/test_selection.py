@@ -1,0 +1,151 @@
+"""Which series are ours, and whose they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from pydicom.uid import EnhancedCTImageStorage, MRImageStorage, SecondaryCaptureImageStorage
+
+from dicom_node.errors import IdentityConflict, NotEligible, PixelDataInvalid, SeriesRejected
+from dicom_node.reconstruct import reconstruct
+from tests.unit.reconstruct.synthetic import Stack, bent, noise, write
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("series"), Stack(noise((4, 5, 7))))
+
+
+def assign(**values):
+    def change(header):
+        for keyword, value in values.items():
+            setattr(header, keyword, value)
+
+    return change
+
+
+NOT_ELIGIBLE = {
+    "secondary capture": (assign(SOPClassUID=SecondaryCaptureImageStorage), "Secondary Capture Image Storage"),
+    "MR": (assign(SOPClassUID=MRImageStorage), "SOP class is MR Image Storage, expected a CT image"),
+    "garbled SOP class": (assign(SOPClassUID="1.2.111.10008.2.1.4.1.1.2"), "expected a CT image"),
+    "other modality": (assign(Modality="PT"), "Modality is not CT"),
+    "localizer": (assign(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "is a localizer"),
+    "colour": (assign(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "not a greyscale image"),
+    "palette": (assign(PhotometricInterpretation="PALETTE COLOR"), "not a greyscale image"),
+    "perfusion map": (assign(RescaleType="US"), "not Hounsfield units"),
+    "iodine image": (assign(RescaleType="MGML"), "not Hounsfield units"),
+    "several frames": (assign(NumberOfFrames=2), "classic CT image that states several frames"),
+    "several multi-frame objects": (assign(SOPClassUID=EnhancedCTImageStorage), "multi-frame objects among 4"),
+    "no SOP Instance UID": (assign(SOPInstanceUID=""), "SOP Instance UID is missing"),
+    "no Study Instance UID": (assign(StudyInstanceUID=None), "Study Instance UID is missing"),
+    "UUID as Series Instance UID": (assign(SeriesInstanceUID="1355759b-7653-424e"), "is no valid UID"),
+    "leading zero": (assign(StudyInstanceUID="1.2.03"), "is no valid UID"),
+    "65 characters": (assign(StudyInstanceUID="1." + "2" * 63), "is no valid UID"),
+    "no Frame of Reference": (assign(FrameOfReferenceUID=""), "Frame of Reference UID is missing"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+@pytest.mark.parametrize(("change", "said"), NOT_ELIGIBLE.values(), ids=NOT_ELIGIBLE.keys())
+def test_not_ours(series, change, said):
+    with pytest.raises(NotEligible) as refusal:
+        reconstruct(bent(series, change))
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [assign(SOPClassUID=MRImageStorage), assign(ImageType=["DERIVED", "SECONDARY", "LOCALIZER"])],
+    ids=["MR", "localizer"],
+)
+def test_one_instance_that_is_not_ours_refuses_the_series(series, change):
+    with pytest.raises(NotEligible):
+        reconstruct(bent(series, change, 2))
+
+
+def test_an_empty_series_is_refused(series):
+    with pytest.raises(NotEligible, match="no instances"):
+        reconstruct(replace(series, instances=()))
+
+
+TWO_OF = {
+    "PatientID": ("T2", "Patient ID differs: 2 values in 4 instances"),
+    "PatientName": ("Test^Two", "Patient's Name differs"),
+    "PatientBirthDate": ("19700102", "Patient's Birth Date differs"),
+    "PatientSex": ("", "Patient's Sex differs"),
+    "IssuerOfPatientID": ("elsewhere", "Issuer of Patient ID differs"),
+    "StudyInstanceUID": ("1.2.3", "Study Instance UID differs"),
+    "SeriesInstanceUID": ("1.2.3", "Series Instance UID differs"),
+    "FrameOfReferenceUID": ("1.2.3", "Frame of Reference UID differs"),
+}
+
+
+@pytest.mark.parametrize("keyword", TWO_OF)
+def test_two_identities_in_one_series_are_refused_and_never_quoted(series, keyword):
+    value, said = TWO_OF[keyword]
+    with pytest.raises(IdentityConflict) as refusal:
+        reconstruct(bent(series, assign(**{keyword: value}), 3))
+    assert said in str(refusal.value)
+    for secret in ("T1", "T2", "Test^", "1970"):
+        assert secret not in str(refusal.value)
+
+
+def test_padding_of_a_name_makes_no_second_patient(series):
+    reconstruct(bent(series, assign(PatientName="Test^One^^^ "), 1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("charset", ["ISO_IR 13", "nonsense", ["ISO 2022 IR 6", "ISO 2022 IR 87"], "", None])
+def test_no_character_set_stops_a_series(series, charset):
+    reconstruct(bent(series, assign(SpecificCharacterSet=charset, PatientName=b"\xff\x1b$B\x80^\xfe")))
+
+
+TYPE_2 = ["PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"]
+TYPE_2 += ["AccessionNumber", "ReferringPhysicianName", "SeriesNumber", "InstanceNumber", "PositionReferenceIndicator"]
+TYPE_2 += ["KVP", "AcquisitionNumber", "SliceThickness", "Manufacturer", "Modality", "ImageType", "HighBit"]
+
+
+@pytest.mark.parametrize("keyword", TYPE_2)
+def test_an_attribute_that_geometry_and_values_do_not_need_may_be_missing(series, keyword):
+    assert len(reconstruct(bent(series, lambda header: header.pop(keyword))).frames) == 4
+
+
+TYPE_1 = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Rows"]
+TYPE_1 += ["Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsAllocated", "BitsStored"]
+TYPE_1 += ["PixelRepresentation", "RescaleSlope", "RescaleIntercept"]
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
+@pytest.mark.parametrize("keyword", TYPE_1)
+def test_a_needed_attribute_that_is_missing_is_named(series, keyword, empty):
+    def change(header):
+        if empty:
+            header[keyword].value = None
+        else:
+            del header[keyword]
+
+    with pytest.raises(SeriesRejected) as refusal:
+        reconstruct(bent(series, change, 1))
+    name = {"SOPClassUID": "SOP class"}.get(keyword, series.instances[0].header[keyword].name)
+    assert f"{name} is missing" in str(refusal.value)
+
+
+def test_a_number_that_is_none_is_named_and_not_quoted(series):
+    def change(header):
+        header.pop("Rows")
+        header.add_new("Rows", "LO", "Smith^John")
+
+    with pytest.raises(PixelDataInvalid, match="Rows is not numeric") as refusal:
+        reconstruct(bent(series, change, 0))
+    assert "Smith" not in str(refusal.value)
+
+
+def test_what_was_accepted_and_should_be_known_is_noted(series):
+    assert reconstruct(series).notes == ()
+    change = assign(LossyImageCompression="01", ImageType=["DERIVED", "SECONDARY"], Modality="")
+    assert reconstruct(bent(series, change)).notes == (
+        "the images state that they were once compressed with loss",
+        "Image Type is DERIVED",
+        "Modality is missing; taken as CT by the SOP class",
+    )
