@@ -1,0 +1,321 @@
+"""The result as one picture: three planes in radiological convention with coloured overlay, and a legend."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from scipy import ndimage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from numpy.typing import NDArray
+
+    from dicom_node.demo.results import Segment
+    from inference.types import Volume
+
+    Box = tuple[slice, slice, slice]
+    Place = tuple[float, float, float, float]
+
+_BACKGROUND, _TEXT, _FAINT, _WARNING = "#0b0e13", "#e6e9ef", "#8b93a3", "#ffb454"
+_GREYS = LinearSegmentedColormap.from_list("window", [_BACKGROUND, "#ffffff"])
+_WINDOW_HU = (-180.0, 260.0)
+_FILL, _EDGE = 0.45, 0.95
+_BODY_HU = -250
+_MARGIN_MM = 12.0
+_DPI = 130
+_WIDTH_IN, _HEIGHT_IN = 16.0, 9.0
+_EDGE_GAP, _GAP, _BOTTOM, _PANEL_HEIGHT = 0.015, 0.012, 0.03, 0.865
+_ROWS_PER_COLUMN = 20
+_FEWEST_ROWS = 12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Upright:
+    """Voxels along the patient's axes: x to the Left, y to the Posterior, z to the Superior; sizes in mm."""
+
+    hu_zyx: NDArray[np.int16] | NDArray[np.float32]
+    labels_zyx: NDArray[np.uint8]
+    spacing_zyx_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plane:
+    """One plane as it is shown; ``aspect`` is the height of a pixel over its width, ``sides`` its left and right."""
+
+    name: str
+    hu: NDArray[np.int16] | NDArray[np.float32]
+    labels: NDArray[np.uint8]
+    aspect: float
+    sides: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LegendEntry:
+    """One line of the legend; several structures of one kind (ribs, vertebrae) share a line."""
+
+    text: str
+    colours: tuple[tuple[float, float, float], ...]
+    volume_ml: float
+
+
+def write_picture(
+    path: Path,
+    volume: Volume,
+    labels_zyx: NDArray[np.uint8],
+    *,
+    segments: Sequence[Segment],
+    groups: Mapping[str, Sequence[LegendEntry]],
+    title: str,
+    subtitle: str,
+) -> None:
+    """Write a PNG. ``labels_zyx`` lies on the grid of ``volume``; ``groups`` is the legend, a heading per group.
+
+    The planes are those that show most structures. The patient's right is on the left of the picture.
+    """
+    upright = _cropped(_upright(volume, labels_zyx))
+    colours = np.zeros((256, 3))
+    for segment in segments:
+        colours[segment.label] = segment.rgb
+    with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": _TEXT}):
+        figure = _draw(upright, colours, groups, title, subtitle)
+        figure.savefig(path, dpi=_DPI, facecolor=_BACKGROUND)
+
+
+def _draw(
+    upright: _Upright,
+    colours: NDArray[np.float64],
+    groups: Mapping[str, Sequence[LegendEntry]],
+    title: str,
+    subtitle: str,
+) -> Figure:
+    k, j, i = _telling_planes(upright.labels_zyx)
+    dz, dy, dx = upright.spacing_zyx_mm
+    hu, labels = upright.hu_zyx, upright.labels_zyx
+    planes = (
+        _Plane("coronal", hu[::-1, j, :], labels[::-1, j, :], dz / dx, ("R", "L")),
+        _Plane("sagittal", hu[::-1, :, i], labels[::-1, :, i], dz / dy, ("A", "P")),
+        _Plane("axial", hu[k], labels[k], dy / dx, ("R", "L")),
+    )
+    places, legend_place = _layout(upright)
+    figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN))
+    for plane, place in zip(planes, places, strict=True):
+        _draw_plane(figure.add_axes(place), plane, colours)
+    _draw_legend(figure.add_axes(legend_place), groups)
+    figure.text(_EDGE_GAP, 0.957, title, fontsize=17, fontweight="bold", va="center")
+    figure.text(_EDGE_GAP, 0.922, subtitle, fontsize=9.5, color=_FAINT, va="center")
+    figure.text(
+        1 - _EDGE_GAP,
+        0.957,
+        "RESEARCH USE ONLY - not for clinical use",
+        fontsize=10,
+        color=_WARNING,
+        ha="right",
+        va="center",
+    )
+    return figure
+
+
+def _layout(upright: _Upright) -> tuple[tuple[Place, Place, Place], Place]:
+    """Where coronal, sagittal and axial plane and the legend go, in fractions of the figure (left, bottom, w, h).
+
+    A body taller than wide: coronal and sagittal at full height, the axial plane above the legend. Else the axial
+    plane large, the two others stacked beside it.
+    """
+    z_mm, y_mm, x_mm = (n * s for n, s in zip(upright.labels_zyx.shape, upright.spacing_zyx_mm, strict=True))
+    page = _HEIGHT_IN / _WIDTH_IN
+    top = _BOTTOM + _PANEL_HEIGHT
+    if z_mm > x_mm:
+        widths = [_PANEL_HEIGHT * page * mm / z_mm for mm in (x_mm, y_mm)]
+        scale = min(1.0, 0.62 / sum(widths))
+        height = _PANEL_HEIGHT * scale
+        first = (_EDGE_GAP, top - height, widths[0] * scale, height)
+        second = (first[0] + first[2] + _GAP, top - height, widths[1] * scale, height)
+        left = second[0] + second[2] + _GAP
+        right = 1 - _EDGE_GAP
+        axial_height = min(0.36, (right - left) / page * y_mm / x_mm)
+        axial_width = axial_height * page * x_mm / y_mm
+        third = (left, top - axial_height, axial_width, axial_height)
+        return (first, second, third), (left, _BOTTOM, right - left, _PANEL_HEIGHT - axial_height - 0.025)
+    axial_width = min(0.48, _PANEL_HEIGHT * page * x_mm / y_mm)
+    axial_height = axial_width / page * y_mm / x_mm
+    left = _EDGE_GAP + axial_width + _GAP
+    half = (_PANEL_HEIGHT - 0.03) / 2
+    width = min(0.27, half * page * max(x_mm, y_mm) / z_mm)
+    heights = [min(half, width / page * z_mm / mm) for mm in (x_mm, y_mm)]
+    first = (left, top - heights[0], width, heights[0])
+    second = (left, first[1] - 0.03 - heights[1], width, heights[1])
+    third = (_EDGE_GAP, top - axial_height, axial_width, axial_height)
+    left += width + _GAP
+    return (first, second, third), (left, _BOTTOM, 1 - _EDGE_GAP - left, _PANEL_HEIGHT)
+
+
+def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None:
+    hu, labels, aspect, sides = plane.hu, plane.labels, plane.aspect, plane.sides
+    low, high = _WINDOW_HU
+    axes.imshow(hu, cmap=_GREYS, vmin=low, vmax=high, aspect=aspect, interpolation="bilinear")
+    edges = _edges(labels)
+    overlay = np.zeros((*labels.shape, 4))
+    overlay[..., :3] = colours[labels]
+    overlay[..., 3] = np.where(labels > 0, np.where(edges, _EDGE, _FILL), 0.0)
+    axes.imshow(overlay, aspect=aspect, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_facecolor(_BACKGROUND)
+    for x, y, words, across, along in (
+        (0.015, 0.5, sides[0], "left", "center"),
+        (0.985, 0.5, sides[1], "right", "center"),
+        (0.015, 0.99, plane.name, "left", "top"),
+    ):
+        axes.text(x, y, words, ha=across, va=along, transform=axes.transAxes, fontsize=9, color=_TEXT, alpha=0.85)
+
+
+def _draw_legend(axes: Axes, groups: Mapping[str, Sequence[LegendEntry]]) -> None:
+    lines: list[LegendEntry | str] = []
+    for heading, entries in groups.items():
+        lines += [heading, *entries] if entries else []
+    axes.set_axis_off()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    columns = max(1, -(-len(lines) // _ROWS_PER_COLUMN))
+    rows = max(-(-(len(lines) + columns - 1) // columns), _FEWEST_ROWS)
+    lines = _without_stranded_headings(lines, rows)
+    step = 1.0 / rows
+    size = float(np.clip(step * 190, 6.0, 10.5))
+    width = 1.0 / columns
+    for index, line in enumerate(lines):
+        column, row = divmod(index, rows)
+        x, y = column * width, 1 - (row + 0.5) * step
+        if isinstance(line, str):
+            axes.text(x, y, line.upper(), fontsize=size * 0.85, color=_FAINT, fontweight="bold", va="center")
+            continue
+        _draw_swatch(axes, line.colours, (x, y - step * 0.31, width * 0.055, step * 0.62))
+        axes.text(x + width * 0.075, y, line.text, fontsize=size, va="center")
+        volume = f"{line.volume_ml:,.0f}" if line.volume_ml >= 10 else f"{line.volume_ml:.1f}"  # noqa: PLR2004
+        axes.text(x + width * 0.93, y, f"{volume} ml", fontsize=size * 0.9, color=_FAINT, ha="right", va="center")
+
+
+def _without_stranded_headings(lines: list[LegendEntry | str], rows: int) -> list[LegendEntry | str]:
+    """A heading that would stand alone at the foot of a column goes to the head of the next one."""
+    placed: list[LegendEntry | str] = []
+    for line in lines:
+        if isinstance(line, str) and len(placed) % rows == rows - 1:
+            placed.append("")
+        placed.append(line)
+    return placed
+
+
+def _draw_swatch(axes: Axes, colours: Sequence[tuple[float, float, float]], box: Place) -> None:
+    x, y, width, height = box
+    stripe = width / len(colours)
+    for index, colour in enumerate(colours):
+        axes.add_patch(Rectangle((x + index * stripe, y), stripe, height, color=colour, linewidth=0))
+
+
+def legend_groups(
+    segments: Sequence[Segment], volume_ml: Mapping[str, float], group_of: Mapping[str, str]
+) -> dict[str, list[LegendEntry]]:
+    """The legend: segments by group, the numbered ones (ribs, vertebrae) gathered into one line, largest first.
+
+    ``volume_ml`` and ``group_of`` are by the segment's name; segments without group come last.
+    """
+    gathered: dict[tuple[str, str], list[Segment]] = {}
+    for segment in segments:
+        key = (group_of.get(segment.name, "other"), _family(segment.name))
+        gathered.setdefault(key, []).append(segment)
+    groups: dict[str, list[LegendEntry]] = {}
+    for (group, family), members in gathered.items():
+        several = f" ({len(members)})" if len(members) > 1 else ""
+        entry = LegendEntry(
+            text=_readable(family) + several,
+            colours=tuple(member.rgb for member in members),
+            volume_ml=sum(volume_ml.get(member.name, 0.0) for member in members),
+        )
+        groups.setdefault(group, []).append(entry)
+    for entries in groups.values():
+        entries.sort(key=lambda entry: -entry.volume_ml)
+    return groups
+
+
+def _family(name: str) -> str:
+    """``rib_left_4`` and ``rib_right_5`` -> ribs, ``kidney_left`` -> kidney."""
+    plain = re.sub(r"[ _](left|right)\b", "", name.replace("_", " "), flags=re.IGNORECASE)
+    plain = re.sub(r"^(left|right) ", "", plain, flags=re.IGNORECASE)
+    plain = re.sub(r"^vertebrae? .*", "vertebrae", plain, flags=re.IGNORECASE)
+    return re.sub(r"^rib \d+", "ribs", plain, flags=re.IGNORECASE)
+
+
+def _readable(name: str) -> str:
+    text = name.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
+def _upright(volume: Volume, labels_zyx: NDArray[np.uint8]) -> _Upright:
+    """Axes permuted and flipped (nothing resampled) so that each lies along the patient axis it is closest to."""
+    direction = volume.geometry.direction
+    spacing_xyz = volume.geometry.spacing_xyz_mm
+    order: list[int] = []
+    for patient_axis in range(3):
+        free = [axis for axis in range(3) if axis not in order]
+        order.append(max(free, key=lambda axis: abs(direction[patient_axis, axis])))
+    flips = [direction[patient_axis, axis] < 0 for patient_axis, axis in enumerate(order)]
+    # array axis of grid axis a (x, y, z) is 2 - a
+    transpose = [2 - order[patient_axis] for patient_axis in (2, 1, 0)]
+    step = tuple(slice(None, None, -1 if flips[patient_axis] else 1) for patient_axis in (2, 1, 0))
+    return _Upright(
+        volume.voxels_zyx.transpose(transpose)[step],
+        labels_zyx.transpose(transpose)[step],
+        (spacing_xyz[order[2]], spacing_xyz[order[1]], spacing_xyz[order[0]]),
+    )
+
+
+def _cropped(upright: _Upright) -> _Upright:
+    """The box of the body (largest connected part above fat, found on every third voxel) and of all labels."""
+    coarse = (slice(None, None, 3),) * 3
+    solid = ndimage.binary_opening(upright.hu_zyx[coarse] > _BODY_HU)
+    parts, count = ndimage.label(solid)
+    body = np.zeros(parts.shape, dtype=bool)
+    if count:
+        body = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    body |= upright.labels_zyx[coarse] > 0
+    if not body.any():
+        return upright
+    box: list[slice] = []
+    for axis, (size, spacing) in enumerate(zip(upright.labels_zyx.shape, upright.spacing_zyx_mm, strict=True)):
+        inside = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) * 3
+        margin = round(_MARGIN_MM / spacing)
+        box.append(slice(max(0, int(inside[0]) - margin), min(size, int(inside[-1]) + 3 + margin)))
+    cut: Box = (box[0], box[1], box[2])
+    return _Upright(upright.hu_zyx[cut], upright.labels_zyx[cut], upright.spacing_zyx_mm)
+
+
+def _telling_planes(labels_zyx: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Per axis the plane that shows most structures; among equals the one with most labelled voxels."""
+    planes = []
+    for axis in range(3):
+        best = (0, 0)
+        chosen = labels_zyx.shape[axis] // 2
+        for index in range(labels_zyx.shape[axis]):
+            counts = np.bincount(labels_zyx.take(index, axis=axis).ravel(), minlength=256)[1:]
+            score = (int((counts > 0).sum()), int(counts.sum()))
+            if score > best:
+                best, chosen = score, index
+        planes.append(chosen)
+    return planes[0], planes[1], planes[2]
+
+
+def _edges(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Labelled pixels with another label next to them."""
+    padded = np.pad(labels, 1, mode="edge")
+    centre = padded[1:-1, 1:-1]
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    edges: NDArray[np.bool_] = np.logical_or.reduce([other != centre for other in neighbours]) & (centre > 0)
+    return edges
