@@ -1,0 +1,80 @@
+"""Is the series whole? A pure function of evidence: no clock, no database, nothing but its arguments.
+
+No DICOM sender says when a series is complete, so the wait depends on what the evidence is worth: as many instances as
+the sender's own index counts; or slices that stand regular and without gap after the associations that brought them
+have ended; or nothing better than silence. A hard limit ends every wait. Late instances are no error: they open a new
+revision.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+from statistics import median
+from typing import TYPE_CHECKING
+
+from dicom_node.types import Completion
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dicom_node.settings import CompletionSettings
+    from dicom_node.types import SeriesEvidence
+
+_SPACING_TOLERANCE = 0.01
+"""FACTS section 6: beyond 1 % of the spacing a gap is a gap."""
+
+
+def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) -> Completion:
+    """The verdict at ``now``; ``look_again_at`` is when it may change if nothing else arrives."""
+    hard_end = evidence.first_arrival + timedelta(seconds=policy.hard_limit_s)
+    if now >= hard_end:
+        return Completion(
+            complete=True,
+            reason=f"hard limit: {policy.hard_limit_s:g} s since the first of {evidence.instance_count} instances",
+        )
+    quiet_s, what_is_known = _wait(evidence, policy)
+    quiet_end = evidence.last_arrival + timedelta(seconds=quiet_s)
+    if now >= quiet_end:
+        return Completion(complete=True, reason=f"{what_is_known}; quiet for {quiet_s:g} s")
+    return Completion(
+        complete=False,
+        reason=f"{what_is_known}; waiting for {quiet_s:g} s of quiet",
+        look_again_at=min(quiet_end, hard_end),
+    )
+
+
+def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, str]:
+    """How many seconds without an arrival are enough, and what is known."""
+    count, expected = evidence.instance_count, evidence.expected_count
+    if expected is not None:
+        known = f"{count} of {expected} instances that the sender counts"
+        return (policy.count_reached_quiet_s if count >= expected else policy.otherwise_quiet_s), known
+    if evidence.open_associations:
+        return policy.otherwise_quiet_s, f"{count} instances, {evidence.open_associations} associations still open"
+    if evidence.multi_frame:
+        return policy.regular_quiet_s, f"{count} multi-frame instances, association released"
+    irregular = _irregularity(evidence)
+    if irregular is not None:
+        return policy.otherwise_quiet_s, f"{count} instances, {irregular}"
+    return policy.regular_quiet_s, f"{count} instances regular and gap-free, association released"
+
+
+def _irregularity(evidence: SeriesEvidence) -> str | None:
+    """Why the slices are not one regular, gap-free stack; None if they are."""
+    positions = sorted(position for position in evidence.positions_mm if position is not None)
+    unplaced = len(evidence.positions_mm) - len(positions)
+    if unplaced:
+        return f"{unplaced} without a position"
+    if evidence.orientations != 1:
+        return f"{evidence.orientations} orientations"
+    if len(positions) < 2:  # noqa: PLR2004 - a spacing needs two slices
+        return "too few for a spacing"
+    gaps = [b - a for a, b in pairwise(positions)]
+    spacing = median(gaps)
+    smallest, largest = min(gaps), max(gaps)
+    if smallest <= _SPACING_TOLERANCE * spacing:
+        return "several at one position"
+    if max(spacing - smallest, largest - spacing) > _SPACING_TOLERANCE * spacing:
+        return f"slice distances from {smallest:.3f} to {largest:.3f} mm"
+    return None

@@ -1,0 +1,181 @@
+"""The tables of the listener: what it speaks, who may, and how each fault is named on the wire.
+
+Statuses (PS3.7 annex C, PS3.4 B.2.3): 0000 only after the instance is durable; A700 spool or ledger can't take it now,
+send again; A900 data set does not match what was announced; C000 not understandable; 0117 invalid UID; 0122 SOP class
+not supported; 0211 operation not supported. Rejections (PS3.8 9.3.4) are triples (result, source, reason).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import (
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+from pynetdicom.presentation import PresentationContext
+
+from dicom_node.errors import InstanceRefused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dicom_node.receive.header import InstanceHeader
+    from dicom_node.settings import SourceSettings
+
+SUCCESS = 0x0000
+INVALID_SOP_INSTANCE = 0x0117
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+UNRECOGNISED_OPERATION = 0x0211
+OUT_OF_RESOURCES = 0xA700
+DATASET_MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+
+VERIFICATION = "1.2.840.10008.1.1"
+STORED_SOP_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
+        "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
+        "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
+    }
+)
+_UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+_COMPRESSED = (
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    RLELossless,
+)
+"""Syntaxes that are lossless by definition. Not: deflated (a file of 1.5 MB inflates to 1.5 GB), big endian (retired),
+.81, .91 and .203 (may be lossy)."""
+
+_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+_LONGEST_UID = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why an association is rejected: the triple of the A-ASSOCIATE-RJ, and a reason for people."""
+
+    result: int
+    source: int
+    diagnostic: int
+    reason: str
+
+
+ACCEPTED = 0
+_ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
+_TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
+CALLING_AE_NOT_RECOGNISED = (1, 1, 3)
+CALLED_AE_NOT_RECOGNISED = (1, 1, 7)
+LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+PROTOCOL_NOT_SUPPORTED = (1, 2, 2)
+
+
+def admit(
+    sources: Iterable[SourceSettings], our_ae: str, calling_ae: str, called_ae: str, address: str
+) -> SourceSettings | Rejection:
+    """The configured source that asks, or why it is turned away. Nobody who is not configured gets in."""
+    if called_ae.strip() != our_ae.strip():
+        return Rejection(*CALLED_AE_NOT_RECOGNISED, "called AE title is not ours")
+    for source in sources:
+        if source.ae_title.strip() == calling_ae.strip():
+            if _comes_from(source, address):
+                return source
+            return Rejection(*CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} may not come from this address")
+    return Rejection(*CALLING_AE_NOT_RECOGNISED, "calling AE title is not configured as a source")
+
+
+def _comes_from(source: SourceSettings, address: str) -> bool:
+    if not source.addresses:
+        return True
+    peer = ipaddress.ip_address(address)
+    if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
+        peer = peer.ipv4_mapped
+    return any(peer in ipaddress.ip_network(network, strict=False) for network in source.addresses)
+
+
+def decodable_transfer_syntaxes() -> frozenset[str]:
+    """What is accepted: uncompressed little endian, and the lossless syntaxes whose decoders are installed."""
+    compressed = (uid for uid in _COMPRESSED if get_decoder(uid).is_available)
+    return frozenset(str(uid) for uid in (*_UNCOMPRESSED, *compressed))
+
+
+def negotiate(
+    proposed: Iterable[PresentationContext], source: SourceSettings, transfer_syntaxes: frozenset[str]
+) -> list[PresentationContext]:
+    """Answer each proposed presentation context (PS3.8 9.3.3.2): 0 accepted, 3 and 4 refused for its syntaxes.
+
+    Of several transfer syntaxes the first one that we speak is taken, since senders put first what they have.
+    """
+    spoken: dict[str, frozenset[str]] = {}
+    if "echo" in source.services:
+        spoken[VERIFICATION] = frozenset(str(uid) for uid in _UNCOMPRESSED)
+    if "store" in source.services:
+        spoken |= dict.fromkeys(STORED_SOP_CLASSES, transfer_syntaxes)
+    return [_answer(context, spoken) for context in proposed]
+
+
+def _answer(proposed: PresentationContext, spoken: dict[str, frozenset[str]]) -> PresentationContext:
+    ours = spoken.get(str(proposed.abstract_syntax))
+    common = [str(uid) for uid in proposed.transfer_syntax if ours is not None and str(uid) in ours]
+    answer = PresentationContext()
+    answer.context_id = proposed.context_id
+    answer.abstract_syntax = proposed.abstract_syntax
+    answer.transfer_syntax = [common[0] if common else proposed.transfer_syntax[0]]
+    if ours is None:
+        answer.result = _ABSTRACT_SYNTAX_NOT_SUPPORTED
+    else:
+        answer.result = ACCEPTED if common else _TRANSFER_SYNTAXES_NOT_SUPPORTED
+    return answer
+
+
+def is_valid_uid(uid: str) -> bool:
+    """Digits in components, 64 characters at most (PS3.5 9.1); leading zeros occur in the wild and are let in."""
+    return len(uid) <= _LONGEST_UID and _UID.fullmatch(uid) is not None
+
+
+def check_announcement(context_sop_class: str, sop_class: str, sop_instance: str) -> None:
+    """What the command set says, before a byte of the data set is kept.
+
+    Raises:
+        InstanceRefused: 0122, A900 or 0117.
+    """
+    if sop_class not in STORED_SOP_CLASSES:
+        raise InstanceRefused(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported")
+    if sop_class != context_sop_class:
+        raise InstanceRefused(DATASET_MISMATCH, "SOP class is not that of the context")
+    if not is_valid_uid(sop_instance):
+        raise InstanceRefused(INVALID_SOP_INSTANCE, "Affected SOP Instance UID is not a UID")
+
+
+def check_dataset(sop_class: str, sop_instance: str, header: InstanceHeader) -> None:
+    """What the data set says must be what the command set said, and name its series and study.
+
+    Raises:
+        InstanceRefused: A900.
+    """
+    if header.sop_class_uid != sop_class:
+        raise InstanceRefused(DATASET_MISMATCH, "SOP Class UID differs from the command set")
+    if header.sop_instance_uid != sop_instance:
+        raise InstanceRefused(DATASET_MISMATCH, "SOP Instance UID differs from the command set")
+    if not is_valid_uid(header.series_instance_uid):
+        raise InstanceRefused(DATASET_MISMATCH, "Series Instance UID missing or not a UID")
+    if not is_valid_uid(header.study_instance_uid):
+        raise InstanceRefused(DATASET_MISMATCH, "Study Instance UID missing or not a UID")

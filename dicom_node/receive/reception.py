@@ -1,0 +1,192 @@
+"""One C-STORE from its command set to its status: spool durable first, ledger row second, 0x0000 third."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Protocol
+
+import structlog
+
+from dicom_node.errors import InstanceRefused, StoreUnavailable
+from dicom_node.receive.header import InstanceHeader, MalformedDataset, read_header
+from dicom_node.receive.policy import (
+    CANNOT_UNDERSTAND,
+    OUT_OF_RESOURCES,
+    SUCCESS,
+    check_announcement,
+    check_dataset,
+)
+from dicom_node.store.spool import FileMeta
+from dicom_node.types import Receipt, ReceivedInstance
+
+if TYPE_CHECKING:
+    from dicom_node.receive.command import Command
+    from dicom_node.store.spool import InstanceWriter, Spool
+
+
+class ReceiptLedger(Protocol):
+    """What the listener tells the ledger; every call is durable when it returns, or raises StoreUnavailable."""
+
+    def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
+        """An association is about to bring its first instance."""
+
+    def association_closed(self, association_id: str, at: datetime, aborted: bool) -> None:
+        """It ended."""
+
+    def record_instance(self, received: ReceivedInstance) -> Receipt:
+        """The bytes of ``received`` are durable in the spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Whose instances these are."""
+
+    calling_ae: str
+    peer_address: str
+    association_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status for the wire, and the Error Comment to it."""
+
+    status: int
+    comment: str = ""
+
+
+class Reception:
+    """One instance on its way in.
+
+    Whatever goes wrong before the last fragment is kept as the answer, and the rest of the data set is let pass, since
+    a C-STORE is answered after its data set. No exception leaves this class.
+    """
+
+    def __init__(
+        self,
+        command: Command,
+        context: tuple[str, str],
+        sender: Sender,
+        store: tuple[Spool, ReceiptLedger],
+        minimum_free_bytes: int,
+    ) -> None:
+        """``context``: abstract and transfer syntax of the presentation context the command came on."""
+        self._command = command
+        self._abstract_syntax, self._transfer_syntax = context
+        self._sender = sender
+        self._spool, self._ledger = store
+        self._minimum_free_bytes = minimum_free_bytes
+        self._writer: InstanceWriter | None = None
+        self._failure: Answer | None = None
+        with _Guard(self):
+            self._open()
+
+    def write(self, fragment: memoryview) -> None:
+        """Take a fragment of the data set."""
+        if self._writer is not None and self._failure is None:
+            with _Guard(self):
+                self._writer.write(fragment)
+
+    def conclude(self) -> Answer:
+        """After the last fragment: make the instance durable, record it, and say how it went."""
+        if self._failure is None:
+            with _Guard(self):
+                self._keep()
+        self.discard()
+        return self._failure or Answer(SUCCESS)
+
+    def discard(self) -> None:
+        """Forget an instance that will not be completed; nothing of it stays."""
+        if self._writer is not None:
+            self._writer.__exit__(None, None, None)
+            self._writer = None
+
+    def fail(self, answer: Answer) -> None:
+        """Keep ``answer`` for the end of the data set, and nothing of the data."""
+        self._failure = answer
+        self.discard()
+        structlog.get_logger().warning(
+            "instance.refused",
+            association=self._sender.association_id,
+            calling_ae=self._sender.calling_ae,
+            status=f"{answer.status:04X}",
+            reason=answer.comment,
+        )
+
+    def _open(self) -> None:
+        check_announcement(self._abstract_syntax, self._command.sop_class_uid, self._command.sop_instance_uid)
+        free = self._spool.free_bytes()
+        if free < self._minimum_free_bytes:
+            raise StoreUnavailable(f"{free} bytes free, {self._minimum_free_bytes} are kept")
+        self._writer = self._spool.open_instance(
+            FileMeta(
+                self._command.sop_class_uid,
+                self._command.sop_instance_uid,
+                self._transfer_syntax,
+                self._sender.calling_ae,
+            )
+        )
+
+    def _keep(self) -> None:
+        assert self._writer is not None
+        header = self._checked_header(self._writer)
+        spooled = self._writer.commit()
+        # If this raises, the file stays: the row may be there all the same (a connection that broke during COMMIT).
+        # A file without a row is removed by the sweep of unclaimed files; a row without a file would be a loss.
+        receipt = self._ledger.record_instance(
+            ReceivedInstance(
+                sop_instance_uid=header.sop_instance_uid,
+                sop_class_uid=header.sop_class_uid,
+                series_instance_uid=header.series_instance_uid,
+                study_instance_uid=header.study_instance_uid,
+                transfer_syntax_uid=self._transfer_syntax,
+                spool_name=spooled.spool_name,
+                dataset_sha256=spooled.dataset_sha256,
+                size_bytes=spooled.size_bytes,
+                calling_ae=self._sender.calling_ae,
+                peer_address=self._sender.peer_address,
+                association_id=self._sender.association_id,
+                received_at=datetime.now(UTC),
+                position_mm=header.position_mm,
+                orientation=header.orientation,
+                instance_number=header.instance_number,
+                number_of_frames=header.number_of_frames,
+            )
+        )
+        if receipt is Receipt.DUPLICATE:
+            self._spool.delete(spooled.spool_name)
+
+    def _checked_header(self, writer: InstanceWriter) -> InstanceHeader:
+        with writer.dataset() as dataset:
+            try:
+                header = read_header(dataset, self._transfer_syntax)
+            except MalformedDataset as error:
+                raise InstanceRefused(CANNOT_UNDERSTAND, f"malformed data set, {error}") from error
+        check_dataset(self._command.sop_class_uid, self._command.sop_instance_uid, header)
+        return header
+
+
+class _Guard:
+    """The border: every exception inside becomes the answer of the reception."""
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        if error is None:
+            return False
+        if isinstance(error, InstanceRefused):
+            self._reception.fail(Answer(error.status, str(error)))
+        elif isinstance(error, StoreUnavailable):
+            structlog.get_logger().error("store.unavailable", reason=str(error))
+            self._reception.fail(Answer(OUT_OF_RESOURCES, "storage is not available at present"))
+        elif isinstance(error, Exception):
+            # our own fault, not the instance's: the sender may try again
+            structlog.get_logger().error("reception.crashed", exc_info=error)
+            self._reception.fail(Answer(OUT_OF_RESOURCES, "internal error"))
+        else:
+            return False
+        return True

@@ -1,0 +1,382 @@
+"""The spool: every byte the node keeps, each file durable under its final name before anybody hears of it.
+
+Files are written beside their final place as ``*.part``, synced, renamed, and the folder is synced, so that after a
+power cut a final name means whole contents. All names are ours (date and a random UUID); nothing from the wire ever
+becomes part of a path. Files have mode 0600, folders 0700. Received data sets keep their bytes as they came.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import struct
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import structlog
+from pydicom import dcmread, dcmwrite
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+from dicom_node import __version__
+from dicom_node.errors import PixelDataInvalid, StoreUnavailable
+from dicom_node.types import ResultInstance, Series, SourceInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pydicom import Dataset
+
+    from dicom_node.types import EncodedResult
+
+IMPLEMENTATION_CLASS_UID = "2.25.230527419337446921067063318462370115849"
+IMPLEMENTATION_VERSION_NAME = f"DICOM_NODE_{__version__}"[:16]
+
+_PART = ".part"
+_FILE_MODE = 0o600
+_FOLDER_MODE = 0o700
+_UNWANTED_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
+"""What pydicom raises, besides its own errors, on files that are not sound DICOM."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeta:
+    """What the File Meta Information of a received instance says (PS3.10 7.1)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    source_ae: str = ""
+
+    def encoded(self) -> bytes:
+        """Preamble of zeros, prefix and group 0002 in Explicit VR Little Endian."""
+        elements = b"".join(
+            (
+                struct.pack("<HH2sHIH", 2, 1, b"OB", 0, 2, 0x0100),
+                _short_element(0x0002, b"UI", self.sop_class_uid),
+                _short_element(0x0003, b"UI", self.sop_instance_uid),
+                _short_element(0x0010, b"UI", self.transfer_syntax_uid),
+                _short_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+                _short_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
+                _short_element(0x0016, b"AE", self.source_ae) if self.source_ae else b"",
+            )
+        )
+        return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements)) + elements
+
+
+def _short_element(element: int, vr: bytes, value: str) -> bytes:
+    encoded = value.encode("ascii")
+    if len(encoded) % 2:
+        encoded += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 2, element, vr, len(encoded)) + encoded
+
+
+@dataclass(frozen=True, slots=True)
+class SpooledInstance:
+    """A durable file of the spool; digest and size are of the data set alone, without File Meta Information."""
+
+    spool_name: str
+    dataset_sha256: str
+    size_bytes: int
+
+
+class InstanceWriter:
+    """One instance on its way into the spool; a context manager that leaves nothing behind unless it was committed."""
+
+    def __init__(self, spool: Spool, meta: FileMeta) -> None:
+        """Opens the temporary file.
+
+        Raises:
+            StoreUnavailable: no space, no access.
+        """
+        self.size_bytes = 0
+        self._digest = hashlib.sha256()
+        self._name = spool.new_name()
+        self._final = spool.path(self._name)
+        self._part = self._final.with_suffix(_PART)
+        self._committed = False
+        head = meta.encoded()
+        self._head_bytes = len(head)
+        with _translated("opening a spool file"):
+            spool.make_folder(self._final.parent)
+            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+        try:
+            self._write(head)
+        except StoreUnavailable:
+            self._leave()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def write(self, fragment: bytes | memoryview) -> None:
+        """Append a fragment of the data set.
+
+        Raises:
+            StoreUnavailable: disk full or failing.
+        """
+        self._digest.update(fragment)
+        self.size_bytes += len(fragment)
+        self._write(fragment)
+
+    @contextmanager
+    def dataset(self) -> Iterator[memoryview]:
+        """The data set bytes written so far, mapped and not copied; valid inside the ``with`` only."""
+        with _translated("reading a spool file back"):
+            mapped = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
+        with mapped, memoryview(mapped) as whole, whole[self._head_bytes :] as view:
+            yield view
+
+    def commit(self) -> SpooledInstance:
+        """Make the file durable under its final name.
+
+        Raises:
+            StoreUnavailable: disk full or failing; nothing stands under the final name.
+        """
+        with _translated("syncing a spool file"):
+            os.fsync(self._descriptor)
+            self._part.rename(self._final)
+            self._committed = True
+            try:
+                _sync_folder(self._final.parent)
+            except OSError:
+                self._final.unlink(missing_ok=True)
+                raise
+        return SpooledInstance(self._name, self._digest.hexdigest(), self.size_bytes)
+
+    def _write(self, fragment: bytes | memoryview) -> None:
+        with _translated("writing a spool file"), memoryview(fragment) as view:
+            written = 0
+            while written < len(view):
+                written += os.write(self._descriptor, view[written:])
+
+    def _leave(self) -> None:
+        with suppress(OSError):
+            os.close(self._descriptor)
+        if not self._committed:
+            with suppress(OSError):
+                self._part.unlink()
+
+
+class Spool:
+    """The folder of received instances and results. Safe to use from several threads and processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes ``root`` where it is missing.
+
+        Raises:
+            StoreUnavailable: it can't be made.
+        """
+        self._root = root.absolute()
+        with _translated("making the spool folder"):
+            self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+            self._root.chmod(_FOLDER_MODE)
+
+    def open_instance(self, meta: FileMeta) -> InstanceWriter:
+        """A writer for one instance that arrives in fragments.
+
+        Raises:
+            StoreUnavailable: no space, no access.
+        """
+        return InstanceWriter(self, meta)
+
+    def write_instance(self, meta: FileMeta, dataset_bytes: bytes) -> SpooledInstance:
+        """Make one encoded data set durable as a Part 10 file.
+
+        Raises:
+            StoreUnavailable: disk full or failing; nothing is left behind.
+        """
+        with self.open_instance(meta) as writer:
+            writer.write(dataset_bytes)
+            return writer.commit()
+
+    def write_result(self, encoded: EncodedResult) -> tuple[ResultInstance, str]:
+        """Make a result object durable; returns it with its spool name. ``sha256`` is over the whole file.
+
+        Raises:
+            StoreUnavailable: disk full or failing; nothing is left behind.
+        """
+        name = self.new_name()
+        final = self.path(name)
+        part = final.with_suffix(_PART)
+        with _translated("writing a result"):
+            self.make_folder(final.parent)
+            try:
+                digest = _write_durably(part, encoded.dataset)
+                size_bytes = part.stat().st_size
+                part.rename(final)
+                _sync_folder(final.parent)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+        instance = ResultInstance(
+            kind=encoded.kind,
+            sop_class_uid=str(encoded.dataset.SOPClassUID),
+            sop_instance_uid=str(encoded.dataset.SOPInstanceUID),
+            series_instance_uid=str(encoded.dataset.SeriesInstanceUID),
+            transfer_syntax_uid=str(encoded.dataset.file_meta.TransferSyntaxUID),
+            path=final,
+            sha256=digest,
+            size_bytes=size_bytes,
+        )
+        return instance, name
+
+    def path(self, spool_name: str) -> Path:
+        """Where ``spool_name`` lies.
+
+        Raises:
+            ValueError: the name leads out of the spool.
+        """
+        path = self._root / spool_name
+        if not spool_name or ".." in path.parts or not path.is_relative_to(self._root) or path == self._root:
+            raise ValueError("a spool name that leads out of the spool")
+        return path
+
+    def delete(self, spool_name: str) -> None:
+        """Remove a file; a missing one is fine, one that can't be removed stays for the sweep of unclaimed files."""
+        with suppress(OSError):
+            self.path(spool_name).unlink(missing_ok=True)
+
+    def free_bytes(self) -> int:
+        """Space left for us on the file system of the spool.
+
+        Raises:
+            StoreUnavailable: the file system is away.
+        """
+        with _translated("asking for free space"):
+            status = os.statvfs(self._root)
+        return status.f_bavail * status.f_frsize
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove temporary files that a killed process left behind; returns how many."""
+        leftovers = list(self._files(_PART, older_than_s))
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        return len(leftovers)
+
+    def names(self, older_than_s: float) -> Iterator[str]:
+        """Spool names of all whole files older than that: the ledger tells which of them nobody claims."""
+        for path in self._files(".dcm", older_than_s):
+            yield path.relative_to(self._root).as_posix()
+
+    def new_name(self) -> str:
+        """A name that was never used: day, two digits that spread the files, and a random UUID."""
+        unique = uuid.uuid4().hex
+        return f"{datetime.now(UTC):%Y%m%d}/{unique[:2]}/{unique}.dcm"
+
+    def make_folder(self, folder: Path) -> None:
+        """Make a folder of the spool durable, with those above it."""
+        if folder.is_dir():
+            return
+        self.make_folder(folder.parent)
+        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
+        _sync_folder(folder.parent)
+
+    def _files(self, suffix: str, older_than_s: float) -> Iterator[Path]:
+        newest = time.time() - older_than_s
+        for folder, _, names in os.walk(self._root):
+            for name in names:
+                path = Path(folder, name)
+                if path.suffix != suffix:
+                    continue
+                with suppress(FileNotFoundError):
+                    if path.stat().st_mtime <= newest:
+                        yield path
+
+
+def read_headers(paths: Iterable[Path]) -> tuple[SourceInstance, ...]:
+    """The headers (all but pixel data) of spooled instances, in the order given.
+
+    Raises:
+        PixelDataInvalid: a file is not readable as DICOM.
+        StoreUnavailable: a file is missing or the disk fails.
+    """
+    return tuple(SourceInstance(path, _read_header(path)) for path in paths)
+
+
+def read_series_folder(folder: Path) -> tuple[Series, ...]:
+    """Every series under ``folder`` (recursively), ordered by Series Instance UID; one instance per SOP Instance UID.
+
+    Files that are no DICOM instance of a series (other formats, DICOMDIR, damaged, deflated) and repeated SOP
+    Instance UIDs are left out; how many of each goes to the log.
+    """
+    found: dict[str, dict[str, SourceInstance]] = {}
+    skipped = repeated = 0
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        instance = _try_instance(path)
+        if instance is None:
+            skipped += 1
+            continue
+        members = found.setdefault(str(instance.header.SeriesInstanceUID), {})
+        repeated += str(instance.header.SOPInstanceUID) in members
+        members.setdefault(str(instance.header.SOPInstanceUID), instance)
+    structlog.get_logger().info("folder.read", series=len(found), skipped=skipped, repeated=repeated)
+    return tuple(
+        Series(
+            series_instance_uid=uid,
+            study_instance_uid=str(next(iter(members.values())).header.get("StudyInstanceUID", "")),
+            instances=tuple(members.values()),
+        )
+        for uid, members in sorted(found.items())
+    )
+
+
+def _try_instance(path: Path) -> SourceInstance | None:
+    try:
+        # pydicom inflates the whole of a deflated file even to read its header: leave those alone (bombs)
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            return None
+        header = dcmread(path, stop_before_pixels=True)
+        return SourceInstance(path, header) if header.SeriesInstanceUID and header.SOPInstanceUID else None
+    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS):
+        return None
+
+
+def _read_header(path: Path) -> Dataset:
+    try:
+        return dcmread(path, stop_before_pixels=True)
+    except OSError as error:
+        raise StoreUnavailable(f"spool file {path.name}: {_name(error)}") from error
+    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS) as error:
+        raise PixelDataInvalid(f"spool file {path.name} is not readable as DICOM: {type(error).__name__}") from error
+
+
+def _write_durably(part: Path, dataset: Dataset) -> str:
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    with os.fdopen(descriptor, "w+b") as file:
+        dcmwrite(file, dataset, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _translated(action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnavailable(f"spool: {action}: {_name(error)}") from error
+
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, type(error).__name__)
