@@ -6,7 +6,7 @@ included; fractional HU are grouped by label and measured voxel by voxel.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,8 +47,10 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
             f"label map {segmentation.geometry.shape_zyx} does not lie on the grid of the volume "
             f"{volume.geometry.shape_zyx}, or is displaced"
         )
-    count = _statistics_of_whole_hu if volume.voxels_zyx.dtype == np.int16 else _statistics_of_fractional_hu
-    statistics = count(volume.voxels_zyx, segmentation.labels_zyx)
+    whole = volume.voxels_zyx.dtype == np.int16
+    statistics = (_statistics_of_whole_hu if whole else _statistics_of_fractional_hu)(
+        volume.voxels_zyx, segmentation.labels_zyx
+    )
     at_border = _labels_at_border(volume.voxels_zyx, segmentation.labels_zyx)
     structures = tuple(
         StructureMeasurement(
@@ -71,7 +73,7 @@ def _slabs(shape_zyx: tuple[int, ...]) -> Iterator[slice]:
         yield slice(first, first + planes)
 
 
-def _statistics_of_whole_hu(voxels_zyx: NDArray[np.int16], labels_zyx: NDArray[np.uint8]) -> dict[int, _Statistics]:
+def _statistics_of_whole_hu(voxels_zyx: NDArray[Any], labels_zyx: NDArray[np.uint8]) -> dict[int, _Statistics]:
     lowest, highest = int(voxels_zyx.min()), int(voxels_zyx.max())
     bins = highest - lowest + 1
     rows = int(labels_zyx.max()) + 1
@@ -101,9 +103,7 @@ def _from_histogram(counts: NDArray[np.int64], hu: NDArray[np.float64]) -> _Stat
     return _Statistics(total, mean, sd, float(hu[0]), float(hu[-1]), float(hu[middle].mean()))
 
 
-def _statistics_of_fractional_hu(
-    voxels_zyx: NDArray[np.float32], labels_zyx: NDArray[np.uint8]
-) -> dict[int, _Statistics]:
+def _statistics_of_fractional_hu(voxels_zyx: NDArray[Any], labels_zyx: NDArray[np.uint8]) -> dict[int, _Statistics]:
     labels = labels_zyx.ravel()
     foreground = np.flatnonzero(labels)
     by_label = foreground[np.argsort(labels[foreground], kind="stable")]

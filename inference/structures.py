@@ -93,7 +93,7 @@ def _structure(row: Mapping[str, str]) -> Structure:
 
 
 def _read() -> tuple[Structure, ...]:
-    with resources.files("inference").joinpath("structures.csv").open(encoding="utf-8", newline="") as file:
+    with resources.files("inference").joinpath("structures.csv").open(encoding="utf-8") as file:
         return tuple(_structure(row) for row in csv.DictReader(file))
 
 

@@ -1,0 +1,81 @@
+"""Small nnU-Net v2 model folders with random weights, written here by hand so that the reader meets a foreign writer."""
+
+import json
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+
+def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network="PlainConvUNet", axes=(0, 1, 2)):
+    stages = len(features)
+    blocks = "n_conv_per_stage" if network == "PlainConvUNet" else "n_blocks_per_stage"
+    return {
+        "plans_name": "nnUNetPlans",
+        "transpose_forward": list(axes),
+        "configurations": {
+            "3d_fullres": {
+                "patch_size": list(patch),
+                "spacing": list(spacing),
+                "normalization_schemes": ["CTNormalization"],
+                "architecture": {
+                    "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
+                    "arch_kwargs": {
+                        "n_stages": stages,
+                        "features_per_stage": list(features),
+                        "conv_op": "torch.nn.modules.conv.Conv3d",
+                        "kernel_sizes": [[3, 3, 3]] * stages,
+                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                        blocks: [1] * stages,
+                        "n_conv_per_stage_decoder": [1] * (stages - 1),
+                        "conv_bias": True,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                        "dropout_op": None,
+                        "dropout_op_kwargs": None,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": True},
+                    },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+            }
+        },
+        "foreground_intensity_properties_per_channel": {
+            "0": {"mean": 20.0, "std": 300.0, "percentile_00_5": -900.0, "percentile_99_5": 1100.0}
+        },
+    }
+
+
+def random_network(described, classes, seed=0):
+    kwargs = dict(described["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"])
+    kwargs |= {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU, "deep_supervision": False}
+    kind = PlainConvUNet if "n_conv_per_stage" in kwargs else ResidualEncoderUNet
+    torch.manual_seed(seed)
+    network = kind(input_channels=1, num_classes=classes, **kwargs)
+    for module in network.modules():  # wide enough that a random network gives every label somewhere
+        if isinstance(module, nn.Conv3d):
+            nn.init.normal_(module.weight, std=(2.0 / module.weight[0].numel()) ** 0.5)
+            nn.init.normal_(module.bias, std=0.1)
+    return network.eval()
+
+
+def write_model(folder, names=("liver", "spleen", "aorta"), described=None, folds=(0,), checkpoint=None, prefix=""):
+    """Write a model folder of random weights; returns it. ``checkpoint`` adds or replaces entries."""
+    described = described or plans()
+    folder.mkdir(parents=True)
+    (folder / "plans.json").write_text(json.dumps(described))
+    labels = {"background": 0, **{name: k + 1 for k, name in enumerate(names)}}
+    dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    for fold in folds:
+        network = random_network(described, len(labels), seed=fold if isinstance(fold, int) else 0)
+        content = {
+            "network_weights": {prefix + key: value for key, value in network.state_dict().items()},
+            "trainer_name": "nnUNetTrainer",
+            "init_args": {"configuration": "3d_fullres"},
+            "inference_allowed_mirroring_axes": None,
+            **(checkpoint or {}),
+        }
+        (folder / f"fold_{fold}").mkdir()
+        torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
+    return folder
