@@ -147,7 +147,7 @@ def write_folder(
     (folder / "dataset.json").write_text(json.dumps(dataset_json, indent=2) + "\n")
     torch.save(
         {
-            "network_weights": {key: value.detach().cpu().half().contiguous() for key, value in weights.items()},
+            "network_weights": _half_precision(weights),
             "trainer_name": trainer_name,
             "init_args": {"configuration": CONFIGURATION},
             "inference_allowed_mirroring_axes": None,
@@ -155,3 +155,13 @@ def write_folder(
         },
         folder / "fold_0" / "checkpoint_final.pth",
     )
+
+
+def _half_precision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """16-bit copies; what is the same tensor under several names (nnU-Net's modules name most twice) is kept once."""
+    kept: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
+    halves = {}
+    for key, value in weights.items():
+        half = value.detach().cpu().half().contiguous()
+        halves[key] = kept.setdefault((half.shape, half.numpy().tobytes()), half)
+    return halves

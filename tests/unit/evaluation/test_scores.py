@@ -1,0 +1,113 @@
+"""Scores against values worked out by hand, and against a slow, plain computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from inference.evaluation.scores import score_case, surface_dice
+from inference.evaluation.table import tabulate
+from inference.types import Geometry, ModelIdentity, Segmentation
+
+MODEL = ModelIdentity("test", "1", "0" * 64, "Synthetic")
+NAMES = {1: "spleen", 2: "kidney_right", 3: "kidney_left"}
+
+
+def _segmentation(labels, spacing=(1.0, 1.0, 1.0), names=None):
+    labels = np.asarray(labels, dtype=np.uint8)
+    return Segmentation(labels, Geometry(labels.shape, np.diag([*spacing, 1.0])), names or NAMES, MODEL)
+
+
+def _cube(first, size=10, shape=(30, 30, 30), label=1):
+    labels = np.zeros(shape, dtype=np.uint8)
+    z, y, x = first
+    labels[z : z + size, y : y + size, x : x + size] = label
+    return labels
+
+
+def test_equal_is_one():
+    case = _segmentation(_cube((5, 5, 5)))
+    (score,) = score_case(case, case).structures
+    assert (score.dice, score.surface_dice, score.truth_ml, score.found_ml) == (1.0, 1.0, 1.0, 1.0)
+
+
+def test_shifted_cube():
+    """A 10-cube moved by 5 shares half of its voxels: Dice 0.5."""
+    (score,) = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 10)))).structures
+    assert score.dice == pytest.approx(0.5)
+
+
+def test_surface_dice_knows_millimetres():
+    """Moved by two voxels along x: within 3 mm where a voxel has 1 mm, not everywhere where it has 2 mm."""
+    truth, found = _cube((5, 5, 5)), _cube((5, 5, 7))
+    fine = score_case(_segmentation(truth), _segmentation(found))
+    coarse = score_case(_segmentation(truth, (2.0, 1, 1)), _segmentation(found, (2.0, 1, 1)))
+    assert fine.structures[0].surface_dice == 1.0
+    assert coarse.structures[0].surface_dice < 0.9
+    assert coarse.structures[0].dice == fine.structures[0].dice
+
+
+def test_missed_counts_zero_and_absent_counts_not():
+    truth, nothing = _cube((5, 5, 5)), np.zeros((30, 30, 30), dtype=np.uint8)
+    assert score_case(_segmentation(nothing), _segmentation(truth)).structures == ()
+    (score,) = score_case(_segmentation(truth), _segmentation(nothing)).structures
+    assert (score.dice, score.surface_dice) == (0.0, 0.0)
+
+
+def test_labels_of_the_model_may_differ():
+    truth = _segmentation(_cube((5, 5, 5), label=2))
+    found = _segmentation(_cube((5, 5, 5), label=7), names={7: "kidney_right", 2: "spleen"})
+    (score,) = score_case(truth, found).structures
+    assert (score.name, score.dice) == ("kidney_right", 1.0)
+
+
+def test_mixed_up_sides_are_counted():
+    truth = _cube((5, 5, 5), label=2) + _cube((5, 5, 18), label=3)
+    swapped = np.where(truth == 2, 3, np.where(truth == 3, 2, 0))
+    score = score_case(_segmentation(truth), _segmentation(swapped))
+    assert set(score.mixed_up) == {"kidney_right", "kidney_left"}
+    assert score.voxels_on_wrong_side == 2000
+    right = score_case(_segmentation(truth), _segmentation(truth))
+    assert right.mixed_up == ()
+    assert right.voxels_on_wrong_side == 0
+
+
+def test_different_grids_are_refused():
+    with pytest.raises(ValueError, match="grids"):
+        score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 5)), (1, 1, 2)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(np.bool_, (5, 6, 7)),
+    arrays(np.bool_, (5, 6, 7)),
+    st.sampled_from([0.5, 1.0, 2.2]),
+)
+def test_surface_dice_equals_distance_transform(truth, found, tolerance):
+    if not truth.any() or not found.any():
+        return
+    spacing = (1.0, 0.8, 1.5)
+    geometry = Geometry(truth.shape, np.diag([*spacing, 1.0]))
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (truth, found)]
+    near = 0
+    for own, other in (edges, edges[::-1]):
+        distance = ndimage.distance_transform_edt(~other, sampling=spacing[::-1])
+        near += int((distance[own] <= tolerance + 1e-6).sum())
+    expected = near / sum(int(edge.sum()) for edge in edges)
+    assert surface_dice(truth, found, geometry, tolerance) == pytest.approx(expected)
+
+
+def test_table_averages_cases_then_structures():
+    perfect = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 5))))
+    half = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 10))))
+    kidney = _segmentation(_cube((5, 5, 5), label=2))
+    table = tabulate([perfect, half, score_case(kidney, kidney)])
+    assert [(row.name, row.cases, row.dice_mean) for row in table.rows] == [("spleen", 2, 0.75), ("kidney_right", 1, 1)]
+    assert table.dice_mean == pytest.approx(0.875)
+    assert table.worst.name == "spleen"
+    assert "| spleen | 2 | 0.750 | 0.500 |" in table.as_markdown()
+    assert table.as_json()["structures"][0]["dice_min"] == pytest.approx(0.5)
