@@ -13,23 +13,25 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from dicom_node.errors import StoreUnavailable
+from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.operate.housekeeping import DiskWatermark, purge_expired
 from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.pipeline import Pipeline, now_utc
 from dicom_node.receive.scp import Listener
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules import decide, explain, load_rules
 from dicom_node.store.ledger import Ledger
-from dicom_node.store.spool import Spool
+from dicom_node.store.spool import Spool, read_headers, read_series_folder
+from dicom_node.types import Series
 from dicom_node.work.local import LocalWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dicom_node.settings import Settings
 
@@ -186,6 +188,47 @@ class _Child:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
+    """Why ``series`` would or would not run: a folder of DICOM files, or the UID of a series in the spool.
+
+    Raises:
+        ConfigurationError: it is neither a folder nor known to the ledger.
+    """
+    rules = load_rules(settings.rules_file, settings)
+    folder = Path(series)
+    found = read_series_folder(folder) if folder.is_dir() else (_received_series(settings, series),)
+    return [
+        {
+            "series_instance_uid": one.series_instance_uid,
+            "instances": len(one.instances),
+            "conditions": [asdict(row) for row in explain(one, rules)],
+            "decisions": [
+                {
+                    "rule": decision.rule,
+                    "model": decision.model,
+                    "destinations": list(decision.destinations),
+                    "reason": decision.reason,
+                }
+                for decision in decide(one, rules)
+            ],
+        }
+        for one in found
+    ]
+
+
+def _received_series(settings: Settings, series_instance_uid: str) -> Series:
+    spool, ledger = open_store(settings)
+    try:
+        names, sending_ae = ledger.arrivals.current_instances(series_instance_uid)
+    finally:
+        ledger.close()
+    if not names:
+        raise ConfigurationError(f"{series_instance_uid} is neither a folder nor a series that this node keeps")
+    instances = read_headers(spool.path(name) for name in names)
+    study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
+    return Series(series_instance_uid, study_instance_uid, instances, sending_ae)
 
 
 def _stop_on_signals() -> threading.Event:

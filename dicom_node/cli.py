@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger
 
 _PROBLEM_FOUND = 3
+_JOB_COLUMNS = ("id", "state", "model", "progress", "stage", "attempts", "created_at", "series_instance_uid", "reason")
+_SPACING_HELP = "Columns, rows, planes in mm."
+_SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
+_MODEL_HELP = "A model of the demo configuration; default: the demo model for a phantom, tissue for your own CT."
 
 
 class _Command:
@@ -129,9 +133,8 @@ def status(command: _Command, *, as_json: bool) -> None:
             table.add_row(thing, state, str(number))
     command.console.print(table)
     if open_series:
-        command.console.print(
-            _table("series that are still arriving", open_series, ("series_instance_uid", "revision", "sending_ae", "last_arrival", "look_again_at"))
-        )
+        columns = ("series_instance_uid", "revision", "sending_ae", "last_arrival", "look_again_at")
+        command.console.print(_table("series that are still arriving", open_series, columns))
 
 
 @main.command()
@@ -148,7 +151,18 @@ def jobs(command: _Command, *, limit: int, state: str | None, series_uid: str | 
         return
     for row in rows:
         row["progress"] = f"{row['progress']:.0%}"
-    columns = ("id", "state", "model", "progress", "stage", "attempts", "created_at", "series_instance_uid", "revision", "reason")
+    columns = (
+        "id",
+        "state",
+        "model",
+        "progress",
+        "stage",
+        "attempts",
+        "created_at",
+        "series_instance_uid",
+        "revision",
+        "reason",
+    )
     command.console.print(_table("jobs", rows, columns))
 
 
@@ -232,8 +246,9 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
         for row in explanation["conditions"]:
             table.add_row(row["rule"], row["condition"], row["seen"], "yes" if row["held"] else "no")
         command.console.print(table)
-        for line in explanation["decisions"]:
-            click.echo(line)
+        for decision in explanation["decisions"]:
+            model = f" -> model {decision['model']}" if decision["model"] else ""
+            click.echo(f"{decision['reason']}{model}; results to: {', '.join(decision['destinations']) or 'nobody'}")
 
 
 # ---- phantom, demo, evaluation
@@ -242,7 +257,7 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
 @main.command()
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
-@click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help="Columns, rows, planes in mm.")
+@click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help=_SPACING_HELP)
 @click.option("--field-of-view", default="whole", show_default=True, help="whole, head, chest, abdomen, pelvis ...")
 @click.option("--format", "file_format", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True)
 def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_view: str, file_format: str) -> None:
@@ -253,8 +268,15 @@ def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_
 
 
 @main.command()
-@click.option("--series", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A folder with your own CT series; without it a phantom is made.")
-@click.option("--model", help="A model of the demo configuration; default: the demo model for the phantom, tissue for your own CT.")
+@click.option(
+    "--series",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help=_SERIES_HELP,
+)
+@click.option(
+    "--model",
+    help=_MODEL_HELP,
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="Seed of the phantom.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True)
 def demo(series: Path | None, model: str | None, seed: int, out: Path) -> None:

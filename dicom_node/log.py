@@ -45,7 +45,10 @@ class _LibraryWarnings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger().warning(
-            "library.warning", logger=record.name, level_name=record.levelname, source=f"{record.module}:{record.lineno}"
+            "library.warning",
+            logger=record.name,
+            level_name=record.levelname,
+            source=f"{record.module}:{record.lineno}",
         )
 
 

@@ -125,7 +125,7 @@ class Pipeline:
             return decide(self._read(revision), self._rules), None
         except DicomNodeError as error:
             return (_NO_RULE,), str(error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a series nobody foresaw must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
             return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
 
@@ -157,7 +157,7 @@ class Pipeline:
             self._settle(run, error.disposition, str(error))
         except MemoryError:
             self._settle(run, Disposition.RETRY, "out of memory")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - becomes FAILED, with a place in the log
             self._log.exception("job.crashed", job=claimed.id)
             self._settle(
                 run, Disposition.FAIL, f"unexpected {type(error).__name__}; the log of job {claimed.id} tells where"
@@ -215,7 +215,7 @@ class Pipeline:
 
     def _discard(self, stored: list[tuple[ResultInstance, str]]) -> None:
         for _, name in stored:
-            self._spool.path(name).unlink(missing_ok=True)
+            self._spool.delete(name)
 
     def _settle(self, run: _Run, disposition: Disposition, reason: str) -> None:
         """The one place where an outcome that is not success becomes a job state."""

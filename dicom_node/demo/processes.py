@@ -53,6 +53,11 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def process_id(self) -> int:
+        """The id of the program's first process."""
+        return self._process.pid
+
     def wait_for_port(self, port: int, limit_s: float = 60.0) -> None:
         """Return as soon as the program accepts connections on ``port`` of the loopback interface.
 

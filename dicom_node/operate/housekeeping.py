@@ -1,4 +1,4 @@
-"""Retention and the disk watermark: bytes leave the spool when nobody is owed them any more, and people hear of it in time."""
+"""Retention and the disk watermark: bytes go when nobody is owed them any more, and people hear of it in time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def purge_expired(ledger: Ledger, spool: Spool, settings: OperateSettings, now: 
     """Delete the spool files of series whose last job ended more than ``retention_days`` ago; returns how many."""
     names = ledger.retention.purge_due(now - timedelta(days=settings.retention_days), now, _PURGE_BATCH)
     for name in names:
-        spool.path(name).unlink(missing_ok=True)
+        spool.delete(name)
     if names:
         structlog.get_logger().info("retention.purged", files=len(names), retention_days=settings.retention_days)
     return len(names)

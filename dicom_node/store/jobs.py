@@ -1,7 +1,8 @@
 """The queue of jobs: the ledger is queue and truth.
 
 One conditional ``UPDATE ... WHERE state = ?`` per arrow of the state drawing in ARCHITECTURE.md. ``attempts`` is
-counted before the work and serves as fencing token: a worker that lost its lease holds an older number and changes nothing.
+counted before the work and serves as fencing token: a worker that lost its lease holds an older number and changes
+nothing.
 """
 
 from __future__ import annotations

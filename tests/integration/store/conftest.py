@@ -8,11 +8,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def server_programs() -> Path | None:
@@ -31,12 +34,18 @@ def running_server() -> Iterator[str]:
     data = folder / "data"
     subprocess.run(
         [programs / "initdb", "--auth=trust", "--username=node", "--no-sync", "-D", data],
-        check=True, capture_output=True, user=user, cwd=folder,
+        check=True,
+        capture_output=True,
+        user=user,
+        cwd=folder,
     )
     port = _free_port()
     server = subprocess.Popen(
         [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder],
-        user=user, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        user=user,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]

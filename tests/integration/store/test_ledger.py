@@ -96,8 +96,14 @@ def some_results():
     return [
         (
             ResultInstance(
-                kind=kind, sop_class_uid="1.2.3", sop_instance_uid=f"2.25.{n}", series_instance_uid=f"2.25.9{n}",
-                transfer_syntax_uid="1.2.840.10008.1.2.1", path=Path("/nowhere"), sha256="0" * 64, size_bytes=7,
+                kind=kind,
+                sop_class_uid="1.2.3",
+                sop_instance_uid=f"2.25.{n}",
+                series_instance_uid=f"2.25.9{n}",
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                path=Path("/nowhere"),
+                sha256="0" * 64,
+                size_bytes=7,
             ),
             f"results/{n}",
         )
@@ -141,9 +147,18 @@ def test_same_sop_instance_uid_in_two_series_is_kept_twice(ledger):
 
 def _received_of(series):
     return ReceivedInstance(
-        sop_instance_uid=f"{series}.1", sop_class_uid="1.2", series_instance_uid=series, study_instance_uid="1.3",
-        transfer_syntax_uid="1.2.840.10008.1.2", spool_name=series, dataset_sha256="f" * 64, size_bytes=1,
-        calling_ae="PACS", peer_address="127.0.0.1", association_id="assoc-1", received_at=NOW,
+        sop_instance_uid=f"{series}.1",
+        sop_class_uid="1.2",
+        series_instance_uid=series,
+        study_instance_uid="1.3",
+        transfer_syntax_uid="1.2.840.10008.1.2",
+        spool_name=series,
+        dataset_sha256="f" * 64,
+        size_bytes=1,
+        calling_ae="PACS",
+        peer_address="127.0.0.1",
+        association_id="assoc-1",
+        received_at=NOW,
     )
 
 

@@ -1,0 +1,107 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from pydantic import BaseModel
+
+from dicom_node.cli import main
+from dicom_node.errors import ConfigurationError
+from dicom_node.settings import (
+    CompletionSettings,
+    DestinationSettings,
+    NnunetModelSettings,
+    Settings,
+    SourceSettings,
+    load_settings,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+NODE_YAML = ROOT / "config" / "node.yaml"
+
+
+def keys_of(content, prefix=""):
+    for key, value in content.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict) and prefix.count(".") == 0 and key not in {"models", "destinations"}:
+            yield from keys_of(value, f"{prefix}{key}.")
+
+
+def fields_of(model: type[BaseModel], prefix=""):
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+
+
+def test_node_yaml_holds_every_key_and_no_other():
+    content = yaml.safe_load(NODE_YAML.read_text())
+    assert set(keys_of(content)) == set(fields_of(Settings))
+
+
+def test_node_yaml_states_the_defaults():
+    content = yaml.safe_load(NODE_YAML.read_text())
+    content["rules_file"] = Path(content["rules_file"])
+    written = Settings(**{key: value for key, value in content.items() if key != "models"})
+    assert written == Settings(rules_file=written.rules_file)
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [("sources", SourceSettings), ("destinations", DestinationSettings), ("models", NnunetModelSettings)],
+)
+def test_node_yaml_shows_every_key_of_its_lists(heading, model):
+    text = NODE_YAML.read_text().replace("# ", "").replace("#   ", "")
+    part = text[text.index(f"{heading}:") :]
+    for name in model.model_fields:
+        assert re.search(rf"\b{name}:", part), f"{heading}: {name} is not shown in node.yaml"
+
+
+def test_unknown_key_is_refused_by_name(tmp_path):
+    file = tmp_path / "node.yaml"
+    file.write_text("node: {ae_tilte: X}\n")
+    with pytest.raises(ConfigurationError, match=r"node\.ae_tilte"):
+        load_settings(file)
+
+
+def test_environment_overrides_one_key_of_the_file(monkeypatch):
+    monkeypatch.setenv("DICOM_NODE__COMPLETION__REGULAR_QUIET_S", "9")
+    settings = load_settings(NODE_YAML)
+    assert settings.completion == CompletionSettings(regular_quiet_s=9)
+
+
+def test_commands_named_in_the_documents_exist():
+    named = set()
+    for document in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))):
+        named |= set(re.findall(r"dicom-node (?:--config \S+ )?([a-z]+)\b", document.read_text()))
+    named -= {"node"}
+    unknown = {name for name in named if name not in main.commands}
+    assert not unknown
+
+
+def test_every_command_explains_itself():
+    for name, command in main.commands.items():
+        assert command.help, name
+    assert CliRunner().invoke(main, ["--help"]).exit_code == 0
+
+
+def test_make_targets_named_in_the_readme_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())) <= targets
+
+
+def test_version_is_stated_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"]
+
+
+def test_no_image_data_is_in_the_repository():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    assert [name for name in listed if re.search(r"\.(dcm|nii|nii\.gz|ima|nrrd|mha)$", name)] == []
