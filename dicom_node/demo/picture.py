@@ -235,7 +235,7 @@ def legend_groups(
     for (group, family), members in gathered.items():
         several = f" ({len(members)})" if len(members) > 1 else ""
         entry = LegendEntry(
-            text=_readable(family) + several,
+            text=family.capitalize() + several,
             colours=tuple(member.rgb for member in members),
             volume_ml=sum(volume_ml.get(member.name, 0.0) for member in members),
         )
@@ -247,15 +247,10 @@ def legend_groups(
 
 def _family(name: str) -> str:
     """``rib_left_4`` and ``rib_right_5`` -> ribs, ``kidney_left`` -> kidney."""
-    plain = re.sub(r"[ _](left|right)\b", "", name.replace("_", " "), flags=re.IGNORECASE)
-    plain = re.sub(r"^(left|right) ", "", plain, flags=re.IGNORECASE)
-    plain = re.sub(r"^vertebrae? .*", "vertebrae", plain, flags=re.IGNORECASE)
-    return re.sub(r"^rib \d+", "ribs", plain, flags=re.IGNORECASE)
-
-
-def _readable(name: str) -> str:
-    text = name.replace("_", " ")
-    return text[:1].upper() + text[1:]
+    plain = re.sub(r"\b(left|right)\b", "", name.replace("_", " ").casefold())
+    plain = " ".join(plain.split())
+    plain = re.sub(r"^vertebrae? .*", "vertebrae", plain)
+    return re.sub(r"^rib \d+", "ribs", plain)
 
 
 def _upright(volume: Volume, labels_zyx: NDArray[np.uint8]) -> _Upright:

@@ -167,7 +167,7 @@ def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path
         "models": models,
         "operate": {"sweep_s": 0.5, "disk_stop_percent": 99, "disk_resume_percent": 98},
     }
-    rules = {"rules": [{"name": "demo", "when": {}, "model": model, "destinations": ["pacs"]}]}
+    rules = {"rules": [{"name": "demo", "when": [], "model": model, "destinations": ["pacs"]}]}
     (work / "rules.yaml").write_text(yaml.safe_dump(rules, sort_keys=False), encoding="utf-8")
     config = work / "node.yaml"
     config.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")

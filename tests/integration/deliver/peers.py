@@ -64,6 +64,7 @@ def scripted_pacs(
     *,
     classes=(SegmentationStorage, ComprehensiveSRStorage),
     syntaxes=None,
+    port=0,
     **ae,
 ):
     """A pynetdicom SCP whose answer to its k-th C-STORE (k from 1) is what ``on_store(event, k)`` returns."""
@@ -82,7 +83,7 @@ def scripted_pacs(
         entity.add_supported_context(sop_class, syntaxes or ALL_TRANSFER_SYNTAXES)
     entity.add_supported_context(Verification)
     handlers = [(evt.EVT_C_STORE, handle), *ae.pop("handlers", [])]
-    server = entity.start_server((ANY_HOST, 0), block=False, evt_handlers=handlers)
+    server = entity.start_server((ANY_HOST, port), block=False, evt_handlers=handlers)
     try:
         yield server.server_address[1], stored
     finally:

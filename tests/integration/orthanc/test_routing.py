@@ -1,0 +1,133 @@
+"""The shipped Orthanc configuration and routing script, in a real Orthanc with a Storage SCP in the node's place."""
+
+import json
+import os
+import shutil
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.uid import SegmentationStorage
+
+from dicom_node.deliver.association import Association
+from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
+from dicom_node.demo.pacs import outgoing_files
+from dicom_node.demo.processes import Program, free_port
+from dicom_node.settings import DestinationSettings
+from inference.types import Geometry, Volume
+from tests.integration.deliver.peers import scripted_pacs
+
+CONFIGURATION = Path(__file__).parents[3] / "orthanc" / "orthanc.json"
+CT = "1.2.840.10008.5.1.4.1.1.2"
+ORTHANC = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+
+pytestmark = [
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(ORTHANC is None, reason="Orthanc (Debian package orthanc) is not installed"),
+]
+
+
+@pytest.fixture
+def start_orthanc(tmp_path):
+    """Starts Orthanc with the shipped files and the node at ``node_port``; gives the REST base address."""
+    programs = []
+
+    def start(node_port, node_ae_title="PACS"):
+        ports = {"ORTHANC_DICOM_PORT": str(free_port()), "ORTHANC_HTTP_PORT": str(free_port())}
+        environment = ports | {
+            "ORTHANC_STORAGE": str(tmp_path / "storage"),
+            "ORTHANC_STABLE_AGE": "1",
+            "ORTHANC_RETRY_PERIOD": "1",
+            "NODE_AE_TITLE": node_ae_title,
+            "NODE_PORT": str(node_port),
+        }
+        program = Program("Orthanc", [ORTHANC, str(CONFIGURATION)], tmp_path / "orthanc.log", environment)
+        programs.append(program)
+        program.wait_for_port(int(ports["ORTHANC_HTTP_PORT"]))
+        return f"http://127.0.0.1:{ports['ORTHANC_HTTP_PORT']}"
+
+    yield start
+    for program in programs:
+        program.stop()
+
+
+def _upload(base, path):
+    request = urllib.request.Request(f"{base}/instances", data=path.read_bytes())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["Status"] == "Success"
+
+
+def _ct_files(folder, seed, **changes):
+    voxels = np.random.default_rng(seed).integers(-1000, 1000, (4, 16, 16)).astype(np.int16)
+    volume = Volume(voxels, Geometry((4, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0])))
+    write_ct_series(volume, folder, SyntheticPatient(seed, 50, "F"))
+    for path in folder.iterdir():
+        dataset = dcmread(path)
+        for keyword, value in changes.items():
+            setattr(dataset, keyword, value)
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+        dataset.save_as(path)
+    return sorted(folder.iterdir())
+
+
+def _wait_until(condition, limit_s=30):
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc, tmp_path):
+    kept = [
+        *_ct_files(tmp_path / "seg", 1, SOPClassUID=SegmentationStorage, Modality="SEG"),
+        *_ct_files(tmp_path / "localizer", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
+        *_ct_files(tmp_path / "ours", 3, Manufacturer="dicom-node project"),
+    ]
+    wanted = _ct_files(tmp_path / "ct", 4)
+    with scripted_pacs(classes=[CT, SegmentationStorage]) as (port, stored):
+        base = start_orthanc(port)
+        for path in (*kept, *wanted):  # the series to keep become stable first
+            _upload(base, path)
+        assert _wait_until(lambda: len(stored) >= len(wanted))
+        assert _wait_until(lambda: _verdicts(tmp_path) == 4)
+    expected = {str(dcmread(path).SOPInstanceUID) for path in wanted}
+    assert {str(event.request.AffectedSOPInstanceUID) for event, _ in stored} == expected
+    assert len(stored) == len(wanted)
+
+
+def test_what_came_from_the_node_does_not_go_back(start_orthanc, tmp_path):
+    files = outgoing_files(_ct_files(tmp_path / "ct", 5))
+    with scripted_pacs(classes=[CT]) as (port, stored):
+        base = start_orthanc(port, node_ae_title="NODE")
+        with urllib.request.urlopen(f"{base}/system", timeout=10) as answer:
+            dicom_port = json.load(answer)["DicomPort"]
+        orthanc = DestinationSettings(host="127.0.0.1", port=dicom_port, ae_title="ORTHANC")
+        with Association(orthanc, "NODE", [(files[0].sop_class_uid, files[0].transfer_syntax_uid)]) as association:
+            assert [association.store(file) for file in files] == [0] * 4
+        assert _wait_until(lambda: _verdicts(tmp_path) == 1)
+    assert not stored
+    assert "came from the node" in (tmp_path / "orthanc.log").read_text()
+
+
+def test_what_the_node_could_not_take_is_offered_again(start_orthanc, tmp_path):
+    files = _ct_files(tmp_path / "ct", 6)
+    away = free_port()
+    base = start_orthanc(away)
+    for path in files:
+        _upload(base, path)
+    log = tmp_path / "orthanc.log"
+    assert _wait_until(lambda: "Connection refused" in log.read_text())
+    with scripted_pacs(classes=[CT], port=away) as (_, stored):
+        for path in _ct_files(tmp_path / "next", 7):
+            _upload(base, path)
+        assert _wait_until(lambda: len(stored) >= 2 * len(files))
+
+
+def _verdicts(tmp_path):
+    log = (tmp_path / "orthanc.log").read_text()
+    return log.count(": sent to node") + log.count(": stays here")
