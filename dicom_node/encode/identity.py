@@ -1,0 +1,68 @@
+"""Derived UIDs: the same run of the same model over the same instances makes the same UIDs, anything else makes others.
+
+A UID is ``2.25.<n>`` (PS3.5 section B.2) where ``n`` is a UUID filled from a SHA-256, so that a rerun after a crash, on
+this node or another, gives the archive the very instances it may already hold, and a PACS sees no duplicates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dicom_node.types import ResultContext
+    from inference.types import ModelIdentity
+
+
+def content_digest(sha256s: Iterable[str]) -> str:
+    """SHA-256 (hex) over the digests of the instances that went into a run, whatever their order."""
+    return hashlib.sha256("\n".join(sorted(digest.lower() for digest in sha256s)).encode("ascii")).hexdigest()
+
+
+def derived_uid(*parts: str | int) -> str:
+    """The UID that belongs to ``parts``; no two different lists of parts share one (up to collisions of SHA-256)."""
+    digest = hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode("ascii")).digest()
+    return f"2.25.{UUID(bytes=digest[:16], version=5).int}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunIdentity:
+    """What makes a run of the node different from every other run, and the UIDs that follow from it."""
+
+    source_series_uid: str
+    content_digest: str
+    model: ModelIdentity
+    revision: int
+
+    @classmethod
+    def of(cls, source_series_uid: str, model: ModelIdentity, context: ResultContext) -> RunIdentity:
+        """The identity of the run that ``context`` describes."""
+        return cls(source_series_uid, context.content_digest, model, context.revision)
+
+    def uid(self, kind: str) -> str:
+        """The UID of the one object of this ``kind`` in the run, e.g. ``"SEG series"``."""
+        model = self.model
+        return derived_uid(
+            "dicom-node result",
+            self.source_series_uid,
+            self.content_digest,
+            model.name,
+            model.version,
+            model.digest,
+            self.revision,
+            kind,
+        )
+
+    def tracking_uid(self, structure_name: str) -> str:
+        """Tracking UID (PS3.3 C.8.20.2, TID 4108) of one structure, the same in SEG and SR."""
+        return self.uid(f"tracking {structure_name}")
+
+
+def algorithm_device_uid(device_uid: str, model: ModelIdentity) -> str:
+    """Device UID of one model on one installation: another model or version is another device (IHE AIR)."""
+    return derived_uid("dicom-node algorithm", device_uid, model.name, model.version, model.digest)

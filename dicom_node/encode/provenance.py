@@ -1,0 +1,249 @@
+"""What every result says about where it comes from: who made it, when, from what, and what it must not be used for."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone, tzinfo
+from typing import TYPE_CHECKING
+
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
+from pydicom.charset import convert_encodings
+from pydicom.uid import UID
+
+from dicom_node import __version__
+from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
+from dicom_node.encode.identity import RunIdentity, algorithm_device_uid, derived_uid
+
+if TYPE_CHECKING:
+    from pydicom.sr.coding import Code as DicomCode
+
+    from dicom_node.encode.source import PreparedSource
+    from dicom_node.types import ResultContext
+    from inference.types import ModelIdentity
+
+MANUFACTURER = "dicom-node project"
+MODEL_NAME = "dicom-node"
+IMPLEMENTATION_CLASS_UID = derived_uid("dicom-node implementation class")
+IMPLEMENTATION_VERSION_NAME = f"dicom-node{__version__}"[:16]
+
+_LO, _SH, _CS = 64, 16, 16
+"""Longest values of these VRs in characters (PS3.5 table 6.2-1)."""
+_LARGEST_SERIES_NUMBER = (2**31 - 1 - 99) // 100
+_UNNUMBERED_SERIES = 90
+_LONGEST_USE = 40
+_UNSPECIFIED_USE = "Unspecified use"
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """One run, as its results state it. ``statements`` are whole sentences for people."""
+
+    identity: RunIdentity
+    context: ResultContext
+    source: PreparedSource
+    statements: tuple[str, ...]
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model that ran."""
+        return self.identity.model
+
+    @property
+    def started_at(self) -> datetime:
+        """Start of the analysis in the time zone of the study, or of this node where the study states none."""
+        return self.context.started_at.astimezone(_time_zone(self.source.timezone_offset))
+
+
+def statements(context: ResultContext, model: ModelIdentity, planes: int, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What a reader of any result of this run must know, the intended use first."""
+    said = [
+        f"{model.intended_use}.",
+        f"Made by {model.name} version {model.version} (SHA-256 {model.digest}); not verified by a person.",
+        f"Revision {context.revision} of the source series, {planes} images.",
+    ]
+    if context.completion_reason:
+        said.append(f"The series was taken as complete because: {context.completion_reason}.")
+    if context.superseded_series_uid:
+        said.append(f"Supersedes the results of series {context.superseded_series_uid}.")
+    said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)
+    return tuple(plain(sentence, 1024) for sentence in said)
+
+
+def plain(text: str, limit: int) -> str:
+    """``text`` as at most ``limit`` printable ASCII characters without backslash: valid in every character set."""
+    folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
+    return re.sub(r"[^ -\[\]-~]+", " ", folded).strip()[:limit].strip()
+
+
+def model_name(model: ModelIdentity, limit: int = _LO) -> str:
+    """The model's name as :func:`plain` text, never empty."""
+    return plain(model.name, limit) or "unnamed"
+
+
+def model_version(model: ModelIdentity) -> str:
+    """The model's version as :func:`plain` text, never empty."""
+    return plain(model.version, _LO) or "unknown"
+
+
+def series_description(model: ModelIdentity, what: str) -> str:
+    """At most 64 characters that always hold what the result is and, at least in short, its intended use."""
+    use = plain(model.intended_use, _LONGEST_USE) or _UNSPECIFIED_USE
+    if len(f"{model_name(model)} {what} - {use}") > _LO:
+        use = use.split(" - ", maxsplit=1)[0]
+    tail = f"{what} - {use}"
+    return f"{model_name(model, _LO - 1 - len(tail))} {tail}"
+
+
+def content_label(model: ModelIdentity) -> str:
+    """The intended use in the 16 capital letters of a Content Label (VR CS), cut between words."""
+    words = (
+        re.sub(r"[^A-Z0-9]+", " ", plain(model.intended_use, _LO).upper()).split() or _UNSPECIFIED_USE.upper().split()
+    )
+    label = words[0][:_CS]
+    for word in words[1:]:
+        if len(label) + 1 + len(word) > _CS:
+            break
+        label += f" {word}"
+    return label
+
+
+def content_description(provenance: Provenance) -> str:
+    """At most 64 characters: the revision, what it supersedes, why the series was taken as complete."""
+    context = provenance.context
+    parts = [f"Revision {context.revision}"]
+    if context.superseded_series_uid:
+        parts.append("supersedes earlier results")
+    parts.append(f"{len(provenance.source.planes)} images")
+    if context.completion_reason:
+        parts.append(context.completion_reason)
+    return plain(", ".join(parts), _LO)
+
+
+def content_creator_name(model: ModelIdentity) -> str:
+    """The model as a Person Name of one component: the creator of the content is the algorithm."""
+    return (re.sub(r"[\^=]", " ", model_name(model, _LO - 1)).strip() or "unnamed") + "^"
+
+
+def series_number(source: PreparedSource, offset: int) -> int:
+    """A number that sorts next to the source series: 5 gives 501, 502 ..."""
+    number = source.series_number if 0 < source.series_number <= _LARGEST_SERIES_NUMBER else _UNNUMBERED_SERIES
+    return number * 100 + offset
+
+
+def software_versions(model: ModelIdentity) -> list[str]:
+    """Of the node and of the model."""
+    return [plain(f"{MODEL_NAME} {__version__}", _LO), plain(f"{model_name(model)} {model_version(model)}", _LO)]
+
+
+def algorithm_identification(model: ModelIdentity) -> AlgorithmIdentificationSequence:
+    """PS3.3 table 10-19: family, name, version, and the digest of the model's files as parameter."""
+    return AlgorithmIdentificationSequence(
+        name=model_name(model),
+        family=algorithm_family(model.family),
+        version=model_version(model),
+        source=plain(model.family, _LO),
+        parameters={"sha256": model.digest},
+    )
+
+
+def contributing_equipment(provenance: Provenance) -> list[Dataset]:
+    """PS3.3 C.12.1.1.5, IHE AIR: the scanner, this node, and the algorithm as a device of its own."""
+    context, model = provenance.context, provenance.model
+    items = []
+    acquisition = provenance.source.acquisition_equipment
+    if "Manufacturer" in acquisition and acquisition.get_item("Manufacturer").value:
+        scanner = Dataset()
+        scanner.PurposeOfReferenceCodeSequence = [_concept(ACQUISITION_EQUIPMENT)]
+        for tag in acquisition.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
+            scanner[tag] = acquisition.get_item(tag)
+        scanner.ContributionDescription = "Acquisition of the source images"
+        _keep_bytes(scanner)
+        items.append(scanner)
+    items.append(
+        _equipment(
+            name=MODEL_NAME,
+            versions=plain(f"{MODEL_NAME} {__version__}", _LO),
+            device_uid=context.device_uid,
+            station_name=context.station_name,
+            description="Reconstruction, measurement and encoding",
+        )
+    )
+    algorithm = _equipment(
+        name=model_name(model),
+        versions=model_version(model),
+        device_uid=algorithm_device_uid(context.device_uid, model),
+        station_name=context.station_name,
+        description=plain(f"Segmentation; {model.intended_use}; model SHA-256 {model.digest}", 1024),
+    )
+    algorithm.ContributionDateTime = f"{provenance.started_at:%Y%m%d%H%M%S.%f%z}"
+    items.append(algorithm)
+    return items
+
+
+def _equipment(name: str, versions: str, device_uid: str, station_name: str, description: str) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [_concept(PROCESSING_EQUIPMENT)]
+    item.Manufacturer = MANUFACTURER
+    item.ManufacturerModelName = name
+    item.SoftwareVersions = versions
+    item.DeviceUID = device_uid
+    item.StationName = plain(station_name, _SH)
+    item.ContributionDescription = description
+    return item
+
+
+def _concept(code: DicomCode) -> CodedConcept:
+    return CodedConcept(code.value, code.scheme_designator, code.meaning)
+
+
+# ---- the attributes that SEG and SR share
+
+
+def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
+    """Put patient, study, series, equipment and time of ``provenance`` on a result; ``what`` it is, for people.
+
+    Identity replaces whatever the library took from the source, and the elements go out as the bytes that came in.
+    """
+    context, model, started_at = provenance.context, provenance.model, provenance.started_at
+    identity = provenance.source.identity
+    if "SpecificCharacterSet" not in identity and "SpecificCharacterSet" in dataset:
+        del dataset.SpecificCharacterSet
+    for tag in identity.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
+        dataset[tag] = identity.get_item(tag)
+    dataset.SeriesDescription = series_description(model, what)
+    dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
+    dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
+    # the run as such has one time; a rerun of the same input must give the same bytes but for that
+    del dataset.InstanceCreationDate
+    del dataset.InstanceCreationTime
+    dataset.Manufacturer = MANUFACTURER
+    dataset.ManufacturerModelName = MODEL_NAME
+    dataset.DeviceSerialNumber = context.device_uid
+    dataset.SoftwareVersions = software_versions(model)
+    dataset.StationName = plain(context.station_name, _SH)
+    dataset.ContributingEquipmentSequence = contributing_equipment(provenance)
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    _keep_bytes(dataset)
+
+
+def _keep_bytes(dataset: Dataset) -> None:
+    """Tell pydicom that raw elements already are in the encoding and character set that ``dataset`` is written in."""
+    # an item of a sequence has no character set of its own: pydicom holds its default against that of this call
+    own = dataset.get("SpecificCharacterSet")
+    dataset.set_original_encoding(
+        is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
+    )
+
+
+def _time_zone(offset: str) -> tzinfo | None:
+    """Timezone Offset From UTC, ``+0100``; None, the zone of this machine, where there is none."""
+    match = re.fullmatch(r"([+-])(\d\d)(\d\d)", offset)
+    if match is None:
+        return None
+    delta = timedelta(hours=int(match[2]), minutes=int(match[3]))
+    return timezone(-delta if match[1] == "-" else delta)

@@ -1,0 +1,79 @@
+"""Which labels become segments: those that are there, numbered 1..N by ascending label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicom_node.errors import EncodingError
+from inference.errors import UnknownStructureError
+from inference.structures import Structure, structure
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dicom_node.encode.identity import RunIdentity
+    from inference.types import Measurements, Segmentation, StructureMeasurement
+
+_LABELS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One structure that was found. ``number`` counts from 1 in the SEG; ``label`` is its value in the label map."""
+
+    number: int
+    label: int
+    structure: Structure
+    tracking_uid: str
+    measurement: StructureMeasurement
+
+
+def present_segments(
+    segmentation: Segmentation, measurements: Measurements, identity: RunIdentity
+) -> tuple[Segment, ...]:
+    """Every label that has voxels, with its measurement.
+
+    Raises:
+        EncodingError: a label has no name, its name no codes, or the measurements are of another label map.
+    """
+    counts = voxel_counts(segmentation.labels_zyx)
+    measured = {measurement.label: measurement for measurement in measurements.structures}
+    present = [label for label in range(1, _LABELS) if counts[label]]
+    if sorted(measured) != present:
+        raise EncodingError(f"labels {present} are in the label map, but {sorted(measured)} were measured")
+    segments = []
+    for number, label in enumerate(present, start=1):
+        name, measurement = segmentation.names_by_label.get(label), measured[label]
+        if name is None or name != measurement.name:
+            raise EncodingError(f"label {label} is named {name!r} by the model and {measurement.name!r} as measured")
+        if measurement.voxel_count != counts[label]:
+            raise EncodingError(f"{name} has {counts[label]} voxels, but {measurement.voxel_count} were measured")
+        segments.append(Segment(number, label, _structure(name), identity.tracking_uid(name), measurement))
+    return tuple(segments)
+
+
+def segment_numbers(labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...]) -> NDArray[np.uint8]:
+    """The label map with segment numbers in place of labels."""
+    table = np.zeros(_LABELS, dtype=np.uint8)
+    for segment in segments:
+        table[segment.label] = segment.number
+    numbered: NDArray[np.uint8] = table[labels_zyx]
+    return numbered
+
+
+def voxel_counts(labels_zyx: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Voxels of each label 0..255; plane by plane, since ``bincount`` makes an int64 copy of what it counts."""
+    counts = np.zeros(_LABELS, dtype=np.int64)
+    for plane in labels_zyx:
+        counts += np.bincount(plane.ravel(), minlength=_LABELS)
+    return counts
+
+
+def _structure(name: str) -> Structure:
+    try:
+        return structure(name)
+    except UnknownStructureError as error:
+        raise EncodingError(str(error)) from error

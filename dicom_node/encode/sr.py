@@ -1,0 +1,281 @@
+"""TID 1500 Measurement Report as Comprehensive 3D SR (PS3.16 TID 1500, PS3.3 A.35.13).
+
+One Measurement Group (TID 1411) per structure that was found, with the tracking UID of its segment and a reference to
+that segment; no image library, which would make it four times larger and tell nothing new. What was looked for and not
+found, the intended use and the provenance stand as Qualitative Evaluations of the whole report. When nothing was found
+the report has no measurements and says "All algorithms succeeded; without findings".
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodeContentItem,
+    CodedConcept,
+    Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node.encode.codes import (
+    ANATOMY_COVERAGE_INCOMPLETE,
+    ATTENUATION_COEFFICIENT,
+    COMMENT,
+    CT_UNSPECIFIED_BODY_REGION,
+    FINDINGS_SUMMARY,
+    HOUNSFIELD_UNIT,
+    IMAGING_MEASUREMENTS,
+    MAXIMUM,
+    MEAN,
+    MEASUREMENT_REPORT,
+    MEDIAN,
+    MILLILITER,
+    MINIMUM,
+    PROCEDURE_REPORTED,
+    QUALITATIVE_EVALUATIONS,
+    STANDARD_DEVIATION,
+    VOLUME,
+    WITH_FINDINGS,
+    WITHOUT_FINDINGS,
+    YES,
+    algorithm_family,
+    concept,
+)
+from dicom_node.encode.provenance import (
+    MANUFACTURER,
+    MODEL_NAME,
+    Provenance,
+    model_name,
+    model_version,
+    plain,
+    series_number,
+    stamp,
+)
+from dicom_node.encode.source import TYPE_2
+from dicom_node.errors import EncodingError
+
+if TYPE_CHECKING:
+    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.source import PreparedSource
+
+TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
+_SERIES_NUMBER_OFFSET = 2
+_DEFINITION = (
+    "Volume is the number of voxels times the voxel volume, attenuation over the same voxels, both on the grid of the "
+    "source images; the standard deviation is that of the voxels."
+)
+
+
+def report_object(
+    segmentation_object: Dataset | None,
+    segments: tuple[Segment, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+) -> Dataset:
+    """The report on ``segments`` of ``segmentation_object``; both None and empty when nothing was found.
+
+    Raises:
+        EncodingError: a measurement is not finite.
+    """
+    source, identity = provenance.source, provenance.identity
+    evidence = _evidence(source)
+    if segmentation_object is not None:
+        evidence.append(
+            _instance(
+                source,
+                str(segmentation_object.SOPClassUID),
+                str(segmentation_object.SOPInstanceUID),
+                str(segmentation_object.SeriesInstanceUID),
+            )
+        )
+    dataset = Comprehensive3DSR(
+        evidence=evidence,
+        content=_root(segmentation_object, segments, not_found, provenance),
+        series_instance_uid=identity.uid("SR series"),
+        series_number=series_number(source, _SERIES_NUMBER_OFFSET),
+        sop_instance_uid=identity.uid("SR instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    stamp(dataset, provenance, "measurements")
+    return dataset
+
+
+def _root(
+    segmentation_object: Dataset | None,
+    segments: tuple[Segment, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+) -> ContainerContentItem:
+    root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
+    content = ContentSequence()
+    content.extend(LanguageOfContentItemAndDescendants(_english()))
+    content.extend(_observation_context(provenance))
+    content.append(
+        CodeContentItem(
+            name=PROCEDURE_REPORTED,
+            value=CT_UNSPECIFIED_BODY_REGION,
+            relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
+        )
+    )
+    if segmentation_object is not None:
+        measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
+        measured.ContentSequence = ContentSequence()
+        for segment in segments:
+            measured.ContentSequence.extend(_group(segment, segmentation_object, provenance))
+        content.append(measured)
+    content.append(_evaluations(segments, not_found, provenance))
+    root.ContentSequence = content
+    return root
+
+
+def _english() -> CodedConcept:
+    return CodedConcept("en", "RFC5646", "English")
+
+
+def _observation_context(provenance: Provenance) -> ObservationContext:
+    context = provenance.context
+    return ObservationContext(
+        observer_device_context=ObserverContext(
+            observer_type=codes.DCM.Device,
+            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+                uid=context.device_uid,
+                name=plain(context.station_name, 64),
+                manufacturer_name=MANUFACTURER,
+                model_name=MODEL_NAME,
+                serial_number=context.device_uid,
+            ),
+        )
+    )
+
+
+def _group(
+    segment: Segment, segmentation_object: Dataset, provenance: Provenance
+) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
+    structure, model = segment.structure, provenance.model
+    site, side = structure.type, structure.type_modifier
+    if structure.region is not None:
+        site, side = structure.region, structure.region_modifier
+    truncated = segment.measurement.truncated
+    group = VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=TrackingIdentifier(uid=segment.tracking_uid, identifier=plain(structure.name, 64)),
+        referenced_segment=ReferencedSegment(
+            sop_class_uid=str(segmentation_object.SOPClassUID),
+            sop_instance_uid=str(segmentation_object.SOPInstanceUID),
+            segment_number=segment.number,
+            source_series=SourceSeriesForSegmentation(provenance.source.series_instance_uid),
+        ),
+        finding_category=concept(structure.category),
+        finding_type=concept(structure.type),
+        finding_sites=[FindingSite(concept(site), laterality=None if side is None else concept(side))],
+        algorithm_id=AlgorithmIdentification(
+            name=model_name(model),
+            version=model_version(model),
+            parameters=[f"sha256={model.digest}"],
+            family=algorithm_family(model.family),
+        ),
+        measurements=_measurements(segment),
+        qualitative_evaluations=[QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
+    )
+    if truncated:
+        group[0].ContentSequence.append(_comment(TRUNCATED))
+    return group
+
+
+def _measurements(segment: Segment) -> list[Measurement]:
+    measured, name = segment.measurement, segment.structure.name
+    values = [
+        (VOLUME, measured.volume_ml, MILLILITER, None),
+        (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
+        (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
+        (ATTENUATION_COEFFICIENT, measured.min_hu, HOUNSFIELD_UNIT, MINIMUM),
+        (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
+        (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
+    ]
+    for kind, value, _, derivation in values:
+        if not math.isfinite(value):
+            what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
+            raise EncodingError(f"{what} of {name} is {value}, expected a finite number")
+    return [
+        Measurement(name=kind, value=float(value), unit=unit, derivation=derivation)
+        for kind, value, unit, derivation in values
+    ]
+
+
+def _evaluations(
+    segments: tuple[Segment, ...], not_found: tuple[str, ...], provenance: Provenance
+) -> ContainerContentItem:
+    """What holds for the whole report: its intended use first, whether anything was found, what was not."""
+    container = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
+    content = ContentSequence()
+    content.append(
+        CodeContentItem(
+            name=FINDINGS_SUMMARY,
+            value=WITH_FINDINGS if segments else WITHOUT_FINDINGS,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+    )
+    for sentence in (*provenance.statements, *_coverage(segments, not_found)):
+        content.append(_comment(sentence))
+    container.ContentSequence = content
+    return container
+
+
+def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[str]:
+    sentences = [_DEFINITION] if segments else ["Analysed; none of the structures that were looked for was found."]
+    truncated = [segment.structure.name for segment in segments if segment.measurement.truncated]
+    if truncated:
+        sentences.append(f"Truncated by the field of view, their volumes are lower bounds: {', '.join(truncated)}.")
+    if not_found:
+        sentences.append(f"Looked for and not found: {', '.join(not_found)}.")
+    return sentences
+
+
+def _comment(sentence: str) -> TextContentItem:
+    return TextContentItem(name=COMMENT, value=sentence, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+# ---- evidence
+
+
+def _evidence(source: PreparedSource) -> list[Dataset]:
+    return [
+        _instance(source, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
+        for plane in source.instances
+    ]
+
+
+def _instance(source: PreparedSource, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
+    """As much of a header as highdicom reads from evidence."""
+    instance = Dataset()
+    instance.SOPClassUID = sop_class_uid
+    instance.SOPInstanceUID = sop_instance_uid
+    instance.StudyInstanceUID = source.study_instance_uid
+    instance.SeriesInstanceUID = series_instance_uid
+    for keyword in TYPE_2:
+        setattr(instance, keyword, "")
+    return instance

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom.uid import UID
+
+from dicom_node.encode.identity import RunIdentity, algorithm_device_uid, content_digest, derived_uid
+from inference.types import ModelIdentity
+
+texts = st.text(min_size=1, max_size=20)
+models = st.builds(ModelIdentity, name=texts, version=texts, digest=texts, family=texts)
+runs = st.builds(RunIdentity, texts, texts, models, st.integers(1, 1000))
+
+
+@given(runs, texts)
+def test_a_derived_uid_is_valid_and_the_same_every_time(run: RunIdentity, kind: str) -> None:
+    uid = run.uid(kind)
+    assert UID(uid).is_valid
+    assert len(uid) <= 64
+    assert uid.startswith("2.25.")
+    assert replace(run).uid(kind) == uid
+
+
+@given(runs, texts, texts)
+def test_any_change_makes_another_uid(run: RunIdentity, kind: str, change: str) -> None:
+    model = run.model
+    others = [
+        replace(run, source_series_uid=run.source_series_uid + change),
+        replace(run, content_digest=run.content_digest + change),
+        replace(run, revision=run.revision + 1),
+        replace(run, model=replace(model, name=model.name + change)),
+        replace(run, model=replace(model, version=model.version + change)),
+        replace(run, model=replace(model, digest=model.digest + change)),
+    ]
+    uids = [run.uid(kind), run.uid(kind + change), *(other.uid(kind) for other in others)]
+    assert len(set(uids)) == len(uids)
+
+
+@given(st.lists(texts, min_size=1, max_size=4), st.data())
+def test_parts_are_not_merely_joined(parts: list[str], data: st.DataObject) -> None:
+    """("a", "bc") and ("ab", "c") are different runs."""
+    joined = "".join(parts)
+    cut = data.draw(st.integers(0, len(joined)))
+    other = [joined[:cut], joined[cut:]]
+    assert (derived_uid(*parts) == derived_uid(*other)) == (parts == other)
+
+
+@given(st.lists(st.from_regex(r"[0-9a-f]{64}", fullmatch=True), min_size=1, max_size=6), st.randoms())
+def test_the_content_digest_does_not_depend_on_the_order_of_arrival(digests: list[str], random) -> None:
+    shuffled = list(digests)
+    random.shuffle(shuffled)
+    assert content_digest(shuffled) == content_digest(digests)
+    assert content_digest([*digests, "0" * 64]) != content_digest(digests)
+
+
+@given(models, texts)
+def test_another_version_of_a_model_is_another_device(model: ModelIdentity, change: str) -> None:
+    newer = replace(model, version=model.version + change)
+    assert algorithm_device_uid("2.25.1", model) != algorithm_device_uid("2.25.1", newer)
+    assert algorithm_device_uid("2.25.1", model) != algorithm_device_uid("2.25.2", model)
+
+
+def test_the_derivation_never_changes() -> None:
+    """A node that derived others after an upgrade would send every result a second time."""
+    run = RunIdentity("1.2.3", "ab", ModelIdentity("m", "1", "cd", "nnU-Net"), 1)
+    assert run.uid("SEG series") == "2.25.5478101702973428855935660550982316300"

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.provenance import (
+    Provenance,
+    content_creator_name,
+    content_label,
+    plain,
+    series_description,
+    series_number,
+    statements,
+)
+from dicom_node.encode.source import prepare
+from inference.types import ModelIdentity
+from tests.unit.encode.synthetic import CONTEXT, MODEL, reconstruction, with_headers
+
+
+def model(name: str, intended_use: str = MODEL.intended_use) -> ModelIdentity:
+    return ModelIdentity(name, "1", "ab", "nnU-Net", intended_use)
+
+
+@given(st.text(min_size=1, max_size=200), st.text(min_size=1, max_size=200))
+def test_texts_are_valid_for_their_vr_whatever_the_model_is_called(name: str, use: str) -> None:
+    named = model(name, use)
+    for text in (series_description(named, "segmentation"), content_creator_name(named)):
+        assert len(text) <= 64
+        assert text.isascii()
+        assert "\\" not in text
+        assert text.isprintable()
+    assert content_creator_name(named).count("^") == 1
+    assert "segmentation" in series_description(named, "segmentation")
+
+
+@given(st.text(min_size=1, max_size=100))
+def test_no_name_is_long_enough_to_push_the_intended_use_out(name: str) -> None:
+    assert "Research use only" in series_description(model(name), "segmentation")
+
+
+def test_series_description_of_a_short_name_has_the_whole_intended_use() -> None:
+    assert series_description(model("demo"), "measurements") == (
+        "demo measurements - Research use only - not for clinical use"
+    )
+
+
+def test_content_label_is_a_code_string_of_whole_words() -> None:
+    assert content_label(model("demo")) == "RESEARCH USE"
+    assert content_label(model("demo", "Für Forschung")) == "FUR FORSCHUNG"
+    assert content_label(model("demo", "Donaudampfschifffahrtsgesellschaft")) == "DONAUDAMPFSCHIFF"
+    assert content_label(model("demo", "研究")) == "UNSPECIFIED USE"
+
+
+def test_plain_text_folds_accents_and_drops_what_no_character_set_shares() -> None:
+    assert plain("Röhre\\Ä\n\x1b[31m中 x", 64) == "Rohre A [31m x"
+
+
+def test_statements_say_research_use_revision_supersession_and_why_the_series_was_complete() -> None:
+    context = replace(
+        CONTEXT, revision=2, superseded_series_uid="1.2.3", completion_reason="hard limit, 40 of 44 images"
+    )
+    said = " ".join(statements(context, MODEL, 40, ("gantry tilt of 18.0 degrees",)))
+    assert said.startswith("Research use only - not for clinical use.")
+    for part in ("Revision 2", "40 images", "series 1.2.3", "hard limit, 40 of 44 images", "Gantry tilt", MODEL.digest):
+        assert part in said
+
+
+def test_the_run_is_dated_in_the_time_zone_of_the_study() -> None:
+    def set_zone(header) -> None:
+        header.TimezoneOffsetFromUTC = "-0330"
+
+    source = prepare(with_headers(reconstruction(), set_zone))
+    provenance = Provenance(RunIdentity.of("1.2", MODEL, CONTEXT), CONTEXT, source, ())
+    assert provenance.started_at == CONTEXT.started_at
+    assert provenance.started_at.utcoffset() == -timedelta(hours=3, minutes=30)
+    assert f"{provenance.started_at:%H%M%S}" == "013607"
+
+
+def test_results_sort_next_to_their_source_series() -> None:
+    source = prepare(reconstruction())
+    assert series_number(source, 1) == 501
+    for unusable in (0, -3, 2**31):
+        assert series_number(replace(source, series_number=unusable), 2) == 9002
