@@ -23,6 +23,7 @@ from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.operate.housekeeping import DiskWatermark, purge_expired
 from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.pipeline import Pipeline, now_utc
+from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.receive.scp import Listener
 from dicom_node.route.rules import decide, explain, load_rules
 from dicom_node.store.ledger import Ledger
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _IDLE_PAUSE_S = 0.3
 _RECOVERY_SWEEP_S = 10.0
 _HOUSEKEEPING_SWEEP_S = 60.0
+_ADOPTION_SWEEP_S = 300.0
+_UNCLAIMED_AGE_S = 60.0
 _RESTART_PAUSE_S = 1.0
 _STOP_LIMIT_S = 15.0
 
@@ -92,6 +95,9 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     def deliver_to(name: str) -> Callable[[], None]:
         return lambda: pipeline.deliver(name)
 
+    def adopt() -> None:
+        adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), _UNCLAIMED_AGE_S)
+
     def keep_house() -> None:
         purge_expired(ledger, spool, settings.operate, now_utc())
         watermark.look()
@@ -99,6 +105,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     return [
         Sweep("completion", every, complete_and_route),
         Sweep("recovery", _RECOVERY_SWEEP_S, pipeline.recover_jobs),
+        Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
     ]

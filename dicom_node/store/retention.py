@@ -27,8 +27,8 @@ class Retention:
     def purge_due(self, before: datetime, at: datetime, limit: int) -> tuple[str, ...]:
         """Mark as purged, and name, spool files of series all of whose jobs ended before ``before``.
 
-        The rows are marked first; a crash between mark and deletion leaves files without a claim on them, which the
-        spool's sweep of unclaimed files removes.
+        The rows are marked first; a crash between mark and deletion leaves files that nobody wants, which the sweep of
+        unclaimed files removes.
         """
         with self._database.write() as db:
             series = (
@@ -85,9 +85,11 @@ class Retention:
                 )
             return tuple(names)
 
-    def claimed_names(self) -> frozenset[str]:
-        """Spool names that a row still claims."""
+    def claims(self) -> dict[str, bool]:
+        """For every spool name that the ledger knows, whether its bytes are still wanted."""
         with self._database.read() as db:
-            names = set(db.execute(select(instance.c.spool_name).where(instance.c.purged_at.is_(None))).scalars())
-            names |= set(db.execute(select(result.c.spool_name).where(result.c.purged_at.is_(None))).scalars())
-            return frozenset(names)
+            return {
+                str(row.spool_name): row.purged_at is None
+                for table in (instance, result)
+                for row in db.execute(select(table.c.spool_name, table.c.purged_at))
+            }

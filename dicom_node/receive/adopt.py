@@ -1,0 +1,94 @@
+"""Spool files that no ledger row knows: a crash between rename and row, or a ledger restored from a backup.
+
+Nothing on the disk is thrown away on the ledger's word alone: a whole CT instance without a row is recorded as received
+(its sender was told nothing, or was told 0x0000 by a ledger that is gone; in both cases the node must have it). Results
+without a row are removed, since their job runs again and makes the same instances; purged files are removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
+
+from dicom_node.errors import InstanceRefused
+from dicom_node.receive.header import MalformedDataset, read_header
+from dicom_node.receive.policy import STORED_SOP_CLASSES, check_dataset
+from dicom_node.types import Receipt, ReceivedInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from dicom_node.receive.reception import ReceiptLedger
+    from dicom_node.store.spool import Spool
+
+_META_PREFIX_BYTES = 128 + 4 + 12
+"""Preamble, DICM and the group length element, whose value counts the rest of the meta information (PS3.10 7.1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What was found: instances recorded now, and files removed."""
+
+    adopted: int
+    removed: int
+
+
+def adopt_unclaimed(spool: Spool, ledger: ReceiptLedger, claims: Mapping[str, bool], older_than_s: float) -> Adoption:
+    """Record or remove every whole spool file older than ``older_than_s`` that is not claimed.
+
+    ``claims``: for each name that the ledger knows, whether its bytes are still wanted.
+    """
+    adopted = removed = 0
+    for name in spool.names(older_than_s):
+        if claims.get(name, False):
+            continue
+        received = None if name in claims else _received(spool.path(name), name)
+        if received is not None and ledger.record_instance(received) is not Receipt.DUPLICATE:
+            adopted += 1
+        else:
+            spool.delete(name)
+            removed += 1
+    if adopted or removed:
+        structlog.get_logger().warning("spool.unclaimed", adopted=adopted, removed=removed)
+    return Adoption(adopted, removed)
+
+
+def _received(path: Path, name: str) -> ReceivedInstance | None:
+    """What the file says that it is; None when it is no instance that this node receives."""
+    try:
+        meta = read_file_meta_info(path)
+        sop_class_uid, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+        if sop_class_uid not in STORED_SOP_CLASSES:
+            return None
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
+            dataset = bytes(whole[_META_PREFIX_BYTES + int(meta.FileMetaInformationGroupLength) :])
+        header = read_header(dataset, syntax)
+        check_dataset(sop_class_uid, str(meta.MediaStorageSOPInstanceUID), header)
+    except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, OSError, ValueError):
+        return None
+    return ReceivedInstance(
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        series_instance_uid=header.series_instance_uid,
+        study_instance_uid=header.study_instance_uid,
+        transfer_syntax_uid=syntax,
+        spool_name=name,
+        dataset_sha256=hashlib.sha256(dataset).hexdigest(),
+        size_bytes=len(dataset),
+        calling_ae=str(meta.get("SourceApplicationEntityTitle", "")),
+        peer_address="",
+        association_id="",
+        received_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
+        position_mm=header.position_mm,
+        orientation=header.orientation,
+        instance_number=header.instance_number,
+        number_of_frames=header.number_of_frames,
+    )

@@ -1,0 +1,86 @@
+"""Files without a row: recorded or removed, never forgotten."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+
+import pytest
+from pydicom import Dataset, dcmwrite
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+
+from dicom_node.receive.adopt import Adoption, adopt_unclaimed
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import FileMeta, Spool
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture
+def ledger(tmp_path, spool):
+    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite3'}", spool)
+    yield opened
+    opened.close()
+
+
+def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
+    ds = Dataset()
+    ds.SOPClassUID = sop_class
+    ds.SOPInstanceUID = f"1.2.3.{number}"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.4", "1.2.5"
+    ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
+    buffer = io.BytesIO()
+    dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
+    meta = FileMeta(str(sop_class), ds.SOPInstanceUID, str(ExplicitVRLittleEndian), "PACS")
+    written = spool.write_instance(meta, buffer.getvalue())
+    then = time.time() - age_s
+    os.utime(spool.path(written.spool_name), (then, then))
+    return written
+
+
+def adopt(spool, ledger):
+    return adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), older_than_s=60)
+
+
+def test_instance_without_a_row_is_recorded_as_it_was_received(spool, ledger):
+    written = spooled(spool)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
+    names, sending_ae = ledger.arrivals.current_instances("1.2.5")
+    assert (names, sending_ae) == ((written.spool_name,), "PACS")
+    assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
+    (revision,) = ledger.arrivals.due_revisions(ledger_clock())
+    assert revision.evidence.positions_mm == (1.0,)
+
+
+def ledger_clock():
+    from dicom_node.pipeline import now_utc  # noqa: PLC0415 - the node's own clock
+
+    return now_utc()
+
+
+def test_second_copy_and_orphaned_result_are_removed(spool, ledger):
+    kept = spooled(spool)
+    adopt(spool, ledger)
+    copy, orphan = spooled(spool), spooled(spool, SegmentationStorage, number=2)
+    assert adopt(spool, ledger) == Adoption(adopted=0, removed=2)
+    assert spool.path(kept.spool_name).exists()
+    assert not spool.path(copy.spool_name).exists()
+    assert not spool.path(orphan.spool_name).exists()
+
+
+def test_young_files_are_left_to_whoever_writes_them(spool, ledger):
+    spooled(spool, age_s=0)
+    assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
+    assert ledger.arrivals.current_instances("1.2.5") == ((), "")
+
+
+def test_lost_ledger_is_rebuilt_from_the_spool(spool, tmp_path):
+    names = {spooled(spool, number=n).spool_name for n in range(5)}
+    fresh = Ledger(f"sqlite:///{tmp_path / 'fresh.sqlite3'}", spool)
+    assert adopt(spool, fresh) == Adoption(adopted=5, removed=0)
+    assert set(fresh.arrivals.current_instances("1.2.5")[0]) == names
+    fresh.close()
