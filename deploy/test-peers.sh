@@ -3,7 +3,7 @@
 # (the tests that need them then skip and say so).
 set -uo pipefail
 
-declare -A needed=([storescu]=dcmtk [dciodvfy]=dicom3tools [Orthanc]=orthanc)
+declare -A needed=([storescu]=dcmtk [dciodvfy]=dicom3tools [Orthanc]=orthanc [pg_ctlcluster]=postgresql)
 missing=()
 for program in "${!needed[@]}"; do
   command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || missing+=("${needed[$program]}")
