@@ -142,7 +142,8 @@ class ConditionOutcome:
 class Decision:
     """What the rules say about one series: the outcome of every condition of every rule that was looked at.
 
-    ``model`` is None where no rule matched; ``rule`` names the rule that decided.
+    ``model`` is None where no rule matched or the deciding rule refuses, with its ``refusal`` as the reason; ``rule``
+    names the rule that decided.
     """
 
     rule: str | None
@@ -150,10 +151,13 @@ class Decision:
     destinations: tuple[str, ...]
     priority: int
     outcomes: Mapping[str, tuple[ConditionOutcome, ...]] = field(default_factory=dict)
+    refusal: str | None = None
 
     @property
     def reason(self) -> str:
         """One line for people."""
+        if self.refusal is not None:
+            return f"rule {self.rule!r} refuses: {self.refusal}"
         if self.rule is not None:
             return f"rule {self.rule!r} matched"
         if not self.outcomes:

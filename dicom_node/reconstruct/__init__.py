@@ -50,6 +50,10 @@ class ReconstructionLimits:
     maximum_planes: int = 3000
     minimum_planes: int = 3
 
+    def __post_init__(self) -> None:
+        if self.minimum_planes < 2:  # noqa: PLR2004 - one plane has no spacing
+            raise ValueError(f"minimum_planes is {self.minimum_planes}, expected at least 2")
+
 
 def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> Reconstruction:
     """Build the volume of ``series``: planes ordered along their normal, exact HU, float64 affine in LPS mm.

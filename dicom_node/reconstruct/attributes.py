@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_description
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence as DicomSequence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,21 +28,20 @@ def text(header: Dataset, keyword: str) -> str:
     """The value as stripped text; empty where the attribute is missing, empty or cannot be read at all."""
     try:
         value = header.get(keyword)
+        return "" if value is None else str(value).strip(" \0")
     except Exception:  # noqa: BLE001 - pydicom converts lazily and any converter may fail on hostile bytes
         return ""
-    return "" if value is None else str(value).strip(" \0")
 
 
 def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     """Every value of a multi-valued text attribute, stripped; empty where the attribute is missing."""
     try:
         value = header.get(keyword)
+        if value is None:
+            return ()
+        return tuple(str(part).strip(" \0") for part in (value if _is_multiple(value) else [value]))
     except Exception:  # noqa: BLE001 - see text
         return ()
-    if value is None:
-        return ()
-    parts = [value] if isinstance(value, str | bytes) or not hasattr(value, "__iter__") else list(value)
-    return tuple(str(part).strip(" \0") for part in parts)
 
 
 def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
@@ -49,7 +50,7 @@ def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
         value = header.get(keyword)
     except Exception:  # noqa: BLE001 - see text
         return ()
-    return value if value is not None and all(hasattr(item, "get_item") for item in value) else ()
+    return value if isinstance(value, DicomSequence) else ()
 
 
 def is_valid_uid(value: str) -> bool:
@@ -69,7 +70,7 @@ def finite_numbers(
     name = dictionary_description(keyword)
     try:
         value = header.get(keyword)
-        parts = () if value is None else (value,) if _is_scalar(value) else tuple(value)
+        parts = () if value is None else tuple(value) if _is_multiple(value) else (value,)
         numbers = tuple(float(part) for part in parts)
     except Exception as error:
         raise refusal(f"{where}: {name} is not numeric") from error
@@ -94,5 +95,6 @@ def whole_number(header: Dataset, keyword: str, refusal: type[SeriesRejected], w
     return int(number)
 
 
-def _is_scalar(value: object) -> bool:
-    return isinstance(value, str | bytes) or not hasattr(value, "__iter__")
+def _is_multiple(value: object) -> bool:
+    """Not by being iterable: text and names are iterable too."""
+    return isinstance(value, MultiValue | list | tuple)

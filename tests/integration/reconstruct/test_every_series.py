@@ -1,7 +1,7 @@
 """Every real series gets its answer; what is accepted has the geometry and the HU that other readers see.
 
 ``DECISIONS`` holds one line per folder of the shared fixtures. Where the manifest leaves a choice, the comment says
-what was chosen and why. Expected positions (straight from the headers) and HU come from the fixtures' ``expected.json``.
+what was chosen and why. Expected positions (from the headers) and HU come from the fixtures' ``expected.json``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,420 @@
+"""Which rule decides, why, and what a wrong rules file is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
+from pydicom.sequence import Sequence
+from pydicom.tag import Tag
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.route.conditions import NUMERIC_OPERATORS, OPERATORS, Condition
+from dicom_node.route.rules import Rules, decide, explain, load_rules
+from dicom_node.route.values import FACT_ALIASES, FACTS
+from dicom_node.settings import DestinationSettings, NnunetModelSettings, Settings, TissueModelSettings
+from dicom_node.types import Series, SourceInstance
+
+ROOT = Path(__file__).resolve().parents[3]
+PEER = DestinationSettings(host="127.0.0.1", port=104, ae_title="PACS")
+SETTINGS = Settings(
+    models={
+        "tissue": TissueModelSettings(kind="tissue"),
+        "phantom_demo_104": NnunetModelSettings(kind="nnunet", folders=(Path("m"),)),
+    },
+    destinations={"pacs": PEER, "research": PEER},
+)
+
+
+def header(k=0, **attributes):
+    ds = Dataset()
+    defaults = {
+        "Modality": "CT",
+        "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
+        "ConvolutionKernel": "Br40d",
+        "BodyPartExamined": "CHEST",
+        "PatientName": "Smith^John",
+        "PatientID": "4711",
+        "KVP": "120",
+        "ImagePositionPatient": [0, 0, 2.5 * k],
+        "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
+        "PixelSpacing": [0.75, 0.8],
+    }
+    for keyword, value in (defaults | attributes).items():
+        if value is not None:
+            setattr(ds, keyword, value)
+    return ds
+
+
+def series(*headers, count=4, ae="CT1", **attributes):
+    headers = headers or [header(k, **attributes) for k in range(count)]
+    return Series("1.2", "1.3", tuple(SourceInstance(Path("x"), h) for h in headers), sending_ae=ae)
+
+
+def load(tmp_path, text, settings=SETTINGS):
+    file = tmp_path / "rules.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_rules(file, settings)
+
+
+def rule_with(tmp_path, condition):
+    return load(tmp_path, f"rules:\n  - {{name: r, model: tissue, when: [{condition}]}}\n")
+
+
+def holds(tmp_path, condition, a_series):
+    return decide(a_series, rule_with(tmp_path, condition))[0].model == "tissue"
+
+
+HOLDS = [
+    "{attribute: Modality, equals: CT}",
+    "{attribute: Modality, equals: ct}",
+    "{attribute: Modality, not_equals: MR}",
+    "{attribute: Modality, in: [CT, MR]}",
+    "{attribute: BodyPartExamined, not_in: [HEAD, NECK]}",
+    "{attribute: BodyPartExamined, matches: '^(chest|thorax)$'}",
+    "{attribute: ConvolutionKernel, not_matches: '^Br6'}",
+    "{attribute: ConvolutionKernel, contains: br4}",
+    "{attribute: ImageType, contains: AXIAL}",
+    "{attribute: ImageType, not_contains: DERIVED}",
+    "{attribute: ImageType, equals: [ORIGINAL, PRIMARY, AXIAL]}",
+    r"{attribute: ImageType, equals: ORIGINAL\PRIMARY\AXIAL}",
+    "{attribute: KVP, equals: 120}",
+    "{attribute: KVP, at_least: 120}",
+    "{attribute: KVP, at_most: 120.0}",
+    "{attribute: KVP, greater_than: 119.9}",
+    "{attribute: KVP, less_than: 121}",
+    "{attribute: KVP, in: [100, 120]}",
+    "{attribute: KVP, exists: true}",
+    "{attribute: PatientName, matches: smith}",
+    "{fact: slice_count, equals: 4}",
+    "{fact: spacing_mm, equals: 2.5}",
+    "{fact: extent_mm, equals: 10}",
+    "{fact: pixel_spacing_mm, equals: 0.8}",
+    "{fact: orientation, equals: axial}",
+    "{fact: kernel, equals: Br40d}",
+    "{fact: body_part, equals: CHEST}",
+    "{fact: image_type, contains: ORIGINAL}",
+    "{fact: sending_ae, in: [CT1, CT2]}",
+]
+FAILS = [
+    "{attribute: Modality, equals: MR}",
+    "{attribute: KVP, greater_than: 120}",
+    "{attribute: KVP, less_than: 120}",
+    "{attribute: Modality, at_least: 3}",
+    "{attribute: ImageType, equals: ORIGINAL}",
+    "{attribute: ImageType, contains: DERIVED}",
+    "{attribute: ContrastBolusAgent, exists: true}",
+    "{attribute: ContrastBolusAgent, not_equals: Iohexol}",
+    "{fact: slice_count, at_least: 5}",
+    "{fact: orientation, not_equals: axial}",
+]
+
+
+@pytest.mark.parametrize("condition", HOLDS)
+def test_conditions_that_hold(tmp_path, condition):
+    assert holds(tmp_path, condition, series())
+
+
+@pytest.mark.parametrize("condition", FAILS)
+def test_conditions_that_do_not_hold(tmp_path, condition):
+    assert not holds(tmp_path, condition, series())
+
+
+operands = {
+    **{name: st.sampled_from(["CT", "x", 3.0]) for name in OPERATORS},
+    **dict.fromkeys(NUMERIC_OPERATORS, st.floats(-5, 5)),
+    "in": st.just(("CT", 3.0)),
+    "not_in": st.just(("CT", 3.0)),
+}
+
+
+@given(
+    st.sampled_from(list(OPERATORS)).flatmap(lambda name: st.tuples(st.just(name), operands[name])),
+    st.sampled_from(["KVP", "SeriesDescription", "PatientID", "kernel", "spacing_mm", "orientation", "sending_ae"]),
+    st.booleans(),
+    st.sampled_from([None, "", [], "  "]),
+    st.integers(0, 3),
+)
+def test_what_is_missing_never_matches(operator, name, any_instance, value, count):
+    """Under no operator, negated or not, for all or any, for attributes and facts, absent or empty."""
+    keyword = FACT_ALIASES.get(name, name)
+    empty = {"KVP": None, "ConvolutionKernel": None, "PatientID": None, "ImagePositionPatient": None}
+    empty |= {"ImageOrientationPatient": None}
+    if keyword not in FACTS and not (keyword == "KVP" and value == "  "):
+        empty[keyword] = value
+    bare = series(*[header(**empty) for _ in range(count)], ae="")
+    if not bare.instances or count == 0:
+        bare = Series("1.2", "1.3", ())
+    condition = Condition(name, *operator, is_fact=name in FACTS or name in FACT_ALIASES, any_instance=any_instance)
+    outcome = condition.look_at(bare)
+    assert not outcome.held
+    assert "missing" in outcome.seen
+
+
+def test_a_condition_must_hold_for_every_instance_unless_any_is_enough(tmp_path):
+    mixed = series(*[header(k, KVP="80" if k == 2 else "120") for k in range(4)])
+    assert not holds(tmp_path, "{attribute: KVP, equals: 120}", mixed)
+    assert holds(tmp_path, "{attribute: KVP, equals: 80, of: any}", mixed)
+    partly = series(*[header(k, KVP=None if k == 2 else "120") for k in range(4)])
+    assert not holds(tmp_path, "{attribute: KVP, equals: 120}", partly)
+    assert not holds(tmp_path, "{attribute: KVP, not_equals: 80}", partly)
+    assert holds(tmp_path, "{attribute: KVP, equals: 120, of: any}", partly)
+
+
+TWO_MODELS = """
+rules:
+  - {name: first, model: tissue, destinations: [pacs], priority: 5, when: [{attribute: Modality, equals: CT}]}
+  - {name: second, model: phantom_demo_104, destinations: [pacs, research], when: []}
+  - {name: shadowed, model: tissue, destinations: [research], when: []}
+"""
+
+
+def test_two_models_two_jobs_and_the_first_rule_of_a_model_wins(tmp_path):
+    decisions = decide(series(), load(tmp_path, TWO_MODELS))
+    assert [(d.rule, d.model, d.destinations, d.priority) for d in decisions] == [
+        ("first", "tissue", ("pacs",), 5),
+        ("second", "phantom_demo_104", ("pacs", "research"), 0),
+    ]
+    assert decisions[0].reason == "rule 'first' matched"
+
+
+REFUSING = """
+rules:
+  - {name: perfusion, refuse: no HU in perfusion maps, when: [{fact: image_type, contains: PERFUSION, of: any}]}
+  - {name: every, model: tissue, when: []}
+"""
+
+
+def test_a_refusing_rule_ends_the_search(tmp_path):
+    rules = load(tmp_path, REFUSING)
+    assert decide(series(), rules)[0].model == "tissue"
+    (decision,) = decide(series(ImageType=["DERIVED", "PRIMARY", "PERFUSION"]), rules)
+    assert decision.model is None
+    assert decision.reason == "rule 'perfusion' refuses: no HU in perfusion maps"
+    assert list(decision.outcomes) == ["perfusion"]
+
+
+def test_no_match_says_what_was_seen(tmp_path):
+    rules = load(
+        tmp_path,
+        """
+rules:
+  - name: thin
+    model: tissue
+    when: [{attribute: Modality, equals: CT}, {fact: spacing_mm, at_most: 1.5}]
+  - name: head
+    model: tissue
+    when: [{fact: body_part, equals: HEAD}, {attribute: SeriesDescription, not_contains: bone}]
+""",
+    )
+    (decision,) = decide(series(), rules)
+    assert (decision.rule, decision.model) == (None, None)
+    assert decision.reason == (
+        "no rule matched; thin: spacing_mm at most 1.5 (seen: 2.5); head: body_part equals HEAD (seen: CHEST)"
+    )
+    rows = [(row.rule, row.condition, row.seen, row.held) for row in explain(series(), rules)]
+    assert rows == [
+        ("thin", "Modality equals CT", "CT", True),
+        ("thin", "spacing_mm at most 1.5", "2.5", False),
+        ("head", "body_part equals HEAD", "CHEST", False),
+        ("head", "SeriesDescription not contains bone", "missing", False),
+    ]
+
+
+def test_no_rules_at_all(tmp_path):
+    (decision,) = decide(series(), load(tmp_path, "rules: []"))
+    assert decision.reason == "no rule is configured"
+    assert decide(series(), Rules(())) == (decision,)
+
+
+@pytest.mark.parametrize("keyword", ["PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName"])
+@pytest.mark.parametrize("operator", ["equals", "contains", "matches", "not_equals"])
+def test_identities_are_never_shown(tmp_path, keyword, operator):
+    value = "Smith^John4711"
+    rules = rule_with(tmp_path, f"{{attribute: {keyword}, {operator}: '{value}x'}}")
+    for candidate in (series(**{keyword: value}), series(**{keyword: value + "x"})):
+        decisions = decide(candidate, rules)
+        told = json.dumps([asdict(d) for d in decisions] + [asdict(row) for row in explain(candidate, rules)])
+        told += "".join(d.reason for d in decisions)
+        assert "Smith" not in told
+        assert "4711" not in told
+        assert ("not matched" in told) == (decisions[0].model is None)
+
+
+def test_values_from_the_wire_are_shown_on_one_short_line(tmp_path):
+    rules = rule_with(tmp_path, "{attribute: SeriesDescription, equals: x}")
+    (row,) = explain(series(SeriesDescription="a\r\n\x1b[31m" + "b" * 500), rules)
+    assert row.seen.startswith("a???[31mbbb")
+    assert len(row.seen) < 100
+
+
+def test_several_values_are_counted(tmp_path):
+    mixed = series(*[header(k, KVP="80" if k == 2 else "120") for k in range(4)])
+    (row,) = explain(mixed, rule_with(tmp_path, "{attribute: KVP, equals: 120}"))
+    assert row.seen == "80 (in 1 of 4)"
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        ([1, 0, 0, 0, 1, 0], "axial"),
+        ([1, 0, 0, 0, 0.866, -0.5], "axial"),  # a gantry tilted by 30 degrees
+        ([1, 0, 0, 0, 0, -1], "coronal"),
+        ([0, 1, 0, 0, 0, -1], "sagittal"),
+        ([1, 0, 0, 0, 0.7071, -0.7071], "oblique"),
+    ],
+)
+def test_orientation(tmp_path, orientation, expected):
+    assert holds(tmp_path, f"{{fact: orientation, equals: {expected}}}", series(ImageOrientationPatient=orientation))
+
+
+def test_facts_that_cannot_be_told_are_missing(tmp_path):
+    two = series(header(0), header(1, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]))
+    for fact in ("orientation", "spacing_mm", "extent_mm"):
+        (row,) = explain(two, rule_with(tmp_path, f"{{fact: {fact}, exists: true}}"))
+        assert (row.held, row.seen) == (False, "missing")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_broken_headers_are_missing_values_and_never_an_error(tmp_path):
+    broken = header(0)
+    for keyword in ("ImagePositionPatient", "KVP", "PixelSpacing", "NumberOfFrames"):
+        tag = Tag(keyword)
+        broken[tag] = RawDataElement(tag, "DS", 4, b"\xff\xfe1a", 0, is_implicit_VR=False, is_little_endian=True)
+    rules = load_rules(ROOT / "config" / "rules.yaml", SETTINGS)
+    assert decide(series(broken, Dataset()), rules)[0].model is None
+    assert decide(Series("1.2", "1.3", ()), rules)[0].model is None
+
+
+def multi_frame():
+    ds = header(ImagePositionPatient=None, ImageOrientationPatient=None, PixelSpacing=None, ConvolutionKernel=None)
+    ds.NumberOfFrames = 3
+
+    def group(**macros):
+        item = Dataset()
+        for keyword, content in macros.items():
+            setattr(item, keyword, Sequence([header_item(**content)]))
+        return item
+
+    def header_item(**content):
+        item = Dataset()
+        for keyword, value in content.items():
+            setattr(item, keyword, value)
+        return item
+
+    ds.SharedFunctionalGroupsSequence = Sequence(
+        [
+            group(
+                PlaneOrientationSequence={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+                PixelMeasuresSequence={"PixelSpacing": [0.5, 0.5]},
+                UnassignedSharedConvertedAttributesSequence={"ConvolutionKernel": "SOFT"},
+            )
+        ]
+    )
+    ds.PerFrameFunctionalGroupsSequence = Sequence(
+        [group(PlanePositionSequence={"ImagePositionPatient": [0, 0, z]}) for z in (6, 0, 3)]
+    )
+    return series(ds)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "{fact: slice_count, equals: 3}",
+        "{fact: spacing_mm, equals: 3}",
+        "{fact: extent_mm, equals: 9}",
+        "{fact: orientation, equals: axial}",
+        "{fact: pixel_spacing_mm, equals: 0.5}",
+        "{fact: kernel, equals: SOFT}",
+    ],
+)
+def test_multi_frame_objects_are_read_through_their_functional_groups(tmp_path, condition):
+    assert holds(tmp_path, condition, multi_frame())
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("NO", "NO"), ("yes", "YES"), ("off", "OFF"), ("0815", "0815"), ("12:30", "12:30"), ("2020-01-01", "2020-01-01")],
+)
+def test_what_yaml_1_1_would_misread_is_text(tmp_path, written, value):
+    assert holds(tmp_path, f"{{attribute: SeriesDescription, equals: {written}}}", series(SeriesDescription=value))
+
+
+RULE = "{{name: r, model: tissue, when: [{}]}}".format
+WRONG = {
+    "not a mapping": ("[]", "the file must be a mapping with rules"),
+    "empty": ("", "the file must be a mapping with rules"),
+    "not YAML": ("rules: [", "is not YAML"),
+    "key twice": ("rules: []\nrules: []", "key 'rules' stands more than once"),
+    "unknown top key": ("rules: []\nmodel: x", "the file: unknown key model; known: rules"),
+    "rules not a list": ("rules: {}", "rules must be a list"),
+    "unknown key": ("rules: [{name: a, model: tissue, when: [], if: x}]", "rules[0]: unknown key if"),
+    "no when": ("rules: [{name: a, model: tissue}]", "rules[0]: when is missing"),
+    "unknown model": ("rules: [{name: a, model: x, when: []}]", "rules[0] (a).model: unknown model 'x'; configured: "),
+    "unknown destination": (
+        "rules: [{name: a, model: tissue, when: [], destinations: [pacs, y]}]",
+        "rules[0] (a).destinations[1]: unknown destination 'y'; configured: pacs, research",
+    ),
+    "model and refuse": ("rules: [{name: a, model: tissue, refuse: b, when: []}]", "either model or refuse"),
+    "neither": ("rules: [{name: a, when: []}]", "either model or refuse"),
+    "refuse with destination": ("rules: [{name: a, refuse: b, when: [], destinations: []}]", "have no meaning there"),
+    "priority": ("rules: [{name: a, model: tissue, when: [], priority: high}]", "priority must be a whole number"),
+    "same name": ("rules: [{name: a, refuse: b, when: []}, {name: a, refuse: b, when: []}]", "more than once: a"),
+    "no subject": (f"rules: [{RULE('{equals: CT}')}]", "rules[0] (r).when[0] must have either attribute or fact"),
+    "two subjects": (f"rules: [{RULE('{attribute: KVP, fact: kernel, equals: 1}')}]", "either attribute or fact"),
+    "no operator": (f"rules: [{RULE('{attribute: KVP}')}]", "must have exactly one of exists, equals"),
+    "two operators": (f"rules: [{RULE('{attribute: KVP, at_least: 1, at_most: 2}')}]", "it has 2"),
+    "bad operator": (f"rules: [{RULE('{attribute: KVP, is: 1}')}]", "rules[0] (r).when[0]: unknown key is"),
+    "bad quantifier": (f"rules: [{RULE('{attribute: KVP, of: most, equals: 1}')}]", "of must be all or any"),
+    "unknown attribute": (f"rules: [{RULE('{attribute: Kvp, equals: 1}')}]", "'Kvp' is no keyword"),
+    "sequence": (f"rules: [{RULE('{attribute: SourceImageSequence, exists: true}')}]", "is no keyword"),
+    "unknown fact": (f"rules: [{RULE('{fact: slices, equals: 1}')}]", "unknown fact 'slices'; known: slice_count"),
+    "truth value": (f"rules: [{RULE('{attribute: KVP, equals: true}')}]", "must be text or a number, not True"),
+    "exists false": (f"rules: [{RULE('{attribute: KVP, exists: false}')}]", "exists can only be true"),
+    "text limit": (f"rules: [{RULE('{attribute: KVP, at_least: many}')}]", "at_least must be a number"),
+    "list limit": (f"rules: [{RULE('{attribute: KVP, at_least: [1]}')}]", "takes one value, not a list"),
+    "in without list": (f"rules: [{RULE('{attribute: KVP, in: 1}')}]", "in must be a list"),
+    "empty list": (f"rules: [{RULE('{attribute: KVP, in: []}')}]", "in must not be empty"),
+    "empty text": (f"rules: [{RULE('{attribute: KVP, equals: ' + repr('') + '}')}]", "must not be empty"),
+    "bad pattern": (f"rules: [{RULE('{attribute: KVP, matches: ' + repr('(') + '}')}]", "is no regular expression"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_file_is_told_where(tmp_path, text, said):
+    with pytest.raises(ConfigurationError) as refusal:
+        load(tmp_path, text)
+    assert said in str(refusal.value)
+    assert "rules.yaml" in str(refusal.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"cannot read .*none\.yaml: No such file"):
+        load_rules(tmp_path / "none.yaml", SETTINGS)
+
+
+def test_the_shipped_rules_load_and_do_what_they_say():
+    rules = load_rules(ROOT / "config" / "rules.yaml", SETTINGS)
+    assert [d.model for d in decide(series(), rules)] == ["tissue"]
+    phantom = series(count=30, ConvolutionKernel="SYNTHETIC")
+    assert [d.model for d in decide(phantom, rules)] == ["phantom_demo_104", "tissue"]
+    perfusion = decide(series(ImageType=["DERIVED", "PRIMARY", "PERFUSION", "RCBF"]), rules)
+    assert [d.rule for d in perfusion] == ["perfusion-maps"]
+    reformatted = decide(series(ImageType=["DERIVED", "SECONDARY", "MPR"]), rules)
+    assert [d.rule for d in reformatted] == ["reformatted"]
+    assert [d.model for d in decide(series(ImageType=["DERIVED", "SECONDARY"]), rules)] == ["tissue"]
+    assert decide(series(Modality="MR"), rules)[0].model is None
+
+
+def test_every_key_and_fact_is_explained_in_the_shipped_file():
+    text = (ROOT / "config" / "rules.yaml").read_text(encoding="utf-8")
+    comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
+    words = ["name:", "model:", "refuse:", "destinations:", "priority:", "when:", "attribute:", "fact:", "of:"]
+    for word in [*words, *OPERATORS, *FACTS, *FACT_ALIASES]:
+        assert word in comments
