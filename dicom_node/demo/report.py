@@ -17,7 +17,6 @@ from dicom_node.demo.results import (
     dice_by_name,
     read_report,
     read_segmentation,
-    same_structure,
 )
 from dicom_node.reconstruct import reconstruct
 from dicom_node.types import Series, SourceInstance
@@ -107,8 +106,7 @@ def _dice(case: Case, volume: Volume, received: ReceivedSegmentation) -> dict[st
     truth = case.truth.truth
     if not truth.geometry.same_grid(volume.geometry):
         raise UnexpectedResult("the CT that was sent does not lie on the grid of the phantom")
-    known = {segment.name for segment in received.segments}
-    if not any(same_structure(name, segment) for name in truth.names_by_label.values() for segment in known):
+    if not {segment.name for segment in received.segments} & set(truth.names_by_label.values()):
         return {}
     return dice_by_name(received, truth.labels_zyx, truth.names_by_label)
 
@@ -116,14 +114,13 @@ def _dice(case: Case, volume: Volume, received: ReceivedSegmentation) -> dict[st
 def _rows(
     received: ReceivedSegmentation, by_tracking_uid: Mapping[str, ReceivedValues], dice: Mapping[str, float]
 ) -> list[Row]:
+    group_of = {entry.name: entry.group for entry in STRUCTURES}
     rows = []
     for segment in received.segments:
         values = by_tracking_uid.get(segment.tracking_uid)
         if values is None:
             raise UnexpectedResult(f"segment {segment.label} of the SEG has no Measurement Group in the SR")
-        group = next((entry.group for entry in STRUCTURES if same_structure(entry.name, segment.name)), "other")
-        score = next((value for name, value in dice.items() if same_structure(name, segment.name)), None)
-        rows.append(Row(segment.name, group, values, score))
+        rows.append(Row(segment.name, group_of.get(segment.name, "other"), values, dice.get(segment.name)))
     return rows
 
 
@@ -135,14 +132,14 @@ def _print_table(console: Console, rows: Sequence[Row], dice: Mapping[str, float
         table.add_column("Dice (truth)", justify="right")
     for row in rows:
         mean_hu = "" if row.values.mean_hu is None else f"{row.values.mean_hu:.1f}"
-        cells = [row.name, row.group, f"{row.values.volume_ml:.1f}", mean_hu]
+        cells = [row.name.replace("_", " "), row.group, f"{row.values.volume_ml:.1f}", mean_hu]
         table.add_row(*cells, *([f"{row.dice:.3f}" if row.dice is not None else "-"] if dice else []))
     console.print(table)
     if dice:
         lowest = min(dice, key=lambda name: dice[name])
         console.print(
             f"mean Dice over {len(dice)} structures: [bold]{sum(dice.values()) / len(dice):.3f}[/],"
-            f" lowest {dice[lowest]:.3f} ({lowest})"
+            f" lowest {dice[lowest]:.3f} ({lowest.replace('_', ' ')})"
         )
 
 

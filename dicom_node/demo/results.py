@@ -35,7 +35,10 @@ class UnexpectedResult(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One segment of the received SEG. ``label`` is its Segment Number, ``rgb`` its colour (0..1 each)."""
+    """One segment of the received SEG.
+
+    ``label`` is its Segment Number, ``name`` its Segment Label (the catalogue's name), ``rgb`` its colour (0..1 each).
+    """
 
     label: int
     name: str
@@ -111,25 +114,16 @@ def dice_by_name(
     joint = np.bincount(
         truth_zyx.ravel().astype(np.int32) * 256 + received.labels_zyx.ravel(), minlength=1 << 16
     ).reshape(256, 256)
-    label_of = {_plain(segment.name): segment.label for segment in received.segments}
+    label_of = {segment.name: segment.label for segment in received.segments}
     dice = {}
     for truth_label, name in truth_names.items():
-        label = label_of.get(_plain(name))
+        label = label_of.get(name)
         in_truth = int(joint[truth_label].sum())
         in_result = int(joint[:, label].sum()) if label is not None else 0
         common = int(joint[truth_label, label]) if label is not None else 0
         if in_truth + in_result:
             dice[name] = 2 * common / (in_truth + in_result)
     return dice
-
-
-def same_structure(one: str, other: str) -> bool:
-    """Whether two names differ only in the way they are written."""
-    return _plain(one) == _plain(other)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_", " ").casefold().strip()
 
 
 def _frame_bits(packed: NDArray[np.uint8], frame: int, rows: int, columns: int) -> NDArray[np.bool_]:

@@ -14,7 +14,10 @@ from dicom_node.settings import load_settings
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-INSTRUCTIONS = set("FROM ARG ENV WORKDIR COPY RUN USER VOLUME EXPOSE STOPSIGNAL HEALTHCHECK ENTRYPOINT CMD".split())
+INSTRUCTIONS = {
+    *("FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER"),
+    *("VOLUME", "EXPOSE", "STOPSIGNAL", "HEALTHCHECK", "ENTRYPOINT", "CMD"),
+}
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
