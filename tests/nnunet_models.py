@@ -1,4 +1,4 @@
-"""Small nnU-Net v2 model folders with random weights, written here by hand so that the reader meets a foreign writer."""
+"""Small nnU-Net v2 model folders with random weights, by a writer of their own."""
 
 import json
 
@@ -55,7 +55,8 @@ def random_network(described, classes, seed=0):
     for module in network.modules():  # wide enough that a random network gives every label somewhere
         if isinstance(module, nn.Conv3d):
             nn.init.normal_(module.weight, std=(2.0 / module.weight[0].numel()) ** 0.5)
-            nn.init.normal_(module.bias, std=0.1)
+            if module.bias is not None:
+                nn.init.normal_(module.bias, std=0.1)
     return network.eval()
 
 

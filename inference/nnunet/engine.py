@@ -169,7 +169,6 @@ class NnunetSegmenter:
             _shape3(image.shape),
             loaded.label_by_channel,
             interpolation=self._interpolation,
-            device=self._device,
         )
         windows = window_count(image.shape, part.patch_size)
         done = 0

@@ -12,14 +12,14 @@ Positions are corner aligned, the exact inverse of :func:`inference.nnunet.grid.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from inference.nnunet.grid import neighbours, sample_positions
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
 Interpolation = Literal["smooth", "nearest"]
@@ -30,11 +30,23 @@ _EPSILON = 1e-9
 class _Axis:
     """Where the source voxels of one axis lie among the network's voxels."""
 
-    lower: torch.Tensor
-    upper: torch.Tensor
-    weight: torch.Tensor
-    inside: torch.Tensor
     positions: NDArray[np.float64]
+    lower: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    """Of the upper neighbour, 0..1."""
+    inside: NDArray[np.bool_]
+
+
+class _Plane(NamedTuple):
+    """One plane of the network's grid."""
+
+    logits: NDArray[np.float32]
+    """[y, x, channel]"""
+    channels: NDArray[np.uint8]
+    """[y, x]: the channel with the highest logit."""
+
+    def copy(self) -> _Plane:
+        return _Plane(self.logits.copy(), self.channels.copy())
 
 
 class Restorer:
@@ -44,7 +56,8 @@ class Restorer:
         labels: uint8 view [z, y, x] on the source grid in canonical order, written in place. Voxels that a part calls
             background keep what is there, so that a later part overwrites an earlier one.
         network_shape: the whole resampled grid.
-        offset, shape: the box of that grid which the network sees (nnU-Net crops to non-zero HU).
+        offset: first voxel of the box of that grid which the network sees (nnU-Net crops to non-zero HU).
+        shape: size of that box.
         label_by_channel: the number to write for each output channel.
     """
 
@@ -57,160 +70,180 @@ class Restorer:
         label_by_channel: NDArray[np.uint8],
         *,
         interpolation: Interpolation = "smooth",
-        device: torch.device | None = None,
     ) -> None:
         self._labels = labels
         self._label_by_channel = label_by_channel
-        self._interpolation = interpolation
-        self._device = device or torch.device("cpu")
+        self._nearest = interpolation == "nearest"
         self._shape = shape
         self._z, self._y, self._x = (
-            self._axis(*sizes) for sizes in zip(labels.shape, network_shape, offset, shape, strict=True)
+            _axis(*sizes, nearest=self._nearest)
+            for sizes in zip(labels.shape, network_shape, offset, shape, strict=True)
         )
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._last: _Plane | None = None
 
-    def _axis(self, count: int, network_count: int, offset: int, size: int) -> _Axis:
-        within = sample_positions(count, network_count) - offset
-        inside = (within > -0.5 - _EPSILON) & (within < size - 0.5 + _EPSILON)
-        positions = np.clip(within, 0, size - 1)
-        if self._interpolation == "nearest":
-            positions = np.floor(positions + 0.5)
-        lower, upper, weight = neighbours(positions, size)
-        to = self._device
-        return _Axis(
-            torch.from_numpy(lower).to(to),
-            torch.from_numpy(upper).to(to),
-            torch.from_numpy(weight.astype(np.float32)).to(to),
-            torch.from_numpy(inside).to(to),
-            positions,
-        )
-
-    @torch.inference_mode()
     def accept(self, first: int, logits: torch.Tensor) -> None:
         """Restore what lies in a slab [plane, y, x, channel] whose first plane is ``first`` (of the box).
 
         Slabs come in ascending order without gap. The slab may be overwritten after the call.
         """
-        winners = logits.argmax(dim=-1)
-        if self._shape[0] == 1:
-            self._layer(0, (logits[0], winners[0]), (logits[0], winners[0]))
-        for k in range(logits.shape[0]):
-            here = (logits[k], winners[k])
+        channels = logits.argmax(dim=-1).cpu().numpy().astype(np.uint8)
+        values = logits.cpu().numpy()
+        for k in range(len(values)):
+            here = _Plane(values[k], channels[k])
             if self._last is not None:
                 self._layer(first + k - 1, self._last, here)
+            elif self._shape[0] == 1:
+                self._layer(0, here, here)
             self._last = here
         if self._last is not None:
-            self._last = (self._last[0].clone(), self._last[1].clone())
+            self._last = self._last.copy()
 
-    def _layer(
-        self, plane: int, below: tuple[torch.Tensor, torch.Tensor], above: tuple[torch.Tensor, torch.Tensor]
-    ) -> None:
+    def _layer(self, plane: int, below: _Plane, above: _Plane) -> None:
         """Write every source plane that lies between network planes ``plane`` and ``plane + 1``."""
         positions = self._z.positions
-        last = plane >= self._shape[0] - 2
-        chosen = np.flatnonzero((positions >= plane) & ((positions < plane + 1) | last) & self._z.inside.cpu().numpy())
+        to_the_end = plane >= self._shape[0] - 2
+        chosen = np.flatnonzero(self._z.inside & (positions >= plane) & ((positions < plane + 1) | to_the_end))
         if chosen.size == 0:
             return
-        if self._interpolation == "nearest":
+        if self._nearest:
             for k in chosen:
-                self._write(int(k), self._nearest_in_plane(above[1] if positions[k] > plane else below[1]))
+                self._write_nearest(int(k), (above if positions[k] > plane else below).channels)
             return
-        cells = _Cells(below, above, self._y, self._x)
+        layer = _Layer.between(below, above, self._y, self._x)
         for k in chosen:
-            self._write(int(k), cells.at(float(positions[k] - plane)))
+            self._write_cells(int(k), layer, float(positions[k] - plane))
 
-    def _nearest_in_plane(self, winners: torch.Tensor) -> torch.Tensor:
-        rows = self._y.lower + self._y.weight.long()
-        columns = self._x.lower + self._x.weight.long()
-        return winners[rows][:, columns]
+    def _write_nearest(self, plane: int, channels: NDArray[np.uint8]) -> None:
+        # positions are whole numbers here, so the weight of the upper neighbour is 0, or 1 at the far edge
+        rows = self._y.lower + self._y.weight.astype(np.int64)
+        columns = self._x.lower + self._x.weight.astype(np.int64)
+        self._put(plane, channels[rows][:, columns])
 
-    def _write(self, plane: int, channels: torch.Tensor) -> None:
-        seen = self._label_by_channel[channels.cpu().numpy()]
-        seen[~self._y.inside.cpu().numpy()] = 0
-        seen[:, ~self._x.inside.cpu().numpy()] = 0
+    def _write_cells(self, plane: int, layer: _Layer, height: float) -> None:
+        channels = layer.plain.copy()
+        flat = channels.reshape(-1)
+        for cells in layer.border:
+            flat[cells.pixels] = cells.winners(height)
+        self._put(plane, channels)
+
+    def _put(self, plane: int, channels: NDArray[np.uint8]) -> None:
+        seen = self._label_by_channel[channels]
+        if not (self._y.inside.all() and self._x.inside.all()):
+            seen[~self._y.inside] = 0
+            seen[:, ~self._x.inside] = 0
         np.copyto(self._labels[plane], seen, where=seen != 0)
 
 
-class _Cells:
-    """The cells between two network planes, ready to be cut at any height."""
-
-    def __init__(
-        self, below: tuple[torch.Tensor, torch.Tensor], above: tuple[torch.Tensor, torch.Tensor], y: _Axis, x: _Axis
-    ) -> None:
-        columns = below[1].shape[1]
-        rows = below[1].shape[0]
-        lower_y, upper_y = _cell_edges(rows, y)
-        lower_x, upper_x = _cell_edges(columns, x)
-        corner_index = torch.stack([a[:, None] * columns + b for a in (lower_y, upper_y) for b in (lower_x, upper_x)])
-        corner_labels = torch.stack([plane[1].reshape(-1)[c] for plane in (below, above) for c in corner_index])
-        ordered, _ = corner_labels.sort(dim=0)
-        new = torch.ones_like(ordered, dtype=torch.bool)
-        new[1:] = ordered[1:] != ordered[:-1]
-        distinct = new.sum(dim=0)
-        cell_y, cell_x = y.lower, x.lower
-        self._plain = corner_labels[0][cell_y][:, cell_x]
-        self._groups: list[_BorderCells] = []
-        pixel_distinct = distinct[cell_y][:, cell_x]
-        flat_logits = [plane[0].reshape(-1, plane[0].shape[-1]) for plane in (below, above)]
-        for count in range(2, 9):
-            where_cell = (distinct == count).nonzero(as_tuple=True)
-            if where_cell[0].numel() == 0:
-                continue
-            # the labels of a cell, each once, in ascending order
-            candidates = ordered[:, where_cell[0], where_cell[1]].T[new[:, where_cell[0], where_cell[1]].T]
-            candidates = candidates.reshape(-1, count)
-            places = corner_index[:, where_cell[0], where_cell[1]].T
-            tables = [logits[places[:, None, :], candidates[:, :, None]] for logits in flat_logits]
-            number = torch.zeros_like(distinct)
-            number[where_cell] = torch.arange(len(candidates), device=number.device)
-            pixels = (pixel_distinct == count).nonzero(as_tuple=True)
-            weight_y, weight_x = y.weight[pixels[0]], x.weight[pixels[1]]
-            weights = torch.stack(
-                [
-                    (1 - weight_y) * (1 - weight_x),
-                    (1 - weight_y) * weight_x,
-                    weight_y * (1 - weight_x),
-                    weight_y * weight_x,
-                ],
-                dim=1,
-            )
-            cell_of_pixel = number[cell_y[pixels[0]], cell_x[pixels[1]]]
-            self._groups.append(_BorderCells(candidates, tables[0], tables[1], pixels, weights, cell_of_pixel))
-
-    def at(self, height: float) -> torch.Tensor:
-        """Channel of every source pixel at ``height`` (0: lower plane, 1: upper plane)."""
-        plane = self._plain.clone()
-        for group in self._groups:
-            plane[group.pixels] = group.winners(height)
-        return plane
+def _axis(count: int, network_count: int, offset: int, size: int, *, nearest: bool) -> _Axis:
+    within = sample_positions(count, network_count) - offset
+    inside = (within > -0.5 - _EPSILON) & (within < size - 0.5 + _EPSILON)
+    positions = np.clip(within, 0, size - 1)
+    if nearest:
+        positions = np.floor(positions + 0.5)
+    lower, _, weight = neighbours(positions, size)
+    return _Axis(positions, lower, weight.astype(np.float32), inside)
 
 
 @dataclass(frozen=True, slots=True)
 class _BorderCells:
-    """Cells with the same number of labels at their corners, and the source pixels in them."""
+    """Cells of a layer that have labels in equal number at their corners, and the source pixels that lie in them."""
 
-    candidates: torch.Tensor
-    """[cell, label]: channels at the cell's corners."""
-    below: torch.Tensor
-    """[cell, label, corner]: logits at the four lower corners."""
-    above: torch.Tensor
-    pixels: tuple[torch.Tensor, ...]
-    weights: torch.Tensor
+    channels: NDArray[np.uint8]
+    """[cell, candidate]: the channels at the cell's corners."""
+    below: NDArray[np.float32]
+    """[cell, candidate, corner]: logits at the four lower corners."""
+    above: NDArray[np.float32]
+    pixels: NDArray[np.int64]
+    """[pixel]: index into the flattened source plane."""
+    weights: NDArray[np.float32]
     """[pixel, corner]"""
-    cell_of_pixel: torch.Tensor
+    cell: NDArray[np.int64]
+    """[pixel]: the cell it lies in."""
 
-    def winners(self, height: float) -> torch.Tensor:
-        """The channel with the highest interpolated logit at each pixel."""
-        corners = torch.lerp(self.below, self.above, height)
-        if corners.shape[1] == 2:  # noqa: PLR2004 - of two labels the sign of the difference decides
-            difference = (corners[:, 1] - corners[:, 0])[self.cell_of_pixel]
-            best = ((difference * self.weights).sum(dim=1) > 0).long()
+    def winners(self, height: float) -> NDArray[np.uint8]:
+        """The channel with the highest interpolated logit at each pixel, ``height`` (0..1) above the lower plane."""
+        logits = self.below + (self.above - self.below) * np.float32(height)
+        if logits.shape[1] == 2:  # noqa: PLR2004 - of two channels the sign of the difference decides
+            difference = logits[:, 1] - logits[:, 0]
+            best = (np.einsum("pc,pc->p", difference[self.cell], self.weights) > 0).astype(np.intp)
         else:
-            logits = torch.einsum("plc,pc->pl", corners[self.cell_of_pixel], self.weights)
-            best = logits.argmax(dim=1)
-        return self.candidates[self.cell_of_pixel, best]
+            best = np.einsum("pkc,pc->pk", logits[self.cell], self.weights).argmax(axis=1)
+        channels: NDArray[np.uint8] = self.channels[self.cell, best]
+        return channels
 
 
-def _cell_edges(size: int, axis: _Axis) -> tuple[torch.Tensor, torch.Tensor]:
-    lower = torch.arange(max(size - 1, 1), device=axis.lower.device)
-    return lower, (lower + 1).clamp(max=size - 1)
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The cells between two network planes, ready to be cut at any height."""
+
+    plain: NDArray[np.uint8]
+    """[y, x] of the source: the channel where a cell's corners agree (where they do not, that of its first corner)."""
+    border: tuple[_BorderCells, ...]
+
+    @classmethod
+    def between(cls, below: _Plane, above: _Plane, y: _Axis, x: _Axis) -> _Layer:
+        """Find the border cells and the pixels in them."""
+        corner_places = _corner_places(*below.channels.shape)
+        corners = np.stack([p.channels.reshape(-1)[place] for p in (below, above) for place in corner_places])
+        plain = corners[0][y.lower][:, x.lower]
+        is_border = (corners != corners[0]).any(axis=0)
+        if not is_border.any():
+            return cls(plain, ())
+        candidates, counts = _distinct(corners[:, is_border].T)
+        places = np.stack([place[is_border] for place in corner_places], axis=1)
+        number = np.full(is_border.shape, -1, np.int64)
+        number[is_border] = np.arange(len(counts))
+        pixels = np.flatnonzero(is_border[y.lower][:, x.lower])
+        rows, columns = np.divmod(pixels, len(x.lower))
+        cell = number[y.lower[rows], x.lower[columns]]
+        weights = _corner_weights(y.weight[rows], x.weight[columns])
+        groups = []
+        for of_group in (counts == 2, counts > 2):  # noqa: PLR2004 - pairs are by far the most
+            if not of_group.any():
+                continue
+            channels = candidates[of_group, : counts[of_group].max()]
+            chosen = of_group[cell]
+            groups.append(
+                _BorderCells(
+                    channels,
+                    _logits_at(below, places[of_group], channels),
+                    _logits_at(above, places[of_group], channels),
+                    pixels[chosen],
+                    weights[chosen],
+                    cell=(np.cumsum(of_group) - 1)[cell[chosen]],
+                )
+            )
+        return cls(plain, tuple(groups))
+
+
+def _corner_places(rows: int, columns: int) -> list[NDArray[np.int64]]:
+    """Flat indices of the four in-plane corners of every cell; a plane of one row or column has flat cells."""
+    y = np.arange(max(rows - 1, 1))
+    x = np.arange(max(columns - 1, 1))
+    return [
+        np.minimum(y + dy, rows - 1)[:, None] * columns + np.minimum(x + dx, columns - 1)
+        for dy in (0, 1)
+        for dx in (0, 1)
+    ]
+
+
+def _distinct(corners: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The distinct channels of each row, ascending and padded with the row's first; and how many there are."""
+    ordered = np.sort(corners, axis=1)
+    repeated = np.zeros(ordered.shape, bool)
+    repeated[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    counts = (~repeated).sum(axis=1)
+    front = np.take_along_axis(ordered, np.argsort(repeated, axis=1, kind="stable"), axis=1)
+    padding = np.arange(ordered.shape[1]) >= counts[:, None]
+    return np.where(padding, front[:, :1], front), counts
+
+
+def _corner_weights(y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.stack([(1 - y) * (1 - x), (1 - y) * x, y * (1 - x), y * x], axis=1)
+
+
+def _logits_at(plane: _Plane, places: NDArray[np.int64], channels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Logits [cell, candidate, corner] at the four corners ``places`` [cell, corner]."""
+    flat = plane.logits.reshape(-1, plane.logits.shape[-1])
+    values: NDArray[np.float32] = flat[places[:, None, :], channels[:, :, None]]
+    return values

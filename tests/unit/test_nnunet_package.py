@@ -1,0 +1,236 @@
+"""Model folders that must not be trusted: refused by name, nothing executed."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference.errors import ModelDigestError, ModelPackageError
+from inference.nnunet.engine import NnunetSegmenter, check_digest
+from inference.nnunet.network import build_network, load_networks
+from inference.nnunet.package import read_package
+from inference.structures import paper_labels
+from tests.nnunet_models import plans, write_model
+
+
+def edit(folder, file, change):
+    content = json.loads((folder / file).read_text())
+    change(content)
+    (folder / file).write_text(json.dumps(content))
+
+
+def configuration(content):
+    return content["configurations"]["3d_fullres"]
+
+
+def kwargs(content):
+    return configuration(content)["architecture"]["arch_kwargs"]
+
+
+@pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_weights_arrive_as_they_were_written(tmp_path, network):
+    folder = write_model(tmp_path / "m", described=plans(network=network), prefix="module._orig_mod.")
+    part = read_package([folder], "test").parts[0]
+    written = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
+    loaded = load_networks(part)[0].state_dict()
+    assert loaded.keys() == {name.removeprefix("module._orig_mod.") for name in written}
+    for name, value in loaded.items():
+        torch.testing.assert_close(value, written[f"module._orig_mod.{name}"], rtol=0, atol=0)
+
+
+def test_bookkeeping_of_a_real_training_does_not_hinder(tmp_path):
+    bookkeeping = {
+        "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)], "lrs": [0.01]},
+        "_best_ema": np.float64(0.9),
+        "optimizer_state": {"state": {0: {"momentum_buffer": torch.zeros(3)}}},
+        "grad_scaler_state": {"scale": 65536.0},
+    }
+    folder = write_model(tmp_path / "m", checkpoint=bookkeeping)
+    assert len(load_networks(read_package([folder], "test").parts[0])) == 1
+
+
+def test_plans_of_old_nnunet_give_the_same_network(tmp_path):
+    folder = write_model(tmp_path / "m")
+    new = read_package([folder], "test").parts[0].architecture
+
+    def to_old_format(content):
+        settings = configuration(content)
+        settings["UNet_class_name"] = "PlainConvUNet"
+        settings["UNet_base_num_features"], settings["unet_max_num_features"] = 4, 320
+        settings["n_conv_per_stage_encoder"], settings["n_conv_per_stage_decoder"] = [1, 1], [1]
+        settings["conv_kernel_sizes"] = kwargs(content)["kernel_sizes"]
+        settings["pool_op_kernel_sizes"] = kwargs(content)["strides"]
+        del settings["architecture"]
+
+    edit(folder, "plans.json", to_old_format)
+    assert read_package([folder], "test").parts[0].architecture == new
+
+
+def test_a_configuration_may_inherit_from_another(tmp_path):
+    folder = write_model(tmp_path / "Trainer__nnUNetPlans__3d_small")
+
+    def inherit(content):
+        content["configurations"]["3d_small"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16, 16]}
+
+    edit(folder, "plans.json", inherit)
+    part = read_package([folder], "test").parts[0]
+    assert (part.configuration, part.patch_size) == ("3d_small", (16, 16, 16))
+    with pytest.raises(ModelPackageError, match="trained as '3d_fullres'"):
+        load_networks(part)
+
+
+class Poison:
+    """Unpickling this runs a shell command."""
+
+    def __init__(self, evidence):
+        self.evidence = evidence
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.evidence}",)
+
+
+def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
+    evidence = tmp_path / "executed"
+    folder = write_model(tmp_path / "m", checkpoint={"logging": Poison(evidence)})
+    package = read_package([folder], "test")
+    with pytest.raises(ModelPackageError, match=r"checkpoint_final\.pth holds more than weights.*system"):
+        NnunetSegmenter(package)
+    assert not evidence.exists()
+    torch.load(package.parts[0].checkpoints[0], weights_only=False)
+    assert evidence.exists(), "the poison of this test must work, else the test proves nothing"
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "reason"),
+    [
+        ("plans.json", lambda c: configuration(c)["architecture"].update(network_class_name="os.system"), "os.system"),
+        ("plans.json", lambda c: kwargs(c).update(conv_op="subprocess.Popen"), "conv_op 'subprocess.Popen'"),
+        ("plans.json", lambda c: kwargs(c).update(nonlin="builtins.exec"), "nonlin 'builtins.exec'"),
+        ("plans.json", lambda c: kwargs(c).update(norm_op=["x"]), "norm_op"),
+        ("plans.json", lambda c: kwargs(c).update(block="os.system"), "block"),
+        ("plans.json", lambda c: kwargs(c).update(n_stages=10**6), "n_stages"),
+        ("plans.json", lambda c: kwargs(c).update(features_per_stage=[10**9, 1]), "features_per_stage"),
+        ("plans.json", lambda c: kwargs(c).update(kernel_sizes=[[99, 3, 3]] * 2), "kernel_sizes"),
+        ("plans.json", lambda c: configuration(c).update(patch_size=[10**6] * 3), "patch_size"),
+        ("plans.json", lambda c: configuration(c).update(patch_size=[32, 32]), "three numbers"),
+        ("plans.json", lambda c: configuration(c).update(patch_size=[33, 32, 32]), "multiple"),
+        ("plans.json", lambda c: configuration(c).update(spacing=[0, 1, 1]), "spacing"),
+        ("plans.json", lambda c: configuration(c).update(spacing=[float("nan"), 1, 1]), "spacing"),
+        ("plans.json", lambda c: configuration(c).update(normalization_schemes=["ZScoreNormalization"]), "CTNorm"),
+        ("plans.json", lambda c: configuration(c).update(inherits_from="3d_fullres"), "configuration"),
+        ("plans.json", lambda c: configuration(c).pop("patch_size"), "patch_size"),
+        ("plans.json", lambda c: c.pop("configurations"), "configurations"),
+        ("plans.json", lambda c: c.update(transpose_forward=[0, 0, 1]), "transpose_forward"),
+        ("plans.json", lambda c: c.update(padding="x" * 1024**2), "bytes"),
+        ("dataset.json", lambda c: c["labels"].update(flux_capacitor=4), "flux_capacitor"),
+        ("dataset.json", lambda c: c["labels"].update(brain=9), "without gap"),
+        ("dataset.json", lambda c: c["labels"].update(brain=[1, 2]), "brain"),
+        ("dataset.json", lambda c: c["labels"].update({str(n): n for n in range(4, 10**4)}), "255"),
+        ("dataset.json", lambda c: c["labels"].update(background=1), "background"),
+        ("dataset.json", lambda c: c.update(channel_names={"0": "CT", "1": "PET"}), "channels"),
+        ("dataset.json", lambda c: c.pop("labels"), "labels"),
+    ],
+)
+def test_foreign_names_and_sizes_are_refused(tmp_path, place, change, reason):
+    folder = write_model(tmp_path / "m")
+    edit(folder, place, change)
+    with pytest.raises(ModelPackageError, match=reason):
+        read_package([folder], "test")
+
+
+def test_files_that_are_missing_or_no_json_are_named(tmp_path):
+    folder = write_model(tmp_path / "m")
+    (folder / "plans.json").write_text("[" * 10**5)
+    with pytest.raises(ModelPackageError, match=r"plans\.json is not JSON"):
+        read_package([folder], "test")
+    (folder / "plans.json").unlink()
+    with pytest.raises(ModelPackageError, match=r"plans\.json: No such file"):
+        read_package([folder], "test")
+    other = write_model(tmp_path / "n", folds=())
+    with pytest.raises(ModelPackageError, match="no fold_"):
+        read_package([other], "test")
+
+
+def compress(path):
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def shrink(path):
+    content = torch.load(path, weights_only=True)
+    name = next(iter(content["network_weights"]))
+    content["network_weights"][name] = content["network_weights"][name][:1]
+    torch.save(content, path)
+
+
+def lose_one(path):
+    content = torch.load(path, weights_only=True)
+    content["network_weights"].popitem()
+    torch.save(content, path)
+
+
+def put_nan(path):
+    content = torch.load(path, weights_only=True)
+    next(iter(content["network_weights"].values())).view(-1)[0] = float("nan")
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (compress, "compressed"),
+        (shrink, "does not fit"),
+        (lose_one, "does not fit"),
+        (put_nan, "NaN"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), "not a torch checkpoint"),
+        (lambda path: path.write_bytes(b"\x80\x04cos\nsystem\n(S'true'\ntR."), "not a torch checkpoint"),
+    ],
+)
+def test_damaged_checkpoints_are_refused(tmp_path, damage, reason):
+    folder = write_model(tmp_path / "m")
+    damage(folder / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(ModelPackageError, match=reason):
+        load_networks(read_package([folder], "test").parts[0])
+
+
+def test_one_changed_byte_changes_the_digest(tmp_path):
+    folder = write_model(tmp_path / "m")
+    identity = read_package([folder], "test").identity
+    check_digest(identity, identity.digest.upper())
+    path = folder / "fold_0" / "checkpoint_final.pth"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    changed = read_package([folder], "test").identity
+    assert changed.digest != identity.digest
+    with pytest.raises(ModelDigestError, match=identity.digest):
+        check_digest(changed, identity.digest)
+
+
+def test_labels_are_numbered_as_the_documents_say(tmp_path):
+    paper = list(paper_labels().values())
+    single = write_model(tmp_path / "paper", names=paper)
+    assert read_package([single], "test").names_by_label == paper_labels()
+    parts = [
+        write_model(tmp_path / "a", names=("urinary_bladder", "liver")),
+        write_model(tmp_path / "b", names=("sacrum", "liver")),
+    ]
+    assert read_package(parts, "test").names_by_label == {5: "liver", 21: "urinary_bladder", 25: "sacrum"}
+    parts[1] = write_model(tmp_path / "c", names=("face", "liver"))  # not one of the 117
+    assert read_package(parts, "test").names_by_label == {1: "urinary_bladder", 2: "liver", 3: "face"}
+
+
+def test_every_fold_is_read(tmp_path):
+    folder = write_model(tmp_path / "m", folds=(0, 1, "all"))
+    part = read_package([folder], "test").parts[0]
+    assert [Path(path).parent.name for path in part.checkpoints] == ["fold_0", "fold_1", "fold_all"]
+    weights = [network.state_dict() for network in load_networks(part)]
+    assert not torch.equal(next(iter(weights[0].values())), next(iter(weights[1].values())))
+    assert weights[0].keys() == build_network(part).state_dict().keys()
