@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.errors import NotEligible
+from dicom_node.errors import NotEligible, StoreUnavailable
 from dicom_node.reconstruct.attributes import text, texts
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
 from dicom_node.reconstruct.pixels import find_pixel_data
@@ -63,6 +63,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
         IdentityConflict: two patients, studies or Frames of Reference.
         GeometryRefused: the planes form no regular grid.
         PixelDataInvalid: pixel data truncated, contradicting the header, lossy or not decodable; rescale without sense.
+        StoreUnavailable: a file is missing or the disk fails.
     """
     refuse_ineligible(series)
     refuse_mixed_identity(series)
@@ -73,10 +74,14 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
     frames_of_instance = [0] * len(series.instances)
     for plane in planes:
         frames_of_instance[plane.instance] += 1
-    sources = [
-        find_pixel_data(instance, frames) for instance, frames in zip(series.instances, frames_of_instance, strict=True)
-    ]
-    source = Volume(hounsfield_voxels(planes, grid.order, sources), grid.geometry)
+    try:
+        sources = [
+            find_pixel_data(instance, frames)
+            for instance, frames in zip(series.instances, frames_of_instance, strict=True)
+        ]
+        source = Volume(hounsfield_voxels(planes, grid.order, sources), grid.geometry)
+    except OSError as error:
+        raise StoreUnavailable(f"a stored file cannot be read: {error.strerror}") from error
     tilted = grid.shear_xy_pixels_per_plane != (0.0, 0.0)
     return Reconstruction(
         volume=upright(source, grid.shear_xy_pixels_per_plane) if tilted else source,

@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node.errors import PixelDataInvalid
+from dicom_node.errors import PixelDataInvalid, StoreUnavailable
 from dicom_node.reconstruct import reconstruct
 from dicom_node.types import SourceInstance
 from tests.unit.reconstruct.synthetic import Stack, bent, noise, write
@@ -219,6 +219,12 @@ def test_random_bytes_for_a_frame_are_refused(series):
     compressed = rewritten(series, to_syntax(JPEG2000Lossless))
     with pytest.raises(PixelDataInvalid):
         reconstruct(rewritten(compressed, scramble))
+
+
+def test_a_lost_file_is_the_stores_fault(series):
+    series.instances[1].path.unlink()
+    with pytest.raises(StoreUnavailable, match="No such file"):
+        reconstruct(series)
 
 
 def test_no_pixel_data_is_refused(series):
