@@ -41,14 +41,6 @@ if TYPE_CHECKING:
     from dicom_node.encode.source import PreparedSource
 
 _SERIES_NUMBER_OFFSET = 1
-_PAIRED_BODY_PARTS = frozenset(
-    (
-        *("ANKLE", "ARM", "BREAST", "CALF", "CLAVICLE", "EAR", "ELBOW", "EXTREMITY", "EYE", "FEMUR", "FINGER", "FOOT"),
-        *("FOREARM", "HAND", "HIP", "HUMERUS", "IAC", "KNEE", "LEG", "MAXILLA", "ORBIT", "SCAPULA", "SHOULDER"),
-        *("THIGH", "THUMB", "TOE", "UPPERARM", "WRIST", "ZYGOMA"),
-    )
-)
-"""Body parts for which General Series asks for a Laterality, empty where unknown (PS3.3 C.7.3.1, PS3.16 annex L)."""
 
 
 def segmentation_object(
@@ -81,7 +73,9 @@ def segmentation_object(
     _finish_geometry(dataset, provenance)
     stamp(dataset, provenance, "segmentation")
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
-    _copy_body_part(dataset, source)
+    if source.body_part_examined:
+        # without Laterality: of a SEG that is the segments' to state (dciodvfy: an error at this place)
+        dataset.BodyPartExamined = source.body_part_examined
     dataset.update(source.lossy_compression)
     _pad_with_zero(dataset)
     return dataset
@@ -193,14 +187,6 @@ def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
     organization = provenance.identity.uid("SEG dimension organization")
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization
-
-
-def _copy_body_part(dataset: Dataset, source: PreparedSource) -> None:
-    if not source.body_part_examined:
-        return
-    dataset.BodyPartExamined = source.body_part_examined
-    if source.laterality is not None or source.body_part_examined in _PAIRED_BODY_PARTS:
-        dataset.Laterality = source.laterality or ""
 
 
 def _pad_with_zero(dataset: Dataset) -> None:

@@ -128,7 +128,6 @@ class PreparedSource:
     slice_thickness_mm: float
     series_number: int
     body_part_examined: str
-    laterality: str | None
     lossy_compression: Dataset
     timezone_offset: str
 
@@ -177,7 +176,6 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
         slice_thickness_mm=plane_spacing if thickness is None else thickness,
         series_number=_series_number(first),
         body_part_examined=_valid_text(first, "BodyPartExamined") or "",
-        laterality=_valid_text(first, "Laterality"),
         lossy_compression=_lossy_compression(headers),
         timezone_offset=_valid_text(first, "TimezoneOffsetFromUTC") or "",
     )

@@ -54,6 +54,19 @@ def geometry(
     return Geometry(shape_zyx, affine)
 
 
+GRIDS: dict[str, tuple[Geometry, bool]] = {
+    **{name: (geometry((5, 13, 11), orientation), False) for name, orientation in ORIENTATIONS.items()},
+    "tilted": (geometry((5, 13, 11), shear_xy_mm=(0.0, 0.9)), False),
+    "tilted oblique": (geometry((5, 13, 11), ORIENTATIONS["oblique"], shear_xy_mm=(0.3, -0.9)), False),
+    "one plane": (geometry((1, 13, 11)), False),
+    "one voxel": (geometry((1, 1, 1)), False),
+    "sizes divisible by eight": (geometry((4, 8, 16)), False),
+    "multi-frame": (geometry((5, 13, 11)), True),
+    "multi-frame, tilted": (geometry((5, 13, 11), shear_xy_mm=(0.2, 0.9)), True),
+}
+"""Every way planes may lie: the grid, and whether the source is one multi-frame object."""
+
+
 def reconstruction(grid: Geometry | None = None, *, multi_frame: bool = False) -> Reconstruction:
     """What reconstruct would hand over for a series on ``grid``."""
     grid = grid or geometry()

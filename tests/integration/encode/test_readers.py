@@ -1,0 +1,219 @@
+"""What other people's programs make of our SEG and SR: dciodvfy and DCMTK, dcmqi (what 3D Slicer uses), highdicom."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import highdicom
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813 - its own habit
+
+from dicom_node.encode.encode import encode
+from dicom_node.reconstruct import ReconstructionLimits, reconstruct
+from dicom_node.store.spool import read_series_folder
+from dicom_node.types import Reconstruction, ResultKind
+from inference.types import Geometry, Measurements, ModelIdentity, Segmentation
+from tests.unit.encode.synthetic import CONTEXT, GRIDS, MODEL, measured, reconstruction, segmentation
+
+NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat", 201: "liver"}
+TISSUES = {11: "air_in_body", 22: "body_fat", 33: "soft_tissue", 44: "bone_tissue", 201: "liver"}
+TISSUE_MODEL = ModelIdentity("tissue", "1", "cd" * 32, "Thresholding")
+REAL_SERIES = (
+    "derived/totalsegmentator_example_sendable",
+    "derived/legacy_enhanced_CT_STS_008",
+    "theibsi+data_sets/STS_008_CT",
+    "theibsi+data_sets/ibsi2_orientation",
+    "ShahinSHH+COVID-CT-MD/cap001_subset",
+    "neurolabusc+dcm_qa_ct/Philips_S21610_S2010_tilt-18.5",
+)
+
+
+class Run:
+    """One run of encode, its results as files."""
+
+    def __init__(self, source: Reconstruction, labels: Segmentation, folder: Path) -> None:
+        self.source, self.labels = source, labels
+        self.measurements: Measurements = measured(source, labels)
+        self.files: dict[ResultKind, Path] = {}
+        for result in encode(source, labels, self.measurements, CONTEXT):
+            self.files[result.kind] = folder / f"{result.kind}.dcm"
+            result.dataset.save_as(self.files[result.kind])
+
+    @property
+    def grid(self) -> Geometry:
+        return self.source.source.geometry
+
+    @property
+    def is_tilted(self) -> bool:
+        return not self.grid.is_orthogonal
+
+    @property
+    def label_by_number(self) -> np.ndarray:
+        return np.array([0, *(structure.label for structure in self.measurements.structures)], dtype=np.uint8)
+
+
+def labels_of(grid: Geometry, names: dict[int, str]) -> np.ndarray:
+    """Something that no flip, shift or transposition leaves as it is."""
+    z, y, x = np.indices(grid.shape_zyx)
+    places = (z / max(grid.shape_zyx[0], 2), y / grid.shape_zyx[1], x / grid.shape_zyx[2])
+    labels = np.zeros(grid.shape_zyx, dtype=np.uint8)
+    for index, label in enumerate(sorted(names)[:4]):
+        low, width = 0.05 + 0.17 * index, (0.8, 0.4, 0.2)
+        inside = [(place >= low) & (place < low + extent) for place, extent in zip(places, width, strict=True)]
+        labels[np.logical_and.reduce(inside)] = label
+        labels[-1, -1 - index, -1 - 2 * index] = label
+    return labels
+
+
+@pytest.fixture(params=list(GRIDS), scope="module")
+def synthetic_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    grid, multi_frame = GRIDS[request.param]
+    source = reconstruction(grid, multi_frame=multi_frame)
+    if grid.shape_zyx == (1, 1, 1):
+        labels = segmentation(grid, {3: "kidney_left"}, np.full((1, 1, 1), 3))
+    else:
+        labels = segmentation(grid, NAMES, labels_of(grid, NAMES))
+    return Run(source, labels, tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(params=REAL_SERIES, scope="module")
+def real_run(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    (series,) = read_series_folder(shared_data / request.param)
+    source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
+    hu = source.source.voxels_zyx
+    labels = np.select([hu < -500, hu < -20, hu < 150, hu >= 150], [11, 22, 33, 44], default=0).astype(np.uint8)
+    labels[:, : labels.shape[1] // 4, : labels.shape[2] // 3] = 0
+    return Run(
+        source, segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL), tmp_path_factory.mktemp("r")
+    )
+
+
+def test_dciodvfy_finds_no_error_in_results_on_any_grid(synthetic_run: Run) -> None:
+    for report in reports_without_error(synthetic_run):
+        # the dciodvfy of 2022 does not know Device UID, which IHE AIR asks for in Contributing Equipment
+        warnings = [line for line in report.splitlines() if "Warning" in line and "Device UID" not in line]
+        assert all("Standard Extended SOP Class" in line for line in warnings), report
+
+
+def test_dciodvfy_finds_no_error_in_results_of_real_series(real_run: Run) -> None:
+    reports_without_error(real_run)
+
+
+def test_dciodvfy_finds_no_error_when_nothing_was_found(tmp_path: Path) -> None:
+    source = reconstruction()
+    empty = segmentation(source.source.geometry, NAMES, np.zeros(source.source.geometry.shape_zyx))
+    run = Run(source, empty, tmp_path)
+    assert list(run.files) == [ResultKind.REPORT]
+    reports_without_error(run)
+    assert "without findings" in output(program("dsrdump"), "+Pl", str(run.files[ResultKind.REPORT]))
+
+
+def reports_without_error(run: Run) -> list[str]:
+    reports = [output(program("dciodvfy"), str(file)) for file in run.files.values()]
+    for report in reports:
+        assert "Error" not in report, report
+    return reports
+
+
+def test_dcmqi_gives_back_every_voxel_where_it_belongs(synthetic_run: Run, tmp_path: Path) -> None:
+    assert_dcmqi_reads_the_labels(synthetic_run, tmp_path)
+
+
+def test_dcmqi_gives_back_every_voxel_of_real_series(real_run: Run, tmp_path: Path) -> None:
+    assert_dcmqi_reads_the_labels(real_run, tmp_path)
+
+
+def assert_dcmqi_reads_the_labels(run: Run, folder: Path) -> None:
+    output(
+        dcmqi("segimage2itkimage"),
+        *("--inputDICOM", str(run.files[ResultKind.SEGMENTATION])),
+        *("--outputDirectory", str(folder), "--outputType", "nrrd", "--mergeSegments"),
+    )
+    (file,) = folder.glob("*.nrrd")
+    image = sitk.ReadImage(str(file))
+    numbers = sitk.GetArrayFromImage(image)
+    found = np.zeros(run.grid.shape_zyx, dtype=np.uint8)
+    k, j, i = np.nonzero(numbers)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    index = np.linalg.inv(run.grid.affine_lps) @ affine @ np.vstack([i, j, k, np.ones(len(i))])
+    if run.is_tilted:
+        # ITK images have no shear: dcmqi stacks the frames upright, so rows and columns tell nothing; planes do
+        normal = np.cross(*run.grid.direction.T[:2])
+        along = (affine @ np.vstack([i, j, k, np.ones(len(i))]))[:3].T @ normal
+        origin, step = run.grid.affine_lps[:3, 3] @ normal, run.grid.affine_lps[:3, 2] @ normal
+        z, y, x = np.rint((along - origin) / step).astype(int), j, i
+    else:
+        assert np.abs(index - np.rint(index)).max() < 0.02
+        x, y, z, _ = np.rint(index).astype(int)
+    found[z, y, x] = run.label_by_number[numbers[k, j, i]]
+    assert np.array_equal(found, run.labels.labels_zyx)
+
+
+def test_dcmqi_reads_every_measurement_group(synthetic_run: Run, tmp_path: Path) -> None:
+    metadata = tmp_path / "sr.json"
+    output(
+        dcmqi("tid1500reader"),
+        *("--inputDICOM", str(synthetic_run.files[ResultKind.REPORT]), "--outputMetadata", str(metadata)),
+    )
+    read = json.loads(metadata.read_text())["Measurements"]
+    seg = highdicom.seg.segread(synthetic_run.files[ResultKind.SEGMENTATION])
+    assert [group["TrackingUniqueIdentifier"] for group in read] == [s.TrackingUID for s in seg.SegmentSequence]
+    for group, expected in zip(read, synthetic_run.measurements.structures, strict=True):
+        assert group["segmentationSOPInstanceUID"] == seg.SOPInstanceUID
+        volume = next(item for item in group["measurementItems"] if item["quantity"]["CodeMeaning"] == "Volume")
+        assert float(volume["value"]) == pytest.approx(expected.volume_ml)
+        mean = next(
+            item
+            for item in group["measurementItems"]
+            if item.get("derivationModifier", {}).get("CodeMeaning") == "Mean"
+        )
+        assert float(mean["value"]) == pytest.approx(expected.mean_hu)
+
+
+def test_highdicom_gives_back_every_voxel_of_real_series(real_run: Run) -> None:
+    read = highdicom.seg.segread(real_run.files[ResultKind.SEGMENTATION])
+    frames = real_run.source.frames
+    arguments = {"combine_segments": True, "assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
+    if frames[0].frame_number is None:
+        numbers = read.get_pixels_by_source_instance([f.sop_instance_uid for f in frames], **arguments)
+    else:
+        numbers = read.get_pixels_by_source_frame(
+            frames[0].sop_instance_uid, [f.frame_number for f in frames], **arguments
+        )
+    assert np.array_equal(real_run.label_by_number[numbers], real_run.labels.labels_zyx)
+
+
+def test_dcmtk_prints_the_report(real_run: Run) -> None:
+    printed = output(program("dsrdump"), "+Pl", str(real_run.files[ResultKind.REPORT]))
+    assert printed.count('"Measurement Group"') == len(real_run.measurements.structures)
+    for part in ("Research use only", "UNVERIFIED", "PRELIMINARY", "Attenuation Coefficient", TISSUE_MODEL.digest):
+        assert part in printed
+    assert MODEL.name not in printed
+
+
+def program(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed (apt: dcmtk, dicom3tools)")
+    return found
+
+
+def dcmqi(name: str) -> str:
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    if found is None:
+        pytest.skip("dcmqi is not installed in this environment")
+    return found
+
+
+def output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    text = (done.stdout + done.stderr).decode("utf-8", errors="replace")
+    assert done.returncode == 0 or "dciodvfy" in command[0], text
+    return text

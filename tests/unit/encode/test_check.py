@@ -1,0 +1,100 @@
+"""The last look before a result counts must see what it is there for: each test damages one thing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements
+from dicom_node.encode.encode import encode
+from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.segments import Segment, present_segments
+from dicom_node.encode.source import PreparedSource, prepare
+from dicom_node.errors import EncodingError
+from tests.unit.encode.synthetic import CONTEXT, MODEL, measured, reconstruction, segmentation
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from inference.types import Segmentation
+
+NAMES = {1: "kidney_left", 2: "kidney_right"}
+
+
+@pytest.fixture
+def run() -> tuple[Dataset, Dataset, Segmentation, tuple[Segment, ...], PreparedSource]:
+    reconstructed = reconstruction()
+    labels = segmentation(reconstructed.source.geometry, NAMES)
+    measurements = measured(reconstructed, labels)
+    seg, sr = (result.dataset for result in encode(reconstructed, labels, measurements, CONTEXT))
+    source = prepare(reconstructed)
+    segments = present_segments(labels, measurements, RunIdentity.of(source.series_instance_uid, MODEL, CONTEXT))
+    return seg, sr, labels, segments, source
+
+
+def test_nothing_damaged_nothing_refused(run) -> None:
+    seg, sr, labels, segments, source = run
+    refuse_other_labels(seg, labels.labels_zyx, segments, source)
+    refuse_other_measurements(sr, segments, seg.SOPInstanceUID)
+    for dataset in (seg, sr):
+        refuse_other_identity(dataset, source)
+
+
+def test_a_single_flipped_bit_is_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    pixels = bytearray(seg.PixelData)
+    pixels[3] ^= 0x10
+    seg.PixelData = bytes(pixels)
+    with pytest.raises(EncodingError, match="1 of 960 voxels"):
+        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+
+
+def test_frames_in_another_order_are_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    groups = seg.PerFrameFunctionalGroupsSequence
+    groups[0].DerivationImageSequence, groups[1].DerivationImageSequence = (
+        groups[1].DerivationImageSequence,
+        groups[0].DerivationImageSequence,
+    )
+    with pytest.raises(EncodingError, match="from its source frame"):
+        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+
+
+def test_left_and_right_exchanged_are_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    left, right = segments
+    exchanged = (replace(left, label=right.label), replace(right, label=left.label))
+    with pytest.raises(EncodingError, match="voxels of the SEG differ"):
+        refuse_other_labels(seg, labels.labels_zyx, exchanged, source)
+    assert np.any(labels.labels_zyx)
+
+
+def test_a_missing_frame_is_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    del seg.PerFrameFunctionalGroupsSequence[-1]
+    with pytest.raises(EncodingError, match="voxels of the SEG differ"):
+        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+
+
+def test_another_patient_is_seen_and_not_named(run) -> None:
+    seg, _, _, _, source = run
+    seg.PatientID = "P-4712"
+    with pytest.raises(EncodingError, match="Patient ID was not written as it came") as refused:
+        refuse_other_identity(seg, source)
+    assert "471" not in str(refused.value)
+
+
+def test_another_frame_of_reference_is_seen(run) -> None:
+    seg, _, _, _, source = run
+    seg.FrameOfReferenceUID = "1.2.3"
+    with pytest.raises(EncodingError, match="Frame of Reference UID"):
+        refuse_other_identity(seg, source)
+
+
+def test_a_report_on_another_segmentation_is_seen(run) -> None:
+    _, sr, _, segments, _ = run
+    with pytest.raises(EncodingError, match="measurement groups"):
+        refuse_other_measurements(sr, segments, "1.2.3")

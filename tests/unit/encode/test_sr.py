@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import highdicom
+import numpy as np
+import pytest
+from pydicom.uid import Comprehensive3DSRStorage
+
+from dicom_node.encode.encode import encode
+from dicom_node.encode.sr import TRUNCATED
+from dicom_node.errors import EncodingError
+from dicom_node.types import ResultKind
+from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation, without_mean
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+    from inference.types import Measurements
+
+NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 201: "liver"}
+GRID = geometry((6, 12, 16))
+
+
+def run(labels_zyx: np.ndarray) -> tuple[dict[ResultKind, Dataset], Measurements]:
+    source = reconstruction(GRID)
+    labels = segmentation(GRID, NAMES, labels_zyx)
+    measurements = measured(source, labels)
+    encoded = encode(source, labels, measurements, CONTEXT)
+    return {result.kind: result.dataset for result in encoded}, measurements
+
+
+def inner_and_truncated() -> np.ndarray:
+    labels = np.zeros(GRID.shape_zyx, dtype=np.uint8)
+    labels[2:4, 3:6, 3:7] = 3
+    labels[2, 8:10, 3:7] = 9
+    labels[4:, 3:5, 9:12] = 7
+    return labels
+
+
+def groups(sr: Dataset):
+    return highdicom.sr.Comprehensive3DSR.from_dataset(sr).content.get_volumetric_roi_measurement_groups()
+
+
+def children(item: Dataset, meaning: str) -> list[Dataset]:
+    found = item.get("ContentSequence") or []
+    return [child for child in found if child.ConceptNameCodeSequence[0].CodeMeaning == meaning]
+
+
+def comments(item: Dataset) -> list[str]:
+    return [child.TextValue for child in children(item, "Comment")]
+
+
+def test_one_group_per_structure_that_points_at_its_segment() -> None:
+    results, _ = run(inner_and_truncated())
+    seg, sr = results[ResultKind.SEGMENTATION], results[ResultKind.REPORT]
+    assert sr.SOPClassUID == Comprehensive3DSRStorage
+    found = groups(sr)
+    assert [group.tracking_identifier for group in found] == ["kidney_left", "kidney_right", "kidney_cyst_left"]
+    for group, segment in zip(found, seg.SegmentSequence, strict=True):
+        assert group.tracking_uid == segment.TrackingUID
+        reference = group.referenced_segment
+        assert reference.referenced_sop_instance_uid == seg.SOPInstanceUID
+        assert children(group[0], "Referenced Segment")[0].ReferencedSOPSequence[0].ReferencedSegmentNumber == (
+            segment.SegmentNumber
+        )
+        assert group.finding_type.value == segment.SegmentedPropertyTypeCodeSequence[0].CodeValue
+        assert group.finding_category.value == segment.SegmentedPropertyCategoryCodeSequence[0].CodeValue
+    sites = [(g.finding_sites[0].value.meaning, g.finding_sites[0].laterality.meaning) for g in found]
+    assert sites == [("Kidney", "Left"), ("Kidney", "Right"), ("Kidney", "Left")]
+
+
+def test_every_statistic_is_stated_with_its_unit() -> None:
+    results, measurements = run(inner_and_truncated())
+    for group, expected in zip(groups(results[ResultKind.REPORT]), measurements.structures, strict=True):
+        stated = {
+            (m.name.meaning, m.derivation.meaning if m.derivation else None): (m.value, m.unit.value)
+            for m in group.get_measurements()
+        }
+        assert stated == {
+            ("Volume", None): (expected.volume_ml, "ml"),
+            ("Attenuation Coefficient", "Mean"): (expected.mean_hu, "[hnsf'U]"),
+            ("Attenuation Coefficient", "Standard Deviation"): (expected.sd_hu, "[hnsf'U]"),
+            ("Attenuation Coefficient", "Minimum"): (expected.min_hu, "[hnsf'U]"),
+            ("Attenuation Coefficient", "Maximum"): (expected.max_hu, "[hnsf'U]"),
+            ("Attenuation Coefficient", "Median"): (expected.median_hu, "[hnsf'U]"),
+        }
+
+
+def test_truncation_is_said_of_the_truncated_structure_alone() -> None:
+    results, measurements = run(inner_and_truncated())
+    assert [m.truncated for m in measurements.structures] == [False, True, False]
+    for group, expected in zip(groups(results[ResultKind.REPORT]), measurements.structures, strict=True):
+        said = [item.ConceptCodeSequence[0].CodeMeaning for item in children(group[0], "Anatomy coverage incomplete")]
+        assert said == (["Yes"] if expected.truncated else [])
+        assert comments(group[0]) == ([TRUNCATED] if expected.truncated else [])
+    (evaluations,) = children(results[ResultKind.REPORT], "Qualitative Evaluations")
+    assert "Truncated by the field of view, their volumes are lower bounds: kidney_right." in comments(evaluations)
+
+
+def test_use_provenance_and_what_was_not_found_are_said() -> None:
+    results, _ = run(inner_and_truncated())
+    sr = results[ResultKind.REPORT]
+    (evaluations,) = children(sr, "Qualitative Evaluations")
+    said = comments(evaluations)
+    assert said[0] == "Research use only - not for clinical use."
+    assert "Looked for and not found: liver." in said
+    assert any(CONTEXT.completion_reason in sentence for sentence in said)
+    (summary,) = children(evaluations, "CAD Processing and Findings Summary")
+    assert summary.ConceptCodeSequence[0].CodeValue == "111242"
+    assert (sr.VerificationFlag, sr.PreliminaryFlag, sr.CompletionFlag) == ("UNVERIFIED", "PRELIMINARY", "COMPLETE")
+    assert "Research use only" in sr.SeriesDescription
+    assert sr.SeriesNumber == 502
+
+
+def test_device_and_algorithm_are_named() -> None:
+    results, _ = run(inner_and_truncated())
+    report = highdicom.sr.Comprehensive3DSR.from_dataset(results[ResultKind.REPORT]).content
+    (device,) = report.get_observer_contexts()
+    assert device.observer_identifying_attributes.uid == CONTEXT.device_uid
+    for group in groups(results[ResultKind.REPORT]):
+        (name,), (version,) = children(group[0], "Algorithm Name"), children(group[0], "Algorithm Version")
+        assert (name.TextValue, version.TextValue) == (MODEL.name, MODEL.version)
+        (parameters,) = children(group[0], "Algorithm Parameters")
+        assert MODEL.digest in parameters.TextValue
+
+
+def test_evidence_is_the_segmentation_and_every_source_image() -> None:
+    results, _ = run(inner_and_truncated())
+    sr, seg = results[ResultKind.REPORT], results[ResultKind.SEGMENTATION]
+    evidence = highdicom.sr.Comprehensive3DSR.from_dataset(sr).get_evidence()
+    assert {uid for _, _, uid, _ in evidence} == {
+        seg.SOPInstanceUID,
+        *(frame.sop_instance_uid for frame in reconstruction(GRID).frames),
+    }
+    assert {study for study, *_ in evidence} == {seg.StudyInstanceUID}
+
+
+def test_nothing_found_gives_a_report_that_says_so_and_no_segmentation() -> None:
+    results, _ = run(np.zeros(GRID.shape_zyx, dtype=np.uint8))
+    assert list(results) == [ResultKind.REPORT]
+    sr = results[ResultKind.REPORT]
+    assert not children(sr, "Imaging Measurements")
+    (evaluations,) = children(sr, "Qualitative Evaluations")
+    (summary,) = children(evaluations, "CAD Processing and Findings Summary")
+    assert summary.ConceptCodeSequence[0].CodeValue == "111241"
+    said = comments(evaluations)
+    assert "Analysed; none of the structures that were looked for was found." in said
+    assert any(all(name in sentence for name in NAMES.values()) for sentence in said)
+
+
+def test_a_measurement_that_is_not_finite_is_refused_by_name() -> None:
+    source = reconstruction(GRID)
+    labels = segmentation(GRID, NAMES, inner_and_truncated())
+    with pytest.raises(EncodingError, match="Mean of Attenuation Coefficient of kidney_left is nan"):
+        encode(source, labels, without_mean(measured(source, labels)), CONTEXT)
