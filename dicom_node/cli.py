@@ -286,6 +286,27 @@ def demo(series: Path | None, model: str | None, seed: int, out: Path) -> None:
     sys.exit(run_demo(series=series, model=model, seed=seed, out=out))
 
 
+_passed_on = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@main.command(context_settings=_passed_on)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Score an nnU-Net model on unseen phantoms: Dice and surface Dice per structure (--help tells the options)."""
+    from inference.evaluation.phantoms import main as run  # noqa: PLC0415
+
+    run(arguments)
+
+
+@main.command(context_settings=_passed_on)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train the demo model on phantoms (--help tells the options)."""
+    from inference.training.demo_model import main as run  # noqa: PLC0415
+
+    run(arguments)
+
+
 def _table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> Table:
     columns = tuple(columns)
     table = Table(*(column.replace("_", " ") for column in columns), title=title)
