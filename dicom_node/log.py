@@ -35,6 +35,7 @@ def configure_logging(process: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+    logging.captureWarnings(capture=True)  # pydicom's warnings quote element values
     root = logging.getLogger()
     root.handlers = [_LibraryWarnings()]
     root.setLevel(logging.WARNING)
