@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_description
+from pydicom.dataelem import RawDataElement
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -16,7 +17,7 @@ from dicom_node.errors import IdentityConflict, NotEligible
 from dicom_node.reconstruct.attributes import is_valid_uid, items, text, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pydicom import Dataset
 
@@ -88,23 +89,25 @@ def refuse_mixed_identity(series: Series) -> None:
         IdentityConflict: something differs.
     """
     for keyword in (*_IDENTITY, "FrameOfReferenceUID"):
-        values = {_comparable(instance.header, keyword) for instance in series.instances}
+        values = _distinct_values([instance.header for instance in series.instances], keyword)
         if keyword == "FrameOfReferenceUID":
-            values.discard("")  # a missing one is refused by its own name, refuse_without_frame_of_reference
+            values -= {"", b""}  # a missing one is refused by its own name, refuse_without_frame_of_reference
         if len(values) > 1:
             raise IdentityConflict(
                 f"{dictionary_description(keyword)} differs: {len(values)} values in {len(series.instances)} instances"
             )
 
 
-def _comparable(header: Dataset, keyword: str) -> str | bytes:
-    """Text without padding. A name that has no text in its character set is compared by its bytes."""
-    try:
-        value = header.get(keyword)
-        return "" if value is None else str(value).rstrip(" \0^")
-    except Exception:  # noqa: BLE001 - unknown character sets and broken bytes must not stop the comparison
-        raw = header.get_item(keyword)
-        return b"" if raw is None or raw.value is None else bytes(raw.value)
+def _distinct_values(headers: Sequence[Dataset], keyword: str) -> set[str | bytes]:
+    """The distinct values, without padding: as bytes, which works in any character set, sound or not.
+
+    Results repeat names byte by byte, and pydicom forgets the bytes of an element once its text was read: so the text
+    is only looked at where somebody has read it before.
+    """
+    elements = [header.get_item(keyword) if keyword in header else None for header in headers]
+    if all(element is None or isinstance(element, RawDataElement) for element in elements):
+        return {b"" if element is None else bytes(element.value or b"").rstrip(b" \0^") for element in elements}
+    return {text(header, keyword).rstrip("^") for header in headers}
 
 
 def _refuse_other_kinds(header: Dataset) -> None:
