@@ -34,9 +34,9 @@ _BODY_HU = -250
 _MARGIN_MM = 12.0
 _DPI = 130
 _WIDTH_IN, _HEIGHT_IN = 16.0, 9.0
-_EDGE_GAP, _GAP, _BOTTOM, _PANEL_HEIGHT = 0.015, 0.012, 0.03, 0.865
-_ROWS_PER_COLUMN = 20
-_FEWEST_ROWS = 12
+_EDGE_GAP, _GAP, _BOTTOM, _PANEL_HEIGHT = 0.015, 0.012, 0.03, 0.85
+_ROW_GAP, _STACKED_HEIGHT = 0.03, 0.3
+_LEGEND_STEP_IN, _FEWEST_COLUMNS = 0.25, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +88,7 @@ def write_picture(
         colours[segment.label] = segment.rgb
     with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": _TEXT}):
         figure = _draw(upright, colours, groups, title, subtitle)
-        figure.savefig(path, dpi=_DPI, facecolor=_BACKGROUND)
+        figure.savefig(path, dpi=_DPI, facecolor=_BACKGROUND, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw(
@@ -129,7 +129,7 @@ def _layout(upright: _Upright) -> tuple[tuple[Place, Place, Place], Place]:
     """Where coronal, sagittal and axial plane and the legend go, in fractions of the figure (left, bottom, w, h).
 
     A body taller than wide: coronal and sagittal at full height, the axial plane above the legend. Else the axial
-    plane large, the two others stacked beside it.
+    plane large, the two others stacked beside it above the legend.
     """
     z_mm, y_mm, x_mm = (n * s for n, s in zip(upright.labels_zyx.shape, upright.spacing_zyx_mm, strict=True))
     page = _HEIGHT_IN / _WIDTH_IN
@@ -145,18 +145,17 @@ def _layout(upright: _Upright) -> tuple[tuple[Place, Place, Place], Place]:
         axial_height = min(0.36, (right - left) / page * y_mm / x_mm)
         axial_width = axial_height * page * x_mm / y_mm
         third = (left, top - axial_height, axial_width, axial_height)
-        return (first, second, third), (left, _BOTTOM, right - left, _PANEL_HEIGHT - axial_height - 0.025)
-    axial_width = min(0.48, _PANEL_HEIGHT * page * x_mm / y_mm)
+        return (first, second, third), (left, _BOTTOM, right - left, _PANEL_HEIGHT - axial_height - _ROW_GAP)
+    axial_width = min(0.55, _PANEL_HEIGHT * page * x_mm / y_mm)
     axial_height = axial_width / page * y_mm / x_mm
-    left = _EDGE_GAP + axial_width + _GAP
-    half = (_PANEL_HEIGHT - 0.03) / 2
-    width = min(0.27, half * page * max(x_mm, y_mm) / z_mm)
-    heights = [min(half, width / page * z_mm / mm) for mm in (x_mm, y_mm)]
-    first = (left, top - heights[0], width, heights[0])
-    second = (left, first[1] - 0.03 - heights[1], width, heights[1])
     third = (_EDGE_GAP, top - axial_height, axial_width, axial_height)
-    left += width + _GAP
-    return (first, second, third), (left, _BOTTOM, 1 - _EDGE_GAP - left, _PANEL_HEIGHT)
+    left = _EDGE_GAP + axial_width + _GAP
+    width = 1 - _EDGE_GAP - left
+    scale = min(width / x_mm, width / y_mm, 2 * _STACKED_HEIGHT * page / (2 * z_mm))
+    height = scale / page * z_mm
+    first = (left, top - height, scale * x_mm, height)
+    second = (left, first[1] - _ROW_GAP - height, scale * y_mm, height)
+    return (first, second, third), (left, _BOTTOM, width, second[1] - _ROW_GAP - _BOTTOM)
 
 
 def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None:
@@ -173,7 +172,7 @@ def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None
     for x, y, words, across, along in (
         (0.015, 0.5, sides[0], "left", "center"),
         (0.985, 0.5, sides[1], "right", "center"),
-        (0.015, 0.99, plane.name, "left", "top"),
+        (0.0, 1.01, plane.name, "left", "bottom"),
     ):
         axes.text(x, y, words, ha=across, va=along, transform=axes.transAxes, fontsize=9, color=_TEXT, alpha=0.85)
 
@@ -185,12 +184,12 @@ def _draw_legend(axes: Axes, groups: Mapping[str, Sequence[LegendEntry]]) -> Non
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    columns = max(1, -(-len(lines) // _ROWS_PER_COLUMN))
-    rows = max(-(-(len(lines) + columns - 1) // columns), _FEWEST_ROWS)
+    height_in = axes.get_position().height * _HEIGHT_IN
+    rows = max(1, int(height_in / _LEGEND_STEP_IN))
     lines = _without_stranded_headings(lines, rows)
-    step = 1.0 / rows
-    size = float(np.clip(step * 190, 6.0, 10.5))
-    width = 1.0 / columns
+    step = _LEGEND_STEP_IN / height_in
+    width = 1.0 / max(_FEWEST_COLUMNS, -(-len(lines) // rows))
+    size = float(np.clip(width * axes.get_position().width * 95, 6.0, 10.0))
     for index, line in enumerate(lines):
         column, row = divmod(index, rows)
         x, y = column * width, 1 - (row + 0.5) * step

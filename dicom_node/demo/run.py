@@ -119,7 +119,11 @@ def _own_case(folder: Path) -> Case:
     files = _largest_ct_series(folder)
     header = dcmread(files[0].path, stop_before_pixels=True)
     return Case(
-        tuple(files), str(header.SeriesInstanceUID), str(header.StudyInstanceUID), f"CT series in {folder}", None
+        tuple(files),
+        str(header.SeriesInstanceUID),
+        str(header.StudyInstanceUID),
+        f"CT series {folder.resolve().name}",
+        None,
     )
 
 
