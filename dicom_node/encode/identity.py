@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from dicom_node.types import ResultContext
     from inference.types import ModelIdentity
-
-
-def content_digest(sha256s: Iterable[str]) -> str:
-    """SHA-256 (hex) over the digests of the instances that went into a run, whatever their order."""
-    return hashlib.sha256("\n".join(sorted(digest.lower() for digest in sha256s)).encode("ascii")).hexdigest()
 
 
 def derived_uid(*parts: str | int) -> str:

@@ -16,7 +16,8 @@ from pydicom.uid import UID
 
 from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
-from dicom_node.encode.identity import RunIdentity, algorithm_device_uid, derived_uid
+from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
+from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 MANUFACTURER = "dicom-node project"
 MODEL_NAME = "dicom-node"
-IMPLEMENTATION_CLASS_UID = derived_uid("dicom-node implementation class")
-IMPLEMENTATION_VERSION_NAME = f"dicom-node{__version__}"[:16]
 
 _LO, _SH, _CS = 64, 16, 16
 """Longest values of these VRs in characters (PS3.5 table 6.2-1)."""
@@ -61,12 +60,12 @@ class Provenance:
 def statements(context: ResultContext, model: ModelIdentity, planes: int, notes: tuple[str, ...]) -> tuple[str, ...]:
     """What a reader of any result of this run must know, the intended use first."""
     said = [
-        f"{model.intended_use}.",
+        f"{model.intended_use.rstrip('.')}.",
         f"Made by {model.name} version {model.version} (SHA-256 {model.digest}); not verified by a person.",
         f"Revision {context.revision} of the source series, {planes} images.",
     ]
     if context.completion_reason:
-        said.append(f"The series was taken as complete because: {context.completion_reason}.")
+        said.append(f"The series was taken as complete because: {context.completion_reason.rstrip('.')}.")
     if context.superseded_series_uid:
         said.append(f"Supersedes the results of series {context.superseded_series_uid}.")
     said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)

@@ -9,7 +9,6 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
-from dicom_node.encode.identity import content_digest
 from dicom_node.types import Reconstruction, ResultContext, SourceFrame
 from inference.measure import measure
 from inference.structures import structure
@@ -19,7 +18,7 @@ MODEL = ModelIdentity(name="phantom-demo", version="3", digest="ab" * 32, family
 CONTEXT = ResultContext(
     started_at=datetime(2026, 3, 4, 5, 6, 7, 89000, tzinfo=UTC),
     revision=1,
-    content_digest=content_digest(["00" * 32, "11" * 32]),
+    content_digest="0f" * 32,
     station_name="node-1",
     device_uid="2.25.1234567890",
     completion_reason="positions are regular and 5 s passed without news",
