@@ -1,0 +1,104 @@
+"""The count by the sender's index, asked of a real C-FIND SCP, and every way not to get one."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from pydicom import Dataset
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
+
+from dicom_node.receive.count import expected_count
+from dicom_node.settings import SourceSettings
+
+INDEX = {("1.2", "1.2.1"): 300, ("1.2", "1.2.2"): 0}
+
+
+def answer(event):
+    asked = event.identifier
+    if asked.QueryRetrieveLevel != "SERIES":
+        yield 0xC000, None
+        return
+    for (study, series), count in INDEX.items():
+        if (study, series) == (asked.StudyInstanceUID, asked.SeriesInstanceUID):
+            found = Dataset()
+            found.QueryRetrieveLevel, found.StudyInstanceUID, found.SeriesInstanceUID = "SERIES", study, series
+            found.NumberOfSeriesRelatedInstances = count
+            yield 0xFF00, found
+
+
+def refuse(_event):
+    yield 0xA700, None
+
+
+def crash(_event):
+    raise RuntimeError
+
+
+def without_count(event):
+    found = Dataset()
+    found.SeriesInstanceUID = event.identifier.SeriesInstanceUID
+    yield 0xFF00, found
+
+
+@pytest.fixture
+def archive():
+    entity = AE(ae_title="ARCHIVE")
+    entity.require_called_aet = True
+    servers = []
+
+    def start(handler, context=StudyRootQueryRetrieveInformationModelFind) -> SourceSettings:
+        entity.supported_contexts = []
+        entity.add_supported_context(context)
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, handler)])
+        servers.append(server)
+        return SourceSettings(
+            ae_title="SENDER", count_host="127.0.0.1", count_port=server.server_address[1], count_ae_title="ARCHIVE"
+        )
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def test_the_index_is_asked(archive):
+    assert expected_count(archive(answer), "NODE", "1.2", "1.2.1") == 300
+
+
+@pytest.mark.parametrize("series", ["1.2.2", "1.2.999"])
+def test_a_series_the_index_does_not_know_yet_has_no_count(archive, series):
+    assert expected_count(archive(answer), "NODE", "1.2", series) is None
+
+
+@pytest.mark.parametrize("handler", [refuse, crash, without_count])
+def test_an_answer_without_a_count(archive, handler):
+    assert expected_count(archive(handler), "NODE", "1.2", "1.2.1") is None
+
+
+def test_a_peer_that_does_not_offer_the_service(archive):
+    assert expected_count(archive(answer, Verification), "NODE", "1.2", "1.2.1") is None
+
+
+def test_a_peer_that_rejects_us(archive):
+    source = archive(answer).model_copy(update={"count_ae_title": "WRONG"})
+    assert expected_count(source, "NODE", "1.2", "1.2.1") is None
+
+
+def test_a_peer_that_is_away():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=port)
+    assert expected_count(source, "NODE", "1.2", "1.2.1") is None
+
+
+def test_a_peer_that_says_nothing(monkeypatch):
+    monkeypatch.setattr("dicom_node.receive.count._ANSWER_TIMEOUT_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=silent.getsockname()[1])
+        assert expected_count(source, "NODE", "1.2", "1.2.1") is None
+
+
+def test_nobody_is_asked_unless_configured():
+    assert expected_count(SourceSettings(ae_title="SENDER"), "NODE", "1.2", "1.2.1") is None

@@ -1,0 +1,292 @@
+"""Real associations: what is kept, what is refused, and how it is named on the wire."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from io import BytesIO
+
+import pytest
+from pydicom import dcmread
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    JPEG2000,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+    MRImageStorage,
+    RLELossless,
+)
+from pynetdicom import AE, build_context
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.sop_class import Verification
+
+from .conftest import ct_slice, dataset_bytes, encoded, wait_for
+
+LOSSLESS = [
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+]
+
+
+def associate(node, contexts, calling="SENDER", called="NODE"):
+    entity = AE(ae_title=calling)
+    entity.connection_timeout = entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = 10
+    return entity.associate("127.0.0.1", node.port, contexts=contexts, ae_title=called)
+
+
+def send(
+    node, data: bytes, sop_instance: str, syntax=ExplicitVRLittleEndian, sop_class=CTImageStorage, context_class=None
+):
+    """C-STORE of exactly these bytes, whatever they are; the status, or None where the association ended."""
+    association = associate(node, [build_context(context_class or sop_class, syntax)])
+    assert association.is_established
+    request = C_STORE()
+    request.MessageID = 7
+    request.AffectedSOPClassUID = sop_class
+    request._affected_sop_instance_uid = sop_instance  # its setter would refuse what a hostile peer sends
+    request.Priority = 2
+    request.DataSet = BytesIO(data)
+    association._reactor_checkpoint.clear()
+    association.dimse.send_msg(request, association.accepted_contexts[0].context_id)
+    _, response = association.dimse.get_msg(block=True)
+    association._reactor_checkpoint.set()
+    association.release()
+    return None if response is None else response.Status
+
+
+# ---- kept as it came
+
+
+@pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
+def test_every_lossless_syntax_is_kept_to_the_byte(node, syntax):
+    dataset = ct_slice(3)
+    if syntax.is_encapsulated:
+        dataset.PixelData = encapsulate([b"not looked at by the listener", b"odd"])
+        dataset["PixelData"].VR = "OB"
+        dataset["PixelData"].is_undefined_length = True
+    sent = encoded(dataset, syntax)
+    assert send(node, sent, dataset.SOPInstanceUID, syntax) == 0x0000
+    (row,) = node.rows()
+    path = node.spool.path(row.spool_name)
+    assert dataset_bytes(path) == sent
+    meta = dcmread(path, stop_before_pixels=True).file_meta
+    assert meta.TransferSyntaxUID == syntax == row.transfer_syntax_uid
+    assert meta.MediaStorageSOPInstanceUID == dataset.SOPInstanceUID
+    assert (row.position_mm, row.instance_number, row.size_bytes) == (6.0, 3, len(sent))
+    assert path.stat().st_mode & 0o777 == 0o600
+    node.assert_consistent()
+
+
+def test_dcmtk_sends_a_series(node, ct_files):
+    command = ["storescu", "-aet", "SENDER", "-aec", "NODE", "127.0.0.1", str(node.port), *map(str, ct_files)]
+    subprocess.run(command, check=True, timeout=60)
+    assert len(node.rows()) == len(ct_files)
+    assert {row.position_mm for row in node.rows()} == {2.0 * k for k in range(10)}
+    node.assert_consistent()
+    wait_for(lambda: [a.aborted for a in node.associations() if a.closed_at] == [False])
+
+
+def test_identical_copy_changes_nothing_and_other_bytes_replace(node):
+    dataset = ct_slice(1)
+    for _ in range(3):
+        assert send(node, encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID) == 0
+    (row,) = node.rows()
+    assert row.duplicates == 2
+    node.assert_consistent()
+    dataset.SeriesDescription = "corrected"
+    assert send(node, encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID) == 0
+    assert [row.current for row in node.rows()] == [False, True]
+    node.assert_consistent()
+
+
+def test_a_large_multi_frame_instance_comes_through(node):
+    dataset = ct_slice(1, rows=512)
+    dataset.SOPClassUID = EnhancedCTImageStorage
+    dataset.NumberOfFrames = 40
+    dataset.PixelData = os.urandom(512 * 512 * 2 * 40)
+    sent = encoded(dataset, ExplicitVRLittleEndian)
+    assert send(node, sent, dataset.SOPInstanceUID, sop_class=EnhancedCTImageStorage) == 0
+    assert node.rows()[0].number_of_frames == 40
+    node.assert_consistent()
+
+
+# ---- who gets in, and for what
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "reason"),
+    [
+        ("STRANGER", "NODE", "Calling AE Title Not Recognized"),
+        ("sender", "NODE", "Calling AE Title Not Recognized"),
+        ("ELSEWHERE", "NODE", "Calling AE Title Not Recognized"),
+        ("SENDER", "OTHER", "Called AE Title Not Recognized"),
+    ],
+)
+def test_strangers_are_rejected_by_name(node, calling, called, reason):
+    command = ["echoscu", "-v", "-aet", calling, "-aec", called, "127.0.0.1", str(node.port)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode
+    assert "Rejected Permanent" in result.stderr
+    assert reason in result.stderr
+
+
+def test_services_per_source(node):
+    association = associate(node, [build_context(Verification), build_context(CTImageStorage)], calling="ECHOONLY")
+    assert [context.abstract_syntax for context in association.accepted_contexts] == [Verification]
+    assert association.send_c_echo().Status == 0
+    association.release()
+
+
+def test_only_what_can_be_kept_exactly_is_negotiated(node):
+    unwanted = [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, JPEG2000, JPEGLSNearLossless]
+    contexts = [build_context(MRImageStorage, ExplicitVRLittleEndian), build_context("1.2.3.4.999")]
+    contexts += [build_context(CTImageStorage, syntax) for syntax in unwanted]
+    association = associate(node, [*contexts, build_context(CTImageStorage, [*unwanted, ImplicitVRLittleEndian])])
+    assert [context.transfer_syntax for context in association.accepted_contexts] == [[ImplicitVRLittleEndian]]
+    assert [context.result for context in association.rejected_contexts] == [3, 3, 4, 4, 4, 4]
+    association.release()
+
+
+def test_above_the_cap_rejection_is_transient_and_ends_with_a_place(start_node):
+    node = start_node(maximum_associations=2)
+    held = [associate(node, [build_context(Verification)]) for _ in range(2)]
+    command = ["echoscu", "-v", "-aet", "SENDER", "-aec", "NODE", "127.0.0.1", str(node.port)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert "Rejected Transient" in result.stderr
+    assert "Local Limit Exceeded" in result.stderr
+    for association in held:
+        association.release()
+    wait_for(lambda: subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0)
+
+
+# ---- refused by name, nothing kept
+
+
+def refusals():
+    def changed(**values):
+        dataset = ct_slice(1)
+        dataset.SOPInstanceUID = "1.2.3.4.5"
+        for keyword, value in values.items():
+            if value is None:
+                delattr(dataset, keyword)
+            else:
+                # written as text, so that pydicom has no opinion on the value
+                dataset.add_new(keyword, "LO", value)
+        return encoded(dataset, ImplicitVRLittleEndian)
+
+    good = changed()
+    yield "empty data set UID", changed(SOPInstanceUID=None), "1.2.3.4.5", 0xA900
+    yield "another UID in the data set", changed(SOPInstanceUID="1.2.3.4.6"), "1.2.3.4.5", 0xA900
+    yield "path in the data set", changed(SOPInstanceUID="../../x"), "1.2.3.4.5", 0xA900
+    yield "MR sent as CT", changed(SOPClassUID=MRImageStorage), "1.2.3.4.5", 0xA900
+    yield "path as series", changed(SeriesInstanceUID="../../../tmp/x"), "1.2.3.4.5", 0xA900
+    yield "series UID of 65 characters", changed(SeriesInstanceUID="1." * 32 + "1"), "1.2.3.4.5", 0xA900
+    yield "no series", changed(SeriesInstanceUID=None), "1.2.3.4.5", 0xA900
+    yield "empty study", changed(StudyInstanceUID=""), "1.2.3.4.5", 0xA900
+    yield "two components without digit", changed(StudyInstanceUID="1..2"), "1.2.3.4.5", 0xA900
+    yield "missing last byte", good[:-1], "1.2.3.4.5", 0xC000
+    yield "half", good[: len(good) // 2], "1.2.3.4.5", 0xC000
+    yield "trailing junk", good + b"junk", "1.2.3.4.5", 0xC000
+    for uid in ("../x", "/etc/x", "..\\x", "1..2", "1.2\n3", "x" * 64):
+        yield f"command UID {uid!r}", changed(SOPInstanceUID=uid), uid, 0x0117
+
+
+REFUSALS = {name: case for name, *case in refusals()}
+
+
+@pytest.mark.parametrize(("data", "uid", "status"), REFUSALS.values(), ids=REFUSALS)
+def test_refused_by_name_and_nothing_kept(node, data, uid, status):
+    assert send(node, data, uid, ImplicitVRLittleEndian) == status
+    assert node.rows() == []
+    assert node.files() == set()
+    good = ct_slice(2)
+    assert send(node, encoded(good, ExplicitVRLittleEndian), good.SOPInstanceUID) == 0
+
+
+@pytest.mark.parametrize(("sop_class", "status"), [(MRImageStorage, 0x0122), (EnhancedCTImageStorage, 0xA900)])
+def test_sop_class_of_the_command_is_not_that_of_the_context(node, sop_class, status):
+    dataset = ct_slice(1)
+    data = encoded(dataset, ExplicitVRLittleEndian)
+    assert send(node, data, dataset.SOPInstanceUID, sop_class=sop_class, context_class=CTImageStorage) == status
+    assert node.files() == set()
+
+
+def test_an_instance_above_the_limit_is_aborted_and_gone(start_node):
+    node = start_node(maximum_instance_bytes=200_000)
+    dataset = ct_slice(1, rows=512)
+    association = associate(node, [build_context(CTImageStorage)])
+    assert "Status" not in association.send_c_store(dataset)
+    wait_for(lambda: association.is_aborted)
+    wait_for(lambda: node.files() == set())
+    small = ct_slice(2)
+    assert send(node, encoded(small, ExplicitVRLittleEndian), small.SOPInstanceUID) == 0
+
+
+def test_below_the_reserve_every_instance_is_told_to_come_again(start_node):
+    full = start_node(minimum_free_disk_bytes=1 << 60)
+    dataset = ct_slice(1)
+    assert send(full, encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID) == 0xA700
+    assert full.files() == set()
+
+
+# ---- the disk and the ledger
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB under the spool."""
+    folder = tmp_path / "data" / "spool"
+    folder.mkdir(parents=True)
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=False, timeout=30)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30)
+
+
+def test_full_disk_is_a700_then_recovers(small_disk, start_node):
+    node = start_node()
+    slices = [ct_slice(number, rows=512) for number in range(12)]
+    association = associate(node, [build_context(CTImageStorage)])
+    statuses = [association.send_c_store(dataset).Status for dataset in slices]
+    assert set(statuses) == {0x0000, 0xA700}
+    assert len(node.rows()) == statuses.count(0)
+    node.assert_consistent()
+    row = node.rows()[0]
+    node.spool.delete(row.spool_name)
+    assert association.send_c_store(slices[-1]).Status == 0
+    association.release()
+
+
+def test_ledger_locked_is_a700_for_instances_while_echo_works(start_node, monkeypatch):
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 100)
+    node = start_node()
+    dataset = ct_slice(1)
+    data = encoded(dataset, ExplicitVRLittleEndian)
+    with node.ledger.database.write():
+        assert send(node, data, dataset.SOPInstanceUID) == 0xA700
+        echo = associate(node, [build_context(Verification)])
+        assert echo.send_c_echo().Status == 0
+        echo.release()
+    assert node.rows() == []
+    assert send(node, data, dataset.SOPInstanceUID) == 0
+    assert len(node.rows()) == 1

@@ -1,0 +1,134 @@
+"""Is the series whole? The table of evidence, and what must hold for any evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.receive.completion import decide
+from dicom_node.settings import CompletionSettings
+from dicom_node.types import SeriesEvidence
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+POLICY = CompletionSettings()
+
+
+def after(seconds: float) -> datetime:
+    return START + timedelta(seconds=seconds)
+
+
+def evidence(positions, last=0.0, **changes) -> SeriesEvidence:
+    return SeriesEvidence(
+        instance_count=len(positions),
+        first_arrival=START,
+        last_arrival=after(last),
+        open_associations=0,
+        positions_mm=tuple(positions),
+        orientations=1,
+        **changes,
+    )
+
+
+REGULAR = evidence([2.5 * k for k in range(40)])
+WAITS = {
+    "regular and released": (REGULAR, 5),
+    "regular in any order, from above": (evidence([100.0, 97.5, 102.5, 95.0]), 5),
+    "rounding of 1 %": (evidence([0, 0.62, 1.25, 1.87, 2.5]), 5),
+    "association still open": (replace(REGULAR, open_associations=1), 60),
+    "one slice missing": (evidence([0, 2, 4, 8, 10]), 60),
+    "two at one position": (evidence([0, 2, 4, 4, 6]), 60),
+    "all at one position": (evidence([4, 4, 4]), 60),
+    "one without position": (evidence([0, 2, None, 6]), 60),
+    "two orientations": (replace(REGULAR, orientations=2), 60),
+    "one slice": (evidence([0]), 60),
+    "multi-frame": (evidence([None], multi_frame=True), 5),
+    "count reached": (evidence([0, 2, 9], expected_count=3), 0),
+    "count reached while the association is open": (replace(REGULAR, open_associations=1, expected_count=40), 0),
+    "regular but fewer than the sender counts": (replace(REGULAR, expected_count=41), 60),
+    "multi-frame but fewer than the sender counts": (evidence([None], multi_frame=True, expected_count=2), 60),
+}
+
+
+@pytest.mark.parametrize(("seen", "quiet_s"), WAITS.values(), ids=WAITS)
+def test_the_wait_is_what_the_evidence_is_worth(seen, quiet_s):
+    assert decide(seen, after(quiet_s), POLICY).complete
+    if quiet_s:
+        early = decide(seen, after(quiet_s - 0.001), POLICY)
+        assert not early.complete
+        assert early.look_again_at == after(quiet_s)
+
+
+def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
+    seen = evidence([0, 7, 9], last=7190)
+    waiting = decide(seen, after(7199), POLICY)
+    assert not waiting.complete
+    assert waiting.look_again_at == after(7200)
+    ended = decide(seen, after(7200), POLICY)
+    assert ended.complete
+    assert "7200 s" in ended.reason
+
+
+def test_reasons_have_numbers():
+    assert "40 of 41" in decide(replace(REGULAR, expected_count=41), after(60), POLICY).reason
+    assert "2.000 to 4.000 mm" in decide(evidence([0, 2, 4, 8]), after(60), POLICY).reason
+
+
+def test_a_clock_set_back_completes_nothing():
+    assert not decide(replace(REGULAR, expected_count=40), after(-3600), POLICY).complete
+
+
+times = st.floats(0, 10_000)
+any_evidence = st.builds(
+    evidence,
+    st.lists(st.none() | st.floats(-2000, 2000), min_size=1, max_size=12),
+    last=times,
+    expected_count=st.none() | st.integers(1, 14),
+    multi_frame=st.booleans(),
+).flatmap(
+    lambda seen: st.builds(
+        lambda associations, orientations: replace(seen, open_associations=associations, orientations=orientations),
+        st.integers(0, 2),
+        st.integers(0, 3),
+    )
+)
+
+
+@given(any_evidence, times, times)
+def test_quiet_never_makes_a_whole_series_unwhole(seen, now, later):
+    if decide(seen, after(now), POLICY).complete:
+        assert decide(seen, after(now + later), POLICY).complete
+
+
+@given(any_evidence, times)
+def test_look_again_at_is_when_it_becomes_whole(seen, now):
+    verdict = decide(seen, after(now), POLICY)
+    if verdict.complete:
+        assert verdict.look_again_at is None
+    else:
+        assert verdict.look_again_at is not None
+        assert verdict.look_again_at > after(now)
+        assert not decide(seen, verdict.look_again_at - timedelta(microseconds=1), POLICY).complete
+        assert decide(seen, verdict.look_again_at, POLICY).complete
+
+
+@given(any_evidence)
+def test_the_hard_limit_always_holds(seen):
+    assert decide(seen, after(POLICY.hard_limit_s), POLICY).complete
+
+
+@given(st.integers(2, 300), st.floats(0.3, 10), st.floats(-1000, 1000), st.randoms(use_true_random=False))
+def test_order_of_arrival_does_not_matter(count, spacing, start, random):
+    positions = [start + spacing * k for k in range(count)]
+    random.shuffle(positions)
+    assert decide(evidence(positions), after(5), POLICY).complete
+
+
+@given(st.integers(4, 300), st.floats(0.3, 10), st.data())
+def test_a_missing_inner_slice_is_never_regular(count, spacing, data):
+    positions = [spacing * k for k in range(count)]
+    del positions[data.draw(st.integers(1, count - 2))]
+    assert not decide(evidence(positions), after(5), POLICY).complete

@@ -1,0 +1,60 @@
+"""Who gets in, and what is negotiated."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.receive.policy import Rejection, admit, decodable_transfer_syntaxes, is_valid_uid
+from dicom_node.settings import SourceSettings
+
+SCANNER = SourceSettings(ae_title="SCANNER", addresses=("10.1.0.0/16", "2001:db8::7"))
+ANYWHERE = SourceSettings(ae_title="ANYWHERE")
+
+
+@pytest.mark.parametrize(
+    ("calling", "called", "address", "admitted"),
+    [
+        ("SCANNER", "NODE", "10.1.2.3", SCANNER),
+        (" SCANNER ", "NODE  ", "10.1.2.3", SCANNER),
+        ("SCANNER", "NODE", "::ffff:10.1.2.3", SCANNER),
+        ("SCANNER", "NODE", "2001:db8::7", SCANNER),
+        ("ANYWHERE", "NODE", "192.0.2.1", ANYWHERE),
+        ("SCANNER", "NODE", "10.2.0.1", (1, 1, 3)),
+        ("SCANNER", "NODE", "2001:db8::8", (1, 1, 3)),
+        ("scanner", "NODE", "10.1.2.3", (1, 1, 3)),
+        ("", "NODE", "10.1.2.3", (1, 1, 3)),
+        ("SCANNER", "node", "10.1.2.3", (1, 1, 7)),
+        ("SCANNER", "", "10.1.2.3", (1, 1, 7)),
+    ],
+)
+def test_admission(calling, called, address, admitted):
+    verdict = admit((SCANNER, ANYWHERE), "NODE", calling, called, address)
+    if isinstance(verdict, Rejection):
+        verdict = (verdict.result, verdict.source, verdict.diagnostic)
+    assert verdict == admitted
+
+
+@given(st.text(max_size=16))
+def test_without_sources_nobody_gets_in(calling):
+    assert isinstance(admit((), "NODE", calling, "NODE", "127.0.0.1"), Rejection)
+
+
+def test_nothing_lossy_deflated_or_big_endian_is_spoken():
+    lossy_or_worse = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"}
+    lossy_or_worse |= {f"1.2.840.10008.1.2.4.{number}" for number in (50, 51, 81, 91, 93, 203)}
+    assert not decodable_transfer_syntaxes() & lossy_or_worse
+    assert decodable_transfer_syntaxes() >= {"1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.5"}
+
+
+@pytest.mark.parametrize("uid", ["1", "1.2.840.10008.1.1", "1.02.3", "0.0", "1" * 64, "2.25." + "9" * 39])
+def test_uids(uid):
+    assert is_valid_uid(uid)
+
+
+@pytest.mark.parametrize(
+    "uid", ["", ".", "..", "1.", ".1", "1..2", "1.2\n", "1.2\0", "../x", "1" * 65, "1.a", "1 2", "\u0661.2"]
+)
+def test_no_uids(uid):
+    assert not is_valid_uid(uid)

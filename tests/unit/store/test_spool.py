@@ -1,0 +1,156 @@
+"""The spool: whole files under names of ours, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+from pydicom import Dataset, dcmread
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
+from dicom_node.store.spool import FileMeta, Spool, read_headers, read_series_folder
+from dicom_node.types import EncodedResult, ResultKind
+
+META = FileMeta(CTImageStorage, "1.2.3.4.5", ImplicitVRLittleEndian, "SENDER")
+UID_ELEMENT = b"\x08\x00\x18\x00\x0a\x00\x00\x001.2.3.4.5\x00"
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+def files(spool, suffix=""):
+    return [path for path in spool._root.rglob(f"*{suffix}") if path.is_file()]
+
+
+def test_an_instance_is_a_part_10_file_with_the_bytes_as_they_came(spool):
+    written = spool.write_instance(META, UID_ELEMENT)
+    assert written.dataset_sha256 == hashlib.sha256(UID_ELEMENT).hexdigest()
+    assert written.size_bytes == len(UID_ELEMENT)
+    path = spool.path(written.spool_name)
+    assert path.read_bytes().endswith(UID_ELEMENT)
+    read = dcmread(path)
+    assert read.SOPInstanceUID == read.file_meta.MediaStorageSOPInstanceUID == "1.2.3.4.5"
+    assert read.file_meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    assert read.file_meta.SourceApplicationEntityTitle == "SENDER"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.parent.stat().st_mode & 0o777 == spool._root.stat().st_mode & 0o777 == 0o700
+
+
+def test_nothing_stays_of_a_writer_that_was_not_committed(spool):
+    with spool.open_instance(META) as writer:
+        writer.write(b"12345678")
+        assert files(spool, ".part")
+        assert files(spool, ".dcm") == []
+        with writer.dataset() as seen:
+            assert bytes(seen) == b"12345678"
+    assert files(spool) == []
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "/etc/passwd", "a/../../x", "a/.."])
+def test_no_name_leads_out(spool, name):
+    with pytest.raises(ValueError, match="out of the spool"):
+        spool.path(name)
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypatch, call, code):
+    spool.write_instance(META, UID_ELEMENT)  # folders are there
+
+    def fail(*_args, **_kwargs):
+        raise OSError(code, "")
+
+    failing = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
+    setattr(failing, call, fail)
+    monkeypatch.setattr("dicom_node.store.spool.os", failing)
+    with pytest.raises(StoreUnavailable, match=errno.errorcode[code]):
+        spool.write_instance(META, UID_ELEMENT)
+    assert len(files(spool)) == 1
+
+
+def test_only_old_leftovers_are_removed(spool):
+    kept = spool.write_instance(META, UID_ELEMENT)
+    folder = spool.path(kept.spool_name).parent
+    old, new = folder / "old.part", folder / "new.part"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 100,) * 2)
+    assert spool.remove_leftovers(older_than_s=60) == 1
+    assert sorted(files(spool)) == sorted([new, spool.path(kept.spool_name)])
+    assert list(spool.names(older_than_s=0)) == [kept.spool_name]
+    assert list(spool.names(older_than_s=60)) == []
+
+
+def dataset(series="1.2.1", instance="1.2.1.1", **values) -> Dataset:
+    made = Dataset()
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.SOPClassUID = CTImageStorage
+    made.StudyInstanceUID, made.SeriesInstanceUID, made.SOPInstanceUID = "1.2", series, instance
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+def test_a_result_reads_back_equal(spool):
+    made = dataset(PatientName="Äneas", SpecificCharacterSet="ISO_IR 192")
+    result, name = spool.write_result(EncodedResult(ResultKind.SEGMENTATION, made))
+    content = result.path.read_bytes()
+    assert (result.sha256, result.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert result.path == spool.path(name)
+    assert result.path.stat().st_mode & 0o777 == 0o600
+    assert dcmread(result.path) == made
+    assert (result.sop_instance_uid, result.transfer_syntax_uid) == ("1.2.1.1", ExplicitVRLittleEndian)
+
+
+def test_a_result_that_cannot_be_written_leaves_nothing(spool):
+    made = dataset(Rows=1)
+    made["Rows"]._value = "not a number"
+    with pytest.raises(EncodingError):
+        spool.write_result(EncodedResult(ResultKind.SEGMENTATION, made))
+    assert files(spool) == []
+
+
+def test_headers_keep_file_meta_and_leave_pixels(tmp_path):
+    dataset(BitsAllocated=8, PixelData=bytes(100), Rows=5).save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    (read,) = read_headers([tmp_path / "a.dcm"])
+    assert read.header.file_meta.TransferSyntaxUID == ExplicitVRLittleEndian
+    assert read.header.Rows == 5
+    assert "PixelData" not in read.header
+
+
+def test_headers_of_what_is_no_dicom_or_is_missing(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(b"no DICOM")
+    with pytest.raises(PixelDataInvalid, match=r"a\.dcm"):
+        read_headers([tmp_path / "a.dcm"])
+    with pytest.raises(StoreUnavailable, match="ENOENT"):
+        read_headers([tmp_path / "b.dcm"])
+
+
+def test_a_folder_gives_its_series_and_skips_what_is_none(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for number, (series, instance) in enumerate([("1.2.1", "1"), ("1.2.1", "2"), ("1.2.2", "3"), ("1.2.1", "2")]):
+        dataset(series, f"1.2.9.{instance}").save_as(tmp_path / "deep" / f"{number}", enforce_file_format=True)
+    (tmp_path / "readme.txt").write_text("not DICOM")
+    (tmp_path / "cut.dcm").write_bytes(bytes(128) + b"DICM\x02\x00\x00\x00UL")
+    (tmp_path / "empty").touch()
+    first, second = read_series_folder(tmp_path)
+    assert (first.series_instance_uid, len(first.instances)) == ("1.2.1", 2)
+    assert (second.series_instance_uid, len(second.instances)) == ("1.2.2", 1)
+    assert first.study_instance_uid == "1.2"
+
+
+def test_every_real_series_can_be_read(shared_data):
+    folder = shared_data / "derived" / "totalsegmentator_example_sendable"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    (series,) = read_series_folder(folder)
+    assert len(series.instances) > 10
