@@ -1,0 +1,90 @@
+"""What a node and its worker say to each other: lines of JSON on a socket pair, voxels in shared anonymous memory.
+
+The memory has no name and no file: it is gone when both ends are, however they end. A message to the worker may carry
+the descriptors of two blocks of memory, the HU (read) and the labels (written).
+
+============== ====================================================================================================
+node to worker ``{"load": {...}}`` once; then ``{"segment": {shape_zyx, dtype, affine_lps}}`` with two descriptors
+worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"progress": [fraction, stage]}``, ``{"done": true}``,
+               ``{"impossible": reason}`` (the model says no), ``{"broken": reason}`` (and the worker ends)
+============== ====================================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_MESSAGE_LIMIT_BYTES = 256 * 1024
+_DESCRIPTORS = 2
+
+
+class Channel:
+    """One end of the socket pair; sending is safe from several threads, receiving is for one."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._lock = threading.Lock()
+        self._unread = b""
+
+    def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send one message; raises OSError when the other end is gone."""
+        line = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            if descriptors:
+                sent = socket.send_fds(self._socket, [line], list(descriptors))
+                line = line[sent:]
+            self._socket.sendall(line)
+
+    def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], list[int]] | None:
+        """The next message and its descriptors; None when the other end is gone.
+
+        Raises:
+            TimeoutError: nothing whole came in time.
+        """
+        descriptors: list[int] = []
+        self._socket.settimeout(timeout_s)
+        try:
+            while b"\n" not in self._unread:
+                content, received, _, _ = socket.recv_fds(self._socket, 65536, _DESCRIPTORS)
+                descriptors += received
+                if not content or len(self._unread) > _MESSAGE_LIMIT_BYTES:
+                    return None
+                self._unread += content
+        except ConnectionError:
+            return None
+        finally:
+            self._socket.settimeout(None)
+        line, self._unread = self._unread.split(b"\n", 1)
+        return json.loads(line), descriptors
+
+    def close(self) -> None:
+        """Close this end; the other end receives None."""
+        self._socket.close()
+
+
+def anonymous_memory(size_bytes: int) -> int:
+    """A descriptor of ``size_bytes`` zero bytes of memory without a name (the caller closes it)."""
+    descriptor = os.memfd_create("voxels", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def mapped(descriptor: int, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The array in the memory behind ``descriptor``; it stays mapped as long as the array lives."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), dtype=dtype).reshape(shape)

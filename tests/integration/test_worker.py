@@ -1,0 +1,221 @@
+"""The worker process: what it returns, and what becomes of it when it is killed, frozen, slow or left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dicom_node.errors import ConfigurationError, SegmentationImpossible, WorkerLost
+from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
+from dicom_node.work.local import LocalWorker, describe_model
+from inference.tissue import TissueSegmenter
+from inference.types import Geometry, Volume
+from tests.nnunet_models import plans, write_model
+
+WORK = WorkSettings(device="cpu", threads=1, heartbeat_limit_s=20, job_limit_s=120)
+TISSUE = TissueModelSettings(kind="tissue")
+
+
+def volume_of(shape=(24, 60, 50), spacing=(2.0, 2.0, 3.0), dtype=np.int16):
+    hu = np.random.default_rng(0).normal(0, 300, shape).astype(dtype)
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = (-12.5, 8.25, 1001)
+    return Volume(hu, Geometry(shape, affine))
+
+
+def nothing(*_):
+    pass
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def tissue_worker():
+    worker = LocalWorker("tissue", TISSUE, WORK)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory):
+    """Small windows over a large volume: long enough to be hit in the middle, with a progress message per window."""
+    folder = tmp_path_factory.mktemp("worker") / "m"
+    return write_model(folder, described=plans(patch=(32, 32, 32), spacing=(1.5, 1.5, 1.5), features=(16, 32)))
+
+
+@pytest.fixture
+def slow_worker(slow_model):
+    settings = NnunetModelSettings(kind="nnunet", folders=(slow_model,), minimum_slices=10)
+    worker = LocalWorker("slow", settings, WORK.model_copy(update={"heartbeat_limit_s": 4}))
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_child_gives_what_the_model_gives_here_and_stays_warm(tissue_worker, dtype):
+    volume = volume_of(dtype=dtype)
+    steps = []
+    result = tissue_worker.segment(volume, lambda fraction, stage: steps.append((fraction, stage)))
+    expected = TissueSegmenter("tissue").segment(volume, nothing)
+    np.testing.assert_array_equal(result.labels_zyx, expected.labels_zyx)
+    assert result.geometry is volume.geometry
+    assert (result.model, result.names_by_label) == (expected.model, expected.names_by_label)
+    assert (steps[0][0], steps[-1]) == (0.0, (1.0, "done"))
+    first = tissue_worker.process_id
+    tissue_worker.segment(volume, nothing)
+    assert tissue_worker.process_id == first
+    assert tissue_worker.identity() == expected.model
+    assert tissue_worker.names_by_label() == expected.names_by_label
+
+
+def test_a_child_killed_in_the_middle_is_lost_and_the_next_call_works(slow_worker):
+    killed = []
+
+    def kill_once(fraction, stage):
+        if fraction > 0.1 and not killed:
+            killed.append(slow_worker.process_id)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with pytest.raises(WorkerLost, match="signal SIGKILL"):
+        slow_worker.segment(volume_of(), kill_once)
+    assert slow_worker.process_id is None
+    assert slow_worker.segment(volume_of(), nothing).labels_zyx.any()
+    assert slow_worker.process_id not in (None, killed[0])
+
+
+def test_a_child_killed_while_idle_is_replaced(tissue_worker):
+    tissue_worker.identity()
+    pid = tissue_worker.process_id
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_running(pid))
+    tissue_worker.segment(volume_of(), nothing)
+    assert tissue_worker.process_id != pid
+
+
+def test_a_frozen_child_is_lost_after_the_heartbeat_limit_and_gone(slow_worker):
+    frozen = []
+
+    def freeze_once(fraction, stage):
+        if fraction > 0.1 and not frozen:
+            frozen.append(slow_worker.process_id)
+            os.kill(frozen[0], signal.SIGSTOP)
+
+    with pytest.raises(WorkerLost, match="no sign of life for 4 s"):
+        slow_worker.segment(volume_of(), freeze_once)
+    assert not is_running(frozen[0])
+
+
+def test_a_child_that_takes_too_long_is_lost_though_it_lives(slow_model):
+    settings = NnunetModelSettings(kind="nnunet", folders=(slow_model,))
+    hurried = LocalWorker("slow", settings, WORK.model_copy(update={"job_limit_s": 0.3}))
+    try:
+        with pytest.raises(WorkerLost, match=r"longer than the limit of 0\.3 s"):
+            hurried.segment(volume_of(), nothing)
+        assert hurried.process_id is None
+    finally:
+        hurried.close()
+
+
+def test_a_refusal_of_the_model_passes_through_and_the_child_stays(slow_worker):
+    slow_worker.identity()
+    pid = slow_worker.process_id
+    with pytest.raises(SegmentationImpossible, match="5 slices; the model needs at least 10"):
+        slow_worker.segment(volume_of((5, 40, 40)), nothing)
+    assert slow_worker.process_id == pid
+
+
+def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
+    digest = describe_model("m", NnunetModelSettings(kind="nnunet", folders=(slow_model,))).digest
+    approved = NnunetModelSettings(kind="nnunet", folders=(slow_model,), digest=digest)
+    other = approved.model_copy(update={"digest": "0" * 64})
+    assert describe_model("m", approved).digest == digest
+    with pytest.raises(ConfigurationError, match=digest):
+        describe_model("m", other)
+    worker = LocalWorker("m", other, WORK)
+    with pytest.raises(SegmentationImpossible, match=digest):
+        worker.segment(volume_of(), nothing)
+    assert worker.process_id is None
+
+
+def test_what_the_settings_describe_is_what_the_child_loads(tissue_worker, slow_worker):
+    assert describe_model("tissue", TISSUE) == tissue_worker.identity()
+    assert describe_model("slow", slow_worker._model) == slow_worker.identity()
+    with pytest.raises(ConfigurationError, match="unknown kind"):
+        describe_model("x", WORK)
+    with pytest.raises(ConfigurationError, match=r"plans\.json"):
+        describe_model("x", NnunetModelSettings(kind="nnunet", folders=(Path("/nowhere"),)))
+
+
+def test_a_failing_progress_callback_ends_the_child_and_is_not_swallowed(slow_worker):
+    def fail(fraction, stage):
+        raise RuntimeError("the ledger is away")
+
+    with pytest.raises(RuntimeError, match="ledger is away"):
+        slow_worker.segment(volume_of(), fail)
+    assert slow_worker.process_id is None
+
+
+def test_closing_from_another_thread_ends_the_segmentation(slow_worker):
+    started = threading.Event()
+    closer = threading.Thread(target=lambda: (started.wait(), slow_worker.close()))
+    closer.start()
+    with pytest.raises(WorkerLost):
+        slow_worker.segment(volume_of(), lambda *_: started.set())
+    closer.join()
+    assert slow_worker.process_id is None
+
+
+NODE = """
+import sys, threading, time
+import numpy as np
+from dicom_node.settings import TissueModelSettings, WorkSettings
+from dicom_node.work.local import LocalWorker
+worker = LocalWorker("tissue", TissueModelSettings(kind="tissue"), WorkSettings(device="cpu", threads=1))
+if sys.argv[1] == "thread":
+    thread = threading.Thread(target=worker.identity)
+    thread.start()
+    thread.join()
+else:
+    worker.identity()
+print(worker.process_id, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("started_by", "frozen"), [("main", False), ("thread", False), ("main", True)])
+def test_the_child_dies_with_the_node(started_by, frozen):
+    root = Path(__file__).resolve().parents[2]
+    node = subprocess.Popen([sys.executable, "-c", NODE, started_by], cwd=root, stdout=subprocess.PIPE, text=True)
+    try:
+        pid = int(node.stdout.readline())
+        assert is_running(pid)
+        if frozen:
+            os.kill(pid, signal.SIGSTOP)
+    finally:
+        node.kill()
+        node.wait()
+    wait_until(lambda: not is_running(pid))
+
+
+def test_the_child_sees_nothing_of_the_node_s_settings(tissue_worker, monkeypatch):
+    monkeypatch.setenv("DICOM_NODE__LEDGER_URL", "postgresql://node:secret@db/ledger")
+    tissue_worker.identity()
+    assert b"secret" not in Path(f"/proc/{tissue_worker.process_id}/environ").read_bytes()
