@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import tempfile
@@ -61,7 +62,8 @@ def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) ->
     ``model``: None takes the demo model for a phantom and ``tissue`` for a real CT.
     """
     console = Console()
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="dicom-node-demo-") as work:
@@ -70,7 +72,7 @@ def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) ->
         console.print("[yellow]interrupted; everything that was started has been ended[/]")
         return _INTERRUPTED
     except (ProgramFailed, UnexpectedResult, DicomNodeError) as error:
-        console.print(f"[red]the demonstration failed:[/] {error}", markup=True, highlight=False)
+        console.print(f"[red]the demonstration failed:[/] {error}", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -87,12 +89,9 @@ def _run(console: Console, case: Case, model: str, work: Path, out: Path) -> Non
             f"PACS: {pacs.name}, port {pacs.peer.port}; node: {node.ae_title}, port {node.port}; model: {model}"
         )
         waited_s = _send_and_wait(console, case, _Started(pacs, node, program, load_settings(config)))
-        segmentations = pacs.fetch(case.study_uid, "SEG", out)
-        reports = pacs.fetch(case.study_uid, "SR", out)
-    if len(segmentations) != 1 or len(reports) != 1:
-        raise UnexpectedResult(f"the PACS holds {len(segmentations)} SEG and {len(reports)} SR, expected one of each")
+        results = Received(_fetch_one(pacs, case, "SEG", work, out), _fetch_one(pacs, case, "SR", work, out), pacs.name)
     console.print(f"last image sent -> results in the PACS: [bold]{waited_s:.1f} s[/]")
-    show_results(console, case, Received(segmentations[0], reports[0], pacs.name), out)
+    show_results(console, case, results, out)
 
 
 # ---- what is sent
@@ -145,7 +144,9 @@ def _model(console: Console, series: Path | None, model: str | None) -> str:
         return "tissue"
     if (_MODEL_FOLDER / "plans.json").exists():
         return DEMO_MODEL
-    console.print(f"[yellow]the demo model is not at {_MODEL_FOLDER}; tissue classes are shown instead[/]")
+    console.print(
+        f"[yellow]the demo model is not at {_MODEL_FOLDER}; tissue classes are shown instead[/]", soft_wrap=True
+    )
     return "tissue"
 
 
@@ -227,6 +228,14 @@ def _wait_for_delivery(case: Case, started: _Started, show: Callable[[float, str
             time.sleep(_POLL_S)
     finally:
         ledger.close()
+
+
+def _fetch_one(pacs: Pacs, case: Case, modality: str, work: Path, out: Path) -> Path:
+    """The one object of this modality in the study, as ``out/SEG.dcm`` or ``out/SR.dcm``."""
+    fetched = pacs.fetch(case.study_uid, modality, work / "fetched")
+    if len(fetched) != 1:
+        raise UnexpectedResult(f"the PACS holds {len(fetched)} {modality} objects of the study, expected one")
+    return Path(shutil.copy(fetched[0], out / f"{modality}.dcm"))
 
 
 def _leave(_: int, __: FrameType | None) -> None:
