@@ -42,6 +42,8 @@ _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCT
 _POLL_S = 0.3
 _JOB_APPEARS_WITHIN_S = 120.0
 _ENDED_BADLY = (JobState.REJECTED, JobState.FAILED, JobState.SUPERSEDED)
+_ALMOST = 0.99
+"""What the bar shows at most before the results are delivered."""
 _INTERRUPTED = 130
 
 
@@ -222,7 +224,7 @@ def _wait_for_delivery(case: Case, started: _Started, show: Callable[[float, str
                 if state is JobState.DELIVERED:
                     show(1.0, "results delivered")
                     return
-                show(float(job["progress"]), job["stage"] or state.lower())
+                show(min(float(job["progress"]), _ALMOST), job["stage"] or state.lower())
             elif time.monotonic() > give_up_at:
                 raise ProgramFailed("the node made no job of the series; see node.log")
             time.sleep(_POLL_S)
