@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
+from dicom_node.errors import StoreUnavailable
 from dicom_node.store.schema import association, instance, job, revision_instance, series_revision
 from dicom_node.types import Receipt, ReceivedInstance, SeriesEvidence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
+
+# Built once: the listener needs them for every instance, and building costs more than running them.
+_CURRENT_INSTANCE = select(instance.c.id, instance.c.dataset_sha256).where(
+    instance.c.series_instance_uid == bindparam("series"),
+    instance.c.sop_instance_uid == bindparam("sop_instance"),
+    instance.c.current,
+)
+_LATEST_REVISION = (
+    select(series_revision.c.id, series_revision.c.revision, series_revision.c.state)
+    .where(series_revision.c.series_instance_uid == bindparam("series"))
+    .order_by(series_revision.c.revision.desc())
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +71,34 @@ class CompleteRevision:
     spool_names: tuple[str, ...]
 
 
+class _Arrival:
+    """An instance that a thread of the listener wants recorded, and what came of it."""
+
+    def __init__(self, received: ReceivedInstance) -> None:
+        self.received = received
+        self._outcome: Receipt | Exception | None = None
+
+    @property
+    def settled(self) -> bool:
+        return self._outcome is not None
+
+    def settle(self, outcome: Receipt | Exception) -> None:
+        self._outcome = outcome
+
+    def receipt(self) -> Receipt:
+        if isinstance(self._outcome, Receipt):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+
 class Arrivals:
     """Associations, instances and series revisions."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._arriving: deque[_Arrival] = deque()
+        self._recording = threading.Lock()
 
     # ---- the listener
 
@@ -95,36 +135,37 @@ class Arrivals:
     def record_instance(self, received: ReceivedInstance) -> Receipt:
         """Record an instance whose bytes are durable, and open or touch the revision of its series.
 
-        A DUPLICATE leaves the ledger's file as it was: the caller removes the new one.
-        """
-        with self._database.write() as db:
-            known = db.execute(
-                select(instance.c.id, instance.c.dataset_sha256).where(
-                    instance.c.series_instance_uid == received.series_instance_uid,
-                    instance.c.sop_instance_uid == received.sop_instance_uid,
-                    instance.c.current,
-                )
-            ).one_or_none()
-            if known is not None and known.dataset_sha256 == received.dataset_sha256:
-                db.execute(
-                    update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1)
-                )
-                return Receipt.DUPLICATE
-            if known is not None:
-                db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
-            db.execute(insert(instance).values(**_row(received), current=True, duplicates=0))
-            _note_arrival(db, received)
-            return Receipt.NEW if known is None else Receipt.REPLACEMENT
+        Threads that call at the same time share one transaction, since what each waits for is the disk. A DUPLICATE
+        leaves the ledger's file as it was: the caller removes the new one.
 
-    def current_instances(self, series_instance_uid: str) -> tuple[tuple[str, ...], str]:
-        """Spool names of the current instances of a series, and the AE that sent the first; empty when unknown."""
-        with self._database.read() as db:
-            rows = db.execute(
-                select(instance.c.spool_name, instance.c.calling_ae)
-                .where(instance.c.series_instance_uid == series_instance_uid, instance.c.current)
-                .order_by(instance.c.id)
-            ).all()
-        return tuple(row.spool_name for row in rows), rows[0].calling_ae if rows else ""
+        Raises:
+            StoreUnavailable: the database is locked, full or away.
+        """
+        arrival = _Arrival(received)
+        self._arriving.append(arrival)
+        with self._recording:
+            if not arrival.settled:
+                arrivals = []
+                while self._arriving:
+                    arrivals.append(self._arriving.popleft())
+                self._record_together(arrivals)
+        return arrival.receipt()
+
+    def _record_together(self, arrivals: Sequence[_Arrival]) -> None:
+        try:
+            with self._database.write() as db:
+                receipts = [_record(db, arrival.received) for arrival in arrivals]
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that it belongs to
+            if len(arrivals) == 1 or isinstance(error, StoreUnavailable):
+                for arrival in arrivals:
+                    arrival.settle(error)
+            else:
+                # the fault of one: the others shall not suffer for it
+                for arrival in arrivals:
+                    self._record_together([arrival])
+            return
+        for arrival, receipt in zip(arrivals, receipts, strict=True):
+            arrival.settle(receipt)
 
     # ---- the completion sweep
 
@@ -243,6 +284,20 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
     )
 
 
+def _record(db: Connection, received: ReceivedInstance) -> Receipt:
+    known = db.execute(
+        _CURRENT_INSTANCE, {"series": received.series_instance_uid, "sop_instance": received.sop_instance_uid}
+    ).one_or_none()
+    if known is not None and known.dataset_sha256 == received.dataset_sha256:
+        db.execute(update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1))
+        return Receipt.DUPLICATE
+    if known is not None:
+        db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
+    db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
+    _note_arrival(db, received)
+    return Receipt.NEW if known is None else Receipt.REPLACEMENT
+
+
 def _row(received: ReceivedInstance) -> dict[str, Any]:
     row = asdict(received)
     row["orientation"] = list(received.orientation) if received.orientation is not None else None
@@ -250,12 +305,7 @@ def _row(received: ReceivedInstance) -> dict[str, Any]:
 
 
 def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
-    latest = db.execute(
-        select(series_revision.c.id, series_revision.c.revision, series_revision.c.state)
-        .where(series_revision.c.series_instance_uid == received.series_instance_uid)
-        .order_by(series_revision.c.revision.desc())
-        .limit(1)
-    ).one_or_none()
+    latest = db.execute(_LATEST_REVISION, {"series": received.series_instance_uid}).one_or_none()
     if latest is not None and latest.state == "OPEN":
         _touch(db, series_revision.c.id == latest.id, last_arrival=received.received_at)
         return
