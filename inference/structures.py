@@ -32,8 +32,9 @@ class Structure:
     """One anatomical structure or tissue class.
 
     ``category``, ``type``, ``type_modifier`` are the Segmented Property Category, Type and Type Modifier of a segment
-    (PS3.3 C.8.20.2); ``region`` and ``region_modifier`` its Anatomic Region and that region's modifier. ``rgb`` is sRGB,
-    0..255. ``paper104_index`` is the label in the paper's public data set, ``total117_index`` in TotalSegmentator v2.
+    (PS3.3 C.8.20.2); ``region`` and ``region_modifier`` its Anatomic Region and that region's modifier. ``rgb`` is
+    sRGB, 0..255. ``paper104_index`` is the label in the paper's public data set, ``total117_index`` the one in
+    TotalSegmentator v2.
     """
 
     name: str

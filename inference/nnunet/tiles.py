@@ -79,7 +79,8 @@ def averaged_logits(
         for y, x in product(starts[1], starts[2]):
             here = (slice(None), slice(y, y + window[1]), slice(x, x + window[2]))
             logits = predict(padded[z : z + depth][here][None, None])[0].permute(1, 2, 3, 0)
-            sums[here].addcmul_(logits.float(), weights[..., None])
+            for plane in range(depth):  # one at a time: no second copy of the window in float32
+                sums[plane][here[1:]].addcmul_(logits[plane].float(), weights[plane, ..., None])
             total[here] += weights
             on_window()
         done = (starts[0][number + 1] if number + 1 < len(starts[0]) else padded.shape[0]) - z

@@ -105,7 +105,7 @@ def test_a_child_killed_while_idle_is_replaced(tissue_worker):
     tissue_worker.identity()
     pid = tissue_worker.process_id
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not is_running(pid))
+    wait_until(lambda: tissue_worker.process_id is None)
     tissue_worker.segment(volume_of(), nothing)
     assert tissue_worker.process_id != pid
 

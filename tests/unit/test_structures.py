@@ -19,7 +19,8 @@ WITHOUT_MEANING = {"structure", "of", "bone", "the", "body", "s", "region", "gla
 def words(meaning):
     spelled = meaning.lower().replace("(body structure)", "").replace("intestine", "bowel").replace("-", " ")
     synonyms = {"splenic": "spleen", "pancreatic": "pancreas", "thyroid": "thyroid", "prostatic": "prostate",
-                "aortic": "aorta", "tracheal": "trachea", "venous": "vein", "ventricular": "ventricle", "adipose": "fat"}  # fmt: skip
+                "aortic": "aorta", "tracheal": "trachea", "venous": "vein", "ventricular": "ventricle",
+                "adipose": "fat"}  # fmt: skip
     return {synonyms.get(word, word) for word in spelled.split()} - WITHOUT_MEANING
 
 
