@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _PROBLEM_FOUND = 3
 _JOB_COLUMNS = ("id", "state", "model", "progress", "stage", "attempts", "created_at", "series_instance_uid", "reason")
 _SPACING_HELP = "Columns, rows, planes in mm."
+_FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
 _MODEL_HELP = "A model of the demo configuration; default: the demo model for a phantom, tissue for your own CT."
 
@@ -258,7 +259,7 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help=_SPACING_HELP)
-@click.option("--field-of-view", default="whole", show_default=True, help="whole, head, chest, abdomen, pelvis ...")
+@click.option("--field-of-view", default="whole", show_default=True, help=_FIELD_OF_VIEW_HELP)
 @click.option("--format", "file_format", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True)
 def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_view: str, file_format: str) -> None:
     """Make a labelled synthetic patient: a CT series (with its truth as NIfTI), or a NIfTI pair."""
