@@ -167,6 +167,16 @@ class Arrivals:
         for arrival, receipt in zip(arrivals, receipts, strict=True):
             arrival.settle(receipt)
 
+    def current_instances(self, series_instance_uid: str) -> tuple[tuple[str, ...], str]:
+        """Spool names of the current instances of a series, and the AE that sent the first; empty when unknown."""
+        with self._database.read() as db:
+            rows = db.execute(
+                select(instance.c.spool_name, instance.c.calling_ae)
+                .where(instance.c.series_instance_uid == series_instance_uid, instance.c.current)
+                .order_by(instance.c.id)
+            ).all()
+        return tuple(row.spool_name for row in rows), rows[0].calling_ae if rows else ""
+
     # ---- the completion sweep
 
     def due_revisions(self, now: datetime) -> tuple[OpenRevision, ...]:
