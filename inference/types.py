@@ -47,7 +47,7 @@ class Geometry:
         affine = np.array(self.affine_lps, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all():
             raise InvalidValueError(f"affine_lps must be a finite 4 x 4 matrix, not {affine.tolist()}")
-        if len(self.shape_zyx) != 3 or min(self.shape_zyx) < 1:
+        if len(self.shape_zyx) != 3 or min(self.shape_zyx) < 1:  # noqa: PLR2004 - z, y, x
             raise InvalidValueError(f"shape_zyx must be three positive integers, not {self.shape_zyx}")
         if np.linalg.det(affine[:3, :3]) <= 0:
             raise InvalidValueError("affine_lps is singular or left-handed; planes must ascend along row x column")
