@@ -46,8 +46,19 @@ _STOP_LIMIT_S = 15.0
 
 
 def open_store(settings: Settings) -> tuple[Spool, Ledger]:
-    """The spool and the ledger of this node; folders are made (mode 0700) and the schema is brought up to date."""
-    settings.node.data_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """The spool and the ledger of this node; folders are made (mode 0700) and the schema is brought up to date.
+
+    Raises:
+        ConfigurationError: the data folder can't be made or written, the ledger's URL or schema is not usable.
+        StoreUnavailable: spool or ledger are away.
+    """
+    folder = settings.node.data_folder
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if settings.ledger_url is None:
+            settings.ledger_file.touch(mode=0o600)  # SQLite would make it readable for all
+    except OSError as error:
+        raise ConfigurationError(f"node.data_folder {folder} can't be used: {error.strerror}") from error
     spool = Spool(settings.spool_folder)
     return spool, Ledger(settings.effective_ledger_url, spool)
 
@@ -58,7 +69,11 @@ def run_listener(settings: Settings) -> None:
     spool, ledger = open_store(settings)
     ledger.arrivals.close_interrupted_associations(now_utc())
     listener = Listener(settings, spool, ledger.arrivals)
-    listener.start()
+    try:
+        listener.start()
+    except OSError as error:
+        place = f"{settings.node.bind_address}:{settings.node.port}"
+        raise ConfigurationError(f"can't listen on {place}: {os.strerror(error.errno or 0)}") from error
     stop.wait()
     listener.stop()
     ledger.close()
@@ -201,11 +216,13 @@ def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
     """Why ``series`` would or would not run: a folder of DICOM files, or the UID of a series in the spool.
 
     Raises:
-        ConfigurationError: it is neither a folder nor known to the ledger.
+        ConfigurationError: it is neither a folder with DICOM files nor known to the ledger.
     """
     rules = load_rules(settings.rules_file, settings)
     folder = Path(series)
     found = read_series_folder(folder) if folder.is_dir() else (_received_series(settings, series),)
+    if not found:
+        raise ConfigurationError(f"{folder} holds no DICOM instance of any series")
     return [
         {
             "series_instance_uid": one.series_instance_uid,

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 something is wrong (said on stderr), 2 the command was cal
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger
 
 _PROBLEM_FOUND = 3
-_JOB_COLUMNS = ("id", "state", "model", "progress", "stage", "attempts", "created_at", "series_instance_uid", "reason")
+_JOB_ID = click.IntRange(1, 2**63 - 1)
 _SPACING_HELP = "Columns, rows, planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
@@ -80,6 +81,8 @@ def main(ctx: click.Context, config: Path) -> None:
     Research software, not a medical device.
     """
     ctx.obj = _Command(config)
+    # stdout belongs to the answer (tables, JSON); `serve`, `listen` and `work` send their log there themselves
+    configure_logging(ctx.invoked_subcommand or "", sys.stderr, logging.WARNING)
 
 
 # ---- running
@@ -168,7 +171,7 @@ def jobs(command: _Command, *, limit: int, state: str | None, series_uid: str | 
 
 
 @main.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=_JOB_ID)
 @_json_option
 @click.pass_obj
 def job(command: _Command, *, job_id: int, as_json: bool) -> None:
@@ -191,16 +194,20 @@ def job(command: _Command, *, job_id: int, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("job_id", type=int)
+@click.argument("job_id", type=_JOB_ID)
+@_json_option
 @click.pass_obj
-def retry(command: _Command, *, job_id: int) -> None:
+def retry(command: _Command, *, job_id: int, as_json: bool) -> None:
     """Try a failed or rejected job, or its undelivered results, again now."""
     from dicom_node.pipeline import now_utc  # noqa: PLC0415
 
     answer = command.ledger().jobs.retry(job_id, now_utc())
     if answer is None:
         raise click.ClickException(f"job {job_id} does not exist or its state leaves nothing to try again")
-    click.echo(answer)
+    if as_json:
+        _print_json({"job": job_id, "answer": answer})
+    else:
+        click.echo(answer)
 
 
 @main.command()

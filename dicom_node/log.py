@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _PATIENT_FIELDS = frozenset({"patient_name", "patient_id", "birth_date", "patient_sex", "accession_number"})
 
 
-def configure_logging(process: str) -> None:
-    """Send every line of this process to stdout as JSON, marked with the name of the ``process``."""
+def configure_logging(process: str, file: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Send every line of this process to ``file`` (stdout) as JSON, marked with the name of the ``process``."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -30,8 +30,8 @@ def configure_logging(process: str) -> None:
             structlog.processors.ExceptionRenderer(_exception_without_values),
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=file or sys.stdout),
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)

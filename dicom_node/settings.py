@@ -195,7 +195,12 @@ class Settings(BaseSettings):
     @property
     def effective_ledger_url(self) -> str:
         """The URL of the ledger, SQLite in the data folder by default."""
-        return self.ledger_url or f"sqlite:///{self.node.data_folder / 'ledger.sqlite3'}"
+        return self.ledger_url or f"sqlite:///{self.ledger_file}"
+
+    @property
+    def ledger_file(self) -> Path:
+        """The ledger where no URL is given."""
+        return self.node.data_folder / "ledger.sqlite3"
 
 
 def load_settings(file: Path) -> Settings:
@@ -209,7 +214,11 @@ def load_settings(file: Path) -> Settings:
     except OSError as error:
         raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise ConfigurationError(f"{file} is not YAML: {error}") from error
+        # never the library's own text: it quotes the line, and a password may stand there
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        what = getattr(error, "problem", None) or type(error).__name__
+        raise ConfigurationError(f"{file} is not YAML: {where}{what}") from None
     if not isinstance(content, dict):
         raise ConfigurationError(f"{file} must hold a mapping of settings, not a {type(content).__name__}")
     try:

@@ -18,6 +18,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 
@@ -43,6 +44,8 @@ class Database:
             self._engine = sqlalchemy.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
+        except ValueError:  # its text quotes a part of the URL, where a password may stand
+            raise ConfigurationError("ledger_url: no URL like postgresql+psycopg://user@host:5432/name") from None
         self._url = url
         self._turn = threading.Lock()
         if self._engine.dialect.name == "sqlite":
@@ -133,6 +136,8 @@ def _translated() -> Iterator[None]:
     except DBAPIError as error:
         # the driver's text names tables and codes, never values; SQLAlchemy's own text would quote parameters
         raise StoreUnavailable(f"ledger: {type(error.orig).__name__}: {error.orig}") from error
+    except PoolTimeout as error:
+        raise StoreUnavailable("ledger: every connection to the database is in use") from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:

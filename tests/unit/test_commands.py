@@ -1,0 +1,164 @@
+"""The commands as a program calls them: stdout is the answer, errors are one line, secrets stay where they are."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import stat
+import warnings
+from datetime import UTC, datetime
+
+import pytest
+import structlog
+import yaml
+from click.testing import CliRunner
+
+from dicom_node.app import open_store, run_listener
+from dicom_node.cli import main
+from dicom_node.errors import ConfigurationError
+from dicom_node.settings import load_settings
+from dicom_node.types import Decision, ReceivedInstance
+from tests.unit.reconstruct.synthetic import Stack, noise
+from tests.unit.reconstruct.synthetic import write as write_ct
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SERIES = "1.2.840.1"
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was():
+    root = logging.getLogger()
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers, level, show = root.handlers, root.level, warnings.showwarning
+    yield
+    logging.captureWarnings(capture=False)
+    warnings.showwarning = show
+    root.handlers = handlers
+    root.setLevel(level)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "node.yaml"
+    write(file)
+    (tmp_path / "rules.yaml").write_text("rules: [{name: all, model: tissue, when: []}]")
+    return file
+
+
+def write(file, **changes):
+    settings = {"node": {"data_folder": "data", "port": 0}, "models": {"tissue": {"kind": "tissue"}}, **changes}
+    file.write_text(yaml.safe_dump(settings))
+
+
+def call(config, *arguments):
+    return CliRunner().invoke(main, ["--config", str(config), *arguments])
+
+
+def rejected_job(config) -> int:
+    """The id of a job that no rule wanted."""
+    _, ledger = open_store(load_settings(config))
+    ledger.arrivals.record_instance(
+        ReceivedInstance(
+            sop_instance_uid=f"{SERIES}.1",
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+            series_instance_uid=SERIES,
+            study_instance_uid="1.2.840.9",
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            spool_name="one.dcm",
+            dataset_sha256="a" * 64,
+            size_bytes=100,
+            calling_ae="PACS",
+            peer_address="127.0.0.1",
+            association_id="one",
+            received_at=NOW,
+        )
+    )
+    (revision,) = ledger.arrivals.due_revisions(NOW)
+    ledger.arrivals.complete(revision, "regular", NOW)
+    (whole,) = ledger.arrivals.revisions_to_route()
+    (job_id,) = ledger.jobs.route(whole, [Decision(None, None, (), 0)], None, NOW)
+    ledger.close()
+    return job_id
+
+
+def test_every_command_for_people_answers_programs_in_json(config):
+    job_id = rejected_job(config)
+    status = json.loads(call(config, "status", "--json").stdout)
+    assert status["counts"]["jobs"] == {"REJECTED": 1}
+    (row,) = json.loads(call(config, "jobs", "--json").stdout)
+    assert (row["id"], row["reason"]) == (job_id, "no rule is configured")
+    assert json.loads(call(config, "job", str(job_id), "--json").stdout)["series"]["reason"] == "regular"
+    answer = json.loads(call(config, "retry", str(job_id), "--json").stdout)
+    assert answer == {"job": job_id, "answer": "the series goes through the rules again"}
+    for command in (["status"], ["jobs"], ["job", str(job_id)]):
+        assert call(config, *command).exit_code == 0
+
+
+def test_what_cannot_be_done_is_said_on_stderr_with_an_exit_code(config):
+    for command, code in ((["job", "77"], 1), (["retry", "77"], 1), (["job", "9" * 20], 2), (["job", "x"], 2)):
+        answered = call(config, *command)
+        assert (answered.exit_code, answered.stdout) == (code, ""), command
+
+
+def test_explain_of_a_folder_is_nothing_but_json(config, tmp_path):
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    write_ct(folder, Stack(noise((3, 4, 4))))
+    (folder / "note.txt").write_text("no DICOM")
+    (explained,) = json.loads(call(config, "rules", "explain", str(folder), "--json").stdout)
+    assert explained["instances"] == 3
+    assert explained["decisions"][0]["model"] == "tissue"
+
+
+def test_explain_of_a_folder_without_dicom_says_so(config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    answered = call(config, "rules", "explain", str(tmp_path / "empty"))
+    assert answered.exit_code == 1
+    assert "no DICOM instance" in answered.stderr
+
+
+def test_ledger_and_spool_are_for_the_node_alone(config, tmp_path):
+    call(config, "status")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "data").iterdir()}
+    assert modes["spool"] == 0o700
+    assert {mode for name, mode in modes.items() if name.startswith("ledger")} == {0o600}
+
+
+def test_a_data_folder_that_cannot_be_is_one_line(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    write(config, node={"data_folder": "file/data"})
+    answered = call(config, "status")
+    assert answered.exit_code == 1
+    assert answered.stderr.startswith("Error: node.data_folder ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ledger_url: 'postgresql://node:s3cret@host:12x/ledger'",
+        "ledger_url: 'postgresql://node@host:s3cret/ledger'",
+        "ledger_url: 's3cret'",
+        "ledger_url: 'oracle+nothing://node:s3cret@host/ledger'",
+        'ledger_url: "postgresql://node:s3cret@host/ledger\nnode: {',
+    ],
+)
+def test_the_password_of_the_database_is_in_no_error(config, text):
+    config.write_text(text)
+    answered = call(config, "status")
+    assert answered.exit_code == 1
+    assert answered.stderr.startswith("Error: ")
+    assert "s3cret" not in answered.output
+
+
+def test_a_port_that_is_taken_is_named(config):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        write(config, node={"data_folder": "data", "port": port})
+        with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
+            run_listener(load_settings(config))
