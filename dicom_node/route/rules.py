@@ -142,16 +142,19 @@ def _rule(entry: Any, place: str, settings: Settings) -> Rule:
     priority = fields.get("priority", 0)
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise ConfigurationError(f"{place}.priority must be a whole number, not {priority!r}")
+    destinations = tuple(
+        _known(destination, f"{place}.destinations[{number}]", "destination", settings.destinations)
+        for number, destination in enumerate(_list(fields.get("destinations", []), f"{place}.destinations"))
+    )
+    if len(set(destinations)) < len(destinations):
+        raise ConfigurationError(f"{place}.destinations names a destination more than once")
     conditions = enumerate(_list(fields["when"], f"{place}.when"))
     return Rule(
         name=name,
         conditions=tuple(_condition(condition, f"{place}.when[{number}]") for number, condition in conditions),
         model=_known(fields["model"], f"{place}.model", "model", settings.models) if "model" in fields else None,
         refusal=_text(fields["refuse"], f"{place}.refuse") if "refuse" in fields else None,
-        destinations=tuple(
-            _known(destination, f"{place}.destinations[{number}]", "destination", settings.destinations)
-            for number, destination in enumerate(_list(fields.get("destinations", []), f"{place}.destinations"))
-        ),
+        destinations=destinations,
         priority=priority,
     )
 

@@ -361,6 +361,10 @@ WRONG = {
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, y]}]",
         "rules[0] (a).destinations[1]: unknown destination 'y'; configured: pacs, research",
     ),
+    "destination twice": (
+        "rules: [{name: a, model: tissue, when: [], destinations: [pacs, pacs]}]",
+        "rules[0] (a).destinations names a destination more than once",
+    ),
     "model and refuse": ("rules: [{name: a, model: tissue, refuse: b, when: []}]", "either model or refuse"),
     "neither": ("rules: [{name: a, when: []}]", "either model or refuse"),
     "refuse with destination": ("rules: [{name: a, refuse: b, when: [], destinations: []}]", "have no meaning there"),
