@@ -5,6 +5,7 @@ A sweep that raises is logged and comes again; a slow one delays no other and is
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,8 @@ class Schedule:
     """The running sweeps of one process."""
 
     def __init__(self, sweeps: Sequence[Sweep]) -> None:
+        # it warns whenever a sweep still runs as its next turn comes: every second of every long delivery
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(max(1, len(sweeps)))},
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},

@@ -1,0 +1,34 @@
+"""Sweeps run on their own: a slow or broken one neither delays the others nor fills the log."""
+
+from __future__ import annotations
+
+import threading
+
+from dicom_node.operate.schedule import Schedule, Sweep
+
+
+def test_a_slow_and_a_broken_sweep_stop_no_other_and_a_slow_one_is_no_warning(caplog):
+    release, counted = threading.Event(), threading.Semaphore(0)
+    running, most = [], []
+
+    def slow() -> None:
+        running.append(1)
+        most.append(len(running))
+        release.wait(20)
+        running.pop()
+
+    def broken() -> None:
+        raise ValueError("on purpose")
+
+    schedule = Schedule(
+        [Sweep("slow", 0.01, slow), Sweep("broken", 0.01, broken), Sweep("quick", 0.01, counted.release)]
+    )
+    schedule.start()
+    try:
+        for _ in range(30):
+            assert counted.acquire(timeout=20)
+    finally:
+        release.set()
+        schedule.stop()
+    assert set(most) == {1}
+    assert [record.name for record in caplog.records] == []
