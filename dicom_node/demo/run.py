@@ -161,7 +161,7 @@ def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path
         models[DEMO_MODEL] = {
             "kind": "nnunet",
             "folders": [str(_MODEL_FOLDER)],
-            "intended_use": "Trained on synthetic phantoms only - demonstration, not for clinical use",
+            "intended_use": "Demonstration only - trained on synthetic phantoms, not for clinical use",
         }
     if model not in models:
         raise UnexpectedResult(f"model {model!r} is unknown to the demonstration; known: {', '.join(models)}")

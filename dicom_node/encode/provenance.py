@@ -62,6 +62,7 @@ def statements(context: ResultContext, model: ModelIdentity, planes: int, notes:
     said = [
         f"{model.intended_use.rstrip('.')}.",
         f"Made by {model.name} version {model.version} (SHA-256 {model.digest}); not verified by a person.",
+        f"{MODEL_NAME} {__version__} is research software, not a medical device.",
         f"Revision {context.revision} of the source series, {planes} images.",
     ]
     if context.completion_reason:
@@ -90,9 +91,9 @@ def model_version(model: ModelIdentity) -> str:
 
 def series_description(model: ModelIdentity, what: str) -> str:
     """At most 64 characters that always hold what the result is and, at least in short, its intended use."""
-    use = plain(model.intended_use, _LONGEST_USE) or _UNSPECIFIED_USE
+    use = plain(model.intended_use, 1024) or _UNSPECIFIED_USE
     if len(f"{model_name(model)} {what} - {use}") > _LO:
-        use = use.split(" - ", maxsplit=1)[0]
+        use = use.split(" - ", maxsplit=1)[0][:_LONGEST_USE].strip()
     tail = f"{what} - {use}"
     return f"{model_name(model, _LO - 1 - len(tail))} {tail}"
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from dicom_node.encode.provenance import (
     statements,
 )
 from dicom_node.encode.source import prepare
+from dicom_node.settings import NnunetModelSettings, load_settings
 from inference.types import ModelIdentity
 from tests.unit.encode.synthetic import CONTEXT, MODEL, reconstruction, with_headers
 
@@ -46,6 +48,21 @@ def test_series_description_of_a_short_name_has_the_whole_intended_use() -> None
     assert series_description(model("demo"), "measurements") == (
         "demo measurements - Research use only - not for clinical use"
     )
+
+
+def test_no_intended_use_hides_that_the_node_is_research_software() -> None:
+    assert "research software" in " ".join(statements(CONTEXT, model("demo", "Liver volumetry"), 40, ()))
+
+
+def test_the_demo_model_is_called_a_demonstration_wherever_only_few_characters_fit() -> None:
+    root = Path(__file__).parents[3]
+    for file in (root / "config" / "node.yaml", root / "deploy" / "compose" / "node.yaml"):
+        settings = load_settings(file).models["phantom_demo_104"]
+        assert isinstance(settings, NnunetModelSettings)
+        for name in ("phantom_demo_104", "m"):
+            demo = model(name, settings.intended_use)
+            assert content_label(demo) == "DEMONSTRATION"
+            assert series_description(demo, "segmentation") == f"{name} segmentation - Demonstration only"
 
 
 def test_content_label_is_a_code_string_of_whole_words() -> None:
