@@ -88,7 +88,8 @@ class SeriesEvidence:
 
     Times are UTC. ``positions_mm`` are the places of the current instances along the slice normal (None where a header
     told none), ``orientations`` counts the distinct orientations. ``expected_count`` is what the sender's own index
-    says (Number of Series Related Instances), where it was asked and answered.
+    says (Number of Series Related Instances), where it was asked and answered. ``aborted_associations`` counts those
+    that broke off and were not followed by one that was released.
     """
 
     instance_count: int
@@ -99,6 +100,7 @@ class SeriesEvidence:
     orientations: int
     expected_count: int | None = None
     multi_frame: bool = False
+    aborted_associations: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, 
         return (policy.count_reached_quiet_s if count >= expected else policy.otherwise_quiet_s), known
     if evidence.open_associations:
         return policy.otherwise_quiet_s, f"{count} instances, {evidence.open_associations} associations still open"
+    if evidence.aborted_associations:  # a stack that was cut off is regular too
+        return policy.otherwise_quiet_s, f"{count} instances, {evidence.aborted_associations} associations broken off"
     if evidence.multi_frame:
         return policy.regular_quiet_s, f"{count} multi-frame instances, association released"
     irregular = _irregularity(evidence)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.store.database import Database
 
 # Built once: the listener needs them for every instance, and building costs more than running them.
-_CURRENT_INSTANCE = select(instance.c.id, instance.c.dataset_sha256).where(
+_CURRENT_INSTANCE = select(instance.c.id, instance.c.dataset_sha256, instance.c.spool_name).where(
     instance.c.series_instance_uid == bindparam("series"),
     instance.c.sop_instance_uid == bindparam("sop_instance"),
     instance.c.current,
@@ -33,6 +33,8 @@ _LATEST_REVISION = (
     .where(series_revision.c.series_instance_uid == bindparam("series"))
     .order_by(series_revision.c.revision.desc())
     .limit(1)
+    # PostgreSQL: wait for a verdict that is being written, else a late instance would join a revision that just closed
+    .with_for_update()
 )
 
 
@@ -298,6 +300,9 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
     known = db.execute(
         _CURRENT_INSTANCE, {"series": received.series_instance_uid, "sop_instance": received.sop_instance_uid}
     ).one_or_none()
+    if known is not None and known.spool_name == received.spool_name:
+        # the very same file, recorded a second time: the sweep of unclaimed files and the listener met over a slow disk
+        return Receipt.NEW
     if known is not None and known.dataset_sha256 == received.dataset_sha256:
         db.execute(update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1))
         return Receipt.DUPLICATE
@@ -356,16 +361,17 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
         ).where(instance.c.series_instance_uid == row.series_instance_uid, instance.c.current)
     ).all()
     carriers = {i.association_id for i in instances}
-    still_open = db.execute(
-        select(func.count())
-        .select_from(association)
-        .where(association.c.id.in_(carriers), association.c.closed_at.is_(None))
-    ).scalar_one()
+    associations = db.execute(
+        select(association.c.opened_at, association.c.closed_at, association.c.aborted).where(
+            association.c.id.in_(carriers)
+        )
+    ).all()
     evidence = SeriesEvidence(
         instance_count=len(instances),
         first_arrival=row.first_arrival,
         last_arrival=row.last_arrival,
-        open_associations=still_open,
+        open_associations=sum(a.closed_at is None for a in associations),
+        aborted_associations=_not_made_good(associations),
         positions_mm=tuple(i.position_mm for i in instances),
         orientations=len({tuple(round(c, 4) for c in i.orientation) for i in instances if i.orientation}),
         expected_count=row.expected_count,
@@ -383,12 +389,19 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
     )
 
 
+def _not_made_good(associations: Sequence[Any]) -> int:
+    """How many associations ended in an abort that no later association, which was released, has made up for."""
+    released = [a.opened_at for a in associations if a.closed_at is not None and not a.aborted]
+    return sum(a.aborted and all(opened < a.closed_at for opened in released) for a in associations)
+
+
 def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
     positions = [p for p in evidence.positions_mm if p is not None]
     return {
         "instance_count": evidence.instance_count,
         "expected_count": evidence.expected_count,
         "open_associations": evidence.open_associations,
+        "aborted_associations": evidence.aborted_associations,
         "orientations": evidence.orientations,
         "positions_known": len(positions),
         "extent_mm": max(positions) - min(positions) if positions else None,

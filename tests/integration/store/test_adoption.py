@@ -13,6 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStor
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import FileMeta, Spool
+from dicom_node.types import Receipt, ReceivedInstance
 
 
 @pytest.fixture
@@ -70,6 +71,42 @@ def test_second_copy_and_orphaned_result_are_removed(spool, ledger):
     assert spool.path(kept.spool_name).exists()
     assert not spool.path(copy.spool_name).exists()
     assert not spool.path(orphan.spool_name).exists()
+
+
+def recorded(ledger, written):
+    """What the listener says of the file, at last."""
+    return ledger.arrivals.record_instance(
+        ReceivedInstance(
+            sop_instance_uid="1.2.3.1",
+            sop_class_uid=str(CTImageStorage),
+            series_instance_uid="1.2.5",
+            study_instance_uid="1.2.4",
+            transfer_syntax_uid=str(ExplicitVRLittleEndian),
+            spool_name=written.spool_name,
+            dataset_sha256=written.dataset_sha256,
+            size_bytes=written.size_bytes,
+            calling_ae="PACS",
+            peer_address="127.0.0.1",
+            association_id="slow",
+            received_at=ledger_clock(),
+        )
+    )
+
+
+def test_a_file_that_was_adopted_before_the_listener_came_to_its_row_is_kept(spool, ledger):
+    """The disk stalled between rename and row: a DUPLICATE would make the listener delete the only copy."""
+    written = spooled(spool)
+    adopt(spool, ledger)
+    assert recorded(ledger, written) is Receipt.NEW
+    assert ledger.overview.counts()["instances"]["current"] == 1
+
+
+def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):
+    written = spooled(spool)
+    claims = ledger.retention.claims()
+    recorded(ledger, written)
+    adopt_unclaimed(spool, ledger.arrivals, claims, older_than_s=60)
+    assert spool.path(written.spool_name).exists()
 
 
 def test_young_files_are_left_to_whoever_writes_them(spool, ledger):

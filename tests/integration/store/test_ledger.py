@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -190,6 +191,50 @@ def test_associations_of_a_killed_listener_are_closed_at_its_start(ledger):
     assert ledger.arrivals.close_interrupted_associations(NOW) == 1
     (revision,) = ledger.arrivals.due_revisions(NOW)
     assert revision.evidence.open_associations == 0
+
+
+def test_a_broken_off_association_is_evidence_until_a_later_one_is_released(ledger):
+    def broken_off():
+        (revision,) = ledger.arrivals.due_revisions(NOW)
+        return revision.evidence.aborted_associations
+
+    ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
+    ledger.arrivals.association_opened("assoc-2", "PACS", "127.0.0.1", NOW)
+    arrive(ledger, 1)
+    arrive(ledger, 2, association="assoc-2")
+    ledger.arrivals.association_closed("assoc-1", NOW + timedelta(seconds=1), aborted=True)
+    ledger.arrivals.association_closed("assoc-2", NOW + timedelta(seconds=2), aborted=False)
+    assert broken_off() == 1, "opened before the other broke off: what that one carried has not come again"
+    ledger.arrivals.association_opened("assoc-3", "PACS", "127.0.0.1", NOW + timedelta(seconds=3))
+    arrive(ledger, 3, association="assoc-3")
+    assert broken_off() == 1
+    ledger.arrivals.association_closed("assoc-3", NOW + timedelta(seconds=4), aborted=False)
+    assert broken_off() == 0
+
+
+def test_an_instance_that_comes_while_the_verdict_is_written_opens_the_next_revision(ledger):
+    if ledger.database._engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+    arrive(ledger, 1)
+    with ThreadPoolExecutor(1) as listener:
+        with ledger.database.write() as db:
+            db.exec_driver_sql("UPDATE series_revision SET state = 'COMPLETE', version = version + 1")
+            late = listener.submit(arrive, ledger, 2)
+            wait_until_blocked(ledger)
+        assert late.result(10) is Receipt.NEW
+    (opened,) = ledger.arrivals.due_revisions(NOW)
+    assert (opened.revision, opened.evidence.instance_count) == (2, 2)
+
+
+def wait_until_blocked(ledger):
+    """Until a session of the PostgreSQL server waits for the lock of another."""
+    for _ in range(200):
+        with ledger.database.read() as db:
+            waiting = db.exec_driver_sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            if waiting.scalar_one():
+                return
+        time.sleep(0.05)
+    pytest.fail("nobody waits")
 
 
 def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger):

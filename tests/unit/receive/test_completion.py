@@ -39,6 +39,8 @@ WAITS = {
     "regular in any order, from above": (evidence([100.0, 97.5, 102.5, 95.0]), 5),
     "rounding of 1 %": (evidence([0, 0.62, 1.25, 1.87, 2.5]), 5),
     "association still open": (replace(REGULAR, open_associations=1), 60),
+    "association broken off after a regular part": (replace(REGULAR, aborted_associations=1), 60),
+    "multi-frame, association broken off": (evidence([None], multi_frame=True, aborted_associations=1), 60),
     "one slice missing": (evidence([0, 2, 4, 8, 10]), 60),
     "two at one position": (evidence([0, 2, 4, 4, 6]), 60),
     "all at one position": (evidence([4, 4, 4]), 60),
