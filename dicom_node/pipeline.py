@@ -205,6 +205,7 @@ class Pipeline:
             station_name=self._settings.node.station_name,
             device_uid=self._device_uid,
             completion_reason=claimed.revision.reason,
+            missing_instances=claimed.revision.missing_instances,
             superseded_series_uid=claimed.superseded_series_uid,
         )
 

@@ -206,7 +206,8 @@ class ResultContext:
     ``started_at`` is the start of the analysis (UTC; IHE AIR: Content Date/Time), ``revision`` the revision of the
     source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``superseded_series_uid``
     the SEG series of the revision this one replaces, ``completion_reason`` why the series was taken as whole,
-    ``device_uid`` the UID of this installation.
+    ``missing_instances`` how many more the sender counts (0 where it was not asked), ``device_uid`` the UID of this
+    installation.
     """
 
     started_at: datetime
@@ -215,6 +216,7 @@ class ResultContext:
     station_name: str
     device_uid: str
     completion_reason: str = ""
+    missing_instances: int = 0
     superseded_series_uid: str | None = None
 
 

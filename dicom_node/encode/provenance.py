@@ -67,6 +67,8 @@ def statements(context: ResultContext, model: ModelIdentity, planes: int, notes:
     ]
     if context.completion_reason:
         said.append(f"The series was taken as complete because: {context.completion_reason.rstrip('.')}.")
+    if context.missing_instances:
+        said.append(f"Incomplete: the sender counts {context.missing_instances} instances more than were received.")
     if context.superseded_series_uid:
         said.append(f"Supersedes the results of series {context.superseded_series_uid}.")
     said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)
@@ -112,9 +114,11 @@ def content_label(model: ModelIdentity) -> str:
 
 
 def content_description(provenance: Provenance) -> str:
-    """At most 64 characters: the revision, what it supersedes, why the series was taken as complete."""
+    """At most 64 characters: revision, missing images, supersession, why the series was taken as complete."""
     context = provenance.context
     parts = [f"Revision {context.revision}"]
+    if context.missing_instances:
+        parts.append("INCOMPLETE series")
     if context.superseded_series_uid:
         parts.append("supersedes earlier results")
     parts.append(f"{len(provenance.source.planes)} images")
@@ -214,7 +218,7 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
         del dataset.SpecificCharacterSet
     for tag in identity.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
         dataset[tag] = identity.get_item(tag)
-    dataset.SeriesDescription = series_description(model, what)
+    dataset.SeriesDescription = series_description(model, f"INCOMPLETE {what}" if context.missing_instances else what)
     dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
     dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
     # the run as such has one time; a rerun of the same input must give the same bytes but for that

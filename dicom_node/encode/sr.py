@@ -116,7 +116,7 @@ def report_object(
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
-        is_complete=True,
+        is_complete=not provenance.context.missing_instances,
         is_final=False,
         is_verified=False,
         transfer_syntax_uid=ExplicitVRLittleEndian,

@@ -27,13 +27,12 @@ _SPACING_TOLERANCE = 0.01
 
 def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) -> Completion:
     """The verdict at ``now``; ``look_again_at`` is when it may change if nothing else arrives."""
+    quiet_s, what_is_known = _wait(evidence, policy)
     hard_end = evidence.first_arrival + timedelta(seconds=policy.hard_limit_s)
     if now >= hard_end:
         return Completion(
-            complete=True,
-            reason=f"hard limit: {policy.hard_limit_s:g} s since the first of {evidence.instance_count} instances",
+            complete=True, reason=f"{what_is_known}; hard limit: {policy.hard_limit_s:g} s since the first of them"
         )
-    quiet_s, what_is_known = _wait(evidence, policy)
     quiet_end = evidence.last_arrival + timedelta(seconds=quiet_s)
     if now >= quiet_end:
         return Completion(complete=True, reason=f"{what_is_known}; quiet for {quiet_s:g} s")

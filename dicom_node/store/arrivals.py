@@ -71,6 +71,8 @@ class CompleteRevision:
     reason: str
     content_digest: str
     spool_names: tuple[str, ...]
+    missing_instances: int
+    """How many more the sender counts; 0 where it was not asked."""
 
 
 class _Arrival:
@@ -277,6 +279,7 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         .where(revision_instance.c.revision_id == revision_id)
         .order_by(instance.c.id)
     ).scalars()
+    spool_names = tuple(names)
     first = db.execute(
         select(func.min(series_revision.c.revision)).where(
             series_revision.c.series_instance_uid == row.series_instance_uid,
@@ -292,7 +295,8 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         first_revision_with_content=first,
         reason=row.reason,
         content_digest=row.content_digest,
-        spool_names=tuple(names),
+        spool_names=spool_names,
+        missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
     )
 
 

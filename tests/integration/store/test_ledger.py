@@ -173,6 +173,17 @@ def test_news_between_look_and_verdict_cancel_the_verdict(ledger):
     assert now_seen.evidence.instance_count == 2
 
 
+def test_a_whole_revision_knows_how_many_more_the_sender_counts(ledger):
+    arrive(ledger, 1)
+    (revision,) = ledger.arrivals.due_revisions(NOW)
+    ledger.arrivals.set_expected_count(revision, 5)
+    assert complete(ledger).missing_instances == 4
+    arrive(ledger, 2, series="1.2.840.77")
+    (other,) = ledger.arrivals.due_revisions(NOW)
+    assert ledger.arrivals.complete(other, "quiet", NOW)
+    assert [whole.missing_instances for whole in ledger.arrivals.revisions_to_route()] == [4, 0]
+
+
 def test_open_associations_are_evidence_and_their_end_is_news(ledger):
     ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
     arrive(ledger, 1)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import highdicom
@@ -16,17 +17,18 @@ from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, measured, reco
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+    from dicom_node.types import ResultContext
     from inference.types import Measurements
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 201: "liver"}
 GRID = geometry((6, 12, 16))
 
 
-def run(labels_zyx: np.ndarray) -> tuple[dict[ResultKind, Dataset], Measurements]:
+def run(labels_zyx: np.ndarray, context: ResultContext = CONTEXT) -> tuple[dict[ResultKind, Dataset], Measurements]:
     source = reconstruction(GRID)
     labels = segmentation(GRID, NAMES, labels_zyx)
     measurements = measured(source, labels)
-    encoded = encode(source, labels, measurements, CONTEXT)
+    encoded = encode(source, labels, measurements, context)
     return {result.kind: result.dataset for result in encoded}, measurements
 
 
@@ -111,6 +113,18 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
     assert (sr.VerificationFlag, sr.PreliminaryFlag, sr.CompletionFlag) == ("UNVERIFIED", "PRELIMINARY", "COMPLETE")
     assert "Research use only" in sr.SeriesDescription
     assert sr.SeriesNumber == 502
+
+
+def test_a_result_of_an_incomplete_series_says_so_where_people_look() -> None:
+    results, _ = run(inner_and_truncated(), replace(CONTEXT, missing_instances=4))
+    seg, sr = results[ResultKind.SEGMENTATION], results[ResultKind.REPORT]
+    assert seg.SeriesDescription == "phantom-demo INCOMPLETE segmentation - Research use only"
+    assert sr.SeriesDescription == "phantom-demo INCOMPLETE measurements - Research use only"
+    assert "INCOMPLETE" in seg.ContentDescription
+    assert sr.CompletionFlag == "PARTIAL"
+    (evaluations,) = children(sr, "Qualitative Evaluations")
+    assert any("counts 4 instances more" in sentence for sentence in comments(evaluations))
+    assert "counts 4 instances more" in seg.ImageComments
 
 
 def test_device_and_algorithm_are_named() -> None:

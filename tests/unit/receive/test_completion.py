@@ -72,6 +72,8 @@ def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
     ended = decide(seen, after(7200), POLICY)
     assert ended.complete
     assert "7200 s" in ended.reason
+    partial = decide(replace(seen, expected_count=41), after(7200), POLICY)
+    assert partial.reason.startswith("3 of 41")
 
 
 def test_reasons_have_numbers():
