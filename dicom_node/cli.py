@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dicom_node import __version__
 from dicom_node.errors import DicomNodeError
@@ -186,7 +187,7 @@ def job(command: _Command, *, job_id: int, as_json: bool) -> None:
     for title, facts in ((f"job {job_id}", found), ("series", series)):
         table = Table("fact", "value", title=title)
         for name, value in facts.items():
-            table.add_row(name, json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))
+            table.add_row(name, Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value)))
         command.console.print(table)
     command.console.print(_table("results", results, ("kind", "sop_instance_uid", "series_instance_uid", "size_bytes")))
     columns = ("destination", "state", "attempts", "last_status", "last_reason", "next_attempt_at", "delivered_at")
@@ -223,7 +224,8 @@ def check(command: _Command, *, as_json: bool) -> None:
     else:
         table = Table("check", "", "detail", title="dicom-node check")
         for finding in findings:
-            table.add_row(finding.name, "[green]ok[/]" if finding.ok else "[red]wrong[/]", finding.detail)
+            verdict = Text("ok", "green") if finding.ok else Text("wrong", "red")
+            table.add_row(Text(finding.name), verdict, Text(finding.detail))
         command.console.print(table)
     if not all(finding.ok for finding in findings):
         sys.exit(_PROBLEM_FOUND)
@@ -252,7 +254,7 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
     for explanation in explanations:
         table = Table("rule", "condition", "seen", "holds", title=f"series {explanation['series_instance_uid']}")
         for row in explanation["conditions"]:
-            table.add_row(row["rule"], row["condition"], row["seen"], "yes" if row["held"] else "no")
+            table.add_row(Text(row["rule"]), Text(row["condition"]), Text(row["seen"]), "yes" if row["held"] else "no")
         command.console.print(table)
         for decision in explanation["decisions"]:
             model = f" -> model {decision['model']}" if decision["model"] else ""
@@ -319,7 +321,8 @@ def _table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -
     columns = tuple(columns)
     table = Table(*(column.replace("_", " ") for column in columns), title=title)
     for row in rows:
-        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
+        # Text: what stands in square brackets is a value, not rich's markup
+        table.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
     return table
 
 

@@ -90,8 +90,8 @@ def show_results(console: Console, case: Case, results: Received, out: Path) -> 
         subtitle=f"{case.title}; {received.algorithm}; SEG and SR read back from {results.pacs_name}{score}",
     )
     for what, path in (("SEG", results.segmentation), ("SR", results.report), ("table", out / "structures.csv")):
-        console.print(f"{what}: {path}", soft_wrap=True)
-    console.print(f"[bold]picture: {picture}[/]", soft_wrap=True)
+        console.print(f"{what}: {path}", soft_wrap=True, markup=False)
+    console.print(f"picture: {picture}", style="bold", soft_wrap=True, markup=False)
 
 
 def _volume(case: Case) -> Volume:

@@ -16,6 +16,7 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from dicom_node.app import open_store
@@ -74,7 +75,7 @@ def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) ->
         console.print("[yellow]interrupted; everything that was started has been ended[/]")
         return _INTERRUPTED
     except (ProgramFailed, UnexpectedResult, DicomNodeError) as error:
-        console.print(f"[red]the demonstration failed:[/] {error}", highlight=False, soft_wrap=True)
+        console.print(f"[red]the demonstration failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -147,7 +148,8 @@ def _model(console: Console, series: Path | None, model: str | None) -> str:
     if (_MODEL_FOLDER / "plans.json").exists():
         return DEMO_MODEL
     console.print(
-        f"[yellow]the demo model is not at {_MODEL_FOLDER}; tissue classes are shown instead[/]", soft_wrap=True
+        f"[yellow]the demo model is not at {escape(str(_MODEL_FOLDER))}; tissue classes are shown instead[/]",
+        soft_wrap=True,
     )
     return "tissue"
 
