@@ -6,11 +6,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from pydicom import dcmread
 
-from dicom_node.route.rules import load_rules
+from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
+from dicom_node.route.rules import decide, load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.spool import read_series_folder
+from inference.types import Geometry, Volume
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
@@ -58,6 +63,18 @@ def test_node_and_orthanc_of_compose_know_each_other():
     assert shipped["DicomAet"] == settings.destinations["orthanc"].ae_title == settings.sources[0].ae_title
     assert shipped["DicomPort"] == settings.destinations["orthanc"].port
     assert settings.destinations["orthanc"].host in COMPOSE["services"]
+
+
+def test_the_rules_of_compose_take_a_ct_that_states_no_kernel(tmp_path):
+    voxels = np.zeros((20, 16, 16), np.int16)
+    write_ct_series(Volume(voxels, Geometry(voxels.shape, np.eye(4))), tmp_path, SyntheticPatient(1, 50, "F"))
+    for path in tmp_path.iterdir():
+        dataset = dcmread(path)
+        del dataset.ConvolutionKernel
+        dataset.save_as(path)
+    (series,) = read_series_folder(tmp_path)
+    rules = load_rules(DEPLOY / "compose" / "rules.yaml", load_settings(DEPLOY / "compose" / "node.yaml"))
+    assert [decision.model for decision in decide(series, rules)] == ["tissue"]
 
 
 def test_the_orthanc_configuration_is_closed_unless_the_environment_opens_it():
