@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export DEBIAN_FRONTEND := noninteractive
 
 .PHONY: demo test check setup test-setup peers clean
 

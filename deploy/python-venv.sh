@@ -3,7 +3,11 @@
 set -euo pipefail
 python=$1 venv=$2
 
-as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else return 1; fi; }
+# sudo drops the environment: without these, packages may ask questions in the middle
+quiet=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a)
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "${quiet[@]}" "$@"; elif command -v sudo >/dev/null; then sudo "${quiet[@]}" "$@"; else return 1; fi
+}
 
 if ! command -v "$python" >/dev/null || ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
   echo "installing python3 and python3-venv ..."

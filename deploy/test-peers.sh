@@ -10,8 +10,11 @@ for program in "${!needed[@]}"; do
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
-as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo "$@"; else return 1; fi; }
+# sudo drops the environment: without these, packages may ask questions in the middle
+quiet=(env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a)
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then "${quiet[@]}" "$@"; elif command -v sudo >/dev/null; then sudo "${quiet[@]}" "$@"; else return 1; fi
+}
 echo "installing ${missing[*]} ..."
-export DEBIAN_FRONTEND=noninteractive
 if as_root apt-get update -qq && as_root apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null; then exit 0; fi
 echo "warning: could not install: ${missing[*]} - install them as root to run every test" >&2
