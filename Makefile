@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+# e.g. make demo TORCH_ARGS="--index-url <PyTorch's index of CPU builds>"
+TORCH_ARGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo test check setup test-setup peers clean
@@ -26,7 +28,7 @@ $(VENV)/.python:
 
 # torch first: what depends on it would otherwise choose another build
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
