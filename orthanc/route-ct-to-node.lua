@@ -7,6 +7,9 @@
 local NODE = 'node'
 local NODE_MANUFACTURER = 'dicom-node project'
 
+-- A series that the node refuses for good must not be sent for ever: after this long a person has to send it again.
+local OFFERED_FOR_S = 7 * 24 * 3600
+
 local CT_CLASSES = {
   ['1.2.840.10008.5.1.4.1.1.2'] = 'CT Image Storage',
   ['1.2.840.10008.5.1.4.1.1.2.1'] = 'Enhanced CT Image Storage',
@@ -50,9 +53,10 @@ end
 
 -- The node was away: offer it again what could not be sent.
 local function offerAgain()
+  local oldest = os.date('!%Y%m%dT%H%M%S', os.time() - OFFERED_FOR_S) -- as CreationTime is written, in UTC
   for _, job in ipairs(ParseJson(RestApiGet('/jobs?expand'))) do
     if job['Type'] == 'DicomModalityStore' and job['State'] == 'Failure'
-        and job['Content']['RemoteAet'] == modalityAeTitle(NODE) then
+        and job['Content']['RemoteAet'] == modalityAeTitle(NODE) and job['CreationTime'] > oldest then
       RestApiPost('/jobs/' .. job['ID'] .. '/resubmit', '')
       print('job ' .. job['ID'] .. ': offered to ' .. NODE .. ' again')
     end

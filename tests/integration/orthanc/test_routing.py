@@ -35,7 +35,7 @@ def start_orthanc(tmp_path):
     """Starts Orthanc with the shipped files and the node at ``node_port``; gives the REST base address."""
     programs = []
 
-    def start(node_port, node_ae_title="PACS"):
+    def start(node_port, node_ae_title="PACS", configuration=CONFIGURATION):
         ports = {"ORTHANC_DICOM_PORT": str(free_port()), "ORTHANC_HTTP_PORT": str(free_port())}
         environment = ports | {
             "ORTHANC_STORAGE": str(tmp_path / "storage"),
@@ -44,7 +44,7 @@ def start_orthanc(tmp_path):
             "NODE_AE_TITLE": node_ae_title,
             "NODE_PORT": str(node_port),
         }
-        program = Program("Orthanc", [ORTHANC, str(CONFIGURATION)], tmp_path / "orthanc.log", environment)
+        program = Program("Orthanc", [ORTHANC, str(configuration)], tmp_path / "orthanc.log", environment)
         programs.append(program)
         program.wait_for_port(int(ports["ORTHANC_HTTP_PORT"]))
         return f"http://127.0.0.1:{ports['ORTHANC_HTTP_PORT']}"
@@ -126,6 +126,26 @@ def test_what_the_node_could_not_take_is_offered_again(start_orthanc, tmp_path):
         for path in _ct_files(tmp_path / "next", 7):
             _upload(base, path)
         assert _wait_until(lambda: len(stored) >= 2 * len(files))
+
+
+def test_what_the_node_does_not_take_for_days_is_not_offered_for_ever(start_orthanc, tmp_path):
+    """The shipped script, but for the seven days: here even what failed this minute is too old."""
+    script = (CONFIGURATION.parent / "route-ct-to-node.lua").read_text()
+    shutil.copy(CONFIGURATION, tmp_path)
+    (tmp_path / "route-ct-to-node.lua").write_text(script.replace("7 * 24 * 3600", "-60"))
+    away = free_port()
+    base = start_orthanc(away, configuration=tmp_path / CONFIGURATION.name)
+    for path in _ct_files(tmp_path / "ct", 8):
+        _upload(base, path)
+    log = tmp_path / "orthanc.log"
+    assert _wait_until(lambda: "Connection refused" in log.read_text())
+    with scripted_pacs(classes=[CT], port=away) as (_, stored):
+        for seed in (9, 10):  # the second is looked at when the script is through with the first
+            for path in _ct_files(tmp_path / str(seed), seed):
+                _upload(base, path)
+            assert _wait_until(lambda seen=seed - 7: _verdicts(tmp_path) == seen)
+        assert _wait_until(lambda: len(stored) == 8)
+    assert "offered to" not in log.read_text()
 
 
 def _verdicts(tmp_path):
