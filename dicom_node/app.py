@@ -7,6 +7,7 @@ ledger and the spool alone, so each may be killed and started on its own.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -90,6 +91,12 @@ def run_work(settings: Settings) -> None:
     schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
     schedule.start()
     structlog.get_logger().info("work.started", models=sorted(workers), destinations=sorted(settings.destinations))
+
+    def end_job() -> None:
+        stop.wait()
+        pipeline.stop()
+
+    threading.Thread(target=end_job, name="stop", daemon=True).start()
     try:
         _run_jobs(pipeline, stop)
     finally:
@@ -178,7 +185,11 @@ class _Child:
         self._started = 0.0
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, start_new_session=True)
+        self._process = subprocess.Popen(
+            self._command,
+            start_new_session=True,
+            preexec_fn=_stop_with_watcher,  # noqa: PLW1509 - the watcher has one thread
+        )
         self._started = time.monotonic()
         structlog.get_logger().info("process.started", name=self._name, pid=self._process.pid)
 
@@ -210,6 +221,18 @@ class _Child:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _stop_with_watcher() -> None:
+    """In a child before it runs: Linux shall send it SIGTERM when its watcher dies, however that dies.
+
+    Else a killed watcher would leave a listener behind that keeps the port from the next one.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:

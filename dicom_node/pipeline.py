@@ -18,7 +18,7 @@ import structlog
 from dicom_node.deliver import retry
 from dicom_node.deliver.scu import send
 from dicom_node.encode.encode import encode
-from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible
+from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible, WorkerLost
 from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count
 from dicom_node.reconstruct import check_extent, labels_on_source, reconstruct
@@ -69,6 +69,7 @@ class Pipeline:
         self._device_uid = device_uid
         self._sources: dict[str, SourceSettings] = {source.ae_title.strip(): source for source in settings.sources}
         self._worker_name = f"{settings.node.station_name}/local"
+        self._stopping = threading.Event()
         self._log = structlog.get_logger()
 
     # ---- receive: is the series whole?
@@ -164,6 +165,12 @@ class Pipeline:
             )
         return True
 
+    def stop(self) -> None:
+        """End the running job, from another thread: it goes back into the queue, and the attempt does not count."""
+        self._stopping.set()
+        for worker in self._workers.values():
+            worker.close()
+
     def recover_jobs(self, *, at_start: bool = False) -> None:
         """Jobs whose worker died go back into the queue, or are FAILED when their attempts are used up."""
         requeued, failed = self._ledger.jobs.recover_stalled(
@@ -183,6 +190,8 @@ class Pipeline:
         with run.stage("reconstruct"):
             reconstruction = reconstruct(series)
             self._check_extent(claimed.model, reconstruction)
+        if self._stopping.is_set():
+            raise WorkerLost("the node is being stopped")
         with run.stage("segment"):
             upright = worker.segment(reconstruction.volume, run.on_progress)
         with run.stage("measure"):
@@ -223,6 +232,8 @@ class Pipeline:
         jobs, claimed, now = self._ledger.jobs, run.claimed, now_utc()
         if disposition is Disposition.REJECT:
             state, changed = "REJECTED", jobs.rejected(claimed, reason, now)
+        elif disposition is Disposition.RETRY and self._stopping.is_set():
+            state, changed = "QUEUED", jobs.give_back(claimed, "the node was stopped; queued again")
         elif disposition is Disposition.RETRY and claimed.attempt < self._settings.work.attempts:
             pause = timedelta(seconds=_RETRY_PAUSE_S * 2 ** (claimed.attempt - 1))
             state, changed = "QUEUED", jobs.put_back(claimed, reason, now + pause)

@@ -53,6 +53,7 @@ class LocalWorker:
         self._work = work
         self._lock = threading.Lock()
         self._child: _Child | None = None
+        self._closing = False
 
     def segment(self, volume: Volume, on_progress: Callable[[float, str], None]) -> Segmentation:
         """Label every voxel of ``volume``; ``on_progress(fraction, stage)`` is called from this thread.
@@ -108,11 +109,13 @@ class LocalWorker:
 
     def close(self) -> None:
         """End the child, at once; a segmentation that is under way in another thread ends with WorkerLost."""
+        self._closing = True
         child = self._child
         if child is not None:
             child.kill()
         with self._lock:
             self._discard_child()
+            self._closing = False
 
     def _discard_child(self) -> None:
         child, self._child = self._child, None
@@ -125,6 +128,9 @@ class LocalWorker:
             return self._child
         self._discard_child()
         child = self._child = _Child.start()
+        if self._closing:  # it began while `close` looked for a child to kill
+            self._discard_child()
+            raise WorkerLost(f"the worker of model {self._name!r} is being closed")
         order = {
             "name": self._name,
             "model": self._model.model_dump(mode="json"),
