@@ -204,7 +204,9 @@ def retry(command: _Command, *, job_id: int, as_json: bool) -> None:
 
     answer = command.ledger().jobs.retry(job_id, now_utc())
     if answer is None:
-        raise click.ClickException(f"job {job_id} does not exist or its state leaves nothing to try again")
+        raise click.ClickException(
+            f"job {job_id} does not exist, a newer revision took its place, or its state leaves nothing to do"
+        )
     if as_json:
         _print_json({"job": job_id, "answer": answer})
     else:

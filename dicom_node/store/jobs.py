@@ -163,6 +163,17 @@ class Jobs:
         """RUNNING -> QUEUED: another attempt later."""
         return self._change(claimed, state=JobState.QUEUED, reason=reason, not_before=not_before, lease_until=None)
 
+    def give_back(self, claimed: ClaimedJob, reason: str) -> bool:
+        """RUNNING -> QUEUED by a worker that is stopped: the attempt is not counted. Its holder writes no more."""
+        return self._change(
+            claimed,
+            state=JobState.QUEUED,
+            reason=reason,
+            attempts=claimed.attempt - 1,
+            not_before=None,
+            lease_until=None,
+        )
+
     def recover_stalled(self, now: datetime, attempts_limit: int, claimed_by: str | None = None) -> tuple[int, int]:
         """RUNNING without a live worker -> QUEUED, or FAILED when its attempts are used up.
 
@@ -192,10 +203,13 @@ class Jobs:
             return requeued, failed
 
     def retry(self, job_id: int, now: datetime) -> str | None:
-        """A person wants it again. Returns what happens now in words, or None when the job's state allows nothing."""
+        """A person wants it again. Returns what happens now in words, or None when the job's state allows nothing.
+
+        Nor is anything tried again once a newer revision of the series was routed: the old result would come last.
+        """
         with self._database.write() as db:
             row = db.execute(select(job).where(job.c.id == job_id)).one_or_none()
-            if row is None:
+            if row is None or _has_successor(db, row.revision_id):
                 return None
             waiting = db.execute(
                 update(delivery)
@@ -308,6 +322,22 @@ def _earlier_jobs(revision: CompleteRevision) -> Any:
             )
         )
     )
+
+
+def _has_successor(db: Connection, revision_id: int) -> bool:
+    own = select(series_revision.c.series_instance_uid, series_revision.c.revision).where(
+        series_revision.c.id == revision_id
+    )
+    row = db.execute(own).one()
+    later = (
+        select(job.c.id)
+        .select_from(job.join(series_revision))
+        .where(
+            series_revision.c.series_instance_uid == row.series_instance_uid,
+            series_revision.c.revision > row.revision,
+        )
+    )
+    return db.execute(later.limit(1)).one_or_none() is not None
 
 
 def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime) -> None:

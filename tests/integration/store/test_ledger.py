@@ -262,6 +262,38 @@ def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger)
     assert taken.superseded_series_uid == "2.25.91"
 
 
+def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
+    first = queued_job(ledger)
+    ledger.jobs.failed(claim(ledger), "the model said no", NOW)
+    arrive(ledger, 2)
+    whole = complete(ledger)
+    assert ledger.jobs.retry(first, NOW) == "the job is queued again"
+    (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
+    assert state_of(ledger, first) == "SUPERSEDED"
+    ledger.jobs.failed(claim(ledger), "the model said no", NOW)
+    assert ledger.jobs.retry(first, NOW) is None
+    assert ledger.jobs.retry(second, NOW) == "the job is queued again"
+
+
+def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
+    first = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    for due in ledger.deliveries.due("pacs", NOW, 10):
+        ledger.deliveries.record(due, _outcome(due, delivered=False), None, NOW)
+    arrive(ledger, 2)
+    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    assert ledger.jobs.retry(first, NOW) is None
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+
+
+def test_a_job_that_is_given_back_has_used_no_attempt(ledger):
+    job_id = queued_job(ledger)
+    for _ in range(5):
+        assert ledger.jobs.give_back(claim(ledger), "the node was stopped")
+    assert ledger.overview.job(job_id)["attempts"] == 0
+    assert claim(ledger).attempt == 1
+
+
 def test_running_job_of_an_old_revision_can_write_nothing(ledger):
     queued_job(ledger)
     claimed = claim(ledger)
