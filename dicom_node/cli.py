@@ -267,7 +267,7 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help=_SPACING_HELP)
 @click.option("--field-of-view", default="whole", show_default=True, help=_FIELD_OF_VIEW_HELP)
@@ -289,7 +289,7 @@ def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_
     "--model",
     help=_MODEL_HELP,
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the phantom.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the phantom.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True)
 def demo(series: Path | None, model: str | None, seed: int, out: Path) -> None:
     """Run the whole job once, on this machine: PACS, node, SEG and SR back in the PACS, a table and a picture."""

@@ -162,3 +162,10 @@ def test_a_port_that_is_taken_is_named(config):
         write(config, node={"data_folder": "data", "port": port})
         with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             run_listener(load_settings(config))
+
+
+@pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["demo"]])
+def test_a_seed_below_zero_is_a_wrong_call(command):
+    done = CliRunner().invoke(main, [*command, "--seed", "-1"])
+    assert done.exit_code == 2
+    assert "-1 is not in the range" in done.output
