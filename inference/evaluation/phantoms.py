@@ -89,8 +89,8 @@ def report(table: Table, model: Path, seeds: Sequence[int], spacing: Sequence[fl
         f"{x:g} x {y:g} x {z:g} mm, segmented by the node's own engine, compared voxel by voxel on that grid:\n\n"
         f"```\npython -m inference.evaluation.phantoms --model {model} "
         f"--first-seed {min(seeds)} --count {len(seeds)} --field-of-view {field_of_view}\n```\n\n"
-        "A structure absent from the truth is not counted; one in the truth and not found counts as 0. NSD: normalised\n"
-        "surface Dice at 3 mm.\n\n" + table.as_markdown()
+        "A structure absent from the truth is not counted; one in the truth and not found counts as 0.\n"
+        "NSD: normalised surface Dice at 3 mm.\n\n" + table.as_markdown()
     )
 
 

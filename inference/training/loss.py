@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SMOOTHING_VOXELS = 20.0
+SMALL_STRUCTURE_VOXELS = 600.0
+LARGEST_EMPHASIS = 4.0
+"""A structure of n voxels counts sqrt(SMALL_STRUCTURE_VOXELS / n) times in the cross entropy, 1 to this many times:
+an adrenal gland of 40 voxels is otherwise outvoted by the liver it touches."""
 
 
 def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,12 +35,13 @@ def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tenso
     logarithms = functional.log_softmax(scores.float(), dim=1)
     own = logarithms.gather(1, labels[:, None])[:, 0]
     # the square root keeps the many easy voxels, of which each stands for eight, from drowning the few hard ones
-    emphasis = weights.sqrt()
+    truth = torch.zeros(scores.shape[1]).index_add(0, labels, weights)
+    rarity = (SMALL_STRUCTURE_VOXELS / truth.clamp(min=1.0)).sqrt().clamp(1.0, LARGEST_EMPHASIS)
+    emphasis = weights.sqrt() * rarity[labels]
     cross_entropy = -(own * emphasis).sum() / emphasis.sum()
     classes = scores.shape[1]
     predicted = (logarithms.exp() * weights[:, None]).sum(dim=0)
     overlap = torch.zeros(classes).index_add(0, labels, own.exp() * weights)
-    truth = torch.zeros(classes).index_add(0, labels, weights)
     present = truth > 0
     present[0] = False
     dice = (2 * overlap + SMOOTHING_VOXELS) / (predicted + truth + SMOOTHING_VOXELS)
