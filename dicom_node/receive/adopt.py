@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from dicom_node.receive.reception import ReceiptLedger
     from dicom_node.store.spool import Spool
 
+_LEFTOVER_AGE_S = 600.0
+"""No writer, however slow its sender or disk, leaves a temporary file alone for so long."""
 _META_PREFIX_BYTES = 128 + 4 + 12
 """Preamble, DICM and the group length element, whose value counts the rest of the meta information (PS3.10 7.1)."""
 
@@ -44,9 +46,10 @@ class Adoption:
 def adopt_unclaimed(spool: Spool, ledger: ReceiptLedger, claims: Mapping[str, bool], older_than_s: float) -> Adoption:
     """Record or remove every whole spool file older than ``older_than_s`` that is not claimed.
 
-    ``claims``: for each name that the ledger knows, whether its bytes are still wanted.
+    ``claims``: for each name that the ledger knows, whether its bytes are still wanted. Temporary files of killed
+    processes go too: the listener removes at its start only those that are old enough then.
     """
-    adopted = removed = 0
+    adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S)
     for name in spool.names(older_than_s):
         if claims.get(name, False):
             continue

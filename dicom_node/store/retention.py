@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import and_, select, update
 
 from dicom_node.store.schema import instance, job, result, series_revision
 from dicom_node.types import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
+
+    from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
 
@@ -30,60 +33,17 @@ class Retention:
         The rows are marked first; a crash between mark and deletion leaves files that nobody wants, which the sweep of
         unclaimed files removes.
         """
-        with self._database.write() as db:
-            series = (
-                db.execute(
-                    select(series_revision.c.series_instance_uid)
-                    .where(
-                        exists().where(
-                            instance.c.series_instance_uid == series_revision.c.series_instance_uid,
-                            instance.c.purged_at.is_(None),
-                        )
-                    )
-                    .group_by(series_revision.c.series_instance_uid)
-                )
-                .scalars()
-                .all()
-            )
-            names: list[str] = []
-            for uid in series:
-                if len(names) >= limit:
-                    break
-                revisions = db.execute(
-                    select(series_revision.c.id, series_revision.c.state, series_revision.c.last_arrival).where(
-                        series_revision.c.series_instance_uid == uid
-                    )
-                ).all()
-                jobs = db.execute(
-                    select(job.c.id, job.c.state, job.c.ended_at).where(
-                        job.c.revision_id.in_([r.id for r in revisions])
-                    )
-                ).all()
-                settled = all(r.state == "ROUTED" and r.last_arrival < before for r in revisions) and all(
-                    j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs
-                )
-                if not settled:
-                    continue
-                names += db.execute(
-                    select(instance.c.spool_name).where(
-                        instance.c.series_instance_uid == uid, instance.c.purged_at.is_(None)
-                    )
-                ).scalars()
-                db.execute(
-                    update(instance)
-                    .where(instance.c.series_instance_uid == uid, instance.c.purged_at.is_(None))
-                    .values(purged_at=at, current=False)
-                )
-                job_ids = [j.id for j in jobs]
-                names += db.execute(
-                    select(result.c.spool_name).where(result.c.job_id.in_(job_ids), result.c.purged_at.is_(None))
-                ).scalars()
-                db.execute(
-                    update(result)
-                    .where(result.c.job_id.in_(job_ids), result.c.purged_at.is_(None))
-                    .values(purged_at=at)
-                )
-            return tuple(names)
+        with self._database.read() as db:
+            # looked for without the write lock, which arriving instances wait for
+            due = [uid for uid in _kept_series(db) if _is_settled(db, uid, before)]
+        names: list[str] = []
+        for uid in due:
+            if len(names) >= limit:
+                break
+            with self._database.write() as db:
+                if _is_settled(db, uid, before):  # still: a late instance may have come
+                    names += _mark_purged(db, uid, at)
+        return tuple(names)
 
     def claims(self) -> dict[str, bool]:
         """For every spool name that the ledger knows, whether its bytes are still wanted."""
@@ -93,3 +53,46 @@ class Retention:
                 for table in (instance, result)
                 for row in db.execute(select(table.c.spool_name, table.c.purged_at))
             }
+
+
+def _kept_series(db: Connection) -> Sequence[str]:
+    return (
+        db.execute(select(instance.c.series_instance_uid).where(instance.c.purged_at.is_(None)).distinct())
+        .scalars()
+        .all()
+    )
+
+
+def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
+    """Whether nothing of the series is open or owed, since ``before``."""
+    revisions = db.execute(
+        select(series_revision.c.state, series_revision.c.last_arrival).where(
+            series_revision.c.series_instance_uid == series_uid
+        )
+    ).all()
+    jobs = db.execute(
+        select(job.c.state, job.c.ended_at)
+        .select_from(job.join(series_revision))
+        .where(series_revision.c.series_instance_uid == series_uid)
+    ).all()
+    return all(r.state == "ROUTED" and r.last_arrival < before for r in revisions) and all(
+        j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs
+    )
+
+
+def _mark_purged(db: Connection, series_uid: str, at: datetime) -> list[str]:
+    """Mark the series' instances, replaced ones too, and its results; returns their spool names."""
+    own_instances = and_(instance.c.series_instance_uid == series_uid, instance.c.purged_at.is_(None))
+    own_jobs = (
+        select(job.c.id)
+        .select_from(job.join(series_revision))
+        .where(series_revision.c.series_instance_uid == series_uid)
+    )
+    own_results = and_(result.c.job_id.in_(own_jobs), result.c.purged_at.is_(None))
+    names = [
+        *db.execute(select(instance.c.spool_name).where(own_instances)).scalars(),
+        *db.execute(select(result.c.spool_name).where(own_results)).scalars(),
+    ]
+    db.execute(update(instance).where(own_instances).values(purged_at=at, current=False))
+    db.execute(update(result).where(own_results).values(purged_at=at))
+    return names

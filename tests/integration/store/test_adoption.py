@@ -109,6 +109,17 @@ def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):
     assert spool.path(written.spool_name).exists()
 
 
+def test_what_a_killed_writer_left_goes_once_nobody_can_be_writing_it(spool, ledger):
+    ages = {"old": 700, "young": 300}
+    for name, age_s in ages.items():
+        path = spool.path(f"{name}.part")
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s,) * 2)
+    assert adopt(spool, ledger) == Adoption(adopted=0, removed=1)
+    assert not spool.path("old.part").exists()
+    assert spool.path("young.part").exists()
+
+
 def test_young_files_are_left_to_whoever_writes_them(spool, ledger):
     spooled(spool, age_s=0)
     assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)

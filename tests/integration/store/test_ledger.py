@@ -385,13 +385,24 @@ def test_retention_never_takes_what_is_owed(ledger):
     for due in ledger.deliveries.due("pacs", NOW, 10):
         ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
     assert ledger.retention.purge_due(NOW - timedelta(seconds=1), future, 100) == ()
-    assert len(ledger.retention.purge_due(future, future, 100)) == 3
+    purged = ledger.retention.purge_due(future, future, 100)
+    assert set(purged) == {"results/1", "results/2", f"{SERIES}-1-a-{NOW.timestamp()}"}
     assert list(ledger.retention.claims().values()) == [False] * 3
     assert arrive(ledger, 1, at=future) is Receipt.NEW
     again = complete(ledger, future)
     assert not ledger.arrivals.content_already_routed(again)
     assert again.first_revision_with_content == 1
     assert state_of(ledger, job_id) == "DELIVERED"
+
+
+def test_looking_for_what_may_go_keeps_no_arrival_waiting(url, ledger, tmp_path, monkeypatch):
+    queued_job(ledger)
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 200)
+    listener = Ledger(url, Spool(tmp_path / "spool"))
+    with listener.database.write() as writing:
+        assert ledger.retention.purge_due(NOW + timedelta(days=30), NOW, 100) == ()
+        assert writing.closed is False
+    listener.close()
 
 
 def test_unchanged_content_is_not_routed_twice(ledger):
