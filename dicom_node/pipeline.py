@@ -77,19 +77,24 @@ class Pipeline:
     def complete_series(self) -> None:
         """Look at every series that has news or whose time has come, and close those that are whole."""
         for revision in self._ledger.arrivals.due_revisions(now_utc()):
-            asked = self._ask_sender(revision)
-            verdict = completion.decide(asked.evidence, now_utc(), self._settings.completion)
-            if verdict.complete:
-                if self._ledger.arrivals.complete(asked, verdict.reason, now_utc()):
-                    self._log.info(
-                        "series.complete",
-                        series=asked.series_instance_uid,
-                        revision=asked.revision,
-                        instances=asked.evidence.instance_count,
-                        reason=verdict.reason,
-                    )
-            elif verdict.look_again_at is not None:
-                self._ledger.arrivals.postpone(asked, verdict.look_again_at)
+            try:
+                self._complete(self._ask_sender(revision))
+            except DicomNodeError as error:  # one series that can't be written shall not hold up the others
+                self._log.warning("series.not_completed", series=revision.series_instance_uid, reason=str(error))
+
+    def _complete(self, asked: OpenRevision) -> None:
+        verdict = completion.decide(asked.evidence, now_utc(), self._settings.completion)
+        if verdict.complete:
+            if self._ledger.arrivals.complete(asked, verdict.reason, now_utc()):
+                self._log.info(
+                    "series.complete",
+                    series=asked.series_instance_uid,
+                    revision=asked.revision,
+                    instances=asked.evidence.instance_count,
+                    reason=verdict.reason,
+                )
+        elif verdict.look_again_at is not None:
+            self._ledger.arrivals.postpone(asked, verdict.look_again_at)
 
     def _ask_sender(self, revision: OpenRevision) -> OpenRevision:
         source = self._sources.get(revision.sending_ae)

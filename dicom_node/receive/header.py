@@ -50,6 +50,8 @@ _TAG = struct.Struct("<HH")
 _SHORT = struct.Struct("<H")
 _LONG = struct.Struct("<I")
 _UNIT_TOLERANCE = 1e-2
+_FARTHEST_MM = 1e7
+"""No table is 10 km long; differences of such places stay finite, which not every database takes otherwise."""
 
 
 class MalformedDataset(DicomNodeError):
@@ -249,4 +251,5 @@ def _along_normal(position: tuple[float, ...] | None, orientation: tuple[float, 
     normal = (b * f - c * e, c * d - a * f, a * e - b * d)
     if abs(sum(n * n for n in normal) - 1.0) > _UNIT_TOLERANCE:
         return None
-    return sum(p * n for p, n in zip(position, normal, strict=True))
+    along = sum(p * n for p, n in zip(position, normal, strict=True))
+    return along if abs(along) <= _FARTHEST_MM else None

@@ -135,6 +135,7 @@ def test_an_unknown_sequence_of_undefined_length_is_implicit_inside():
 @pytest.mark.parametrize(
     ("position", "orientation"),
     [
+        ("0\\0\\1e308", "1\\0\\0\\0\\1\\0"),
         ("1\\2", "1\\0\\0\\0\\1\\0"),
         ("1\\2\\NaN", "1\\0\\0\\0\\1\\0"),
         ("1\\2\\x", "1\\0\\0\\0\\1\\0"),
