@@ -21,6 +21,7 @@ from dicom_node.store.spool import FileMeta
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
+    from dicom_node.operate.housekeeping import DiskWatermark
     from dicom_node.receive.command import Command
     from dicom_node.store.spool import InstanceWriter, Spool
 
@@ -68,14 +69,14 @@ class Reception:
         context: tuple[str, str],
         sender: Sender,
         store: tuple[Spool, ReceiptLedger],
-        minimum_free_bytes: int,
+        disk: DiskWatermark,
     ) -> None:
         """``context``: abstract and transfer syntax of the presentation context the command came on."""
         self._command = command
         self._abstract_syntax, self._transfer_syntax = context
         self._sender = sender
         self._spool, self._ledger = store
-        self._minimum_free_bytes = minimum_free_bytes
+        self._disk = disk
         self._writer: InstanceWriter | None = None
         self._failure: Answer | None = None
         with _Guard(self):
@@ -115,9 +116,7 @@ class Reception:
 
     def _open(self) -> None:
         check_announcement(self._abstract_syntax, self._command.sop_class_uid, self._command.sop_instance_uid)
-        free = self._spool.free_bytes()
-        if free < self._minimum_free_bytes:
-            raise StoreUnavailable(f"{free} bytes free, {self._minimum_free_bytes} are kept")
+        self._disk.refuse_when_full()
         self._writer = self._spool.open_instance(
             FileMeta(
                 self._command.sop_class_uid,

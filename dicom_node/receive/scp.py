@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.errors import StoreUnavailable
+from dicom_node.operate.housekeeping import DiskWatermark
 from dicom_node.receive import command as dimse
 from dicom_node.receive import policy, upper_layer
 from dicom_node.receive.reception import Answer, ReceiptLedger, Reception, Sender
@@ -51,6 +52,7 @@ class _Node:
     settings: Settings
     spool: Spool
     ledger: ReceiptLedger
+    disk: DiskWatermark
     transfer_syntaxes: frozenset[str]
 
 
@@ -105,7 +107,8 @@ class Listener:
     """Receives until it is stopped; may be started once."""
 
     def __init__(self, settings: Settings, spool: Spool, ledger: ReceiptLedger) -> None:
-        self._node = _Node(settings, spool, ledger, policy.decodable_transfer_syntaxes())
+        disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
+        self._node = _Node(settings, spool, ledger, disk, policy.decodable_transfer_syntaxes())
         self._connections = _Connections(settings.receive.maximum_associations)
         self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._log = structlog.get_logger()
@@ -361,7 +364,7 @@ class _Connection:
             self._contexts[self._context_id],
             Sender(self._calling_ae, self.address, self._association_id),
             (self._node.spool, self._node.ledger),
-            self._limits.minimum_free_disk_bytes,
+            self._node.disk,
         )
         if not self._opened:
             try:

@@ -254,16 +254,6 @@ class Spool:
         with suppress(OSError):
             self.path(spool_name).unlink(missing_ok=True)
 
-    def free_bytes(self) -> int:
-        """Space left for us on the file system of the spool.
-
-        Raises:
-            StoreUnavailable: the file system is away.
-        """
-        with _translated("asking for free space"):
-            status = os.statvfs(self._root)
-        return status.f_bavail * status.f_frsize
-
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files that a killed process left behind; returns how many."""
         leftovers = list(self._files(_PART, older_than_s))
