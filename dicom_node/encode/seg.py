@@ -4,12 +4,19 @@ highdicom makes the object from source headers that we build ourselves (:func:`_
 and nothing that it could trip over, one per plane or one multi-frame header, *in plane order*, so that plane k of the
 label map meets frame k and its own Image Position. That rules out the mirror of FACTS ("highdicom stacks z the other
 way"): no volume is built, every frame goes by its own position.
+
+A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given the label map in
+miniature, one pixel a plane that says whether anything is there, and so makes every attribute of the object and one
+functional group for each plane. The groups of all segments and the packed pixels are written from these as bytes
+(:func:`segmentation_file`), equal to what highdicom makes of the whole label map.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import struct
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from highdicom.seg import Segmentation as SegmentationObject
@@ -18,6 +25,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
+from dicom_node.encode.part10 import element_header, file_of, item, item_of
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -31,31 +39,79 @@ from dicom_node.encode.provenance import (
     software_versions,
     stamp,
 )
-from dicom_node.encode.segments import Segment, segment_numbers
 from dicom_node.encode.source import TYPE_2
+from dicom_node.errors import EncodingError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.source import PreparedSource, SourcePlane
 
+PER_FRAME_FUNCTIONAL_GROUPS = 0x52009230
+PIXEL_DATA = 0x7FE00010
+_DIMENSION_INDEX_VALUES = element_header(0x00209157, b"UL", 8)
+_REFERENCED_SEGMENT_NUMBER = element_header(0x0062000B, b"US", 2)
 _SERIES_NUMBER_OFFSET = 1
+_FRAMES_AT_ONCE = 8
+"""Eight frames of any size end on a byte."""
 
 
-def segmentation_object(
+class _Frame(NamedTuple):
+    segment: Segment
+    plane: int
+
+
+def segmentation_file(
     labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance
-) -> Dataset:
-    """A BINARY SEG with one segment per item of ``segments``, empty frames omitted.
+) -> memoryview:
+    """A BINARY SEG with one segment per item of ``segments``, empty frames omitted, as a Part 10 file.
 
     ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments`` must not be empty: a SEG needs a segment.
+
+    Raises:
+        EncodingError: the pixels are more than Pixel Data may hold.
     """
+    source = provenance.source
+    descriptions = [segment_description(segment, provenance) for segment in segments]
+    # with a second segment the number of the segment goes from the shared groups to those of each frame
+    dataset = highdicom_segmentation(_miniature(segments, len(source.planes)), descriptions[:2], provenance)
+    groups_by_plane = _groups_by_plane(dataset, source)
+    frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
+    dataset.SegmentSequence = descriptions
+    dataset.Rows, dataset.Columns = source.rows, source.columns
+    dataset.NumberOfFrames = len(frames)
+    del dataset.PerFrameFunctionalGroupsSequence
+    del dataset.PixelData
+    groups = b"".join(_functional_groups(frames, groups_by_plane))
+    length = (len(frames) * source.rows * source.columns + 7) // 8
+    length += length % 2
+    head = b"".join(
+        (
+            file_of(dataset),
+            element_header(PER_FRAME_FUNCTIONAL_GROUPS, b"SQ", len(groups)),
+            groups,
+            element_header(PIXEL_DATA, b"OB", length),
+        )
+    )
+    content = np.empty(len(head) + length, dtype=np.uint8)
+    content[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    _pack(labels_zyx, frames, content[len(head) :])
+    return content.data.toreadonly()
+
+
+def highdicom_segmentation(
+    numbers_zyx: NDArray[np.uint8], descriptions: Sequence[SegmentDescription], provenance: Provenance
+) -> Dataset:
+    """What highdicom makes of a map of segment numbers, with planes of any size, and what we put right in it."""
     source, identity, model = provenance.source, provenance.identity, provenance.model
     dataset = SegmentationObject(
-        source_images=_source_images(source),
-        pixel_array=segment_numbers(labels_zyx, segments),
+        source_images=_source_images(source, *numbers_zyx.shape[1:]),
+        pixel_array=numbers_zyx,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, provenance) for segment in segments],
+        segment_descriptions=descriptions,
         series_instance_uid=identity.uid("SEG series"),
         series_number=series_number(source, _SERIES_NUMBER_OFFSET),
         sop_instance_uid=identity.uid("SEG instance"),
@@ -77,11 +133,65 @@ def segmentation_object(
         # without Laterality: of a SEG that is the segments' to state (dciodvfy: an error at this place)
         dataset.BodyPartExamined = source.body_part_examined
     dataset.update(source.lossy_compression)
-    _pad_with_zero(dataset)
     return dataset
 
 
-def _description(segment: Segment, provenance: Provenance) -> SegmentDescription:
+def _miniature(segments: tuple[Segment, ...], planes: int) -> NDArray[np.uint8]:
+    """One pixel a plane: 1 where any segment is."""
+    numbers = np.zeros((planes, 1, 1), dtype=np.uint8)
+    numbers[sorted(frozenset[int]().union(*(segment.planes for segment in segments)))] = 1
+    return numbers
+
+
+def _groups_by_plane(miniature: Dataset, source: PreparedSource) -> dict[int, bytes]:
+    """The functional groups of the first segment by plane, encoded, in highdicom's order of planes."""
+    plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
+    groups = {}
+    for group in miniature.PerFrameFunctionalGroupsSequence:
+        reference = group.DerivationImageSequence[0].SourceImageSequence[0]
+        number = reference.get("ReferencedFrameNumber")
+        groups[plane_of[str(reference.ReferencedSOPInstanceUID), number and int(number)]] = item(item_of(group))
+    return groups
+
+
+def _functional_groups(frames: list[_Frame], groups_by_plane: dict[int, bytes]) -> list[bytes]:
+    """Items of the Per-frame Functional Groups Sequence: those of their planes with the number of their segment."""
+    templates = {k: bytearray(group) for k, group in groups_by_plane.items()}
+    indices = {k: _value_offset(group, _DIMENSION_INDEX_VALUES) for k, group in groups_by_plane.items()}
+    several = len(frames) > 0 and _REFERENCED_SEGMENT_NUMBER in groups_by_plane[frames[0].plane]
+    numbers = {k: _value_offset(group, _REFERENCED_SEGMENT_NUMBER) for k, group in groups_by_plane.items() if several}
+    groups = []
+    for segment, k in frames:
+        group = templates[k]
+        struct.pack_into("<I", group, indices[k], segment.number)
+        if several:
+            struct.pack_into("<H", group, numbers[k], segment.number)
+        groups.append(bytes(group))
+    return groups
+
+
+def _value_offset(group: bytes, header: bytes) -> int:
+    if group.count(header) != 1:
+        raise EncodingError(f"a functional group has {group.count(header)} elements {header.hex()}, expected 1")
+    return group.index(header) + len(header)
+
+
+def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[np.uint8]) -> None:
+    """Fill ``pixels``: frames follow each other bit by bit, lowest bit first, at the end zeros (PS3.5 8.1.1, 8.2)."""
+    masks = np.empty((_FRAMES_AT_ONCE, *labels_zyx.shape[1:]), dtype=np.bool_)
+    pixels[-2:] = 0
+    first = 0
+    for start in range(0, len(frames), _FRAMES_AT_ONCE):
+        block = frames[start : start + _FRAMES_AT_ONCE]
+        for mask, (segment, k) in zip(masks, block, strict=False):
+            np.equal(labels_zyx[k], segment.label, out=mask)
+        packed = np.packbits(masks[: len(block)], bitorder="little")
+        pixels[first : first + packed.size] = packed
+        first += packed.size
+
+
+def segment_description(segment: Segment, provenance: Provenance) -> SegmentDescription:
+    """The item of the Segment Sequence (PS3.3 C.8.20.2) for ``segment``."""
     structure = segment.structure
     description = SegmentDescription(
         segment_number=segment.number,
@@ -105,19 +215,20 @@ def _description(segment: Segment, provenance: Provenance) -> SegmentDescription
     return description
 
 
-def _source_images(source: PreparedSource) -> list[Dataset]:
+def _source_images(source: PreparedSource, rows: int, columns: int) -> list[Dataset]:
     """Headers as highdicom wants to see them: one per plane, or one whose frame k + 1 is plane k."""
     if not source.is_multi_frame:
         images = []
         for plane in source.planes:
-            image = _source_image(source, plane.sop_class_uid, plane.sop_instance_uid)
+            image = _source_image(source, plane)
+            image.Rows, image.Columns = rows, columns
             image.ImagePositionPatient = _decimals(plane.position_lps_mm)
             image.update(_orientation(source))
             image.update(_measures(source))
             images.append(image)
         return images
-    first = source.planes[0]
-    image = _source_image(source, first.sop_class_uid, first.sop_instance_uid)
+    image = _source_image(source, source.planes[0])
+    image.Rows, image.Columns = rows, columns
     image.NumberOfFrames = len(source.planes)
     shared = Dataset()
     shared.PlaneOrientationSequence = [_orientation(source)]
@@ -133,16 +244,15 @@ def _source_images(source: PreparedSource) -> list[Dataset]:
     return [image]
 
 
-def _source_image(source: PreparedSource, sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+def _source_image(source: PreparedSource, plane: SourcePlane) -> Dataset:
     image = Dataset()
-    image.SOPClassUID = sop_class_uid
-    image.SOPInstanceUID = sop_instance_uid
+    image.SOPClassUID = plane.sop_class_uid
+    image.SOPInstanceUID = plane.sop_instance_uid
     image.StudyInstanceUID = source.study_instance_uid
     image.SeriesInstanceUID = source.series_instance_uid
     image.FrameOfReferenceUID = source.frame_of_reference_uid
     image.PositionReferenceIndicator = source.position_reference_indicator
     image.Modality = "CT"
-    image.Rows, image.Columns = source.rows, source.columns
     for keyword in TYPE_2:
         setattr(image, keyword, "")
     return image
@@ -187,13 +297,3 @@ def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
     organization = provenance.identity.uid("SEG dimension organization")
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization
-
-
-def _pad_with_zero(dataset: Dataset) -> None:
-    """PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character ``0``."""
-    bits = dataset.Rows * dataset.Columns * int(dataset.NumberOfFrames)
-    length = (bits + 7) // 8
-    pixels = dataset.PixelData
-    if len(pixels) > length:
-        pixels = pixels[:length] + b"\0"
-    dataset.add_new("PixelData", "OB", pixels)
