@@ -5,7 +5,9 @@ each (10,400 BINARY frames at the default of 400 planes). Every measurement is a
 highdicom's in turn in each round, so that the ratios hold where the absolute figures drift; the median of the rounds is
 printed. "ours" is the node's whole encode stage for that object, read back and checked, and its file made durable in
 the spool; "highdicom" is the same attributes made by highdicom from the whole label map and saved by pydicom, not
-checked. CPU seconds are of the process, user and system; peak memory is above what the labels and headers take.
+checked. Each process encodes a
+small series first, because a node does so once and then for weeks finds the libraries' tables in memory.
+CPU seconds are of the process, user and system; peak memory is above what the labels and headers take.
 """
 
 from __future__ import annotations
@@ -140,8 +142,10 @@ def segmentation_reference() -> Dataset:
 
 def one_measurement(planes: int, kind: str, writer: str) -> None:
     """In a process of its own: prints wall and CPU seconds, peak MB above the start, bytes of the file."""
-    case = Case(planes)
     encode: Callable[[Case, str, Path], Path] = {"ours": ours, "highdicom": highdicom}[writer]
+    with tempfile.TemporaryDirectory() as folder:
+        encode(Case(8), kind, Path(folder))
+    case = Case(planes)
     base = resident_kb("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
-from pydicom.filereader import read_dataset
 
 from dicom_node.encode.part10 import PREAMBLE_LENGTH, elements, items, values
 from dicom_node.encode.seg import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
@@ -28,8 +27,11 @@ _POSITION_TOLERANCE_MM = 1e-3
 
 _CODE_VALUE = 0x00080100
 _REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_FRAME_NUMBER = 0x00081160
 _REFERENCED_SOP = 0x00081199
+_SOURCE_IMAGE = 0x00082112
 _DERIVATION_IMAGE = 0x00089124
+_IMAGE_POSITION = 0x00200032
 _PLANE_POSITION = 0x00209113
 _CONCEPT_NAME = 0x0040A043
 _UID = 0x0040A124
@@ -122,41 +124,42 @@ def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, N
 
 
 def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
-    """Plane and segment number of each frame; pydicom reads every distinct place once, the frames on it share it."""
+    """Plane and segment number of each frame; what thousands of frames share is looked at once."""
     plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
     (shared,) = items(parts[_SHARED_GROUPS])
-    identification = values(shared).get(_SEGMENT_IDENTIFICATION)
+    identification = values(shared).get(_SEGMENT_IDENTIFICATION, memoryview(b""))
     planes: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
     for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS]):
         functional = values(group)
         place = bytes(functional[_PLANE_POSITION]) + bytes(functional[_DERIVATION_IMAGE])
         if place not in planes:
-            planes[place] = _plane(
-                read_dataset(BytesIO(group), is_implicit_VR=False, is_little_endian=True), plane_of, source
-            )
-        yield planes[place], _segment_number(functional.get(_SEGMENT_IDENTIFICATION, identification))
+            planes[place] = _plane(functional, plane_of, source)
+        identified = bytes(functional.get(_SEGMENT_IDENTIFICATION, identification))
+        if identified not in numbers:
+            (item,) = items(memoryview(identified))
+            numbers[identified] = int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
+        yield planes[place], numbers[identified]
 
 
-def _plane(group: Dataset, plane_of: dict[tuple[str, int | None], int], source: PreparedSource) -> int:
-    reference = group.DerivationImageSequence[0].SourceImageSequence[0]
-    frame_number = reference.get("ReferencedFrameNumber")
-    key = (str(reference.ReferencedSOPInstanceUID), None if frame_number is None else int(frame_number))
+def _plane(
+    functional: dict[int, memoryview], plane_of: dict[tuple[str, int | None], int], source: PreparedSource
+) -> int:
+    """The plane that the functional groups of a frame refer to, after a look at where they say that it lies."""
+    (derivation,) = items(functional[_DERIVATION_IMAGE])
+    (image,) = items(values(derivation)[_SOURCE_IMAGE])
+    reference = values(image)
+    number = reference.get(_REFERENCED_FRAME_NUMBER)
+    key = (_text(reference[_REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(_text(number)))
     k = plane_of.get(key)
     if k is None:
         raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
-    position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
-    distance = float(np.abs(position - source.planes[k].position_lps_mm).max())
+    (place,) = items(functional[_PLANE_POSITION])
+    position = [float(value) for value in _text(values(place)[_IMAGE_POSITION]).split("\\")]
+    distance = max(abs(a - b) for a, b in zip(position, source.planes[k].position_lps_mm, strict=True))
     if distance > _POSITION_TOLERANCE_MM:
         raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")
     return k
-
-
-def _segment_number(identification: memoryview | None) -> int:
-    """Of a frame, or of all where the object has a single segment."""
-    if identification is None:
-        raise EncodingError("a frame has no segment number")
-    (item,) = items(identification)
-    return int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
 
 
 def refuse_other_measurements(content: memoryview, segments: tuple[Segment, ...], segmentation_uid: str | None) -> None:

@@ -113,6 +113,7 @@ def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
     Raises:
         EncodingError: a measurement is not finite.
     """
+    concepts = {code: _concept(code) for code in {code for segment in segments for code in _codes(segment.structure)}}
     root = encoded_elements(report[PREAMBLE_LENGTH:])
     children = []
     for child in items(values(report[PREAMBLE_LENGTH:])[_CONTENT]):
@@ -120,7 +121,7 @@ def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
             (group,) = items(values(child)[_CONTENT])
             template = _GroupTemplate.of(group)
             container = encoded_elements(child)
-            container[_CONTENT] = sequence(_CONTENT, (template.filled(segment) for segment in segments))
+            container[_CONTENT] = sequence(_CONTENT, (template.filled(segment, concepts) for segment in segments))
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
@@ -140,16 +141,16 @@ class _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
         return cls(encoded_elements(group), children)
 
-    def filled(self, segment: Segment) -> bytes:
-        """The group of ``segment``."""
+    def filled(self, segment: Segment, concepts: dict[Code, bytes]) -> bytes:
+        """The group of ``segment``; ``concepts`` has its codes, encoded."""
         structure = segment.structure
         site, side = finding_site(structure)
         changes = {
             _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
             _TRACKING_UID: {_UID: text_element(_UID, b"UI", segment.tracking_uid)},
-            _FINDING_CATEGORY: {_CONCEPT: _concept(structure.category)},
-            _FINDING: {_CONCEPT: _concept(structure.type)},
-            _FINDING_SITE: {_CONCEPT: _concept(site)},
+            _FINDING_CATEGORY: {_CONCEPT: concepts[structure.category]},
+            _FINDING: {_CONCEPT: concepts[structure.type]},
+            _FINDING_SITE: {_CONCEPT: concepts[site]},
         }
         measured = iter(measured_values(segment))
         contents = []
@@ -158,7 +159,7 @@ class _GroupTemplate:
                 continue
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
-                changed[_CONTENT] = b"" if side is None else _within(child, _CONTENT, {_CONCEPT: _concept(side)})
+                changed[_CONTENT] = b"" if side is None else _within(child, _CONTENT, {_CONCEPT: concepts[side]})
             elif name == _REFERENCED_SEGMENT:
                 number = element(_REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number))
                 changed[_REFERENCED_SOP] = _within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
@@ -180,6 +181,11 @@ def _number(value: float) -> dict[int, bytes]:
         _FLOATING_POINT_VALUE: element(_FLOATING_POINT_VALUE, b"FD", struct.pack("<d", value)),
         _NUMERIC_VALUE: text_element(_NUMERIC_VALUE, b"DS", str(DSfloat(value, auto_format=True))),
     }
+
+
+def _codes(structure: Structure) -> list[Code]:
+    site, side = finding_site(structure)
+    return [code for code in (structure.category, structure.type, site, side) if code is not None]
 
 
 def _concept(code: Code) -> bytes:

@@ -217,18 +217,17 @@ def segment_description(segment: Segment, provenance: Provenance) -> SegmentDesc
 
 def _source_images(source: PreparedSource, rows: int, columns: int) -> list[Dataset]:
     """Headers as highdicom wants to see them: one per plane, or one whose frame k + 1 is plane k."""
+    common = _common_header(source, rows, columns)
     if not source.is_multi_frame:
+        common.update(_orientation(source))
+        common.update(_measures(source))
         images = []
         for plane in source.planes:
-            image = _source_image(source, plane)
-            image.Rows, image.Columns = rows, columns
+            image = _source_image(common, plane)
             image.ImagePositionPatient = _decimals(plane.position_lps_mm)
-            image.update(_orientation(source))
-            image.update(_measures(source))
             images.append(image)
         return images
-    image = _source_image(source, source.planes[0])
-    image.Rows, image.Columns = rows, columns
+    image = _source_image(common, source.planes[0])
     image.NumberOfFrames = len(source.planes)
     shared = Dataset()
     shared.PlaneOrientationSequence = [_orientation(source)]
@@ -244,18 +243,25 @@ def _source_images(source: PreparedSource, rows: int, columns: int) -> list[Data
     return [image]
 
 
-def _source_image(source: PreparedSource, plane: SourcePlane) -> Dataset:
+def _source_image(common: Dataset, plane: SourcePlane) -> Dataset:
     image = Dataset()
+    image.update(common)
     image.SOPClassUID = plane.sop_class_uid
     image.SOPInstanceUID = plane.sop_instance_uid
-    image.StudyInstanceUID = source.study_instance_uid
-    image.SeriesInstanceUID = source.series_instance_uid
-    image.FrameOfReferenceUID = source.frame_of_reference_uid
-    image.PositionReferenceIndicator = source.position_reference_indicator
-    image.Modality = "CT"
-    for keyword in TYPE_2:
-        setattr(image, keyword, "")
     return image
+
+
+def _common_header(source: PreparedSource, rows: int, columns: int) -> Dataset:
+    common = Dataset()
+    common.StudyInstanceUID = source.study_instance_uid
+    common.SeriesInstanceUID = source.series_instance_uid
+    common.FrameOfReferenceUID = source.frame_of_reference_uid
+    common.PositionReferenceIndicator = source.position_reference_indicator
+    common.Modality = "CT"
+    common.Rows, common.Columns = rows, columns
+    for keyword in TYPE_2:
+        setattr(common, keyword, "")
+    return common
 
 
 def _orientation(source: PreparedSource) -> Dataset:

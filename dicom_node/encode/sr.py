@@ -108,7 +108,7 @@ def highdicom_report(
     if segmentation_object is not None:
         evidence.append(
             _instance(
-                source,
+                _common_header(source),
                 str(segmentation_object.SOPClassUID),
                 str(segmentation_object.SOPInstanceUID),
                 str(segmentation_object.SeriesInstanceUID),
@@ -256,19 +256,26 @@ def _comment(sentence: str) -> TextContentItem:
 
 
 def _evidence(source: PreparedSource) -> list[Dataset]:
+    common = _common_header(source)
     return [
-        _instance(source, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
+        _instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
         for plane in source.instances
     ]
 
 
-def _instance(source: PreparedSource, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
+def _common_header(source: PreparedSource) -> Dataset:
+    common = Dataset()
+    common.StudyInstanceUID = source.study_instance_uid
+    for keyword in TYPE_2:
+        setattr(common, keyword, "")
+    return common
+
+
+def _instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
     """As much of a header as highdicom reads from evidence."""
     instance = Dataset()
+    instance.update(common)
     instance.SOPClassUID = sop_class_uid
     instance.SOPInstanceUID = sop_instance_uid
-    instance.StudyInstanceUID = source.study_instance_uid
     instance.SeriesInstanceUID = series_instance_uid
-    for keyword in TYPE_2:
-        setattr(instance, keyword, "")
     return instance
