@@ -120,14 +120,14 @@ def ours(case: Case, kind: str, folder: Path) -> Path:
 
 
 def highdicom(case: Case, kind: str, folder: Path) -> Path:
-    _, segments, provenance = case.prepared()
+    source, segments, provenance = case.prepared()
     if kind == "SR":
         dataset = highdicom_report(segmentation_reference(), segments, segments, (), provenance)
     else:
         table = np.zeros(256, dtype=np.uint8)
         table[[segment.label for segment in segments]] = [segment.number for segment in segments]
         descriptions = [segment_description(segment, provenance) for segment in segments]
-        dataset = highdicom_segmentation(table[case.labels.labels_zyx], descriptions, provenance)
+        dataset = highdicom_segmentation(table[case.labels.labels_zyx], descriptions, provenance, source.planes)
     path = folder / "highdicom.dcm"
     dataset.save_as(path, enforce_file_format=True)
     return path

@@ -34,6 +34,7 @@ from dicom_node.encode.part10 import (
     sequence,
     text_element,
     values,
+    within,
 )
 from dicom_node.encode.provenance import plain
 from dicom_node.errors import EncodingError
@@ -159,20 +160,14 @@ class _GroupTemplate:
                 continue
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
-                changed[_CONTENT] = b"" if side is None else _within(child, _CONTENT, {_CONCEPT: concepts[side]})
+                changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: concepts[side]})
             elif name == _REFERENCED_SEGMENT:
                 number = element(_REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number))
-                changed[_REFERENCED_SOP] = _within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
+                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
             elif _MEASURED_VALUE in child:
-                changed[_MEASURED_VALUE] = _within(child, _MEASURED_VALUE, _number(next(measured)[1]))
+                changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(next(measured)[1]))
             contents.append(b"".join(changed.values()))
         return b"".join((self.group | {_CONTENT: sequence(_CONTENT, contents)}).values())
-
-
-def _within(parent: dict[int, bytes], tag: int, changes: dict[int, bytes]) -> bytes:
-    """The sequence ``tag`` of ``parent``, which has one item, with ``changes`` in that item."""
-    (item,) = items(values(memoryview(parent[tag]))[tag])
-    return sequence(tag, [b"".join((encoded_elements(item) | changes).values())])
 
 
 def _number(value: float) -> dict[int, bytes]:

@@ -143,6 +143,12 @@ def item(content: bytes) -> bytes:
     return _ITEM_HEADER.pack(_ITEM >> 16, _ITEM & 0xFFFF, len(content)) + content
 
 
+def within(parent: dict[int, bytes], tag: int, changes: dict[int, bytes]) -> bytes:
+    """The sequence ``tag`` of ``parent``, which has one item, with ``changes`` in place of elements of that item."""
+    (only,) = items(values(memoryview(parent[tag]))[tag])
+    return sequence(tag, [b"".join((encoded_elements(only) | changes).values())])
+
+
 def _unpacked(layout: struct.Struct, encoded: memoryview, start: int) -> tuple[Any, ...]:
     try:
         return layout.unpack_from(encoded, start)

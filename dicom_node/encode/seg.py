@@ -5,10 +5,9 @@ and nothing that it could trip over, one per plane or one multi-frame header, *i
 label map meets frame k and its own Image Position. That rules out the mirror of FACTS ("highdicom stacks z the other
 way"): no volume is built, every frame goes by its own position.
 
-A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given the label map in
-miniature, one pixel a plane that says whether anything is there, and so makes every attribute of the object and one
-functional group for each plane. The groups of all segments and the packed pixels are written from these as bytes
-(:func:`segmentation_file`), equal to what highdicom makes of the whole label map.
+A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given one pixel of one plane,
+and makes every attribute of the object and the functional groups of one frame. Those of all frames and the packed
+pixels are written from these as bytes (:func:`segmentation_file`), equal to those highdicom makes of the whole map.
 """
 
 from __future__ import annotations
@@ -20,12 +19,24 @@ import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from highdicom.seg import Segmentation as SegmentationObject
+from highdicom.spatial import get_volume_positions
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
-from dicom_node.encode.part10 import element_header, file_of, item, item_of
+from dicom_node.encode.part10 import (
+    element,
+    element_header,
+    encoded_elements,
+    file_of,
+    item,
+    item_of,
+    items,
+    text_element,
+    values,
+    within,
+)
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -52,7 +63,15 @@ if TYPE_CHECKING:
 
 PER_FRAME_FUNCTIONAL_GROUPS = 0x52009230
 PIXEL_DATA = 0x7FE00010
-_DIMENSION_INDEX_VALUES = element_header(0x00209157, b"UL", 8)
+_IMAGE_POSITION = 0x00200032
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_FRAME_NUMBER = 0x00081160
+_SOURCE_IMAGE = 0x00082112
+_DERIVATION_IMAGE = 0x00089124
+_FRAME_CONTENT = 0x00209111
+_PLANE_POSITION = 0x00209113
+_INDEX_VALUES = 0x00209157
+_DIMENSION_INDEX_VALUES = element_header(_INDEX_VALUES, b"UL", 8)
 _REFERENCED_SEGMENT_NUMBER = element_header(0x0062000B, b"US", 2)
 _SERIES_NUMBER_OFFSET = 1
 _FRAMES_AT_ONCE = 8
@@ -76,15 +95,22 @@ def segmentation_file(
     """
     source = provenance.source
     descriptions = [segment_description(segment, provenance) for segment in segments]
+    planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
     # with a second segment the number of the segment goes from the shared groups to those of each frame
-    dataset = highdicom_segmentation(_miniature(segments, len(source.planes)), descriptions[:2], provenance)
-    groups_by_plane = _groups_by_plane(dataset, source)
+    dataset = highdicom_segmentation(
+        np.ones((1, 1, 1), dtype=np.uint8), descriptions[:2], provenance, source.planes[planes[0] : planes[0] + 1]
+    )
+    groups_by_plane = _groups_by_plane(dataset.PerFrameFunctionalGroupsSequence[0], planes, source)
     frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
+    del dataset.PerFrameFunctionalGroupsSequence
+    del dataset.PixelData
     dataset.SegmentSequence = descriptions
     dataset.Rows, dataset.Columns = source.rows, source.columns
     dataset.NumberOfFrames = len(frames)
-    del dataset.PerFrameFunctionalGroupsSequence
-    del dataset.PixelData
+    dataset.SourceImageSequence = [_reference(plane) for plane in source.instances]
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(dataset.SourceImageSequence)
+    if len(segments) == 1 and _is_regular(planes, source):
+        dataset.DimensionOrganizationType = "3D"
     groups = b"".join(_functional_groups(frames, groups_by_plane))
     length = (len(frames) * source.rows * source.columns + 7) // 8
     length += length % 2
@@ -103,12 +129,18 @@ def segmentation_file(
 
 
 def highdicom_segmentation(
-    numbers_zyx: NDArray[np.uint8], descriptions: Sequence[SegmentDescription], provenance: Provenance
+    numbers_zyx: NDArray[np.uint8],
+    descriptions: Sequence[SegmentDescription],
+    provenance: Provenance,
+    planes: tuple[SourcePlane, ...],
 ) -> Dataset:
-    """What highdicom makes of a map of segment numbers, with planes of any size, and what we put right in it."""
+    """What highdicom makes of a map of segment numbers, and what we put right in it.
+
+    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``.
+    """
     source, identity, model = provenance.source, provenance.identity, provenance.model
     dataset = SegmentationObject(
-        source_images=_source_images(source, *numbers_zyx.shape[1:]),
+        source_images=_source_images(source, planes, *numbers_zyx.shape[1:]),
         pixel_array=numbers_zyx,
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
@@ -126,7 +158,7 @@ def highdicom_segmentation(
         content_label=content_label(model),
         omit_empty_frames=True,
     )
-    _finish_geometry(dataset, provenance)
+    _finish_geometry(dataset, provenance, planes)
     stamp(dataset, provenance, "segmentation")
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
@@ -136,22 +168,56 @@ def highdicom_segmentation(
     return dataset
 
 
-def _miniature(segments: tuple[Segment, ...], planes: int) -> NDArray[np.uint8]:
-    """One pixel a plane: 1 where any segment is."""
-    numbers = np.zeros((planes, 1, 1), dtype=np.uint8)
-    numbers[sorted(frozenset[int]().union(*(segment.planes for segment in segments)))] = 1
-    return numbers
-
-
-def _groups_by_plane(miniature: Dataset, source: PreparedSource) -> dict[int, bytes]:
-    """The functional groups of the first segment by plane, encoded, in highdicom's order of planes."""
-    plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
+def _groups_by_plane(template: Dataset, planes: list[int], source: PreparedSource) -> dict[int, bytes]:
+    """The functional groups of a frame on each of ``planes``, encoded, in highdicom's order, which is descending."""
+    group = encoded_elements(memoryview(item_of(template)))
+    derivation = _only_item(group, _DERIVATION_IMAGE)
     groups = {}
-    for group in miniature.PerFrameFunctionalGroupsSequence:
-        reference = group.DerivationImageSequence[0].SourceImageSequence[0]
-        number = reference.get("ReferencedFrameNumber")
-        groups[plane_of[str(reference.ReferencedSOPInstanceUID), number and int(number)]] = item(item_of(group))
+    for index, k in enumerate(reversed(planes), start=1):
+        plane = source.planes[k]
+        reference = {
+            _REFERENCED_SOP_INSTANCE_UID: text_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", plane.sop_instance_uid)
+        }
+        if plane.frame_number is not None:
+            reference[_REFERENCED_FRAME_NUMBER] = text_element(_REFERENCED_FRAME_NUMBER, b"IS", str(plane.frame_number))
+        position = "\\".join(str(value) for value in _decimals(plane.position_lps_mm))
+        changes = {
+            _DERIVATION_IMAGE: within(
+                group, _DERIVATION_IMAGE, {_SOURCE_IMAGE: within(derivation, _SOURCE_IMAGE, reference)}
+            ),
+            _FRAME_CONTENT: within(
+                group, _FRAME_CONTENT, {_INDEX_VALUES: element(_INDEX_VALUES, b"UL", struct.pack("<II", 1, index))}
+            ),
+            _PLANE_POSITION: within(
+                group, _PLANE_POSITION, {_IMAGE_POSITION: text_element(_IMAGE_POSITION, b"DS", position)}
+            ),
+        }
+        groups[k] = item(b"".join((group | changes).values()))
     return groups
+
+
+def _only_item(parent: dict[int, bytes], tag: int) -> dict[int, bytes]:
+    (only,) = items(values(memoryview(parent[tag]))[tag])
+    return encoded_elements(only)
+
+
+def _is_regular(planes: list[int], source: PreparedSource) -> bool:
+    """Whether highdicom calls frames on these planes a volume (PS3.3 C.7.6.17, Dimension Organization Type 3D)."""
+    if len(planes) == 1:
+        return False
+    spacing, _ = get_volume_positions(
+        image_positions=[_decimals(source.planes[k].position_lps_mm) for k in planes],
+        image_orientation=_decimals(source.orientation),
+        sort=False,
+    )
+    return spacing is not None and spacing > 0
+
+
+def _reference(plane: SourcePlane) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = plane.sop_class_uid
+    item.ReferencedSOPInstanceUID = plane.sop_instance_uid
+    return item
 
 
 def _functional_groups(frames: list[_Frame], groups_by_plane: dict[int, bytes]) -> list[bytes]:
@@ -215,26 +281,26 @@ def segment_description(segment: Segment, provenance: Provenance) -> SegmentDesc
     return description
 
 
-def _source_images(source: PreparedSource, rows: int, columns: int) -> list[Dataset]:
+def _source_images(source: PreparedSource, planes: tuple[SourcePlane, ...], rows: int, columns: int) -> list[Dataset]:
     """Headers as highdicom wants to see them: one per plane, or one whose frame k + 1 is plane k."""
     common = _common_header(source, rows, columns)
     if not source.is_multi_frame:
         common.update(_orientation(source))
         common.update(_measures(source))
         images = []
-        for plane in source.planes:
+        for plane in planes:
             image = _source_image(common, plane)
             image.ImagePositionPatient = _decimals(plane.position_lps_mm)
             images.append(image)
         return images
-    image = _source_image(common, source.planes[0])
-    image.NumberOfFrames = len(source.planes)
+    image = _source_image(common, planes[0])
+    image.NumberOfFrames = len(planes)
     shared = Dataset()
     shared.PlaneOrientationSequence = [_orientation(source)]
     shared.PixelMeasuresSequence = [_measures(source)]
     image.SharedFunctionalGroupsSequence = [shared]
     per_frame = []
-    for plane in source.planes:
+    for plane in planes:
         position, group = Dataset(), Dataset()
         position.ImagePositionPatient = _decimals(plane.position_lps_mm)
         group.PlanePositionSequence = [position]
@@ -286,7 +352,7 @@ def _decimal(value: float) -> DSfloat:
     return DSfloat(value, auto_format=True)
 
 
-def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
+def _finish_geometry(dataset: Dataset, provenance: Provenance, planes: tuple[SourcePlane, ...]) -> None:
     """Frame numbers of a multi-frame source, spacing along the normal, and UIDs that highdicom draws by chance."""
     source = provenance.source
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -299,7 +365,7 @@ def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
             for item in group.DerivationImageSequence[0].SourceImageSequence
         }
         for item in references.values():
-            item.ReferencedFrameNumber = source.planes[int(item.ReferencedFrameNumber) - 1].frame_number
+            item.ReferencedFrameNumber = planes[int(item.ReferencedFrameNumber) - 1].frame_number
     organization = provenance.identity.uid("SEG dimension organization")
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization

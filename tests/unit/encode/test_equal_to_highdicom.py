@@ -52,7 +52,10 @@ class Pair:
         provenance = Provenance(identity, CONTEXT, prepared, said)
         segments = present_segments(labels, measurements, identity)
         seg = highdicom_segmentation(
-            numbers(labels.labels_zyx, segments), [segment_description(s, provenance) for s in segments], provenance
+            numbers(labels.labels_zyx, segments),
+            [segment_description(s, provenance) for s in segments],
+            provenance,
+            prepared.planes,
         )
         length = (seg.Rows * seg.Columns * seg.NumberOfFrames + 7) // 8
         # PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character "0"
