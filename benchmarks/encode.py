@@ -128,6 +128,7 @@ def highdicom(case: Case, kind: str, folder: Path) -> Path:
         table[[segment.label for segment in segments]] = [segment.number for segment in segments]
         descriptions = [segment_description(segment, provenance) for segment in segments]
         dataset = highdicom_segmentation(table[case.labels.labels_zyx], descriptions, provenance, source.planes)
+        dataset["PixelData"].VR = "OB"
     path = folder / "highdicom.dcm"
     dataset.save_as(path, enforce_file_format=True)
     return path
