@@ -12,6 +12,7 @@ pixels are written from these as bytes (:func:`segmentation_file`), equal to tho
 
 from __future__ import annotations
 
+import mmap
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -122,7 +123,9 @@ def segmentation_file(
             element_header(PIXEL_DATA, b"OB", length),
         )
     )
-    content = np.empty(len(head) + length, dtype=np.uint8)
+    # fresh pages are zero and take no memory before something is written to them: most of the frames is zero
+    pages = mmap.mmap(-1, len(head) + length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    content = np.frombuffer(pages, dtype=np.uint8)
     content[: len(head)] = np.frombuffer(head, dtype=np.uint8)
     _pack(labels_zyx, frames, content[len(head) :])
     return content.data.toreadonly()
@@ -243,17 +246,22 @@ def _value_offset(group: bytes, header: bytes) -> int:
 
 
 def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[np.uint8]) -> None:
-    """Fill ``pixels``: frames follow each other bit by bit, lowest bit first, at the end zeros (PS3.5 8.1.1, 8.2)."""
+    """Write what is not zero to ``pixels``, which are: frames follow each other bit by bit, lowest bit first (PS3.5
+    8.1.1, 8.2), none is empty.
+    """
     masks = np.empty((_FRAMES_AT_ONCE, *labels_zyx.shape[1:]), dtype=np.bool_)
-    pixels[-2:] = 0
-    first = 0
+    size = labels_zyx[0].size
     for start in range(0, len(frames), _FRAMES_AT_ONCE):
         block = frames[start : start + _FRAMES_AT_ONCE]
         for mask, (segment, k) in zip(masks, block, strict=False):
             np.equal(labels_zyx[k], segment.label, out=mask)
         packed = np.packbits(masks[: len(block)], bitorder="little")
-        pixels[first : first + packed.size] = packed
-        first += packed.size
+        occupied = (packed != 0).tobytes()
+        first = start * size // 8
+        for index in range(len(block)):
+            low = occupied.find(1, index * size // 8)
+            high = occupied.rfind(1, low, -(-(index + 1) * size // 8)) + 1
+            pixels[first + low : first + high] = packed[low:high]
 
 
 def segment_description(segment: Segment, provenance: Provenance) -> SegmentDescription:
