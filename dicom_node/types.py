@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from io import BytesIO
 from typing import TYPE_CHECKING
+
+from pydicom import Dataset, dcmread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
     from pathlib import Path
-
-    from pydicom import Dataset
 
     from inference.types import Volume
 
@@ -222,10 +223,22 @@ class ResultContext:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedResult:
-    """A result object in memory, checked; the pipeline puts it into the spool."""
+    """A result object in memory, checked; the pipeline puts it into the spool.
+
+    ``content`` is the whole DICOM Part 10 file, the UIDs are those that stand in it.
+    """
 
     kind: ResultKind
-    dataset: Dataset
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    content: bytes | memoryview
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set, read anew from ``content`` at each use."""
+        return dcmread(BytesIO(self.content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydicom import Dataset, dcmread, dcmwrite
+from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
 
+from dicom_node.encode.part10 import PREAMBLE_LENGTH, elements, items, values
+from dicom_node.encode.seg import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
 from dicom_node.encode.source import PreparedSource, raw_element
 from dicom_node.errors import EncodingError
 
@@ -22,20 +25,39 @@ if TYPE_CHECKING:
 _IDENTITY = ("SpecificCharacterSet", "PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName")
 _POSITION_TOLERANCE_MM = 1e-3
 
+_CODE_VALUE = 0x00080100
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_FRAME_NUMBER = 0x00081160
+_REFERENCED_SOP = 0x00081199
+_SOURCE_IMAGE = 0x00082112
+_DERIVATION_IMAGE = 0x00089124
+_IMAGE_POSITION = 0x00200032
+_PLANE_POSITION = 0x00209113
+_CONCEPT_NAME = 0x0040A043
+_UID = 0x0040A124
+_FLOATING_POINT_VALUE = 0x0040A161
+_MEASURED_VALUE = 0x0040A300
+_CONTENT = 0x0040A730
+_SEGMENT_IDENTIFICATION = 0x0062000A
+_REFERENCED_SEGMENT_NUMBER = 0x0062000B
+_SHARED_GROUPS = 0x52009229
 
-def reread(dataset: Dataset) -> Dataset:
-    """``dataset`` written as a DICOM Part 10 file and read again: what the spool and every receiver will see.
+_IMAGING_MEASUREMENTS = b"126010"
+_MEASUREMENT_GROUP = b"125007"
+_TRACKING_UID = b"112040"
+_REFERENCED_SEGMENT = b"121191"
+_VOLUME = b"118565006"
+
+
+def reread(content: memoryview) -> Dataset:
+    """The data set of a Part 10 file, without the functional groups and pixels of a SEG: those are read as bytes.
 
     Raises:
-        EncodingError: it cannot be written.
+        EncodingError: the bytes are not those of a file.
     """
-    buffer = BytesIO()
-    try:
-        dcmwrite(buffer, dataset, enforce_file_format=True)
-    except Exception as error:
-        raise EncodingError(f"{dataset.get('Modality')} object cannot be written: {type(error).__name__}") from error
-    buffer.seek(0)
-    return dcmread(buffer)
+    starts = (part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag >= PER_FRAME_FUNCTIONAL_GROUPS)
+    end = next(starts, len(content) - PREAMBLE_LENGTH)
+    return dcmread(BytesIO(content[: PREAMBLE_LENGTH + end]))
 
 
 def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
@@ -57,7 +79,7 @@ def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
 
 
 def refuse_other_labels(
-    dataset: Dataset, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
+    content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
     """The SEG must hold ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it refers to.
 
@@ -65,68 +87,92 @@ def refuse_other_labels(
         EncodingError: it does not; the message counts the voxels that differ.
     """
     label_of = {segment.number: segment.label for segment in segments}
+    size = labels_zyx[0].size
+    parts = values(content[PREAMBLE_LENGTH:])
+    packed = np.frombuffer(parts[PIXEL_DATA], dtype=np.uint8)
+    seen: set[tuple[int, int]] = set()
+    voxels = common = 0
+    for index, (k, number) in enumerate(_frames(parts, source)):
+        if (k, number) in seen:
+            raise EncodingError(f"there are two frames of segment {number} on plane {k}")
+        seen.add((k, number))
+        begin, bits = _set_range(packed, index * size, size)
+        truth = labels_zyx[k].reshape(-1)[begin : begin + bits.size] == label_of[number]
+        voxels += int(np.count_nonzero(bits))
+        common += int(np.count_nonzero(bits & truth))
+    # no pair of plane and segment came twice, so that every voxel was counted at most once
+    different = max(voxels, int(np.count_nonzero(labels_zyx))) - common
+    if different:
+        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+
+
+def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, NDArray[np.bool_]]:
+    """The pixels of a frame of ``size`` bits from bit ``start`` on, cut to the bytes that are not zero.
+
+    Returns where in the frame they begin, and the pixels. Frames follow each other bit by bit, lowest bit first (PS3.5
+    8.1.1): the first and last byte may hold bits of other frames.
+    """
+    first_byte, offset = divmod(start, 8)
+    octets = packed[first_byte : (start + size + 7) // 8]
+    occupied = (octets != 0).tobytes()
+    low, high = occupied.find(1), occupied.rfind(1) + 1
+    if high == 0:
+        return 0, np.zeros(0, dtype=np.bool_)
+    bits = np.unpackbits(octets[low:high], bitorder="little").view(np.bool_)
+    begin = 8 * low - offset
+    return max(begin, 0), bits[max(-begin, 0) : size - begin]
+
+
+def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
+    """Plane and segment number of each frame; what thousands of frames share is looked at once."""
     plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
-    found = np.zeros_like(labels_zyx)
-    voxels = 0
-    for group, mask in _frames(dataset):
-        reference = group.DerivationImageSequence[0].SourceImageSequence[0]
-        frame_number = reference.get("ReferencedFrameNumber")
-        key = (str(reference.ReferencedSOPInstanceUID), None if frame_number is None else int(frame_number))
-        k = plane_of.get(key)
-        if k is None:
-            raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
-        position = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
-        distance = float(np.abs(position - source.planes[k].position_lps_mm).max())
-        if distance > _POSITION_TOLERANCE_MM:
-            raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")
-        found[k][mask] = label_of[_segment_number(group, dataset)]
-        voxels += int(np.count_nonzero(mask))
-    different = int(np.count_nonzero(found != labels_zyx))
-    if different or voxels != int(np.count_nonzero(labels_zyx)):
-        raise EncodingError(f"{different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+    (shared,) = items(parts[_SHARED_GROUPS])
+    identification = values(shared).get(_SEGMENT_IDENTIFICATION, memoryview(b""))
+    planes: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
+    for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS]):
+        functional = values(group)
+        place = bytes(functional[_PLANE_POSITION]) + bytes(functional[_DERIVATION_IMAGE])
+        if place not in planes:
+            planes[place] = _plane(functional, plane_of, source)
+        identified = bytes(functional.get(_SEGMENT_IDENTIFICATION, identification))
+        if identified not in numbers:
+            (item,) = items(memoryview(identified))
+            numbers[identified] = int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
+        yield planes[place], numbers[identified]
 
 
-def _segment_number(group: Dataset, dataset: Dataset) -> int:
-    """Per frame, or shared where the object has a single segment."""
-    item = group.get("SegmentIdentificationSequence") or dataset.SharedFunctionalGroupsSequence[0].get(
-        "SegmentIdentificationSequence"
-    )
-    return int(item[0].ReferencedSegmentNumber)
+def _plane(
+    functional: dict[int, memoryview], plane_of: dict[tuple[str, int | None], int], source: PreparedSource
+) -> int:
+    """The plane that the functional groups of a frame refer to, after a look at where they say that it lies."""
+    (derivation,) = items(functional[_DERIVATION_IMAGE])
+    (image,) = items(values(derivation)[_SOURCE_IMAGE])
+    reference = values(image)
+    number = reference.get(_REFERENCED_FRAME_NUMBER)
+    key = (_text(reference[_REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(_text(number)))
+    k = plane_of.get(key)
+    if k is None:
+        raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
+    (place,) = items(functional[_PLANE_POSITION])
+    position = [float(value) for value in _text(values(place)[_IMAGE_POSITION]).split("\\")]
+    distance = max(abs(a - b) for a, b in zip(position, source.planes[k].position_lps_mm, strict=True))
+    if distance > _POSITION_TOLERANCE_MM:
+        raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")
+    return k
 
 
-def _frames(dataset: Dataset) -> Iterator[tuple[Dataset, NDArray[np.bool_]]]:
-    """Each per-frame group with its pixels; frames follow each other bit by bit, lowest bit first (PS3.5 8.1.1)."""
-    rows, columns = int(dataset.Rows), int(dataset.Columns)
-    size = rows * columns
-    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
-    for index, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
-        start = index * size
-        first_byte, offset = divmod(start, 8)
-        bits = np.unpackbits(packed[first_byte : (start + size + 7) // 8], bitorder="little")
-        yield group, bits[offset : offset + size].reshape(rows, columns).view(np.bool_)
-
-
-def refuse_other_measurements(dataset: Dataset, segments: tuple[Segment, ...], segmentation_uid: str | None) -> None:
+def refuse_other_measurements(content: memoryview, segments: tuple[Segment, ...], segmentation_uid: str | None) -> None:
     """The SR must have one Measurement Group per segment, with its tracking UID, its SEG and its volume.
 
     Raises:
         EncodingError: it does not.
     """
-    found = []
-    for container in _children(dataset, "126010"):
-        for group in _children(container, "125007"):
-            (tracking,) = _children(group, "112040")
-            (reference,) = _children(group, "121191")
-            (volume,) = _children(group, "118565006")
-            sop = reference.ReferencedSOPSequence[0]
-            found.append(
-                (
-                    str(tracking.UID),
-                    str(sop.ReferencedSOPInstanceUID),
-                    int(sop.ReferencedSegmentNumber),
-                    float(volume.MeasuredValueSequence[0].FloatingPointValue),
-                )
-            )
+    found = [
+        _measured(group)
+        for container in _children(content[PREAMBLE_LENGTH:], _IMAGING_MEASUREMENTS)
+        for group in _children(container, _MEASUREMENT_GROUP)
+    ]
     expected = [
         (segment.tracking_uid, segmentation_uid, segment.number, segment.measurement.volume_ml) for segment in segments
     ]
@@ -134,9 +180,32 @@ def refuse_other_measurements(dataset: Dataset, segments: tuple[Segment, ...], s
         raise EncodingError(f"the SR holds {len(found)} measurement groups that are not the {len(expected)} put in")
 
 
-def _children(item: Dataset, code_value: str) -> list[Dataset]:
-    return [
-        child
-        for child in item.get("ContentSequence") or ()
-        if child.get("ConceptNameCodeSequence") and child.ConceptNameCodeSequence[0].get("CodeValue") == code_value
-    ]
+def _measured(group: memoryview) -> tuple[str, str, int, float]:
+    """Tracking UID, SEG, segment number and volume in ml of a Measurement Group."""
+    (tracking,) = _children(group, _TRACKING_UID)
+    (reference,) = _children(group, _REFERENCED_SEGMENT)
+    (volume,) = _children(group, _VOLUME)
+    (sop,) = items(values(reference)[_REFERENCED_SOP])
+    referenced = values(sop)
+    (measured,) = items(values(volume)[_MEASURED_VALUE])
+    (volume_ml,) = struct.unpack("<d", values(measured)[_FLOATING_POINT_VALUE])
+    return (
+        _text(values(tracking)[_UID]),
+        _text(referenced[_REFERENCED_SOP_INSTANCE_UID]),
+        int.from_bytes(referenced[_REFERENCED_SEGMENT_NUMBER], "little"),
+        volume_ml,
+    )
+
+
+def _children(content_item: memoryview, code_value: bytes) -> list[memoryview]:
+    """The Content Items below one (PS3.3 C.17.3.2) whose Concept Name has this code."""
+    found = []
+    for child in items(values(content_item).get(_CONTENT, memoryview(b""))):
+        (name,) = items(values(child)[_CONCEPT_NAME])
+        if bytes(values(name)[_CODE_VALUE]).rstrip(b" ") == code_value:
+            found.append(child)
+    return found
+
+
+def _text(value: memoryview) -> str:
+    return bytes(value).rstrip(b" \0").decode("ascii")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements, reread
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
-from dicom_node.encode.seg import segmentation_object
+from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import present_segments
 from dicom_node.encode.source import prepare
-from dicom_node.encode.sr import report_object
+from dicom_node.encode.sr import report_file
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.types import EncodedResult, ResultKind
 
@@ -66,12 +66,26 @@ def _encode(
     results: list[EncodedResult] = []
     seg: Dataset | None = None
     if segments:
-        seg = reread(segmentation_object(segmentation.labels_zyx, segments, provenance))
+        content = segmentation_file(segmentation.labels_zyx, segments, provenance)
+        seg = reread(content)
         refuse_other_identity(seg, source)
-        refuse_other_labels(seg, segmentation.labels_zyx, segments, source)
-        results.append(EncodedResult(ResultKind.SEGMENTATION, seg))
-    sr = reread(report_object(seg, segments, measurements.not_found, provenance))
+        refuse_other_labels(content, segmentation.labels_zyx, segments, source)
+        results.append(encoded_result(ResultKind.SEGMENTATION, seg, content))
+    content = report_file(seg, segments, measurements.not_found, provenance)
+    sr = reread(content)
     refuse_other_identity(sr, source)
-    refuse_other_measurements(sr, segments, None if seg is None else str(seg.SOPInstanceUID))
-    results.append(EncodedResult(ResultKind.REPORT, sr))
+    refuse_other_measurements(content, segments, None if seg is None else str(seg.SOPInstanceUID))
+    results.append(encoded_result(ResultKind.REPORT, sr, content))
     return tuple(results)
+
+
+def encoded_result(kind: ResultKind, dataset: Dataset, content: memoryview) -> EncodedResult:
+    """``content`` and the UIDs that ``dataset``, read from it, has."""
+    return EncodedResult(
+        kind=kind,
+        sop_class_uid=str(dataset.SOPClassUID),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        series_instance_uid=str(dataset.SeriesInstanceUID),
+        transfer_syntax_uid=str(dataset.file_meta.TransferSyntaxUID),
+        content=content,
+    )

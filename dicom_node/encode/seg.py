@@ -4,20 +4,40 @@ highdicom makes the object from source headers that we build ourselves (:func:`_
 and nothing that it could trip over, one per plane or one multi-frame header, *in plane order*, so that plane k of the
 label map meets frame k and its own Image Position. That rules out the mirror of FACTS ("highdicom stacks z the other
 way"): no volume is built, every frame goes by its own position.
+
+A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given one pixel of one plane,
+and makes every attribute of the object and the functional groups of one frame. Those of all frames and the packed
+pixels are written from these as bytes (:func:`segmentation_file`), equal to those highdicom makes of the whole map.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import mmap
+import struct
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, SegmentationTypeValues, SegmentDescription
 from highdicom.seg import Segmentation as SegmentationObject
+from highdicom.spatial import get_volume_positions
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
+from dicom_node.encode.part10 import (
+    element,
+    element_header,
+    encoded_elements,
+    file_of,
+    item,
+    item_of,
+    items,
+    text_element,
+    values,
+    within,
+)
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -31,31 +51,102 @@ from dicom_node.encode.provenance import (
     software_versions,
     stamp,
 )
-from dicom_node.encode.segments import Segment, segment_numbers
 from dicom_node.encode.source import TYPE_2
+from dicom_node.errors import EncodingError
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.source import PreparedSource, SourcePlane
 
+PER_FRAME_FUNCTIONAL_GROUPS = 0x52009230
+PIXEL_DATA = 0x7FE00010
+_IMAGE_POSITION = 0x00200032
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_FRAME_NUMBER = 0x00081160
+_SOURCE_IMAGE = 0x00082112
+_DERIVATION_IMAGE = 0x00089124
+_FRAME_CONTENT = 0x00209111
+_PLANE_POSITION = 0x00209113
+_INDEX_VALUES = 0x00209157
+_DIMENSION_INDEX_VALUES = element_header(_INDEX_VALUES, b"UL", 8)
+_REFERENCED_SEGMENT_NUMBER = element_header(0x0062000B, b"US", 2)
 _SERIES_NUMBER_OFFSET = 1
+_FRAMES_AT_ONCE = 8
+"""Eight frames of any size end on a byte."""
 
 
-def segmentation_object(
+class _Frame(NamedTuple):
+    segment: Segment
+    plane: int
+
+
+def segmentation_file(
     labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance
-) -> Dataset:
-    """A BINARY SEG with one segment per item of ``segments``, empty frames omitted.
+) -> memoryview:
+    """A BINARY SEG with one segment per item of ``segments``, empty frames omitted, as a Part 10 file.
 
     ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments`` must not be empty: a SEG needs a segment.
+
+    Raises:
+        EncodingError: the pixels are more than Pixel Data may hold.
+    """
+    source = provenance.source
+    descriptions = [segment_description(segment, provenance) for segment in segments]
+    planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
+    # with a second segment the number of the segment goes from the shared groups to those of each frame
+    dataset = highdicom_segmentation(
+        np.ones((1, 1, 1), dtype=np.uint8), descriptions[:2], provenance, source.planes[planes[0] : planes[0] + 1]
+    )
+    groups_by_plane = _groups_by_plane(dataset.PerFrameFunctionalGroupsSequence[0], planes, source)
+    frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
+    del dataset.PerFrameFunctionalGroupsSequence
+    del dataset.PixelData
+    dataset.SegmentSequence = descriptions
+    dataset.Rows, dataset.Columns = source.rows, source.columns
+    dataset.NumberOfFrames = len(frames)
+    dataset.SourceImageSequence = [_reference(plane) for plane in source.instances]
+    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(dataset.SourceImageSequence)
+    if len(segments) == 1 and _is_regular(planes, source):
+        dataset.DimensionOrganizationType = "3D"
+    groups = b"".join(_functional_groups(frames, groups_by_plane))
+    length = (len(frames) * source.rows * source.columns + 7) // 8
+    length += length % 2
+    head = b"".join(
+        (
+            file_of(dataset),
+            element_header(PER_FRAME_FUNCTIONAL_GROUPS, b"SQ", len(groups)),
+            groups,
+            element_header(PIXEL_DATA, b"OB", length),
+        )
+    )
+    # fresh pages are zero and take no memory before something is written to them: most of the frames is zero
+    pages = mmap.mmap(-1, len(head) + length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    content = np.frombuffer(pages, dtype=np.uint8)
+    content[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    _pack(labels_zyx, frames, content[len(head) :])
+    return content.data.toreadonly()
+
+
+def highdicom_segmentation(
+    numbers_zyx: NDArray[np.uint8],
+    descriptions: Sequence[SegmentDescription],
+    provenance: Provenance,
+    planes: tuple[SourcePlane, ...],
+) -> Dataset:
+    """What highdicom makes of a map of segment numbers, and what we put right in it.
+
+    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``.
     """
     source, identity, model = provenance.source, provenance.identity, provenance.model
     dataset = SegmentationObject(
-        source_images=_source_images(source),
-        pixel_array=segment_numbers(labels_zyx, segments),
+        source_images=_source_images(source, planes, *numbers_zyx.shape[1:]),
+        pixel_array=numbers_zyx,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, provenance) for segment in segments],
+        segment_descriptions=descriptions,
         series_instance_uid=identity.uid("SEG series"),
         series_number=series_number(source, _SERIES_NUMBER_OFFSET),
         sop_instance_uid=identity.uid("SEG instance"),
@@ -70,18 +161,111 @@ def segmentation_object(
         content_label=content_label(model),
         omit_empty_frames=True,
     )
-    _finish_geometry(dataset, provenance)
+    _finish_geometry(dataset, provenance, planes)
     stamp(dataset, provenance, "segmentation")
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
         # without Laterality: of a SEG that is the segments' to state (dciodvfy: an error at this place)
         dataset.BodyPartExamined = source.body_part_examined
     dataset.update(source.lossy_compression)
-    _pad_with_zero(dataset)
     return dataset
 
 
-def _description(segment: Segment, provenance: Provenance) -> SegmentDescription:
+def _groups_by_plane(template: Dataset, planes: list[int], source: PreparedSource) -> dict[int, bytes]:
+    """The functional groups of a frame on each of ``planes``, encoded, in highdicom's order, which is descending."""
+    group = encoded_elements(memoryview(item_of(template)))
+    derivation = _only_item(group, _DERIVATION_IMAGE)
+    groups = {}
+    for index, k in enumerate(reversed(planes), start=1):
+        plane = source.planes[k]
+        reference = {
+            _REFERENCED_SOP_INSTANCE_UID: text_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", plane.sop_instance_uid)
+        }
+        if plane.frame_number is not None:
+            reference[_REFERENCED_FRAME_NUMBER] = text_element(_REFERENCED_FRAME_NUMBER, b"IS", str(plane.frame_number))
+        position = "\\".join(str(value) for value in _decimals(plane.position_lps_mm))
+        changes = {
+            _DERIVATION_IMAGE: within(
+                group, _DERIVATION_IMAGE, {_SOURCE_IMAGE: within(derivation, _SOURCE_IMAGE, reference)}
+            ),
+            _FRAME_CONTENT: within(
+                group, _FRAME_CONTENT, {_INDEX_VALUES: element(_INDEX_VALUES, b"UL", struct.pack("<II", 1, index))}
+            ),
+            _PLANE_POSITION: within(
+                group, _PLANE_POSITION, {_IMAGE_POSITION: text_element(_IMAGE_POSITION, b"DS", position)}
+            ),
+        }
+        groups[k] = item(b"".join((group | changes).values()))
+    return groups
+
+
+def _only_item(parent: dict[int, bytes], tag: int) -> dict[int, bytes]:
+    (only,) = items(values(memoryview(parent[tag]))[tag])
+    return encoded_elements(only)
+
+
+def _is_regular(planes: list[int], source: PreparedSource) -> bool:
+    """Whether highdicom calls frames on these planes a volume (PS3.3 C.7.6.17, Dimension Organization Type 3D)."""
+    if len(planes) == 1:
+        return False
+    spacing, _ = get_volume_positions(
+        image_positions=[_decimals(source.planes[k].position_lps_mm) for k in planes],
+        image_orientation=_decimals(source.orientation),
+        sort=False,
+    )
+    return spacing is not None and spacing > 0
+
+
+def _reference(plane: SourcePlane) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = plane.sop_class_uid
+    item.ReferencedSOPInstanceUID = plane.sop_instance_uid
+    return item
+
+
+def _functional_groups(frames: list[_Frame], groups_by_plane: dict[int, bytes]) -> list[bytes]:
+    """Items of the Per-frame Functional Groups Sequence: those of their planes with the number of their segment."""
+    templates = {k: bytearray(group) for k, group in groups_by_plane.items()}
+    indices = {k: _value_offset(group, _DIMENSION_INDEX_VALUES) for k, group in groups_by_plane.items()}
+    several = len(frames) > 0 and _REFERENCED_SEGMENT_NUMBER in groups_by_plane[frames[0].plane]
+    numbers = {k: _value_offset(group, _REFERENCED_SEGMENT_NUMBER) for k, group in groups_by_plane.items() if several}
+    groups = []
+    for segment, k in frames:
+        group = templates[k]
+        struct.pack_into("<I", group, indices[k], segment.number)
+        if several:
+            struct.pack_into("<H", group, numbers[k], segment.number)
+        groups.append(bytes(group))
+    return groups
+
+
+def _value_offset(group: bytes, header: bytes) -> int:
+    if group.count(header) != 1:
+        raise EncodingError(f"a functional group has {group.count(header)} elements {header.hex()}, expected 1")
+    return group.index(header) + len(header)
+
+
+def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[np.uint8]) -> None:
+    """Write what is not zero to ``pixels``, which are: frames follow each other bit by bit, lowest bit first (PS3.5
+    8.1.1, 8.2), none is empty.
+    """
+    masks = np.empty((_FRAMES_AT_ONCE, *labels_zyx.shape[1:]), dtype=np.bool_)
+    size = labels_zyx[0].size
+    for start in range(0, len(frames), _FRAMES_AT_ONCE):
+        block = frames[start : start + _FRAMES_AT_ONCE]
+        for mask, (segment, k) in zip(masks, block, strict=False):
+            np.equal(labels_zyx[k], segment.label, out=mask)
+        packed = np.packbits(masks[: len(block)], bitorder="little")
+        occupied = (packed != 0).tobytes()
+        first = start * size // 8
+        for index in range(len(block)):
+            low = occupied.find(1, index * size // 8)
+            high = occupied.rfind(1, low, -(-(index + 1) * size // 8)) + 1
+            pixels[first + low : first + high] = packed[low:high]
+
+
+def segment_description(segment: Segment, provenance: Provenance) -> SegmentDescription:
+    """The item of the Segment Sequence (PS3.3 C.8.20.2) for ``segment``."""
     structure = segment.structure
     description = SegmentDescription(
         segment_number=segment.number,
@@ -105,26 +289,26 @@ def _description(segment: Segment, provenance: Provenance) -> SegmentDescription
     return description
 
 
-def _source_images(source: PreparedSource) -> list[Dataset]:
+def _source_images(source: PreparedSource, planes: tuple[SourcePlane, ...], rows: int, columns: int) -> list[Dataset]:
     """Headers as highdicom wants to see them: one per plane, or one whose frame k + 1 is plane k."""
+    common = _common_header(source, rows, columns)
     if not source.is_multi_frame:
+        common.update(_orientation(source))
+        common.update(_measures(source))
         images = []
-        for plane in source.planes:
-            image = _source_image(source, plane.sop_class_uid, plane.sop_instance_uid)
+        for plane in planes:
+            image = _source_image(common, plane)
             image.ImagePositionPatient = _decimals(plane.position_lps_mm)
-            image.update(_orientation(source))
-            image.update(_measures(source))
             images.append(image)
         return images
-    first = source.planes[0]
-    image = _source_image(source, first.sop_class_uid, first.sop_instance_uid)
-    image.NumberOfFrames = len(source.planes)
+    image = _source_image(common, planes[0])
+    image.NumberOfFrames = len(planes)
     shared = Dataset()
     shared.PlaneOrientationSequence = [_orientation(source)]
     shared.PixelMeasuresSequence = [_measures(source)]
     image.SharedFunctionalGroupsSequence = [shared]
     per_frame = []
-    for plane in source.planes:
+    for plane in planes:
         position, group = Dataset(), Dataset()
         position.ImagePositionPatient = _decimals(plane.position_lps_mm)
         group.PlanePositionSequence = [position]
@@ -133,19 +317,25 @@ def _source_images(source: PreparedSource) -> list[Dataset]:
     return [image]
 
 
-def _source_image(source: PreparedSource, sop_class_uid: str, sop_instance_uid: str) -> Dataset:
+def _source_image(common: Dataset, plane: SourcePlane) -> Dataset:
     image = Dataset()
-    image.SOPClassUID = sop_class_uid
-    image.SOPInstanceUID = sop_instance_uid
-    image.StudyInstanceUID = source.study_instance_uid
-    image.SeriesInstanceUID = source.series_instance_uid
-    image.FrameOfReferenceUID = source.frame_of_reference_uid
-    image.PositionReferenceIndicator = source.position_reference_indicator
-    image.Modality = "CT"
-    image.Rows, image.Columns = source.rows, source.columns
-    for keyword in TYPE_2:
-        setattr(image, keyword, "")
+    image.update(common)
+    image.SOPClassUID = plane.sop_class_uid
+    image.SOPInstanceUID = plane.sop_instance_uid
     return image
+
+
+def _common_header(source: PreparedSource, rows: int, columns: int) -> Dataset:
+    common = Dataset()
+    common.StudyInstanceUID = source.study_instance_uid
+    common.SeriesInstanceUID = source.series_instance_uid
+    common.FrameOfReferenceUID = source.frame_of_reference_uid
+    common.PositionReferenceIndicator = source.position_reference_indicator
+    common.Modality = "CT"
+    common.Rows, common.Columns = rows, columns
+    for keyword in TYPE_2:
+        setattr(common, keyword, "")
+    return common
 
 
 def _orientation(source: PreparedSource) -> Dataset:
@@ -170,7 +360,7 @@ def _decimal(value: float) -> DSfloat:
     return DSfloat(value, auto_format=True)
 
 
-def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
+def _finish_geometry(dataset: Dataset, provenance: Provenance, planes: tuple[SourcePlane, ...]) -> None:
     """Frame numbers of a multi-frame source, spacing along the normal, and UIDs that highdicom draws by chance."""
     source = provenance.source
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -183,17 +373,7 @@ def _finish_geometry(dataset: Dataset, provenance: Provenance) -> None:
             for item in group.DerivationImageSequence[0].SourceImageSequence
         }
         for item in references.values():
-            item.ReferencedFrameNumber = source.planes[int(item.ReferencedFrameNumber) - 1].frame_number
+            item.ReferencedFrameNumber = planes[int(item.ReferencedFrameNumber) - 1].frame_number
     organization = provenance.identity.uid("SEG dimension organization")
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization
-
-
-def _pad_with_zero(dataset: Dataset) -> None:
-    """PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character ``0``."""
-    bits = dataset.Rows * dataset.Columns * int(dataset.NumberOfFrames)
-    length = (bits + 7) // 8
-    pixels = dataset.PixelData
-    if len(pixels) > length:
-        pixels = pixels[:length] + b"\0"
-    dataset.add_new("PixelData", "OB", pixels)

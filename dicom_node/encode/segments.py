@@ -22,10 +22,14 @@ _LABELS = 256
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One structure that was found. ``number`` counts from 1 in the SEG; ``label`` is its value in the label map."""
+    """One structure that was found.
+
+    ``number`` counts from 1 in the SEG; ``label`` is its value in the label map, ``planes`` are those that hold it.
+    """
 
     number: int
     label: int
+    planes: frozenset[int]
     structure: Structure
     tracking_uid: str
     measurement: StructureMeasurement
@@ -39,7 +43,8 @@ def present_segments(
     Raises:
         EncodingError: a label has no name, its name no codes, or the measurements are of another label map.
     """
-    counts = voxel_counts(segmentation.labels_zyx)
+    counts_by_plane = voxel_counts(segmentation.labels_zyx)
+    counts = counts_by_plane.sum(axis=0)
     measured = {measurement.label: measurement for measurement in measurements.structures}
     present = [label for label in range(1, _LABELS) if counts[label]]
     if sorted(measured) != present:
@@ -51,24 +56,16 @@ def present_segments(
             raise EncodingError(f"label {label} is named {name!r} by the model and {measurement.name!r} as measured")
         if measurement.voxel_count != counts[label]:
             raise EncodingError(f"{name} has {counts[label]} voxels, but {measurement.voxel_count} were measured")
-        segments.append(Segment(number, label, _structure(name), identity.tracking_uid(name), measurement))
+        planes = frozenset(np.flatnonzero(counts_by_plane[:, label]).tolist())
+        segments.append(Segment(number, label, planes, _structure(name), identity.tracking_uid(name), measurement))
     return tuple(segments)
 
 
-def segment_numbers(labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...]) -> NDArray[np.uint8]:
-    """The label map with segment numbers in place of labels."""
-    table = np.zeros(_LABELS, dtype=np.uint8)
-    for segment in segments:
-        table[segment.label] = segment.number
-    numbered: NDArray[np.uint8] = table[labels_zyx]
-    return numbered
-
-
 def voxel_counts(labels_zyx: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each label 0..255; plane by plane, since ``bincount`` makes an int64 copy of what it counts."""
-    counts = np.zeros(_LABELS, dtype=np.int64)
-    for plane in labels_zyx:
-        counts += np.bincount(plane.ravel(), minlength=_LABELS)
+    """Voxels of each label 0..255 in each plane, ``(planes, 256)``."""
+    counts = np.empty((len(labels_zyx), _LABELS), dtype=np.int64)
+    for k, plane in enumerate(labels_zyx):
+        counts[k] = np.bincount(plane.ravel(), minlength=_LABELS)
     return counts
 
 

@@ -8,7 +8,6 @@ the report has no measurements and says "All algorithms succeeded; without findi
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from highdicom.sr import (
@@ -38,28 +37,21 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.encode.codes import (
     ANATOMY_COVERAGE_INCOMPLETE,
-    ATTENUATION_COEFFICIENT,
     COMMENT,
     CT_UNSPECIFIED_BODY_REGION,
     FINDINGS_SUMMARY,
-    HOUNSFIELD_UNIT,
     IMAGING_MEASUREMENTS,
-    MAXIMUM,
-    MEAN,
     MEASUREMENT_REPORT,
-    MEDIAN,
-    MILLILITER,
-    MINIMUM,
     PROCEDURE_REPORTED,
     QUALITATIVE_EVALUATIONS,
-    STANDARD_DEVIATION,
-    VOLUME,
     WITH_FINDINGS,
     WITHOUT_FINDINGS,
     YES,
     algorithm_family,
     concept,
 )
+from dicom_node.encode.measurement_groups import finding_site, measured_values, with_everything, with_groups
+from dicom_node.encode.part10 import file_of
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -71,7 +63,6 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.encode.source import TYPE_2
-from dicom_node.errors import EncodingError
 
 if TYPE_CHECKING:
     from dicom_node.encode.segments import Segment
@@ -85,23 +76,39 @@ _DEFINITION = (
 )
 
 
-def report_object(
+def report_file(
     segmentation_object: Dataset | None,
     segments: tuple[Segment, ...],
     not_found: tuple[str, ...],
     provenance: Provenance,
-) -> Dataset:
-    """The report on ``segments`` of ``segmentation_object``; both None and empty when nothing was found.
+) -> memoryview:
+    """The report on ``segments`` of ``segmentation_object`` as a Part 10 file.
+
+    None and no segment when nothing was found. highdicom makes everything but the Measurement Groups, which are
+    written from one of its own.
 
     Raises:
         EncodingError: a measurement is not finite.
     """
+    template = tuple(with_everything(segment) for segment in segments[:1])
+    content = memoryview(file_of(highdicom_report(segmentation_object, template, segments, not_found, provenance)))
+    return memoryview(with_groups(content, segments)) if segments else content
+
+
+def highdicom_report(
+    segmentation_object: Dataset | None,
+    grouped: tuple[Segment, ...],
+    segments: tuple[Segment, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+) -> Dataset:
+    """The report on ``segments`` with Measurement Groups, made by highdicom, of those ``grouped`` alone."""
     source, identity = provenance.source, provenance.identity
     evidence = _evidence(source)
     if segmentation_object is not None:
         evidence.append(
             _instance(
-                source,
+                _common_header(source),
                 str(segmentation_object.SOPClassUID),
                 str(segmentation_object.SOPInstanceUID),
                 str(segmentation_object.SeriesInstanceUID),
@@ -109,7 +116,7 @@ def report_object(
         )
     dataset = Comprehensive3DSR(
         evidence=evidence,
-        content=_root(segmentation_object, segments, not_found, provenance),
+        content=_root(segmentation_object, grouped, segments, not_found, provenance),
         series_instance_uid=identity.uid("SR series"),
         series_number=series_number(source, _SERIES_NUMBER_OFFSET),
         sop_instance_uid=identity.uid("SR instance"),
@@ -127,6 +134,7 @@ def report_object(
 
 def _root(
     segmentation_object: Dataset | None,
+    grouped: tuple[Segment, ...],
     segments: tuple[Segment, ...],
     not_found: tuple[str, ...],
     provenance: Provenance,
@@ -145,7 +153,7 @@ def _root(
     if segmentation_object is not None:
         measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
         measured.ContentSequence = ContentSequence()
-        for segment in segments:
+        for segment in grouped:
             measured.ContentSequence.extend(_group(segment, segmentation_object, provenance))
         content.append(measured)
     content.append(_evaluations(segments, not_found, provenance))
@@ -177,9 +185,7 @@ def _group(
     segment: Segment, segmentation_object: Dataset, provenance: Provenance
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     structure, model = segment.structure, provenance.model
-    site, side = structure.type, structure.type_modifier
-    if structure.region is not None:
-        site, side = structure.region, structure.region_modifier
+    site, side = finding_site(structure)
     truncated = segment.measurement.truncated
     group = VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(uid=segment.tracking_uid, identifier=plain(structure.name, 64)),
@@ -207,22 +213,9 @@ def _group(
 
 
 def _measurements(segment: Segment) -> list[Measurement]:
-    measured, name = segment.measurement, segment.structure.name
-    values = [
-        (VOLUME, measured.volume_ml, MILLILITER, None),
-        (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
-        (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
-        (ATTENUATION_COEFFICIENT, measured.min_hu, HOUNSFIELD_UNIT, MINIMUM),
-        (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
-        (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
-    ]
-    for kind, value, _, derivation in values:
-        if not math.isfinite(value):
-            what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
-            raise EncodingError(f"{what} of {name} is {value}, expected a finite number")
     return [
-        Measurement(name=kind, value=float(value), unit=unit, derivation=derivation)
-        for kind, value, unit, derivation in values
+        Measurement(name=kind, value=value, unit=unit, derivation=derivation)
+        for kind, value, unit, derivation in measured_values(segment)
     ]
 
 
@@ -263,19 +256,26 @@ def _comment(sentence: str) -> TextContentItem:
 
 
 def _evidence(source: PreparedSource) -> list[Dataset]:
+    common = _common_header(source)
     return [
-        _instance(source, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
+        _instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
         for plane in source.instances
     ]
 
 
-def _instance(source: PreparedSource, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
+def _common_header(source: PreparedSource) -> Dataset:
+    common = Dataset()
+    common.StudyInstanceUID = source.study_instance_uid
+    for keyword in TYPE_2:
+        setattr(common, keyword, "")
+    return common
+
+
+def _instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
     """As much of a header as highdicom reads from evidence."""
     instance = Dataset()
+    instance.update(common)
     instance.SOPClassUID = sop_class_uid
     instance.SOPInstanceUID = sop_instance_uid
-    instance.StudyInstanceUID = source.study_instance_uid
     instance.SeriesInstanceUID = series_instance_uid
-    for keyword in TYPE_2:
-        setattr(instance, keyword, "")
     return instance

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import structlog
-from pydicom import dcmread, dcmwrite
+from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node import __version__
-from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import PixelDataInvalid, StoreUnavailable
 from dicom_node.types import ResultInstance, Series, SourceInstance
 
 if TYPE_CHECKING:
@@ -211,7 +211,6 @@ class Spool:
 
         Raises:
             StoreUnavailable: disk full or failing; nothing is left behind.
-            EncodingError: a value that can't be encoded.
         """
         name = self.new_name()
         final = self.path(name)
@@ -219,8 +218,7 @@ class Spool:
         with _translated("writing a result"):
             self.make_folder(final.parent)
             try:
-                digest = _write_durably(part, encoded.dataset)
-                size_bytes = part.stat().st_size
+                digest = _write_durably(part, encoded.content)
                 part.rename(final)
                 _sync_folder(final.parent)
             except BaseException:
@@ -228,13 +226,13 @@ class Spool:
                 raise
         instance = ResultInstance(
             kind=encoded.kind,
-            sop_class_uid=str(encoded.dataset.SOPClassUID),
-            sop_instance_uid=str(encoded.dataset.SOPInstanceUID),
-            series_instance_uid=str(encoded.dataset.SeriesInstanceUID),
-            transfer_syntax_uid=str(encoded.dataset.file_meta.TransferSyntaxUID),
+            sop_class_uid=encoded.sop_class_uid,
+            sop_instance_uid=encoded.sop_instance_uid,
+            series_instance_uid=encoded.series_instance_uid,
+            transfer_syntax_uid=encoded.transfer_syntax_uid,
             path=final,
             sha256=digest,
-            size_bytes=size_bytes,
+            size_bytes=len(encoded.content),
         )
         return instance, name
 
@@ -360,16 +358,11 @@ def _read_header(path: Path) -> Dataset:
         raise PixelDataInvalid(f"spool file {path.name} is not readable as DICOM: {type(error).__name__}") from error
 
 
-def _write_durably(part: Path, dataset: Dataset) -> str:
+def _write_durably(part: Path, content: bytes | memoryview) -> str:
+    """Returns the SHA-256 of what can be read back from the file."""
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     with os.fdopen(descriptor, "w+b") as file:
-        try:
-            dcmwrite(file, dataset, enforce_file_format=True)
-        except Exception as error:
-            # pydicom reports values it can't encode by OSError too, then without an error number
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise EncodingError(f"result object can't be written: {type(error).__name__}") from error
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
         file.seek(0)

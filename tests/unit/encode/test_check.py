@@ -11,6 +11,7 @@ import pytest
 from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements
 from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.part10 import file_of
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
@@ -35,10 +36,14 @@ def run() -> tuple[Dataset, Dataset, Segmentation, tuple[Segment, ...], Prepared
     return seg, sr, labels, segments, source
 
 
+def content(dataset: Dataset) -> memoryview:
+    return memoryview(file_of(dataset))
+
+
 def test_nothing_damaged_nothing_refused(run) -> None:
     seg, sr, labels, segments, source = run
-    refuse_other_labels(seg, labels.labels_zyx, segments, source)
-    refuse_other_measurements(sr, segments, seg.SOPInstanceUID)
+    refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+    refuse_other_measurements(content(sr), segments, seg.SOPInstanceUID)
     for dataset in (seg, sr):
         refuse_other_identity(dataset, source)
 
@@ -49,7 +54,7 @@ def test_a_single_flipped_bit_is_seen(run) -> None:
     pixels[3] ^= 0x10
     seg.PixelData = bytes(pixels)
     with pytest.raises(EncodingError, match="1 of 960 voxels"):
-        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
 def test_frames_in_another_order_are_seen(run) -> None:
@@ -60,7 +65,7 @@ def test_frames_in_another_order_are_seen(run) -> None:
         groups[0].DerivationImageSequence,
     )
     with pytest.raises(EncodingError, match="from its source frame"):
-        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
 def test_left_and_right_exchanged_are_seen(run) -> None:
@@ -68,15 +73,29 @@ def test_left_and_right_exchanged_are_seen(run) -> None:
     left, right = segments
     exchanged = (replace(left, label=right.label), replace(right, label=left.label))
     with pytest.raises(EncodingError, match="voxels of the SEG differ"):
-        refuse_other_labels(seg, labels.labels_zyx, exchanged, source)
+        refuse_other_labels(content(seg), labels.labels_zyx, exchanged, source)
     assert np.any(labels.labels_zyx)
+
+
+def test_a_frame_that_comes_twice_is_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    groups = seg.PerFrameFunctionalGroupsSequence
+    groups[1] = groups[0]
+    with pytest.raises(EncodingError, match="two frames of segment 1 on plane"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+
+
+def test_a_file_that_ends_early_is_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    with pytest.raises(EncodingError, match=r"element \(7FE0,0010\) of 96 bytes leads past the end"):
+        refuse_other_labels(content(seg)[:-1], labels.labels_zyx, segments, source)
 
 
 def test_a_missing_frame_is_seen(run) -> None:
     seg, _, labels, segments, source = run
     del seg.PerFrameFunctionalGroupsSequence[-1]
     with pytest.raises(EncodingError, match="voxels of the SEG differ"):
-        refuse_other_labels(seg, labels.labels_zyx, segments, source)
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
 def test_another_patient_is_seen_and_not_named(run) -> None:
@@ -97,4 +116,4 @@ def test_another_frame_of_reference_is_seen(run) -> None:
 def test_a_report_on_another_segmentation_is_seen(run) -> None:
     _, sr, _, segments, _ = run
     with pytest.raises(EncodingError, match="measurement groups"):
-        refuse_other_measurements(sr, segments, "1.2.3")
+        refuse_other_measurements(content(sr), segments, "1.2.3")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import time
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import PixelDataInvalid, StoreUnavailable
 from dicom_node.store.spool import FileMeta, Spool, read_headers, read_series_folder
 from dicom_node.types import EncodedResult, ResultKind
 
@@ -100,9 +101,16 @@ def dataset(series="1.2.1", instance="1.2.1.1", **values) -> Dataset:
     return made
 
 
+def encoded(made: Dataset) -> EncodedResult:
+    buffer = BytesIO()
+    made.save_as(buffer, enforce_file_format=True)
+    uids = (made.SOPClassUID, made.SOPInstanceUID, made.SeriesInstanceUID, made.file_meta.TransferSyntaxUID)
+    return EncodedResult(ResultKind.SEGMENTATION, *uids, buffer.getvalue())
+
+
 def test_a_result_reads_back_equal(spool):
     made = dataset(PatientName="Äneas", SpecificCharacterSet="ISO_IR 192")
-    result, name = spool.write_result(EncodedResult(ResultKind.SEGMENTATION, made))
+    result, name = spool.write_result(encoded(made))
     content = result.path.read_bytes()
     assert (result.sha256, result.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
     assert result.path == spool.path(name)
@@ -111,11 +119,14 @@ def test_a_result_reads_back_equal(spool):
     assert (result.sop_instance_uid, result.transfer_syntax_uid) == ("1.2.1.1", ExplicitVRLittleEndian)
 
 
-def test_a_result_that_cannot_be_written_leaves_nothing(spool):
-    made = dataset(Rows=1)
-    made["Rows"]._value = "not a number"
-    with pytest.raises(EncodingError):
-        spool.write_result(EncodedResult(ResultKind.SEGMENTATION, made))
+def test_a_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
+    def disk_is_full(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = encoded(dataset())
+    monkeypatch.setattr(os, "fsync", disk_is_full)
+    with pytest.raises(StoreUnavailable, match="ENOSPC"):
+        spool.write_result(made)
     assert files(spool) == []
 
 

@@ -1,0 +1,193 @@
+"""The Measurement Groups of a report (PS3.16 TID 1411), all written from the bytes of one that highdicom made.
+
+highdicom takes 20 ms for a group. What differs between two groups is put into the bytes of the template; it has
+everything that a group may have, and what a structure has not is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pydicom.valuerep import DSfloat
+
+from dicom_node.encode.codes import (
+    ATTENUATION_COEFFICIENT,
+    HOUNSFIELD_UNIT,
+    MAXIMUM,
+    MEAN,
+    MEDIAN,
+    MILLILITER,
+    MINIMUM,
+    STANDARD_DEVIATION,
+    VOLUME,
+    concept,
+)
+from dicom_node.encode.part10 import (
+    PREAMBLE_LENGTH,
+    element,
+    encoded_elements,
+    item_of,
+    items,
+    sequence,
+    text_element,
+    values,
+    within,
+)
+from dicom_node.encode.provenance import plain
+from dicom_node.errors import EncodingError
+
+if TYPE_CHECKING:
+    from pydicom.sr.coding import Code as DicomCode
+
+    from dicom_node.encode.segments import Segment
+    from inference.structures import Code, Structure
+
+_CODE_VALUE = 0x00080100
+_REFERENCED_SOP = 0x00081199
+_CONCEPT_NAME = 0x0040A043
+_UID = 0x0040A124
+_TEXT = 0x0040A160
+_FLOATING_POINT_VALUE = 0x0040A161
+_CONCEPT = 0x0040A168
+_MEASURED_VALUE = 0x0040A300
+_NUMERIC_VALUE = 0x0040A30A
+_CONTENT = 0x0040A730
+_REFERENCED_SEGMENT_NUMBER = 0x0062000B
+
+_IMAGING_MEASUREMENTS = "126010"
+_TRACKING_IDENTIFIER = "112039"
+_TRACKING_UID = "112040"
+_FINDING_CATEGORY = "276214006"
+_FINDING = "121071"
+_FINDING_SITE = "363698007"
+_REFERENCED_SEGMENT = "121191"
+_OF_TRUNCATED_ALONE = ("130576", "121106")
+"""Anatomy coverage incomplete, and the comment on it."""
+
+
+def finding_site(structure: Structure) -> tuple[Code, Code | None]:
+    """Finding Site and its Laterality."""
+    if structure.region is not None:
+        return structure.region, structure.region_modifier
+    return structure.type, structure.type_modifier
+
+
+def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
+    """Kind, value, unit and derivation of every measurement, in the order of a group.
+
+    Raises:
+        EncodingError: a value is not finite.
+    """
+    measured, name = segment.measurement, segment.structure.name
+    stated = [
+        (VOLUME, measured.volume_ml, MILLILITER, None),
+        (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
+        (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
+        (ATTENUATION_COEFFICIENT, measured.min_hu, HOUNSFIELD_UNIT, MINIMUM),
+        (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
+        (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
+    ]
+    for kind, value, _, derivation in stated:
+        if not math.isfinite(value):
+            what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
+            raise EncodingError(f"{what} of {name} is {value}, expected a finite number")
+    return [(kind, float(value), unit, derivation) for kind, value, unit, derivation in stated]
+
+
+def with_everything(segment: Segment) -> Segment:
+    """``segment`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
+    structure = segment.structure
+    site, side = finding_site(structure)
+    return replace(
+        segment,
+        structure=replace(structure, region=site, region_modifier=side or site),
+        measurement=replace(segment.measurement, truncated=True),
+    )
+
+
+def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
+    """``report``, a Part 10 file with the group of a segment :func:`with_everything`, with those of ``segments``.
+
+    Raises:
+        EncodingError: a measurement is not finite.
+    """
+    concepts = {code: _concept(code) for code in {code for segment in segments for code in _codes(segment.structure)}}
+    root = encoded_elements(report[PREAMBLE_LENGTH:])
+    children = []
+    for child in items(values(report[PREAMBLE_LENGTH:])[_CONTENT]):
+        if _name(child) == _IMAGING_MEASUREMENTS:
+            (group,) = items(values(child)[_CONTENT])
+            template = _GroupTemplate.of(group)
+            container = encoded_elements(child)
+            container[_CONTENT] = sequence(_CONTENT, (template.filled(segment, concepts) for segment in segments))
+            children.append(b"".join(container.values()))
+        else:
+            children.append(bytes(child))
+    root[_CONTENT] = sequence(_CONTENT, children)
+    return bytes(report[:PREAMBLE_LENGTH]) + b"".join(root.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupTemplate:
+    """The elements of a group, and those of each Content Item below it with the code of its Concept Name."""
+
+    group: dict[int, bytes]
+    children: tuple[tuple[str, dict[int, bytes]], ...]
+
+    @classmethod
+    def of(cls, group: memoryview) -> _GroupTemplate:
+        children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
+        return cls(encoded_elements(group), children)
+
+    def filled(self, segment: Segment, concepts: dict[Code, bytes]) -> bytes:
+        """The group of ``segment``; ``concepts`` has its codes, encoded."""
+        structure = segment.structure
+        site, side = finding_site(structure)
+        changes = {
+            _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
+            _TRACKING_UID: {_UID: text_element(_UID, b"UI", segment.tracking_uid)},
+            _FINDING_CATEGORY: {_CONCEPT: concepts[structure.category]},
+            _FINDING: {_CONCEPT: concepts[structure.type]},
+            _FINDING_SITE: {_CONCEPT: concepts[site]},
+        }
+        measured = iter(measured_values(segment))
+        contents = []
+        for name, child in self.children:
+            if name in _OF_TRUNCATED_ALONE and not segment.measurement.truncated:
+                continue
+            changed = child | changes.get(name, {})
+            if name == _FINDING_SITE:
+                changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: concepts[side]})
+            elif name == _REFERENCED_SEGMENT:
+                number = element(_REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number))
+                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
+            elif _MEASURED_VALUE in child:
+                changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(next(measured)[1]))
+            contents.append(b"".join(changed.values()))
+        return b"".join((self.group | {_CONTENT: sequence(_CONTENT, contents)}).values())
+
+
+def _number(value: float) -> dict[int, bytes]:
+    """Both forms of a number: exact, and as the decimal of at most 16 characters that older readers know."""
+    return {
+        _FLOATING_POINT_VALUE: element(_FLOATING_POINT_VALUE, b"FD", struct.pack("<d", value)),
+        _NUMERIC_VALUE: text_element(_NUMERIC_VALUE, b"DS", str(DSfloat(value, auto_format=True))),
+    }
+
+
+def _codes(structure: Structure) -> list[Code]:
+    site, side = finding_site(structure)
+    return [code for code in (structure.category, structure.type, site, side) if code is not None]
+
+
+def _concept(code: Code) -> bytes:
+    return sequence(_CONCEPT, [item_of(concept(code))])
+
+
+def _name(content_item: memoryview) -> str:
+    """The code of the Concept Name of a Content Item."""
+    (name,) = items(values(content_item)[_CONCEPT_NAME])
+    return bytes(values(name)[_CODE_VALUE]).rstrip(b" ").decode("ascii")

@@ -1,0 +1,127 @@
+"""What we write as bytes is what highdicom makes of the whole label map and of every group, to the last byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from dicom_node.encode.encode import encode
+from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.part10 import file_of
+from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.seg import highdicom_segmentation, segment_description
+from dicom_node.encode.segments import Segment, present_segments
+from dicom_node.encode.source import prepare
+from dicom_node.encode.sr import highdicom_report
+from dicom_node.types import Reconstruction, ResultKind
+from inference.structures import STRUCTURES, paper_labels
+from tests.unit.encode.synthetic import (
+    CONTEXT,
+    GRIDS,
+    MODEL,
+    ORIENTATIONS,
+    geometry,
+    measured,
+    reconstruction,
+    segmentation,
+)
+
+if TYPE_CHECKING:
+    from inference.types import Measurements, Segmentation
+
+NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat", 201: "liver"}
+
+
+class Pair:
+    """The results of one run as we write them, and as highdicom alone makes them."""
+
+    def __init__(self, source: Reconstruction, labels: Segmentation, measurements: Measurements | None = None) -> None:
+        measurements = measurements or measured(source, labels)
+        results = encode(source, labels, measurements, CONTEXT)
+        self.ours = {result.kind: bytes(result.content) for result in results}
+        prepared = prepare(source)
+        identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
+        said = statements(CONTEXT, MODEL, len(prepared.planes), source.notes)
+        provenance = Provenance(identity, CONTEXT, prepared, said)
+        segments = present_segments(labels, measurements, identity)
+        seg = highdicom_segmentation(
+            numbers(labels.labels_zyx, segments),
+            [segment_description(s, provenance) for s in segments],
+            provenance,
+            prepared.planes,
+        )
+        length = (seg.Rows * seg.Columns * seg.NumberOfFrames + 7) // 8
+        # PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character "0"
+        seg.add_new("PixelData", "OB", seg.PixelData[:length] + bytes(length % 2))
+        sr = highdicom_report(seg, segments, segments, measurements.not_found, provenance)
+        self.highdicom = {ResultKind.SEGMENTATION: file_of(seg), ResultKind.REPORT: file_of(sr)}
+
+
+def numbers(labels_zyx: np.ndarray, segments: tuple[Segment, ...]) -> np.ndarray:
+    table = np.zeros(256, dtype=np.uint8)
+    for segment in segments:
+        table[segment.label] = segment.number
+    return table[labels_zyx]
+
+
+@pytest.mark.parametrize("name", [name for name in GRIDS if name != "one voxel"])
+def test_on_every_grid(name: str) -> None:
+    grid, multi_frame = GRIDS[name]
+    pair = Pair(reconstruction(grid, multi_frame=multi_frame), segmentation(grid, NAMES))
+    assert pair.ours == pair.highdicom
+
+
+@pytest.mark.parametrize("name", ["axial", "one plane", "multi-frame"])
+def test_with_a_single_structure(name: str) -> None:
+    grid, multi_frame = GRIDS[name]
+    labels_zyx = np.zeros(grid.shape_zyx)
+    labels_zyx[::2, 2:5, 3:9] = 201
+    pair = Pair(reconstruction(grid, multi_frame=multi_frame), segmentation(grid, NAMES, labels_zyx))
+    assert pair.ours == pair.highdicom
+
+
+@settings(max_examples=12, deadline=timedelta(seconds=10))
+@given(st.data())
+def test_of_any_label_map(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(st.integers(1, 5), st.integers(3, 9), st.integers(3, 9)))
+    labels_zyx = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, *NAMES])))
+    assume(labels_zyx.any())
+    shear = data.draw(st.sampled_from([(0.0, 0.0), (0.0, 0.9), (0.3, -0.9)]))
+    grid = geometry(shape, data.draw(st.sampled_from(list(ORIENTATIONS.values()))), shear)
+    source = reconstruction(grid, multi_frame=data.draw(st.booleans()))
+    pair = Pair(source, segmentation(grid, NAMES, labels_zyx))
+    assert pair.ours == pair.highdicom
+
+
+def test_with_all_structures_of_the_catalogue() -> None:
+    names = {
+        label: name for label, name in enumerate((structure.name for structure in STRUCTURES), start=1) if label < 256
+    }
+    assert set(paper_labels().values()) <= set(names.values())
+    grid = geometry((3, 16, 25))
+    labels = segmentation(grid, names, np.resize(np.array(list(names), dtype=np.uint8), grid.shape_zyx))
+    pair = Pair(reconstruction(grid), labels)
+    assert pair.ours == pair.highdicom
+
+
+@settings(max_examples=10, deadline=timedelta(seconds=10))
+@given(st.lists(st.tuples(*[st.floats(-1e300, 1e300)] * 5, st.booleans()), min_size=2, max_size=2))
+def test_of_any_finite_measurement(drawn: list[tuple[float, float, float, float, float, bool]]) -> None:
+    grid = geometry((4, 12, 16))
+    labels = segmentation(grid, {3: NAMES[3], 201: NAMES[201]})
+    source = reconstruction(grid)
+    measurements = measured(source, labels)
+    keys = ("volume_ml", "mean_hu", "sd_hu", "min_hu", "median_hu", "truncated")
+    structures = tuple(
+        replace(structure, **dict(zip(keys, values, strict=True)))
+        for structure, values in zip(measurements.structures, drawn, strict=True)
+    )
+    pair = Pair(source, labels, replace(measurements, structures=structures))
+    assert pair.ours[ResultKind.REPORT] == pair.highdicom[ResultKind.REPORT]
