@@ -3,9 +3,9 @@
 ``python benchmarks/receive.py [--instances N] [--rounds R]``. All receivers run in turn on this machine in each round,
 so that the ratios hold where the absolute figures drift; the median of the rounds is printed. Senders are DCMTK's
 storescu with TCP_NODELAY on loopback. The listener is the node's own (as in ``dicom-node listen``: real spool, real
-SQLite ledger, everything synced before 0x0000); Orthanc in its default syncs the file but neither folder nor index;
-storescp syncs nothing. TMPDIR chooses the disk; on tmpfs syncs are free and the figures are
-those of the CPU.
+SQLite ledger, everything synced before 0x0000); pynetdicom's own listener syncs the file and keeps no ledger; Orthanc
+in its default syncs the file but neither folder nor index; storescp syncs nothing. TMPDIR chooses the disk; on tmpfs
+syncs are free and the figures are those of the CPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import yaml
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE, evt
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dicom_node.receive.scp import Listener
@@ -103,6 +104,29 @@ def listen(config_file: Path) -> None:
         ledger.close()
 
 
+def pynetdicom_command(folder: Path, port: int) -> list[str]:
+    return [sys.executable, __file__, "--pynetdicom", str(folder / "out"), "--port", str(port)]
+
+
+def pynetdicom_receiver(folder: Path, port: int) -> None:
+    """pynetdicom's own listener with a handler that syncs the file, and keeps no ledger."""
+    folder.mkdir()
+
+    def store(event: evt.Event) -> int:
+        path = folder / f"{event.request.AffectedSOPInstanceUID}-{time.monotonic_ns()}"
+        with path.open("xb") as file:
+            file.write(event.encoded_dataset())
+            file.flush()
+            os.fsync(file.fileno())
+        return 0
+
+    entity = AE(ae_title="ARCHIVE")
+    entity.maximum_pdu_size = 131072
+    entity.add_supported_context("1.2.840.10008.1.1")
+    entity.add_supported_context(CTImageStorage, [ExplicitVRLittleEndian])
+    entity.start_server(("127.0.0.1", port), evt_handlers=[(evt.EVT_C_STORE, store)])
+
+
 def orthanc_command(folder: Path, port: int) -> list[str]:
     settings = {
         "DicomAet": "ARCHIVE",
@@ -160,6 +184,7 @@ def instances_per_second(port: int, folders: list[Path]) -> float:
 
 RECEIVERS: dict[str, Callable[[Path, int], list[str]]] = {
     "dicom-node listen (synced)": node_command,
+    "pynetdicom (file synced)": pynetdicom_command,
     "Orthanc, default (synced)": orthanc_command,
     "storescp --fork (not synced)": storescp_command,
 }
@@ -186,7 +211,12 @@ def main() -> None:
     parser.add_argument("--senders", type=int, default=4, help="at once, in the second column")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listen", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--pynetdicom", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.pynetdicom:
+        pynetdicom_receiver(options.pynetdicom, options.port)
+        return
     if options.listen:
         listen(options.listen)
         return
