@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger
 
 _PROBLEM_FOUND = 3
+_NEVER_WRAPPED = frozenset({"id", "state", "progress", "attempts", "kind"})
 _JOB_ID = click.IntRange(1, 2**63 - 1)
 _SPACING_HELP = "Columns, rows, planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
@@ -156,18 +157,7 @@ def jobs(command: _Command, *, limit: int, state: str | None, series_uid: str | 
         return
     for row in rows:
         row["progress"] = f"{row['progress']:.0%}"
-    columns = (
-        "id",
-        "state",
-        "model",
-        "progress",
-        "stage",
-        "attempts",
-        "created_at",
-        "series_instance_uid",
-        "revision",
-        "reason",
-    )
+    columns = ("id", "state", "model", "progress", "stage", "series_instance_uid", "revision", "reason")
     command.console.print(_table("jobs", rows, columns))
 
 
@@ -320,8 +310,11 @@ def train(arguments: tuple[str, ...]) -> None:
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> Table:
+    """UIDs, reasons and times fold over several lines; short values stay whole, also in a terminal of 80 columns."""
     columns = tuple(columns)
-    table = Table(*(column.replace("_", " ") for column in columns), title=title)
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _NEVER_WRAPPED)
     for row in rows:
         # Text: what stands in square brackets is a value, not rich's markup
         table.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))

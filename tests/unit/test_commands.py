@@ -98,6 +98,7 @@ def test_every_command_for_people_answers_programs_in_json(config):
     assert answer == {"job": job_id, "answer": "the series goes through the rules again"}
     for command in (["status"], ["jobs"], ["job", str(job_id)]):
         assert call(config, *command).exit_code == 0
+    assert "SUPERSEDED" in call(config, "jobs").stdout, "states are whole in a terminal of 80 columns"
 
 
 def test_what_cannot_be_done_is_said_on_stderr_with_an_exit_code(config):
