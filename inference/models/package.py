@@ -1,15 +1,32 @@
-"""An installed model: a folder with ``manifest.json`` and safetensors, the only form in which the node loads weights."""
+"""An installed model: a folder with ``manifest.json`` and safetensors, the only form in which the node loads weights.
+
+The manifest is read as everything from disk is: unknown keys are errors, every number has bounds, no name holds a path.
+Its ``digest`` is the SHA-256 over all its other entries but ``source`` (keys sorted, no white space), and those hold the
+SHA-256 of every file of weights: it names the model, whoever installed it from wherever. No torch is needed to read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+from inference.errors import ModelDigestError, ModelPackageError
+from inference.models import checks
+from inference.types import ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from inference.types import ModelIdentity
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+FAMILY = "nnU-Net"
+SPACING_BOUNDS_MM = (0.1, 20.0)
+PATCH_BOUNDS = (8, 512)
+MOST_PARTS = 16
+MOST_FOLDS = 10
 
 Resampling = Literal["corners", "nnunet"]
 """How HU come to the network's grid and labels back.
@@ -98,3 +115,218 @@ class ModelPackage:
     minimum_extent_mm: float
     licence: str
     source: str
+
+
+def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
+    """The package in ``folder``; with ``check_weights`` every file of weights is hashed and compared.
+
+    Raises:
+        ModelPackageError: the manifest or a file is missing or malformed, or says what is not allowed.
+        ModelDigestError: the manifest or a file of weights is not the one that was installed.
+    """
+    content = checks.closed(checks.read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), _KEYS)
+    checks.whole_in(content["format"], "format", FORMAT, FORMAT)
+    try:
+        package = _package(folder, content)
+    except ModelPackageError as error:
+        raise ModelPackageError(f"{folder / MANIFEST_NAME}: {error}") from None
+    found = manifest_digest(content)
+    if found != package.identity.digest:
+        raise ModelDigestError(
+            f"{folder / MANIFEST_NAME} was changed: its entries have the SHA-256 {found}, "
+            f"installed was {package.identity.digest}"
+        )
+    for weights in _weights_of(content):
+        _check_file(folder / weights["file"], weights, with_digest=check_weights)
+    return package
+
+
+def check_digest(identity: ModelIdentity, approved: str | None) -> None:
+    """Raises ModelDigestError unless ``approved`` is None or the model's digest."""
+    if approved is not None and approved.lower() != identity.digest:
+        raise ModelDigestError(
+            f"model {identity.name!r} has the digest {identity.digest}, approved is {approved.lower()}"
+        )
+
+
+def manifest_text(content: Mapping[str, Any]) -> str:
+    """``manifest.json`` of the entries in ``content``, which has no ``format`` and no ``digest`` yet."""
+    whole = {"format": FORMAT, **content}
+    return json.dumps({**whole, "digest": manifest_digest(whole)}, indent=1) + "\n"
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical form of everything but the digest itself and the source."""
+    named = {key: value for key, value in content.items() if key not in ("digest", "source")}
+    canonical = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def architecture_entry(architecture: Architecture) -> dict[str, Any]:
+    """The form of an architecture in a manifest."""
+    return cast("dict[str, Any]", json.loads(json.dumps(asdict(architecture))))
+
+
+def _fields(kind: type[Architecture | Normalisation | Crop]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
+
+
+def read_architecture(content: object) -> Architecture:
+    """An architecture from its form in a manifest.
+
+    Raises:
+        ModelPackageError: a layer that is not ours or a number out of bounds.
+    """
+    given = checks.closed(content, "architecture", _fields(Architecture))
+    stages = len(checks.listed(given["features_per_stage"], "features_per_stage", 8))
+    checks.whole_in(stages, "number of stages", 2, 8)
+    return Architecture(
+        network=checks.one_of(given["network"], "network", ("PlainConvUNet", "ResidualEncoderUNet")),
+        features_per_stage=checks.per_stage(given["features_per_stage"], stages, "features_per_stage", 1024),
+        kernel_sizes=checks.triples(given["kernel_sizes"], stages, "kernel_sizes", 7),
+        strides=checks.triples(given["strides"], stages, "strides", 4),
+        blocks_per_stage=checks.per_stage(given["blocks_per_stage"], stages, "blocks_per_stage", 12),
+        convolutions_per_decoder_stage=checks.per_stage(
+            given["convolutions_per_decoder_stage"], stages - 1, "convolutions_per_decoder_stage", 12
+        ),
+        conv_bias=checks.truth(given["conv_bias"], "conv_bias"),
+        norm_eps=checks.number_in(given["norm_eps"], "norm_eps", 1e-12, 1e-1),
+        norm_affine=checks.truth(given["norm_affine"], "norm_affine"),
+        nonlin=checks.one_of(given["nonlin"], "nonlin", ("LeakyReLU", "ReLU")),
+        negative_slope=checks.number_in(given["negative_slope"], "negative_slope", 0.0, 1.0),
+        nonlin_first=checks.truth(given["nonlin_first"], "nonlin_first"),
+    )
+
+
+def read_normalisation(content: object) -> Normalisation:
+    """The constants of a CTNormalization from their form in a manifest.
+
+    Raises:
+        ModelPackageError: not four finite numbers that make sense together.
+    """
+    given = checks.closed(content, "normalisation", _fields(Normalisation))
+    low, high, mean, sd = (checks.number_in(given[key], key, -1e5, 1e5) for key in _fields(Normalisation))
+    if low >= high or sd <= 0:
+        raise ModelPackageError(f"CTNormalization clips to {low:g}..{high:g} HU and divides by {sd:g}: not sound")
+    return Normalisation(low, high, mean, sd)
+
+
+_KEYS = (
+    *("format", "digest", "name", "version", "family", "intended_use", "licence", "source", "labels", "parts"),
+    *("resampling", "window_step", "crop", "minimum_slices", "minimum_extent_mm"),
+)
+_PART_KEYS = tuple(Part.__dataclass_fields__)
+_WEIGHTS_KEYS = ("file", "bytes", "sha256")
+
+
+def _package(folder: Path, content: Mapping[str, Any]) -> ModelPackage:
+    identity = ModelIdentity(
+        name=checks.name(content["name"], "name"),
+        version=checks.text(content["version"], "version"),
+        digest=checks.sha256(content["digest"], "digest"),
+        family=checks.one_of(content["family"], "family", (FAMILY,)),
+        intended_use=checks.text(content["intended_use"], "intended_use"),
+    )
+    package = ModelPackage(
+        folder=folder,
+        identity=identity,
+        parts=tuple(_part(folder, part) for part in checks.listed(content["parts"], "parts", MOST_PARTS)),
+        names_by_label=_names(content["labels"], "labels"),
+        resampling=cast("Resampling", checks.one_of(content["resampling"], "resampling", get_args(Resampling))),
+        window_step=checks.number_in(content["window_step"], "window_step", 0.1, 1.0),
+        crop=None if content["crop"] is None else read_crop(content["crop"]),
+        minimum_slices=checks.whole_in(content["minimum_slices"], "minimum_slices", 1, 10_000),
+        minimum_extent_mm=checks.number_in(content["minimum_extent_mm"], "minimum_extent_mm", 0.0, 10_000.0),
+        licence=checks.text(content["licence"], "licence"),
+        source=checks.text(content["source"], "source"),
+    )
+    _check_names(package)
+    return package
+
+
+def _part(folder: Path, content: object) -> Part:
+    given = checks.closed(content, "part", _PART_KEYS)
+    what = f"part {checks.name(given['name'], 'name of a part')}"
+    weights = [
+        checks.closed(entry, "weights", _WEIGHTS_KEYS) for entry in checks.listed(given["weights"], what, MOST_FOLDS)
+    ]
+    part = Part(
+        name=given["name"],
+        weights=tuple(folder / checks.name(entry["file"], "file of weights") for entry in weights),
+        architecture=read_architecture(given["architecture"]),
+        normalisation=read_normalisation(given["normalisation"]),
+        axes=checks.axis_order(given["axes"]),
+        spacing_mm=checks.numbers(given["spacing_mm"], "spacing_mm", *SPACING_BOUNDS_MM),
+        patch_size=checks.whole_numbers(given["patch_size"], "patch_size", *PATCH_BOUNDS),
+        names_by_channel=_names(given["names_by_channel"], f"{what}: names_by_channel"),
+    )
+    if sorted(part.names_by_channel) != list(range(1, len(part.names_by_channel) + 1)):
+        raise ModelPackageError(f"{what}: channels must be numbered 1..{len(part.names_by_channel)} without gap")
+    checks.patch_of_network(part.patch_size, part.architecture.strides, what)
+    return part
+
+
+def read_crop(content: object) -> Crop:
+    """A crop from its form in a manifest.
+
+    Raises:
+        ModelPackageError: structures that nobody knows, or a margin out of bounds.
+    """
+    given = checks.closed(content, "crop", _fields(Crop))
+    structures = tuple(
+        checks.text(entry, "structure") for entry in checks.listed(given["structures"], "structures", 255)
+    )
+    checks.known_structures(structures, "crop")
+    return Crop(
+        model=checks.name(given["model"], "crop.model"),
+        structures=structures,
+        margin_xyz_mm=checks.numbers(given["margin_xyz_mm"], "margin_xyz_mm", 0.0, 1000.0),
+    )
+
+
+def _names(content: object, what: str) -> dict[int, str]:
+    """Structures by number; the keys of a JSON object are texts."""
+    if not isinstance(content, dict) or not 1 <= len(content) <= checks.HIGHEST_LABEL:
+        raise ModelPackageError(f"{what} must name 1 to {checks.HIGHEST_LABEL} structures")
+    named = {_number(key, what): checks.text(value, what) for key, value in content.items()}
+    checks.known_structures(named.values(), what)
+    return dict(sorted(named.items()))
+
+
+def _number(key: str, what: str) -> int:
+    if not (key.isascii() and key.isdigit() and len(key) <= 3) or key.startswith("0"):  # noqa: PLR2004 - 1..255
+        raise ModelPackageError(f"{what}: {key[:80]!r} must be a whole number from 1 to {checks.HIGHEST_LABEL}")
+    return checks.whole_in(int(key), what, 1, checks.HIGHEST_LABEL)
+
+
+def _check_names(package: ModelPackage) -> None:
+    names = list(package.names_by_label.values())
+    given = {name for part in package.parts for name in part.names_by_channel.values()}
+    if len(set(names)) < len(names) or set(names) != given:
+        odd = sorted(set(names) ^ given) or sorted(name for name in set(names) if names.count(name) > 1)
+        raise ModelPackageError(f"labels and the channels of the parts disagree about {', '.join(odd)}")
+    files = [path.name for part in package.parts for path in part.weights]
+    if len(set(files)) < len(files) or len({part.name for part in package.parts}) < len(package.parts):
+        raise ModelPackageError("two parts or two folds share a name")
+
+
+def _weights_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [weights for part in content["parts"] for weights in part["weights"]]
+
+
+def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) -> None:
+    expected = checks.sha256(weights["sha256"], f"sha256 of {path.name}")
+    size = checks.whole_in(weights["bytes"], f"bytes of {path.name}", 1, checks.WEIGHTS_LIMIT_BYTES)
+    try:
+        if path.is_symlink() or path.stat().st_size != size:
+            raise ModelDigestError(f"{path} has {path.stat().st_size} bytes, installed were {size}")
+        if with_digest and (found := file_digest(path)) != expected:
+            raise ModelDigestError(f"{path} has the SHA-256 {found}, installed was {expected}")
+    except OSError as error:
+        raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -57,7 +57,7 @@ class RunningNode:
             "completion": {"regular_quiet_s": 1, "otherwise_quiet_s": 3},
             "models": {
                 "tissue": {"kind": "tissue"},
-                "demo": {"kind": "nnunet", "folders": [str(DEMO_MODEL)]},
+                "demo": {"kind": "nnunet", "package": str(DEMO_MODEL)},
             },
             "work": {"heartbeat_limit_s": 60},
             "delivery": {"first_retry_s": 1, "longest_retry_s": 2},

@@ -1,0 +1,135 @@
+"""The weights of a checkpoint of nnU-Net: nothing of the file is ever executed.
+
+``torch.load(weights_only=True)`` with the few numpy types that nnU-Net's bookkeeping needs, from a zip file of
+uncompressed members only, and then a strict match of names and shapes with the network that the checked plans describe.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inference.errors import ModelPackageError
+from inference.models.checks import WEIGHTS_LIMIT_BYTES
+from inference.nnunet.torch_network import build_network
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from inference.models.nnunet_folder import NnunetFolder
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes that DistributedDataParallel and torch.compile put before the names of weights."""
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+"""What the pickle of a numpy number calls; its private module has two names, of numpy 2 and of numpy 1."""
+_BOOKKEEPING_TYPES: list[Any] = [
+    np.dtype,
+    np.float64,
+    np.float32,
+    np.ndarray,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+]
+
+
+PARAMETER_LIMIT = 10**9
+"""Largest network that is built; TotalSegmentator's have 3 * 10**7 parameters."""
+
+
+def read_weights(path: Path, found: NnunetFolder) -> dict[str, torch.Tensor]:
+    """The weights that inference needs, under the names of the bare network and each once, as 32- or 16-bit floats.
+
+    What trains only (the heads of deep supervision) and what nnU-Net's modules name twice is left out.
+
+    Raises:
+        ModelPackageError: a checkpoint that is poisoned, of another configuration, or does not fit the plans.
+    """
+    _check_archive(path)
+    weights = _network_weights(path, found)
+    with torch.device("meta"):  # names and shapes without memory
+        network = build_network(found.architecture, len(found.names_by_channel) + 1)
+    expected: dict[str, torch.Tensor] = network.state_dict()
+    if sum(value.numel() for value in network.parameters()) > PARAMETER_LIMIT:
+        raise ModelPackageError(f"{found.folder}: the network has more than {PARAMETER_LIMIT} parameters")
+    _check_fit(weights, expected, path)
+    _check_duplicates(weights, network, path)
+    heads = [name for name in expected if name.startswith("decoder.seg_layers.")]
+    last = heads[-1].rsplit(".", 1)[0] + "."
+    kept = {name: weights[name] for name, _ in network.named_parameters() if name not in heads or name.startswith(last)}
+    return {name: _as_float(name, value, path) for name, value in kept.items()}
+
+
+def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
+    foreign, missing = sorted(set(weights) - set(expected)), sorted(set(expected) - set(weights))
+    if foreign or missing:
+        raise ModelPackageError(
+            f"{path} does not fit the network in plans.json: {len(missing)} weights are missing {missing[:3]}, "
+            f"{len(foreign)} are foreign {[name[:80] for name in foreign[:3]]}"
+        )
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or value.shape != expected[name].shape or value.is_sparse:
+            seen = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ModelPackageError(
+                f"{path} does not fit the network in plans.json: {name} is {seen}, not {tuple(expected[name].shape)}"
+            )
+
+
+def _check_duplicates(weights: Mapping[str, torch.Tensor], network: torch.nn.Module, path: Path) -> None:
+    """What is one parameter of the network under several names must be one value."""
+    first: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        kept = weights[first.setdefault(id(parameter), name)]
+        if weights[name].data_ptr() != kept.data_ptr() and not torch.equal(weights[name], kept):
+            raise ModelPackageError(f"{path}: {name} and {first[id(parameter)]} differ, but are the same weight")
+
+
+def _as_float(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
+    if not value.is_floating_point():
+        raise ModelPackageError(f"{path}: {name} holds {value.dtype}, not floating-point numbers")
+    if not bool(torch.isfinite(value).all()):
+        raise ModelPackageError(f"{path}: {name} holds NaN or infinity")
+    return (value if value.dtype == torch.float16 else value.float()).contiguous()
+
+
+def _network_weights(path: Path, found: NnunetFolder) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals(_BOOKKEEPING_TYPES):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        # the first line names the refused type; the rest is advice to switch the check off
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "not allowed")
+        raise ModelPackageError(f"{path} holds more than weights and is not loaded: {reason.strip()[:200]}") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ModelPackageError(f"{path} is not a checkpoint: {str(error)[:200]}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
+        raise ModelPackageError(f"{path} holds no network_weights")
+    trained = (checkpoint.get("init_args") or {}).get("configuration", found.configuration)
+    if trained != found.configuration:
+        raise ModelPackageError(f"{path} was trained as {trained!r}; its folder says {found.configuration!r}")
+    return {_bare(name): value for name, value in checkpoint["network_weights"].items()}
+
+
+def _check_archive(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ModelPackageError(f"{path} is not a torch checkpoint in zip format: {error}") from error
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ModelPackageError(f"{path} holds compressed members; a torch checkpoint does not")
+    if sum(member.file_size for member in members) > WEIGHTS_LIMIT_BYTES:
+        raise ModelPackageError(f"{path} unpacks to more than {WEIGHTS_LIMIT_BYTES} bytes")
+
+
+def _bare(name: str) -> str:
+    for wrapper in _WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name

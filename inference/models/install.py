@@ -1,0 +1,200 @@
+"""From a model folder of nnU-Net to an installed package: each checkpoint is looked into once, safely, and rewritten.
+
+A package appears in the library whole or not at all: it is written into a folder beside its place, synced and renamed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from inference.errors import ModelPackageError
+from inference.models import checks
+from inference.models.nnunet_folder import read_nnunet_folder
+from inference.models.package import (
+    FAMILY,
+    MANIFEST_NAME,
+    ModelPackage,
+    architecture_entry,
+    file_digest,
+    manifest_text,
+    read_package,
+)
+from inference.structures import structure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from inference.models.nnunet_folder import NnunetFolder
+    from inference.models.package import Crop, Resampling
+
+RESEARCH_USE = "Research use only - not for clinical use"
+LEFTOVER_PREFIX = ".installing-"
+_LOCK_NAME = ".lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model folder does not say about itself; the defaults are nnU-Net's.
+
+    ``folds`` None: all that are there. ``labels`` None: as in dataset.json for a single part; for several parts by
+    TotalSegmentator's numbers where every structure has one, else consecutively in the order of the parts.
+    """
+
+    name: str
+    source: str
+    version: str = "1"
+    licence: str = "not stated"
+    intended_use: str = RESEARCH_USE
+    folds: tuple[str, ...] | None = None
+    labels: Mapping[int, str] | None = None
+    resampling: Resampling = "nnunet"
+    window_step: float = 0.5
+    crop: Crop | None = None
+    minimum_slices: int = 16
+    minimum_extent_mm: float = 30.0
+
+
+def install_folders(
+    folders: Sequence[Path], library: Path, facts: Facts, on_checkpoint: Callable[[int, int], None] | None = None
+) -> ModelPackage:
+    """Install the nnU-Net model in ``folders`` (its parts, in the order in which they are merged) as one package.
+
+    ``on_checkpoint(done, all)`` is called after each checkpoint.
+
+    Raises:
+        ModelPackageError: a folder is not sound, or the library holds a model of that name; nothing was installed.
+    """
+    parts = [read_nnunet_folder(folder, facts.folds) for folder in folders]
+    if not parts:
+        raise ModelPackageError(f"model {facts.name!r} has no folder")
+    with _place(library, checks.name(facts.name, "name of the model")) as place:
+        entries = _write_parts(parts, place, on_checkpoint or (lambda _done, _all: None))
+        (place / MANIFEST_NAME).write_text(manifest_text(_manifest(facts, parts, entries)), encoding="utf-8")
+        read_package(place)
+        _sync(place)
+    return read_package(library / facts.name, check_weights=False)
+
+
+@contextmanager
+def locked(library: Path) -> Iterator[None]:
+    """Only one process changes a library at a time; what a killed one left behind is swept.
+
+    Raises:
+        ModelPackageError: another process is at it.
+    """
+    library.mkdir(parents=True, exist_ok=True)
+    with (library / _LOCK_NAME).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ModelPackageError(f"another process is installing or removing a model in {library}") from None
+        for leftover in library.glob(f"{LEFTOVER_PREFIX}*"):
+            shutil.rmtree(leftover)
+        yield
+
+
+@contextmanager
+def _place(library: Path, name: str) -> Iterator[Path]:
+    """A folder to fill, which becomes the package ``name`` of ``library`` when the block ends without error."""
+    with locked(library):
+        if (library / name).exists():
+            raise ModelPackageError(f"{library} already holds a model called {name!r}; remove it first")
+        place = library / (LEFTOVER_PREFIX + name)
+        place.mkdir(mode=0o755)
+        try:
+            yield place
+            place.rename(library / name)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        _sync_folder(library)
+
+
+def _write_parts(
+    parts: Sequence[NnunetFolder], place: Path, on_checkpoint: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    from safetensors.torch import save_file  # noqa: PLC0415 - torch is needed for installing only
+
+    from inference.models.checkpoint import read_weights  # noqa: PLC0415
+
+    total, done, entries = sum(len(part.checkpoints) for part in parts), 0, []
+    for number, part in enumerate(parts, start=1):
+        weights = []
+        for path in part.checkpoints:
+            file = place / f"part{number}_{path.parent.name}.safetensors"
+            save_file(read_weights(path, part), file)
+            file.chmod(0o644)  # the library writes for its own user only
+            weights.append({"file": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)})
+            done += 1
+            on_checkpoint(done, total)
+        entries.append(
+            {
+                "name": f"part{number}",
+                "weights": weights,
+                "architecture": architecture_entry(part.architecture),
+                "normalisation": asdict(part.normalisation),
+                "axes": part.axes,
+                "spacing_mm": part.spacing_mm,
+                "patch_size": part.patch_size,
+                "names_by_channel": part.names_by_channel,
+            }
+        )
+    return entries
+
+
+def _manifest(facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    content = {
+        "name": facts.name,
+        "version": facts.version,
+        "family": FAMILY,
+        "intended_use": facts.intended_use,
+        "licence": facts.licence,
+        "source": facts.source,
+        "labels": dict(facts.labels or number_labels(parts)),
+        "resampling": facts.resampling,
+        "window_step": facts.window_step,
+        "crop": asdict(facts.crop) if facts.crop else None,
+        "minimum_slices": facts.minimum_slices,
+        "minimum_extent_mm": facts.minimum_extent_mm,
+        "parts": list(entries),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys that are texts
+    return plain
+
+
+def number_labels(parts: Sequence[NnunetFolder]) -> dict[int, str]:
+    """Numbers for the structures of all parts, see :class:`Facts`."""
+    if len(parts) == 1:
+        return dict(parts[0].names_by_channel)
+    names = list(dict.fromkeys(name for part in parts for _, name in sorted(part.names_by_channel.items())))
+    known = [structure(name).total117_index for name in names]
+    numbers = [number for number in known if number is not None]
+    if len(numbers) < len(names):
+        numbers = list(range(1, len(names) + 1))
+    if max(numbers) > checks.HIGHEST_LABEL:
+        raise ModelPackageError(
+            f"{len(names)} structures in all parts; at most {checks.HIGHEST_LABEL} fit into one label map"
+        )
+    return dict(sorted(zip(numbers, names, strict=True)))
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,125 @@
+"""The network of a part, built by torch: the fallback on a CPU, and the way on CUDA."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from torch import nn
+
+from inference.errors import ModelPackageError
+from inference.nnunet.weights import read_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from inference.models.package import Architecture, Part
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchNetwork:
+    """All folds of a part, ready for inference on one device."""
+
+    def __init__(self, part: Part, *, features: bool, precision: str, device: str, threads: int = 0) -> None:
+        """Read the weights of ``part`` onto ``device``; ``features``: without the last layer, folds side by side.
+
+        Raises:
+            ModelPackageError: the weights are not those of the part's network.
+        """
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = torch.device(device)
+        self._dtype = _DTYPES[precision]
+        self._features = features
+        classes = len(part.names_by_channel) + 1
+        self._folds = [self._ready(_network(path, part.architecture, classes)) for path in part.weights]
+        self._channels = part.architecture.features_per_stage[0] * len(self._folds) if features else classes
+        self._description = f"torch {torch.__version__} {device} {precision}"
+
+    def _ready(self, network: nn.Module) -> nn.Module:
+        if self._features:
+            network.decoder.seg_layers[-1] = nn.Identity()  # type: ignore[index,union-attr]
+        network = network.eval().requires_grad_(requires_grad=False)
+        return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[no-any-return,call-overload]
+
+    @property
+    def channels(self) -> int:
+        """Features of all folds, or classes."""
+        return self._channels
+
+    @property
+    def description(self) -> str:
+        """What runs the network, where, in which precision."""
+        return self._description
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, z, y, x] -> [n, K, z, y, x]."""
+        values = self.run_tensor(torch.from_numpy(windows).unsqueeze(1).to(self.device))
+        values_nkzyx: NDArray[np.float32] = values.float().contiguous().cpu().numpy()
+        return values_nkzyx
+
+    @torch.inference_mode()
+    def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
+        """[n, 1, z, y, x] on the device -> [n, K, z, y, x] on the device, in the precision of the network."""
+        windows = windows.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(self.device.type, dtype=self._autocast_dtype, enabled=self._dtype != torch.float32):
+            if self._features:
+                return torch.cat([fold(windows) for fold in self._folds], 1)
+            logits: torch.Tensor = self._folds[0](windows)
+            for fold in self._folds[1:]:
+                logits = logits.float() + fold(windows)
+        return logits / len(self._folds) if len(self._folds) > 1 else logits
+
+    @property
+    def _autocast_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self._dtype == torch.float32 else self._dtype
+
+
+def _network(path: Path, architecture: Architecture, classes: int) -> nn.Module:
+    weights = {name: torch.from_numpy(values) for name, values in read_weights(path, architecture, classes).items()}
+    with torch.device("meta"):
+        network = build_network(architecture, classes)
+    heads = network.decoder.seg_layers  # type: ignore[union-attr]
+    for number in range(len(heads) - 1):  # type: ignore[arg-type]
+        heads[number] = nn.Identity()  # type: ignore[index,operator]
+    # both names of a layer lead to the same module, so one name fills it
+    _, foreign = network.load_state_dict(weights, strict=False, assign=True)
+    empty = [name for name, value in network.named_parameters() if value.is_meta]
+    if foreign or empty:
+        raise ModelPackageError(f"{path} does not fit the network of the manifest: foreign {foreign}, missing {empty}")
+    return network
+
+
+def build_network(architecture: Architecture, classes: int) -> nn.Module:
+    """The network that ``architecture`` describes, with random weights and ``classes`` output channels."""
+    design = architecture
+    kwargs: dict[str, Any] = {
+        "n_stages": len(design.features_per_stage),
+        "features_per_stage": list(design.features_per_stage),
+        "conv_op": nn.Conv3d,
+        "kernel_sizes": [list(size) for size in design.kernel_sizes],
+        "strides": [list(stride) for stride in design.strides],
+        "n_conv_per_stage_decoder": list(design.convolutions_per_decoder_stage),
+        "conv_bias": design.conv_bias,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"eps": design.norm_eps, "affine": design.norm_affine},
+        "dropout_op": None,
+        "deep_supervision": False,
+        **_nonlinearity(design),
+    }
+    if design.network == "PlainConvUNet":
+        kwargs |= {"n_conv_per_stage": list(design.blocks_per_stage), "nonlin_first": design.nonlin_first}
+        return PlainConvUNet(input_channels=1, num_classes=classes, **kwargs)  # type: ignore[no-any-return]
+    kwargs["n_blocks_per_stage"] = list(design.blocks_per_stage)
+    return ResidualEncoderUNet(input_channels=1, num_classes=classes, **kwargs)  # type: ignore[no-any-return]
+
+
+def _nonlinearity(design: Architecture) -> dict[str, Any]:
+    if design.nonlin == "ReLU":
+        return {"nonlin": nn.ReLU, "nonlin_kwargs": {"inplace": True}}
+    return {"nonlin": nn.LeakyReLU, "nonlin_kwargs": {"inplace": True, "negative_slope": design.negative_slope}}
