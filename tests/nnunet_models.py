@@ -1,10 +1,12 @@
-"""Small nnU-Net v2 model folders with random weights, by a writer of their own."""
+"""Small nnU-Net v2 model folders with random weights, by a writer of their own; and packages installed from them."""
 
 import json
 
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
+
+from inference.models.install import Facts, install_folders
 
 
 def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network="PlainConvUNet", axes=(0, 1, 2)):
@@ -80,3 +82,17 @@ def write_model(folder, names=("liver", "spleen", "aorta"), described=None, fold
         (folder / f"fold_{fold}").mkdir()
         torch.save(content, folder / f"fold_{fold}" / "checkpoint_final.pth")
     return folder
+
+
+def write_package(library, *models, name="test", **facts):
+    """Install model folders that :func:`write_model` wrote into the folder ``library``; returns the package.
+
+    TotalSegmentator's resampling unless ``resampling`` says otherwise, and any volume is large enough.
+    """
+    facts = {"resampling": "corners", "minimum_slices": 1, "minimum_extent_mm": 0.0, **facts}
+    return install_folders(models, library, Facts(name=name, source="tests", **facts))
+
+
+def random_package(folder, name="test", **model):
+    """A package of one random model, see :func:`write_model` for the options."""
+    return write_package(folder / "library", write_model(folder / "nnunet", **model), name=name)

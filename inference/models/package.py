@@ -1,8 +1,8 @@
 """An installed model: a folder with ``manifest.json`` and safetensors, the only form in which the node loads weights.
 
 The manifest is read as everything from disk is: unknown keys are errors, every number has bounds, no name holds a path.
-Its ``digest`` is the SHA-256 over all its other entries but ``source`` (keys sorted, no white space), and those hold the
-SHA-256 of every file of weights: it names the model, whoever installed it from wherever. No torch is needed to read.
+Its ``digest`` is the SHA-256 over all its other entries but ``source`` (keys sorted, no white space); they hold the
+SHA-256 of every file of weights, so it names the model, whoever installed it from wherever. Reading needs no torch.
 """
 
 from __future__ import annotations
