@@ -89,28 +89,41 @@ class TissueModelSettings(_Closed):
 
 
 class NnunetModelSettings(_Closed):
-    """An nnU-Net v2 model: one folder, or several parts that are merged in order."""
+    """An nnU-Net v2 model, installed by ``dicom-node models install``."""
 
     kind: Literal["nnunet"]
-    folders: tuple[Path, ...] = Field(min_length=1)
-    """Each holds plans.json, dataset.json and fold_*/checkpoint_final.pth."""
+    package: Path
+    """Its folder in the library of models."""
     digest: str | None = None
-    """SHA-256 over the model's files as ``dicom-node check`` prints it; a model that differs is not loaded."""
-    version: str = "1"
-    minimum_slices: int = Field(default=16, ge=1)
-    minimum_extent_mm: float = Field(default=30.0, ge=0)
-    intended_use: str = "Research use only - not for clinical use"
+    """As ``dicom-node models list`` prints it; a model that differs is not loaded."""
+    answer: Literal["best", "parity"] = "best"
+    """``parity``: voxel by voxel what TotalSegmentator answers; ``best``: faster, and labels with smooth surfaces."""
+    body_crop: bool = True
+    """Leave out the air around the patient (never for ``parity``)."""
 
 
 ModelSettings = Annotated[TissueModelSettings | NnunetModelSettings, Field(discriminator="kind")]
 
 
 class WorkSettings(_Closed):
-    """The worker process that keeps the model warm."""
+    """The worker processes that keep the models warm."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["auto", "openvino", "torch"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the convolutions; auto: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
     threads: int = Field(default=0, ge=0)
-    """CPU threads of the worker; 0: all cores."""
+    """CPU threads of a worker; 0: all cores."""
+    cache_folder: Path | None = None
+    """Compiled networks; None: ``cache`` in the data folder."""
+    preload: tuple[str, ...] = ()
+    """Models that are loaded at the start, so that the first series finds them warm."""
+    resident_memory_percent: float = Field(default=60, gt=0, le=100)
+    """Of the machine's memory, and of the accelerator's: what the models may hold together. The one that was not used
+    for the longest time is closed first; one alone may hold more.
+    """
+    jobs_at_once: int = Field(default=3, ge=1)
+    """Volumes in memory: one is read and prepared, one inferred, one encoded; 1: strictly one after another."""
     attempts: int = Field(default=3, ge=1)
     job_limit_s: Seconds = 3600
     heartbeat_limit_s: Seconds = 120
@@ -160,6 +173,8 @@ class Settings(BaseSettings):
     destinations: dict[str, DestinationSettings] = {}
     completion: CompletionSettings = CompletionSettings()
     models: dict[str, ModelSettings] = {}
+    models_folder: Path = Path("models")
+    """The library that ``dicom-node models`` installs into, lists and verifies."""
     work: WorkSettings = WorkSettings()
     delivery: DeliverySettings = DeliverySettings()
     operate: OperateSettings = OperateSettings()
@@ -174,6 +189,13 @@ class Settings(BaseSettings):
         if twice:
             raise ValueError(f"sources: AE titles listed more than once: {', '.join(twice)}")
         return sources
+
+    @model_validator(mode="after")
+    def _preloaded_models_exist(self) -> Self:
+        unknown = sorted(set(self.work.preload) - set(self.models))
+        if unknown:
+            raise ValueError(f"work.preload: no model is called {', '.join(unknown)}")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -231,10 +253,21 @@ def load_settings(file: Path) -> Settings:
 
 def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     models = {
-        name: model.model_copy(update={"folders": tuple(folder / part for part in model.folders)})
+        name: model.model_copy(update={"package": folder / model.package})
         if isinstance(model, NnunetModelSettings)
         else model
         for name, model in settings.models.items()
     }
     node = settings.node.model_copy(update={"data_folder": folder / settings.node.data_folder})
-    return settings.model_copy(update={"models": models, "node": node, "rules_file": folder / settings.rules_file})
+    work = settings.work.model_copy(
+        update={"cache_folder": folder / (settings.work.cache_folder or node.data_folder / "cache")}
+    )
+    return settings.model_copy(
+        update={
+            "models": models,
+            "models_folder": folder / settings.models_folder,
+            "node": node,
+            "work": work,
+            "rules_file": folder / settings.rules_file,
+        }
+    )

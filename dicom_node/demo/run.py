@@ -145,7 +145,7 @@ def _model(console: Console, series: Path | None, model: str | None) -> str:
         return model
     if series is not None:
         return "tissue"
-    if (_MODEL_FOLDER / "plans.json").exists():
+    if _MODEL_FOLDER.exists():
         return DEMO_MODEL
     console.print(
         f"[yellow]the demo model is not at {escape(str(_MODEL_FOLDER))}; tissue classes are shown instead[/]",
@@ -159,12 +159,8 @@ def _model(console: Console, series: Path | None, model: str | None) -> str:
 
 def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path:
     models: dict[str, Any] = {"tissue": {"kind": "tissue"}}
-    if (_MODEL_FOLDER / "plans.json").exists():
-        models[DEMO_MODEL] = {
-            "kind": "nnunet",
-            "folders": [str(_MODEL_FOLDER)],
-            "intended_use": "Demonstration only - trained on synthetic phantoms, not for clinical use",
-        }
+    if _MODEL_FOLDER.exists():
+        models[DEMO_MODEL] = {"kind": "nnunet", "package": str(_MODEL_FOLDER)}
     if model not in models:
         raise UnexpectedResult(f"model {model!r} is unknown to the demonstration; known: {', '.join(models)}")
     settings = {

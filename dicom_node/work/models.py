@@ -6,11 +6,16 @@ from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
-from inference.errors import InferenceError, ModelDigestError
+from inference.errors import InferenceError
 
 if TYPE_CHECKING:
-    from inference.nnunet.package import ModelPackage
+    from inference.models.package import ModelPackage
     from inference.types import ModelIdentity, Segmenter
+
+_BARE_WORKER_BYTES = 300 * 1024**2
+"""Python, numpy and an engine without a model."""
+_COPIES_OF_WEIGHTS = 2
+"""As they are read, and as the network was compiled."""
 
 
 def describe_model(name: str, model: object) -> ModelIdentity:
@@ -25,7 +30,7 @@ def describe_model(name: str, model: object) -> ModelIdentity:
 
             return TissueSegmenter(name).identity
         if isinstance(model, NnunetModelSettings):
-            return _read_nnunet(name, model).identity
+            return _read_nnunet(model).identity
     except InferenceError as error:
         raise ConfigurationError(f"model {name!r}: {error}") from error
     raise ConfigurationError(f"model {name!r}: settings of an unknown kind ({type(model).__name__})")
@@ -41,18 +46,38 @@ def load_segmenter(name: str, model: TissueModelSettings | NnunetModelSettings, 
         from inference.tissue import TissueSegmenter  # noqa: PLC0415
 
         return TissueSegmenter(name)
-    package = _read_nnunet(name, model)
+    package = _read_nnunet(model)
     from inference.nnunet.engine import Limits, NnunetSegmenter  # noqa: PLC0415 - imports torch
 
-    limits = Limits(minimum_slices=model.minimum_slices, minimum_extent_mm=model.minimum_extent_mm)
+    limits = Limits(minimum_slices=package.minimum_slices, minimum_extent_mm=package.minimum_extent_mm)
     return NnunetSegmenter(package, device=work.device, threads=work.threads, limits=limits)
 
 
-def _read_nnunet(name: str, model: NnunetModelSettings) -> ModelPackage:
-    from inference.nnunet.package import read_package  # noqa: PLC0415
+def estimated_bytes(model: TissueModelSettings | NnunetModelSettings) -> int:
+    """What a worker that has loaded ``model`` will about hold; missing files count nothing, for loading names them."""
+    folder = model.package if isinstance(model, NnunetModelSettings) else None
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+    return _BARE_WORKER_BYTES + _COPIES_OF_WEIGHTS * weights
 
-    package = read_package(model.folders, name, model.version, model.intended_use)
-    approved = model.digest
-    if approved is not None and approved.lower() != package.identity.digest:
-        raise ModelDigestError(f"the files have SHA-256 {package.identity.digest}, approved is {approved.lower()}")
+
+def minimum_extent(name: str, model: TissueModelSettings | NnunetModelSettings) -> tuple[int, float]:
+    """How many slices, and how many millimetres along every axis, a volume must have for ``model``.
+
+    Raises:
+        ConfigurationError: the model's manifest is not sound.
+    """
+    if not isinstance(model, NnunetModelSettings):
+        return 1, 0.0
+    try:
+        package = _read_nnunet(model, check_weights=False)
+    except InferenceError as error:
+        raise ConfigurationError(f"model {name!r}: {error}") from error
+    return package.minimum_slices, package.minimum_extent_mm
+
+
+def _read_nnunet(model: NnunetModelSettings, *, check_weights: bool = True) -> ModelPackage:
+    from inference.models.package import check_digest, read_package  # noqa: PLC0415
+
+    package = read_package(model.package, check_weights=check_weights)
+    check_digest(package.identity, model.digest)
     return package

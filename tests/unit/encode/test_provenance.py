@@ -19,6 +19,7 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.source import prepare
 from dicom_node.settings import NnunetModelSettings, load_settings
+from inference.models.package import read_package
 from inference.types import ModelIdentity
 from tests.unit.encode.synthetic import CONTEXT, MODEL, reconstruction, with_headers
 
@@ -60,7 +61,7 @@ def test_the_demo_model_is_called_a_demonstration_wherever_only_few_characters_f
         settings = load_settings(file).models["phantom_demo_104"]
         assert isinstance(settings, NnunetModelSettings)
         for name in ("phantom_demo_104", "m"):
-            demo = model(name, settings.intended_use)
+            demo = model(name, read_package(root / "config" / "models" / settings.package.name).identity.intended_use)
             assert content_label(demo) == "DEMONSTRATION"
             assert series_description(demo, "segmentation") == f"{name} segmentation - Demonstration only"
 

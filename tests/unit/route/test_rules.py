@@ -26,7 +26,7 @@ PEER = DestinationSettings(host="127.0.0.1", port=104, ae_title="PACS")
 SETTINGS = Settings(
     models={
         "tissue": TissueModelSettings(kind="tissue"),
-        "phantom_demo_104": NnunetModelSettings(kind="nnunet", folders=(Path("m"),)),
+        "phantom_demo_104": NnunetModelSettings(kind="nnunet", package=Path("m")),
     },
     destinations={"pacs": PEER, "research": PEER},
 )
