@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _PROBLEM_FOUND = 3
 _NEVER_WRAPPED = frozenset({"id", "state", "progress", "attempts", "kind"})
 _JOB_ID = click.IntRange(1, 2**63 - 1)
+_PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _SPACING_HELP = "Columns, rows, planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
@@ -251,6 +252,75 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
         for decision in explanation["decisions"]:
             model = f" -> model {decision['model']}" if decision["model"] else ""
             click.echo(f"{decision['reason']}{model}; results to: {', '.join(decision['destinations']) or 'nobody'}")
+
+
+# ---- segmenting files
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--model", required=True, help="Name of an installed model, a package folder, or tissue.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the results go.")
+@click.option("--recursive", is_flag=True, help="Look into folders below too; each CT gets a folder of results.")
+@click.option("--series-uid", help="Only the series with this Series Instance UID.")
+@click.option("--again", is_flag=True, help="Also what an earlier run has finished.")
+@click.option("--structures", default="", metavar="A,B", help="Only these structures.")
+@click.option("--no-dicom", is_flag=True, help="No SEG and no SR.")
+@click.option("--parity", is_flag=True, help="Answer as TotalSegmentator 2.18 does, voxel by voxel.")
+@click.option("--no-body-crop", is_flag=True, help="Look at the air around the patient too.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: all cores.")
+@_json_option
+@click.pass_obj
+def segment(
+    command: _Command,
+    /,
+    *,
+    inputs: tuple[Path, ...],
+    model: str,
+    out: Path,
+    structures: str,
+    no_dicom: bool,
+    no_body_crop: bool,
+    as_json: bool,
+    recursive: bool,
+    series_uid: str | None,
+    again: bool,
+    **engine: Any,
+) -> None:
+    """Segment INPUTS (folders of DICOM files, NIfTI files) without a network: label map, measurements, SEG and SR.
+
+    Exit code 3: some inputs were refused, each with its reason.
+    """
+    from dicom_node.segment.command import segment_inputs  # noqa: PLC0415
+    from dicom_node.segment.run import Wanted  # noqa: PLC0415
+    from inference.errors import UnknownStructureError  # noqa: PLC0415
+    from inference.nnunet.contract import EngineOptions  # noqa: PLC0415
+
+    outcomes = []
+    try:
+        for outcome in segment_inputs(
+            inputs,
+            out,
+            model_name=model,
+            library=command.config.parent / "models",
+            options=EngineOptions(body_crop=not no_body_crop, **engine),
+            wanted=Wanted(tuple(filter(None, structures.split(","))), dicom=not no_dicom),
+            recursive=recursive,
+            series_instance_uid=series_uid,
+            again=again,
+            show_progress=not as_json,
+        ):
+            outcomes.append(outcome)
+            if not as_json:
+                click.echo(outcome.line, err=outcome.refused)
+    except UnknownStructureError as error:
+        raise click.BadParameter(str(error), param_hint="--structures") from error
+    if as_json:
+        _print_json([{"folder": str(o.folder), "skipped": o.skipped, **o.summary} for o in outcomes])
+    if any(outcome.refused for outcome in outcomes):
+        sys.exit(_PROBLEM_FOUND)
 
 
 # ---- phantom, demo, evaluation

@@ -320,7 +320,7 @@ def read_series_folder(folder: Path) -> tuple[Series, ...]:
     found: dict[str, dict[str, SourceInstance]] = {}
     skipped = repeated = 0
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        instance = _try_instance(path)
+        instance = try_instance(path)
         if instance is None:
             skipped += 1
             continue
@@ -338,7 +338,8 @@ def read_series_folder(folder: Path) -> tuple[Series, ...]:
     )
 
 
-def _try_instance(path: Path) -> SourceInstance | None:
+def try_instance(path: Path) -> SourceInstance | None:
+    """The instance of a series in the file at ``path``; None where there is none, or a damaged or deflated one."""
     try:
         # pydicom inflates the whole of a deflated file even to read its header: leave those alone (bombs)
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:

@@ -1,0 +1,1 @@
+"""Segment: the engine without a network. Files in, files out; no ledger, no spool, no settings file."""

@@ -1,0 +1,88 @@
+"""``dicom-node segment``: find what there is, segment one after the other, say how each went."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dicom_node.segment.inputs import find_inputs
+from dicom_node.segment.model import find_model, refuse_unknown
+from dicom_node.segment.progress import ProgressBars
+from dicom_node.segment.run import REFUSED, SegmentRun, Wanted, result_folders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from inference.nnunet.contract import EngineOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went with one CT. ``skipped``: an earlier run had finished it, and the ``summary`` is that run's."""
+
+    name: str
+    folder: Path
+    skipped: bool
+    summary: dict[str, Any]
+
+    @property
+    def refused(self) -> bool:
+        """Whether there is a reason instead of results."""
+        return bool(self.summary["status"] == REFUSED)
+
+    @property
+    def line(self) -> str:
+        """One line for people."""
+        if self.refused:
+            return f"{self.name}: refused: {self.summary['reason']}"
+        found, seconds = self.summary["structures_found"], self.summary["seconds"]
+        how = "finished by an earlier run" if self.skipped else f"{found} structures in {seconds:.1f} s"
+        return f"{self.name}: {how}, in {self.folder}"
+
+
+def segment_inputs(
+    given: Sequence[Path],
+    out: Path,
+    *,
+    model_name: str,
+    library: Path,
+    options: EngineOptions,
+    wanted: Wanted,
+    recursive: bool,
+    series_instance_uid: str | None,
+    again: bool,
+    show_progress: bool,
+) -> Iterator[Outcome]:
+    """Segment everything in ``given`` into ``out``; each outcome comes as soon as it is there.
+
+    One input alone fills ``out`` itself; several, or any number with ``recursive``, fill a folder in it each.
+
+    Raises:
+        ConfigurationError: no such model, nothing to segment, or ``out`` can't be written.
+        UnknownStructureError: the model finds no such structure.
+    """
+    model = find_model(model_name, library)
+    refuse_unknown(wanted.structures, model)
+    entries = find_inputs(given, recursive=recursive, series_instance_uid=series_instance_uid, without=out)
+    folders = result_folders(entries, out, below=recursive or len(given) > 1)
+    options = replace(options, cache_folder=_cache_folder())
+    with SegmentRun(model, options, wanted) as run, ProgressBars(shown=show_progress) as bars:
+        for entry, folder in zip(entries, folders, strict=True):
+            earlier = None if again else run.finished(entry, folder)
+            summary = run.segment(entry, folder, bars.bar(entry.name)) if earlier is None else earlier
+            yield Outcome(entry.name, folder, earlier is not None, summary)
+
+
+def _cache_folder() -> Path | None:
+    """Compiled networks of this user (XDG Base Directory Specification); None where nothing can be kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
+    if root is None:
+        return None
+    folder = Path(root) / "dicom-node"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

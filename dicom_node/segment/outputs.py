@@ -1,0 +1,141 @@
+"""What a segmented CT leaves in its folder. The summary is written last: where it stands, everything else is whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+from dicom_node import __version__
+from dicom_node.errors import ConfigurationError
+from dicom_node.segment.nifti import write_labels
+from dicom_node.types import ResultKind
+from inference.types import StructureMeasurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from dicom_node.segment.nifti import FileGrid
+    from dicom_node.types import EncodedResult
+    from inference.types import Measurements, Segmentation
+
+LABELS = "labels.nii.gz"
+LABEL_NAMES = "labels.json"
+MEASUREMENTS = "measurements.json"
+MEASUREMENT_TABLE = "measurements.csv"
+SUMMARY = "summary.json"
+RESULT_FILES = {ResultKind.SEGMENTATION: "segmentation.dcm", ResultKind.REPORT: "report.dcm"}
+
+_PART = ".part"
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and empty it of what an earlier run left under our names.
+
+    Raises:
+        ConfigurationError: it can't be written.
+    """
+    with _translated(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        names = (SUMMARY, LABELS, LABEL_NAMES, MEASUREMENTS, MEASUREMENT_TABLE, *RESULT_FILES.values())
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_label_map(folder: Path, segmentation: Segmentation, grid: FileGrid) -> None:
+    """``labels.nii.gz`` with its names inside, and the names once more as ``labels.json``.
+
+    Raises:
+        ConfigurationError: they can't be written.
+    """
+    model = segmentation.model
+    description = f"{model.name} {model.version}; dicom-node {__version__}; research use only"
+    with _replaced(folder / LABELS) as part:
+        write_labels(part, segmentation.labels_zyx, grid, segmentation.names_by_label, description)
+    _write_json(folder / LABEL_NAMES, {str(label): name for label, name in segmentation.names_by_label.items()})
+
+
+def write_measurements(folder: Path, measurements: Measurements) -> None:
+    """Every structure that was found, as JSON (with the names of those that were not) and as a table.
+
+    Raises:
+        ConfigurationError: they can't be written.
+    """
+    rows = [asdict(structure) for structure in measurements.structures]
+    _write_json(folder / MEASUREMENTS, {"structures": rows, "not_found": list(measurements.not_found)})
+    table = io.StringIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(StructureMeasurement)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with _replaced(folder / MEASUREMENT_TABLE) as part:
+        part.write_text(table.getvalue(), encoding="utf-8")
+
+
+def write_results(folder: Path, results: Sequence[EncodedResult]) -> list[dict[str, str]]:
+    """SEG and SR as Part 10 files; returns which file holds which instance.
+
+    Raises:
+        ConfigurationError: they can't be written.
+    """
+    written = []
+    for result in results:
+        name = RESULT_FILES[result.kind]
+        with _replaced(folder / name) as part:
+            part.write_bytes(result.content)
+        written.append(
+            {
+                "file": name,
+                "sop_class_uid": result.sop_class_uid,
+                "sop_instance_uid": result.sop_instance_uid,
+                "series_instance_uid": result.series_instance_uid,
+            }
+        )
+    return written
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """The last word on this folder.
+
+    Raises:
+        ConfigurationError: it can't be written.
+    """
+    _write_json(folder / SUMMARY, summary)
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of an earlier run; None where there is none that can be read."""
+    try:
+        content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with _replaced(path) as part:
+        part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` that takes its name when it is whole."""
+    part = path.with_name(path.name + _PART)
+    with _translated(path):
+        try:
+            yield part
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be written: {error.strerror}") from error
