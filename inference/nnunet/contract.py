@@ -50,6 +50,11 @@ class WindowNetwork(Protocol):
         """K, how many channels come out: features of all folds, or classes."""
         ...
 
+    @property
+    def description(self) -> str:
+        """What runs it, where and in which precision: ``OpenVINO 2026.4.1 CPU bfloat16``."""
+        ...
+
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x]; the result may be overwritten by the next call."""
         ...

@@ -43,7 +43,7 @@ class TorchNetwork:
 
     def _ready(self, network: nn.Module) -> nn.Module:
         if self._features:
-            network.decoder.seg_layers[-1] = nn.Identity()  # type: ignore[index,union-attr]
+            _heads(network)[-1] = nn.Identity()
         network = network.eval().requires_grad_(requires_grad=False)
         return network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[no-any-return,call-overload]
 
@@ -84,15 +84,20 @@ def _network(path: Path, architecture: Architecture, classes: int) -> nn.Module:
     weights = {name: torch.from_numpy(values) for name, values in read_weights(path, architecture, classes).items()}
     with torch.device("meta"):
         network = build_network(architecture, classes)
-    heads = network.decoder.seg_layers  # type: ignore[union-attr]
-    for number in range(len(heads) - 1):  # type: ignore[arg-type]
-        heads[number] = nn.Identity()  # type: ignore[index,operator]
+    heads = _heads(network)
+    for number in range(len(heads) - 1):  # of deep supervision: only training looks at them
+        heads[number] = nn.Identity()
     # both names of a layer lead to the same module, so one name fills it
     _, foreign = network.load_state_dict(weights, strict=False, assign=True)
     empty = [name for name, value in network.named_parameters() if value.is_meta]
     if foreign or empty:
         raise ModelPackageError(f"{path} does not fit the network of the manifest: foreign {foreign}, missing {empty}")
     return network
+
+
+def _heads(network: nn.Module) -> nn.ModuleList:
+    heads: nn.ModuleList = network.get_submodule("decoder.seg_layers")  # type: ignore[assignment]
+    return heads
 
 
 def build_network(architecture: Architecture, classes: int) -> nn.Module:

@@ -1,0 +1,129 @@
+"""Which backend runs a part: OpenVINO on a CPU wherever it works, torch on CUDA and as the fallback.
+
+torch takes seconds and hundreds of MB to import, so it is imported only where it runs the network.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from inference.errors import InferenceError
+from inference.nnunet.contract import Head
+from inference.nnunet.weights import read_head
+
+if TYPE_CHECKING:
+    from inference.models.package import Part
+    from inference.nnunet.contract import EngineOptions, WindowNetwork
+
+Device = Literal["cpu", "cuda"]
+
+
+def open_networks(
+    part: Part, options: EngineOptions, *, output: Literal["auto", "logits"] = "auto"
+) -> tuple[WindowNetwork, Head]:
+    """The network of ``part``, all its folds, ready to run, and the last layer that its values still need.
+
+    ``auto``: the features before the last layer where these are fewer than the classes, else logits.
+
+    Raises:
+        ModelPackageError: the weights are not those of the part's network.
+        InferenceError: the device or backend that was asked for is not here.
+    """
+    features = output == "auto" and _feature_count(part) < len(part.names_by_channel) + 1
+    return _network(part, options, features=features), _head(part) if features else Head(None, None)
+
+
+def effective_device(options: EngineOptions) -> Device:
+    """Where the convolutions run.
+
+    Raises:
+        InferenceError: CUDA was asked for, and is not here.
+    """
+    if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
+        return "cpu"
+    if _cuda_is_available():
+        return "cuda"
+    if options.device == "cuda":
+        raise InferenceError("device cuda was asked for, but torch finds no CUDA device here")
+    return "cpu"
+
+
+def effective_precision(options: EngineOptions) -> Literal["float32", "bfloat16", "float16"]:
+    """The precision of the convolutions; parity is float32 unless another is asked for."""
+    if options.precision != "auto":
+        return options.precision
+    if options.parity:
+        return "float32"
+    if effective_device(options) == "cuda":
+        return "float16"
+    return "bfloat16" if "avx512_bf16" in _cpu_flags() else "float32"
+
+
+def _feature_count(part: Part) -> int:
+    return part.architecture.features_per_stage[0] * len(part.weights)
+
+
+def _head(part: Part) -> Head:
+    """The last layers of all folds side by side; dividing by their number makes the logits a mean."""
+    classes = len(part.names_by_channel) + 1
+    folds = [read_head(path, part.architecture, classes) for path in part.weights]
+    share = np.array(1 / len(folds), np.float32)
+    weights = np.concatenate([weights for weights, _ in folds], axis=1) * share
+    bias = np.sum([bias for _, bias in folds], axis=0) * share
+    return Head(weights.astype(np.float32), bias.astype(np.float32))
+
+
+def _network(part: Part, options: EngineOptions, *, features: bool) -> WindowNetwork:
+    device, precision = effective_device(options), effective_precision(options)
+    if options.backend == "openvino" and (device, precision) not in _OPENVINO_RUNS:
+        raise InferenceError(f"backend openvino runs float32 and bfloat16 on a CPU, not {precision} on {device}")
+    if options.backend != "torch" and (device, precision) in _OPENVINO_RUNS and _has_openvino():
+        from inference.nnunet.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
+
+        with suppress(RuntimeError):  # OpenVINO's own error: torch may still run what it can't compile here
+            return OpenVinoNetwork(
+                part,
+                features=features,
+                precision=precision,
+                threads=options.threads,
+                cache_folder=options.cache_folder,
+            )
+    if options.backend == "openvino":
+        raise InferenceError("backend openvino was asked for, but it is not installed or can't compile this network")
+    from inference.nnunet.torch_network import TorchNetwork  # noqa: PLC0415 - see above
+
+    return TorchNetwork(part, features=features, precision=precision, device=device, threads=options.threads)
+
+
+_OPENVINO_RUNS = {("cpu", "float32"), ("cpu", "bfloat16")}
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _cuda_is_available() -> bool:
+    """Asks the driver first: without one, torch need not be imported to know."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return False
+    import torch  # noqa: PLC0415 - see above
+
+    return torch.cuda.is_available()
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - not a path of ours
+            return next((set(line.split()) for line in file if line.startswith("flags")), set())
+    except OSError:
+        return set()

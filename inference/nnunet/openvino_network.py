@@ -1,0 +1,218 @@
+"""The network of a part, built from its description for OpenVINO and compiled for the CPU; torch is not needed.
+
+Every fold is one branch of one graph. The graph follows the classes PlainConvUNet and ResidualEncoderUNet of
+``dynamic_network_architectures`` layer by layer (tests compare the two), but for one thing: the bias of a convolution
+whose output goes straight into an instance norm is left out, since the norm subtracts it again.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from inference.nnunet.weights import head_name, projection_name, read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from openvino import Node
+
+    from inference.models.package import Architecture, Part
+
+_ELEMENT_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16}
+_NAMES = {element_type: name for name, element_type in _ELEMENT_TYPES.items()}
+_POINT = (1, 1, 1)
+
+
+class OpenVinoNetwork:
+    """All folds of a part, compiled for one window of the part's patch size."""
+
+    def __init__(
+        self, part: Part, *, features: bool, precision: str, threads: int = 0, cache_folder: Path | None = None
+    ) -> None:
+        """Read the weights of ``part`` and compile; ``features``: without the last layer, folds side by side.
+
+        Raises:
+            ModelPackageError: the weights are not those of the part's network.
+            RuntimeError: OpenVINO can't compile the network on this machine.
+        """
+        compiled = _compile(_graph(part, features=features), precision, threads, cache_folder)
+        self._request = compiled.create_infer_request()
+        self._channels = int(compiled.output(0).shape[1])
+        used = _NAMES[compiled.get_property("INFERENCE_PRECISION_HINT")]
+        self._description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {used}"
+
+    @property
+    def channels(self) -> int:
+        """Features of all folds, or classes."""
+        return self._channels
+
+    @property
+    def description(self) -> str:
+        """What runs the network, in which precision."""
+        return self._description
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[n, z, y, x] -> [n, K, z, y, x]; for one window the buffer that the next call overwrites."""
+        if len(windows) == 1:
+            return self._run(windows)
+        return np.concatenate([self._run(window[np.newaxis]).copy() for window in windows])
+
+    def _run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(window[:, np.newaxis]), shared_memory=True))
+        self._request.infer()
+        values: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return values
+
+
+def _compile(model: ov.Model, precision: str, threads: int, cache_folder: Path | None) -> ov.CompiledModel:
+    core = ov.Core()
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": _ELEMENT_TYPES[precision],
+    }
+    if threads:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if cache_folder is not None and _writable(cache_folder):
+        with suppress(RuntimeError):  # a cache that can't be read or written costs time, never the result
+            return core.compile_model(model, "CPU", {**settings, "CACHE_DIR": str(cache_folder)})
+    return core.compile_model(model, "CPU", settings)
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _graph(part: Part, *, features: bool) -> ov.Model:
+    design, classes = part.architecture, len(part.names_by_channel) + 1
+    window = ops.parameter([1, 1, *part.patch_size], np.float32, name="window")
+    folds = []
+    for path in part.weights:
+        layers = _Layers(design, read_weights(path, design, classes))
+        values = layers.decoder(layers.encoder(window))
+        folds.append(values if features else layers.head(values))
+    return ov.Model([_joined(folds, features=features)], [window], part.name)
+
+
+def _joined(folds: Sequence[Node], *, features: bool) -> Node:
+    if len(folds) == 1:
+        return folds[0]
+    if features:
+        return ops.concat(list(folds), axis=1)
+    total = folds[0]
+    for fold in folds[1:]:
+        total = ops.add(total, fold)
+    return ops.multiply(total, np.float32(1 / len(folds)))
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of one fold."""
+
+    design: Architecture
+    weights: Mapping[str, NDArray[np.float32]]
+
+    def encoder(self, values: Node) -> list[Node]:
+        """The output of every stage, from full resolution down."""
+        if self.design.network == "PlainConvUNet":
+            return self._plain_encoder(values)
+        return self._residual_encoder(values)
+
+    def decoder(self, skips: Sequence[Node]) -> Node:
+        """The features at full resolution."""
+        strides, kernels = self.design.strides, self.design.kernel_sizes
+        values = skips[-1]
+        for step, convolutions in enumerate(self.design.convolutions_per_decoder_stage):
+            stage = len(skips) - 2 - step
+            values = self._upsampled(values, f"decoder.transpconvs.{step}", strides[stage + 1])
+            values = ops.concat([values, skips[stage]], axis=1)
+            for number in range(convolutions):
+                values = self._block(values, f"decoder.stages.{step}.convs.{number}", kernels[stage])
+        return values
+
+    def head(self, values: Node) -> Node:
+        """The logits."""
+        name = head_name(self.design)
+        return ops.add(self._convolution(values, f"{name}.weight", _POINT, _POINT), self._per_channel(f"{name}.bias"))
+
+    def _plain_encoder(self, values: Node) -> list[Node]:
+        skips = []
+        for stage, (kernel, stride) in enumerate(zip(self.design.kernel_sizes, self.design.strides, strict=True)):
+            for number in range(self.design.blocks_per_stage[stage]):
+                name = f"encoder.stages.{stage}.0.convs.{number}"
+                values = self._block(values, name, kernel, stride if number == 0 else _POINT)
+            skips.append(values)
+        return skips
+
+    def _residual_encoder(self, values: Node) -> list[Node]:
+        values = self._block(values, "encoder.stem.convs.0", self.design.kernel_sizes[0])
+        skips = []
+        for stage, (kernel, stride) in enumerate(zip(self.design.kernel_sizes, self.design.strides, strict=True)):
+            for number in range(self.design.blocks_per_stage[stage]):
+                name = f"encoder.stages.{stage}.blocks.{number}"
+                values = self._residual_block(values, name, kernel, stride if number == 0 else _POINT)
+            skips.append(values)
+        return skips
+
+    def _residual_block(self, values: Node, name: str, kernel: Sequence[int], stride: Sequence[int]) -> Node:
+        pooled = any(step != 1 for step in stride)
+        beside = values
+        if pooled:
+            beside = ops.avg_pool(values, list(stride), [0, 0, 0], [0, 0, 0], list(stride), exclude_pad=True)
+        projection = projection_name(name, pooled=pooled)
+        if f"{projection}.conv.weight" in self.weights:
+            beside = self._normed(self._convolution(beside, f"{projection}.conv.weight", _POINT, _POINT), projection)
+        values = self._block(values, f"{name}.conv1", kernel, stride)
+        values = self._normed(self._convolution(values, f"{name}.conv2.conv.weight", kernel, _POINT), f"{name}.conv2")
+        return self._nonlinear(ops.add(values, beside))
+
+    def _block(self, values: Node, name: str, kernel: Sequence[int], stride: Sequence[int] = _POINT) -> Node:
+        values = self._convolution(values, f"{name}.conv.weight", kernel, stride)
+        if not (self.design.nonlin_first and self.design.network == "PlainConvUNet"):
+            return self._nonlinear(self._normed(values, name))
+        if self.design.conv_bias:
+            values = ops.add(values, self._per_channel(f"{name}.conv.bias"))
+        return self._normed(self._nonlinear(values), name)
+
+    def _convolution(self, values: Node, name: str, kernel: Sequence[int], stride: Sequence[int]) -> Node:
+        padding = [(size - 1) // 2 for size in kernel]
+        weights = ops.constant(self.weights[name], shared_memory=True)
+        return ops.convolution(values, weights, list(stride), padding, padding, [1, 1, 1])
+
+    def _upsampled(self, values: Node, name: str, stride: Sequence[int]) -> Node:
+        weights = ops.constant(self.weights[f"{name}.weight"], shared_memory=True)
+        values = ops.convolution_backprop_data(values, weights, list(stride), pads_begin=[0, 0, 0], pads_end=[0, 0, 0])
+        return ops.add(values, self._per_channel(f"{name}.bias")) if self.design.conv_bias else values
+
+    def _normed(self, values: Node, name: str) -> Node:
+        values = ops.mvn(
+            values,
+            np.array([2, 3, 4], np.int64),
+            normalize_variance=True,
+            eps=self.design.norm_eps,
+            eps_mode="inside_sqrt",
+        )
+        if not self.design.norm_affine:
+            return values
+        scaled = ops.multiply(values, self._per_channel(f"{name}.norm.weight"))
+        return ops.add(scaled, self._per_channel(f"{name}.norm.bias"))
+
+    def _nonlinear(self, values: Node) -> Node:
+        if self.design.nonlin == "ReLU":
+            return ops.relu(values)
+        return ops.prelu(values, np.array([self.design.negative_slope], np.float32))
+
+    def _per_channel(self, name: str) -> Node:
+        return ops.constant(self.weights[name].reshape(1, -1, 1, 1, 1))
