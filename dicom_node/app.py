@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from dicom_node.route.rules import decide, explain, load_rules
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool, read_headers, read_series_folder
 from dicom_node.types import Series
-from dicom_node.work.local import LocalWorker
+from dicom_node.work.pool import WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,24 +86,30 @@ def run_work(settings: Settings) -> None:
     stop = _stop_on_signals()
     spool, ledger = open_store(settings)
     rules = load_rules(settings.rules_file, settings)
-    workers = {name: LocalWorker(name, model, settings.work) for name, model in settings.models.items()}
+    workers = WorkerPool(settings.models, settings.work)
     pipeline = Pipeline(settings, ledger, spool, rules, workers, ledger.device_uid())
     pipeline.recover_jobs(at_start=True)
     schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
     schedule.start()
-    structlog.get_logger().info("work.started", models=sorted(workers), destinations=sorted(settings.destinations))
+    structlog.get_logger().info(
+        "work.started", models=sorted(settings.models), destinations=sorted(settings.destinations)
+    )
 
     def end_job() -> None:
         stop.wait()
         pipeline.stop()
 
+    def preload() -> None:
+        for name in settings.work.preload:
+            workers.load(name)
+
     threading.Thread(target=end_job, name="stop", daemon=True).start()
+    threading.Thread(target=preload, name="preload", daemon=True).start()
     try:
-        _run_jobs(pipeline, stop)
+        _run_jobs(pipeline, stop, settings.work.jobs_at_once)
     finally:
         schedule.stop()
-        for worker in workers.values():
-            worker.close()
+        workers.close()
         ledger.close()
 
 
@@ -133,12 +140,21 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     ]
 
 
-def _run_jobs(pipeline: Pipeline, stop: threading.Event) -> None:
+def _run_jobs(pipeline: Pipeline, stop: threading.Event, at_once: int) -> None:
+    """As many threads as jobs may be under way; a fault in one of them stops all and is raised here."""
+    with ThreadPoolExecutor(at_once, thread_name_prefix="job") as runners:
+        running = [runners.submit(_run_one_after_another, pipeline, stop) for _ in range(at_once)]
+        wait(running, return_when=FIRST_EXCEPTION)
+        stop.set()
+    for runner in running:
+        runner.result()
+
+
+def _run_one_after_another(pipeline: Pipeline, stop: threading.Event) -> None:
     log = structlog.get_logger()
     while not stop.is_set():
         try:
-            if not pipeline.run_next_job():
-                stop.wait(_IDLE_PAUSE_S)
+            pipeline.run_next_job(_IDLE_PAUSE_S)
         except StoreUnavailable as error:
             log.warning("ledger.unavailable", reason=str(error))
             stop.wait(_RESTART_PAUSE_S)

@@ -2,6 +2,13 @@
 
 Each method does one step for whatever is due and leaves a durable fact behind, so that a process that dies anywhere is
 continued by the next one. ``_settle`` is the one place where an outcome becomes a job state.
+
+Several jobs are under way at once, each in a thread that calls :meth:`Pipeline.run_next_job`::
+
+    door ─ claim ▸ read ▸ reconstruct ▸ prepare ─▶ device ─ segment ─▶ desk ─ measure ▸ encode ▸ store
+
+In each place is one job. The door is left when the device is reached, so that no more than one volume waits for it.
+A job that is tried again runs alone: whatever it did to the first attempt, it does to nobody else's.
 """
 
 from __future__ import annotations
@@ -23,14 +30,15 @@ from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count
 from dicom_node.reconstruct import check_extent, labels_on_source, reconstruct
 from dicom_node.route.rules import decide
-from dicom_node.settings import NnunetModelSettings
 from dicom_node.store.spool import read_headers
 from dicom_node.types import Decision, ResultContext, Series
+from dicom_node.work.gate import Gate
+from dicom_node.work.models import minimum_extent
 from inference.measure import measure
 from inference.types import Segmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings, SourceSettings
@@ -40,7 +48,8 @@ if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger
     from dicom_node.store.spool import Spool
     from dicom_node.types import DeliveryOutcome, Reconstruction, ResultInstance
-    from dicom_node.work.local import LocalWorker
+    from dicom_node.work.gate import Pass
+    from dicom_node.work.pool import WorkerPool
     from inference.types import ModelIdentity
 
 _LEASE = timedelta(seconds=60)
@@ -58,7 +67,7 @@ class Pipeline:
         ledger: Ledger,
         spool: Spool,
         rules: Rules,
-        workers: Mapping[str, LocalWorker],
+        workers: WorkerPool,
         device_uid: str,
     ) -> None:
         self._settings = settings
@@ -70,6 +79,9 @@ class Pipeline:
         self._sources: dict[str, SourceSettings] = {source.ae_title.strip(): source for source in settings.sources}
         self._worker_name = f"{settings.node.station_name}/local"
         self._stopping = threading.Event()
+        self._door = Gate()
+        self._desk = Gate()
+        self._under_way = _Count()
         self._log = structlog.get_logger()
 
     # ---- receive: is the series whole?
@@ -146,16 +158,27 @@ class Pipeline:
 
     # ---- reconstruct, segment, measure, encode
 
-    def run_next_job(self) -> bool:
+    def run_next_job(self, idle_pause_s: float = 0.0) -> bool:
         """Claim the most urgent job and take it to ENCODED, REJECTED, FAILED or back into the queue.
 
-        Returns whether there was one.
+        May run in several threads at once. Returns whether there was a job; where there is none it waits
+        ``idle_pause_s`` at the door, so that of all threads one alone asks the ledger.
         """
-        now = now_utc()
-        claimed = self._ledger.jobs.claim(self._worker_name, now, now + _LEASE)
-        if claimed is None:
+        try:
+            place = self._door.enter()
+        except WorkerLost:
             return False
-        run = _Run(claimed)
+        with place:
+            now = now_utc()
+            claimed = self._ledger.jobs.claim(self._worker_name, now, now + _LEASE)
+            if claimed is None:
+                self._stopping.wait(idle_pause_s)
+                return False
+            with self._under_way:
+                self._run(_Run(claimed, place))
+        return True
+
+    def _run(self, run: _Run) -> None:
         try:
             with self._lease(run):
                 self._work(run)
@@ -164,17 +187,23 @@ class Pipeline:
         except MemoryError:
             self._settle(run, Disposition.RETRY, "out of memory")
         except Exception as error:  # noqa: BLE001 - becomes FAILED, with a place in the log
-            self._log.exception("job.crashed", job=claimed.id)
+            self._log.exception("job.crashed", job=run.claimed.id)
             self._settle(
-                run, Disposition.FAIL, f"unexpected {type(error).__name__}; the log of job {claimed.id} tells where"
+                run,
+                Disposition.FAIL,
+                f"unexpected {type(error).__name__}; the log of job {run.claimed.id} tells where",
             )
-        return True
 
     def stop(self) -> None:
-        """End the running job, from another thread: it goes back into the queue, and the attempt does not count."""
+        """End the running jobs, from another thread: they go back into the queue, and the attempts do not count.
+
+        Only what is being encoded already is taken to its end.
+        """
         self._stopping.set()
-        for worker in self._workers.values():
-            worker.close()
+        self._door.close()
+        self._desk.close()
+        self._under_way.close()
+        self._workers.close()
 
     def recover_jobs(self, *, at_start: bool = False) -> None:
         """Jobs whose worker died go back into the queue, or are FAILED when their attempts are used up."""
@@ -185,10 +214,12 @@ class Pipeline:
             self._log.warning("jobs.recovered", requeued=requeued, failed=failed)
 
     def _work(self, run: _Run) -> None:
-        claimed = run.claimed
-        worker = self._workers.get(claimed.model)
-        if worker is None:
+        claimed, workers = run.claimed, self._workers
+        if claimed.model not in workers:
             raise SegmentationImpossible(f"model {claimed.model!r} is not configured any more")
+        if run.is_alone:
+            with run.stage("wait"):
+                self._under_way.wait_for_others()
         started_at = now_utc()
         with run.stage("read"):
             series = self._read(claimed.revision)
@@ -197,8 +228,21 @@ class Pipeline:
             self._check_extent(claimed.model, reconstruction)
         if self._stopping.is_set():
             raise WorkerLost("the node is being stopped")
-        with run.stage("segment"):
-            upright = worker.segment(reconstruction.volume, run.on_progress)
+        with run.stage("prepare"):
+            order = workers.prepare(claimed.model, reconstruction.volume, run.on_progress)
+        with run.stage("wait"):
+            turn = workers.turn()
+        with turn:
+            run.leave_door()
+            with run.stage("segment"):
+                upright = turn.infer(order, run.on_progress)
+        with run.stage("wait"):
+            desk = self._desk.enter()
+        with desk:
+            self._finish(run, started_at, reconstruction, upright)
+
+    def _finish(self, run: _Run, started_at: datetime, reconstruction: Reconstruction, upright: Segmentation) -> None:
+        claimed = run.claimed
         with run.stage("measure"):
             segmentation = _on_source_grid(reconstruction, upright)
             measurements = measure(reconstruction.source, segmentation)
@@ -224,9 +268,7 @@ class Pipeline:
         )
 
     def _check_extent(self, model: str, reconstruction: Reconstruction) -> None:
-        settings = self._settings.models[model]
-        if isinstance(settings, NnunetModelSettings):
-            check_extent(reconstruction, settings.minimum_slices, settings.minimum_extent_mm)
+        check_extent(reconstruction, *minimum_extent(model, self._settings.models[model]))
 
     def _discard(self, stored: list[tuple[ResultInstance, str]]) -> None:
         for _, name in stored:
@@ -350,8 +392,10 @@ class Pipeline:
 class _Run:
     """One attempt of one job while it lasts: where it is and how long each stage took."""
 
-    def __init__(self, claimed: ClaimedJob) -> None:
+    def __init__(self, claimed: ClaimedJob, door: Pass) -> None:
         self.claimed = claimed
+        self.is_alone = claimed.attempt > 1
+        self._door = door
         self.progress = 0.0
         self.stage_name = ""
         self.stage_seconds: dict[str, float] = {}
@@ -368,10 +412,52 @@ class _Run:
         try:
             yield
         finally:
-            self.stage_seconds[name] = round(time.monotonic() - start, 3)
+            self.stage_seconds[name] = round(self.stage_seconds.get(name, 0) + time.monotonic() - start, 3)
+
+    def leave_door(self) -> None:
+        """Let the next job in, unless this one must be alone."""
+        if not self.is_alone:
+            self._door.leave()
 
     def on_progress(self, fraction: float, stage: str) -> None:
         self.progress, self.stage_name = fraction, stage
+
+
+class _Count:
+    """How many jobs are under way: each is one ``with`` block."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._number = 0
+        self._closed = False
+
+    def __enter__(self) -> None:
+        self._change(1)
+
+    def __exit__(self, *_: object) -> None:
+        self._change(-1)
+
+    def wait_for_others(self) -> None:
+        """Until the caller's job is the only one; who holds the door knows that no other will come.
+
+        Raises:
+            WorkerLost: closed meanwhile.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._number == 1 or self._closed)
+            if self._closed:
+                raise WorkerLost("the node is being stopped")
+
+    def close(self) -> None:
+        """Wait for nobody any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _change(self, by: int) -> None:
+        with self._changed:
+            self._number += by
+            self._changed.notify_all()
 
 
 _NO_RULE = Decision(rule=None, model=None, destinations=(), priority=0)

@@ -1,17 +1,22 @@
 """What a node and its worker say to each other: lines of JSON on a socket pair, voxels in shared anonymous memory.
 
-The memory has no name and no file: it is gone when both ends are, however they end. A message to the worker may carry
-the descriptors of two blocks of memory, the HU (read) and the labels (written).
+The memory has no name and no file: it is gone when both ends are, however they end. A volume travels as the
+descriptors of two blocks of memory, the HU (read) and the labels (written).
+
+Every volume has a number, and two may be under way: one is made ready for the network while another one is inferred.
 
 ============== ====================================================================================================
-node to worker ``{"load": {...}}`` once; then ``{"segment": {shape_zyx, dtype, affine_lps}}`` with two descriptors
-worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"progress": [fraction, stage]}``, ``{"done": true}``,
-               ``{"impossible": reason}`` (the model says no), ``{"broken": reason}`` (and the worker ends)
+node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype, affine_lps}`` with two descriptors;
+               ``{"infer": number}`` for a volume that was prepared
+worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"broken": reason}`` (and the worker ends); of one volume:
+               ``{"volume": number}`` with ``progress: [fraction, stage]``, ``prepared``, ``done``,
+               or ``impossible: reason`` (the model says no, and the volume is forgotten)
 ============== ====================================================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -70,7 +75,9 @@ class Channel:
         return json.loads(line), descriptors
 
     def close(self) -> None:
-        """Close this end; the other end receives None."""
+        """Close this end; the other end receives None, and so does a thread that waits at this one."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 

@@ -1,13 +1,16 @@
 """A warm model in a child process of this one: it may crash, freeze or run out of memory without taking the node along.
 
-The child is started by the first call, loads the model once and is kept. Whatever ends it badly becomes
-:class:`~dicom_node.errors.WorkerLost`, and the next call starts a new one.
+The child is started by the first call, loads the model once and is kept until :meth:`LocalWorker.unload`. Whatever ends
+it badly becomes :class:`~dicom_node.errors.WorkerLost` for every volume that was under way in it, and the next call
+starts a new one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -15,6 +18,8 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,24 +27,46 @@ import numpy as np
 
 from dicom_node.errors import SegmentationImpossible, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped
+from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
 from inference.types import InvalidValueError, ModelIdentity, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from numpy.typing import NDArray
+
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
     from inference.types import Volume
 
-__all__ = ["LocalWorker", "describe_model"]
+    OnProgress = Callable[[float, str], None]
+
+__all__ = ["LocalWorker", "PreparedVolume", "describe_model"]
 
 _LONGEST_PULSE_S = 5.0
 _EXIT_WAIT_S = 5.0
 _TAIL_BYTES = 1500
+_LOADING = 0
+"""The number of the request that loads the model; volumes count from 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedVolume:
+    """A volume that waits in a child for its inference; kept here too, for another child should that one be lost."""
+
+    volume: Volume
+    child: _Child
+    number: int
+    labels_zyx: NDArray[np.uint8]
+    """Memory that the child writes the result into."""
+    seconds: float
+    """What it has used of its time limit."""
 
 
 class LocalWorker:
-    """A model of the configuration in a child process. One segmentation at a time; calls from several threads queue.
+    """A model of the configuration in a child process; may be called from several threads.
+
+    One volume at a time is inferred and one prepared beside it; more of either queue in the child.
 
     Args:
         model_name: its name in the configuration; becomes the name in results.
@@ -51,86 +78,117 @@ class LocalWorker:
         self._name = model_name
         self._model = model
         self._work = work
-        self._lock = threading.Lock()
+        self._starting = threading.Lock()
+        # Linux ends a child together with the thread that started it: this one lives as long as the worker
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix=f"starter of {model_name}")
         self._child: _Child | None = None
-        self._closing = False
+        self._closed = False
 
-    def segment(self, volume: Volume, on_progress: Callable[[float, str], None]) -> Segmentation:
-        """Label every voxel of ``volume``; ``on_progress(fraction, stage)`` is called from this thread.
+    def segment(self, volume: Volume, on_progress: OnProgress) -> Segmentation:
+        """Label every voxel of ``volume``: :meth:`prepare` and :meth:`infer`, with what these raise."""
+        return self.infer(self.prepare(volume, on_progress), on_progress)
+
+    def prepare(self, volume: Volume, on_progress: OnProgress) -> PreparedVolume:
+        """Give ``volume`` to the child and let it do what can be done beside the inference of another one.
+
+        ``on_progress(fraction, stage)`` is called from this thread.
 
         Raises:
             WorkerLost: the child died, froze, broke or took longer than allowed; it is gone, the next call starts anew.
             SegmentationImpossible: the model refuses the volume, or cannot be loaded; the reason is its own.
         """
-        with self._lock:
-            deadline = time.monotonic() + self._work.job_limit_s
-            child = self._ready_child(deadline)
-            shape = volume.geometry.shape_zyx
-            voxel_count = int(np.prod(shape))
-            hu = anonymous_memory(voxel_count * volume.voxels_zyx.dtype.itemsize)
-            result = anonymous_memory(voxel_count)
-            try:
-                mapped(hu, shape, volume.voxels_zyx.dtype)[...] = volume.voxels_zyx
-                child.send(
-                    {
-                        "segment": {
-                            "shape_zyx": shape,
-                            "dtype": volume.voxels_zyx.dtype.str,
-                            "affine_lps": volume.geometry.affine_lps.tolist(),
-                        }
-                    },
-                    (hu, result),
-                )
-                self._wait_for(child, "done", deadline, on_progress)
-                labels = mapped(result, shape, np.dtype(np.uint8))
-            finally:
-                os.close(hu)
-                os.close(result)
-            try:
-                return Segmentation(labels, volume.geometry, child.names_by_label, child.identity)
-            except InvalidValueError as error:
-                raise SegmentationImpossible(f"model {self._name!r} gave an invalid label map: {error}") from error
+        child = self._ready_child()
+        started = time.monotonic()
+        shape = volume.geometry.shape_zyx
+        voxel_count = int(np.prod(shape))
+        hu = anonymous_memory(voxel_count * volume.voxels_zyx.dtype.itemsize)
+        result = anonymous_memory(voxel_count)
+        try:
+            mapped(hu, shape, volume.voxels_zyx.dtype)[...] = volume.voxels_zyx
+            number = child.send_volume(volume, (hu, result))
+            labels_zyx = mapped(result, shape, np.dtype(np.uint8))
+        finally:
+            os.close(hu)
+            os.close(result)
+        self._wait_for(child, number, "prepared", started + self._work.job_limit_s, on_progress)
+        return PreparedVolume(volume, child, number, labels_zyx, time.monotonic() - started)
+
+    def infer(self, prepared: PreparedVolume, on_progress: OnProgress) -> Segmentation:
+        """The labels of a prepared volume; prepares it anew where its child was lost while it waited.
+
+        Raises: like :meth:`prepare`.
+        """
+        if prepared.child.is_lost:
+            prepared = self.prepare(prepared.volume, on_progress)
+        deadline = time.monotonic() + self._work.job_limit_s - prepared.seconds
+        child, volume = prepared.child, prepared.volume
+        child.send({"infer": prepared.number})
+        self._wait_for(child, prepared.number, "done", deadline, on_progress)
+        child.forget(prepared.number)
+        try:
+            return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
+        except InvalidValueError as error:
+            raise SegmentationImpossible(f"model {self._name!r} gave an invalid label map: {error}") from error
 
     def identity(self) -> ModelIdentity:
-        """Which model is loaded; loads it where it is not yet. Raises like :meth:`segment`."""
-        with self._lock:
-            return self._ready_child(time.monotonic() + self._work.job_limit_s).identity
+        """Which model is loaded; loads it where it is not yet. Raises like :meth:`prepare`."""
+        return self._ready_child().identity
 
     def names_by_label(self) -> Mapping[int, str]:
-        """Every label that the model can give; loads it where it is not yet. Raises like :meth:`segment`."""
-        with self._lock:
-            return self._ready_child(time.monotonic() + self._work.job_limit_s).names_by_label
+        """Every label that the model can give; loads it where it is not yet. Raises like :meth:`prepare`."""
+        return self._ready_child().names_by_label
 
     @property
     def process_id(self) -> int | None:
         """Of the child; None where none is running."""
         child = self._child
-        return child.process.pid if child is not None and child.process.poll() is None else None
+        return child.process.pid if child is not None and not child.is_lost else None
 
-    def close(self) -> None:
-        """End the child, at once; a segmentation that is under way in another thread ends with WorkerLost."""
-        self._closing = True
+    @property
+    def is_loaded(self) -> bool:
+        """Whether a child with the model in memory is running."""
+        child = self._child
+        return child is not None and child.is_loaded and not child.is_lost
+
+    @property
+    def device_bytes(self) -> tuple[int, int]:
+        """Memory of an accelerator as the child last told: what it holds, and how much there is; zeros without one."""
+        child = self._child
+        return child.device_bytes if child is not None and not child.is_lost else (0, 0)
+
+    def unload(self) -> None:
+        """End the child, at once; a volume that is under way in another thread ends with WorkerLost."""
         child = self._child
         if child is not None:
-            child.kill()
-        with self._lock:
+            child.lose("was closed")
+        with self._starting:
             self._discard_child()
-            self._closing = False
+
+    def close(self) -> None:
+        """:meth:`unload` for good: later calls raise WorkerLost."""
+        self._closed = True
+        self.unload()
+        self._starter.shutdown()
 
     def _discard_child(self) -> None:
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.close()
+            child.lose("was closed")
 
-    def _ready_child(self, deadline: float) -> _Child:
-        if self._child is not None and self._child.process.poll() is None:
-            return self._child
-        self._discard_child()
-        child = self._child = _Child.start()
-        if self._closing:  # it began while `close` looked for a child to kill
+    def _ready_child(self) -> _Child:
+        with self._starting:
+            if self._child is not None and not self._child.is_lost:
+                return self._child
             self._discard_child()
-            raise WorkerLost(f"the worker of model {self._name!r} is being closed")
+            if not self._closed:
+                self._child = self._starter.submit(_Child.start).result()
+            if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
+                self._discard_child()
+                raise WorkerLost(f"the worker of model {self._name!r} is being closed")
+            self._load(self._child)
+            return self._child
+
+    def _load(self, child: _Child) -> None:
         order = {
             "name": self._name,
             "model": self._model.model_dump(mode="json"),
@@ -138,99 +196,177 @@ class LocalWorker:
             "pulse_s": min(_LONGEST_PULSE_S, self._work.heartbeat_limit_s / 4),
         }
         child.send({"load": order})
-        loaded = self._wait_for(child, "loaded", deadline, lambda *_: None)
+        try:
+            loaded = self._wait_for(
+                child, _LOADING, "loaded", time.monotonic() + self._work.job_limit_s, lambda *_: None
+            )
+        except SegmentationImpossible:
+            self._discard_child()
+            raise
         child.identity = ModelIdentity(**loaded["identity"])
         child.names_by_label = {int(label): name for label, name in loaded["names"].items()}
-        return child
+        child.is_loaded = True
 
-    def _wait_for(self, child: _Child, answer: str, deadline: float, on_progress: Callable[[float, str], None]) -> Any:
-        """The child's ``answer``; whatever else ends the waiting ends the child too, except a volume refused."""
+    def _wait_for(self, child: _Child, number: int, answer: str, deadline: float, on_progress: OnProgress) -> Any:
+        """The child's ``answer`` to request ``number``; whatever else ends the waiting ends the child too, except a
+        volume refused.
+        """
         try:
-            message = self._answer_or_refusal(child, answer, deadline, on_progress)
+            while True:
+                message = self._next_message(child, number, deadline)
+                if "progress" in message:
+                    on_progress(*message["progress"])
+                elif answer in message or "impossible" in message:
+                    break
         except BaseException:  # also when on_progress fails or the program is interrupted: its state is unknown
-            self._discard_child()
+            child.lose("was closed")
             raise
         if "impossible" not in message:
             return message[answer]
-        if answer == "loaded":
-            self._discard_child()
+        child.forget(number)
         raise SegmentationImpossible(f"model {self._name!r}: {message['impossible']}")
 
-    def _answer_or_refusal(
-        self, child: _Child, answer: str, deadline: float, on_progress: Callable[[float, str], None]
-    ) -> dict[str, Any]:
-        while True:
-            message = self._next_message(child, deadline)
-            if "progress" in message:
-                on_progress(*message["progress"])
-            elif "broken" in message:
-                raise WorkerLost(f"the worker of model {self._name!r} broke: {message['broken']}")
-            elif answer in message or "impossible" in message:
-                return message
-
-    def _next_message(self, child: _Child, deadline: float) -> dict[str, Any]:
+    def _next_message(self, child: _Child, number: int, deadline: float) -> dict[str, Any]:
         silence_s = self._work.heartbeat_limit_s
-        left_s = deadline - time.monotonic()
-        try:
-            received = child.channel.receive(max(0.001, min(silence_s, left_s)))
-        except TimeoutError:
-            if left_s < silence_s:
-                reason = f"took longer than the limit of {self._work.job_limit_s:g} s"
-            else:
-                reason = f"gave no sign of life for {silence_s:g} s"
-            raise WorkerLost(f"the worker of model {self._name!r} {reason}") from None
-        if received is None:
-            raise WorkerLost(f"the worker of model {self._name!r} ended: {child.end()}")
-        if time.monotonic() > deadline:
-            raise WorkerLost(
-                f"the worker of model {self._name!r} took longer than the limit of {self._work.job_limit_s:g} s"
-            )
-        return received[0]
+        while True:
+            now = time.monotonic()
+            silent_until = child.last_sign + silence_s
+            if now >= deadline:
+                child.lose(f"took longer than the limit of {self._work.job_limit_s:g} s")
+            elif now >= silent_until:
+                child.lose(f"gave no sign of life for {silence_s:g} s")
+            try:
+                message = child.answers(number).get(timeout=max(0.0, min(deadline, silent_until) - now))
+            except queue.Empty:
+                continue
+            if message is None:
+                raise WorkerLost(f"the worker of model {self._name!r} {child.loss}")
+            return message
 
 
 class _Child:
-    """The process, our end of its channel, and what it writes to stderr (which no patient data can reach)."""
+    """The process, our end of its channel, and what it writes to stderr (which no patient data can reach).
+
+    A thread of its own reads what it says and hands each message to whoever waits for it.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], channel: Channel, stderr: IO[bytes]) -> None:
         self.process = process
-        self.channel = channel
-        self._stderr = stderr
         self.identity: ModelIdentity
         self.names_by_label: Mapping[int, str]
+        self.is_loaded = False
+        self.last_sign = time.monotonic()
+        self.device_bytes = (0, 0)
+        self.loss: str | None = None
+        """Why it is of no use any more, in words that follow "the worker"; the first reason stays."""
+        self._channel = channel
+        self._stderr = stderr
+        self._kills_before = kernel_kills()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(_LOADING + 1)
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {_LOADING: queue.SimpleQueue()}
+        threading.Thread(target=self._read, name=f"reader of {process.pid}", daemon=True).start()
 
     @classmethod
     def start(cls) -> _Child:
         """Start it in a session of its own, so that all that it may start itself can be ended with it."""
         ours, theirs = socket.socketpair()
         stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        started_by = "main" if threading.current_thread() is threading.main_thread() else "thread"
         with theirs:
             process = subprocess.Popen(
-                [
-                    sys.executable, "-P", "-m", "dicom_node.work.worker",
-                    str(theirs.fileno()), str(os.getpid()), started_by,
-                ],
+                [sys.executable, "-P", "-m", "dicom_node.work.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
                 start_new_session=True,
                 env=_environment(),
-            )  # fmt: skip
+            )
         return cls(process, Channel(ours), stderr)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.loss is not None or self.process.poll() is not None
 
     def send(self, message: Mapping[str, Any], descriptors: tuple[int, ...] = ()) -> None:
         """Send; a child that is gone is noticed when its answer is awaited."""
+        self.last_sign = time.monotonic()  # it is silent while it has nothing to do
         with contextlib.suppress(OSError):
-            self.channel.send(message, descriptors)
+            self._channel.send(message, descriptors)
 
-    def end(self) -> str:
+    def send_volume(self, volume: Volume, descriptors: tuple[int, int]) -> int:
+        """Have ``volume`` prepared; returns its number."""
+        with self._lock:
+            number = next(self._numbers)
+            self._answers[number] = queue.SimpleQueue()
+            if self.loss is not None:
+                self._answers[number].put(None)
+        order = {
+            "prepare": number,
+            "shape_zyx": volume.geometry.shape_zyx,
+            "dtype": volume.voxels_zyx.dtype.str,
+            "affine_lps": volume.geometry.affine_lps.tolist(),
+        }
+        self.send(order, descriptors)
+        return number
+
+    def answers(self, number: int) -> queue.SimpleQueue[dict[str, Any] | None]:
+        """What it says about request ``number``; None comes when it is lost."""
+        return self._answers[number]
+
+    def forget(self, number: int) -> None:
+        """No more is expected about this volume."""
+        with self._lock:
+            self._answers.pop(number, None)
+
+    def lose(self, reason: str) -> None:
+        """End the process and everything in its session, and tell all who wait for it."""
+        with self._lock:
+            self.loss = self.loss or reason
+            for answers in self._answers.values():
+                answers.put(None)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_EXIT_WAIT_S)
+
+    def _read(self) -> None:
+        """Until the channel ends; runs in the thread of this child."""
+        reason = None
+        while reason is None:
+            try:
+                received = self._channel.receive()
+            except (OSError, ValueError):
+                received = None
+            if received is None:
+                reason = f"ended: {self._end()}" if self.loss is None else self.loss
+                continue
+            self.last_sign = time.monotonic()
+            message = received[0]
+            self.device_bytes = tuple(message.get("device_bytes", self.device_bytes))
+            if "broken" in message:
+                reason = f"broke: {message['broken']}"
+            elif "alive" not in message:
+                self._hand_over(message)
+        self.lose(reason)
+        self._channel.close()
+        self._stderr.close()
+
+    def _hand_over(self, message: dict[str, Any]) -> None:
+        with self._lock:
+            answers = self._answers.get(message.get("volume", _LOADING))
+            if answers is not None:
+                answers.put(message)
+
+    def _end(self) -> str:
         """How it ended: signal or exit status, and the last lines it wrote."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_EXIT_WAIT_S)
         code = self.process.poll()
         if code is None:
             how = "it closed its channel and hangs"
+        elif code == -signal.SIGKILL:
+            how = f"signal SIGKILL, {self._who_killed()}"
         elif code < 0:
             how = f"signal {signal.Signals(-code).name}"
         else:
@@ -238,23 +374,16 @@ class _Child:
         tail = self._tail()
         return f"{how}; last words: {tail}" if tail else how
 
+    def _who_killed(self) -> str:
+        if kernel_kills() > self._kills_before:
+            return "out of memory: the kernel has ended a process for that meanwhile"
+        return "which comes from a person or from a kernel that is out of memory"
+
     def _tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, size - _TAIL_BYTES))
         text = self._stderr.read().decode(errors="replace")
         return " | ".join(line.strip() for line in text.splitlines() if line.strip())
-
-    def kill(self) -> None:
-        """End the process and everything in its session."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_EXIT_WAIT_S)
-
-    def close(self) -> None:
-        """Give back what belongs to a child that has ended."""
-        self.channel.close()
-        self._stderr.close()
 
 
 def _environment() -> dict[str, str]:

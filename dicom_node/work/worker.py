@@ -1,6 +1,7 @@
 """The worker process: loads one model, keeps it, segments what it is given, and may crash alone.
 
-Started by :class:`dicom_node.work.local.LocalWorker`; it never sees a UID or a name, only voxels and their grid.
+Started by :class:`dicom_node.work.local.LocalWorker`; it never sees a UID or a name, only voxels and their grid. The
+main thread infers, a second one prepares the next volume meanwhile, a third one listens.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import socket
 import sys
 import threading
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -28,14 +31,36 @@ from inference.errors import InferenceError
 from inference.types import Geometry, Volume
 
 if TYPE_CHECKING:
-    from inference.types import Segmenter
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from inference.types import Segmentation, Segmenter
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
 """The listener and the deliveries go first: a segmentation takes its seconds anyway."""
+_EXPENDABLE = "500"
+"""Where memory runs out the kernel shall end this process, which is replaced, and not the listener."""
 BROKEN_EXIT_CODE = 3
 
-_Request = tuple[dict[str, Any], list[int]]
+
+@runtime_checkable
+class _TwoSteps(Protocol):
+    """A segmenter whose first step may run in another thread while the second one works on another volume."""
+
+    def prepare(self, volume: Volume, progress: Callable[[float, str], None]) -> Any: ...
+
+    def infer(self, prepared: Any, progress: Callable[[float, str], None]) -> Segmentation: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """A volume under way; ``prepared`` is None where all is left to the inference."""
+
+    volume: Volume
+    labels_zyx: NDArray[np.uint8]
+    prepared: Any = None
 
 
 class _Pulse:
@@ -44,14 +69,24 @@ class _Pulse:
     def __init__(self, channel: Channel, every_s: float) -> None:
         self._channel = channel
         self._every_s = every_s
+        self._lock = threading.Lock()
+        self._works = 0
         self._working = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def __enter__(self) -> None:
-        self._working.set()
+        self._count(1)
 
     def __exit__(self, *_: object) -> None:
-        self._working.clear()
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._works += change
+            if self._works:
+                self._working.set()
+            else:
+                self._working.clear()
 
     def _beat(self) -> None:
         pause = threading.Event()
@@ -62,33 +97,90 @@ class _Pulse:
             pause.wait(self._every_s)
 
 
+class _Server:
+    """A loaded model between the node's requests and its answers."""
+
+    def __init__(self, channel: Channel, segmenter: Segmenter, pulse: _Pulse) -> None:
+        self._channel = channel
+        self._segmenter = segmenter
+        self._pulse = pulse
+        self._under_way: dict[int, _Request] = {}
+
+    def prepare(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        """Do what can be done beside an inference.
+
+        Whatever fails but a refusal, memory first of all, is left to :meth:`infer`, which then has the process to
+        itself and ends it where it fails again.
+        """
+        number = message["prepare"]
+        shape = tuple(message["shape_zyx"])
+        voxels = mapped(descriptors[0], shape, np.dtype(message["dtype"]))
+        labels = mapped(descriptors[1], shape, np.dtype(np.uint8))
+        for descriptor in descriptors:
+            os.close(descriptor)
+        request = _Request(Volume(voxels, Geometry(shape, np.array(message["affine_lps"]))), labels)
+        if isinstance(self._segmenter, _TwoSteps):
+            try:
+                with self._pulse:
+                    request.prepared = self._segmenter.prepare(request.volume, self._progress(number))
+            except InferenceError as error:
+                self._channel.send({"volume": number, "impossible": str(error)})
+                return
+            except Exception:  # noqa: BLE001
+                traceback.print_exc()
+        self._under_way[number] = request
+        self._channel.send({"volume": number, "prepared": True})
+
+    def infer(self, number: int) -> None:
+        """Label a volume that was prepared."""
+        request = self._under_way.pop(number)
+        progress = self._progress(number)
+        try:
+            with self._pulse:
+                if request.prepared is not None and isinstance(self._segmenter, _TwoSteps):
+                    result = self._segmenter.infer(request.prepared, progress)
+                else:
+                    result = self._segmenter.segment(request.volume, progress)
+                request.labels_zyx[...] = result.labels_zyx
+        except InferenceError as error:
+            self._channel.send({"volume": number, "impossible": str(error)})
+        else:
+            self._channel.send({"volume": number, "done": True, "device_bytes": _device_bytes()})
+
+    def _progress(self, number: int) -> Callable[[float, str], None]:
+        return lambda done, stage: self._channel.send({"volume": number, "progress": [done, stage]})
+
+
 def main() -> None:
     """Serve the socket whose descriptor is the first argument until the node closes it or dies."""
-    descriptor, node_process, is_child_of_main_thread = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "main"
+    descriptor, node_process = int(sys.argv[1]), int(sys.argv[2])
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's voxels
     os.nice(_NICENESS)
-    if is_child_of_main_thread:
-        _die_with(node_process)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
+    _die_with(node_process)
     channel = Channel(socket.socket(fileno=descriptor))
-    requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, requests), daemon=True).start()
-    order = requests.get()[0]["load"]
+    to_infer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+    to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(channel, to_prepare, to_infer), daemon=True).start()
+    order = to_infer.get()["load"]
     pulse = _Pulse(channel, order["pulse_s"])
     try:
         with pulse:
             segmenter = _load(order)
+        server = _Server(channel, segmenter, pulse)
+        threading.Thread(target=_prepare_all, args=(channel, server, to_prepare), daemon=True).start()
         model = segmenter.identity
         identity = {field: getattr(model, field) for field in ("name", "version", "digest", "family", "intended_use")}
-        channel.send({"loaded": {"identity": identity, "names": dict(segmenter.names_by_label)}})
+        loaded = {"identity": identity, "names": dict(segmenter.names_by_label)}
+        channel.send({"loaded": loaded, "device_bytes": _device_bytes()})
         while True:
-            _serve(channel, requests.get(), segmenter, pulse)
+            server.infer(to_infer.get()["infer"])
     except InferenceError as error:
         channel.send({"impossible": str(error)})
     except Exception as error:  # noqa: BLE001 - whatever it is, the node shall know before this process ends
-        traceback.print_exc()
-        channel.send({"broken": f"{type(error).__name__}: {str(error)[:300]}"})
-        sys.exit(BROKEN_EXIT_CODE)
+        _break(channel, error)
 
 
 def _load(order: dict[str, Any]) -> Segmenter:
@@ -98,33 +190,45 @@ def _load(order: dict[str, Any]) -> Segmenter:
     )
 
 
-def _serve(channel: Channel, request: _Request, segmenter: Segmenter, pulse: _Pulse) -> None:
-    message, descriptors = request
-    order = message["segment"]
-    shape = tuple(order["shape_zyx"])
-    voxels = mapped(descriptors[0], shape, np.dtype(order["dtype"]))
-    labels = mapped(descriptors[1], shape, np.dtype(np.uint8))
-    for descriptor in descriptors:
-        os.close(descriptor)
-    volume = Volume(voxels, Geometry(shape, np.array(order["affine_lps"])))
-    try:
-        with pulse:
-            result = segmenter.segment(volume, lambda done, stage: channel.send({"progress": [done, stage]}))
-            labels[...] = result.labels_zyx
-    except InferenceError as error:
-        channel.send({"impossible": str(error)})
-    else:
-        channel.send({"done": True})
+def _prepare_all(
+    channel: Channel, server: _Server, to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]]
+) -> NoReturn:
+    while True:
+        try:
+            server.prepare(*to_prepare.get())
+        except Exception as error:  # noqa: BLE001 - as above; a thread that died in silence would be waited for
+            _break(channel, error)
 
 
-def _listen(channel: Channel, requests: queue.SimpleQueue[_Request]) -> NoReturn:
-    """Hand requests to the working thread; when the node is gone, end at once whatever is being computed."""
+def _break(channel: Channel, error: Exception) -> NoReturn:
+    traceback.print_exc()
+    what = "out of memory" if isinstance(error, MemoryError) else type(error).__name__
+    channel.send({"broken": f"{what}: {str(error)[:300]}"})
+    os._exit(BROKEN_EXIT_CODE)
+
+
+def _listen(
+    channel: Channel,
+    to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]],
+    to_infer: queue.SimpleQueue[dict[str, Any]],
+) -> NoReturn:
+    """Hand requests to the working threads; when the node is gone, end at once whatever is being computed."""
     while True:
         received = channel.receive()
         if received is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        elif "prepare" in received[0]:
+            to_prepare.put(received)
         else:
-            requests.put(received)
+            to_infer.put(received[0])
+
+
+def _device_bytes() -> tuple[int, int]:
+    """Memory that this process holds on a CUDA device, and how much the device has; zeros without one."""
+    torch = sys.modules.get("torch")  # a model that runs without it shall not pay for its import
+    if torch is None or not torch.cuda.is_initialized():
+        return 0, 0
+    return torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
 
 
 def _die_with(node_process: int) -> None:

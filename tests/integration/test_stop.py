@@ -16,33 +16,17 @@ import yaml
 
 from dicom_node.app import open_store
 from dicom_node.demo.processes import free_port
-from dicom_node.errors import WorkerLost
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
-from dicom_node.store.spool import FileMeta
-from tests.unit.reconstruct.synthetic import Stack, noise, write
+from dicom_node.work.pool import WorkerPool
+from tests.received_series import receive
+from tests.scripted_worker import Script
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class EndlessWorker:
-    """A model that never comes to an end unless it is closed."""
-
-    def __init__(self) -> None:
-        self.started = threading.Event()
-        self._closed = threading.Event()
-
-    def segment(self, volume, on_progress):
-        self.started.set()
-        self._closed.wait()
-        raise WorkerLost("its process was killed")
-
-    def close(self) -> None:
-        self._closed.set()
 
 
 @pytest.fixture
@@ -57,45 +41,27 @@ def config(tmp_path):
     return tmp_path / "node.yaml"
 
 
-@pytest.fixture
-def worker():
-    made = EndlessWorker()
-    yield made
-    made.close()
-
-
-def receive(spool, ledger, folder):
-    from dicom_node.receive.adopt import adopt_unclaimed  # noqa: PLC0415 - the shortest way from file to row
-
-    folder.mkdir()
-    for instance in write(folder, Stack(noise((4, 8, 8)))).instances:
-        meta = instance.header.file_meta
-        whole = instance.path.read_bytes()
-        start = 144 + int(meta.FileMetaInformationGroupLength)
-        spool.write_instance(
-            FileMeta(meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID),
-            whole[start:],
-        )
-    adopt_unclaimed(spool, ledger.arrivals, {}, older_than_s=-1)
-
-
-def test_a_stopped_node_gives_its_job_back_at_once_and_without_an_attempt(config, worker, tmp_path):
+def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(config, tmp_path, monkeypatch):
+    script = Script(tmp_path / "script", monkeypatch)
+    script.hold("infer 1")
     settings = load_settings(config)
     spool, ledger = open_store(settings)
-    receive(spool, ledger, tmp_path / "ct")
-    pipeline = Pipeline(
-        settings, ledger, spool, load_rules(settings.rules_file, settings), {"tissue": worker}, "2.25.1"
-    )
+    for number in (1, 2, 3):
+        receive(spool, ledger, tmp_path / f"ct{number}", number)
+    workers = WorkerPool(settings.models, settings.work)
+    pipeline = Pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers, "2.25.1")
     pipeline.complete_series()
     pipeline.route_series()
-    running = threading.Thread(target=pipeline.run_next_job)
-    running.start()
-    assert worker.started.wait(30)
+    running = [threading.Thread(target=pipeline.run_next_job) for _ in range(3)]
+    for thread in running:
+        thread.start()
+    script.wait_for("infer 1 begins")
+    script.wait_for("prepare 2 ends")
     pipeline.stop()
-    running.join(10)
-    assert not running.is_alive()
-    (job,) = ledger.overview.jobs(1)
-    assert (job["state"], job["attempts"]) == ("QUEUED", 0)
+    for thread in running:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [(job["state"], job["attempts"]) for job in ledger.overview.jobs(5)] == [("QUEUED", 0)] * 3
     ledger.close()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSe
 from dicom_node.work.local import LocalWorker, describe_model
 from inference.tissue import TissueSegmenter
 from inference.types import Geometry, Volume
-from tests.nnunet_models import plans, write_model
+from tests.nnunet_models import plans, write_model, write_package
+from tests.scripted_worker import Script
 
 WORK = WorkSettings(device="cpu", threads=1, heartbeat_limit_s=20, job_limit_s=120)
 TISSUE = TissueModelSettings(kind="tissue")
@@ -57,13 +59,14 @@ def tissue_worker():
 @pytest.fixture(scope="session")
 def slow_model(tmp_path_factory):
     """Small windows over a large volume: long enough to be hit in the middle, with a progress message per window."""
-    folder = tmp_path_factory.mktemp("worker") / "m"
-    return write_model(folder, described=plans(patch=(32, 32, 32), spacing=(1.5, 1.5, 1.5), features=(16, 32)))
+    folder = tmp_path_factory.mktemp("worker")
+    model = write_model(folder / "m", described=plans(patch=(32, 32, 32), spacing=(1.5, 1.5, 1.5), features=(16, 32)))
+    return write_package(folder / "library", model, name="slow", minimum_slices=10).folder
 
 
 @pytest.fixture
 def slow_worker(slow_model):
-    settings = NnunetModelSettings(kind="nnunet", folders=(slow_model,), minimum_slices=10)
+    settings = NnunetModelSettings(kind="nnunet", package=slow_model)
     worker = LocalWorker("slow", settings, WORK.model_copy(update={"heartbeat_limit_s": 4}))
     yield worker
     worker.close()
@@ -124,7 +127,7 @@ def test_a_frozen_child_is_lost_after_the_heartbeat_limit_and_gone(slow_worker):
 
 
 def test_a_child_that_takes_too_long_is_lost_though_it_lives(slow_model):
-    settings = NnunetModelSettings(kind="nnunet", folders=(slow_model,))
+    settings = NnunetModelSettings(kind="nnunet", package=slow_model)
     hurried = LocalWorker("slow", settings, WORK.model_copy(update={"job_limit_s": 0.3}))
     try:
         with pytest.raises(WorkerLost, match=r"longer than the limit of 0\.3 s"):
@@ -143,8 +146,8 @@ def test_a_refusal_of_the_model_passes_through_and_the_child_stays(slow_worker):
 
 
 def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
-    digest = describe_model("m", NnunetModelSettings(kind="nnunet", folders=(slow_model,))).digest
-    approved = NnunetModelSettings(kind="nnunet", folders=(slow_model,), digest=digest)
+    digest = describe_model("m", NnunetModelSettings(kind="nnunet", package=slow_model)).digest
+    approved = NnunetModelSettings(kind="nnunet", package=slow_model, digest=digest)
     other = approved.model_copy(update={"digest": "0" * 64})
     assert describe_model("m", approved).digest == digest
     with pytest.raises(ConfigurationError, match=digest):
@@ -160,8 +163,8 @@ def test_what_the_settings_describe_is_what_the_child_loads(tissue_worker, slow_
     assert describe_model("slow", slow_worker._model) == slow_worker.identity()
     with pytest.raises(ConfigurationError, match="unknown kind"):
         describe_model("x", WORK)
-    with pytest.raises(ConfigurationError, match=r"plans\.json"):
-        describe_model("x", NnunetModelSettings(kind="nnunet", folders=(Path("/nowhere"),)))
+    with pytest.raises(ConfigurationError, match=r"manifest\.json"):
+        describe_model("x", NnunetModelSettings(kind="nnunet", package=Path("/nowhere")))
 
 
 def test_a_failing_progress_callback_ends_the_child_and_is_not_swallowed(slow_worker):
@@ -183,6 +186,108 @@ def test_closing_from_another_thread_ends_the_segmentation(slow_worker):
     assert slow_worker.process_id is None
 
 
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    return Script(tmp_path / "script", monkeypatch)
+
+
+@pytest.fixture
+def scripted(script):
+    worker = LocalWorker("scripted", TISSUE, WORK)
+    yield worker
+    worker.close()
+
+
+def numbered(number):
+    return Volume(np.full((4, 6, 5), number, np.int16), Geometry((4, 6, 5), np.eye(4)))
+
+
+def labels_of(worker, prepared):
+    return set(np.unique(worker.infer(prepared, nothing).labels_zyx))
+
+
+def test_the_next_volume_is_prepared_while_one_is_inferred(script, scripted):
+    script.hold("infer 1")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(scripted.segment, numbered(1), nothing)
+        script.wait_for("infer 1 begins")
+        waiting = scripted.prepare(numbered(2), nothing)
+        assert "infer 1 ends" not in script.events()
+        script.release("infer 1")
+        assert labels_of(scripted, waiting) == {2}
+        assert np.unique(first.result().labels_zyx) == [1]
+    assert script.events().count("prepare 2 begins") == 1
+
+
+def test_all_that_is_under_way_in_a_killed_child_is_lost_but_not_what_waits(script, scripted):
+    script.hold("infer 1")
+    script.hold("prepare 3")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(scripted.segment, numbered(1), nothing)
+        script.wait_for("infer 1 begins")
+        waiting = scripted.prepare(numbered(2), nothing)
+        third = threads.submit(scripted.prepare, numbered(3), nothing)
+        script.wait_for("prepare 3 begins")
+        os.kill(scripted.process_id, signal.SIGKILL)
+        for lost in (first, third):
+            with pytest.raises(WorkerLost, match="signal SIGKILL"):
+                lost.result()
+    assert labels_of(scripted, waiting) == {2}
+    assert script.events().count("prepare 2 ends") == 2
+
+
+def test_a_volume_refused_leaves_the_other_one_alone(script, scripted):
+    script.hold("infer 1")
+    script.fail("prepare 2", "refuse")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(scripted.segment, numbered(1), nothing)
+        script.wait_for("infer 1 begins")
+        with pytest.raises(SegmentationImpossible, match="the script says no"):
+            scripted.prepare(numbered(2), nothing)
+        script.release("infer 1")
+        assert first.result().labels_zyx.all()
+
+
+def test_memory_that_fails_beside_an_inference_is_asked_for_again_after_it(script, scripted):
+    script.hold("infer 1")
+    script.fail("prepare 2", "memory")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(scripted.segment, numbered(1), nothing)
+        script.wait_for("infer 1 begins")
+        pid = scripted.process_id
+        waiting = scripted.prepare(numbered(2), nothing)
+        script.release("infer 1")
+        assert labels_of(scripted, waiting) == {2}
+        assert first.result().labels_zyx.all()
+    assert scripted.process_id == pid
+    assert [event for event in script.events() if event.startswith("prepare 2")] == [
+        "prepare 2 begins",
+        "prepare 2 begins",
+        "prepare 2 ends",
+    ]
+
+
+def test_a_child_that_runs_out_of_memory_says_so_and_is_replaced(script, scripted):
+    script.fail("infer 1", "memory")
+    with pytest.raises(WorkerLost, match=r"broke: out of memory: Unable to allocate 256\. MiB"):
+        scripted.segment(numbered(1), nothing)
+    assert scripted.process_id is None
+    assert labels_of(scripted, scripted.prepare(numbered(1), nothing)) == {1}
+
+
+def test_a_child_that_the_kernel_may_have_killed_says_memory(script, scripted):
+    script.fail("infer 1", "kill")
+    with pytest.raises(WorkerLost, match=r"signal SIGKILL, .*out of memory"):
+        scripted.segment(numbered(1), nothing)
+
+
+def test_a_closed_worker_starts_no_child_again(tissue_worker):
+    tissue_worker.close()
+    with pytest.raises(WorkerLost, match="being closed"):
+        tissue_worker.identity()
+    assert tissue_worker.process_id is None
+
+
 NODE = """
 import sys, threading, time
 import numpy as np
@@ -200,7 +305,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("started_by", "frozen"), [("main", False), ("thread", False), ("main", True)])
+@pytest.mark.parametrize(("started_by", "frozen"), [("main", False), ("thread", False), ("thread", True)])
 def test_the_child_dies_with_the_node(started_by, frozen):
     root = Path(__file__).resolve().parents[2]
     node = subprocess.Popen([sys.executable, "-c", NODE, started_by], cwd=root, stdout=subprocess.PIPE, text=True)

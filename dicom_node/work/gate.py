@@ -1,0 +1,67 @@
+"""A place for one at a time, entered in the order of asking."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Self
+
+from dicom_node.errors import WorkerLost
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class Gate:
+    """Lets one thread in at a time, first come, first served (a plain lock may pass over a waiting thread for ever)."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._queue: deque[Pass] = deque()
+        self._closed = False
+
+    def enter(self) -> Pass:
+        """Wait for the turn; the place is held until the pass is given up.
+
+        Raises:
+            WorkerLost: the gate was closed before the turn came.
+        """
+        mine = Pass(self)
+        with self._changed:
+            self._queue.append(mine)
+            self._changed.wait_for(lambda: self._closed or self._queue[0] is mine)
+            if self._closed:
+                self._queue.remove(mine)
+                raise WorkerLost("the node is being stopped")
+        return mine
+
+    def close(self) -> None:
+        """Turn away whoever waits and whoever comes; the one inside is left alone."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _leave(self, one: Pass) -> None:
+        with self._changed:
+            if one in self._queue:
+                self._queue.remove(one)
+                self._changed.notify_all()
+
+
+class Pass:
+    """The right to be inside of one gate; given up at the end of its ``with`` block, or before by :meth:`leave`."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def leave(self) -> None:
+        """Give the place to the next one; does nothing the second time."""
+        self._gate._leave(self)  # noqa: SLF001 - two halves of one thing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leave()

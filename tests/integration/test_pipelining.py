@@ -1,0 +1,223 @@
+"""Several jobs under way at once: what overlaps, what is bounded, and what becomes of all when one goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import structlog
+import yaml
+
+import dicom_node.pipeline
+from dicom_node.app import open_store
+from dicom_node.pipeline import Pipeline
+from dicom_node.route.rules import load_rules
+from dicom_node.settings import load_settings
+from dicom_node.work.pool import WorkerPool
+from tests.received_series import receive
+from tests.scripted_worker import Script
+
+ROOT = Path(__file__).resolve().parents[2]
+ENDED = ("DELIVERED", "FAILED", "REJECTED")
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    return Script(tmp_path / "script", monkeypatch)
+
+
+class Node:
+    """The rooms after the spool, with series that were received already: the HU of each is its number."""
+
+    def __init__(self, folder, series, **work):
+        self.config = folder / "node.yaml"
+        settings = {
+            "node": {"data_folder": "data"},
+            "completion": {"regular_quiet_s": 0, "otherwise_quiet_s": 0},
+            "models": {"tissue": {"kind": "tissue"}},
+            "work": {"heartbeat_limit_s": 20, "job_limit_s": 60, **work},
+        }
+        self.config.write_text(yaml.safe_dump(settings))
+        (folder / "rules.yaml").write_text("rules: [{name: all, model: tissue, when: []}]")
+        self.settings = load_settings(self.config)
+        self.spool, self.ledger = open_store(self.settings)
+        self.numbers = {receive(self.spool, self.ledger, folder / f"ct{n}", n): n for n in range(1, series + 1)}
+        self.pipeline = Pipeline(
+            self.settings,
+            self.ledger,
+            self.spool,
+            load_rules(self.settings.rules_file, self.settings),
+            WorkerPool(self.settings.models, self.settings.work),
+            "2.25.1",
+        )
+        self.pipeline.complete_series()
+        self.pipeline.route_series()
+        self._runners = ThreadPoolExecutor(self.settings.work.jobs_at_once)
+        self._stop = threading.Event()
+
+    def run(self):
+        """As the work process does, in threads of this one."""
+        for _ in range(self.settings.work.jobs_at_once):
+            self._runners.submit(self._run)
+
+    def _run(self):
+        while not self._stop.is_set():
+            self.pipeline.run_next_job(0.01)
+
+    def jobs(self):
+        """(state, attempts) by the number of the series."""
+        found = self.ledger.overview.jobs(50)
+        return {self.numbers[job["series_instance_uid"]]: (job["state"], job["attempts"]) for job in found}
+
+    def states(self):
+        return sorted(state for state, _ in self.jobs().values())
+
+    def wait_for(self, wanted):
+        end = time.monotonic() + 60
+        while not wanted():
+            assert time.monotonic() < end, self.ledger.overview.jobs(50)
+            time.sleep(0.02)
+
+    def wait_for_all(self):
+        self.wait_for(lambda: all(state in ENDED for state in self.states()))
+
+    def close(self):
+        self._stop.set()
+        self.pipeline.stop()
+        self._runners.shutdown()
+        self.ledger.close()
+
+
+@pytest.fixture
+def make_node(tmp_path):
+    made = []
+
+    def make(series, **work):
+        made.append(Node(tmp_path, series, **work))
+        return made[-1]
+
+    yield make
+    for node in made:
+        node.close()
+
+
+def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, script, monkeypatch):
+    node = make_node(5)
+    may_encode = threading.Event()
+    at_the_desk = []
+
+    def encode(reconstruction, *rest):
+        at_the_desk.append(int(reconstruction.source.voxels_zyx[0, 0, 0]))
+        assert may_encode.wait(60)
+        return original(reconstruction, *rest)
+
+    original = dicom_node.pipeline.encode
+    monkeypatch.setattr(dicom_node.pipeline, "encode", encode)
+    script.hold("infer 1")
+    script.hold("infer 2")
+    with structlog.testing.capture_logs() as log:
+        node.run()
+        script.wait_for("infer 1 begins")
+        script.wait_for("prepare 2 ends")  # read and reconstructed, too
+        assert "infer 1 ends" not in script.events()
+        assert node.states() == ["QUEUED"] * 3 + ["RUNNING"] * 2
+        script.release("infer 1")
+        script.wait_for("infer 2 begins")
+        script.wait_for("prepare 3 ends")
+        node.wait_for(lambda: at_the_desk == [1])
+        assert node.states() == ["QUEUED"] * 2 + ["RUNNING"] * 3
+        script.release("infer 2")
+        may_encode.set()
+        node.wait_for_all()
+    assert at_the_desk == [1, 2, 3, 4, 5]
+    assert node.jobs() == dict.fromkeys(range(1, 6), ("DELIVERED", 1))
+    for line in (line for line in log if line["event"] == "job"):
+        assert list(line["stage_seconds"]) == [
+            "read", "reconstruct", "prepare", "wait", "segment", "measure", "encode", "store",
+        ]  # fmt: skip
+        assert abs(sum(line["stage_seconds"].values()) - line["seconds"]) < 1
+
+
+def test_one_at_a_time_is_one_after_another(make_node, script):
+    node = make_node(2, jobs_at_once=1)
+    node.run()
+    node.wait_for_all()
+    assert script.events()[2:] == [
+        f"{step} {number} {end}" for number in (1, 2) for step in ("prepare", "infer") for end in ("begins", "ends")
+    ]
+
+
+def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_node, script, monkeypatch):
+    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0.05)
+    node = make_node(3)
+    script.fail("infer 1", "always kill")
+    script.hold("infer 1")
+    script.hold("prepare 2")
+    node.run()
+    script.wait_for("infer 1 begins")
+    script.wait_for("prepare 2 begins")
+    script.release("infer 1")  # it takes the second one along
+    node.wait_for(lambda: node.jobs()[2] != ("RUNNING", 1))
+    script.release("prepare 2")
+    node.wait_for_all()
+    assert node.jobs() == {1: ("FAILED", 3), 2: ("DELIVERED", 2), 3: ("DELIVERED", 1)}
+    (failed,) = [job for job in node.ledger.overview.jobs(5) if job["state"] == "FAILED"]
+    assert "signal SIGKILL" in failed["reason"]
+    assert "out of memory" in failed["reason"]
+
+
+def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
+    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0)
+    node = make_node(4)
+    script.fail("infer 1", "kill")
+    node.run()
+    node.wait_for_all()
+    assert node.jobs() == {1: ("DELIVERED", 2), **dict.fromkeys((2, 3, 4), ("DELIVERED", 1))}
+    events = script.events()
+    again = len(events) - 1 - events[::-1].index("prepare 1 begins")
+    assert events[again : again + 4] == ["prepare 1 begins", "prepare 1 ends", "infer 1 begins", "infer 1 ends"]
+
+
+def test_memory_that_fails_once_costs_an_attempt_and_no_job(make_node, script, monkeypatch):
+    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0.05)
+    node = make_node(2)
+    script.fail("infer 1", "memory")
+    node.run()
+    node.wait_for_all()
+    assert node.jobs() == {1: ("DELIVERED", 2), 2: ("DELIVERED", 1)}
+
+
+def work_process(node):
+    command = [sys.executable, "-m", "dicom_node.cli", "--config", str(node.config), "work"]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_kill_9_with_several_jobs_under_way_loses_none_and_makes_each_result_once(make_node, script):
+    node = make_node(4)
+    script.hold("infer 1")
+    first = work_process(node)
+    try:
+        script.wait_for("infer 1 begins")
+        script.wait_for("prepare 2 ends")
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    assert node.states() == ["QUEUED"] * 2 + ["RUNNING"] * 2
+    script.release("infer 1")
+    second = work_process(node)
+    try:
+        node.wait_for_all()
+    finally:
+        second.terminate()
+        second.wait(30)
+    assert node.jobs() == {number: ("DELIVERED", 2 if number < 3 else 1) for number in (1, 2, 3, 4)}
+    kinds = [sorted(result["kind"] for result in node.ledger.overview.job(n)["results"]) for n in (1, 2, 3, 4)]
+    assert len(kinds) == 4
+    assert all(one == kinds[0] and len(set(one)) == 2 for one in kinds)

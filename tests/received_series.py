@@ -1,0 +1,33 @@
+"""Series that a node has already received."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicom_node.receive.adopt import adopt_unclaimed
+from dicom_node.store.spool import FileMeta
+from tests.unit.reconstruct.synthetic import Stack, write
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dicom_node.store.ledger import Ledger
+    from dicom_node.store.spool import Spool
+
+
+def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int) -> str:
+    """A series of 4 x 8 x 8 voxels of ``hu``, by the shortest way from file to row; returns its UID."""
+    folder.mkdir()
+    series = write(folder, Stack(np.full((4, 8, 8), hu + 1024, np.uint16)))
+    for instance in series.instances:
+        meta = instance.header.file_meta
+        whole = instance.path.read_bytes()
+        start = 144 + int(meta.FileMetaInformationGroupLength)
+        spool.write_instance(
+            FileMeta(meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID),
+            whole[start:],
+        )
+    adopt_unclaimed(spool, ledger.arrivals, {}, older_than_s=-1)
+    return series.series_instance_uid
