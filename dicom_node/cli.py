@@ -306,7 +306,7 @@ def segment(
             model_name=model,
             library=command.config.parent / "models",
             options=EngineOptions(body_crop=not no_body_crop, **engine),
-            wanted=Wanted(tuple(filter(None, structures.split(","))), dicom=not no_dicom),
+            wanted=Wanted(tuple(structures.replace(",", " ").split()), dicom=not no_dicom),
             recursive=recursive,
             series_instance_uid=series_uid,
             again=again,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -34,13 +36,24 @@ _PART = ".part"
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` and empty it of what an earlier run left under our names.
+    """Make ``folder``.
 
     Raises:
-        ConfigurationError: it can't be written.
+        ConfigurationError: it can't be made or written.
     """
     with _translated(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def remove_earlier(folder: Path) -> None:
+    """Take away what an earlier run left under our names, its summary first.
+
+    Raises:
+        ConfigurationError: it can't be removed.
+    """
+    with _translated(folder):
         names = (SUMMARY, LABELS, LABEL_NAMES, MEASUREMENTS, MEASUREMENT_TABLE, *RESULT_FILES.values())
         for name in names:
             (folder / name).unlink(missing_ok=True)

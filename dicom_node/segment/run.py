@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -27,7 +27,6 @@ from inference.types import Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from dicom_node.segment.inputs import Input, Scan
     from dicom_node.segment.model import Model
@@ -111,7 +110,7 @@ class SegmentRun:
             structlog.get_logger().exception("input.crashed", kind=entry.facts["kind"])
             status, reason = REFUSED, f"unexpected {type(error).__name__}; the log tells where"
         if status == REFUSED:
-            outputs.make_folder(folder)
+            outputs.remove_earlier(folder)
         summary = {
             "status": status,
             "reason": reason,
@@ -119,10 +118,10 @@ class SegmentRun:
             "input": entry.facts,
             **self._asked(),
             **produced,
-            "started_at": started_at.isoformat(timespec="seconds"),
+            "started_at": started_at.isoformat(),
             "seconds": stages.total(),
             "stage_seconds": stages.seconds,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": _peak_rss_bytes(),
             "dicom_node": __version__,
         }
         outputs.write_summary(folder, summary)
@@ -153,8 +152,11 @@ class SegmentRun:
         with stages.measured("segment", _READ):
             upright = segmenter.segment(scan.volume, stages.part(_READ, _SEGMENTED))
             segmentation = self._wanted_part(scan, upright)
+        # a model by rules has no stages, notes and backend to tell of
+        stages.seconds |= {name: round(s, 3) for name, s in getattr(segmenter, "stage_seconds", {}).items()}
         with stages.measured("measure", _SEGMENTED):
             measurements = measure(scan.source, segmentation)
+        outputs.remove_earlier(folder)
         writing = self._beside.submit(outputs.write_label_map, folder, segmentation, scan.grid)
         results: list[dict[str, str]] = []
         if scan.reconstruction is not None and self._wanted.dicom:
@@ -168,7 +170,8 @@ class SegmentRun:
         return {
             "content_sha256": scan.content_digest,
             "grid": {"shape_zyx": geometry.shape_zyx, "spacing_xyz_mm": geometry.spacing_xyz_mm},
-            "notes": list(scan.reconstruction.notes) if scan.reconstruction is not None else [],
+            "notes": [*(scan.reconstruction.notes if scan.reconstruction else ()), *getattr(segmenter, "notes", ())],
+            "backend": getattr(segmenter, "description", "numpy"),
             "structures_found": len(measurements.structures),
             "results": results,
         }
@@ -239,6 +242,12 @@ class _Stages:
 
     def total(self) -> float:
         return round(time.monotonic() - self._start, 3)
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process alone; getrusage's maximum also counts what the process was before it became this program."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def _import_encoder() -> None:

@@ -1,0 +1,384 @@
+"""``dicom-node segment`` as people and scripts call it: files in, files out, and a reason with an exit code."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+import pytest
+import structlog
+from click.testing import CliRunner
+from pydicom import dcmread
+
+from dicom_node.cli import main
+from dicom_node.demo.phantom_series import write_series
+from dicom_node.encode.encode import encode
+from dicom_node.reconstruct import reconstruct
+from dicom_node.segment.run import _COMPLETION_REASON, _DEVICE_UID
+from dicom_node.store.spool import read_series_folder
+from dicom_node.types import ResultContext
+from inference.measure import measure
+from inference.phantom import phantom
+from inference.tissue import TissueSegmenter
+from tests.nnunet_models import random_package, write_model, write_package
+from tests.unit.reconstruct.synthetic import Stack, noise
+from tests.unit.reconstruct.synthetic import write as write_ct
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+OUTPUTS = {"labels.nii.gz", "labels.json", "measurements.json", "measurements.csv", "summary.json"}
+DICOM_OUTPUTS = OUTPUTS | {"segmentation.dcm", "report.dcm"}
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was():
+    root = logging.getLogger()
+    handlers, level, show = root.handlers, root.level, warnings.showwarning
+    yield
+    logging.captureWarnings(capture=False)
+    warnings.showwarning = show
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(scope="module")
+def case():
+    return phantom(4, (6.0, 6.0, 8.0), "chest")
+
+
+@pytest.fixture(scope="module")
+def series(case, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ct")
+    write_series(case, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    """A random model of three structures, installed as ``test`` in the library of a node's configuration."""
+    return random_package(tmp_path_factory.mktemp("models"))
+
+
+def call(*arguments, config="no/node.yaml"):
+    return CliRunner().invoke(main, ["--config", str(config), "segment", *map(str, arguments)])
+
+
+def nifti(path, array, affine=None) -> Path:
+    affine = np.diag([4.0, 4.0, 6.0, 1.0]) if affine is None else affine
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def nifti_of(case, path, dtype=np.int16) -> Path:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ case.volume.geometry.affine_lps
+    return nifti(path, case.volume.voxels_zyx.T.astype(dtype), affine)
+
+
+def names_in(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_a_dicom_series_gives_what_the_rooms_of_the_node_give(series, tmp_path):
+    answered = call(series, "--model", "tissue", "--out", tmp_path)
+    assert answered.exit_code == 0, answered.output
+    assert names_in(tmp_path) == DICOM_OUTPUTS
+
+    (read,) = read_series_folder(series)
+    reconstruction = reconstruct(read)
+    segmentation = TissueSegmenter().segment(reconstruction.volume, lambda *_: None)
+    measurements = measure(reconstruction.source, segmentation)
+    digests = sorted(hashlib.sha256(data_set_bytes(path)).hexdigest() for path in series.iterdir())
+    summary = summary_of(tmp_path)
+    context = ResultContext(
+        started_at=datetime.fromisoformat(summary["started_at"]),
+        revision=1,
+        content_digest=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
+        station_name="dicom-node",
+        device_uid=_DEVICE_UID,
+        completion_reason=_COMPLETION_REASON,
+    )
+    expected = encode(reconstruction, segmentation, measurements, context)
+    for result, name, stated in zip(expected, ("segmentation.dcm", "report.dcm"), summary["results"], strict=True):
+        written = dcmread(tmp_path / name)
+        assert written == result.dataset
+        assert stated["sop_instance_uid"] == written.SOPInstanceUID == result.sop_instance_uid
+
+    labels = nib.load(tmp_path / "labels.nii.gz")
+    assert np.array_equal(np.asanyarray(labels.dataobj).T, segmentation.labels_zyx)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ labels.affine
+    assert np.allclose(affine, reconstruction.source.geometry.affine_lps, atol=1e-4)
+    assert json.loads((tmp_path / "labels.json").read_text()) == {
+        str(label): name for label, name in segmentation.names_by_label.items()
+    }
+    rows = json.loads((tmp_path / "measurements.json").read_text())["structures"]
+    with (tmp_path / "measurements.csv").open() as file:
+        table = list(csv.DictReader(file))
+    for row, line, one in zip(rows, table, measurements.structures, strict=True):
+        assert (row["name"], row["volume_ml"], row["truncated"]) == (one.name, one.volume_ml, one.truncated)
+        assert (line["name"], float(line["mean_hu"])) == (one.name, one.mean_hu)
+
+
+def data_set_bytes(path) -> bytes:
+    content = path.read_bytes()
+    return content[144 + int.from_bytes(content[140:144], "little") :]
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_what_it_writes_is_valid_dicom(series, tmp_path):
+    call(series, "--model", "tissue", "--out", tmp_path)
+    for name in ("segmentation.dcm", "report.dcm"):
+        checked = subprocess.run(["dciodvfy", tmp_path / name], capture_output=True, text=True, check=False)
+        assert [line for line in checked.stderr.splitlines() if line.startswith("Error")] == []
+
+
+def test_the_same_patient_as_nifti_has_the_same_labels(case, series, tmp_path):
+    file = nifti_of(case, tmp_path / "ct.nii.gz", np.float32)
+    assert call(file, "--model", "tissue", "--out", tmp_path / "nifti").exit_code == 0
+    assert call(series, "--model", "tissue", "--out", tmp_path / "dicom", "--no-dicom").exit_code == 0
+    assert names_in(tmp_path / "nifti") == names_in(tmp_path / "dicom") == OUTPUTS
+    of_nifti, of_dicom = (nib.load(tmp_path / name / "labels.nii.gz") for name in ("nifti", "dicom"))
+    assert np.array_equal(np.asanyarray(of_nifti.dataobj), np.asanyarray(of_dicom.dataobj))
+    assert np.array_equal(of_nifti.affine, nib.load(file).affine)
+
+
+def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path):
+    file = nifti_of(case, tmp_path / "ct.nii.gz")
+    library = package.folder.parent
+    config = library.parent / "node.yaml"
+    (library.parent / "models").symlink_to(library)
+    answered = call(file, "--model", "test", "--out", tmp_path / "one", "--json", config=config)
+    assert answered.exit_code == 0, answered.output
+    (summary,) = json.loads(answered.stdout)
+    assert summary["model"]["digest"] == package.identity.digest
+    assert summary["stage_seconds"].keys() >= {"read", "load", "prepare", "inference", "restore", "measure"}
+    assert call(file, "--model", package.folder, "--out", tmp_path / "two").exit_code == 0
+    labels = [(tmp_path / name / "labels.nii.gz").read_bytes() for name in ("one", "two")]
+    assert labels[0] == labels[1]
+    assert set(np.unique(np.asanyarray(nib.load(tmp_path / "one" / "labels.nii.gz").dataobj))) <= {0, 1, 2, 3}
+
+
+def test_only_the_structures_that_were_asked_for(series, tmp_path):
+    call(series, "--model", "tissue", "--out", tmp_path / "all")
+    call(series, "--model", "tissue", "--out", tmp_path / "two", "--structures", "bone_tissue, body_fat")
+    every, two = (np.asanyarray(nib.load(tmp_path / name / "labels.nii.gz").dataobj) for name in ("all", "two"))
+    assert np.array_equal(two, np.where(np.isin(every, (2, 4)), every, 0))
+    segments = dcmread(tmp_path / "two" / "segmentation.dcm").SegmentSequence
+    assert [item.SegmentLabel for item in segments] == ["body_fat", "bone_tissue"]
+    uids = {summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("all", "two")}
+    assert len(uids) == 2, "another answer is another instance"
+
+
+# ---- refusals
+
+
+def constant(path):
+    return nifti(path, np.full((40, 40, 40), 30, np.int16))
+
+
+def with_nan(path):
+    array = np.random.default_rng(0).normal(0, 300, (40, 40, 40)).astype(np.float32)
+    array[3, 4, 5] = np.nan
+    return nifti(path, array)
+
+
+def too_small(path):
+    return nifti(path, np.random.default_rng(0).integers(-1000, 1000, (40, 40, 3)).astype(np.int16))
+
+
+def four_dimensional(path):
+    return nifti(path, np.zeros((4, 4, 4, 2), np.int16))
+
+
+def no_image(path):
+    path.write_text("Doe^John")
+    return path
+
+
+def one_slice(path):
+    folder = path.parent / "slice"
+    folder.mkdir()
+    write_ct(folder, Stack(noise((1, 8, 8))))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (constant, "every voxel of the volume is 30 HU"),
+        (with_nan, "not finite"),
+        (too_small, "3 slices; the model needs at least 16"),
+        (four_dimensional, "an image of 4 dimensions"),
+        (no_image, "8 bytes, a NIfTI-1 header has 348"),
+        (one_slice, "planes: 1, a volume needs at least 3"),
+    ],
+)
+def test_what_cannot_be_segmented_is_refused_with_the_reason(write, says, strict_package, tmp_path):
+    out = tmp_path / "out"
+    answered = call(write(tmp_path / "ct.nii.gz"), "--model", strict_package.folder, "--out", out, "--json")
+    assert answered.exit_code == 3, answered.output
+    (summary,) = json.loads(answered.stdout)
+    assert (summary["status"], summary["folder"]) == ("refused", str(out))
+    assert says in summary["reason"]
+    assert names_in(out) == {"summary.json"}
+    assert "Doe" not in answered.output
+    for_people = call(tmp_path / "ct.nii.gz", "--model", strict_package.folder, "--out", out)
+    assert (for_people.exit_code, for_people.stdout) == (3, "") if write is not one_slice else (2, "")
+
+
+@pytest.fixture(scope="module")
+def strict_package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("strict")
+    return write_package(folder, write_model(folder / "nnunet"), minimum_slices=16, minimum_extent_mm=30.0)
+
+
+def test_a_file_that_is_no_image_is_refused_by_its_name(tmp_path):
+    (tmp_path / "note.txt").write_text("Doe^John")
+    answered = call(tmp_path / "note.txt", "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 3
+    assert "note.txt is neither a DICOM instance nor a NIfTI file" in answered.stderr
+
+
+def test_wrong_calls_and_wrong_models_are_told_apart(series, package, tmp_path):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(package.folder, damaged)
+    weights = next(damaged.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    out = ("--out", tmp_path / "out")
+    for arguments, code, says in (
+        ((series, "--model", "liverwurst", *out), 1, "no model is called 'liverwurst'"),
+        ((series, "--model", damaged, *out), 1, "SHA-256"),
+        ((series, "--model", tmp_path / "empty", *out), 1, "manifest.json"),
+        ((series, "--model", "tissue", "--out", tmp_path / "file" / "out"), 1, "can't be written"),
+        ((series, "--model", "tissue", *out, "--series-uid", "1.2.3"), 1, "series 1.2.3 is not among the 1"),
+        ((tmp_path / "empty", "--model", "tissue", *out), 1, "no DICOM series and no NIfTI file"),
+        ((series, "--model", "tissue", *out, "--structures", "livr"), 2, "finds no livr; it finds air_in_body"),
+        ((tmp_path / "nowhere", "--model", "tissue", *out), 2, "does not exist"),
+        ((series, *out), 2, "--model"),
+        ((series, "--model", "tissue", *out, "--threads", "-1"), 2, "--threads"),
+    ):
+        answered = call(*arguments)
+        assert (answered.exit_code, answered.stdout) == (code, ""), answered.output
+        assert says in answered.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_results_of_an_earlier_run_stay_when_the_model_cannot_be_loaded(case, package, tmp_path):
+    file = nifti_of(case, tmp_path / "ct.nii.gz")
+    call(file, "--model", package.folder, "--out", tmp_path / "out")
+    answered = call(file, "--model", package.folder, "--out", tmp_path / "out", "--device", "cuda", "--again")
+    assert answered.exit_code == 1
+    assert names_in(tmp_path / "out") == OUTPUTS
+
+
+# ---- several
+
+
+@pytest.fixture
+def archive(case, series, tmp_path) -> Path:
+    """A series, another one in two folders, one with a missing slice, a NIfTI file, and files of no interest."""
+    folder = tmp_path / "archive"
+    shutil.copytree(series, folder / "Doe^John" / "ct")
+    for name, parts in (("split", 2), ("gap", 1)):
+        (folder / name).mkdir(parents=True)
+        stack = Stack(noise((8, 16, 16)))
+        written = write_ct(folder / name, stack)
+        if name == "gap":
+            written.instances[3].path.unlink()
+        for instance in written.instances[: 4 if parts == 2 else 0]:
+            (folder / name / "first").mkdir(exist_ok=True)
+            instance.path.rename(folder / name / "first" / instance.path.name)
+    nifti_of(case, folder / "more" / "study.nii.gz")
+    (folder / "DICOMDIR").write_bytes(b"no DICOM")
+    return folder
+
+
+def test_an_archive_gets_a_folder_for_each_ct_and_goes_on_where_it_stopped(archive, series, tmp_path):
+    arguments = (archive, "--recursive", "--model", "tissue", "--out", archive / "results", "--json")
+    first = call(*arguments)
+    assert first.exit_code == 3, first.output
+    by_status: dict[str, list] = {}
+    for summary in json.loads(first.stdout):
+        by_status.setdefault(summary["status"], []).append(summary)
+    assert [summary["input"]["files"] for summary in by_status["refused"]] == [7]
+    assert "missing" in by_status["refused"][0]["reason"]
+    assert sorted(summary["input"]["files"] for summary in by_status["segmented"]) == [
+        1,
+        8,
+        len(list(series.iterdir())),
+    ]
+    assert (archive / "results" / "more" / "study" / "labels.nii.gz").is_file()
+
+    killed_at = next(path for path in (archive / "results").iterdir() if path.name.startswith("2.25."))
+    (killed_at / "summary.json").unlink()
+    changed = archive / "more" / "study.nii.gz"
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    second = {summary["folder"]: summary for summary in json.loads(call(*arguments).stdout)}
+    ran = {folder for folder, summary in second.items() if summary["status"] == "segmented" and not summary["skipped"]}
+    assert ran == {str(killed_at), str(archive / "results" / "more" / "study")}
+    assert len(second) == 4
+    third = json.loads(call(*arguments, "--structures", "bone_tissue").stdout)
+    assert not any(summary["skipped"] for summary in third), "other results are wanted"
+    again = json.loads(call(*arguments, "--structures", "bone_tissue", "--again").stdout)
+    assert not any(summary["skipped"] for summary in again)
+    assert "Doe" not in "".join(path.read_text() for path in (archive / "results").rglob("*.json"))
+
+
+def test_without_recursive_only_the_folder_itself(archive, tmp_path):
+    answered = call(archive, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 1
+    assert "--recursive looks into the folders below" in answered.stderr
+
+
+def test_two_series_in_one_folder_are_told_apart_or_one_is_chosen(series, tmp_path):
+    both = tmp_path / "both"
+    shutil.copytree(series, both)
+    other = write_ct(both, Stack(noise((8, 16, 16))))
+    answered = call(both, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 0
+    (first,) = read_series_folder(series)
+    assert names_in(tmp_path / "out") == {first.series_instance_uid, other.series_instance_uid}
+    call(both, "--model", "tissue", "--out", tmp_path / "one", "--series-uid", other.series_instance_uid)
+    assert names_in(tmp_path / "one") == DICOM_OUTPUTS
+    assert dcmread(tmp_path / "one" / "report.dcm").StudyInstanceUID == other.study_instance_uid
+
+
+def test_two_files_of_one_name_do_not_overwrite_each_other(case, tmp_path):
+    files = [nifti_of(case, tmp_path / name / "ct.nii.gz") for name in ("a", "b")]
+    answered = call(*files, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 1
+    assert "one folder: ct" in answered.stderr
+
+
+def test_torch_is_loaded_for_no_network_that_openvino_runs(case, package, tmp_path):
+    file = nifti_of(case, tmp_path / "ct.nii.gz")
+    program = (
+        "import sys; from dicom_node.cli import main\n"
+        f"main(['segment', {str(file)!r}, '--model', {str(package.folder)!r}, '--device', 'cpu', '--json',"
+        f" '--out', {str(tmp_path / 'out')!r}], standalone_mode=False)\n"
+        "print(sorted({'torch', 'nnunetv2', 'highdicom', 'sqlalchemy'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)[0]["status"] == "segmented"
+    assert done.stderr.splitlines()[-1] == "[]"
