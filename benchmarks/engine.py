@@ -190,7 +190,12 @@ class Bench:
                 {
                     "peer": {**facts(peer), "stages_s": stages},
                     "cold": {**facts(cold), "summary": summary},
-                    "warm": {**warm["runs"][-1], "peak_bytes": warm["peak_bytes"], "load_s": warm["load_s"]},
+                    "warm": {
+                        **warm["runs"][-1],
+                        "peak_bytes": warm["peak_bytes"],
+                        "load_s": warm["load_s"],
+                        "windows": warm["windows"],
+                    },
                 }
             )
         result: dict[str, Any] = {"title": case.title, "rounds": rounds}

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,12 @@ from dicom_node.segment.inputs import find_inputs
 from inference.models.package import read_package
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.engine import NnunetSegmenter
+from inference.nnunet.prepare import prepare
+from inference.nnunet.tiles import Windows
+
+if TYPE_CHECKING:
+    from inference.models.package import ModelPackage
+    from inference.types import Volume
 
 
 def main() -> None:
@@ -44,7 +51,8 @@ def main() -> None:
         cache_folder=arguments.cache,
     )
     start = time.perf_counter()
-    segmenter = NnunetSegmenter(read_package(arguments.package), options)
+    package = read_package(arguments.package)
+    segmenter = NnunetSegmenter(package, options)
     load_s = time.perf_counter() - start
     (one,) = find_inputs([arguments.input], recursive=False, series_instance_uid=None, without=arguments.labels)
     scan = one.read()
@@ -55,8 +63,25 @@ def main() -> None:
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
         runs.append({"wall_s": wall, "cpu_s": cpu, "stages_s": dict(segmenter.stage_seconds)})
     np.save(arguments.labels, scan.on_source(result.labels_zyx))
-    names = {str(label): name for label, name in result.names_by_label.items()}
-    print(json.dumps({"load_s": load_s, "runs": runs, "peak_bytes": peak_bytes(), "names": names}))
+    answer = {
+        "load_s": load_s,
+        "runs": runs,
+        "peak_bytes": peak_bytes(),
+        "windows": window_counts(scan.volume, package, options),
+        "notes": list(segmenter.notes),
+        "names": {str(label): name for label, name in result.names_by_label.items()},
+    }
+    print(json.dumps(answer))
+
+
+def window_counts(volume: Volume, package: ModelPackage, options: EngineOptions) -> dict[str, int]:
+    """How many windows each part looks at."""
+    grids = prepare(volume, package, options).grids
+    counts = {}
+    for part, grid in zip(package.parts, grids, strict=True):
+        shape = [grid.box[axis].stop - grid.box[axis].start for axis in part.axes]
+        counts[part.name] = Windows.of(shape, part.patch_size, package.window_step, grid.needed(part)).count
+    return counts
 
 
 def cpu_seconds() -> float:
