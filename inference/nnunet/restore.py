@@ -235,6 +235,9 @@ class _Strip:
         self._column_members = self._x.members()
         self._rows = int(self._y.upper[-1]) + 1
         self._columns = len(self._x.upper)
+        members = len(self._row_members) * len(self._column_members)
+        self._batch = max(1, _BATCH // max(members, 1))
+        self._scratch = np.empty((2, self._batch * members), np.float32)
         self._spare: list[NDArray[np.float32]] = []
         self._last: _Plane | None = None
 
@@ -291,7 +294,7 @@ class _Strip:
                 self._cut(restored.reshape(count, -1), cells, candidates, (below, above), heights)
         target = self._labels[start : start + count]
         if target.any():
-            np.copyto(target, restored, where=restored != 0)
+            _overwrite(target, restored, where=restored != 0)
         else:
             target[...] = restored
 
@@ -321,9 +324,9 @@ class _Strip:
     def _batches(
         self, cells: NDArray[np.intp], candidates: NDArray[np.uint8]
     ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8]]]:
-        size = max(1, _BATCH // (len(self._row_members) * len(self._column_members)))
-        for start in range(0, len(cells), size):
-            yield cells[start : start + size], candidates[:, start : start + size]
+        for start in range(0, len(cells), self._batch):
+            batch = slice(start, start + self._batch)
+            yield cells[batch], candidates[:, batch]
 
     def _corners(self, channels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         for rows in (channels[: len(self._y.upper)], channels[self._y.upper]):
@@ -354,30 +357,38 @@ class _Strip:
         if len(candidates) == 2:  # noqa: PLR2004 - of two, the sign of the difference decides
             below, above = below[1:] - below[:1], above[1:] - above[:1]
         slope = above - below
+        best, logits = (part[: voxels.size].reshape(voxels.shape) for part in self._scratch)
         for k, height in enumerate(heights):
             at_corners = below + slope * height
-            at_voxels = (_bilinear(corners, row_weights, column_weights) for corners in at_corners)
-            best = next(at_voxels)
+            _bilinear(at_corners[0], row_weights, column_weights, out=best)
+            chosen = np.broadcast_to(labels[0], best.shape).copy()
             if len(candidates) == 2:  # noqa: PLR2004
-                chosen = np.where(best > 0, labels[1], labels[0])
-            else:
-                chosen = np.broadcast_to(labels[0], best.shape).copy()
-                for label, logits in zip(labels[1:], at_voxels, strict=True):
-                    np.copyto(chosen, label, where=logits > best)
-                    np.maximum(best, logits, out=best)
+                _overwrite(chosen, labels[1], where=best > 0)
+            for label, corners in zip(labels[1:], at_corners[1:], strict=False):
+                _bilinear(corners, row_weights, column_weights, out=logits)
+                _overwrite(chosen, label, where=logits > best)
+                np.maximum(best, logits, out=best)
             restored[k][voxels] = chosen
 
 
+def _overwrite(labels: NDArray[np.uint8], new: NDArray[np.uint8], where: NDArray[np.bool_]) -> None:
+    """Take ``new`` where the condition holds: in arithmetic modulo 256, an order faster than branches on noisy borders."""
+    labels += (new - labels) * where.view(np.uint8)
+
+
 def _bilinear(
-    corners: NDArray[np.float32], row_weights: NDArray[np.float32], column_weights: NDArray[np.float32]
-) -> NDArray[np.float32]:
+    corners: NDArray[np.float32],
+    row_weights: NDArray[np.float32],
+    column_weights: NDArray[np.float32],
+    *,
+    out: NDArray[np.float32],
+) -> None:
     """[row, column, cell] from four corners [corner, cell] and the weights [row, cell] and [column, cell]."""
     left = corners[0] + (corners[2] - corners[0]) * row_weights
     right = corners[1] + (corners[3] - corners[1]) * row_weights
     right -= left
-    values: NDArray[np.float32] = right[:, None] * column_weights
-    values += left[:, None]
-    return values
+    np.multiply(right[:, None], column_weights, out=out)
+    out += left[:, None]
 
 
 def _highest(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
