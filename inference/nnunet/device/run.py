@@ -1,0 +1,368 @@
+"""From HU to labels on one device, part after part, and down the ladder where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+import torch
+
+from inference.nnunet.device.ladder import Ladder, is_out_of_memory
+from inference.nnunet.device.network import CapturedNetwork, CompiledNetwork, ResidentParts, can_compile
+from inference.nnunet.device.restore import DeviceRestorer
+from inference.nnunet.device.source import DeviceGrid, grid_on_device, uploaded
+from inference.nnunet.device.windows import Queued, averaged_half_slabs, averaged_slabs
+from inference.nnunet.prepare import spacing_zyx_mm
+from inference.nnunet.tiles import Windows
+from inference.nnunet.weights import shape_by_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from inference.models.package import ModelPackage, Part
+    from inference.nnunet.contract import EngineOptions
+    from inference.nnunet.device.ladder import Rung
+    from inference.nnunet.device.restore import DeviceHead
+    from inference.nnunet.device.windows import TensorNetwork
+    from inference.nnunet.engine import OpenPart
+    from inference.nnunet.prepare import Prepared
+
+    HostPart = Callable[[int, OpenPart | None, NDArray[np.uint8], Callable[[int], None]], None]
+
+_T = TypeVar("_T")
+_LARGEST_BATCH = 4
+"""Windows of 128 voxels cubed fill a GPU from two on; more only need more memory."""
+_FEATURE_MAPS = 8
+"""Full-resolution maps of a U-Net that are in memory at once: skip, upsampled, both joined, two results, workspace."""
+_SHARE_FOR_BATCH = 0.5
+_SHARE_FOR_WORK = 0.125
+"""Of the free memory, for chunks of the resampling and the restore."""
+_WORK_BYTES_OF_HOST = 256 << 20
+_LARGEST_WORK_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """How the device is used.
+
+    ``batch``: most windows at a time; None: as many as fit, up to 4. ``captured``: the network's kernels are launched
+    as one CUDA graph, which pays for small windows. ``compiled``: by torch.compile, where triton is installed.
+    ``work_bytes`` bounds the chunks of resampling and restore; None: an eighth of what is free.
+    """
+
+    batch: int | None = None
+    captured: bool = False
+    compiled: bool = False
+    work_bytes: int | None = None
+
+
+class DeviceRun:
+    """A model on one device: everything from HU to labels, but for what does not fit.
+
+    Args:
+        package: the model.
+        options: of the engine; ``parity`` and ``body_crop`` count here.
+        opened: loads a part onto the device; its networks are :class:`TensorNetwork`.
+        on_host: segments one part (by number) with sums on the host and writes its labels [z, y, x] over those of
+            earlier parts; with the networks of the device or, where it is given None, with networks on the CPU. The
+            last argument is called with the number of windows that are done.
+        device: CUDA; the CPU serves to test every step.
+        settings: batches, chunks and how kernels are launched.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        options: EngineOptions,
+        opened: Callable[[Part], OpenPart],
+        on_host: HostPart,
+        *,
+        device: torch.device,
+        settings: DeviceSettings = DeviceSettings(),
+    ) -> None:
+        self._package = package
+        self._options = options
+        self._on_host = on_host
+        self._device = device
+        self._settings = settings
+        self._parts = ResidentParts(package.parts, device, lambda part: self._launched(opened(part)))
+        self._notes: list[str] = []
+        self._seconds: dict[str, float] = {}
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Every step that the last volume took down the ladder, and why."""
+        return tuple(self._notes)
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Wall seconds of the stages of the last volume; the device may be at work on one while the next is queued."""
+        return dict(self._seconds)
+
+    def load(self) -> None:
+        """Put the weights of all parts onto the device.
+
+        Raises:
+            ModelPackageError: weights that are not those of a part's network.
+        """
+        self._parts.load()
+
+    def release(self) -> None:
+        """Give the memory of the device back; the next volume loads the weights again."""
+        self._parts.release()
+        self._free()
+
+    def resident_bytes(self) -> int:
+        """Device memory that the weights of all parts take, in float32 as they are kept."""
+        return sum(
+            4 * len(part.weights) * sum(math.prod(shape) for shape in _weight_shapes(part))
+            for part in self._package.parts
+        )
+
+    @torch.inference_mode()
+    def labels(self, prepared: Prepared, on_windows: Callable[[int, int], None]) -> NDArray[np.uint8]:
+        """Label every voxel of a checked volume, [z, y, x] on its own grid.
+
+        Args:
+            prepared: with grids where the host resampled (which nnU-Net's own resampling needs), else without.
+            on_windows: called with the windows done and all windows.
+        """
+        self._notes, self._seconds = [], {}
+        queued = Queued(self._device, len(self._package.parts), on_windows)
+        ladder = Ladder(self._settings.batch or self._batch())
+        work = _Work(prepared, self._device)
+        with self._arithmetic():
+            for number, part in enumerate(self._package.parts):
+                self._part(number, part, work, ladder, queued)
+            with self._timed("download"):
+                labels = work.labels_on_host()
+        return labels
+
+    def _part(self, number: int, part: Part, work: _Work, ladder: Ladder, queued: Queued) -> None:
+        """Segment one part, on the highest rung that holds; a part that failed half way is done again whole."""
+        while True:
+            failure = self._attempt(number, part, work, ladder.rung, queued)
+            if failure is None:
+                return
+            if not ladder.step_down(f"part {part.name}", failure, leave_device=not work.is_on_device):
+                raise MemoryError(f"part {part.name} does not fit into memory, not even on the CPU: {failure}")
+            self._notes = list(ladder.notes)
+            if ladder.rung.place != "device":
+                work.leave_device()
+            if ladder.rung.place == "cpu" or self._settings.captured:  # a graph keeps the memory of its batch
+                self._parts.release()
+            self._free()
+
+    def _attempt(self, number: int, part: Part, work: _Work, rung: Rung, queued: Queued) -> str | None:
+        """Run one part; what was said where memory ran out."""
+        try:
+            if rung.place == "device":
+                self._on_device(number, part, work, rung.batch, queued)
+            else:
+                one = self._parts.get(number)[0] if rung.place == "host sums" else None
+                queued.start(number)
+                with self._timed("host"):
+                    self._on_host(number, one, work.labels_on_host(), queued.add)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            # the error holds the frames of what failed, and these hold tensors: only its words may live on
+            return str(error).partition("\n")[0][:200] or type(error).__name__
+        return None
+
+    def _on_device(self, number: int, part: Part, work: _Work, batch: int, queued: Queued) -> None:
+        with self._timed("prepare"):
+            grid = work.grid(number, self._package, self._options, self._work_bytes())
+        with self._timed("load"):
+            one, head = self._parts.get(number)
+        with self._timed("inference"):
+            windows = self._windows(part, grid)
+            queued.start(number, windows.count)
+            restorer = self._restorer(one, head, grid, work)
+            for first, values in self._slabs(one, grid.image(part), windows, batch, queued):
+                restorer.accept(first, values)
+
+    def _windows(self, part: Part, grid: DeviceGrid) -> Windows:
+        shape = [box.stop - box.start for box in grid.box]
+        return Windows.of(
+            [shape[axis] for axis in part.axes], part.patch_size, self._package.window_step, grid.needed(part)
+        )
+
+    def _slabs(
+        self, one: OpenPart, image: torch.Tensor, windows: Windows, batch: int, queued: Queued
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        networks = cast("Sequence[TensorNetwork]", one.networks)
+        if self._options.parity:
+            return averaged_half_slabs(image, windows, networks, batch, queued)
+        return averaged_slabs(image, windows, networks[0], batch, queued)
+
+    def _restorer(self, one: OpenPart, head: DeviceHead, grid: DeviceGrid, work: _Work) -> DeviceRestorer:
+        axes = one.part.axes
+        within_borders = self._package.resampling == "nnunet"
+        labels, backwards = work.labels_view(grid)
+        return DeviceRestorer(
+            labels.permute(axes),
+            _in_order(backwards, axes),
+            _in_order(grid.voxels_zyx.shape, axes),
+            _in_order([box.start for box in grid.box], axes),
+            _in_order([box.stop - box.start for box in grid.box], axes),
+            one.label_by_channel,
+            head,
+            interpolation="nearest" if self._options.parity and not within_borders else "smooth",
+            alignment="centres" if within_borders else "corners",
+            working_bytes=self._work_bytes(),
+        )
+
+    def _launched(self, one: OpenPart) -> OpenPart:
+        """The part, its networks launched as the settings say."""
+        wrappers: list[Callable[[TensorNetwork], TensorNetwork]] = []
+        if self._settings.compiled and can_compile(self._device):
+            wrappers.append(CompiledNetwork)
+        if self._settings.captured and self._device.type == "cuda":
+            wrappers.append(CapturedNetwork)
+        networks = cast("tuple[TensorNetwork, ...]", one.networks)
+        for wrapper in wrappers:
+            networks = tuple(wrapper(network) for network in networks)
+        return replace(one, networks=networks)
+
+    def _batch(self) -> int:
+        """How many windows are likely to fit; the ladder mends a guess that was too high."""
+        if self._device.type != "cuda":
+            return _LARGEST_BATCH
+        number = 4 if self._options.parity or self._options.precision == "float32" else 2
+        window = max(
+            number * _FEATURE_MAPS * part.architecture.features_per_stage[0] * math.prod(part.patch_size)
+            for part in self._package.parts
+        )
+        return max(1, min(_LARGEST_BATCH, int(_free_bytes(self._device) * _SHARE_FOR_BATCH) // window))
+
+    def _work_bytes(self) -> int:
+        if self._settings.work_bytes is not None:
+            return self._settings.work_bytes
+        if self._device.type != "cuda":
+            return _WORK_BYTES_OF_HOST
+        return min(_LARGEST_WORK_BYTES, int(_free_bytes(self._device) * _SHARE_FOR_WORK))
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """float32 means float32, not TF32; and cuDNN measures which of its algorithms is fastest."""
+        if self._device.type != "cuda":
+            yield
+            return
+        with (
+            torch.cuda.device(self._device),
+            torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
+        ):
+            yield
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def _free(self) -> None:
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+class _Work:
+    """One volume and its label map: on the device, until it has to leave it."""
+
+    def __init__(self, prepared: Prepared, device: torch.device) -> None:
+        self._prepared = prepared
+        self._device = device
+        self._shape = prepared.volume.geometry.shape_zyx
+        self._source: torch.Tensor | None = None
+        self._grids: dict[object, DeviceGrid] = {}
+        self._labels: torch.Tensor | None = None
+        self._host_labels: NDArray[np.uint8] | None = None
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether the volume, a grid and the label map have found room on the device."""
+        return bool(self._grids) and self._labels is not None
+
+    def grid(self, number: int, package: ModelPackage, options: EngineOptions, working_bytes: int) -> DeviceGrid:
+        """What part ``number`` looks at; parts with the same spacing share it."""
+        if self._labels is None:
+            self._labels = torch.zeros(self._shape, dtype=torch.uint8, device=self._device)
+        if self._prepared.grids:
+            prepared = self._prepared.grids[number]
+            return self._kept(id(prepared), lambda: DeviceGrid.of(prepared, self._device))
+        wanted = spacing_zyx_mm(package.parts[number])
+        return self._kept(wanted, lambda: self._resampled(wanted, package, options, working_bytes))
+
+    def _kept(self, key: object, make: Callable[[], DeviceGrid]) -> DeviceGrid:
+        if key not in self._grids:
+            self._grids[key] = make()
+        return self._grids[key]
+
+    def _resampled(
+        self, wanted: tuple[float, float, float], package: ModelPackage, options: EngineOptions, working_bytes: int
+    ) -> DeviceGrid:
+        volume, canonical = self._prepared.volume, self._prepared.canonical
+        if self._source is None:
+            self._source = uploaded(volume.voxels_zyx, self._device)
+        return grid_on_device(
+            self._source,
+            canonical,
+            canonical.spacing_mm(volume.geometry),
+            wanted,
+            package.parts,
+            crops_to_body=options.body_crop and not options.parity,
+            working_bytes=working_bytes,
+        )
+
+    def labels_view(self, grid: DeviceGrid) -> tuple[torch.Tensor, tuple[bool, bool, bool]]:
+        """What ``grid`` spans of the label map, in canonical order of axes, and which of these run backwards."""
+        if self._labels is None:
+            raise RuntimeError("the label map has left the device")
+        canonical = self._prepared.canonical
+        view = self._labels.permute(canonical.source_axes)
+        box = [
+            slice(n - span.stop, n - span.start) if backwards else span
+            for n, span, backwards in zip(view.shape, grid.source_box, canonical.reversed_axes, strict=True)
+        ]
+        return view[tuple(box)], canonical.reversed_axes
+
+    def leave_device(self) -> None:
+        """Keep the labels so far, on the host; give up everything on the device."""
+        self.labels_on_host()
+        self._labels = self._source = None
+        self._grids.clear()
+
+    def labels_on_host(self) -> NDArray[np.uint8]:
+        """The labels so far; once they have left the device, always the same array."""
+        if self._host_labels is not None:
+            return self._host_labels
+        labels: NDArray[np.uint8] = (
+            np.zeros(self._shape, np.uint8) if self._labels is None else self._labels.cpu().numpy()
+        )
+        self._host_labels = labels
+        return labels
+
+
+def _weight_shapes(part: Part) -> Iterator[tuple[int, ...]]:
+    yield from shape_by_name(part.architecture, len(part.names_by_channel) + 1).values()
+
+
+def _free_bytes(device: torch.device) -> int:
+    """What the device has left, and what torch holds of it without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _in_order(values: Sequence[_T], axes: Sequence[int]) -> tuple[_T, _T, _T]:
+    z, y, x = (values[axis] for axis in axes)
+    return z, y, x

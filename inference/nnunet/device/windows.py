@@ -1,0 +1,172 @@
+"""Overlapping windows in batches on one device, averaged with Gaussian weights; the host waits for none of it.
+
+Windows, weights, sums and their order are those of :mod:`inference.nnunet.tiles`; here the sums lie on the device, and
+several windows with the same first plane go through the network together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from inference.nnunet.contract import WindowNetwork
+from inference.nnunet.device.source import uploaded
+from inference.nnunet.tiles import gaussian_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from inference.nnunet.tiles import Windows
+
+_BATCHES_AHEAD = 4
+"""How far the host runs ahead of the device: the queue never empties, and progress is of what is done."""
+
+
+class TensorNetwork(WindowNetwork, Protocol):
+    """A network on a device."""
+
+    def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
+        """[n, 1, z, y, x] float32 -> [n, K, z, y, x], both on the device; the next call may overwrite the result."""
+        ...
+
+
+class Queued:
+    """Windows on their way through a device: reports those that are done, and lets the host run only so far ahead.
+
+    ``on_windows`` is called with the windows done and with all windows of all ``parts``, as far as these are known.
+    """
+
+    def __init__(self, device: torch.device, parts: int, on_windows: Callable[[int, int], None]) -> None:
+        self._on_windows = on_windows
+        self._is_cuda = device.type == "cuda"
+        self._parts = parts
+        self._done_by_part: dict[int, int] = {}
+        self._count_by_part: dict[int, int] = {}
+        self._waiting: deque[tuple[torch.cuda.Event, int, int]] = deque()
+        self._part = 0
+
+    def start(self, part: int, windows: int | None = None) -> None:
+        """Part number ``part`` of the model begins, or begins anew; it has so many windows, if that is known."""
+        if part in self._done_by_part:
+            self._waiting.clear()
+        self._part = part
+        self._done_by_part[part] = 0
+        if windows is not None:
+            self._count_by_part[part] = windows
+
+    def add(self, windows: int) -> None:
+        """``windows`` more have been queued."""
+        if not self._is_cuda:
+            self._report(self._part, windows)
+            return
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        self._waiting.append((event, self._part, windows))
+        while len(self._waiting) > _BATCHES_AHEAD:
+            first, part, count = self._waiting.popleft()
+            first.synchronize()
+            self._report(part, count)
+
+    def _report(self, part: int, windows: int) -> None:
+        self._done_by_part[part] += windows
+        done = sum(self._done_by_part.values())
+        counts = self._count_by_part.values()
+        # parts to come are as large as those seen
+        expected = round(sum(counts) / len(counts) * self._parts) if counts else done * self._parts
+        self._on_windows(done, max(done, expected))
+
+
+def averaged_slabs(
+    image_zyx: torch.Tensor, windows: Windows, network: TensorNetwork, batch: int, queued: Queued
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """As :func:`inference.nnunet.tiles.averaged`, on the device of ``image_zyx`` and ``network``.
+
+    ``batch`` is the most windows that go through the network at a time; ``queued`` is told of each batch.
+    """
+    image = _padded(image_zyx, windows)
+    if windows.padded == windows.patch:  # the weights of a single window cancel out
+        values = network.run_tensor(image[None, None])[0].float()
+        queued.add(1)
+        yield from _without_padding(windows, 0, values)
+        return
+    weights = uploaded(gaussian_weights(windows.patch), image.device).float()
+    for first, (sums,), total in _summed(image, windows, (network,), weights, batch, queued):
+        yield from _without_padding(windows, first, sums.div_(total))  # 0 / 0, which is NaN, where no window looked
+
+
+def averaged_half_slabs(
+    image_zyx: torch.Tensor, windows: Windows, networks: Sequence[TensorNetwork], batch: int, queued: Queued
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """As :func:`inference.nnunet.tiles.averaged_half`: sums, weights, quotients and the mean of folds in half."""
+    image = _padded(image_zyx, windows)
+    weights = uploaded(gaussian_weights(windows.patch), image.device)
+    for first, of_folds, total in _summed(image, windows, networks, weights, batch, queued):
+        mean, *others = [sums.div_(total) for sums in of_folds]
+        for other in others:
+            mean += other
+        if others:
+            mean /= len(of_folds)
+        yield from _without_padding(windows, first, mean)
+
+
+def _summed(
+    image: torch.Tensor,
+    windows: Windows,
+    networks: Sequence[TensorNetwork],
+    weights: torch.Tensor,
+    batch: int,
+    queued: Queued,
+) -> Iterator[tuple[int, list[torch.Tensor], torch.Tensor]]:
+    """Weighted sums [K, plane, y, x] of each network and the sums of weights, in the precision of ``weights``."""
+    shape = (windows.patch[0], *windows.padded[1:])
+    of_networks = [weights.new_zeros((network.channels, *shape)) for network in networks]
+    total = weights.new_zeros(shape)
+    for number, (z, row) in enumerate(windows.starts):
+        for some in _batches(row, batch):
+            chosen = [windows.at(z, y, x) for y, x in some]
+            stacked = torch.stack([image[at] for at in chosen])[:, None]
+            for network, sums in zip(networks, of_networks, strict=True):
+                for at, values in zip(chosen, network.run_tensor(stacked), strict=True):
+                    # a half network's values meet half sums as in nnU-Net; single-precision sums meet no half product
+                    values = values if weights.dtype == torch.float16 else values.float()  # noqa: PLW2901
+                    sums[(slice(None), slice(None), *at[1:])] += values * weights
+            for at in chosen:
+                total[(slice(None), *at[1:])] += weights
+            queued.add(len(some))
+        done = windows.finished(number)
+        yield z, [sums[:, :done] for sums in of_networks], total[:done]
+        for sums in of_networks:
+            _move_up(sums, done)
+        _move_up(total[None], done)
+
+
+def _padded(image_zyx: torch.Tensor, windows: Windows) -> torch.Tensor:
+    padded = image_zyx.new_zeros(windows.padded)
+    padded[windows.inside] = image_zyx
+    return padded
+
+
+def _without_padding(windows: Windows, first: int, planes: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    low = max(windows.before[0] - first, 0)
+    high = min(windows.before[0] + windows.shape[0] - first, planes.shape[1])
+    if low < high:
+        yield first + low - windows.before[0], planes[(slice(None), slice(low, high), *windows.inside[1:])]
+
+
+def _batches(row: Sequence[tuple[int, int]], batch: int) -> Iterator[Sequence[tuple[int, int]]]:
+    """Consecutive pieces of at most ``batch``, as equal as can be, so that few shapes reach the network."""
+    pieces = -(-len(row) // batch)
+    size = -(-len(row) // max(pieces, 1))
+    for first in range(0, len(row), max(size, 1)):
+        yield row[first : first + size]
+
+
+def _move_up(sums: torch.Tensor, count: int) -> None:
+    """Drop the first ``count`` planes of every channel; the rest move to the front and what follows them is 0."""
+    depth = sums.shape[1]
+    for first in range(0, depth - count, count):  # pieces that do not overlap their source
+        last = min(first + count, depth - count)
+        sums[:, first:last] = sums[:, first + count : last + count]
+    sums[:, depth - count :] = 0
