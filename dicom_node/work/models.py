@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
+from dicom_node.work.memory import machine_bytes
 from inference.errors import InferenceError
+from inference.nnunet.contract import EngineOptions
 
 if TYPE_CHECKING:
     from inference.models.package import ModelPackage
     from inference.types import ModelIdentity, Segmenter
 
+_LARGEST_PART_OF_MEMORY = 0.8
+"""One segmentation may take; the rest is for the weights, the node and the volume itself."""
 _BARE_WORKER_BYTES = 300 * 1024**2
 """Python, numpy and an engine without a model."""
 _COPIES_OF_WEIGHTS = 2
@@ -46,11 +50,43 @@ def load_segmenter(name: str, model: TissueModelSettings | NnunetModelSettings, 
         from inference.tissue import TissueSegmenter  # noqa: PLC0415
 
         return TissueSegmenter(name)
-    package = _read_nnunet(model)
-    from inference.nnunet.engine import Limits, NnunetSegmenter  # noqa: PLC0415 - imports torch
+    return open_segmenter(_read_nnunet(model), engine_options(model, work))
 
-    limits = Limits(minimum_slices=package.minimum_slices, minimum_extent_mm=package.minimum_extent_mm)
-    return NnunetSegmenter(package, device=work.device, threads=work.threads, limits=limits)
+
+def engine_options(model: NnunetModelSettings, work: WorkSettings) -> EngineOptions:
+    """How the settings want ``model`` to be run in a node.
+
+    What a segmentation may take is told from the machine, not from what is free at the moment: a volume is too large or
+    it is not, whatever runs beside it; where memory is short it is tried again.
+    """
+    return EngineOptions(
+        device=work.device,
+        backend=work.backend,
+        precision=work.precision,
+        threads=work.threads,
+        parity=model.answer == "parity",
+        body_crop=model.body_crop,
+        memory_bytes=int(_LARGEST_PART_OF_MEMORY * machine_bytes()),
+        cache_folder=work.cache_folder,
+    )
+
+
+def open_segmenter(package: ModelPackage, options: EngineOptions) -> Segmenter:
+    """The segmenter of an installed package, and of the one beside it that finds what it crops to.
+
+    Raises:
+        InferenceError: the files of either are not sound.
+    """
+    from inference.nnunet.engine import NnunetSegmenter  # noqa: PLC0415 - engines are imported where they are chosen
+
+    segmenter = NnunetSegmenter(package, options)
+    if package.crop is None:
+        return segmenter
+    from inference.models.package import read_package  # noqa: PLC0415
+    from inference.nnunet.cropped import CroppedSegmenter  # noqa: PLC0415
+
+    first = NnunetSegmenter(read_package(package.folder.parent / package.crop.model), options)
+    return CroppedSegmenter(first, segmenter, package.crop)
 
 
 def estimated_bytes(model: TissueModelSettings | NnunetModelSettings) -> int:

@@ -176,12 +176,16 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
 def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
     monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0)
     node = make_node(4)
-    script.fail("infer 1", "kill")
+    script.fail("prepare 1", "kill")
+    script.hold("infer 1")
     node.run()
+    script.wait_for("infer 1 begins")
+    time.sleep(0.5)  # the others have nothing but the door to stop them
+    script.release("infer 1")
     node.wait_for_all()
     assert node.jobs() == {1: ("DELIVERED", 2), **dict.fromkeys((2, 3, 4), ("DELIVERED", 1))}
     events = script.events()
-    again = len(events) - 1 - events[::-1].index("prepare 1 begins")
+    again = events.index("prepare 1 ends") - 1
     assert events[again : again + 4] == ["prepare 1 begins", "prepare 1 ends", "infer 1 begins", "infer 1 ends"]
 
 

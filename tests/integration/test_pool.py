@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -49,6 +50,13 @@ def numbered(number):
 
 def nothing(*_):
     pass
+
+
+def wait_until(condition):
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.01)
 
 
 def segment(pool, model, number):
@@ -115,7 +123,7 @@ def test_models_take_turns_on_the_device_and_both_stay_loaded(make_pool, script)
         first = threads.submit(segment, pool, "a", 1)
         script.wait_for("infer 1 begins")
         second = threads.submit(segment, pool, "b", 2)
-        script.wait_for("prepare 2 ends")
+        wait_until(lambda: len(pool._device._queue) == 2)
         script.release("infer 1")
         assert (first.result(), second.result()) == ({1}, {2})
     events = script.events()
@@ -144,16 +152,21 @@ def test_a_prepared_volume_survives_that_its_model_leaves(make_pool, script):
         assert set(np.unique(turn.infer(order, nothing).labels_zyx)) == {1}
 
 
-def test_whoever_has_the_device_waits_for_memory_that_another_call_gives_back(make_pool, script):
+def test_whoever_has_the_device_waits_for_memory_that_another_call_gives_back(make_pool, script, monkeypatch):
     pool = make_pool(1.5 * A_MODEL)
     script.hold("prepare 1")
     with ThreadPoolExecutor() as threads:
         preparing = threads.submit(pool.prepare, "a", numbered(1), nothing)
         script.wait_for("prepare 1 begins")
+        waits, wait = threading.Event(), pool._changed.wait
+        monkeypatch.setattr(pool._changed, "wait", lambda: (waits.set(), wait()))
         other = threads.submit(segment, pool, "b", 2)
+        assert waits.wait(20)
         script.release("prepare 1")
         preparing.result()
         assert other.result() == {2}
+    events = script.events()
+    assert events.index("prepare 1 ends") < events.index("load b begins")
     assert held_mib(pool) < 1.5 * A_MODEL
 
 
@@ -203,8 +216,7 @@ def test_a_gate_lets_in_by_the_order_of_asking():
     with gate.enter():
         for number, thread in enumerate(threads):
             thread.start()
-            while len(gate._queue) < number + 2:  # it stands in the queue before the next one asks
-                pass
+            wait_until(lambda: len(gate._queue) == number + 2)  # noqa: B023 - called before the next one asks
     for thread in threads:
         thread.join()
     assert order == list(range(8))
