@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,11 @@ from dicom_node.settings import load_settings
 from dicom_node.types import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from dicom_node.settings import Settings
     from dicom_node.store.ledger import Ledger
+    from inference.models.package import ModelPackage
 
 _PROBLEM_FOUND = 3
 _NEVER_WRAPPED = frozenset({"id", "state", "progress", "attempts", "kind"})
@@ -35,6 +37,7 @@ _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _SPACING_HELP = "Columns, rows, planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
+_RESAMPLING_HELP = "corners: as TotalSegmentator; nnunet: as nnU-Net itself; default: that of the task, else nnunet."
 _MODEL_HELP = "A model of the demo configuration; default: the demo model for a phantom, tissue for your own CT."
 
 
@@ -47,6 +50,10 @@ class _Command:
 
     def settings(self) -> Settings:
         return load_settings(self.config)
+
+    def models_folder(self) -> Path:
+        """Where models are installed; beside the configuration where there is none, as its default says."""
+        return self.settings().models_folder if self.config.is_file() else self.config.parent / "models"
 
     def ledger(self) -> Ledger:
         from dicom_node.app import open_store  # noqa: PLC0415 - `--help` must not load every library
@@ -304,7 +311,7 @@ def segment(
             inputs,
             out,
             model_name=model,
-            library=command.config.parent / "models",
+            models_folder=command.models_folder(),
             options=EngineOptions(body_crop=not no_body_crop, **engine),
             wanted=Wanted(tuple(structures.replace(",", " ").split()), dicom=not no_dicom),
             recursive=recursive,
@@ -321,6 +328,177 @@ def segment(
         _print_json([{"folder": str(o.folder), "skipped": o.skipped, **o.summary} for o in outcomes])
     if any(outcome.refused for outcome in outcomes):
         sys.exit(_PROBLEM_FOUND)
+
+
+# ---- models
+
+
+@main.group()
+def models() -> None:
+    """The library of installed models (models_folder in the settings)."""
+
+
+@models.command("install")
+@click.argument("sources", nargs=-1, required=True, metavar="NAME|PATH|URL...")
+@click.option("--task", help="The known task whose weights these are (`models known`).")
+@click.option("--name", help="What the model shall be called here; default: its task.")
+@click.option("--sha256", help="What the zip must have.")
+@click.option("--folds", help="Separated by commas: 0,1,2 or all; default: those of the task, else every one.")
+@click.option("--resampling", type=click.Choice(["corners", "nnunet"]), help=_RESAMPLING_HELP)
+@click.option("--model-version", "version", help="Version to record.")
+@click.option("--licence", help="Licence to record.")
+@click.option("--intended-use", help="Printed on every result; default: research use only.")
+@click.option("--minimum-slices", type=click.IntRange(1), help="Smaller volumes are refused; default: 16.")
+@click.option("--minimum-extent-mm", type=click.FloatRange(0), help="Smaller volumes are refused; default: 30.")
+@_json_option
+@click.pass_obj
+def models_install(
+    command: _Command, /, *, sources: tuple[str, ...], folds: str | None, as_json: bool, **stated: Any
+) -> None:
+    """Install a model from its folder, its zip, an https address, or by the name of a known task.
+
+    Several sources are the parts of one model. Nothing of a source is executed; a model that can't be trusted or is not
+    whole is not installed.
+    """
+    from inference.models.install import Stated, install  # noqa: PLC0415
+
+    chosen = Stated(folds=tuple(folds.split(",")) if folds else None, **stated)
+    with _models_errors(), _progress() as report:
+        package = install(sources, command.settings().models_folder, chosen, report)
+    facts = _model_facts(package)
+    if as_json:
+        _print_json(facts)
+        return
+    rows = [{"fact": name.replace("_", " "), "value": value} for name, value in facts.items()]
+    command.console.print(_table(f"installed: {package.identity.name}", rows, ("fact", "value")))
+    if package.crop is not None and not (package.folder.parent / package.crop.model).exists():
+        click.echo(f"it works inside what {package.crop.model} finds: install that too")
+
+
+@models.command("known")
+@_json_option
+@click.pass_obj
+def models_known(command: _Command, *, as_json: bool) -> None:
+    """The tasks that can be installed by their name, or by --task from a folder."""
+    from inference.models.tasks import tasks  # noqa: PLC0415
+    from inference.structures import catalogue  # noqa: PLC0415
+
+    known = catalogue()
+    rows = [
+        {
+            "name": task.name,
+            "title": task.title,
+            "structures": len(task.structures),
+            "licence": task.licence,
+            "downloadable": task.downloadable,
+            "not_in_the_catalogue": [name for name in task.structures if name not in known],
+        }
+        for task in tasks().values()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        row["can be installed"] = "no: structures without codes" if row["not_in_the_catalogue"] else "yes"
+    command.console.print(_table("known tasks", rows, ("name", "title", "structures", "licence", "can be installed")))
+
+
+@models.command("list")
+@_json_option
+@click.pass_obj
+def models_list(command: _Command, *, as_json: bool) -> None:
+    """What is installed. Files of weights are not read; `models verify` does that."""
+    from inference.models.library import installed, read  # noqa: PLC0415
+
+    folder = command.settings().models_folder
+    with _models_errors():
+        rows = [_model_facts(read(folder, name, check_weights=False)) for name in installed(folder)]
+    if as_json:
+        _print_json(rows)
+    else:
+        command.console.print(_table(f"models in {folder}", rows, ("name", "version", "structures", "parts", "digest")))
+
+
+@models.command("verify")
+@click.argument("names", nargs=-1)
+@_json_option
+@click.pass_obj
+def models_verify(command: _Command, *, names: tuple[str, ...], as_json: bool) -> None:
+    """Hash every file of the installed models (or of NAMES) again."""
+    from inference.errors import ModelPackageError  # noqa: PLC0415
+    from inference.models.library import installed, read  # noqa: PLC0415
+
+    folder, rows = command.settings().models_folder, []
+    for name in names or installed(folder):
+        try:
+            rows.append({"name": name, "ok": True, "detail": read(folder, name).identity.digest})
+        except ModelPackageError as error:
+            rows.append({"name": name, "ok": False, "detail": str(error)})
+    if as_json:
+        _print_json(rows)
+    else:
+        command.console.print(_table(f"models in {folder}", rows, ("name", "ok", "detail")))
+    if not all(row["ok"] for row in rows):
+        sys.exit(_PROBLEM_FOUND)
+
+
+@models.command("remove")
+@click.argument("name")
+@_json_option
+@click.pass_obj
+def models_remove(command: _Command, *, name: str, as_json: bool) -> None:
+    """Delete an installed model."""
+    from inference.models.library import remove  # noqa: PLC0415
+
+    with _models_errors():
+        remove(command.settings().models_folder, name)
+    if as_json:
+        _print_json({"removed": name})
+    else:
+        click.echo(f"removed {name}")
+
+
+@contextmanager
+def _models_errors() -> Iterator[None]:
+    from inference.errors import InferenceError  # noqa: PLC0415
+
+    try:
+        yield
+    except InferenceError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage on stderr, where that is a terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield report
+
+
+def _model_facts(package: ModelPackage) -> dict[str, Any]:
+    return {
+        "name": package.identity.name,
+        "version": package.identity.version,
+        "digest": package.identity.digest,
+        "structures": len(package.names_by_label),
+        "parts": len(package.parts),
+        "folder": str(package.folder),
+        "intended_use": package.identity.intended_use,
+        "licence": package.licence,
+        "source": package.source,
+        "minimum_slices": package.minimum_slices,
+        "minimum_extent_mm": package.minimum_extent_mm,
+    }
 
 
 # ---- phantom, demo, evaluation

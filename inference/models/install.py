@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import ModelPackageError
@@ -25,6 +25,8 @@ from inference.models.package import (
     manifest_text,
     read_package,
 )
+from inference.models.sources import check_task, gather
+from inference.models.tasks import task
 from inference.structures import structure
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from inference.models.nnunet_folder import NnunetFolder
     from inference.models.package import Crop, Resampling
+    from inference.models.sources import Gathered
 
 RESEARCH_USE = "Research use only - not for clinical use"
 LEFTOVER_PREFIX = ".installing-"
@@ -61,6 +64,69 @@ class Facts:
     minimum_extent_mm: float = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """What the person who installs says; None: what is known of the task, else the defaults of :class:`Facts`."""
+
+    name: str | None = None
+    task: str | None = None
+    sha256: str | None = None
+    version: str | None = None
+    licence: str | None = None
+    intended_use: str | None = None
+    folds: tuple[str, ...] | None = None
+    resampling: Resampling | None = None
+    minimum_slices: int | None = None
+    minimum_extent_mm: float | None = None
+
+
+def install(
+    sources: Sequence[str], library: Path, stated: Stated, report: Callable[[str, int, int], None]
+) -> ModelPackage:
+    """Install one model from folders, zips and https addresses (its parts), or from the name of a known task.
+
+    ``report(stage, done, all)`` tells how far it is.
+
+    Raises:
+        ModelPackageError: the reason by name; nothing was installed.
+    """
+    wanted = None if stated.task is None else task(stated.task)
+    with locked(library):
+        if stated.name or wanted:  # before a download that takes an hour
+            _check_free(library, stated.name or stated.task)
+        work = library / f"{LEFTOVER_PREFIX}sources"
+        try:
+            gathered = gather(sources, library, work, wanted, stated.sha256, report)
+            facts = _facts(stated, gathered)
+            parts = [read_nnunet_folder(folder, facts.folds) for folder in gathered.folders]
+            if gathered.task is not None:
+                check_task(parts, gathered.task)
+            return _install(parts, library, facts, lambda done, total: report("convert", done, total))
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _facts(stated: Stated, gathered: Gathered) -> Facts:
+    known = gathered.task
+    name = stated.name or (known.name if known else None)
+    if name is None:
+        raise ModelPackageError("this is no model of a known task; say what it shall be called")
+    facts = Facts(name=name, source=gathered.source)
+    if known is not None:
+        facts = replace(
+            facts,
+            version=known.version,
+            licence=known.licence,
+            folds=known.folds,
+            labels=known.names_by_label,
+            resampling="corners" if known.spacing_xyz_mm else "nnunet",
+            window_step=known.window_step,
+            crop=known.crop,
+        )
+    said = {key: value for key, value in asdict(stated).items() if value is not None and key not in ("task", "sha256")}
+    return replace(facts, **said)
+
+
 def install_folders(
     folders: Sequence[Path], library: Path, facts: Facts, on_checkpoint: Callable[[int, int], None] | None = None
 ) -> ModelPackage:
@@ -74,8 +140,18 @@ def install_folders(
     parts = [read_nnunet_folder(folder, facts.folds) for folder in folders]
     if not parts:
         raise ModelPackageError(f"model {facts.name!r} has no folder")
-    with _place(library, checks.name(facts.name, "name of the model")) as place:
-        entries = _write_parts(parts, place, on_checkpoint or (lambda _done, _all: None))
+    with locked(library):
+        return _install(parts, library, facts, on_checkpoint or (lambda _done, _all: None))
+
+
+def _install(
+    parts: Sequence[NnunetFolder], library: Path, facts: Facts, on_checkpoint: Callable[[int, int], None]
+) -> ModelPackage:
+    odd = [part.folder.name for part in parts if not part.resampled_by_default]
+    if facts.resampling == "nnunet" and odd:
+        raise ModelPackageError(f"{', '.join(odd)}: plans.json asks for another resampling than nnU-Net's default")
+    with _place(library, facts.name) as place:
+        entries = _write_parts(parts, place, on_checkpoint)
         (place / MANIFEST_NAME).write_text(manifest_text(_manifest(facts, parts, entries)), encoding="utf-8")
         read_package(place)
         _sync(place)
@@ -100,21 +176,24 @@ def locked(library: Path) -> Iterator[None]:
         yield
 
 
+def _check_free(library: Path, name: str | None) -> None:
+    if (library / checks.name(name, "name of the model")).exists():
+        raise ModelPackageError(f"{library} already holds a model called {name!r}; remove it first")
+
+
 @contextmanager
 def _place(library: Path, name: str) -> Iterator[Path]:
     """A folder to fill, which becomes the package ``name`` of ``library`` when the block ends without error."""
-    with locked(library):
-        if (library / name).exists():
-            raise ModelPackageError(f"{library} already holds a model called {name!r}; remove it first")
-        place = library / (LEFTOVER_PREFIX + name)
-        place.mkdir(mode=0o755)
-        try:
-            yield place
-            place.rename(library / name)
-        except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
-            raise
-        _sync_folder(library)
+    _check_free(library, name)
+    place = library / (LEFTOVER_PREFIX + name)
+    place.mkdir(mode=0o755)
+    try:
+        yield place
+        place.rename(library / name)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    _sync_folder(library)
 
 
 def _write_parts(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inference.models.package import Architecture, Normalisation
 
 DEFAULT_CONFIGURATION = "3d_fullres"
+_RESAMPLING = "resample_data_or_seg_to_shape"
 CHECKPOINT_NAME = "checkpoint_final.pth"
 
 _NETWORKS = {
@@ -67,6 +68,8 @@ class NnunetFolder:
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     names_by_channel: Mapping[int, str]
+    resampled_by_default: bool
+    """Whether the plans ask for nnU-Net's default resampling, the only one that is done after ``nnunet``."""
 
 
 def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> NnunetFolder:
@@ -90,6 +93,7 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
             spacing_mm=checks.numbers(settings["spacing"], "spacing", *SPACING_BOUNDS_MM),
             patch_size=checks.whole_numbers(settings["patch_size"], "patch_size", *PATCH_BOUNDS),
             names_by_channel=_names_by_channel(dataset),
+            resampled_by_default=_resampled_by_default(settings),
         )
     except (KeyError, TypeError, ValueError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
@@ -214,6 +218,16 @@ def _normalisation(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Nor
     keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
     names = ("lowest_hu", "highest_hu", "mean_hu", "sd_hu")
     return read_normalisation({name: intensities[key] for name, key in zip(names, keys, strict=True)})
+
+
+def _resampled_by_default(settings: Mapping[str, Any]) -> bool:
+    """Cubic for the image, linear for the logits, planes apart by nearest neighbour where the spacing says so."""
+    for what, order in (("data", 3), ("probabilities", 1)):
+        default = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": None}
+        given = settings.get(f"resampling_fn_{what}_kwargs", default)
+        if settings.get(f"resampling_fn_{what}", _RESAMPLING) != _RESAMPLING or given != default:
+            return False
+    return True
 
 
 def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:

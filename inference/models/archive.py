@@ -1,0 +1,103 @@
+"""A zip file from elsewhere, unpacked without trusting it: only the files of a model, nowhere but below one folder.
+
+Refused: names that leave the folder, links, encrypted members, two members of one name, and bombs - by what the zip
+declares before anything is written, and by what really comes out while it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from inference.errors import ModelPackageError
+from inference.models.checks import WEIGHTS_LIMIT_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEMBER_LIMIT = 5000
+TOTAL_LIMIT_BYTES = 16 * 1024**3
+RATIO_LIMIT = 200
+"""A checkpoint packs to nine tenths of its size; JSON to a tenth."""
+_SMALL_BYTES = 1024**2
+_CHUNK_BYTES = 1024**2
+_ENCRYPTED = 0x1
+_WANTED = re.compile(r"(.*/)?(plans\.json|dataset\.json|fold_[A-Za-z0-9]+/checkpoint_final\.pth)")
+
+
+def unpack_model(archive: Path, folder: Path) -> None:
+    """Unpack the plans, data set descriptions and checkpoints in ``archive`` below ``folder``, which is empty.
+
+    Raises:
+        ModelPackageError: the zip is damaged, hostile or holds no model.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            members = opened.infolist()
+            _check(archive, members)
+            wanted = [member for member in members if not member.is_dir() and _WANTED.fullmatch(member.filename)]
+            if not wanted:
+                raise ModelPackageError(f"{archive.name} holds no plans.json, dataset.json and checkpoint of nnU-Net")
+            for member in wanted:
+                _unpack(opened, member, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ModelPackageError(f"{archive.name} is not a sound zip file: {str(error)[:200]}") from error
+    except OSError as error:
+        raise ModelPackageError(f"cannot unpack {archive.name}: {error.strerror or error}") from error
+
+
+def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:
+    if len(members) > MEMBER_LIMIT:
+        raise ModelPackageError(f"{archive.name} has {len(members)} members; at most {MEMBER_LIMIT} are unpacked")
+    for member in members:
+        _check_member(archive, member)
+    names = [member.filename.rstrip("/").casefold() for member in members]
+    if len(set(names)) < len(names):
+        raise ModelPackageError(f"{archive.name} holds two members of one name")
+    total = sum(member.file_size for member in members)
+    if total > TOTAL_LIMIT_BYTES:
+        raise ModelPackageError(f"{archive.name} unpacks to {total} bytes; at most {TOTAL_LIMIT_BYTES} are unpacked")
+
+
+def _check_member(archive: Path, member: zipfile.ZipInfo) -> None:
+    name = member.filename
+    said = f"{archive.name}: member {name[:200]!r}"
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable():
+        raise ModelPackageError(f"{said} would be written outside its folder")
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise ModelPackageError(f"{said} is a link or a device, not a file")
+    if member.flag_bits & _ENCRYPTED:
+        raise ModelPackageError(f"{said} is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ModelPackageError(f"{said} is packed by method {member.compress_type}; only deflate is unpacked")
+    if member.file_size > WEIGHTS_LIMIT_BYTES:
+        raise ModelPackageError(f"{said} has {member.file_size} bytes; at most {WEIGHTS_LIMIT_BYTES} are unpacked")
+    if member.file_size > max(_SMALL_BYTES, RATIO_LIMIT * member.compress_size):
+        raise ModelPackageError(
+            f"{said} would grow from {member.compress_size} to {member.file_size} bytes: a zip bomb"
+        )
+
+
+def _unpack(opened: zipfile.ZipFile, member: zipfile.ZipInfo, folder: Path) -> None:
+    target = folder / member.filename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < member.file_size:
+        raise ModelPackageError(f"{member.filename} needs {member.file_size} bytes; the disk has not so many")
+    written = 0
+    with opened.open(member) as packed, target.open("xb") as file:
+        while chunk := packed.read(_CHUNK_BYTES):
+            written += len(chunk)
+            if written > member.file_size:
+                raise ModelPackageError(
+                    f"{member.filename} unpacks to more than the {member.file_size} bytes it declares"
+                )
+            file.write(chunk)
+    if written != member.file_size:
+        raise ModelPackageError(f"{member.filename} unpacks to {written} bytes; it declares {member.file_size}")
