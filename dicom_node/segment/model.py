@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.work.models import open_segmenter
 from inference.errors import InferenceError, UnknownStructureError
+from inference.models import library
 from inference.models.package import ModelPackage, read_package
 
 if TYPE_CHECKING:
@@ -32,25 +34,18 @@ class Model:
         """The segmenter; takes seconds, and all the memory that the weights need.
 
         Raises:
-            InferenceError: the package, or the one that finds what it crops to, is not sound.
+            InferenceError: the package, or the one that finds what it crops to, is not sound; or this machine has not
+                what ``options`` ask for.
         """
         if self.package is None:
             from inference.tissue import TissueSegmenter  # noqa: PLC0415 - engines are imported where they are chosen
 
             return TissueSegmenter()
-        from inference.nnunet.engine import NnunetSegmenter  # noqa: PLC0415
-
-        segmenter = NnunetSegmenter(self.package, options)
-        if self.package.crop is None:
-            return segmenter
-        from inference.nnunet.cropped import CroppedSegmenter  # noqa: PLC0415
-
-        first = NnunetSegmenter(read_package(self.package.folder.parent / self.package.crop.model), options)
-        return CroppedSegmenter(first, segmenter, self.package.crop)
+        return open_segmenter(self.package, options)
 
 
-def find_model(name: str, library: Path) -> Model:
-    """The model called ``name`` in ``library`` (a folder of installed packages), or the package in the folder ``name``.
+def find_model(name: str, models_folder: Path) -> Model:
+    """The model called ``name`` in the library ``models_folder``, or the package in the folder ``name``.
 
     Raises:
         ConfigurationError: there is no such model, or its files are not those of its manifest.
@@ -60,9 +55,17 @@ def find_model(name: str, library: Path) -> Model:
 
         segmenter = TissueSegmenter()
         return Model(segmenter.identity, segmenter.names_by_label, None)
-    folder = _folder(name, library)
+    installed = library.installed(models_folder)
     try:
-        package = read_package(folder)
+        if name in installed:
+            package = library.read(models_folder, name)
+        elif Path(name).is_dir():
+            package = read_package(Path(name))
+        else:
+            raise ConfigurationError(
+                f"no model is called {name!r}, and no folder; {TISSUE} is always there, "
+                f"installed in {models_folder}: {', '.join(installed) or 'none'}"
+            )
     except InferenceError as error:
         raise ConfigurationError(f"model {name}: {error}") from error
     return Model(package.identity, package.names_by_label, package)
@@ -72,7 +75,7 @@ def refuse_unknown(structures: Iterable[str], model: Model) -> None:
     """Whether ``model`` finds all of these.
 
     Raises:
-        UnknownStructureError: it does not; with a few names of those that it finds.
+        UnknownStructureError: it does not; with the names of those that it finds.
     """
     known = set(model.names_by_label.values())
     unknown = sorted(set(structures) - known)
@@ -80,16 +83,3 @@ def refuse_unknown(structures: Iterable[str], model: Model) -> None:
         raise UnknownStructureError(
             f"model {model.identity.name} finds no {', '.join(unknown)}; it finds {', '.join(sorted(known))}"
         )
-
-
-def _folder(name: str, library: Path) -> Path:
-    """An installed model has the name of its folder; anything that leads out of the library is a path of its own."""
-    if Path(name).name == name and (library / name).is_dir():
-        return library / name
-    if Path(name).is_dir():
-        return Path(name)
-    installed = sorted(entry.name for entry in library.iterdir() if entry.is_dir()) if library.is_dir() else []
-    raise ConfigurationError(
-        f"no model is called {name!r}, and no folder; {TISSUE} is always there, "
-        f"installed in {library}: {', '.join(installed) or 'none'}"
-    )
