@@ -311,7 +311,7 @@ def stage_table(results: dict[str, dict[str, Any]]) -> list[str]:
         last = result["rounds"][-1]
         for title, stages in (
             ("TotalSegmentator", last["peer"]["stages_s"]),
-            ("ours, new process", last["cold"]["summary"].get("stages_s", {})),
+            ("ours, new process", last["cold"]["summary"]["stage_seconds"]),
             ("ours, warm", last["warm"]["stages_s"]),
         ):
             said = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items())
