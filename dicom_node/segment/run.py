@@ -171,7 +171,7 @@ class SegmentRun:
             "content_sha256": scan.content_digest,
             "grid": {"shape_zyx": geometry.shape_zyx, "spacing_xyz_mm": geometry.spacing_xyz_mm},
             "notes": [*(scan.reconstruction.notes if scan.reconstruction else ()), *getattr(segmenter, "notes", ())],
-            "backend": getattr(segmenter, "description", "numpy"),
+            "backend": getattr(segmenter, "description", None),
             "structures_found": len(measurements.structures),
             "results": results,
         }
