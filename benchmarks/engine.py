@@ -127,9 +127,8 @@ class Bench:
         """The same weights, installed as a package."""
         folder = self.work / "packages" / case.package
         if not folder.exists():
-            results = self.home(case) / "nnunet" / "results"
-            install = ["models", "--folder", folder.parent, "install", results, "--name", case.package]
-            run([node_command(), *install, "--task", case.task])
+            where = ("--home", self.home(case), "--library", folder.parent)
+            step("engine_inputs.py", "package", *where, "--task", case.task, "--name", case.package)
         return folder
 
     # ---- measurements

@@ -18,12 +18,15 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.functional import pad
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.phantom_series import write_phantom
+from inference.models.install import Stated, install
 from inference.models.package import read_package
 from inference.nnunet.torch_network import build_network
+from inference.nnunet.weights import head_name
 from inference.types import Geometry, Volume
 
 if TYPE_CHECKING:
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 ROUTINE_SHAPE_ZYX = (280, 512, 512)
 DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
 CONFIGURATION = "3d_fullres"
+NEVER = -100.0
+"""A logit below all others."""
 PARTS = {
     291: ("part1_organs_1559subj", "class_map_part_organs"),
     292: ("part2_vertebrae_1532subj", "class_map_part_vertebrae"),
@@ -159,11 +164,16 @@ def write_demo_model(results: Path, names: Sequence[str]) -> None:
     """The shipped demo model where TotalSegmentator looks for its 3 mm model, with its spacing and its names.
 
     The network is the trained one; at 3 mm, and under other names, its answer has no meaning, which neither program
-    minds.
+    minds. The names that it has no class for get one that no voxel is given to.
     """
     (part,) = read_package(DEMO_MODEL).parts
-    network = build_network(part.architecture, len(part.names_by_channel) + 1)
-    network.load_state_dict(load_file(part.weights[0]), strict=False)  # parts of it have two names, we keep one
+    weights = load_file(part.weights[0])
+    head = head_name(part.architecture)
+    missing = len(names) - len(part.names_by_channel)
+    weights[f"{head}.weight"] = pad(weights[f"{head}.weight"], (0, 0) * 4 + (0, missing))
+    weights[f"{head}.bias"] = pad(weights[f"{head}.bias"], (0, missing), value=NEVER)
+    network = build_network(part.architecture, len(names) + 1)
+    network.load_state_dict(weights, strict=False)  # parts of it have two names, we keep one
     described = plans(3.0, part.patch_size, part.architecture.features_per_stage)
     limits = part.normalisation
     described["foreground_intensity_properties_per_channel"]["0"] = {
@@ -177,8 +187,7 @@ def write_demo_model(results: Path, names: Sequence[str]) -> None:
         "n_conv_per_stage_decoder": list(part.architecture.convolutions_per_decoder_stage),
     }
     described["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"] |= convolutions
-    structures = names[: len(part.names_by_channel)]
-    write_model(results, FAST, TRAINER_OF_FAST, structures, {"dataset_name": FAST, **described}, network.state_dict())
+    write_model(results, FAST, TRAINER_OF_FAST, names, {"dataset_name": FAST, **described}, network.state_dict())
 
 
 def write_model(
@@ -248,11 +257,20 @@ def main() -> None:
     models.add_argument("--home", type=Path, required=True)
     models.add_argument("--labels", type=Path, required=True)
     models.add_argument("kinds", nargs="+", choices=["3mm", "1.5mm", "demo"])
+    package = steps.add_parser("package")
+    package.add_argument("--home", type=Path, required=True)
+    package.add_argument("--task", required=True)
+    package.add_argument("--name", required=True)
+    package.add_argument("--library", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.step == "ct":
         write_ct(arguments.source, arguments.out, tuple(arguments.shape))
     elif arguments.step == "phantom":
         write_phantom(1, arguments.out, (1.5, 1.5, 3.0), "trunk", "dicom")
+    elif arguments.step == "package":
+        stated = Stated(name=arguments.name, task=arguments.task)
+        results = str(arguments.home / "nnunet" / "results")
+        install([results], arguments.library, stated, lambda _stage, _done, _all: None)
     else:
         write_models(arguments.home, json.loads(arguments.labels.read_text()), arguments.kinds)
 

@@ -1,4 +1,4 @@
-"""Scores an nnU-Net model on unseen phantoms and writes the table.
+"""Scores an installed model on unseen phantoms and writes the table.
 
     python -m inference.evaluation.phantoms --model config/models/phantom_demo_104 --report docs/demo-model.md
 
@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-import torch
-
 from inference.evaluation.scores import score_case
 from inference.evaluation.table import tabulate
+from inference.models.package import read_package
+from inference.nnunet.contract import EngineOptions
 from inference.nnunet.engine import NnunetSegmenter
 from inference.phantom import FieldOfView, phantom
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from inference.evaluation.scores import CaseScore
     from inference.evaluation.table import Table
+    from inference.models.package import ModelPackage
     from inference.types import Segmenter
 
 ROUTINE_SPACING_XYZ_MM = (0.8, 0.8, 2.0)
@@ -48,42 +49,42 @@ def score_phantoms(
     field_of_view: FieldOfView = "whole",
     processes: int = 1,
 ) -> Iterator[CaseScore]:
-    """Score a model folder on several phantoms, in the order of the seeds."""
-    work = partial(_score_in_process, model=model, spacing_xyz_mm=spacing_xyz_mm, field_of_view=field_of_view)
+    """Score the package in the folder ``model`` on several phantoms, in the order of the seeds."""
+    threads = 0 if processes == 1 else 1
+    work = partial(
+        _score_in_process, model=model, threads=threads, spacing_xyz_mm=spacing_xyz_mm, field_of_view=field_of_view
+    )
     if processes == 1:
         yield from map(work, seeds)
         return
-    with ProcessPoolExecutor(processes, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(processes) as pool:
         yield from pool.map(work, seeds)
 
 
 def _score_in_process(
-    seed: int, model: Path, spacing_xyz_mm: tuple[float, float, float], field_of_view: FieldOfView
+    seed: int, model: Path, threads: int, spacing_xyz_mm: tuple[float, float, float], field_of_view: FieldOfView
 ) -> CaseScore:
-    return score_phantom(
-        NnunetSegmenter.load([model], name=model.name, threads=torch.get_num_threads()),
-        seed,
-        spacing_xyz_mm,
-        field_of_view,
-    )
+    segmenter = NnunetSegmenter(read_package(model), EngineOptions(threads=threads))
+    return score_phantom(segmenter, seed, spacing_xyz_mm, field_of_view)
 
 
 def _silent(fraction: float, stage: str) -> None:
     del fraction, stage
 
 
-def report(table: Table, model: Path, seeds: Sequence[int], spacing: Sequence[float], field_of_view: str) -> str:
+def report(
+    table: Table, package: ModelPackage, seeds: Sequence[int], spacing: Sequence[float], field_of_view: str
+) -> str:
     """The document about the model."""
-    description = json.loads((model / "dataset.json").read_text())
-    size = (model / "fold_0" / "checkpoint_final.pth").stat().st_size / 1e6
+    model = package.folder
+    size = sum(path.stat().st_size for part in package.parts for path in part.weights) / 1e6
     x, y, z = spacing
     return (
         f"# The demo model, `{model.name}`\n\n"
-        f"**{description['description']}**\n\n"
+        f"**{package.identity.intended_use}.**\n\n"
         "It makes the demo and the tests run without a hospital's weights. A small nnU-Net v2 (PlainConvUNet, 5 mm,\n"
-        f"{size:.1f} MB, 16-bit weights) of the 104 structures of arXiv 2208.05868, trained by\n"
-        "`python -m inference.training.demo_model` on two CPU cores on "
-        f"{description['numTraining']} synthetic patients (seeds from 100000).\n\n"
+        f"{size:.1f} MB, 16-bit weights) of the 104 structures of arXiv 2208.05868, trained on synthetic patients\n"
+        f"(seeds from 100000) by `{package.source}` on two CPU cores.\n\n"
         "## How good it is\n\n"
         f"{len(seeds)} unseen phantoms (seeds {min(seeds)} to {max(seeds)}), field of view `{field_of_view}`, at\n"
         f"{x:g} x {y:g} x {z:g} mm, segmented by the node's own engine, compared voxel by voxel on that grid:\n\n"
@@ -96,8 +97,8 @@ def report(table: Table, model: Path, seeds: Sequence[int], spacing: Sequence[fl
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's text."""
-    parser = argparse.ArgumentParser(description="Score an nnU-Net model folder on unseen phantoms.")
-    parser.add_argument("--model", type=Path, required=True, help="nnU-Net v2 model folder")
+    parser = argparse.ArgumentParser(description="Score an installed model on unseen phantoms.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the package")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--spacing", type=float, nargs=3, default=ROUTINE_SPACING_XYZ_MM, metavar=("X", "Y", "Z"))
@@ -131,7 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = tabulate(scores)
     print(table.as_markdown())
     if options.report:
-        options.report.write_text(report(table, options.model, seeds, (x, y, z), options.field_of_view))
+        package = read_package(options.model)
+        options.report.write_text(report(table, package, seeds, (x, y, z), options.field_of_view))
     if options.json:
         options.json.write_text(json.dumps({"seeds": list(seeds), **table.as_json()}, indent=2) + "\n")
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
-
 from inference.evaluation.phantoms import score_phantoms
 from inference.evaluation.table import tabulate
+from inference.models.package import read_package
 from inference.structures import paper_labels
 
 ROOT = Path(__file__).parents[3]
@@ -16,19 +15,13 @@ MODEL = ROOT / "config" / "models" / "phantom_demo_104"
 
 
 def test_nobody_takes_it_for_a_clinical_model():
-    dataset = json.loads((MODEL / "dataset.json").read_text())
-    assert "NotForClinicalUse" in dataset["name"]
-    assert "Demonstration only" in dataset["description"]
+    assert "not for clinical use" in read_package(MODEL).identity.intended_use
     assert "not a clinical model" in (MODEL / "README.md").read_text()
 
 
 def test_folder_is_small_and_names_all_structures():
     assert sum(file.stat().st_size for file in MODEL.rglob("*") if file.is_file()) < 20e6
-    labels = json.loads((MODEL / "dataset.json").read_text())["labels"]
-    assert labels.pop("background") == 0
-    assert {label: name for name, label in labels.items()} == paper_labels()
-    checkpoint = torch.load(MODEL / "fold_0" / "checkpoint_final.pth", weights_only=True)
-    assert checkpoint["inference_allowed_mirroring_axes"] is None
+    assert read_package(MODEL).names_by_label == paper_labels()
 
 
 def test_recorded_figures_meet_the_aim():
