@@ -1,20 +1,19 @@
-"""Model folders that must not be trusted: refused by name, nothing executed."""
+"""Model folders that must not be trusted: refused by name, nothing executed, nothing installed."""
 
 import json
 import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from inference.errors import ModelDigestError, ModelPackageError
-from inference.nnunet.engine import NnunetSegmenter, check_digest
-from inference.nnunet.network import build_network, load_networks
-from inference.nnunet.package import read_package
+from inference.errors import ModelPackageError
+from inference.models.nnunet_folder import read_nnunet_folder
+from inference.nnunet.torch_network import build_network
 from inference.structures import paper_labels
-from tests.nnunet_models import plans, write_model
+from tests.nnunet_models import plans, write_model, write_package
 
 
 def edit(folder, file, change):
@@ -34,12 +33,15 @@ def kwargs(content):
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
 def test_weights_arrive_as_they_were_written(tmp_path, network):
     folder = write_model(tmp_path / "m", described=plans(network=network), prefix="module._orig_mod.")
-    part = read_package([folder], "test").parts[0]
+    part = write_package(tmp_path / "library", folder).parts[0]
     written = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
-    loaded = load_networks(part)[0].state_dict()
-    assert loaded.keys() == {name.removeprefix("module._orig_mod.") for name in written}
-    for name, value in loaded.items():
+    installed = load_file(part.weights[0])
+    rebuilt = build_network(part.architecture, 4)
+    assert not rebuilt.load_state_dict(installed, strict=False).unexpected_keys
+    for name, value in rebuilt.state_dict().items():
         torch.testing.assert_close(value, written[f"module._orig_mod.{name}"], rtol=0, atol=0)
+    kept = {parameter.data_ptr() for parameter in rebuilt.parameters()}
+    assert len(installed) == len(kept)  # each weight once
 
 
 def test_bookkeeping_of_a_real_training_does_not_hinder(tmp_path):
@@ -50,12 +52,12 @@ def test_bookkeeping_of_a_real_training_does_not_hinder(tmp_path):
         "grad_scaler_state": {"scale": 65536.0},
     }
     folder = write_model(tmp_path / "m", checkpoint=bookkeeping)
-    assert len(load_networks(read_package([folder], "test").parts[0])) == 1
+    assert len(write_package(tmp_path / "library", folder).parts[0].weights) == 1
 
 
 def test_plans_of_old_nnunet_give_the_same_network(tmp_path):
     folder = write_model(tmp_path / "m")
-    new = read_package([folder], "test").parts[0].architecture
+    new = read_nnunet_folder(folder).architecture
 
     def to_old_format(content):
         settings = configuration(content)
@@ -67,7 +69,7 @@ def test_plans_of_old_nnunet_give_the_same_network(tmp_path):
         del settings["architecture"]
 
     edit(folder, "plans.json", to_old_format)
-    assert read_package([folder], "test").parts[0].architecture == new
+    assert read_nnunet_folder(folder).architecture == new
 
 
 def test_a_configuration_may_inherit_from_another(tmp_path):
@@ -77,10 +79,10 @@ def test_a_configuration_may_inherit_from_another(tmp_path):
         content["configurations"]["3d_small"] = {"inherits_from": "3d_fullres", "patch_size": [16, 16, 16]}
 
     edit(folder, "plans.json", inherit)
-    part = read_package([folder], "test").parts[0]
+    part = read_nnunet_folder(folder)
     assert (part.configuration, part.patch_size) == ("3d_small", (16, 16, 16))
     with pytest.raises(ModelPackageError, match="trained as '3d_fullres'"):
-        load_networks(part)
+        write_package(tmp_path / "library", folder)
 
 
 class Poison:
@@ -96,11 +98,11 @@ class Poison:
 def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
     evidence = tmp_path / "executed"
     folder = write_model(tmp_path / "m", checkpoint={"logging": Poison(evidence)})
-    package = read_package([folder], "test")
     with pytest.raises(ModelPackageError, match=r"checkpoint_final\.pth holds more than weights.*system"):
-        NnunetSegmenter(package)
+        write_package(tmp_path / "library", folder)
     assert not evidence.exists()
-    torch.load(package.parts[0].checkpoints[0], weights_only=False)
+    assert [path.name for path in (tmp_path / "library").iterdir()] == [".lock"]
+    torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
     assert evidence.exists(), "the poison of this test must work, else the test proves nothing"
 
 
@@ -139,20 +141,20 @@ def test_foreign_names_and_sizes_are_refused(tmp_path, place, change, reason):
     folder = write_model(tmp_path / "m")
     edit(folder, place, change)
     with pytest.raises(ModelPackageError, match=reason):
-        read_package([folder], "test")
+        read_nnunet_folder(folder)
 
 
 def test_files_that_are_missing_or_no_json_are_named(tmp_path):
     folder = write_model(tmp_path / "m")
     (folder / "plans.json").write_text("[" * 10**5)
     with pytest.raises(ModelPackageError, match=r"plans\.json is not JSON"):
-        read_package([folder], "test")
+        read_nnunet_folder(folder)
     (folder / "plans.json").unlink()
     with pytest.raises(ModelPackageError, match=r"plans\.json: No such file"):
-        read_package([folder], "test")
+        read_nnunet_folder(folder)
     other = write_model(tmp_path / "n", folds=())
     with pytest.raises(ModelPackageError, match="no fold_"):
-        read_package([other], "test")
+        read_nnunet_folder(other)
 
 
 def compress(path):
@@ -197,40 +199,67 @@ def test_damaged_checkpoints_are_refused(tmp_path, damage, reason):
     folder = write_model(tmp_path / "m")
     damage(folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(ModelPackageError, match=reason):
-        load_networks(read_package([folder], "test").parts[0])
+        write_package(tmp_path / "library", folder)
 
 
-def test_one_changed_byte_changes_the_digest(tmp_path):
+def put_another_value_under_the_second_name(path):
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    weights["decoder.encoder.stages.0.0.convs.0.conv.weight"] = weights["encoder.stages.0.0.convs.0.conv.weight"] + 1
+    torch.save(content, path)
+
+
+def put_whole_numbers(path):
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    content["network_weights"] = {name: value.to(torch.int32) for name, value in weights.items()}
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(put_another_value_under_the_second_name, "same weight"), (put_whole_numbers, "int32")]
+)
+def test_weights_that_contradict_each_other_are_refused(tmp_path, damage, reason):
     folder = write_model(tmp_path / "m")
-    identity = read_package([folder], "test").identity
-    check_digest(identity, identity.digest.upper())
-    path = folder / "fold_0" / "checkpoint_final.pth"
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    changed = read_package([folder], "test").identity
-    assert changed.digest != identity.digest
-    with pytest.raises(ModelDigestError, match=identity.digest):
-        check_digest(changed, identity.digest)
+    damage(folder / "fold_0" / "checkpoint_final.pth")
+    with pytest.raises(ModelPackageError, match=reason):
+        write_package(tmp_path / "library", folder)
+
+
+def test_all_unknown_structures_are_named(tmp_path):
+    folder = write_model(tmp_path / "m", names=("liver", "flux_capacitor", "spleen", "warp_core"))
+    with pytest.raises(ModelPackageError, match=r"flux_capacitor, warp_core$"):
+        read_nnunet_folder(folder)
 
 
 def test_labels_are_numbered_as_the_documents_say(tmp_path):
     paper = list(paper_labels().values())
     single = write_model(tmp_path / "paper", names=paper)
-    assert read_package([single], "test").names_by_label == paper_labels()
-    parts = [
-        write_model(tmp_path / "a", names=("urinary_bladder", "liver")),
-        write_model(tmp_path / "b", names=("sacrum", "liver")),
-    ]
-    assert read_package(parts, "test").names_by_label == {5: "liver", 21: "urinary_bladder", 25: "sacrum"}
-    parts[1] = write_model(tmp_path / "c", names=("face", "liver"))  # not one of the 117
-    assert read_package(parts, "test").names_by_label == {1: "urinary_bladder", 2: "liver", 3: "face"}
+    library = tmp_path / "library"
+    assert write_package(library, single, name="paper").names_by_label == paper_labels()
+    a = write_model(tmp_path / "a", names=("urinary_bladder", "liver"))
+    b = write_model(tmp_path / "b", names=("sacrum", "liver"))
+    assert write_package(library, a, b, name="ab").names_by_label == {5: "liver", 21: "urinary_bladder", 25: "sacrum"}
+    c = write_model(tmp_path / "c", names=("face", "liver"))  # not one of the 117
+    assert write_package(library, a, c, name="ac").names_by_label == {1: "urinary_bladder", 2: "liver", 3: "face"}
 
 
-def test_every_fold_is_read(tmp_path):
+def test_every_fold_is_installed_or_those_that_were_asked_for(tmp_path):
     folder = write_model(tmp_path / "m", folds=(0, 1, "all"))
-    part = read_package([folder], "test").parts[0]
-    assert [Path(path).parent.name for path in part.checkpoints] == ["fold_0", "fold_1", "fold_all"]
-    weights = [network.state_dict() for network in load_networks(part)]
-    assert not torch.equal(next(iter(weights[0].values())), next(iter(weights[1].values())))
-    assert weights[0].keys() == build_network(part).state_dict().keys()
+    part = write_package(tmp_path / "library", folder).parts[0]
+    assert [path.name for path in part.weights] == [f"part1_fold_{fold}.safetensors" for fold in (0, 1, "all")]
+    first, second, _ = (load_file(path) for path in part.weights)
+    assert not torch.equal(first["decoder.seg_layers.0.weight"], second["decoder.seg_layers.0.weight"])
+    assert len(write_package(tmp_path / "library", folder, name="one", folds=("1",)).parts[0].weights) == 1
+    with pytest.raises(ModelPackageError, match="holds no fold_3"):
+        write_package(tmp_path / "library", folder, name="none", folds=("1", "3"))
+    with pytest.raises(ModelPackageError, match="fold"):
+        write_package(tmp_path / "library", folder, name="none", folds=("../../m/fold_0",))
+
+
+def test_resampling_that_is_not_the_default_is_not_passed_off_as_it(tmp_path):
+    folder = write_model(tmp_path / "m")
+    edit(folder, "plans.json", lambda c: configuration(c).update(resampling_fn_data="resample_torch_fornnunet"))
+    with pytest.raises(ModelPackageError, match="another resampling"):
+        write_package(tmp_path / "library", folder, resampling="nnunet")
+    write_package(tmp_path / "library", folder, resampling="corners")

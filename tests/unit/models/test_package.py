@@ -1,0 +1,197 @@
+"""An installed package is read as nothing else from a disk is trusted: bounded, closed, and by its digests."""
+
+import contextlib
+import copy
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inference.errors import ModelDigestError, ModelPackageError
+from inference.models.package import Crop, check_digest, manifest_digest, manifest_text, read_package
+from tests.nnunet_models import plans, write_model, write_package
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("package")
+    models = [
+        write_model(folder / "a", names=("liver", "spleen"), folds=(0, 1)),
+        write_model(folder / "b", names=("aorta",), described=plans(network="ResidualEncoderUNet", axes=(2, 0, 1))),
+    ]
+    crop = Crop("total_6mm", ("liver",), (20.0, 20.0, 10.0))
+    return write_package(folder / "library", *models, crop=crop, minimum_slices=12, minimum_extent_mm=25.0)
+
+
+@pytest.fixture
+def copied(package, tmp_path):
+    return Path(shutil.copytree(package.folder, tmp_path / "copy"))
+
+
+def rewrite(folder, change):
+    """Change the manifest and give it the digest of what it then says, as somebody who means harm would."""
+    content = json.loads((folder / "manifest.json").read_text())
+    change(content)
+    content["digest"] = manifest_digest(content)
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
+def test_what_is_installed_is_what_is_read(package):
+    assert read_package(package.folder) == package
+    assert package.names_by_label == {1: "spleen", 5: "liver", 52: "aorta"}
+    assert (package.minimum_slices, package.minimum_extent_mm) == (12, 25.0)
+    assert package.crop == Crop("total_6mm", ("liver",), (20.0, 20.0, 10.0))
+    first, second = package.parts
+    assert (first.names_by_channel, second.names_by_channel) == ({1: "liver", 2: "spleen"}, {1: "aorta"})
+    assert (second.axes, second.architecture.network) == ((2, 0, 1), "ResidualEncoderUNet")
+    assert package.identity.intended_use == "Research use only - not for clinical use"
+
+
+def test_reading_needs_no_torch(package):
+    program = (
+        "import sys; from pathlib import Path; from inference.models.package import read_package;"
+        f"read_package(Path({str(package.folder)!r})); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_digest_is_of_the_model_and_not_of_where_it_came_from(package, copied):
+    rewrite(copied, lambda c: c.update(source="a stick"))
+    assert read_package(copied).identity == package.identity
+    rewrite(copied, lambda c: c.update(intended_use="Liver volumetry"))
+    assert read_package(copied).identity.digest != package.identity.digest
+
+
+def test_only_the_approved_digest_passes(package):
+    check_digest(package.identity, None)
+    check_digest(package.identity, package.identity.digest.upper())
+    with pytest.raises(ModelDigestError, match=package.identity.digest):
+        check_digest(package.identity, "0" * 64)
+
+
+def test_one_changed_byte_of_the_weights_is_found(copied):
+    path = copied / "part1_fold_1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelDigestError, match=r"part1_fold_1\.safetensors has the SHA-256"):
+        read_package(copied)
+    path.write_bytes(content[:-1])
+    with pytest.raises(ModelDigestError, match="bytes, installed were"):
+        read_package(copied, check_weights=False)
+
+
+def test_weights_that_are_gone_or_a_link_are_named(copied, package):
+    path = copied / "part2_fold_0.safetensors"
+    path.unlink()
+    with pytest.raises(ModelPackageError, match=r"part2_fold_0\.safetensors: No such file"):
+        read_package(copied)
+    path.symlink_to(package.folder / path.name)
+    with pytest.raises(ModelDigestError):
+        read_package(copied)
+    with pytest.raises(ModelPackageError, match=r"manifest\.json: No such file"):
+        read_package(copied / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda c: c.update(format=2), "format"),
+        (lambda c: c.update(extra=1), "unknown keys.*extra"),
+        (lambda c: c.pop("licence"), "missing keys.*licence"),
+        (lambda c: c["parts"][0].update(extra=1), "extra"),
+        (lambda c: c["parts"][0]["weights"][0].update(file="../part1_fold_0.safetensors"), "file of weights"),
+        (lambda c: c["parts"][0]["weights"][0].update(file="/etc/passwd"), "file of weights"),
+        (lambda c: c["parts"][0]["weights"][0].update(file=".."), "file of weights"),
+        (lambda c: c["parts"][0]["weights"][1].update(file="part1_fold_0.safetensors"), "share a name"),
+        (lambda c: c["parts"][0]["weights"][0].update(bytes=10**13), "bytes of"),
+        (lambda c: c["parts"][0]["weights"].clear(), "1 to 10 entries"),
+        (lambda c: c["parts"][0]["architecture"].update(network="os.system"), "network"),
+        (lambda c: c["parts"][0]["architecture"].update(features_per_stage=[10**9, 8]), "features_per_stage"),
+        (lambda c: c["parts"][0]["architecture"].update(norm_eps=float("nan")), "norm_eps"),
+        (lambda c: c["parts"][0].update(patch_size=[33, 32, 32]), "multiple"),
+        (lambda c: c["parts"][0].update(spacing_mm=[0, 1, 1]), "spacing_mm"),
+        (lambda c: c["parts"][0].update(axes=[0, 1, 1]), "order of three axes"),
+        (lambda c: c["parts"][0]["normalisation"].update(sd_hu=0), "not sound"),
+        (lambda c: c["parts"][0].update(names_by_channel={"1": "liver", "3": "spleen"}), "without gap"),
+        (lambda c: c["parts"][0].update(names_by_channel={"01": "liver", "2": "spleen"}), "'01'"),
+        (lambda c: c["labels"].update({"7": "flux_capacitor"}), "flux_capacitor"),
+        (lambda c: c["labels"].update({"7": "brain"}), "disagree about brain"),
+        (lambda c: c["labels"].update({"256": "brain"}), "255"),
+        (lambda c: c.update(window_step=0), "window_step"),
+        (lambda c: c.update(resampling="linear"), "resampling"),
+        (lambda c: c["crop"].update(model="../total"), "crop.model"),
+        (lambda c: c["crop"].update(structures=["nose_hair"]), "nose_hair"),
+        (lambda c: c["crop"].update(margin_xyz_mm=[1, 2]), "three numbers"),
+        (lambda c: c.update(intended_use="two\nlines"), "intended_use"),
+        (lambda c: c.update(name=".hidden"), "name"),
+    ],
+)
+def test_a_manifest_that_says_what_is_not_allowed_is_refused_by_name(copied, change, reason):
+    rewrite(copied, change)
+    with pytest.raises(ModelPackageError, match=reason):
+        read_package(copied)
+
+
+JSON_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**20), 10**20),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(0, 3), max_size=4),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+def places(content, path=()):
+    """Every place in a JSON value."""
+    if path:
+        yield path
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield from places(content[key], (*path, key))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_mutated_manifest_is_refused_or_says_the_same(package, tmp_path, data):
+    """Whatever is changed, removed or put in: an error of ours, or the same package (but for where it came from)."""
+    content = json.loads((package.folder / "manifest.json").read_text())
+    *parents, last = data.draw(st.sampled_from(list(places(content))))
+    holder = content
+    for key in parents:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        del holder[last]
+    else:
+        holder[last] = data.draw(JSON_VALUES)
+    folder = tmp_path / "mutated"
+    if not folder.exists():
+        shutil.copytree(package.folder, folder)
+    (folder / "manifest.json").write_text(json.dumps(content))
+    same_digest = copy.deepcopy(content)
+    try:
+        read = read_package(folder, check_weights=False)
+    except ModelPackageError:
+        pass
+    else:
+        assert read.identity == package.identity
+        assert (read.names_by_label, read.crop) == (package.names_by_label, package.crop)
+    # and with a digest that fits, it is our error or a package: never another exception
+    same_digest["digest"] = manifest_digest(same_digest)
+    (folder / "manifest.json").write_text(json.dumps(same_digest))
+    with contextlib.suppress(ModelPackageError):
+        read_package(folder, check_weights=False)
+
+
+def test_the_text_of_a_manifest_is_the_same_on_every_machine(package):
+    text = (package.folder / "manifest.json").read_text()
+    content = json.loads(text)
+    assert manifest_text({key: value for key, value in content.items() if key not in ("format", "digest")}) == text
