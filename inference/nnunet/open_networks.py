@@ -22,19 +22,22 @@ if TYPE_CHECKING:
 
 Device = Literal["cpu", "cuda"]
 
+_FEATURES_PER_CLASS = 1.5
+"""Up to here features cost less than logits: the last layer is computed once at each voxel, not in each window."""
+
 
 def open_networks(
     part: Part, options: EngineOptions, *, output: Literal["auto", "logits"] = "auto"
 ) -> tuple[WindowNetwork, Head]:
     """The network of ``part``, all its folds, ready to run, and the last layer that its values still need.
 
-    ``auto``: the features before the last layer where these are fewer than the classes, else logits.
+    ``auto``: the features before the last layer where these are fewer than the classes or hardly more, else logits.
 
     Raises:
         ModelPackageError: the weights are not those of the part's network.
         InferenceError: the device or backend that was asked for is not here.
     """
-    features = output == "auto" and _feature_count(part) < len(part.names_by_channel) + 1
+    features = output == "auto" and _gives_features(part)
     return _network(part, options, features=features), _head(part) if features else Head(None, None)
 
 
@@ -62,6 +65,15 @@ def effective_precision(options: EngineOptions) -> Literal["float32", "bfloat16"
     if effective_device(options) == "cuda":
         return "float16"
     return "bfloat16" if "avx512_bf16" in _cpu_flags() else "float32"
+
+
+def channel_count(part: Part) -> int:
+    """K of the network that ``open_networks`` opens by default, known without opening it."""
+    return _feature_count(part) if _gives_features(part) else len(part.names_by_channel) + 1
+
+
+def _gives_features(part: Part) -> bool:
+    return _feature_count(part) <= _FEATURES_PER_CLASS * (len(part.names_by_channel) + 1)
 
 
 def _feature_count(part: Part) -> int:

@@ -3,11 +3,16 @@
 Every fold is one branch of one graph. The graph follows the classes PlainConvUNet and ResidualEncoderUNet of
 ``dynamic_network_architectures`` layer by layer (tests compare the two), but for one thing: the bias of a convolution
 whose output goes straight into an instance norm is left out, since the norm subtracts it again.
+
+Two choices are about OpenVINO's CPU plugin. Inside it keeps channels last, and turns 32-bit results round slowly and
+16-bit ones fast: in bfloat16 the features leave as such, which loses nothing, since the next layer would round them
+anyway. The logits are a matrix product in float32: a last convolution in bfloat16 would round the logits themselves.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -44,9 +49,14 @@ class OpenVinoNetwork:
             ModelPackageError: the weights are not those of the part's network.
             RuntimeError: OpenVINO can't compile the network on this machine.
         """
-        compiled = _compile(_graph(part, features=features), precision, threads, cache_folder)
+        narrow = features and precision == "bfloat16"
+        compiled = _compile(_graph(part, features=features, narrow=narrow), precision, threads, cache_folder)
         self._request = compiled.create_infer_request()
-        self._channels = int(compiled.output(0).shape[1])
+        shape = tuple(compiled.output(0).shape)
+        self._channels = int(shape[1])
+        self._widened = _Widened(shape) if narrow else None
+        if self._widened is not None:
+            self._request.set_output_tensor(0, self._widened.tensor)
         used = _NAMES[compiled.get_property("INFERENCE_PRECISION_HINT")]
         self._description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {used}"
 
@@ -69,8 +79,25 @@ class OpenVinoNetwork:
     def _run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
         self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(window[:, np.newaxis]), shared_memory=True))
         self._request.infer()
+        if self._widened is not None:
+            return self._widened.values()
         values: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return values
+
+
+class _Widened:
+    """A bfloat16 result as float32: its 16 bits are the upper half of the 32, and the lower half stays 0."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._bits = np.empty(shape, np.uint16)
+        self._values = np.zeros(shape, np.float32)
+        self._upper = self._values.view(np.uint16).reshape(*shape, 2)[..., int(sys.byteorder == "little")]
+        self.tensor = ov.Tensor(self._bits, shape, ov.Type.bf16)
+
+    def values(self) -> NDArray[np.float32]:
+        """What the tensor holds; overwritten by the next call."""
+        self._upper[...] = self._bits
+        return self._values
 
 
 def _compile(model: ov.Model, precision: str, threads: int, cache_folder: Path | None) -> ov.CompiledModel:
@@ -95,26 +122,25 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK | os.X_OK)
 
 
-def _graph(part: Part, *, features: bool) -> ov.Model:
+def _graph(part: Part, *, features: bool, narrow: bool) -> ov.Model:
     design, classes = part.architecture, len(part.names_by_channel) + 1
     window = ops.parameter([1, 1, *part.patch_size], np.float32, name="window")
     folds = []
     for path in part.weights:
         layers = _Layers(design, read_weights(path, design, classes))
         values = layers.decoder(layers.encoder(window))
-        folds.append(values if features else layers.head(values))
-    return ov.Model([_joined(folds, features=features)], [window], part.name)
+        folds.append(values if features else layers.head(values, part.patch_size, share=1 / len(part.weights)))
+    joined = _joined(folds, features=features)
+    return ov.Model([ops.convert(joined, "bf16") if narrow else joined], [window], part.name)
 
 
 def _joined(folds: Sequence[Node], *, features: bool) -> Node:
-    if len(folds) == 1:
-        return folds[0]
-    if features:
+    if features and len(folds) > 1:
         return ops.concat(list(folds), axis=1)
     total = folds[0]
     for fold in folds[1:]:
         total = ops.add(total, fold)
-    return ops.multiply(total, np.float32(1 / len(folds)))
+    return total
 
 
 @dataclass(frozen=True)
@@ -142,10 +168,16 @@ class _Layers:
                 values = self._block(values, f"decoder.stages.{step}.convs.{number}", kernels[stage])
         return values
 
-    def head(self, values: Node) -> Node:
-        """The logits."""
-        name = head_name(self.design)
-        return ops.add(self._convolution(values, f"{name}.weight", _POINT, _POINT), self._per_channel(f"{name}.bias"))
+    def head(self, values: Node, patch_size: Sequence[int], *, share: float) -> Node:
+        """The logits times ``share``, in float32 whatever the precision of the network."""
+        weights, bias = (self.weights[f"{head_name(self.design)}.{kind}"] for kind in ("weight", "bias"))
+        classes, features = weights.shape[:2]
+        channels_last = ops.transpose(values, np.array([0, 2, 3, 4, 1]))
+        rows = ops.reshape(channels_last, np.array([-1, features]), special_zero=False)
+        factors = ops.constant(weights.reshape(classes, features) * np.float32(share))
+        product = ops.matmul(factors, rows, transpose_a=False, transpose_b=True)
+        logits = ops.add(product, ops.constant((bias * np.float32(share)).reshape(-1, 1)))
+        return ops.reshape(logits, np.array([1, classes, *patch_size]), special_zero=False)
 
     def _plain_encoder(self, values: Node) -> list[Node]:
         skips = []
