@@ -165,8 +165,10 @@ def find_inputs(
     that are neither are passed over; named alone they are refused.
 
     Raises:
-        ConfigurationError: nothing is there, or not the series that was asked for.
+        ConfigurationError: nothing is there, or not the series that was asked for, or results would go among images.
     """
+    if without.resolve() in {path.resolve() for path in given}:
+        raise ConfigurationError(f"{without} is an input; results go into a folder of their own")
     series: dict[str, dict[str, Path]] = {}
     nifti: dict[Path, NiftiFile] = {}
     unreadable: list[Unreadable] = []

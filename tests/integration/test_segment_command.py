@@ -186,6 +186,19 @@ def test_only_the_structures_that_were_asked_for(series, tmp_path):
     assert len(uids) == 2, "another answer is another instance"
 
 
+def test_labels_of_a_tilted_gantry_lie_on_its_own_planes(tmp_path):
+    (tmp_path / "ct").mkdir()
+    write_ct(tmp_path / "ct", Stack(noise((8, 16, 16)), step_mm=(0.0, 0.6, 2.5)))
+    assert call(tmp_path / "ct", "--model", "tissue", "--out", tmp_path / "out").exit_code == 0
+    (read,) = read_series_folder(tmp_path / "ct")
+    source = reconstruct(read).source
+    labels = nib.load(tmp_path / "out" / "labels.nii.gz")
+    assert labels.shape == source.voxels_zyx.shape[::-1]
+    assert np.allclose(np.diag([-1.0, -1.0, 1.0, 1.0]) @ labels.affine, source.geometry.affine_lps, atol=1e-4)
+    (note,) = summary_of(tmp_path / "out")["notes"]
+    assert "gantry tilt" in note
+
+
 # ---- refusals
 
 
@@ -272,6 +285,7 @@ def test_wrong_calls_and_wrong_models_are_told_apart(series, package, tmp_path):
         ((series, "--model", tmp_path / "empty", *out), 1, "manifest.json"),
         ((series, "--model", "tissue", "--out", tmp_path / "file" / "out"), 1, "can't be written"),
         ((series, "--model", "tissue", *out, "--series-uid", "1.2.3"), 1, "series 1.2.3 is not among the 1"),
+        ((series, "--model", "tissue", "--out", series), 1, "is an input"),
         ((tmp_path / "empty", "--model", "tissue", *out), 1, "no DICOM series and no NIfTI file"),
         ((series, "--model", "tissue", *out, "--structures", "livr"), 2, "finds no livr; it finds air_in_body"),
         ((tmp_path / "nowhere", "--model", "tissue", *out), 2, "does not exist"),
