@@ -1,6 +1,8 @@
 """Trains the demo model: all 104 structures, on synthetic patients, on two CPU cores in about an hour.
 
-    python -m inference.training.demo_model --cases /var/tmp/phantom_cases --output config/models/phantom_demo_104
+    dicom-node train --cases /var/tmp/phantom_cases --output /var/tmp/phantom_demo_104 --library /var/tmp/models
+
+It ends with a model folder of nnU-Net, for other programs, and with the same model installed as a package for the node.
 
 Choices, and why:
 
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from inference.models.install import Facts, install_folders
 from inference.structures import paper_labels
 from inference.training.cases import FIRST_TRAINING_SEED, Case, load_case, make_cases
 from inference.training.loss import sampled_loss
@@ -41,11 +44,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from inference.models.package import ModelPackage
+
 MODEL_NAME = "Dataset904_PhantomDemo104_NotForClinicalUse"
 TRAINER_NAME = "phantomDemoTrainerNoMirroring"
 DESCRIPTION = (
     "Demonstration only. Trained on synthetic phantoms, never on a patient; its output on a real CT has no meaning."
 )
+INTENDED_USE = "Demonstration only - trained on synthetic phantoms, not for clinical use"
 DEMO_DESIGN = Design(
     spacing_mm=5.0,
     patch_size_zyx=(128, 64, 96),
@@ -262,11 +268,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=Path, required=True, help="folder for the training cases (made if missing)")
     parser.add_argument("--output", type=Path, required=True, help="nnU-Net v2 model folder to write")
+    parser.add_argument("--library", type=Path, required=True, help="library of models to install the package into")
+    parser.add_argument("--name", default="phantom_demo_104", help="what the package is called")
     parser.add_argument("--count", type=int, default=300, help="number of training cases")
     parser.add_argument("--minutes", type=float, default=65.0, help="time budget of the optimisation")
     parser.add_argument("--peak-learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
+    if (options.library / options.name).exists():
+        parser.error(f"{options.library} already holds a model called {options.name!r}")
     torch.set_num_threads(options.threads)
     files = make_cases(options.cases, options.count, DEMO_DESIGN.spacing_mm, options.threads)
     schedule = Schedule(minutes=options.minutes, peak_learning_rate=options.peak_learning_rate)
@@ -278,6 +288,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         design=DEMO_DESIGN,
         schedule=schedule,
         report=lambda state: print(json.dumps(state), flush=True),
+    )
+    print(install_demo_model(options.output, options.library, options.name).identity.digest)
+
+
+def install_demo_model(output: Path, library: Path, name: str) -> ModelPackage:
+    """Install what :func:`train` wrote into ``output``."""
+    return install_folders(
+        [output],
+        library,
+        Facts(
+            name=name,
+            source="dicom-node train",
+            licence="Apache-2.0",
+            intended_use=INTENDED_USE,
+            labels=paper_labels(),
+            resampling="corners",
+        ),
     )
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from safetensors.torch import load_file
 
 from inference.phantom import Patient, whole_body_grid
 from inference.structures import paper_labels
 from inference.training.cases import FIRST_TRAINING_SEED, load_case, make_cases
-from inference.training.demo_model import Schedule, Training, measure_intensities, train
+from inference.training.demo_model import Schedule, Training, install_demo_model, measure_intensities, train
 from inference.training.loss import sampled_loss
 from inference.training.nnunet_folder import Design
 from inference.training.patches import draw_patch, normalise
@@ -133,6 +134,11 @@ def test_training_learns_and_can_be_continued(case_files, tmp_path):
         scores = network(torch.zeros(1, 1, *TINY.patch_size_zyx))
     assert scores.shape == (1, 105, *TINY.patch_size_zyx)
     assert torch.isfinite(scores).all()
+
+    package = install_demo_model(output, tmp_path / "library", "demo")
+    assert package.names_by_label == paper_labels()
+    assert package.identity.intended_use.startswith("Demonstration only")
+    assert load_file(package.parts[0].weights[0])["decoder.seg_layers.1.weight"].dtype == torch.float16
 
 
 def test_saved_state_is_the_whole_state(tmp_path):
