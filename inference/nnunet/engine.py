@@ -13,7 +13,7 @@ import numpy as np
 
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.open_networks import effective_device, open_networks
-from inference.nnunet.prepare import prepare, usable_cores
+from inference.nnunet.prepare import check, prepare, usable_cores
 from inference.nnunet.restore import Restorer
 from inference.nnunet.tiles import Windows, averaged, averaged_half
 from inference.types import Segmentation
@@ -98,14 +98,20 @@ class NnunetSegmenter:
         """
         return self.infer(self.prepare(volume, progress), progress)
 
-    def prepare(self, volume: Volume, progress: Progress) -> Prepared:
-        """Check ``volume`` and resample it, without the network.
+    def check(self, volume: Volume) -> None:
+        """Raises SegmentationRefusedError for a volume that the model can't segment."""
+        check(volume, self._package, self._options)
+
+    def prepare(self, volume: Volume, progress: Progress, *, checked: bool = False) -> Prepared:
+        """Check ``volume``, unless it is part of one that was ``checked``, and resample it, without the network.
 
         Raises:
             SegmentationRefusedError: the volume is too small, too large, constant, not finite or not orthogonal.
         """
         start = time.perf_counter()
         progress(0.0, "resample")
+        if not checked:
+            self.check(volume)
         # a device resamples itself, but for nnU-Net's own cubic way
         resampled = self._device is None or self._package.resampling == "nnunet"
         prepared = prepare(volume, self._package, self._options, resampled=resampled)

@@ -67,18 +67,14 @@ class Prepared:
 
 
 def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, resampled: bool = True) -> Prepared:
-    """Check ``volume`` and bring it to the grids of the parts of ``package``.
+    """Bring a ``volume`` that was checked to the grids of the parts of ``package``.
 
     Args:
-        volume: any orthogonal CT.
+        volume: one that :func:`check` lets pass, or a part of it.
         package: the model.
         options: ``parity`` and ``body_crop`` decide what of the volume the network sees.
-        resampled: False leaves everything after the checks to who comes next.
-
-    Raises:
-        SegmentationRefusedError: too small, too large, constant, not finite or not orthogonal.
+        resampled: False leaves everything to who comes next.
     """
-    check(volume, package, options)
     canonical = Canonical.of(volume.geometry)
     if not resampled:
         return Prepared(volume, canonical, ())

@@ -1,20 +1,28 @@
-"""The engine against the plain pipeline: nibabel's axes, scipy's zoom, the whole volume at once, nearest labels."""
+"""The engine against TotalSegmentator's pipeline, made of nibabel, scipy and nnU-Net's own predictor."""
 
-import nibabel
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+
 import numpy as np
 import pytest
-import torch
-from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 from scipy import ndimage
 
 from inference.errors import SegmentationRefusedError
-from inference.nnunet.engine import Limits, NnunetSegmenter
-from inference.nnunet.package import read_package
-from inference.types import Geometry, Segmenter, Volume
-from tests.nnunet_models import plans, random_network, write_model
+from inference.models.package import Crop
+from inference.nnunet.contract import EngineOptions
+from inference.nnunet.cropped import CroppedSegmenter
+from inference.nnunet.engine import NnunetSegmenter
+from inference.nnunet.prepare import memory_estimate_bytes
+from inference.types import Geometry, ModelIdentity, Segmentation, Segmenter, Volume
+from tests.nnunet_models import plans, random_network, random_package, write_model, write_package
+from tests.nnunet_reference import totalsegmentator
 
 PATCH = (32, 24, 40)
-SPACING = (4.0, 4.0, 4.0)
+PARITY = EngineOptions(device="cpu", threads=1, parity=True)
+BEST = EngineOptions(device="cpu", threads=1, precision="float32")
 LPS_AXES = {
     "supine": np.eye(3),
     "prone, feet first": np.diag([1.0, -1.0, -1.0]),
@@ -23,7 +31,7 @@ LPS_AXES = {
 }
 
 
-def ct(axes, shape_zyx=(40, 70, 64), spacing=(2.0, 2.5, 5.0), seed=0):
+def ct(axes=LPS_AXES["supine"], shape_zyx=(40, 70, 64), spacing=(2.0, 2.5, 5.0), seed=0):
     """Structured noise with large and small features in the HU range of a CT."""
     rng = np.random.default_rng(seed)
     hu = ndimage.gaussian_filter(rng.normal(size=shape_zyx), 3)
@@ -33,116 +41,152 @@ def ct(axes, shape_zyx=(40, 70, 64), spacing=(2.0, 2.5, 5.0), seed=0):
     return Volume(hu, Geometry(shape_zyx, affine))
 
 
-def reference(volume, networks, order=(0, 1, 2)):
-    """Labels by the plain pipeline, on the source grid."""
-    affine = np.diag([-1, -1, 1, 1]) @ volume.geometry.affine_lps
-    image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), affine)
-    to_canonical = nibabel.io_orientation(affine)
-    canonical = nibabel.as_closest_canonical(image)
-    zoom = np.array(canonical.header.get_zooms(), float) / np.array(SPACING)[::-1]
-    resampled = np.rint(ndimage.zoom(np.asarray(canonical.dataobj, float), zoom, order=1)).transpose(2, 1, 0)
-    hu = resampled.transpose(order)
-    filled = np.argwhere(hu != 0)
-    box = tuple(slice(low, high + 1) for low, high in zip(filled.min(0), filled.max(0), strict=True))
-    normalised = torch.from_numpy(((np.clip(hu[box], -900, 1100) - 20) / 300).astype(np.float32))
-    labels = np.zeros(hu.shape, np.uint8)
-    labels[box] = windows(normalised, networks).argmax(0).numpy()
-    on_canonical = labels.transpose(np.argsort(order)).transpose(2, 1, 0)
-    back = [n / m for n, m in zip(canonical.shape, on_canonical.shape, strict=True)]
-    nearest = ndimage.zoom(on_canonical, back, order=0)
-    undo = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), to_canonical)
-    return nibabel.apply_orientation(nearest, undo).transpose(2, 1, 0)
+def labels_of(package, volume, options=PARITY):
+    return NnunetSegmenter(package, options).segment(volume, lambda *_: None).labels_zyx
 
 
-def windows(image, networks):
-    before = [max(w - n, 0) // 2 for n, w in zip(image.shape, PATCH, strict=True)]
-    padded = torch.zeros([max(n, w) for n, w in zip(image.shape, PATCH, strict=True)])
-    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape, strict=True))
-    padded[inside] = image
-    weights = compute_gaussian(PATCH, 1 / 8, 10, torch.float32, torch.device("cpu"))
-    sums = total = 0
-    starts = compute_steps_for_sliding_window(tuple(padded.shape), PATCH, 0.5)
-    with torch.no_grad():
-        for z in starts[0]:
-            for y in starts[1]:
-                for x in starts[2]:
-                    at = (slice(z, z + PATCH[0]), slice(y, y + PATCH[1]), slice(x, x + PATCH[2]))
-                    logits = sum(network(padded[at][None, None])[0] for network in networks) / len(networks)
-                    whole = torch.zeros((logits.shape[0], *padded.shape))
-                    whole[(slice(None), *at)] = logits * weights
-                    weight = torch.zeros(padded.shape)
-                    weight[at] = weights
-                    sums, total = sums + whole, total + weight
-    return (sums / total)[(slice(None), *inside)]
+def assert_equal_but_for_ties(ours, expected):
+    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, "a network that says little proves little"
+    assert (ours == expected).mean() >= 0.9999
 
 
 @pytest.mark.parametrize("axes", LPS_AXES.values(), ids=LPS_AXES.keys())
-def test_nearest_answer_is_the_plain_pipeline_s(tmp_path, axes):
-    described = plans(patch=PATCH, spacing=SPACING)
-    package = read_package([write_model(tmp_path / "m", described=described)], "test")
-    volume = ct(axes)
-    engine = NnunetSegmenter(package, device="cpu", threads=1, precision="float32", interpolation="nearest")
+@pytest.mark.parametrize("step", [0.5, 0.8])
+def test_parity_is_totalsegmentator_s_answer(tmp_path, axes, step):
+    described = plans(patch=PATCH)
+    package = write_package(tmp_path, write_model(tmp_path / "m", described=described), window_step=step)
+    volume, steps = ct(axes), []
+    engine = NnunetSegmenter(package, PARITY)
     assert isinstance(engine, Segmenter)
-    steps = []
     result = engine.segment(volume, lambda fraction, stage: steps.append((fraction, stage)))
-    expected = reference(volume, [random_network(described, 4)])
-    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, "a network that says little proves little"
-    # where two logits are equal to the last bit, or a voxel lies in the middle of two, either label is right
-    assert (result.labels_zyx == expected).mean() > 0.999
+    assert_equal_but_for_ties(
+        result.labels_zyx, totalsegmentator(volume, [(described, [random_network(described, 4)])], step)
+    )
     assert result.geometry is volume.geometry
-    assert steps == sorted(steps, key=lambda step: step[0])
-    assert steps[-1][0] == 1.0
+    assert steps == sorted(steps, key=lambda one: one[0])
+    assert steps[-1] == (1.0, "done")
+    assert set(engine.stage_seconds) == {"prepare", "inference", "restore"}
+    assert engine.notes == ()
 
 
-def test_axes_of_the_plans_and_folds_are_honoured(tmp_path):
-    order = (1, 0, 2)
-    described = plans(patch=PATCH, spacing=SPACING, axes=order)
-    package = read_package([write_model(tmp_path / "m", described=described, folds=(0, 1))], "test")
-    volume = ct(LPS_AXES["supine"])
-    engine = NnunetSegmenter(package, device="cpu", threads=1, precision="float32", interpolation="nearest")
-    expected = reference(volume, [random_network(described, 4, seed) for seed in (0, 1)], order)
-    assert (engine.segment(volume, lambda *_: None).labels_zyx == expected).mean() > 0.999
-
-
-def test_smooth_answer_and_reduced_precision_differ_at_borders_only(tmp_path):
-    described = plans(patch=PATCH, spacing=SPACING)
-    package = read_package([write_model(tmp_path / "m", described=described)], "test")
-    volume = ct(LPS_AXES["supine"])
-
-    def labels(precision, interpolation):
-        engine = NnunetSegmenter(package, device="cpu", threads=1, precision=precision, interpolation=interpolation)
-        return engine.segment(volume, lambda *_: None).labels_zyx
-
-    nearest, smooth = labels("float32", "nearest"), labels("float32", "smooth")
-    size = (3, 5, 5)  # in voxels of the source, at least two of the network's
-    inner = ndimage.maximum_filter(nearest, size) == ndimage.minimum_filter(nearest, size)
-    assert inner.mean() > 0.1
-    np.testing.assert_array_equal(smooth[inner], nearest[inner])
-    assert (labels("bfloat16", "smooth") == smooth).mean() > 0.95
-
-
-def test_later_parts_overwrite_earlier_ones(tmp_path):
-    first = write_model(tmp_path / "a", names=("liver", "spleen"), described=plans(patch=PATCH))
-    second = write_model(tmp_path / "b", names=("aorta", "brain"), described=plans(patch=PATCH), folds=(3,))
+def test_parity_with_transposed_axes_folds_and_parts_that_overwrite_each_other(tmp_path):
+    first, second = plans(patch=PATCH, axes=(1, 0, 2)), plans(patch=(16, 32, 32), axes=(2, 1, 0))
+    models = [
+        write_model(tmp_path / "a", names=("liver", "spleen"), described=first, folds=(0, 1)),
+        write_model(tmp_path / "b", names=("aorta", "brain"), described=second, folds=(3,)),
+    ]
+    labels = {1: "liver", 2: "spleen", 101: "aorta", 102: "brain"}
     volume = ct(LPS_AXES["prone, feet first"])
+    expected = totalsegmentator(
+        volume,
+        [(first, [random_network(first, 3, seed) for seed in (0, 1)]), (second, [random_network(second, 3, 3)])],
+        0.5,
+    )
+    assert set(np.unique(expected)) >= {0, 1, 2, 101}, "every part, and background where another part was"
+    assert_equal_but_for_ties(labels_of(write_package(tmp_path, *models, labels=labels), volume), expected)
 
-    def labels(folders):
-        package = read_package(folders, "test")
-        result = NnunetSegmenter(package, device="cpu", threads=1, precision="float32").segment(volume, lambda *_: None)
-        names = np.array(["", *[""] * 255], dtype=object)
-        for label, name in result.names_by_label.items():
-            names[label] = name
-        return names[result.labels_zyx]
 
-    alone, over, merged = labels([first]), labels([second]), labels([first, second])
-    np.testing.assert_array_equal(merged, np.where(over != "", over, alone))
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 4.0, 4.0)])
+def test_parity_where_the_volume_is_smaller_than_a_window_and_where_it_has_the_network_s_spacing(tmp_path, spacing):
+    described = plans(patch=PATCH)
+    volume = ct(shape_zyx=(20, 60, 50), spacing=spacing)
+    expected = totalsegmentator(volume, [(described, [random_network(described, 4)])], 0.5)
+    ours = labels_of(random_package(tmp_path, described=described), volume)
+    assert (ours == expected).mean() >= 0.9999
+
+
+def test_parity_sees_what_nnunet_sees_of_a_volume_with_borders_of_0_hu(tmp_path):
+    described = plans(patch=(16, 16, 16))
+    hu = np.zeros((20, 40, 40), np.int16)
+    hu[4:16, 10:30, 8:33] = ct(shape_zyx=(12, 20, 25)).voxels_zyx
+    volume = Volume(hu, Geometry(hu.shape, np.diag([4.0, 4, 4, 1])))
+    ours = labels_of(random_package(tmp_path, described=described), volume)
+    expected = totalsegmentator(volume, [(described, [random_network(described, 4)])], 0.5)
+    np.testing.assert_array_equal(ours, expected)
+    assert ours.any()
+    assert not ours[:4].any()
+
+
+def test_the_smooth_answer_differs_from_parity_at_borders_only(tmp_path):
+    package, volume = random_package(tmp_path, described=plans(patch=PATCH)), ct()
+    parity, smooth = labels_of(package, volume), labels_of(package, volume, BEST)
+    size = (3, 5, 5)  # in voxels of the source, at least two of the network's
+    inner = ndimage.maximum_filter(parity, size) == ndimage.minimum_filter(parity, size)
+    assert inner.mean() > 0.1
+    assert (smooth[inner] == parity[inner]).mean() > 0.999
+    assert (labels_of(package, volume, replace(BEST, precision="bfloat16")) == smooth).mean() > 0.95
+
+
+def patient_in_air(shape_zyx=(24, 90, 90)):
+    """A cylinder of 120 mm in a field of view of 360 mm, a thin table below it."""
+    _, y, x = np.indices(shape_zyx)
+    inside = (y - 45) ** 2 + (x - 45) ** 2 < 15**2
+    hu = np.full(shape_zyx, -1000, np.int16)
+    hu[inside] = ct(shape_zyx=shape_zyx).voxels_zyx[inside] // 10
+    hu[:, 80] = -300
+    return Volume(hu, Geometry(shape_zyx, np.diag([4.0, 4, 4, 1]))), inside
+
+
+def test_air_around_the_patient_is_not_looked_at(tmp_path):
+    package = random_package(tmp_path, described=plans(patch=(16, 16, 16)))
+    volume, inside = patient_in_air()
+    counts = {}
+    for crops in (True, False):
+        seen = []
+        engine = NnunetSegmenter(package, replace(BEST, body_crop=crops))
+        labels = engine.segment(volume, lambda fraction, stage, seen=seen: seen.append(fraction)).labels_zyx
+        assert labels[inside].any()
+        counts[crops] = (len(seen), np.count_nonzero(labels[:, 70:]))
+    assert counts[True][0] < counts[False][0] / 3
+    assert counts[True][1] == 0
+    assert labels_of(package, volume).shape == volume.voxels_zyx.shape
+
+
+def test_nnunet_s_own_resampling_keeps_borders_and_labels_come_back_in_place(tmp_path):
+    package = write_package(
+        tmp_path, write_model(tmp_path / "m", described=plans(patch=(16, 16, 16))), resampling="nnunet"
+    )
+    volume, _ = patient_in_air()
+    fine = Volume(
+        volume.voxels_zyx.repeat(2, 0).repeat(2, 1).repeat(2, 2), Geometry((48, 180, 180), np.diag([2.0, 2, 2, 1]))
+    )
+    whole = replace(BEST, body_crop=False)
+    on_network_s_grid = labels_of(package, volume, whole)
+    inner = ndimage.maximum_filter(on_network_s_grid, 3) == ndimage.minimum_filter(on_network_s_grid, 3)
+    assert inner.mean() > 0.1
+    back = labels_of(package, fine, whole)[::2, ::2, ::2]
+    assert (back[inner] == on_network_s_grid[inner]).mean() > 0.9
+
+
+class FailingNetwork:
+    """OpenVINO that breaks at the second window."""
+
+    def __init__(self, network):
+        self.network, self.channels, self.runs = network, network.channels, 0
+
+    def run(self, windows):
+        self.runs += 1
+        if self.runs == 2:
+            raise RuntimeError("Exception from src/inference: bad plugin\nand more")
+        return self.network.run(windows)
+
+
+def test_torch_takes_over_once_openvino_fails(tmp_path):
+    package, volume = random_package(tmp_path, described=plans(patch=PATCH)), ct()
+    engine = NnunetSegmenter(package, BEST)
+    expected = engine.segment(volume, lambda *_: None).labels_zyx
+    engine._parts[0] = replace(engine._parts[0], networks=(FailingNetwork(engine._parts[0].networks[0]),))
+    for _ in range(2):
+        assert (engine.segment(volume, lambda *_: None).labels_zyx == expected).mean() > 0.999
+        (note,) = engine.notes
+        assert "bad plugin" in note
 
 
 @pytest.fixture(scope="module")
 def small_engine(tmp_path_factory):
-    folder = write_model(tmp_path_factory.mktemp("small") / "m")
-    limits = Limits(minimum_slices=16, minimum_extent_mm=30)
-    return NnunetSegmenter(read_package([folder], "test"), device="cpu", threads=1, limits=limits)
+    folder = tmp_path_factory.mktemp("small")
+    package = write_package(folder, write_model(folder / "m"), minimum_slices=16, minimum_extent_mm=30.0)
+    return NnunetSegmenter(package, BEST)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +196,7 @@ def small_engine(tmp_path_factory):
         (np.zeros((20, 64, 64), np.int16), (1, 1, 1), "20.0 mm"),
         (np.full((20, 64, 64), -1000, np.int16), (1, 1, 5), "every voxel .* -1000 HU"),
         (np.full((20, 64, 64), np.nan, np.float32), (1, 1, 5), "not finite"),
+        (np.full((20, 64, 64), np.inf, np.float32), (1, 1, 5), "not finite"),
         (np.arange(20 * 64 * 64, dtype=np.float32).reshape(20, 64, 64), (900, 900, 900), "GB"),
     ],
 )
@@ -161,9 +206,89 @@ def test_unsuited_volumes_are_refused_with_the_reason(small_engine, hu, spacing,
         small_engine.segment(Volume(hu, geometry), lambda *_: None)
 
 
-def test_a_volume_smaller_than_the_window_and_one_with_zero_borders_are_segmented(small_engine):
-    hu = np.zeros((20, 40, 40), np.int16)
-    hu[4:16, 10:30, 8:33] = ct(np.eye(3), (12, 20, 25)).voxels_zyx
-    result = small_engine.segment(Volume(hu, Geometry(hu.shape, np.diag([1.5, 1.5, 3, 1.0]))), lambda *_: None)
-    assert result.labels_zyx.any()
-    assert not result.labels_zyx[:2].any()  # nnU-Net never sees what is 0 HU all around
+def test_a_tilted_volume_is_refused(small_engine):
+    affine = np.diag([1.0, 1, 5, 1])
+    affine[1, 2] = 1
+    with pytest.raises(SegmentationRefusedError, match="perpendicular"):
+        small_engine.segment(
+            Volume(ct(shape_zyx=(20, 64, 64)).voxels_zyx, Geometry((20, 64, 64), affine)), lambda *_: None
+        )
+
+
+class Finder:
+    """A first model that finds a box of liver."""
+
+    identity = ModelIdentity("finder", "1", "0", "Thresholding")
+    names_by_label = MappingProxyType({7: "liver", 8: "spleen"})
+
+    def __init__(self, box):
+        self.box = box
+
+    def segment(self, volume, progress):
+        progress(1.0, "done")
+        labels = np.zeros(volume.geometry.shape_zyx, np.uint8)
+        labels[0, 0, 0] = 8
+        if self.box is not None:
+            labels[self.box] = 7
+        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity)
+
+
+def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
+    volume = ct(shape_zyx=(40, 70, 64))
+    crop = Crop("finder", ("liver",), (5.0, 5.0, 12.0))  # spacing 2 x 2.5 x 5 mm: 2, 2 and 2 voxels
+    box = (slice(10, 18), slice(20, 50), slice(30, 62))
+    steps = []
+    whole = CroppedSegmenter(Finder(box), small_engine, crop)
+    result = whole.segment(volume, lambda fraction, stage: steps.append((fraction, stage)))
+    inner = (slice(8, 20), slice(18, 52), slice(28, 64))
+    affine = volume.geometry.affine_lps.copy()
+    affine[:3, 3] = [28 * 2.0, 18 * 2.5, 8 * 5.0]
+    part = Volume(volume.voxels_zyx[inner], Geometry((12, 34, 36), affine))
+    expected = np.zeros(volume.voxels_zyx.shape, np.uint8)
+    prepared = small_engine.prepare(part, lambda *_: None, checked=True)
+    expected[inner] = small_engine.infer(prepared, lambda *_: None).labels_zyx
+    np.testing.assert_array_equal(result.labels_zyx, expected)
+    assert expected.any()
+    assert result.model == small_engine.identity
+    assert steps == sorted(steps, key=lambda one: one[0])
+    assert steps[-1] == (1.0, "done")
+
+
+def test_nothing_to_crop_to_gives_an_empty_segmentation(small_engine):
+    crop = Crop("finder", ("liver",), (5.0, 5.0, 5.0))
+    assert not CroppedSegmenter(Finder(None), small_engine, crop).segment(ct(), lambda *_: None).labels_zyx.any()
+    with pytest.raises(ValueError, match="brain"):
+        CroppedSegmenter(Finder(None), small_engine, replace(crop, structures=("brain",)))
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from types import MappingProxyType
+import numpy as np
+from inference.models.package import read_package
+from inference.nnunet.contract import EngineOptions
+from inference.nnunet.engine import NnunetSegmenter
+from inference.types import Geometry, Volume
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+hu = (np.random.default_rng(0).normal(size=(64, 150, 150)) * 300).astype(np.int16)
+engine = NnunetSegmenter(read_package(Path(sys.argv[1])), EngineOptions(device="cpu", precision="float32"))
+before = status("VmRSS")
+engine.segment(Volume(hu, Geometry(hu.shape, np.diag([1.5, 1.5, 1.5, 1]))), lambda *_: None)
+print(status("VmHWM") - before, "torch" in sys.modules)
+"""
+
+
+def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
+    described = plans(patch=(64, 96, 96), spacing=(1.5, 1.5, 1.5), features=(16, 32))
+    package = random_package(tmp_path, described=described)
+    run = [sys.executable, "-c", MEASURED, str(package.folder)]
+    output = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    taken, uses_torch = output.split()
+    geometry = Geometry((64, 150, 150), np.diag([1.5, 1.5, 1.5, 1]))
+    estimate = memory_estimate_bytes(geometry, package, BEST)
+    assert estimate / 2 <= int(taken) <= estimate
+    assert uses_torch == "False"

@@ -16,6 +16,7 @@ from inference.nnunet.grid import (
     shape_within_borders,
 )
 from inference.types import Geometry
+from tests.nnunet_reference import change_spacing
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(order)] * signs
@@ -75,12 +76,6 @@ def test_axes_come_in_the_order_the_network_wants():
     assert turned.spacing_mm(geometry) == (x, z, y)
 
 
-def totalsegmentator_s(hu_zyx, zoom_zyx):
-    """Its change_spacing: [x, y, z] in double precision, then int32."""
-    xyz = ndimage.zoom(hu_zyx.transpose(2, 1, 0).astype(np.float64), zoom_zyx[::-1], order=1, mode="nearest")
-    return xyz.transpose(2, 1, 0).astype(np.int32)
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.tuples(*[st.integers(1, 14)] * 3),
@@ -99,10 +94,10 @@ def test_resampling_is_totalsegmentator_s_to_the_last_bit(shape, spacing, new_sp
     assume(min(round(n * z) for n, z in zip(shape, zoom, strict=True)) >= 1)
     new_shape = resampled_shape(shape, spacing, [new_spacing] * 3)
     view = hu[::-1, :, ::-1]
-    np.testing.assert_array_equal(resample(view, new_shape, 1 + seed % 3), totalsegmentator_s(view, zoom))
+    np.testing.assert_array_equal(resample(view, new_shape, 1 + seed % 3), change_spacing(view, zoom))
 
 
-def test_resampling_of_a_large_volume_is_totalsegmentator_s():
+def test_resampling_of_a_large_volume_is_change_spacing():
     rng = np.random.default_rng(0)
     hu = ndimage.gaussian_filter(rng.normal(size=(70, 181, 167)), 2)
     hu = np.maximum(hu / np.abs(hu).max() * 2500, -1024).astype(np.int16)
@@ -110,7 +105,7 @@ def test_resampling_of_a_large_volume_is_totalsegmentator_s():
     for new_spacing in (1.5, 3.0):
         zoom = [float(np.float32(s)) / new_spacing for s in spacing]
         ours = resample(hu, resampled_shape(hu.shape, spacing, [new_spacing] * 3), 2)
-        np.testing.assert_array_equal(ours, totalsegmentator_s(hu, zoom))
+        np.testing.assert_array_equal(ours, change_spacing(hu, zoom))
 
 
 def test_single_precision_spacing_decides_ties_of_the_shape():

@@ -1,9 +1,5 @@
 """Windows and their averages, against nnU-Net's own predictor."""
 
-import sys
-from copy import deepcopy
-from types import ModuleType, SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +8,7 @@ from hypothesis import strategies as st
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
 from inference.nnunet.tiles import Windows, averaged, averaged_half, gaussian_weights, window_starts
+from tests.nnunet_reference import half_logits
 
 PATCH = (16, 12, 20)
 SHAPES = [(40, 21, 30), PATCH, (5, 30, 9), (17, 12, 45), (1, 1, 1), (33, 25, 41)]
@@ -52,26 +49,8 @@ def joined(slabs, shape):
     return whole
 
 
-@pytest.fixture(scope="module")
-def predictor_class():
-    """nnU-Net's, without torchvision, which its module imports by way of a preprocessor that is not used."""
-    if "torchvision" not in sys.modules:
-        sys.modules["torchvision"] = ModuleType("torchvision")
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: PLC0415 - see above
-
-    return nnUNetPredictor
-
-
-def nnunet_s_logits(predictor_class, image, networks, step):
-    """Its sliding window for each fold and the mean of them, with its own code."""
-    predictor = predictor_class(
-        tile_step_size=step, use_gaussian=True, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False
-    )
-    predictor.configuration_manager = SimpleNamespace(patch_size=list(PATCH))
-    predictor.label_manager = SimpleNamespace(num_segmentation_heads=Convolution.channels)
-    predictor.network = deepcopy(networks[0].module)  # its weights are overwritten by those of each fold
-    predictor.list_of_parameters = [network.module.state_dict() for network in networks]
-    return predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image)[None])
+def nnunet_s_logits(image, networks, step):
+    return half_logits(image, [network.module for network in networks], Convolution.channels, PATCH, step)
 
 
 @settings(max_examples=80, deadline=None)
@@ -90,10 +69,10 @@ def test_gaussian_weights_are_nnunet_s_to_the_last_bit(patch):
 
 @pytest.mark.parametrize("step", [0.5, 0.8])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_half_precision_average_is_nnunet_s_to_the_last_bit(predictor_class, shape, step):
+def test_half_precision_average_is_nnunet_s_to_the_last_bit(shape, step):
     image, networks = volume(shape), [Convolution(seed) for seed in (0, 1, 2)]
     for folds in (networks[:1], networks):
-        theirs = nnunet_s_logits(predictor_class, image, folds, step)
+        theirs = nnunet_s_logits(image, folds, step)
         assert theirs.dtype == torch.half
         windows = Windows.of(shape, PATCH, step)
         ours = joined(averaged_half(image, windows, folds, lambda: None), shape)
@@ -102,12 +81,12 @@ def test_half_precision_average_is_nnunet_s_to_the_last_bit(predictor_class, sha
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_average_is_nnunet_s_but_for_its_rounding(predictor_class, shape, threads):
+def test_average_is_nnunet_s_but_for_its_rounding(shape, threads):
     image, network, calls = volume(shape), Convolution(), []
     windows = Windows.of(shape, PATCH, 0.5)
     ours = joined(averaged(image, windows, network, lambda: calls.append(1), threads), shape)
     assert len(calls) == network.runs == windows.count
-    theirs = nnunet_s_logits(predictor_class, image, [network], 0.5).float().numpy()
+    theirs = nnunet_s_logits(image, [network], 0.5).float().numpy()
     # where only the far corner of a window reaches, its half-precision products have hardly a bit left
     sound = windows.total(gaussian_weights(PATCH).astype(np.float32))[windows.inside] > 0.01
     np.testing.assert_allclose(ours[:, sound], theirs[:, sound], atol=6e-3)

@@ -1,0 +1,109 @@
+"""A model that works only around structures that another one finds first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inference.nnunet.body import bounding_box
+from inference.types import Geometry, Segmentation, Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from inference.models.package import Crop
+    from inference.nnunet.engine import NnunetSegmenter
+    from inference.types import ModelIdentity, Segmenter
+
+_FIRST_SHARE = 0.3
+"""Part of the work, for the progress display, that the first model does."""
+
+
+class CroppedSegmenter:
+    """``second`` in the bounding box, with a margin, of what ``first`` finds; a :class:`inference.types.Segmenter`.
+
+    Where ``first`` finds none of the structures the result is empty: there is nothing to look at, and no error.
+
+    Args:
+        first: finds the structures of ``crop`` on the whole volume.
+        second: the model whose labels and identity these are.
+        crop: which structures, and the margin in mm along columns, rows and planes. As TotalSegmentator does it, the
+            margin is cut to whole voxels.
+
+    Raises:
+        ValueError: ``first`` does not know a structure of ``crop``.
+    """
+
+    def __init__(self, first: Segmenter, second: NnunetSegmenter, crop: Crop) -> None:
+        missing = sorted(set(crop.structures) - set(first.names_by_label.values()))
+        if missing:
+            raise ValueError(f"{first.identity.name} does not find {', '.join(missing)}")
+        self._first = first
+        self._second = second
+        self._crop = crop
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """Of the second model."""
+        return self._second.identity
+
+    @property
+    def names_by_label(self) -> Mapping[int, str]:
+        """Of the second model."""
+        return self._second.names_by_label
+
+    @property
+    def stage_seconds(self) -> Mapping[str, float]:
+        """Of the second model, on the last volume."""
+        return self._second.stage_seconds
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Of the second model."""
+        return self._second.notes
+
+    def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
+        """Label every voxel of ``volume``.
+
+        Raises:
+            SegmentationRefusedError: one of the two models refuses the volume.
+        """
+        self._second.check(volume)
+        found = self._first.segment(volume, lambda done, stage: progress(_FIRST_SHARE * done, stage))
+        labels = np.zeros(volume.geometry.shape_zyx, np.uint8)
+        box = self._box(found)
+        if box is not None:
+
+            def of_the_rest(done: float, stage: str) -> None:
+                progress(_FIRST_SHARE + (1 - _FIRST_SHARE) * done, stage)
+
+            prepared = self._second.prepare(cropped(volume, box), of_the_rest, checked=True)
+            labels[box] = self._second.infer(prepared, of_the_rest).labels_zyx
+        progress(1.0, "done")
+        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity)
+
+    def _box(self, found: Segmentation) -> tuple[slice, slice, slice] | None:
+        wanted = np.zeros(256, bool)
+        wanted[[label for label, name in found.names_by_label.items() if name in self._crop.structures]] = True
+        seen: NDArray[np.bool_] = wanted[found.labels_zyx]
+        if not seen.any():
+            return None
+        spacing = np.array(found.geometry.spacing_xyz_mm, np.float32)  # as in a NIfTI header
+        margins = (np.array(self._crop.margin_xyz_mm) / spacing).astype(int)[::-1]
+        z, y, x = (
+            slice(max(0, at.start - int(margin)), min(n, at.stop + int(margin)))
+            for at, margin, n in zip(bounding_box(seen), margins, seen.shape, strict=True)
+        )
+        return z, y, x
+
+
+def cropped(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
+    """The part of a volume that lies in ``box``, where it is in the patient."""
+    voxels = volume.voxels_zyx[box]
+    affine = volume.geometry.affine_lps.copy()
+    z, y, x = (at.start for at in box)
+    affine[:, 3] = affine @ np.array([x, y, z, 1.0])
+    return Volume(voxels, Geometry(voxels.shape, affine))
