@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from inference.nnunet.contract import EngineOptions
+from inference.nnunet.contract import EngineOptions, Head
 from inference.nnunet.device.restore import DeviceHead, DeviceRestorer
 from inference.nnunet.device.run import DeviceRun, DeviceSettings
 from inference.nnunet.device.source import grid_on_device, resampled, uploaded
@@ -20,10 +20,11 @@ from tests.nnunet_models import plans, write_model, write_package
 
 CPU = torch.device("cpu")
 FLOAT32 = EngineOptions(device="cpu", backend="torch", precision="float32", threads=1)
+WHOLE = replace(FLOAT32, body_crop=False)
 ORGANS = ("liver", "spleen", "aorta", "stomach", "pancreas", "urinary_bladder")
 
 
-def ct(shape=(30, 75, 70), spacing=(5.0, 5.0, 4.5), rotation=None, seed=0):
+def ct(shape=(20, 48, 46), spacing=(7.0, 7.0, 8.0), rotation=None, seed=0):
     """A noisy cylinder of soft tissue with bones and lungs in much air, wide enough to look for the body."""
     generator = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
@@ -41,24 +42,31 @@ def ct(shape=(30, 75, 70), spacing=(5.0, 5.0, 4.5), rotation=None, seed=0):
 def package(tmp_path_factory):
     """Three parts: features fewer than classes, the other way round, and turned axes with two folds."""
     folder = tmp_path_factory.mktemp("device")
-    first = write_model(folder / "a", ORGANS)
-    second = write_model(folder / "b", ("kidney_left", "kidney_right"), plans(patch=(16, 32, 24)), folds=(1,))
-    turned = plans(patch=(24, 16, 32), spacing=(5.0, 4.0, 6.0), axes=(2, 0, 1))
+    first = write_model(folder / "a", ORGANS, plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)))
+    few = plans(patch=(16, 24, 16), spacing=(8.0, 8.0, 8.0))
+    second = write_model(folder / "b", ("kidney_left", "kidney_right"), few, folds=(1,))
+    turned = plans(patch=(24, 12, 24), spacing=(7.0, 9.0, 8.0), axes=(2, 0, 1))
     third = write_model(folder / "c", ("duodenum", "heart"), turned, folds=(2, 3))
     return write_package(folder / "library", first, second, third, window_step=0.5)
 
 
-def segmenter_on(package, device=None, options=FLOAT32, settings=DeviceSettings(), opened=None):
+def segmenter_on(package, device=None, options=FLOAT32, settings=None, opened=None):
+    """A segmenter whose device is ``device``; without one, the host's own path."""
     segmenter = NnunetSegmenter(package, options)
     if device is not None:
         segmenter._device = DeviceRun(
-            package, options, opened or segmenter.open_part, segmenter._on_host, device=device, settings=settings
+            package,
+            options,
+            (lambda part: opened(segmenter.open_part(part))) if opened else segmenter.open_part,
+            segmenter._on_host,
+            device=device,
+            settings=settings or DeviceSettings(),
         )
     return segmenter
 
 
-def labels_of(segmenter, volume):
-    return segmenter.segment(volume, lambda *_: None).labels_zyx
+def labels_of(segmenter, volume, progress=lambda *_: None):
+    return segmenter.segment(volume, progress).labels_zyx
 
 
 def agreement(ours, theirs):
@@ -66,15 +74,190 @@ def agreement(ours, theirs):
     return np.mean(ours == theirs)
 
 
-QUARTER_TURNS = [np.eye(3), np.diag([-1.0, -1.0, 1.0]), np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])]
+TURNED = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])
+OBLIQUE = Rotation.from_euler("xyz", (0.3, -0.2, 0.5)).as_matrix()
 
 
-@pytest.mark.parametrize("rotation", [*QUARTER_TURNS, Rotation.from_euler("xyz", (0.3, -0.2, 0.5)).as_matrix()])
-@pytest.mark.parametrize("body_crop", [True, False])
-def test_labels_are_those_of_the_host_path(package, rotation, body_crop):
+@pytest.mark.parametrize(
+    ("rotation", "body_crop"),
+    [(np.eye(3), True), (np.diag([-1.0, -1.0, 1.0]), False), (TURNED, True), (OBLIQUE, False), (OBLIQUE, True)],
+)
+def test_labels_are_those_of_the_host(package, rotation, body_crop):
     volume = ct(rotation=rotation)
     options = replace(FLOAT32, body_crop=body_crop)
     ours = segmenter_on(package, CPU, options)
-    theirs = labels_of(segmenter_on(package, options=options), volume)
-    assert agreement(labels_of(ours, volume), theirs) >= 0.9999
+    seen = []
+    labels = labels_of(ours, volume, lambda done, _: seen.append(done))
+    assert agreement(labels, labels_of(segmenter_on(package, options=options), volume)) >= 0.9999
     assert not ours.notes
+    assert seen[-1] == 1
+    assert max(seen[:-1]) <= 1
+
+
+def test_a_volume_on_the_network_s_own_grid_stays_as_it_is_for_every_part(package):
+    whole = ct((20, 42, 40), spacing=(8.0, 8.0, 8.0), rotation=OBLIQUE)
+    volume = Volume(whole.voxels_zyx.astype(np.float32) + np.float32(0.25), whole.geometry)
+    labels = labels_of(segmenter_on(package, CPU), volume)
+    assert agreement(labels, labels_of(segmenter_on(package), volume)) >= 0.9999
+
+
+def test_parity_rounds_sums_to_half_as_the_host_does(package):
+    volume, options = ct(), replace(FLOAT32, parity=True)
+    labels = labels_of(segmenter_on(package, CPU, options), volume)
+    assert agreement(labels, labels_of(segmenter_on(package, options=options), volume)) >= 0.9999
+
+
+def test_what_nnunet_itself_resamples_is_prepared_on_the_host(package, tmp_path):
+    model = write_model(tmp_path / "m", ORGANS, plans(patch=(16, 24, 24), spacing=(8.0, 8.0, 8.0)))
+    own = write_package(tmp_path / "library", model, resampling="nnunet")
+    labels = labels_of(segmenter_on(own, CPU), ct(rotation=OBLIQUE))
+    assert agreement(labels, labels_of(segmenter_on(own), ct(rotation=OBLIQUE))) >= 0.9999
+
+
+@pytest.fixture(scope="module")
+def undisturbed(package):
+    return labels_of(segmenter_on(package, CPU, WHOLE), ct())
+
+
+@pytest.mark.parametrize(
+    "settings", [DeviceSettings(batch=1), DeviceSettings(batch=3, work_bytes=1), DeviceSettings(batch=50)]
+)
+def test_batches_and_chunks_do_not_change_the_answer(package, undisturbed, settings):
+    assert agreement(labels_of(segmenter_on(package, CPU, WHOLE, settings), ct()), undisturbed) >= 0.9999
+
+
+class Scarce:
+    """A network on a device whose memory holds so many windows; with 0, not even the network alone."""
+
+    def __init__(self, network, windows, error):
+        self.network, self.windows, self.error = network, windows, error
+        self.channels, self.description = network.channels, network.description
+
+    def run_tensor(self, windows):
+        if len(windows) > self.windows:
+            raise self.error
+        return self.network.run_tensor(windows)
+
+    def run(self, windows):
+        if self.windows < 0:
+            raise self.error
+        return self.network.run(windows)
+
+
+def scarce(windows, error, only="a"):
+    """Opens parts so that the one that ``only`` names runs out of memory."""
+
+    def opened(one):
+        networks = tuple(Scarce(network, windows, error) for network in one.networks)
+        return replace(one, networks=networks) if one.part.name.startswith(only) else one
+
+    return opened
+
+
+CUDA_SAYS = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+CUDNN_SAYS = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize(
+    ("place", "windows", "error", "steps"),
+    [
+        (0, 2, CUDA_SAYS, ["2 windows"]),
+        (1, 1, CUDNN_SAYS, ["2 windows", "one window"]),
+        (2, 0, CUDA_SAYS, ["2 windows", "one window", "sums on the host"]),
+        (1, -1, CUDA_SAYS, ["2 windows", "one window", "sums on the host", "the CPU"]),
+    ],
+)
+def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, place, windows, error, steps):
+    name = package.parts[place].name
+    segmenter = segmenter_on(package, CPU, WHOLE, opened=scarce(windows, error, only=name))
+    assert agreement(labels_of(segmenter, ct()), undisturbed) >= 0.9999
+    assert [note.partition("went on with ")[2].partition(" at a time")[0] for note in segmenter.notes] == steps
+    assert all(name in note for note in segmenter.notes)
+
+
+def test_a_failure_that_is_none_of_memory_is_not_hidden(package):
+    segmenter = segmenter_on(package, CPU, opened=scarce(0, RuntimeError("CUDA error: an illegal address"), only=""))
+    with pytest.raises(RuntimeError, match="illegal address"):
+        labels_of(segmenter, ct())
+
+
+def test_a_released_model_loads_again_when_it_is_asked(package, undisturbed):
+    opened = []
+    segmenter = segmenter_on(package, CPU, WHOLE, opened=lambda one: opened.append(one.part.name) or one)
+    segmenter._device.load()
+    assert sorted(opened) == sorted(part.name for part in package.parts)
+    segmenter._device.release()
+    np.testing.assert_array_equal(labels_of(segmenter, ct()), undisturbed)
+    assert len(opened) == 2 * len(package.parts)
+    assert segmenter._device.resident_bytes() > 0
+
+
+@pytest.mark.parametrize("rotation", [np.eye(3), TURNED, OBLIQUE])
+@pytest.mark.parametrize("work_bytes", [1, 1 << 24])
+def test_resampling_is_the_host_s_bit_for_bit(rotation, work_bytes):
+    volume = ct((13, 40, 37), rotation=rotation)
+    canonical = Canonical.of(volume.geometry)
+    view = canonical.view(volume.voxels_zyx)
+    for shape in ([n + 4 for n in view.shape], [max(1, n // 2) for n in view.shape], [1, 50, 3]):
+        ours = resampled(uploaded(volume.voxels_zyx, CPU), canonical, tuple(shape), work_bytes)
+        np.testing.assert_array_equal(ours.numpy(), resample(view, shape))
+
+
+@pytest.mark.parametrize("rotation", [np.eye(3), TURNED])
+@pytest.mark.parametrize("body_crop", [True, False])
+def test_the_device_looks_at_the_same_box(package, rotation, body_crop):
+    volume = ct(rotation=rotation)
+    prepared = prepare(volume, package, replace(FLOAT32, body_crop=body_crop))
+    spacing = prepared.canonical.spacing_mm(volume.geometry)
+    # lying on its side the volume is too narrow to look for the body
+    assert (prepared.grids[0].body_zyx is not None) == (body_crop and rotation is not TURNED)
+    for part, grid in zip(package.parts, prepared.grids, strict=True):
+        ours = grid_on_device(
+            uploaded(volume.voxels_zyx, CPU),
+            prepared.canonical,
+            spacing,
+            spacing_zyx_mm(part),
+            package.parts,
+            crops_to_body=body_crop,
+            working_bytes=1 << 20,
+        )
+        assert ours.box == grid.box
+        np.testing.assert_array_equal(ours.body_zyx, grid.body_zyx)
+        np.testing.assert_allclose(ours.image(part).numpy(), grid.image(part), atol=1e-6)
+
+
+@pytest.mark.parametrize("alignment", ["corners", "centres"])
+@pytest.mark.parametrize("interpolation", ["smooth", "nearest"])
+@pytest.mark.parametrize("backwards", [(False, False, False), (True, False, True)])
+def test_dense_restoring_is_the_host_s(alignment, interpolation, backwards):
+    generator = np.random.default_rng(1)
+    network_shape, offset, shape, source = (9, 10, 8), (1, 0, 2), (7, 10, 5), (14, 13, 21)
+    head = Head(generator.normal(size=(6, 3)).astype(np.float32), generator.normal(size=6).astype(np.float32))
+    values = generator.normal(size=(3, *shape)).astype(np.float32)
+    values[:, :, :, -1] = np.nan  # no window looked there
+    names = np.array([0, 9, 8, 7, 6, 5], np.uint8)
+    host = np.full(source, 3, np.uint8)
+    flips = tuple(slice(None, None, -1 if flip else 1) for flip in backwards)
+    theirs = Restorer(
+        host[flips], network_shape, offset, shape, names, head, interpolation=interpolation, alignment=alignment
+    )
+    device = torch.full(source, 3, dtype=torch.uint8)
+    ours = DeviceRestorer(
+        device,
+        backwards,
+        network_shape,
+        offset,
+        shape,
+        names,
+        DeviceHead.of(head, CPU),
+        interpolation=interpolation,
+        alignment=alignment,
+        working_bytes=1,
+    )
+    first = 0
+    for planes in (1, 4, 2):
+        theirs.accept(first, values[:, first : first + planes])
+        ours.accept(first, torch.from_numpy(values[:, first : first + planes]))
+        first += planes
+    assert np.mean(device.numpy() == host) > 0.9995
+    assert (host != 3).any()

@@ -110,7 +110,8 @@ class CapturedNetwork:
                 self._network.run_tensor(static_windows)
         torch.cuda.current_stream(windows.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # of this thread: another may be uploading the next part
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             static_values = self._network.run_tensor(static_windows)
         return graph, static_windows, static_values
 

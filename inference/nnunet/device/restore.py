@@ -83,8 +83,6 @@ class DeviceRestorer:
             axis_between(*sizes, alignment=alignment, nearest=self._nearest, backwards=flip)
             for *sizes, flip in zip(labels.shape, network_shape, offset, shape, backwards, strict=True)
         )
-        self._heights_in_cell = np.zeros(shape[0], np.float32)
-        np.maximum.at(self._heights_in_cell, self._z.lower, self._z.weight)
         self._labels = labels[self._z.inside, y.inside, x.inside]
         self._y, self._x = (
             _DeviceAxis.of(axis.lower, axis.upper[axis.lower], axis.weight, labels.device) for axis in (y, x)
@@ -113,9 +111,7 @@ class DeviceRestorer:
         for start in range(int(wanted[0]), int(wanted[-1]) + 1, step):
             source = slice(start, min(start + step, int(wanted[-1]) + 1))
             cells = self._z.lower[source]
-            # as on the CPU, planes above compete only where some source plane of the cell lies above its lower one
-            above = np.where(self._heights_in_cell[cells] > 0, self._z.upper[cells], cells)
-            z = _DeviceAxis.of(cells - base, above - base, self._z.weight[source], slab.device)
+            z = _DeviceAxis.of(cells - base, self._z.upper[cells] - base, self._z.weight[source], slab.device)
             self._write(source, self._chosen(slab, channels, z))
 
     def _bytes_per_plane(self, values: int) -> int:

@@ -171,7 +171,8 @@ def _extent(line: NDArray[np.bool_]) -> slice:
 
 def normalised(hu_zyx: torch.Tensor, constants: Normalisation) -> torch.Tensor:
     """nnU-Net's CTNormalization, in float32 as it computes."""
-    values = hu_zyx.to(torch.float32).clamp_(constants.lowest_hu, constants.highest_hu)
+    values = hu_zyx.to(torch.float32, copy=True).clamp_(constants.lowest_hu, constants.highest_hu)
     values -= constants.mean_hu
-    values /= max(constants.sd_hu, 1e-8)
+    # by a tensor: CUDA multiplies by the reciprocal of a Python number, which is not quite the same
+    values /= torch.full((), max(constants.sd_hu, 1e-8), device=values.device)
     return values

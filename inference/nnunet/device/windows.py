@@ -61,7 +61,7 @@ class Queued:
         if not self._is_cuda:
             self._report(self._part, windows)
             return
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         self._waiting.append((event, self._part, windows))
         while len(self._waiting) > _BATCHES_AHEAD:
