@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node.segment.inputs import find_inputs
 from dicom_node.segment.model import find_model, refuse_unknown
-from dicom_node.segment.progress import ProgressBars
+from dicom_node.segment.progress import progress_bar
 from dicom_node.segment.run import REFUSED, SegmentRun, Wanted, result_folders
 
 if TYPE_CHECKING:
@@ -68,11 +68,15 @@ def segment_inputs(
     entries = find_inputs(given, recursive=recursive, series_instance_uid=series_instance_uid, without=out)
     folders = result_folders(entries, out, below=recursive or len(given) > 1)
     options = replace(options, cache_folder=_cache_folder())
-    with SegmentRun(model, options, wanted) as run, ProgressBars(shown=show_progress) as bars:
+    with SegmentRun(model, options, wanted) as run:
         for entry, folder in zip(entries, folders, strict=True):
             earlier = None if again else run.finished(entry, folder)
-            summary = run.segment(entry, folder, bars.bar(entry.name)) if earlier is None else earlier
-            yield Outcome(entry.name, folder, earlier is not None, summary)
+            if earlier is not None:
+                yield Outcome(entry.name, folder, skipped=True, summary=earlier)
+                continue
+            with progress_bar(entry.name, shown=show_progress) as on_progress:
+                summary = run.segment(entry, folder, on_progress)
+            yield Outcome(entry.name, folder, skipped=False, summary=summary)
 
 
 def _cache_folder() -> Path | None:

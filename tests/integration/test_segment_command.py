@@ -6,10 +6,13 @@ import csv
 import hashlib
 import json
 import logging
+import os
+import pty
 import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -396,3 +399,22 @@ def test_torch_is_loaded_for_no_network_that_openvino_runs(case, package, tmp_pa
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)[0]["status"] == "segmented"
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_bar_is_on_a_terminal_and_not_with_json(tmp_path):
+    (tmp_path / "ct").mkdir()
+    write_ct(tmp_path / "ct", Stack(noise((8, 16, 16))))
+    command = [sys.executable, "-m", "dicom_node.cli", "segment", tmp_path / "ct", "--model", "tissue", "--again"]
+    for json_option, bar in (([], True), (["--json"], False)):
+        ours, terminal = pty.openpty()
+        out = ["--out", tmp_path / "out", *json_option]
+        done = subprocess.run([*command, *out], stdout=subprocess.PIPE, stderr=terminal, text=True, check=True)
+        os.close(terminal)
+        shown = b""
+        with suppress(OSError):  # the end of a pseudo-terminal
+            while part := os.read(ours, 65536):
+                shown += part
+        os.close(ours)
+        assert (b"read" in shown) == bar
+        assert (b"%" in shown) == bar
+        assert len(done.stdout.splitlines()) == 1 if bar else json.loads(done.stdout)
