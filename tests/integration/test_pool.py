@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dicom_node.errors import SegmentationImpossible, WorkerLost
-from dicom_node.settings import TissueModelSettings, WorkSettings
+from dicom_node.settings import Settings, TissueModelSettings, WorkSettings
 from dicom_node.work.gate import Gate
 from dicom_node.work.memory import machine_bytes, resident_bytes
 from dicom_node.work.pool import WorkerPool
@@ -182,6 +182,11 @@ def test_a_preloaded_model_is_warm_for_the_first_volume_and_a_broken_one_harms_n
     with pytest.raises(SegmentationImpossible, match="the script says no"):
         segment(pool, "b", 2)
     assert segment(pool, "b", 2) == {2}
+
+
+def test_a_model_to_preload_must_be_configured():
+    with pytest.raises(ValueError, match=r"work\.preload: no model is called b"):
+        Settings(models={"a": {"kind": "tissue"}}, work={"preload": ["a", "b"]})
 
 
 def test_closing_ends_who_works_and_who_waits(make_pool, script):

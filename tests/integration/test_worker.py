@@ -186,6 +186,15 @@ def test_closing_from_another_thread_ends_the_segmentation(slow_worker):
     assert slow_worker.process_id is None
 
 
+def test_two_volumes_at_once_give_what_each_gives_alone(slow_worker):
+    volumes = [volume_of((24, 40, 30)), volume_of((20, 30, 44), dtype=np.float32)]
+    alone = [slow_worker.segment(volume, nothing).labels_zyx for volume in volumes]
+    with ThreadPoolExecutor() as threads:
+        together = threads.map(lambda volume: slow_worker.segment(volume, nothing).labels_zyx, volumes)
+        for expected, labels in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(labels, expected)
+
+
 @pytest.fixture
 def script(tmp_path, monkeypatch):
     return Script(tmp_path / "script", monkeypatch)
