@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from inference.nnunet.contract import EngineOptions
+from inference.nnunet.device.ladder import is_out_of_memory
 from inference.nnunet.open_networks import effective_device, open_networks
 from inference.nnunet.prepare import check, prepare, usable_cores
 from inference.nnunet.restore import Restorer
@@ -167,10 +168,15 @@ class NnunetSegmenter:
         try:
             return self._labels(prepared, on_windows)
         except RuntimeError as error:
+            _raise_if_out_of_memory(error)
             if self._options.backend == "torch" or isinstance(error, NotImplementedError | RecursionError):
                 raise
             self._fall_back(error)
-        return self._labels(prepared, on_windows)
+        try:
+            return self._labels(prepared, on_windows)
+        except RuntimeError as error:
+            _raise_if_out_of_memory(error)
+            raise
 
     def _fall_back(self, error: RuntimeError) -> None:
         """From OpenVINO, once it failed, to torch for the life of this segmenter."""
@@ -268,6 +274,12 @@ def _as_totalsegmentator_runs(options: EngineOptions) -> EngineOptions:
     3 mm model with 118 classes 0.25 % of the voxels then get another label, with torch 0.001 %.
     """
     return replace(options, backend="torch") if options.parity and options.backend == "auto" else options
+
+
+def _raise_if_out_of_memory(error: RuntimeError) -> None:
+    """Another backend would need as much; another time there may be enough."""
+    if is_out_of_memory(error) or "bad_alloc" in str(error):
+        raise MemoryError(str(error).splitlines()[0][:200]) from error
 
 
 def _in_order(values: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:

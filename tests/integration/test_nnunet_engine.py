@@ -161,25 +161,39 @@ def test_nnunet_s_own_resampling_keeps_borders_and_labels_come_back_in_place(tmp
 class FailingNetwork:
     """OpenVINO that breaks at the second window."""
 
-    def __init__(self, network):
-        self.network, self.channels, self.runs = network, network.channels, 0
+    def __init__(self, network, reason):
+        self.network, self.channels, self.reason, self.runs = network, network.channels, reason, 0
 
     def run(self, windows):
         self.runs += 1
         if self.runs == 2:
-            raise RuntimeError("Exception from src/inference: bad plugin\nand more")
+            raise RuntimeError(self.reason)
         return self.network.run(windows)
+
+
+def break_down(engine, reason):
+    one = engine._parts[0]
+    engine._parts[0] = replace(one, networks=(FailingNetwork(one.networks[0], reason),))
 
 
 def test_torch_takes_over_once_openvino_fails(tmp_path):
     package, volume = random_package(tmp_path, described=plans(patch=PATCH)), ct()
     engine = NnunetSegmenter(package, BEST)
     expected = engine.segment(volume, lambda *_: None).labels_zyx
-    engine._parts[0] = replace(engine._parts[0], networks=(FailingNetwork(engine._parts[0].networks[0]),))
+    break_down(engine, "Exception from src/inference: bad plugin\nand more")
     for _ in range(2):
         assert (engine.segment(volume, lambda *_: None).labels_zyx == expected).mean() > 0.999
         (note,) = engine.notes
         assert "bad plugin" in note
+
+
+@pytest.mark.parametrize("reason", ["std::bad_alloc", "DefaultCPUAllocator: can't allocate memory: you tried ..."])
+def test_want_of_memory_may_pass_and_is_no_fault_of_the_backend(tmp_path, reason):
+    engine = NnunetSegmenter(random_package(tmp_path, described=plans(patch=PATCH)), BEST)
+    break_down(engine, reason)
+    with pytest.raises(MemoryError):
+        engine.segment(ct(), lambda *_: None)
+    assert engine.notes == ()
 
 
 @pytest.fixture(scope="module")

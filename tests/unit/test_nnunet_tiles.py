@@ -1,5 +1,7 @@
 """Windows and their averages, against nnU-Net's own predictor."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -106,6 +108,31 @@ def test_windows_that_hold_nothing_needed_are_not_run_and_leave_nan():
     np.testing.assert_array_equal(values[:, :16, :12], all_values[:, :16, :12])
     assert np.isnan(values[:, 16:]).all()
     assert np.isnan(values[:, :16, 12:]).all()
+
+
+class Copies:
+    """A network of many channels that are all the same and take no memory."""
+
+    channels = 60
+
+    def run(self, windows):
+        return np.broadcast_to(windows[:, None], (1, self.channels, *PATCH))
+
+
+def test_no_more_than_a_window_s_depth_of_sums_is_held():
+    shape, network = (200, 40, 50), Copies()
+    image, windows = volume(shape), Windows.of(shape, PATCH, 0.5)
+    depth_of_sums = network.channels * image.nbytes * PATCH[0] / shape[0]
+    for slabs in (
+        averaged(image, windows, network, lambda: None),
+        averaged_half(image, windows, [network], lambda: None),
+    ):
+        tracemalloc.start()
+        for _ in slabs:
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2 * depth_of_sums + 4 * image.nbytes < network.channels * image.nbytes / 4
 
 
 def test_a_single_window_is_run_even_where_nothing_is_needed():
