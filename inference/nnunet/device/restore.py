@@ -106,13 +106,24 @@ class DeviceRestorer:
         wanted = np.flatnonzero((self._z.lower >= cells_start) & (self._z.lower < cells_end))
         if wanted.size == 0 or self._labels.numel() == 0:
             return
-        channels = _highest(self._head.logits(slab))
+        channels = self._highest(slab)
         step = max(1, self._working_bytes // self._bytes_per_plane(slab.shape[0]))
         for start in range(int(wanted[0]), int(wanted[-1]) + 1, step):
             source = slice(start, min(start + step, int(wanted[-1]) + 1))
             cells = self._z.lower[source]
             z = _DeviceAxis.of(cells - base, self._z.upper[cells] - base, self._z.weight[source], slab.device)
             self._write(source, self._chosen(slab, channels, z))
+
+    def _highest(self, slab: torch.Tensor) -> torch.Tensor:
+        """uint8 [plane, y, x]: the channel with the highest logit, the first of equals; 0 where nothing was seen."""
+        channels = torch.empty(slab.shape[1:], dtype=torch.uint8, device=slab.device)
+        classes = slab.shape[0] if self._head.weights is None else self._head.weights.shape[0]
+        step = max(1, self._working_bytes // (4 * (slab.shape[0] + 2 * classes) * slab[0, 0].numel()))
+        for first in range(0, slab.shape[1], step):
+            logits = self._head.logits(slab[:, first : first + step])
+            highest = logits.argmax(dim=0).to(torch.uint8)
+            channels[first : first + step] = highest.masked_fill_(logits[0].isnan(), 0)
+        return channels
 
     def _bytes_per_plane(self, values: int) -> int:
         """Of one source plane at work: interpolated values twice, the logits, and the competing channels."""
@@ -167,8 +178,3 @@ class _DeviceAxis:
         shape = [-1 if d == dimension else 1 for d in range(values.ndim)]
         below = values.index_select(dimension, self.lower)
         return below.lerp_(values.index_select(dimension, self.upper), self.weight.reshape(shape))
-
-
-def _highest(logits: torch.Tensor) -> torch.Tensor:
-    """uint8: the channel with the highest of ``logits`` [channel, …], the first of equals; 0 where nothing was seen."""
-    return logits.argmax(dim=0).to(torch.uint8).masked_fill_(logits[0].isnan(), 0)
