@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from inference.models.package import ModelPackage
 
 _PROBLEM_FOUND = 3
-_NEVER_WRAPPED = frozenset({"id", "state", "progress", "attempts", "kind"})
+_NEVER_WRAPPED = frozenset({"name", "id", "state", "progress", "attempts", "kind"})
 _JOB_ID = click.IntRange(1, 2**63 - 1)
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
 _SPACING_HELP = "Columns, rows, planes in mm."
@@ -364,7 +364,7 @@ def models_install(
 
     chosen = Stated(folds=tuple(folds.split(",")) if folds else None, **stated)
     with _models_errors(), _progress() as report:
-        package = install(sources, command.settings().models_folder, chosen, report)
+        package = install(sources, command.models_folder(), chosen, report)
     facts = _model_facts(package)
     if as_json:
         _print_json(facts)
@@ -410,7 +410,7 @@ def models_list(command: _Command, *, as_json: bool) -> None:
     """What is installed. Files of weights are not read; `models verify` does that."""
     from inference.models.library import installed, read  # noqa: PLC0415
 
-    folder = command.settings().models_folder
+    folder = command.models_folder()
     with _models_errors():
         rows = [_model_facts(read(folder, name, check_weights=False)) for name in installed(folder)]
     if as_json:
@@ -428,7 +428,7 @@ def models_verify(command: _Command, *, names: tuple[str, ...], as_json: bool) -
     from inference.errors import ModelPackageError  # noqa: PLC0415
     from inference.models.library import installed, read  # noqa: PLC0415
 
-    folder, rows = command.settings().models_folder, []
+    folder, rows = command.models_folder(), []
     for name in names or installed(folder):
         try:
             rows.append({"name": name, "ok": True, "detail": read(folder, name).identity.digest})
@@ -451,7 +451,7 @@ def models_remove(command: _Command, *, name: str, as_json: bool) -> None:
     from inference.models.library import remove  # noqa: PLC0415
 
     with _models_errors():
-        remove(command.settings().models_folder, name)
+        remove(command.models_folder(), name)
     if as_json:
         _print_json({"removed": name})
     else:

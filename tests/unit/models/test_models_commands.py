@@ -1,0 +1,67 @@
+"""`dicom-node models` as people and programs call it."""
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from dicom_node.cli import main
+from tests.nnunet_models import write_model
+
+
+@pytest.fixture
+def call(tmp_path):
+    config = tmp_path / "etc" / "node.yaml"
+    config.parent.mkdir()
+    config.write_text(yaml.safe_dump({"models_folder": "library"}))
+
+    def run(*arguments):
+        return CliRunner().invoke(main, ["--config", str(config), "models", *map(str, arguments)])
+
+    return run
+
+
+def test_a_model_is_installed_listed_verified_and_removed(call, tmp_path):
+    folder = write_model(tmp_path / "m", folds=(0, 1))
+    done = call("install", folder, "--name", "mine", "--folds", "1", "--intended-use", "Study 7", "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["folder"] == str(tmp_path / "etc" / "library" / "mine")
+    assert (facts["structures"], facts["parts"], facts["intended_use"]) == (3, 1, "Study 7")
+    assert json.loads(call("list", "--json").stdout) == [facts]
+    assert "mine" in call("list").stdout
+    assert json.loads(call("verify", "--json").stdout) == [{"name": "mine", "ok": True, "detail": facts["digest"]}]
+    weights = tmp_path / "etc" / "library" / "mine" / "part1_fold_1.safetensors"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    wrong = call("verify", "mine", "--json")
+    assert wrong.exit_code == 3
+    assert "part1_fold_1.safetensors has the SHA-256" in json.loads(wrong.stdout)[0]["detail"]
+    assert json.loads(call("list", "--json").stdout) == [facts]  # weights are not read
+    assert call("remove", "mine").stdout == "removed mine\n"
+    assert json.loads(call("list", "--json").stdout) == []
+
+
+def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):
+    folder = write_model(tmp_path / "m", names=("liver", "flux_capacitor"))
+    for arguments, reason in (
+        (("install", folder, "--name", "mine"), "flux_capacitor"),
+        (("install", "no_such_task"), "no task is called 'no_such_task'"),
+        (("install", "total_v1"), "nobody has released"),
+        (("install", "http://example.com/m.zip"), "not an https address"),
+        (("install", tmp_path, "--task", "total"), "Dataset291_TotalSegmentator_part1_organs_1559subj"),
+        (("remove", "nothing"), "no model called 'nothing'"),
+        (("verify", "nothing"), ""),
+    ):
+        done = call(*arguments)
+        assert done.exit_code in (1, 3), arguments
+        assert reason in done.output
+        assert "Traceback" not in done.output
+
+
+def test_the_known_tasks_are_listed_with_what_hinders_them(call):
+    rows = {row["name"]: row for row in json.loads(call("known", "--json").stdout)}
+    assert rows["total"]["not_in_the_catalogue"] == rows["liver_segments"]["not_in_the_catalogue"] == []
+    assert rows["hip_implant"]["not_in_the_catalogue"] == ["hip_implant"]
+    assert (rows["total"]["downloadable"], rows["face"]["downloadable"]) == (True, False)
+    assert "total_6mm" in call("known").stdout
