@@ -175,6 +175,26 @@ def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, 
     assert all(name in note for note in segmenter.notes)
 
 
+class FullOnce(Scarce):
+    """Memory runs out once, after some batches."""
+
+    def run_tensor(self, windows):
+        self.windows -= 1
+        if self.windows == 0:
+            raise self.error
+        return self.network.run_tensor(windows)
+
+
+def test_a_part_that_failed_half_way_is_done_again(package, undisturbed):
+    def opened(one):
+        return replace(one, networks=tuple(FullOnce(network, 5, CUDA_SAYS) for network in one.networks))
+
+    segmenter = segmenter_on(package, CPU, WHOLE, opened=opened)
+    assert agreement(labels_of(segmenter, ct()), undisturbed) >= 0.9999
+    # each part once: 4, 2 and 1 windows at a time were not enough
+    assert len(segmenter.notes) == len(package.parts)
+
+
 def test_a_failure_that_is_none_of_memory_is_not_hidden(package):
     segmenter = segmenter_on(package, CPU, opened=scarce(0, RuntimeError("CUDA error: an illegal address"), only=""))
     with pytest.raises(RuntimeError, match="illegal address"):
