@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.errors import ModelPackageError
 from inference.nnunet.body import bounding_box
 from inference.types import Geometry, Segmentation, Volume
 
@@ -34,13 +35,13 @@ class CroppedSegmenter:
             margin is cut to whole voxels.
 
     Raises:
-        ValueError: ``first`` does not know a structure of ``crop``.
+        ModelPackageError: ``first`` does not know a structure of ``crop``.
     """
 
     def __init__(self, first: Segmenter, second: NnunetSegmenter, crop: Crop) -> None:
         missing = sorted(set(crop.structures) - set(first.names_by_label.values()))
         if missing:
-            raise ValueError(f"{first.identity.name} does not find {', '.join(missing)}")
+            raise ModelPackageError(f"{first.identity.name} does not find {', '.join(missing)}")
         self._first = first
         self._second = second
         self._crop = crop
@@ -64,6 +65,11 @@ class CroppedSegmenter:
     def notes(self) -> Sequence[str]:
         """Of the second model."""
         return self._second.notes
+
+    @property
+    def description(self) -> str:
+        """Of the second model's networks."""
+        return self._second.description
 
     def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
         """Label every voxel of ``volume``.

@@ -64,6 +64,7 @@ class NnunetSegmenter:
         self._seconds: dict[str, float] = defaultdict(float)
         self._prepare_s = 0.0
         self._notes: list[str] = []
+        self._backends: dict[str, None] = {}
         self._prepared: Prepared | None = None
         self._device = self._device_run() if effective_device(self._options) == "cuda" else None
         self._parts: dict[int, OpenPart] = {}
@@ -90,6 +91,11 @@ class NnunetSegmenter:
     def notes(self) -> Sequence[str]:
         """What went otherwise than planned, such as a fallback to another backend or to smaller batches."""
         return (*self._notes, *(self._device.notes if self._device else ()))
+
+    @property
+    def description(self) -> str:
+        """Backend, version, device and precision of the networks, as reports print them."""
+        return ", ".join(self._backends)
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Label every voxel of ``volume``.
@@ -183,6 +189,7 @@ class NnunetSegmenter:
         self._notes.append(f"OpenVINO failed and torch took over: {(str(error).splitlines() or ['?'])[0][:200]}")
         self._options = replace(self._options, backend="torch", device="cpu")
         self._parts = {}
+        self._backends = {}
         self._open()
 
     def _open(self) -> None:
@@ -197,10 +204,13 @@ class NnunetSegmenter:
         for channel, name in part.names_by_channel.items():
             labels[channel] = label_by_name[name]
         if not options.parity:
-            network, head = open_networks(part, options, output="auto")
-            return OpenPart(part, (network,), head, labels)
-        opened = [open_networks(replace(part, weights=(path,)), options, output="logits") for path in part.weights]
-        return OpenPart(part, tuple(network for network, _ in opened), opened[0][1], labels)
+            opened = [open_networks(part, options, output="auto")]
+        else:
+            folds = [replace(part, weights=(path,)) for path in part.weights]
+            opened = [open_networks(fold, options, output="logits") for fold in folds]
+        networks = tuple(network for network, _ in opened)
+        self._backends |= dict.fromkeys(network.description for network in networks)
+        return OpenPart(part, networks, opened[0][1], labels)
 
     def _labels(self, prepared: Prepared, on_windows: OnWindows) -> NDArray[np.uint8]:
         labels = np.zeros(prepared.volume.geometry.shape_zyx, np.uint8)

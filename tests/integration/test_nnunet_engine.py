@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from inference.errors import SegmentationRefusedError
+from inference.errors import ModelPackageError, SegmentationRefusedError
 from inference.models.package import Crop
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
@@ -271,7 +271,7 @@ def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
 def test_nothing_to_crop_to_gives_an_empty_segmentation(small_engine):
     crop = Crop("finder", ("liver",), (5.0, 5.0, 5.0))
     assert not CroppedSegmenter(Finder(None), small_engine, crop).segment(ct(), lambda *_: None).labels_zyx.any()
-    with pytest.raises(ValueError, match="brain"):
+    with pytest.raises(ModelPackageError, match="brain"):
         CroppedSegmenter(Finder(None), small_engine, replace(crop, structures=("brain",)))
 
 

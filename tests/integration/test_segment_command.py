@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from dicom_node.segment.run import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import ResultContext
 from inference.measure import measure
+from inference.models.package import Crop
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
 from tests.nnunet_models import random_package, write_model, write_package
@@ -171,11 +173,28 @@ def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path
     assert answered.exit_code == 0, answered.output
     (summary,) = json.loads(answered.stdout)
     assert summary["model"]["digest"] == package.identity.digest
+    assert summary["backend"].startswith("OpenVINO 20")
     assert summary["stage_seconds"].keys() >= {"read", "load", "prepare", "inference", "restore", "measure"}
     assert call(file, "--model", package.folder, "--out", tmp_path / "two").exit_code == 0
     labels = [(tmp_path / name / "labels.nii.gz").read_bytes() for name in ("one", "two")]
     assert labels[0] == labels[1]
     assert set(np.unique(np.asanyarray(nib.load(tmp_path / "one" / "labels.nii.gz").dataobj))) <= {0, 1, 2, 3}
+
+
+def test_a_model_that_crops_takes_the_first_from_its_own_library(case, package, tmp_path):
+    library = package.folder.parent
+    crop = Crop(package.identity.name, ("liver", "spleen", "aorta"), (10.0, 10.0, 10.0))
+    inner = write_model(tmp_path / "inner", names=("kidney_left",))
+    second = write_package(library, inner, name="inner", crop=crop)
+    file = nifti_of(case, tmp_path / "ct.nii.gz")
+    assert call(file, "--model", second.folder, "--out", tmp_path / "out").exit_code == 0
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"1": "kidney_left"}
+    alone = write_package(tmp_path / "alone", inner, name="alone", crop=crop)
+    other = write_package(library, inner, name="other", crop=replace(crop, structures=("brain",)))
+    for wrong, says in ((alone, "manifest.json"), (other, "does not find brain")):
+        answered = call(file, "--model", wrong.folder, "--out", tmp_path / "wrong")
+        assert answered.exit_code == 1
+        assert says in answered.stderr
 
 
 def test_only_the_structures_that_were_asked_for(series, tmp_path):
