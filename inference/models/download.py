@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -106,6 +107,9 @@ def _fetch(url: str, partial: Path, on_progress: Callable[[int, int], None], tim
             raise _Cut("the server sent another part of the file than was asked for")
         if size > SIZE_LIMIT_BYTES:
             raise ModelPackageError(f"{url} has {size} bytes; at most {SIZE_LIMIT_BYTES} are fetched")
+        free = shutil.disk_usage(partial.parent).free
+        if free < size - begin:
+            raise ModelPackageError(f"{url} needs {size - begin} bytes more; the disk has {free}")
         etag = response.headers.get("ETag") or ""
         _record(partial).write_text(json.dumps(asdict(_Arrived(url, etag, size))), encoding="utf-8")
         with partial.open("r+b" if begin else "wb") as file:

@@ -318,7 +318,9 @@ def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) ->
     expected = checks.sha256(weights["sha256"], f"sha256 of {path.name}")
     size = checks.whole_in(weights["bytes"], f"bytes of {path.name}", 1, checks.WEIGHTS_LIMIT_BYTES)
     try:
-        if path.is_symlink() or path.stat().st_size != size:
+        if path.is_symlink():
+            raise ModelDigestError(f"{path} is a link; a package holds its own files")
+        if path.stat().st_size != size:
             raise ModelDigestError(f"{path} has {path.stat().st_size} bytes, installed were {size}")
         if with_digest and (found := file_digest(path)) != expected:
             raise ModelDigestError(f"{path} has the SHA-256 {found}, installed was {expected}")

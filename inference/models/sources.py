@@ -17,7 +17,7 @@ from inference.errors import ModelDigestError, ModelPackageError
 from inference.models import checks
 from inference.models.archive import unpack_model
 from inference.models.download import check_url, download
-from inference.models.nnunet_folder import read_nnunet_folder
+from inference.models.nnunet_folder import CHECKPOINT_NAME, read_nnunet_folder
 from inference.models.package import file_digest
 from inference.models.tasks import Task, task, tasks
 
@@ -204,7 +204,7 @@ def _told(models: Sequence[Path]) -> str:
     """How folders are recorded: by their last two names and one SHA-256 over all their checkpoints."""
     total = hashlib.sha256()
     for model in models:
-        for path in sorted(model.glob("fold_*/*.pth")):
+        for path in sorted(model.glob(f"fold_*/{CHECKPOINT_NAME}")):
             total.update(f"{path.relative_to(model).as_posix()} {file_digest(path)}\n".encode())
     return f"{', '.join('/'.join(m.parts[-2:]) for m in models)} (checkpoints: SHA-256 {total.hexdigest()})"
 
