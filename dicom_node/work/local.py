@@ -69,7 +69,7 @@ class LocalWorker:
     One volume at a time is inferred and one prepared beside it; more of either queue in the child.
 
     Args:
-        model_name: its name in the configuration; becomes the name in results.
+        model_name: its name in the configuration, for messages.
         model: its settings.
         work: device, threads and time limits.
     """

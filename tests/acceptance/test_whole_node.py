@@ -113,7 +113,7 @@ def test_phantom_comes_back_with_right_on_the_right(orthanc, make_node, tmp_path
     series = the_series(tmp_path / "ct")
     assert node.send(files_of(tmp_path / "ct")).returncode == 0
     job = node.wait_for_state(series.series_instance_uid, "DELIVERED", limit_s=300)
-    assert node.job(job["id"])["model_identity"]["name"] == "demo"
+    assert node.job(job["id"])["model_identity"]["name"] == "phantom_demo_104"
     told = json.loads(node.ask("job", str(job["id"]), "--json").stdout)
     assert told == node.job(job["id"])
 
