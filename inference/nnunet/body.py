@@ -3,6 +3,7 @@
 Means over cubes of about 8 mm lose whatever is thinner than half of that: the shell of the table, blankets, tubes. Of
 the cubes that are left, the small groups are noise. What lies between two cubes of a group along a row or a column of
 its plane belongs to the patient too, so that lungs and bowel do, even where the field of view cuts the chest wall.
+One cube is added all around: skin fills the outermost ones in part, and a second changed no Dice on phantoms.
 """
 
 from __future__ import annotations
@@ -26,17 +27,15 @@ SMALLEST_FIELD_MM = 300.0
 """A narrower field of view lies within the patient, or holds too little air to be worth a look."""
 
 
-def body_mask(
-    voxels_zyx: NDArray[Any], spacing_zyx_mm: Sequence[float], margin_cubes: int = 1
-) -> NDArray[np.bool_] | None:
-    """A generous mask of the patient: the hull in each plane, and a margin of ``margin_cubes`` x 8 mm around it.
+def body_mask(voxels_zyx: NDArray[Any], spacing_zyx_mm: Sequence[float]) -> NDArray[np.bool_] | None:
+    """A generous mask of the patient: the hull in each plane, and one cube around it.
 
     None where nothing is found, or where the field of view is too small to look for air around the patient.
     """
     cube = cube_shape(voxels_zyx.shape, spacing_zyx_mm)
     if cube is None:
         return None
-    return mask_of_means(_means(voxels_zyx, cube), cube, voxels_zyx.shape, spacing_zyx_mm, margin_cubes)
+    return mask_of_means(_means(voxels_zyx, cube), cube, voxels_zyx.shape, spacing_zyx_mm)
 
 
 def cube_shape(shape_zyx: Sequence[int], spacing_zyx_mm: Sequence[float]) -> tuple[int, ...] | None:
@@ -52,7 +51,6 @@ def mask_of_means(
     cube: Sequence[int],
     shape_zyx: Sequence[int],
     spacing_zyx_mm: Sequence[float],
-    margin_cubes: int = 1,
 ) -> NDArray[np.bool_] | None:
     """As :func:`body_mask`, of the mean HU of every cube of a volume of ``shape_zyx``, wherever they were computed."""
     cube_ml = float(np.prod([n * mm for n, mm in zip(cube, spacing_zyx_mm, strict=True)])) / 1000.0
@@ -62,7 +60,7 @@ def mask_of_means(
     kept = (volumes_ml >= _SMALLEST_ML)[groups]
     if not kept.any():
         return None
-    hull = ndimage.binary_dilation(_between(kept, 1) | _between(kept, 2), np.ones((3, 3, 3)), margin_cubes)
+    hull = ndimage.binary_dilation(_between(kept, 1) | _between(kept, 2), np.ones((3, 3, 3)))
     for axis, (count, size) in enumerate(zip(shape_zyx, cube, strict=True)):
         hull = np.repeat(hull, size, axis=axis).take(range(count), axis=axis)
     return np.asarray(hull, bool)
