@@ -408,15 +408,23 @@ def models_known(command: _Command, *, as_json: bool) -> None:
 @click.pass_obj
 def models_list(command: _Command, *, as_json: bool) -> None:
     """What is installed. Files of weights are not read; `models verify` does that."""
+    from inference.errors import ModelPackageError  # noqa: PLC0415
     from inference.models.library import installed, read  # noqa: PLC0415
 
-    folder = command.models_folder()
-    with _models_errors():
-        rows = [_model_facts(read(folder, name, check_weights=False)) for name in installed(folder)]
+    folder, rows, damaged = command.models_folder(), [], []
+    for name in installed(folder):
+        try:
+            rows.append(_model_facts(read(folder, name, check_weights=False)))
+        except ModelPackageError as error:  # the sound ones shall be listed all the same
+            damaged.append(f"{name}: {error}")
     if as_json:
         _print_json(rows)
     else:
         command.console.print(_table(f"models in {folder}", rows, ("name", "version", "structures", "parts", "digest")))
+    for reason in damaged:
+        click.echo(f"Error: {reason}", err=True)
+    if damaged:
+        sys.exit(_PROBLEM_FOUND)
 
 
 @models.command("verify")
@@ -466,6 +474,8 @@ def _models_errors() -> Iterator[None]:
         yield
     except InferenceError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"{error.filename or 'the library of models'}: {error.strerror}") from error
 
 
 @contextmanager

@@ -6,11 +6,14 @@ declares before anything is written, and by what really comes out while it is.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -18,16 +21,41 @@ from inference.errors import ModelPackageError
 from inference.models.checks import WEIGHTS_LIMIT_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 MEMBER_LIMIT = 5000
 TOTAL_LIMIT_BYTES = 16 * 1024**3
 RATIO_LIMIT = 200
 """A checkpoint packs to nine tenths of its size; JSON to a tenth."""
+ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(NotImplementedError, RuntimeError, ValueError, OverflowError),
+)
+"""What Python's zipfile and its parts raise for files that are damaged or forged."""
+_LONGEST_READ_BYTES = 4 * 1024**2
 _SMALL_BYTES = 1024**2
 _CHUNK_BYTES = 1024**2
 _ENCRYPTED = 0x1
 _WANTED = re.compile(r"(.*/)?(plans\.json|dataset\.json|fold_[A-Za-z0-9]+/checkpoint_final\.pth)")
+
+
+class _ShortReads(io.FileIO):
+    """zipfile reads the table of members at once, as long as it says to be, and makes an object of each entry."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = size is None or size < 0  # how it looks at the end of a file
+        content = super().read(_LONGEST_READ_BYTES + 1 if rest else min(size or 0, _LONGEST_READ_BYTES + 1)) or b""
+        if len(content) > _LONGEST_READ_BYTES:
+            raise zipfile.BadZipFile(f"its table of members has more than {_LONGEST_READ_BYTES} bytes")
+        return content
+
+
+@contextmanager
+def opened_zip(path: Path) -> Iterator[zipfile.ZipFile]:
+    """The zip file at ``path``, unless its table of members alone is a bomb; raises one of ``ZIP_ERRORS``."""
+    with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
+        yield archive
 
 
 def unpack_model(archive: Path, folder: Path) -> None:
@@ -37,7 +65,7 @@ def unpack_model(archive: Path, folder: Path) -> None:
         ModelPackageError: the zip is damaged, hostile or holds no model.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with opened_zip(archive) as opened:
             members = opened.infolist()
             _check(archive, members)
             wanted = [member for member in members if not member.is_dir() and _WANTED.fullmatch(member.filename)]
@@ -45,10 +73,10 @@ def unpack_model(archive: Path, folder: Path) -> None:
                 raise ModelPackageError(f"{archive.name} holds no plans.json, dataset.json and checkpoint of nnU-Net")
             for member in wanted:
                 _unpack(opened, member, folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ModelPackageError(f"{archive.name} is not a sound zip file: {str(error)[:200]}") from error
     except OSError as error:
         raise ModelPackageError(f"cannot unpack {archive.name}: {error.strerror or error}") from error
+    except ZIP_ERRORS as error:
+        raise ModelPackageError(f"{archive.name} is not a sound zip file: {str(error)[:200]}") from error
 
 
 def _check(archive: Path, members: list[zipfile.ZipInfo]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from inference.errors import ModelPackageError
+from inference.models.archive import ZIP_ERRORS, opened_zip
 from inference.models.checks import WEIGHTS_LIMIT_BYTES
 from inference.nnunet.torch_network import build_network
 
@@ -31,7 +32,6 @@ _BOOKKEEPING_TYPES: list[Any] = [
     np.dtype,
     np.float64,
     np.float32,
-    np.ndarray,
     type(np.dtype(np.float64)),
     type(np.dtype(np.float32)),
     type(np.dtype(np.int64)),
@@ -40,6 +40,7 @@ _BOOKKEEPING_TYPES: list[Any] = [
 ]
 
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PARAMETER_LIMIT = 10**9
 """Largest network that is built; TotalSegmentator's have 3 * 10**7 parameters."""
 
@@ -75,11 +76,22 @@ def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch
             f"{len(foreign)} are foreign {[name[:80] for name in foreign[:3]]}"
         )
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor) or value.shape != expected[name].shape or value.is_sparse:
+        if not isinstance(value, torch.Tensor) or value.shape != expected[name].shape:
             seen = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             raise ModelPackageError(
                 f"{path} does not fit the network in plans.json: {name} is {seen}, not {tuple(expected[name].shape)}"
             )
+        _check_kind(name, value, path)
+
+
+def _check_kind(name: str, value: torch.Tensor, path: Path) -> None:
+    """Plain numbers that are really in the file: no sparse, meta or quantised tensor, no number spread over many."""
+    if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in _FLOATS:
+        raise ModelPackageError(
+            f"{path}: {name} holds {value.dtype} on {value.device.type}, not floating-point numbers"
+        )
+    if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise ModelPackageError(f"{path}: {name} holds fewer numbers than its shape {tuple(value.shape)} says")
 
 
 def _check_duplicates(weights: Mapping[str, torch.Tensor], network: torch.nn.Module, path: Path) -> None:
@@ -92,8 +104,6 @@ def _check_duplicates(weights: Mapping[str, torch.Tensor], network: torch.nn.Mod
 
 
 def _as_float(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
-    if not value.is_floating_point():
-        raise ModelPackageError(f"{path}: {name} holds {value.dtype}, not floating-point numbers")
     if not bool(torch.isfinite(value).all()):
         raise ModelPackageError(f"{path}: {name} holds NaN or infinity")
     return (value if value.dtype == torch.float16 else value.float()).contiguous()
@@ -107,21 +117,25 @@ def _network_weights(path: Path, found: NnunetFolder) -> dict[str, Any]:
         # the first line names the refused type; the rest is advice to switch the check off
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "not allowed")
         raise ModelPackageError(f"{path} holds more than weights and is not loaded: {reason.strip()[:200]}") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise ModelPackageError(f"{path} is not a checkpoint: {str(error)[:200]}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
         raise ModelPackageError(f"{path} holds no network_weights")
-    trained = (checkpoint.get("init_args") or {}).get("configuration", found.configuration)
+    weights, arguments = checkpoint["network_weights"], checkpoint.get("init_args")
+    if not all(isinstance(name, str) for name in weights):
+        raise ModelPackageError(f"{path}: network_weights have names that are no texts")
+    named = arguments if isinstance(arguments, dict) else {}
+    trained = named.get("configuration", found.configuration)
     if trained != found.configuration:
         raise ModelPackageError(f"{path} was trained as {trained!r}; its folder says {found.configuration!r}")
-    return {_bare(name): value for name, value in checkpoint["network_weights"].items()}
+    return {_bare(name): value for name, value in weights.items()}
 
 
 def _check_archive(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_zip(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except ZIP_ERRORS as error:
         raise ModelPackageError(f"{path} is not a torch checkpoint in zip format: {error}") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ModelPackageError(f"{path} holds compressed members; a torch checkpoint does not")

@@ -6,7 +6,9 @@ Every function returns the checked value or raises ModelPackageError that names 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from inference.errors import ModelPackageError, UnknownStructureError
@@ -14,6 +16,7 @@ from inference.structures import structure
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
+    from io import BufferedReader
     from pathlib import Path
 
 _N = TypeVar("_N", int, float)
@@ -23,6 +26,7 @@ WEIGHTS_LIMIT_BYTES = 4 * 1024**3
 """Largest file of weights that is read."""
 HIGHEST_LABEL = 255
 TEXT_LIMIT = 2000
+_NAMED_IN_MESSAGES = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -30,10 +34,11 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the JSON file ``path``."""
     try:
-        size = path.stat().st_size
-        if size > JSON_LIMIT_BYTES:
-            raise ModelPackageError(f"{path} has {size} bytes; at most {JSON_LIMIT_BYTES} are read")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_file(path) as file:
+            text = file.read(JSON_LIMIT_BYTES + 1)
+        if len(text) > JSON_LIMIT_BYTES:
+            raise ModelPackageError(f"{path} has more than {JSON_LIMIT_BYTES} bytes; no more are read")
+        content = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -43,13 +48,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def open_file(path: Path, *, follow_links: bool = True) -> BufferedReader:
+    """Open ``path`` for reading; a pipe or a device, which may never end, is refused and not waited for.
+
+    Raises:
+        ModelPackageError: not a file.
+        OSError: it can't be opened, or is a link where links are not followed.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ModelPackageError(f"{path} is not a file")
+
+
 def closed(content: object, what: str, keys: Collection[str]) -> Mapping[str, Any]:
     """An object with exactly ``keys``."""
     if not isinstance(content, dict):
         raise ModelPackageError(f"{what} must be an object, not {_seen(content)}")
     foreign, missing = sorted(set(content) - set(keys)), sorted(set(keys) - set(content))
     if foreign or missing:
-        raise ModelPackageError(f"{what}: unknown keys {foreign}, missing keys {missing}")
+        shown = [key[:80] for key in foreign[:_NAMED_IN_MESSAGES]]
+        raise ModelPackageError(f"{what}: {len(foreign)} unknown keys {shown}, missing keys {missing}")
     return content
 
 
@@ -163,7 +184,8 @@ def known_structures(names: Iterable[str], what: str) -> None:
 
 
 def patch_of_network(patch_size: tuple[int, int, int], strides: Sequence[Sequence[int]], what: str) -> None:
-    """Each side of the window can be halved as often as the network does."""
+    """Each side of the window can be halved as often as the network does, and something is left to normalise."""
+    deepest = 1
     for axis in range(3):
         shrink = 1
         for stride in strides:
@@ -172,6 +194,9 @@ def patch_of_network(patch_size: tuple[int, int, int], strides: Sequence[Sequenc
             raise ModelPackageError(
                 f"{what}: patch size {patch_size[axis]} is not a multiple of the network's stride {shrink}"
             )
+        deepest *= patch_size[axis] // shrink
+    if deepest == 1:
+        raise ModelPackageError(f"{what}: of patch size {list(patch_size)} one voxel reaches the network's last stage")
 
 
 def _seen(value: object) -> str:

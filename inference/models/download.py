@@ -28,7 +28,8 @@ SIZE_LIMIT_BYTES = 16 * 1024**3
 _CHUNK_BYTES = 256 * 1024
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _PARTIAL_CONTENT = 206
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,10 @@ class _Cut(Exception):
 
 def check_url(url: str) -> None:
     """Raises ModelPackageError unless ``url`` is https, or http to this machine."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise ModelPackageError(f"{url} is not an address: {error}") from error
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)):
         raise ModelPackageError(f"{url} is not an https address")
     if parts.username or parts.password:
@@ -138,8 +142,8 @@ def _extent(response: Any) -> tuple[int, int]:
         if told is None:
             raise _Cut("the server sent a part of the file without saying which")
         return int(told[1]), int(told[2])
-    length = response.headers.get("Content-Length")
-    if length is None or not length.isdigit():
+    length = response.headers.get("Content-Length", "")
+    if not _LENGTH.fullmatch(length):
         raise ModelPackageError(f"{response.url}: the server does not say how large the file is")
     return 0, int(length)
 

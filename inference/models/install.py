@@ -94,7 +94,7 @@ def install(
     with locked(library):
         if stated.name or wanted:  # before a download that takes an hour
             _check_free(library, stated.name or stated.task)
-        work = library / f"{LEFTOVER_PREFIX}sources"
+        work = library / f"{LEFTOVER_PREFIX}~sources"  # no model can be called so
         try:
             gathered = gather(sources, library, work, wanted, stated.sha256, report)
             facts = _facts(stated, gathered)
@@ -199,6 +199,7 @@ def _place(library: Path, name: str) -> Iterator[Path]:
 def _write_parts(
     parts: Sequence[NnunetFolder], place: Path, on_checkpoint: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
+    from safetensors import SafetensorError  # noqa: PLC0415 - as below
     from safetensors.torch import save_file  # noqa: PLC0415 - torch is needed for installing only
 
     from inference.models.checkpoint import read_weights  # noqa: PLC0415
@@ -208,7 +209,10 @@ def _write_parts(
         weights = []
         for path in part.checkpoints:
             file = place / f"part{number}_{path.parent.name}.safetensors"
-            save_file(read_weights(path, part), file)
+            try:
+                save_file(read_weights(path, part), file)
+            except (SafetensorError, OSError) as error:  # a full disk is either
+                raise ModelPackageError(f"cannot write {file.name}: {str(error)[:200]}") from error
             file.chmod(0o644)  # the library writes for its own user only
             weights.append({"file": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)})
             done += 1

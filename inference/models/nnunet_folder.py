@@ -95,7 +95,7 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
             names_by_channel=_names_by_channel(dataset),
             resampled_by_default=_resampled_by_default(settings),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
         raise ModelPackageError(f"{folder}: plans.json or dataset.json: {what}") from error
     checks.patch_of_network(found.patch_size, found.architecture.strides, str(folder))
@@ -181,7 +181,7 @@ def _architecture(settings: Mapping[str, Any]) -> Architecture:
 
 def _architecture_of_old_plans(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Plans written by nnunetv2 before 2.3, as it translates them itself (plans_handler.ConfigurationManager)."""
-    stages = len(settings["n_conv_per_stage_encoder"])
+    stages = checks.whole_in(len(settings["n_conv_per_stage_encoder"]), "number of stages", 2, 8)
     base = checks.whole_in(settings["UNet_base_num_features"], "UNet_base_num_features", 1, 1024)
     network = _NETWORKS.get(settings["UNet_class_name"], settings["UNet_class_name"])
     return {

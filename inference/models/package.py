@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from inference.errors import ModelDigestError, ModelPackageError
@@ -18,6 +19,7 @@ from inference.types import ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from io import BufferedReader
     from pathlib import Path
 
 MANIFEST_NAME = "manifest.json"
@@ -115,6 +117,21 @@ class ModelPackage:
     minimum_extent_mm: float
     licence: str
     source: str
+    stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    """Which files of weights were looked at; a file that is changed or replaced gets another stamp."""
+
+    def check_unchanged(self, part: Part) -> None:
+        """Raises ModelDigestError if a file of ``part`` is not the one whose digest was compared.
+
+        Called after weights were read, it says that what was read is what was checked.
+        """
+        for path in part.weights:
+            try:
+                now = _stamp(path.lstat())
+            except OSError as error:
+                raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
+            if now != self.stamps.get(path):
+                raise ModelDigestError(f"{path} was changed after its SHA-256 was compared")
 
 
 def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
@@ -136,9 +153,11 @@ def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
             f"{folder / MANIFEST_NAME} was changed: its entries have the SHA-256 {found}, "
             f"installed was {package.identity.digest}"
         )
-    for weights in _weights_of(content):
-        _check_file(folder / weights["file"], weights, with_digest=check_weights)
-    return package
+    stamps = {
+        folder / weights["file"]: _check_file(folder / weights["file"], weights, with_digest=check_weights)
+        for weights in _weights_of(content)
+    }
+    return replace(package, stamps=stamps)
 
 
 def check_digest(identity: ModelIdentity, approved: str | None) -> None:
@@ -180,11 +199,17 @@ def read_architecture(content: object) -> Architecture:
     given = checks.closed(content, "architecture", _fields(Architecture))
     stages = len(checks.listed(given["features_per_stage"], "features_per_stage", 8))
     checks.whole_in(stages, "number of stages", 2, 8)
+    kernel_sizes = checks.triples(given["kernel_sizes"], stages, "kernel_sizes", 7)
+    strides = checks.triples(given["strides"], stages, "strides", 4)
+    if any(size % 2 == 0 for kernel in kernel_sizes for size in kernel):
+        raise ModelPackageError(f"kernel_sizes {list(map(list, kernel_sizes))} must be odd: others move the image")
+    if max(strides[0]) > 1:
+        raise ModelPackageError(f"strides begin with {list(strides[0])}: the first stage must keep the resolution")
     return Architecture(
         network=checks.one_of(given["network"], "network", ("PlainConvUNet", "ResidualEncoderUNet")),
         features_per_stage=checks.per_stage(given["features_per_stage"], stages, "features_per_stage", 1024),
-        kernel_sizes=checks.triples(given["kernel_sizes"], stages, "kernel_sizes", 7),
-        strides=checks.triples(given["strides"], stages, "strides", 4),
+        kernel_sizes=kernel_sizes,
+        strides=strides,
         blocks_per_stage=checks.per_stage(given["blocks_per_stage"], stages, "blocks_per_stage", 12),
         convolutions_per_decoder_stage=checks.per_stage(
             given["convolutions_per_decoder_stage"], stages - 1, "convolutions_per_decoder_stage", 12
@@ -314,21 +339,44 @@ def _weights_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [weights for part in content["parts"] for weights in part["weights"]]
 
 
-def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) -> None:
+def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) -> tuple[int, ...]:
+    """Compare a file with its entry in the manifest, and stamp it."""
     expected = checks.sha256(weights["sha256"], f"sha256 of {path.name}")
     size = checks.whole_in(weights["bytes"], f"bytes of {path.name}", 1, checks.WEIGHTS_LIMIT_BYTES)
     try:
         if path.is_symlink():
             raise ModelDigestError(f"{path} is a link; a package holds its own files")
-        if path.stat().st_size != size:
-            raise ModelDigestError(f"{path} has {path.stat().st_size} bytes, installed were {size}")
-        if with_digest and (found := file_digest(path)) != expected:
-            raise ModelDigestError(f"{path} has the SHA-256 {found}, installed was {expected}")
+        with checks.open_file(path, follow_links=False) as file:
+            status = os.fstat(file.fileno())
+            if status.st_size != size:
+                raise ModelDigestError(f"{path} has {status.st_size} bytes, installed were {size}")
+            if with_digest:
+                if (found := _digest(file)) != expected:
+                    raise ModelDigestError(f"{path} has the SHA-256 {found}, installed was {expected}")
+                _check_header(path, file)
+            return _stamp(status)
     except OSError as error:
         raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_header(path: Path, file: BufferedReader) -> None:
+    """A safetensors file begins with the length of its header, in 8 bytes; one of 100 MB would be parsed as a whole."""
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > checks.JSON_LIMIT_BYTES:
+        raise ModelPackageError(f"{path} has a header of {length} bytes; at most {checks.JSON_LIMIT_BYTES} are read")
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    """Device, inode, size and times; the time of the last change of state can't be set by those who change a file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(file)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -130,3 +130,10 @@ def test_a_damaged_member_is_refused(tmp_path, target):
 def test_a_zip_without_a_model_says_so(tmp_path, target):
     with pytest.raises(ModelPackageError, match=r"holds no plans\.json"):
         unpack_model(write(tmp_path / "m.zip", {"a.txt": b"a"}), target)
+
+
+def test_a_table_of_members_that_is_a_bomb_is_not_read(tmp_path, target, monkeypatch):
+    path = write(tmp_path / "m.zip", SOUND | {f"{number:05}": b"" for number in range(2000)})
+    monkeypatch.setattr(archive, "_LONGEST_READ_BYTES", 100_000)
+    with pytest.raises(ModelPackageError, match=r"m\.zip is not a sound zip file: its table of members has more than"):
+        unpack_model(path, target)

@@ -182,6 +182,14 @@ def test_zips_lie_in_a_folder_or_are_named(results, library, tmp_path):
     assert visible(library) == ["two"]
 
 
+def test_any_name_may_be_given(results, library, tmp_path):
+    path = zipped(results / "Dataset903_c", tmp_path / "c.zip")
+    for name in ("sources", "removed-sources"):
+        assert put(library, path, name=name).identity.name == name
+    remove(library, "sources")
+    assert visible(library) == ["removed-sources"]
+
+
 def test_a_zip_must_have_the_digest_that_was_stated(results, library, tmp_path):
     path = zipped(results / "Dataset903_c", tmp_path / "c.zip")
     with pytest.raises(ModelDigestError, match=r"c\.zip has the SHA-256"):

@@ -38,6 +38,12 @@ def test_a_model_is_installed_listed_verified_and_removed(call, tmp_path):
     assert wrong.exit_code == 3
     assert "part1_fold_1.safetensors has the SHA-256" in json.loads(wrong.stdout)[0]["detail"]
     assert json.loads(call("list", "--json").stdout) == [facts]  # weights are not read
+    weights.unlink()
+    assert call("install", folder, "--name", "sound").exit_code == 0
+    listed = call("list", "--json")
+    assert (listed.exit_code, [row["name"] for row in json.loads(listed.stdout)]) == (3, ["sound"])
+    assert "mine: cannot read" in listed.stderr
+    assert call("remove", "sound").exit_code == 0
     assert call("remove", "mine").stdout == "removed mine\n"
     assert json.loads(call("list", "--json").stdout) == []
 
@@ -57,6 +63,13 @@ def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):
         assert done.exit_code in (1, 3), arguments
         assert reason in done.output
         assert "Traceback" not in done.output
+
+
+def test_a_library_that_cannot_be_written_is_one_line_on_stderr(call, tmp_path):
+    (tmp_path / "etc" / "library").write_text("a file is in its place")
+    done = call("install", write_model(tmp_path / "m"), "--name", "mine")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"Error: {tmp_path / 'etc' / 'library'}: File exists\n"
 
 
 def test_the_known_tasks_are_listed_with_what_hinders_them(call):

@@ -115,6 +115,10 @@ def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
         ("plans.json", lambda c: kwargs(c).update(norm_op=["x"]), "norm_op"),
         ("plans.json", lambda c: kwargs(c).update(block="os.system"), "block"),
         ("plans.json", lambda c: kwargs(c).update(n_stages=10**6), "n_stages"),
+        ("plans.json", lambda c: kwargs(c).update(kernel_sizes=[[2, 3, 3]] * 2), "must be odd"),
+        ("plans.json", lambda c: configuration(c)["architecture"].update(arch_kwargs=["conv_op"]), "plans.json"),
+        ("plans.json", lambda c: kwargs(c).update(norm_op_kwargs=["eps"]), "plans.json"),
+        ("plans.json", lambda c: configuration(c).update(architecture="PlainConvUNet"), "plans.json"),
         ("plans.json", lambda c: kwargs(c).update(features_per_stage=[10**9, 1]), "features_per_stage"),
         ("plans.json", lambda c: kwargs(c).update(kernel_sizes=[[99, 3, 3]] * 2), "kernel_sizes"),
         ("plans.json", lambda c: configuration(c).update(patch_size=[10**6] * 3), "patch_size"),
@@ -216,8 +220,48 @@ def put_whole_numbers(path):
     torch.save(content, path)
 
 
+def spread_one_number(path):
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    content["network_weights"] = {name: torch.zeros(1).expand(value.shape) for name, value in weights.items()}
+    torch.save(content, path)
+
+
+def make_sparse(path):
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    content["network_weights"] = {name: value.to_sparse() for name, value in weights.items()}
+    torch.save(content, path)
+
+
+def leave_no_numbers(path):
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    content["network_weights"] = {name: value.to("meta") for name, value in weights.items()}
+    torch.save(content, path)
+
+
+def name_by_numbers(path):
+    content = torch.load(path, weights_only=True)
+    content["network_weights"] = dict(enumerate(content["network_weights"].values()))
+    torch.save(content, path)
+
+
+def list_arguments(path):
+    torch.save(torch.load(path, weights_only=True) | {"init_args": ["3d_fullres"], "network_weights": {}}, path)
+
+
 @pytest.mark.parametrize(
-    ("damage", "reason"), [(put_another_value_under_the_second_name, "same weight"), (put_whole_numbers, "int32")]
+    ("damage", "reason"),
+    [
+        (put_another_value_under_the_second_name, "same weight"),
+        (put_whole_numbers, "int32"),
+        (spread_one_number, "fewer numbers than its shape"),
+        (make_sparse, "not floating-point numbers|fewer numbers"),
+        (leave_no_numbers, "on meta"),
+        (name_by_numbers, "no texts"),
+        (list_arguments, "weights are missing"),
+    ],
 )
 def test_weights_that_contradict_each_other_are_refused(tmp_path, damage, reason):
     folder = write_model(tmp_path / "m")

@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -116,6 +118,9 @@ def test_weights_that_are_gone_or_a_link_are_named(copied, package):
         (lambda c: c["parts"][0]["architecture"].update(network="os.system"), "network"),
         (lambda c: c["parts"][0]["architecture"].update(features_per_stage=[10**9, 8]), "features_per_stage"),
         (lambda c: c["parts"][0]["architecture"].update(norm_eps=float("nan")), "norm_eps"),
+        (lambda c: c["parts"][0]["architecture"]["kernel_sizes"].__setitem__(1, [3, 4, 3]), "must be odd"),
+        (lambda c: c["parts"][0]["architecture"]["strides"].__setitem__(0, [1, 1, 2]), "keep the resolution"),
+        (lambda c: c["parts"][0]["architecture"]["strides"].__setitem__(1, [3, 2, 2]), "multiple"),
         (lambda c: c["parts"][0].update(patch_size=[33, 32, 32]), "multiple"),
         (lambda c: c["parts"][0].update(spacing_mm=[0, 1, 1]), "spacing_mm"),
         (lambda c: c["parts"][0].update(axes=[0, 1, 1]), "order of three axes"),
@@ -138,6 +143,53 @@ def test_a_manifest_that_says_what_is_not_allowed_is_refused_by_name(copied, cha
     rewrite(copied, change)
     with pytest.raises(ModelPackageError, match=reason):
         read_package(copied)
+
+
+def test_what_never_ends_is_not_waited_for(copied):
+    manifest, weights = copied / "manifest.json", copied / "part1_fold_1.safetensors"
+    content = manifest.read_bytes()
+    for endless in (manifest, weights):
+        endless.unlink()
+        os.mkfifo(endless)
+        with pytest.raises(ModelPackageError, match="is not a file"):
+            read_package(copied)
+        endless.unlink()
+        manifest.write_bytes(content)
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    with pytest.raises(ModelPackageError, match="is not a file"):
+        read_package(copied)
+
+
+def test_a_network_that_leaves_one_voxel_to_normalise_is_refused(tmp_path):
+    tiny = plans(patch=(8, 8, 8), features=(2, 2, 2, 2))
+    with pytest.raises(ModelPackageError, match="one voxel reaches"):
+        write_package(tmp_path / "library", write_model(tmp_path / "tiny", described=tiny))
+
+
+def test_a_header_of_weights_that_is_a_bomb_is_not_parsed(copied):
+    path = copied / "part1_fold_1.safetensors"
+    header = b'{"x":' + b" " * 2**21
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    facts = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    rewrite(copied, lambda c: c["parts"][0]["weights"][1].update(facts))
+    with pytest.raises(ModelPackageError, match="a header of 2097157 bytes"):
+        read_package(copied)
+
+
+def test_weights_that_are_replaced_after_they_were_checked_are_found(copied):
+    package = read_package(copied)
+    part, path = package.parts[0], copied / "part1_fold_1.safetensors"
+    package.check_unchanged(part)
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as somebody would who means harm
+    with pytest.raises(ModelDigestError, match=r"part1_fold_1\.safetensors was changed after"):
+        package.check_unchanged(part)
+    path.unlink()
+    with pytest.raises(ModelPackageError, match="No such file"):
+        package.check_unchanged(part)
 
 
 JSON_VALUES = st.one_of(
