@@ -59,6 +59,10 @@ class WindowNetwork(Protocol):
         """[n, z, y, x] -> [n, K, z, y, x]; the result may be overwritten by the next call."""
         ...
 
+    def rest(self) -> None:
+        """Give back what only running takes; the next ``run`` takes it again. No result is used after this."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:

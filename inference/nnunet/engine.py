@@ -231,6 +231,8 @@ class NnunetSegmenter:
         for first, values in self._timed("inference", slabs):
             with self._timing("restore"):
                 restorer.accept(first, values)
+        for network in one.networks:  # several parts: only the one at work may hold its activations
+            network.rest()
 
     def _windows(self, part: Part, grid: Grid) -> Windows:
         shape = [box.stop - box.start for box in grid.box]

@@ -50,14 +50,11 @@ class OpenVinoNetwork:
             RuntimeError: OpenVINO can't compile the network on this machine.
         """
         narrow = features and precision == "bfloat16"
-        compiled = _compile(_graph(part, features=features, narrow=narrow), precision, threads, cache_folder)
-        self._request = compiled.create_infer_request()
-        shape = tuple(compiled.output(0).shape)
-        self._channels = int(shape[1])
-        self._widened = _Widened(shape) if narrow else None
-        if self._widened is not None:
-            self._request.set_output_tensor(0, self._widened.tensor)
-        used = _NAMES[compiled.get_property("INFERENCE_PRECISION_HINT")]
+        self._compiled = _compile(_graph(part, features=features, narrow=narrow), precision, threads, cache_folder)
+        self._narrow = narrow
+        self._running: _Running | None = None
+        self._channels = int(self._compiled.output(0).shape[1])
+        used = _NAMES[self._compiled.get_property("INFERENCE_PRECISION_HINT")]
         self._description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {used}"
 
     @property
@@ -77,6 +74,27 @@ class OpenVinoNetwork:
         return np.concatenate([self._run(window[np.newaxis]).copy() for window in windows])
 
     def _run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._running is None:
+            self._running = _Running(self._compiled, narrow=self._narrow)
+        return self._running.run(window)
+
+    def rest(self) -> None:
+        """Give back the memory of activations and results, a gigabyte for a large window; the weights stay."""
+        self._running = None
+        self._compiled.release_memory()
+
+
+class _Running:
+    """What a network holds only while windows are run."""
+
+    def __init__(self, compiled: ov.CompiledModel, *, narrow: bool) -> None:
+        self._request = compiled.create_infer_request()
+        self._widened = _Widened(tuple(compiled.output(0).shape)) if narrow else None
+        if self._widened is not None:
+            self._request.set_output_tensor(0, self._widened.tensor)
+
+    def run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[1, z, y, x] -> [1, K, z, y, x]; the buffer that the next call overwrites."""
         self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(window[:, np.newaxis]), shared_memory=True))
         self._request.infer()
         if self._widened is not None:

@@ -63,6 +63,9 @@ class TorchNetwork:
         values_nkzyx: NDArray[np.float32] = values.float().contiguous().cpu().numpy()
         return values_nkzyx
 
+    def rest(self) -> None:
+        """Nothing to do: torch gives activations back after every window."""
+
     @torch.inference_mode()
     def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
         """[n, 1, z, y, x] on the device -> [n, K, z, y, x] on the device, in the precision of the network."""

@@ -92,6 +92,10 @@ class CapturedNetwork:
         """[n, z, y, x] -> [n, K, z, y, x], both on the host, without a graph."""
         return self._network.run(windows)
 
+    def rest(self) -> None:
+        """Give back what only running on the host takes."""
+        self._network.rest()
+
     def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
         """[n, 1, z, y, x] -> [n, K, z, y, x], overwritten by the next call."""
         if windows.shape not in self._by_shape:
@@ -136,6 +140,10 @@ class CompiledNetwork:
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x], both on the host, not compiled."""
         return self._network.run(windows)
+
+    def rest(self) -> None:
+        """Give back what only running on the host takes."""
+        self._network.rest()
 
 
 def can_compile(device: torch.device) -> bool:
