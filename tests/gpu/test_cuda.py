@@ -135,6 +135,9 @@ class Greedy:
     def run(self, windows):
         return self.network.run(windows)
 
+    def rest(self):
+        self.network.rest()
+
 
 @pytest.mark.parametrize(("windows", "last"), [(1, "one window at a time"), (0, "sums on the host")])
 def test_when_the_gpu_is_full_the_labels_still_come(package, volume, of_host, windows, last):

@@ -143,6 +143,9 @@ class Scarce:
             raise self.error
         return self.network.run(windows)
 
+    def rest(self):
+        self.network.rest()
+
 
 def scarce(windows, error, only="a"):
     """Opens parts so that the one that ``only`` names runs out of memory."""

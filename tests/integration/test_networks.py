@@ -200,6 +200,23 @@ def test_torch_stands_in_where_openvino_cannot_compile(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_at_rest_gives_its_memory_back_and_runs_again(tmp_path, precision):
+    part = _part(tmp_path, replace(PLAIN, features_per_stage=(16, 16, 16)), classes=40, patch=(96, 96, 96))
+    network, _ = open_networks(part, EngineOptions(precision=precision))
+    windows = _windows(part)
+    before = network.run(windows).copy()
+    busy = _resident_bytes()
+    network.rest()
+    assert busy - _resident_bytes() > 16 * 96**3 * 2  # at least one layer of activations
+    np.testing.assert_array_equal(network.run(windows), before)
+
+
+def _resident_bytes():
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_cache_is_filled_and_changes_nothing(tmp_path, precision):
     part, cache = _part(tmp_path), tmp_path / "made" / "cache"
     windows = _windows(part)
