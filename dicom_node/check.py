@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from dicom_node.settings import WorkSettings
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -48,7 +50,7 @@ def _findings(settings: Settings) -> Iterator[Finding]:
         detail=", ".join(source.ae_title for source in settings.sources) or "none: nobody may send to this node",
     )
     for name, model in settings.models.items():
-        yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model))  # type: ignore[misc]
+        yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model, settings.work))  # type: ignore[misc]
     for name, destination in settings.destinations.items():
         yield _echo(f"destination {name}", destination, settings)
     for source in settings.sources:
@@ -102,8 +104,8 @@ def _port(settings: Settings) -> Finding:
     return Finding("port", ok=True, detail=f"{place} is free")
 
 
-def _identity(name: str, model: object) -> str:
-    identity = describe_model(name, model)
+def _identity(name: str, model: object, work: WorkSettings) -> str:
+    identity = describe_model(name, model, work)
     return f"{identity.name} {identity.version}, sha256 {identity.digest}"
 
 

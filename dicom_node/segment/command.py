@@ -63,7 +63,7 @@ def segment_inputs(
         ConfigurationError: no such model, nothing to segment, or ``out`` can't be written.
         UnknownStructureError: the model finds no such structure.
     """
-    model = find_model(model_name, models_folder)
+    model = find_model(model_name, models_folder, options)
     refuse_unknown(wanted.structures, model)
     entries = find_inputs(given, recursive=recursive, series_instance_uid=series_instance_uid, without=out)
     folders = result_folders(entries, out, below=recursive or len(given) > 1)

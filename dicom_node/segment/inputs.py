@@ -210,7 +210,10 @@ def _files(given: Sequence[Path], *, recursive: bool, without: Path) -> Iterator
 def _nifti_name(path: Path, root: Path) -> str:
     relative = path.name if path == root else path.relative_to(root).as_posix()
     suffix = next(suffix for suffix in reversed(_NIFTI_SUFFIXES) if relative.lower().endswith(suffix))
-    return relative[: -len(suffix)] or "nifti"
+    folder, slash, last = relative.rpartition("/")
+    stem = last[: -len(suffix)]
+    # a file called "...nii" must not send its results to the folder above
+    return folder + slash + ("nifti" if stem in ("", ".", "..") else stem)
 
 
 def _size(paths: Sequence[Path]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.work.models import open_segmenter
+from dicom_node.work.models import identity_of, models_of, open_segmenter
 from inference.errors import InferenceError, UnknownStructureError
 from inference.models import library
 from inference.models.package import ModelPackage, read_package
@@ -44,11 +44,14 @@ class Model:
         return open_segmenter(self.package, options)
 
 
-def find_model(name: str, models_folder: Path) -> Model:
+def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
     """The model called ``name`` in the library ``models_folder``, or the package in the folder ``name``.
 
+    Its identity is that of the results of a run with ``options``.
+
     Raises:
-        ConfigurationError: there is no such model, or its files are not those of its manifest.
+        ConfigurationError: there is no such model, its files are not those of its manifest, or the model that finds
+            what it crops to is not installed beside it.
     """
     if name == TISSUE:
         from inference.tissue import TissueSegmenter  # noqa: PLC0415
@@ -66,9 +69,10 @@ def find_model(name: str, models_folder: Path) -> Model:
                 f"no model is called {name!r}, and no folder; {TISSUE} is always there, "
                 f"installed in {models_folder}: {', '.join(installed) or 'none'}"
             )
+        identity = identity_of(models_of(package), options)
     except InferenceError as error:
         raise ConfigurationError(f"model {name}: {error}") from error
-    return Model(package.identity, package.names_by_label, package)
+    return Model(identity, package.names_by_label, package)
 
 
 def refuse_unknown(structures: Iterable[str], model: Model) -> None:

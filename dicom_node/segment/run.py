@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,14 +22,15 @@ from dicom_node.segment import outputs
 from dicom_node.types import ResultContext
 from inference.errors import InferenceError
 from inference.measure import measure
-from inference.nnunet.contract import EngineOptions
 from inference.types import Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from dicom_node.segment.inputs import Input, Scan
     from dicom_node.segment.model import Model
+    from inference.nnunet.contract import EngineOptions
     from inference.types import Measurements, Segmenter
 
 SEGMENTED, REFUSED = "segmented", "refused"
@@ -43,10 +44,13 @@ _READ, _SEGMENTED = 0.05, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the results shall hold: ``structures`` (all where empty), and SEG and SR of DICOM input."""
+    """What the results shall hold: ``structures`` (all where empty, in any order), and SEG and SR of DICOM input."""
 
     structures: tuple[str, ...] = ()
     dicom: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "structures", tuple(sorted(set(self.structures))))
 
 
 def result_folders(entries: Sequence[Input], out: Path, *, below: bool) -> tuple[Path, ...]:
@@ -72,7 +76,7 @@ class SegmentRun:
         self._options = options
         self._wanted = wanted
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="segment")
-        self._loading = self._beside.submit(model.load, options)
+        self._loading: Future[Segmenter] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +101,8 @@ class SegmentRun:
         started_at = datetime.now(UTC)
         stages = _Stages(on_progress)
         outputs.make_folder(folder)
+        if self._loading is None:  # while the first one is read
+            self._loading = self._beside.submit(self._model.load, self._options)
         status, reason, produced = SEGMENTED, None, dict[str, Any]()
         try:
             produced = self._work(entry, folder, started_at, stages)
@@ -159,13 +165,16 @@ class SegmentRun:
         outputs.remove_earlier(folder)
         writing = self._beside.submit(outputs.write_label_map, folder, segmentation, scan.grid)
         results: list[dict[str, str]] = []
-        if scan.reconstruction is not None and self._wanted.dicom:
-            with stages.measured("encode", _SEGMENTED):
-                encoded = self._encoded(scan, segmentation, measurements, started_at)
-                results = outputs.write_results(folder, encoded)
-        with stages.measured("write", 1.0):
-            outputs.write_measurements(folder, measurements)
-            writing.result()
+        try:
+            if scan.reconstruction is not None and self._wanted.dicom:
+                with stages.measured("encode", _SEGMENTED):
+                    encoded = self._encoded(scan, segmentation, measurements, started_at)
+                    results = outputs.write_results(folder, encoded)
+            with stages.measured("write", 1.0):
+                outputs.write_measurements(folder, measurements)
+        finally:
+            wait([writing])  # also where encoding fails: what is refused leaves no file behind
+        writing.result()
         geometry = scan.source.geometry
         return {
             "content_sha256": scan.content_digest,
@@ -177,6 +186,7 @@ class SegmentRun:
         }
 
     def _loaded(self) -> Segmenter:
+        assert self._loading is not None
         try:
             return self._loading.result()
         except InferenceError as error:
@@ -208,15 +218,13 @@ class SegmentRun:
         return encode(scan.reconstruction, segmentation, measurements, context)
 
     def _run_digest(self, content_digest: str) -> str:
-        """What the UIDs of the results derive from: the input alone where it is run as a node does.
+        """What, beside the identity of the model, the UIDs derive from: the input, and the choice of structures.
 
         Anything that changes the answer makes other UIDs, so that no archive takes two answers for one instance.
         """
-        answer = (self._options.parity, self._options.body_crop, self._options.precision, self._wanted.structures)
-        default = EngineOptions()
-        if answer == (default.parity, default.body_crop, default.precision, ()):
-            return content_digest
-        return hashlib.sha256(json.dumps([content_digest, *answer]).encode()).hexdigest()
+        if not self._wanted.structures:
+            return content_digest  # as a node
+        return hashlib.sha256(json.dumps([content_digest, *self._wanted.structures]).encode()).hexdigest()
 
 
 class _Stages:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from inference.errors import ModelPackageError
 from inference.nnunet.body import bounding_box
-from inference.types import Geometry, Segmentation, Volume
+from inference.types import Geometry, Segmentation, Segmenter, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +19,32 @@ if TYPE_CHECKING:
 
     from inference.models.package import Crop
     from inference.nnunet.engine import NnunetSegmenter
-    from inference.types import ModelIdentity, Segmenter
+    from inference.types import ModelIdentity
+
+    Progress = Callable[[float, str], None]
 
 _FIRST_SHARE = 0.3
 """Part of the work, for the progress display, that the first model does."""
+
+
+class TwoSteps(Segmenter, Protocol):
+    """A segmenter whose first step may be done while another volume is inferred."""
+
+    def prepare(self, volume: Volume, progress: Progress) -> Any:
+        """All that needs no network."""
+        ...
+
+    def infer(self, prepared: Any, progress: Progress) -> Segmentation:
+        """The rest."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedCrop:
+    """A volume that both models accept, prepared for the first one."""
+
+    volume: Volume
+    for_first: Any
 
 
 class CroppedSegmenter:
@@ -38,13 +62,14 @@ class CroppedSegmenter:
         ModelPackageError: ``first`` does not know a structure of ``crop``.
     """
 
-    def __init__(self, first: Segmenter, second: NnunetSegmenter, crop: Crop) -> None:
+    def __init__(self, first: TwoSteps, second: NnunetSegmenter, crop: Crop) -> None:
         missing = sorted(set(crop.structures) - set(first.names_by_label.values()))
         if missing:
             raise ModelPackageError(f"{first.identity.name} does not find {', '.join(missing)}")
         self._first = first
         self._second = second
         self._crop = crop
+        self._first_s = 0.0
 
     @property
     def identity(self) -> ModelIdentity:
@@ -58,27 +83,49 @@ class CroppedSegmenter:
 
     @property
     def stage_seconds(self) -> Mapping[str, float]:
-        """Of the second model, on the last volume."""
-        return self._second.stage_seconds
+        """Of the second model, on the last volume; ``crop``: all that the first one took once it was prepared."""
+        return {**self._second.stage_seconds, "crop": self._first_s}
 
     @property
     def notes(self) -> Sequence[str]:
-        """Of the second model."""
-        return self._second.notes
+        """Of both models."""
+        return (*getattr(self._first, "notes", ()), *self._second.notes)
 
     @property
     def description(self) -> str:
         """Of the second model's networks."""
         return self._second.description
 
-    def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
+    def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Label every voxel of ``volume``.
 
         Raises:
             SegmentationRefusedError: one of the two models refuses the volume.
         """
+        return self.infer(self.prepare(volume, progress), progress)
+
+    def check(self, volume: Volume) -> None:
+        """Raises SegmentationRefusedError for a volume that the second model can't segment."""
         self._second.check(volume)
-        found = self._first.segment(volume, lambda done, stage: progress(_FIRST_SHARE * done, stage))
+
+    def prepare(self, volume: Volume, progress: Progress) -> PreparedCrop:
+        """What can be done of ``volume`` while another one is inferred: whatever the first model needs.
+
+        Raises:
+            SegmentationRefusedError: one of the two models refuses the volume.
+        """
+        self._second.check(volume)
+        return PreparedCrop(volume, self._first.prepare(volume, _of_the_first(progress)))
+
+    def infer(self, prepared: PreparedCrop, progress: Progress) -> Segmentation:
+        """Label every voxel of a prepared volume.
+
+        Raises:
+            MemoryError: more was needed than there is now; another time it may pass.
+        """
+        volume, start = prepared.volume, time.perf_counter()
+        found = self._first.infer(prepared.for_first, _of_the_first(progress))
+        self._first_s = time.perf_counter() - start
         labels = np.zeros(volume.geometry.shape_zyx, np.uint8)
         box = self._box(found)
         if box is not None:
@@ -86,8 +133,8 @@ class CroppedSegmenter:
             def of_the_rest(done: float, stage: str) -> None:
                 progress(_FIRST_SHARE + (1 - _FIRST_SHARE) * done, stage)
 
-            prepared = self._second.prepare(cropped(volume, box), of_the_rest, checked=True)
-            labels[box] = self._second.infer(prepared, of_the_rest).labels_zyx
+            part = self._second.prepare(cropped(volume, box), of_the_rest, checked=True)
+            labels[box] = self._second.infer(part, of_the_rest).labels_zyx
         progress(1.0, "done")
         return Segmentation(labels, volume.geometry, self.names_by_label, self.identity)
 
@@ -104,6 +151,10 @@ class CroppedSegmenter:
             for at, margin, n in zip(bounding_box(seen), margins, seen.shape, strict=True)
         )
         return z, y, x
+
+
+def _of_the_first(progress: Progress) -> Progress:
+    return lambda done, stage: progress(_FIRST_SHARE * done, stage)
 
 
 def cropped(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:

@@ -13,7 +13,7 @@ import numpy as np
 
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.device.ladder import is_out_of_memory
-from inference.nnunet.open_networks import effective_device, open_networks
+from inference.nnunet.open_networks import effective_device, first_line, open_networks
 from inference.nnunet.prepare import check, prepare, usable_cores
 from inference.nnunet.restore import Restorer
 from inference.nnunet.tiles import Windows, averaged, averaged_half
@@ -59,10 +59,9 @@ class NnunetSegmenter:
 
     def __init__(self, package: ModelPackage, options: EngineOptions | None = None) -> None:
         self._package = package
-        self._options = _as_totalsegmentator_runs(options or EngineOptions())
+        self._options = options or EngineOptions()
         self._threads = self._options.threads or usable_cores()
         self._seconds: dict[str, float] = defaultdict(float)
-        self._prepare_s = 0.0
         self._notes: list[str] = []
         self._backends: dict[str, None] = {}
         self._prepared: Prepared | None = None
@@ -85,7 +84,7 @@ class NnunetSegmenter:
     def stage_seconds(self) -> Mapping[str, float]:
         """Wall seconds of the stages of the last volume: prepare, inference, restore; a device adds its own."""
         on_device = self._device.stage_seconds if self._device else {}
-        return {"prepare": self._prepare_s, **self._seconds, **on_device}
+        return {**self._seconds, **on_device}
 
     @property
     def notes(self) -> Sequence[str]:
@@ -122,8 +121,7 @@ class NnunetSegmenter:
         # a device resamples itself, but for nnU-Net's own cubic way
         resampled = self._device is None or self._package.resampling == "nnunet"
         prepared = prepare(volume, self._package, self._options, resampled=resampled)
-        self._prepare_s = time.perf_counter() - start
-        return prepared
+        return replace(prepared, seconds=time.perf_counter() - start)
 
     def infer(self, prepared: Prepared, progress: Progress) -> Segmentation:
         """Label every voxel of a prepared volume.
@@ -131,7 +129,7 @@ class NnunetSegmenter:
         Raises:
             MemoryError: more was needed than there is now; another time it may pass.
         """
-        self._seconds = defaultdict(float)
+        self._seconds = defaultdict(float, prepare=prepared.seconds)
 
         def on_windows(done: int, count: int) -> None:
             progress(_PREPARED_SHARE + (1 - _PREPARED_SHARE) * done / count, "inference")
@@ -175,7 +173,7 @@ class NnunetSegmenter:
             return self._labels(prepared, on_windows)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
-            if self._options.backend == "torch" or isinstance(error, NotImplementedError | RecursionError):
+            if "OpenVINO" not in self.description or isinstance(error, NotImplementedError | RecursionError):
                 raise
             self._fall_back(error)
         try:
@@ -186,11 +184,15 @@ class NnunetSegmenter:
 
     def _fall_back(self, error: RuntimeError) -> None:
         """From OpenVINO, once it failed, to torch for the life of this segmenter."""
-        self._notes.append(f"OpenVINO failed and torch took over: {(str(error).splitlines() or ['?'])[0][:200]}")
+        self._note(f"OpenVINO failed and torch took over: {first_line(error)}")
         self._options = replace(self._options, backend="torch", device="cpu")
         self._parts = {}
         self._backends = {}
         self._open()
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self._notes:
+            self._notes.append(sentence)
 
     def _open(self) -> None:
         for number, part in enumerate(self._package.parts):
@@ -204,10 +206,11 @@ class NnunetSegmenter:
         for channel, name in part.names_by_channel.items():
             labels[channel] = label_by_name[name]
         if not options.parity:
-            opened = [open_networks(part, options, output="auto")]
+            opened = [open_networks(part, options, output="auto", note=self._note)]
         else:
             folds = [replace(part, weights=(path,)) for path in part.weights]
-            opened = [open_networks(fold, options, output="logits") for fold in folds]
+            opened = [open_networks(fold, options, output="logits", note=self._note) for fold in folds]
+        self._package.check_unchanged(part)  # long after the digests were compared, where a backend failed
         networks = tuple(network for network, _ in opened)
         self._backends |= dict.fromkeys(network.description for network in networks)
         return OpenPart(part, networks, opened[0][1], labels)
@@ -279,19 +282,10 @@ class NnunetSegmenter:
             yield item
 
 
-def _as_totalsegmentator_runs(options: EngineOptions) -> EngineOptions:
-    """In parity torch runs the network unless another backend is asked for.
-
-    In half-precision sums the last bits of a logit decide between two labels, and OpenVINO's differ: of the random
-    3 mm model with 118 classes 0.25 % of the voxels then get another label, with torch 0.001 %.
-    """
-    return replace(options, backend="torch") if options.parity and options.backend == "auto" else options
-
-
 def _raise_if_out_of_memory(error: RuntimeError) -> None:
     """Another backend would need as much; another time there may be enough."""
     if is_out_of_memory(error) or "bad_alloc" in str(error):
-        raise MemoryError(str(error).splitlines()[0][:200]) from error
+        raise MemoryError(first_line(error)) from error
 
 
 def _in_order(values: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:

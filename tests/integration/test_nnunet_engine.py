@@ -238,7 +238,11 @@ class Finder:
     def __init__(self, box):
         self.box = box
 
-    def segment(self, volume, progress):
+    def prepare(self, volume, progress):
+        progress(0.0, "resample")
+        return volume
+
+    def infer(self, volume, progress):
         progress(1.0, "done")
         labels = np.zeros(volume.geometry.shape_zyx, np.uint8)
         labels[0, 0, 0] = 8

@@ -11,6 +11,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -27,7 +28,9 @@ from pydicom import dcmread
 from dicom_node.cli import main
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.encode.encode import encode
+from dicom_node.errors import EncodingError
 from dicom_node.reconstruct import reconstruct
+from dicom_node.segment import outputs
 from dicom_node.segment.run import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import ResultContext
@@ -191,7 +194,7 @@ def test_a_model_that_crops_takes_the_first_from_its_own_library(case, package, 
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"1": "kidney_left"}
     alone = write_package(tmp_path / "alone", inner, name="alone", crop=crop)
     other = write_package(library, inner, name="other", crop=replace(crop, structures=("brain",)))
-    for wrong, says in ((alone, "manifest.json"), (other, "does not find brain")):
+    for wrong, says in ((alone, "holds no model called 'test'"), (other, "does not find brain")):
         answered = call(file, "--model", wrong.folder, "--out", tmp_path / "wrong")
         assert answered.exit_code == 1
         assert says in answered.stderr
@@ -206,6 +209,29 @@ def test_only_the_structures_that_were_asked_for(series, tmp_path):
     assert [item.SegmentLabel for item in segments] == ["body_fat", "bone_tissue"]
     uids = {summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("all", "two")}
     assert len(uids) == 2, "another answer is another instance"
+
+
+def test_another_answer_of_one_model_is_another_instance(series, package, tmp_path):
+    ways = {"best": (), "parity": ("--parity",), "air": ("--no-body-crop",), "float32": ("--precision", "float32")}
+    summaries = {}
+    for name, options in ways.items():
+        done = call(series, "--model", package.folder, "--out", tmp_path / name, *options)
+        assert done.exit_code == 0, done.output
+        summaries[name] = summary_of(tmp_path / name)
+    uids = {result["sop_instance_uid"] for summary in summaries.values() for result in summary["results"]}
+    assert len(uids) == 2 * len(ways)
+    assert {name: one["model"]["version"] for name, one in summaries.items()} == {
+        "best": "1",
+        "parity": "1 parity",
+        "air": "1 no body crop",
+        "float32": "1 float32",
+    }
+    report = dcmread(tmp_path / "parity" / "report.dcm")
+    assert "test 1 parity" in report.SoftwareVersions
+    # what does not look at a choice is not changed by it
+    call(series, "--model", "tissue", "--out", tmp_path / "tissue")
+    call(series, "--model", "tissue", "--out", tmp_path / "other", "--parity")
+    assert len({summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("tissue", "other")}) == 1
 
 
 def test_labels_of_a_tilted_gantry_lie_on_its_own_planes(tmp_path):
@@ -405,6 +431,39 @@ def test_two_files_of_one_name_do_not_overwrite_each_other(case, tmp_path):
     answered = call(*files, "--model", "tissue", "--out", tmp_path / "out")
     assert answered.exit_code == 1
     assert "one folder: ct" in answered.stderr
+
+
+def test_no_name_of_a_file_leads_out_of_the_folder_of_results(tmp_path):
+    names = ("...nii", "..nii.gz", "below/...nii.gz", "below/.nii")
+    for name in names:
+        nifti(tmp_path / "in" / "ct.nii", np.arange(8**3, dtype=np.int16).reshape(8, 8, 8))
+        (tmp_path / "in" / "below").mkdir(exist_ok=True)
+        suffix = ".nii.gz" if name.endswith(".gz") else ".nii"
+        nib.save(nib.load(tmp_path / "in" / "ct.nii"), tmp_path / f"made{suffix}")
+        (tmp_path / f"made{suffix}").rename(tmp_path / "in" / name)
+        (tmp_path / "in" / "ct.nii").unlink()
+        out = tmp_path / "results" / "of" / name.replace("/", "-")
+        assert call(tmp_path / "in", "--model", "tissue", "--out", out, "--recursive").exit_code == 0
+        written = [path for path in tmp_path.rglob("labels.nii.gz") if out in path.parents]
+        assert [path.parent.name for path in written] == ["nifti"]
+        (tmp_path / "in" / name).unlink()
+    assert sorted(path.name for path in (tmp_path / "results" / "of").iterdir()) == sorted(
+        name.replace("/", "-") for name in names
+    )
+
+
+def test_what_cannot_be_encoded_leaves_its_reason_alone(series, tmp_path, monkeypatch):
+    def slowly(folder, *given, write=outputs.write_label_map):
+        time.sleep(0.5)
+        write(folder, *given)
+
+    def fail(*_):
+        raise EncodingError("the SEG did not read back equal")
+
+    monkeypatch.setattr(outputs, "write_label_map", slowly)
+    monkeypatch.setattr(outputs, "write_results", fail)
+    assert call(series, "--model", "tissue", "--out", tmp_path).exit_code == 3
+    assert names_in(tmp_path) == {"summary.json"}
 
 
 def test_torch_is_loaded_for_no_network_that_openvino_runs(case, package, tmp_path):

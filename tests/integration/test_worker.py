@@ -146,12 +146,12 @@ def test_a_refusal_of_the_model_passes_through_and_the_child_stays(slow_worker):
 
 
 def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
-    digest = describe_model("m", NnunetModelSettings(kind="nnunet", package=slow_model)).digest
+    digest = describe_model("m", NnunetModelSettings(kind="nnunet", package=slow_model), WORK).digest
     approved = NnunetModelSettings(kind="nnunet", package=slow_model, digest=digest)
     other = approved.model_copy(update={"digest": "0" * 64})
-    assert describe_model("m", approved).digest == digest
+    assert describe_model("m", approved, WORK).digest == digest
     with pytest.raises(ConfigurationError, match=digest):
-        describe_model("m", other)
+        describe_model("m", other, WORK)
     worker = LocalWorker("m", other, WORK)
     with pytest.raises(SegmentationImpossible, match=digest):
         worker.segment(volume_of(), nothing)
@@ -159,12 +159,12 @@ def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
 
 
 def test_what_the_settings_describe_is_what_the_child_loads(tissue_worker, slow_worker):
-    assert describe_model("tissue", TISSUE) == tissue_worker.identity()
-    assert describe_model("slow", slow_worker._model) == slow_worker.identity()
+    assert describe_model("tissue", TISSUE, WORK) == tissue_worker.identity()
+    assert describe_model("slow", slow_worker._model, WORK) == slow_worker.identity()
     with pytest.raises(ConfigurationError, match="unknown kind"):
-        describe_model("x", WORK)
+        describe_model("x", WORK, WORK)
     with pytest.raises(ConfigurationError, match=r"manifest\.json"):
-        describe_model("x", NnunetModelSettings(kind="nnunet", package=Path("/nowhere")))
+        describe_model("x", NnunetModelSettings(kind="nnunet", package=Path("/nowhere")), WORK)
 
 
 def test_a_failing_progress_callback_ends_the_child_and_is_not_swallowed(slow_worker):
