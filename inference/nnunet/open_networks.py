@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,6 +16,8 @@ from inference.nnunet.contract import Head
 from inference.nnunet.weights import read_head
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inference.models.package import Part
     from inference.nnunet.contract import EngineOptions, WindowNetwork
 
@@ -27,18 +28,24 @@ _FEATURES_PER_CLASS = 1.5
 
 
 def open_networks(
-    part: Part, options: EngineOptions, *, output: Literal["auto", "logits"] = "auto"
+    part: Part,
+    options: EngineOptions,
+    *,
+    output: Literal["auto", "logits"] = "auto",
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[WindowNetwork, Head]:
     """The network of ``part``, all its folds, ready to run, and the last layer that its values still need.
 
     ``auto``: the features before the last layer where these are fewer than the classes or hardly more, else logits.
+    ``note`` is told why OpenVINO does not run a network that it was to run.
 
     Raises:
         ModelPackageError: the weights are not those of the part's network.
         InferenceError: the device or backend that was asked for is not here.
     """
     features = output == "auto" and _gives_features(part)
-    return _network(part, options, features=features), _head(part) if features else Head(None, None)
+    network = _network(part, options, note, features=features)
+    return network, _head(part) if features else Head(None, None)
 
 
 def effective_device(options: EngineOptions) -> Device:
@@ -90,14 +97,14 @@ def _head(part: Part) -> Head:
     return Head(weights.astype(np.float32), bias.astype(np.float32))
 
 
-def _network(part: Part, options: EngineOptions, *, features: bool) -> WindowNetwork:
+def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *, features: bool) -> WindowNetwork:
     device, precision = effective_device(options), effective_precision(options)
     if options.backend == "openvino" and (device, precision) not in _OPENVINO_RUNS:
         raise InferenceError(f"backend openvino runs float32 and bfloat16 on a CPU, not {precision} on {device}")
     if not _torch_is_wanted(options, precision) and (device, precision) in _OPENVINO_RUNS and _has_openvino():
-        from inference.nnunet.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
+        try:
+            from inference.nnunet.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
 
-        with suppress(RuntimeError):  # OpenVINO's own error: torch may still run what it can't compile here
             return OpenVinoNetwork(
                 part,
                 features=features,
@@ -105,11 +112,21 @@ def _network(part: Part, options: EngineOptions, *, features: bool) -> WindowNet
                 threads=options.threads,
                 cache_folder=options.cache_folder,
             )
+        except (ImportError, RuntimeError) as error:  # OpenVINO's own: torch may still run what it can't compile here
+            reason = first_line(error)
+        if options.backend == "openvino":
+            raise InferenceError(f"backend openvino was asked for, but can't compile {part.name}: {reason}")
+        note(f"OpenVINO can't run {part.name} and torch does: {reason}")
     if options.backend == "openvino":
-        raise InferenceError("backend openvino was asked for, but it is not installed or can't compile this network")
+        raise InferenceError("backend openvino was asked for, but it is not installed")
     from inference.nnunet.torch_network import TorchNetwork  # noqa: PLC0415 - see above
 
     return TorchNetwork(part, features=features, precision=precision, device=device, threads=options.threads)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says: the rest of OpenVINO's are lines of its own code."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _OPENVINO_RUNS = {("cpu", "float32"), ("cpu", "bfloat16")}

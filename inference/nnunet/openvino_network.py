@@ -95,7 +95,8 @@ class _Running:
 
     def run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
         """[1, z, y, x] -> [1, K, z, y, x]; the buffer that the next call overwrites."""
-        self._request.set_input_tensor(ov.Tensor(np.ascontiguousarray(window[:, np.newaxis]), shared_memory=True))
+        looked_at = np.ascontiguousarray(window[:, np.newaxis])  # shared, so it must live as long as the run
+        self._request.set_input_tensor(ov.Tensor(looked_at, shared_memory=True))
         self._request.infer()
         if self._widened is not None:
             return self._widened.values()

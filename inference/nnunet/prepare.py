@@ -17,6 +17,8 @@ import numpy as np
 from inference.errors import SegmentationRefusedError
 from inference.nnunet.body import body_mask, bounding_box
 from inference.nnunet.grid import Canonical, resample, resample_within_borders, resampled_shape, shape_within_borders
+from inference.nnunet.open_networks import channel_count, effective_precision
+from inference.nnunet.tiles import SLAB_PLANES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,12 +60,13 @@ class Grid:
 class Prepared:
     """A volume that was checked, and one grid for each part of the model (shared where spacings are the same).
 
-    ``grids`` is empty where a CUDA device does the rest.
+    ``grids`` is empty where a CUDA device does the rest. ``seconds`` is how long preparing took.
     """
 
     volume: Volume
     canonical: Canonical
     grids: tuple[Grid, ...]
+    seconds: float = 0.0
 
 
 def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, resampled: bool = True) -> Prepared:
@@ -85,9 +88,7 @@ def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, re
     grids: dict[object, Grid] = {}
     of_parts = []
     for part in package.parts:
-        wanted = spacing_zyx_mm(part)
-        # nnU-Net's own resampling works on normalised values, so only parts that normalise alike share it
-        key = (wanted, part.normalisation if package.resampling == "nnunet" else None)
+        wanted, key = spacing_zyx_mm(part), _grid_key(part, package)
         if key not in grids:
             if package.resampling == "nnunet":
                 grid = _grid_within_borders(source, spacing, part)
@@ -96,6 +97,11 @@ def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, re
             grids[key] = _cropped_to_body(grid, source, spacing, package.parts) if crops_to_body else grid
         of_parts.append(grids[key])
     return Prepared(volume, canonical, tuple(of_parts))
+
+
+def _grid_key(part: Part, package: ModelPackage) -> object:
+    """Parts with the same share a grid; nnU-Net resamples normalised values, so there they must normalise alike."""
+    return spacing_zyx_mm(part), part.normalisation if package.resampling == "nnunet" else None
 
 
 def spacing_zyx_mm(part: Part) -> tuple[float, float, float]:
@@ -205,22 +211,24 @@ def _check_memory(geometry: Geometry, package: ModelPackage, options: EngineOpti
 def memory_estimate_bytes(geometry: Geometry, package: ModelPackage, options: EngineOptions) -> int:
     """Memory that segmenting a volume on ``geometry`` takes beside the volume and the weights: an upper bound.
 
-    The label map, the resampled voxels of every spacing, and of the part that needs most: its normalised copy, the
-    sums of one window's depth, and the network at work on one window.
+    The label map, the resampled voxels of every grid, and of the part that needs most: its normalised copy, the sums of
+    one window's depth, slabs of them on their way to labels, and the network at work on one window.
     """
     canonical = Canonical.of(geometry)
     source_shape = tuple(geometry.shape_zyx[axis] for axis in canonical.source_axes)
     spacing = canonical.spacing_mm(geometry)
-    shape_by_spacing = {
-        spacing_zyx_mm(part): resampled_shape(source_shape, spacing, spacing_zyx_mm(part)) for part in package.parts
+    shape_by_grid = {
+        _grid_key(part, package): resampled_shape(source_shape, spacing, spacing_zyx_mm(part)) for part in package.parts
     }
-    voxels = sum(math.prod(shape) for shape in shape_by_spacing.values())
-    nnunet_s = 3 * 8 * (math.prod(source_shape) + voxels) if package.resampling == "nnunet" else 0
+    voxels = [math.prod(shape) for shape in shape_by_grid.values()]
+    kept = sum(voxels) * (5 if package.resampling == "nnunet" else 4)  # values, a mask of them, another that passes
+    # cubic resampling works in double precision, one grid at a time
+    passing = 3 * 8 * (math.prod(source_shape) + max(voxels)) if package.resampling == "nnunet" else 0
     of_part = max(
-        _part_bytes(part, [shape_by_spacing[spacing_zyx_mm(part)][axis] for axis in part.axes], options)
+        _part_bytes(part, [shape_by_grid[_grid_key(part, package)][axis] for axis in part.axes], options)
         for part in package.parts
     )
-    return math.prod(geometry.shape_zyx) + 4 * voxels + nnunet_s + of_part
+    return math.prod(geometry.shape_zyx) + kept + max(passing, of_part)
 
 
 def _part_bytes(part: Part, shape: Sequence[int], options: EngineOptions) -> int:
@@ -228,15 +236,20 @@ def _part_bytes(part: Part, shape: Sequence[int], options: EngineOptions) -> int
     window = math.prod(part.patch_size)
     folds, classes = len(part.weights), len(part.names_by_channel) + 1
     features = part.architecture.features_per_stage[0]
-    channels = classes if options.parity else min(classes, folds * features)
+    channels = classes if options.parity else channel_count(part)
+    plane = padded[1] * padded[2]
     sums = 0
     if padded != list(part.patch_size) or options.parity:
-        held = 2 * folds if options.parity else 4
-        sums = 2 * held * channels * part.patch_size[0] * padded[1] * padded[2]
-    number = 4 if options.parity or options.precision == "float32" else 2
+        sums = (2 * folds if options.parity else 4) * channels * part.patch_size[0] * plane
+    # a slab, copied or as quotients and their mean, and the logits of two planes and the next one
+    restored = (8 + 2 * folds) * channels * min(SLAB_PLANES, padded[0]) * plane + 3 * 4 * classes * plane
+    number = 4 if effective_precision(options) == "float32" else 2
     # the widest place of a U-Net: the skip, what is upsampled beside it, the two joined, and what comes out
-    network = window * (6 * features * number + 4 * channels * (2 if options.parity else 1))
-    return 8 * math.prod(padded) + sums + network
+    network = window * (6 * features * number + 8 * channels)
+    return 8 * math.prod(padded) + sums + restored + network
+
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory_bytes() -> int:
@@ -244,9 +257,11 @@ def available_memory_bytes() -> int:
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     meminfo = _lines(Path("/proc/meminfo"))
     found.extend(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
-    limit, used = (_lines(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
+    limit, used, kinds = (_lines(_CONTROL_GROUP / f"memory.{name}") for name in ("max", "current", "stat"))
     if limit and used and limit[0].isdigit():
-        found.append(int(limit[0]) - int(used[0]))
+        # pages of files count as used, though the kernel gives those that are not in use to whoever asks
+        cached = sum(int(line.split()[1]) for line in kinds if line.startswith("inactive_file "))
+        found.append(int(limit[0]) - int(used[0]) + cached)
     return max(0, min(found))
 
 

@@ -78,6 +78,7 @@ class Restorer:
             for *sizes, flip in zip(labels.shape, network_shape, offset, shape, backwards, strict=True)
         )
         self._shape = shape
+        self._reads_slabs = head.weights is None
         self._next = 0
         self._threads = threads or len(os.sched_getaffinity(0))
         channels = len(label_by_channel)
@@ -101,7 +102,8 @@ class Restorer:
                 f"at plane {self._next}"
             )
         self._next += values.shape[1]
-        values = np.ascontiguousarray(values)
+        if self._reads_slabs:
+            values = np.ascontiguousarray(values)
         if self._threads == 1 or len(self._strips) == 1:
             for strip in self._strips:
                 strip.accept(first, values)

@@ -27,6 +27,8 @@ _SIGMA = 1 / 8
 _TOP_WEIGHT = 10.0
 _CHUNK_VOXELS = 1 << 16
 """Voxels that are weighted and added at once: what they need stays in the cache of a core."""
+SLAB_PLANES = 16
+"""Most planes that are handed on at once: who takes them may need a copy of them."""
 
 
 def window_starts(size: int, window: int, step: float) -> list[int]:
@@ -111,11 +113,12 @@ class Windows:
         return end - self.starts[number][0]
 
     def without_padding(self, first: int, planes: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-        """What of the slab [K, plane, y, x] at plane ``first`` of the padded volume lies in the volume."""
+        """What of the planes [K, plane, y, x] from ``first`` on of the padded volume lies in the volume, in slabs."""
         low = max(self.before[0] - first, 0)
         high = min(self.before[0] + self.shape[0] - first, planes.shape[1])
-        if low < high:
-            yield first + low - self.before[0], planes[(slice(None), slice(low, high), *self.inside[1:])]
+        for start in range(low, high, SLAB_PLANES):
+            some = slice(start, min(start + SLAB_PLANES, high))
+            yield first + start - self.before[0], planes[(slice(None), some, *self.inside[1:])]
 
 
 def averaged(
@@ -138,9 +141,9 @@ def averaged(
         The first plane of the slab, and its channels [K, plane, y, x]; NaN where no window looked. A slab may be
         overwritten when the next one is asked for.
     """
-    image = _padded(image_zyx, windows)
+    image_zyx = _padded(image_zyx, windows)  # under one name, so that only one is held
     if windows.padded == windows.patch:  # the weights of a single window cancel out
-        values = network.run(image[None])[0]
+        values = network.run(image_zyx[None])[0]
         on_window()
         yield from windows.without_padding(0, values)
         return
@@ -152,7 +155,7 @@ def averaged(
         for number, (z, row) in enumerate(windows.starts):
             for y, x in row:
                 at = windows.at(z, y, x)
-                values = network.run(np.ascontiguousarray(image[at])[None])[0]
+                values = network.run(np.ascontiguousarray(image_zyx[at])[None])[0]
                 share = weights / total[at]
                 target = sums[(slice(None), slice(None), *at[1:])]
                 list(pool.map(lambda k, v=values, s=share, t=target: _add(v[k], s, t[k]), range(network.channels)))
@@ -173,7 +176,7 @@ def averaged_half(
 
     Each of ``networks``, the folds, must give logits, not features: what is rounded must be what nnU-Net rounds.
     """
-    image = _padded(image_zyx, windows)
+    image_zyx = _padded(image_zyx, windows)
     half = gaussian_weights(windows.patch)
     weights = half.astype(np.float32)
     total = windows.total(half)
@@ -181,20 +184,21 @@ def averaged_half(
     for number, (z, row) in enumerate(windows.starts):
         for y, x in row:
             at = windows.at(z, y, x)
-            window = np.ascontiguousarray(image[at])[None]
+            window = np.ascontiguousarray(image_zyx[at])[None]
             for network, sums in zip(networks, of_folds, strict=True):
                 values = network.run(window)[0]
                 for k in range(network.channels):
                     _add(values[k], weights, sums[(k, slice(None), *at[1:])])
             on_window()
         done = windows.finished(number)
-        means = [sums[:, :done] / total[z : z + done] for sums in of_folds]
-        mean = means[0]
-        for other in means[1:]:
-            mean += other
-        if len(means) > 1:
-            mean /= np.float16(len(means))
-        yield from windows.without_padding(z, mean.astype(np.float32))
+        for first in range(0, done, SLAB_PLANES):
+            planes = slice(first, min(first + SLAB_PLANES, done))
+            mean, *others = [sums[:, planes] / total[z + planes.start : z + planes.stop] for sums in of_folds]
+            for other in others:
+                mean += other
+            if others:
+                mean /= np.float16(len(of_folds))
+            yield from windows.without_padding(z + first, mean.astype(np.float32))
         for sums in of_folds:
             _move_up(sums, done)
 

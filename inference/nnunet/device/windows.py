@@ -166,6 +166,8 @@ def _batches(row: Sequence[tuple[int, int]], batch: int) -> Iterator[Sequence[tu
 def _move_up(sums: torch.Tensor, count: int) -> None:
     """Drop the first ``count`` planes of every channel; the rest move to the front and what follows them is 0."""
     depth = sums.shape[1]
+    if count == 0:  # steps below one voxel: two windows begin at the same plane
+        return
     for first in range(0, depth - count, count):  # pieces that do not overlap their source
         last = min(first + count, depth - count)
         sums[:, first:last] = sums[:, first + count : last + count]
