@@ -99,17 +99,10 @@ class LocalWorker:
         """
         child = self._ready_child()
         started = time.monotonic()
-        shape = volume.geometry.shape_zyx
-        voxel_count = int(np.prod(shape))
-        hu = anonymous_memory(voxel_count * volume.voxels_zyx.dtype.itemsize)
-        result = anonymous_memory(voxel_count)
         try:
-            mapped(hu, shape, volume.voxels_zyx.dtype)[...] = volume.voxels_zyx
-            number = child.send_volume(volume, (hu, result))
-            labels_zyx = mapped(result, shape, np.dtype(np.uint8))
-        finally:
-            os.close(hu)
-            os.close(result)
+            number, labels_zyx = _hand_over(volume, child)
+        except OSError as error:  # of memory or descriptors there is enough another time
+            raise WorkerLost(f"the worker of model {self._name!r} can't be given a volume: {error.strerror}") from error
         self._wait_for(child, number, "prepared", started + self._work.job_limit_s, on_progress)
         return PreparedVolume(volume, child, number, labels_zyx, time.monotonic() - started)
 
@@ -181,7 +174,11 @@ class LocalWorker:
                 return self._child
             self._discard_child()
             if not self._closed:
-                self._child = self._starter.submit(_Child.start).result()
+                try:
+                    self._child = self._starter.submit(_Child.start).result()
+                except OSError as error:  # as above
+                    reason = f"the worker of model {self._name!r} can't be started: {error.strerror}"
+                    raise WorkerLost(reason) from error
             if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
                 self._discard_child()
                 raise WorkerLost(f"the worker of model {self._name!r} is being closed")
@@ -244,6 +241,20 @@ class LocalWorker:
             return message
 
 
+def _hand_over(volume: Volume, child: _Child) -> tuple[int, NDArray[np.uint8]]:
+    """Send ``volume`` to ``child``: its number there, and the memory that the labels will stand in."""
+    shape, dtype = volume.geometry.shape_zyx, volume.voxels_zyx.dtype
+    voxel_count = int(np.prod(shape))
+    with contextlib.ExitStack() as opened:
+        hu = anonymous_memory(voxel_count * dtype.itemsize)
+        opened.callback(os.close, hu)
+        result = anonymous_memory(voxel_count)
+        opened.callback(os.close, result)
+        mapped(hu, shape, dtype)[...] = volume.voxels_zyx
+        labels_zyx = mapped(result, shape, np.dtype(np.uint8))
+        return child.send_volume(volume, (hu, result)), labels_zyx
+
+
 class _Child:
     """The process, our end of its channel, and what it writes to stderr (which no patient data can reach).
 
@@ -270,9 +281,9 @@ class _Child:
     @classmethod
     def start(cls) -> _Child:
         """Start it in a session of its own, so that all that it may start itself can be ended with it."""
-        ours, theirs = socket.socketpair()
-        stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        with theirs:
+        with contextlib.ExitStack() as failed:
+            ours, theirs = (failed.enter_context(end) for end in socket.socketpair())
+            stderr = failed.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "dicom_node.work.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
@@ -282,6 +293,8 @@ class _Child:
                 start_new_session=True,
                 env=_environment(),
             )
+            failed.pop_all()  # these live as long as the process
+        theirs.close()
         return cls(process, Channel(ours), stderr)
 
     @property

@@ -1,6 +1,7 @@
 """The worker process: what it returns, and what becomes of it when it is killed, frozen, slow or left alone."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -165,6 +166,26 @@ def test_what_the_settings_describe_is_what_the_child_loads(tissue_worker, slow_
         describe_model("x", WORK, WORK)
     with pytest.raises(ConfigurationError, match=r"manifest\.json"):
         describe_model("x", NnunetModelSettings(kind="nnunet", package=Path("/nowhere")), WORK)
+
+
+def test_want_of_descriptors_is_tried_again(tissue_worker):
+    tissue_worker.identity()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    fresh = LocalWorker("fresh", TISSUE, WORK)
+    # a block of memory for the HU can be opened, one for the labels not
+    free = [number for number in range(max(used) + 3) if number not in used]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[1], limits[1]))
+    try:
+        with pytest.raises(WorkerLost, match="can't be given a volume: Too many open files"):
+            tissue_worker.segment(volume_of(), nothing)
+        with pytest.raises(WorkerLost, match="can't be started: Too many open files"):
+            fresh.segment(volume_of(), nothing)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        fresh.close()
+    assert {int(path.name) for path in Path("/proc/self/fd").iterdir()} <= used | {free[0]}
+    assert tissue_worker.segment(volume_of(), nothing).labels_zyx.any()
 
 
 def test_a_failing_progress_callback_ends_the_child_and_is_not_swallowed(slow_worker):
