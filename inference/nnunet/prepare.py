@@ -241,8 +241,9 @@ def _part_bytes(part: Part, shape: Sequence[int], options: EngineOptions) -> int
     sums = 0
     if padded != list(part.patch_size) or options.parity:
         sums = (2 * folds if options.parity else 4) * channels * part.patch_size[0] * plane
-    # a slab, copied or as quotients and their mean, and the logits of two planes and the next one
-    restored = (8 + 2 * folds) * channels * min(SLAB_PLANES, padded[0]) * plane + 3 * 4 * classes * plane
+    # a slab, copied or (in parity) as quotients and their mean, and the logits of two planes and the next one
+    slab = (8 + 2 * folds if options.parity else 4) * channels * min(SLAB_PLANES, padded[0]) * plane
+    restored = slab + 3 * 4 * classes * plane
     number = 4 if effective_precision(options) == "float32" else 2
     # the widest place of a U-Net: the skip, what is upsampled beside it, the two joined, and what comes out
     network = window * (6 * features * number + 8 * channels)

@@ -196,8 +196,11 @@ def test_torch_stands_in_where_openvino_cannot_compile(tmp_path):
     part = replace(_part(tmp_path), patch_size=(16, 16, 34))  # 34 is no multiple of 4: decoder and skip differ in size
     with pytest.raises(InferenceError, match="openvino"):
         open_networks(part, FLOAT32)
-    network, _ = open_networks(part, replace(FLOAT32, backend="auto"))
+    notes = []
+    network, _ = open_networks(part, replace(FLOAT32, backend="auto"), note=notes.append)
     assert network.description.startswith("torch ")
+    (note,) = notes
+    assert part.name in note
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -1,0 +1,58 @@
+"""What segmenting takes is told before it is taken."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from inference.nnunet import prepare as prepare_module
+from inference.nnunet.contract import EngineOptions
+from inference.nnunet.open_networks import channel_count
+from inference.nnunet.prepare import available_memory_bytes, memory_estimate_bytes
+from inference.types import Geometry
+from tests.nnunet_models import plans, random_package, write_model, write_package
+
+OPTIONS = EngineOptions(device="cpu", precision="float32")
+GEOMETRY = Geometry((200, 300, 300), np.diag([1.0, 1.0, 1.0, 1.0]))
+
+
+def test_pages_of_files_that_nobody_uses_are_not_counted_against_a_control_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "_CONTROL_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("9000000\n")
+    (tmp_path / "memory.current").write_text("8000000\n")
+    assert available_memory_bytes() == 1_000_000
+    (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 5500000\nactive_file 500000\n")
+    assert available_memory_bytes() == 6_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory_bytes() > 100_000_000
+
+
+def test_sums_are_counted_of_the_channels_that_are_summed(tmp_path):
+    package = random_package(tmp_path, described=plans(patch=(32, 32, 32), spacing=(1.0, 1.0, 1.0)))
+    (part,) = package.parts
+    assert channel_count(part) == len(part.names_by_channel) + 1 == 4  # features and classes, as many
+    fewer_classes = replace(package, parts=(replace(part, names_by_channel={1: "liver", 2: "spleen"}),))
+    assert channel_count(fewer_classes.parts[0]) == 4
+    sums = 4 * 32 * 300 * 300  # of one channel
+    assert memory_estimate_bytes(GEOMETRY, fewer_classes, OPTIONS) > 4 * sums
+    fold = replace(part, weights=part.weights * 3)
+    logits = replace(package, parts=(fold,))
+    assert channel_count(fold) == 4
+    assert memory_estimate_bytes(GEOMETRY, logits, OPTIONS) == memory_estimate_bytes(GEOMETRY, package, OPTIONS)
+
+
+@pytest.mark.parametrize(("resampling", "more"), [("corners", False), ("nnunet", True)])
+def test_parts_that_normalise_in_their_own_way_have_grids_of_their_own_where_nnunet_resamples(
+    tmp_path, resampling, more
+):
+    other = plans()
+    other["foreground_intensity_properties_per_channel"]["0"]["mean"] = 21.0
+    models = [
+        write_model(tmp_path / "a", ("liver",), plans()),
+        write_model(tmp_path / "b", ("spleen",), other),
+    ]
+    package = write_package(tmp_path / "library", *models, resampling=resampling)
+    one = replace(package, parts=package.parts[:1])
+    grid = 50 * 75 * 75 * 4
+    difference = memory_estimate_bytes(GEOMETRY, package, OPTIONS) - memory_estimate_bytes(GEOMETRY, one, OPTIONS)
+    assert (difference > grid) == more
