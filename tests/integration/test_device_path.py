@@ -229,11 +229,18 @@ def test_resampling_is_the_host_s_bit_for_bit(rotation, work_bytes):
 @pytest.mark.parametrize("rotation", [np.eye(3), TURNED])
 @pytest.mark.parametrize("body_crop", [True, False])
 def test_the_device_looks_at_the_same_box(package, rotation, body_crop):
-    volume = ct(rotation=rotation)
+    # lying on its side the volume is too narrow to look for the body
+    assert_same_boxes(package, ct(rotation=rotation), body_crop, looks=body_crop and rotation is not TURNED)
+
+
+def test_the_device_looks_at_the_same_box_of_a_volume_thinner_than_a_cube_of_the_search(package):
+    assert_same_boxes(package, ct((1, 48, 46), spacing=(7.0, 7.0, 3.0)), body_crop=True, looks=True)
+
+
+def assert_same_boxes(package, volume, body_crop, looks):
     prepared = prepare(volume, package, replace(FLOAT32, body_crop=body_crop))
     spacing = prepared.canonical.spacing_mm(volume.geometry)
-    # lying on its side the volume is too narrow to look for the body
-    assert (prepared.grids[0].body_zyx is not None) == (body_crop and rotation is not TURNED)
+    assert (prepared.grids[0].body_zyx is not None) == looks
     for part, grid in zip(package.parts, prepared.grids, strict=True):
         ours = grid_on_device(
             uploaded(volume.voxels_zyx, CPU),

@@ -149,8 +149,9 @@ def _body(voxels_zyx: torch.Tensor, spacing_zyx_mm: Sequence[float]) -> NDArray[
     cube = cube_shape(voxels_zyx.shape, spacing_zyx_mm)
     if cube is None:
         return None
+    within = tuple(min(size, n) for size, n in zip(cube, voxels_zyx.shape, strict=True))  # torch refuses larger ones
     means = torch.nn.functional.avg_pool3d(
-        voxels_zyx[None, None].float(), cube, ceil_mode=True, count_include_pad=False
+        voxels_zyx[None, None].float(), within, ceil_mode=True, count_include_pad=False
     )
     return mask_of_means(means[0, 0].cpu().numpy(), cube, voxels_zyx.shape, spacing_zyx_mm)
 
