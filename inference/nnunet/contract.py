@@ -26,8 +26,9 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 class EngineOptions:
     """How a model is run.
 
-    ``parity`` answers as TotalSegmentator 2.18 does, voxel by voxel: float32, every window, half-precision sums,
-    nearest neighbour back. ``body_crop`` leaves out the air around the patient (never in parity).
+    ``parity`` answers as TotalSegmentator 2.18 does, voxel by voxel but for rounding: float32, every window,
+    half-precision sums, nearest neighbour back (logits interpolated, where nnU-Net itself resamples). ``body_crop``
+    leaves out the air around the patient (never in parity).
     ``memory_bytes`` bounds what one segmentation may take beside the volume; None: 80 % of what is available.
     ``cache_folder`` holds compiled networks; None: nothing is cached.
     """
