@@ -215,6 +215,21 @@ def test_a_released_model_loads_again_when_it_is_asked(package, undisturbed):
     assert segmenter._device.resident_bytes() > 0
 
 
+def test_weights_that_do_not_fit_when_the_model_is_loaded_are_tried_again_with_the_volume(package, undisturbed):
+    opened = []
+
+    def full_at_first(one):
+        opened.append(one.part.name)
+        if len(opened) == 1:
+            raise CUDA_SAYS
+        return one
+
+    segmenter = segmenter_on(package, CPU, WHOLE, opened=full_at_first)
+    segmenter._device.load()
+    np.testing.assert_array_equal(labels_of(segmenter, ct()), undisturbed)
+    assert opened.count(opened[0]) == 2
+
+
 @pytest.mark.parametrize("rotation", [np.eye(3), TURNED, OBLIQUE])
 @pytest.mark.parametrize("work_bytes", [1, 1 << 24])
 def test_resampling_is_the_host_s_bit_for_bit(rotation, work_bytes):

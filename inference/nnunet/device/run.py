@@ -107,12 +107,17 @@ class DeviceRun:
         return dict(self._seconds)
 
     def load(self) -> None:
-        """Put the weights of all parts onto the device.
+        """Put the weights of all parts onto the device; where they do not fit now, each volume tries again.
 
         Raises:
             ModelPackageError: weights that are not those of a part's network.
         """
-        self._parts.load()
+        try:
+            self._parts.load()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self.release()
 
     def release(self) -> None:
         """Give the memory of the device back; the next volume loads the weights again."""
