@@ -292,7 +292,7 @@ from inference.types import Geometry, Volume
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 
-hu = (np.random.default_rng(0).normal(size=(64, 150, 150)) * 300).astype(np.int16)
+hu = (np.random.default_rng(0).normal(size=(64, 130, 130)) * 300).astype(np.int16)
 engine = NnunetSegmenter(read_package(Path(sys.argv[1])), EngineOptions(device="cpu", precision="float32"))
 before = status("VmRSS")
 engine.segment(Volume(hu, Geometry(hu.shape, np.diag([1.5, 1.5, 1.5, 1]))), lambda *_: None)
@@ -306,7 +306,7 @@ def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
     run = [sys.executable, "-c", MEASURED, str(package.folder)]
     output = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     taken, uses_torch = output.split()
-    geometry = Geometry((64, 150, 150), np.diag([1.5, 1.5, 1.5, 1]))
+    geometry = Geometry((64, 130, 130), np.diag([1.5, 1.5, 1.5, 1]))
     estimate = memory_estimate_bytes(geometry, package, BEST)
     assert estimate / 2 <= int(taken) <= estimate
     assert uses_torch == "False"

@@ -120,7 +120,7 @@ class Copies:
 
 
 def test_no_more_than_a_window_s_depth_of_sums_is_held():
-    shape, network = (200, 40, 50), Copies()
+    shape, network = (200, 24, 40), Copies()
     image, windows = volume(shape), Windows.of(shape, PATCH, 0.5)
     depth_of_sums = network.channels * image.nbytes * PATCH[0] / shape[0]
     for slabs in (
