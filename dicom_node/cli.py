@@ -222,7 +222,8 @@ def check(command: _Command, *, as_json: bool) -> None:
     if as_json:
         _print_json([{"check": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
     else:
-        table = Table("check", "", "detail", title="dicom-node check")
+        table = Table("check", "", title="dicom-node check")
+        table.add_column("detail", overflow="fold")  # a digest must be whole to be copied
         for finding in findings:
             verdict = Text("ok", "green") if finding.ok else Text("wrong", "red")
             table.add_row(Text(finding.name), verdict, Text(finding.detail))
@@ -399,8 +400,9 @@ def models_known(command: _Command, *, as_json: bool) -> None:
         _print_json(rows)
         return
     for row in rows:
-        row["can be installed"] = "no: structures without codes" if row["not_in_the_catalogue"] else "yes"
-    command.console.print(_table("known tasks", rows, ("name", "title", "structures", "licence", "can be installed")))
+        how = "yes, by its name" if row["downloadable"] else "yes, from your own files"
+        row["can be installed"] = "no: structures without codes" if row["not_in_the_catalogue"] else how
+    command.console.print(_table("known tasks", rows, ("name", "title", "can be installed")))
 
 
 @models.command("list")

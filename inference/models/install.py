@@ -60,6 +60,7 @@ class Facts:
     resampling: Resampling = "nnunet"
     window_step: float = 0.5
     crop: Crop | None = None
+    auxiliary: tuple[str, ...] = ()
     minimum_slices: int = 16
     minimum_extent_mm: float = 30.0
 
@@ -122,6 +123,7 @@ def _facts(stated: Stated, gathered: Gathered) -> Facts:
             resampling="corners" if known.spacing_xyz_mm else "nnunet",
             window_step=known.window_step,
             crop=known.crop,
+            auxiliary=known.auxiliary,
         )
     said = {key: value for key, value in asdict(stated).items() if value is not None and key not in ("task", "sha256")}
     return replace(facts, **said)
@@ -248,6 +250,8 @@ def _manifest(facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Map
         "minimum_extent_mm": facts.minimum_extent_mm,
         "parts": list(entries),
     }
+    if facts.auxiliary:
+        content["auxiliary"] = facts.auxiliary
     plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys that are texts
     return plain
 

@@ -90,7 +90,7 @@ class Part:
 class Crop:
     """The model works only inside the bounding box of structures that another package finds first, with a margin.
 
-    ``margin_xyz_mm`` is along the patient's axes, as TotalSegmentator's ``crop_addon``.
+    ``margin_xyz_mm`` is along columns, rows and planes of the volume, as TotalSegmentator's ``crop_addon``.
     """
 
     model: str
@@ -117,6 +117,8 @@ class ModelPackage:
     minimum_extent_mm: float
     licence: str
     source: str
+    auxiliary: tuple[str, ...] = ()
+    """Structures that the parts find and the result leaves out, as background."""
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
     """Which files of weights were looked at; a file that is changed or replaced gets another stamp."""
 
@@ -141,16 +143,18 @@ def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
         ModelPackageError: the manifest or a file is missing or malformed, or says what is not allowed.
         ModelDigestError: the manifest or a file of weights is not the one that was installed.
     """
-    content = checks.closed(checks.read_json(folder / MANIFEST_NAME), str(folder / MANIFEST_NAME), _KEYS)
+    found = checks.read_json(folder / MANIFEST_NAME)
+    keys = (*_KEYS, _OPTIONAL_KEY) if _OPTIONAL_KEY in found else _KEYS
+    content = checks.closed(found, str(folder / MANIFEST_NAME), keys)
     checks.whole_in(content["format"], "format", FORMAT, FORMAT)
     try:
         package = _package(folder, content)
     except ModelPackageError as error:
         raise ModelPackageError(f"{folder / MANIFEST_NAME}: {error}") from None
-    found = manifest_digest(content)
-    if found != package.identity.digest:
+    digest = manifest_digest(content)
+    if digest != package.identity.digest:
         raise ModelDigestError(
-            f"{folder / MANIFEST_NAME} was changed: its entries have the SHA-256 {found}, "
+            f"{folder / MANIFEST_NAME} was changed: its entries have the SHA-256 {digest}, "
             f"installed was {package.identity.digest}"
         )
     stamps = {
@@ -240,6 +244,7 @@ _KEYS = (
     *("format", "digest", "name", "version", "family", "intended_use", "licence", "source", "labels", "parts"),
     *("resampling", "window_step", "crop", "minimum_slices", "minimum_extent_mm"),
 )
+_OPTIONAL_KEY = "auxiliary"
 _PART_KEYS = tuple(Part.__dataclass_fields__)
 _WEIGHTS_KEYS = ("file", "bytes", "sha256")
 
@@ -264,6 +269,7 @@ def _package(folder: Path, content: Mapping[str, Any]) -> ModelPackage:
         minimum_extent_mm=checks.number_in(content["minimum_extent_mm"], "minimum_extent_mm", 0.0, 10_000.0),
         licence=checks.text(content["licence"], "licence"),
         source=checks.text(content["source"], "source"),
+        auxiliary=_auxiliary(content),
     )
     _check_names(package)
     return package
@@ -309,6 +315,15 @@ def read_crop(content: object) -> Crop:
     )
 
 
+def _auxiliary(content: Mapping[str, Any]) -> tuple[str, ...]:
+    if _OPTIONAL_KEY not in content:
+        return ()
+    listed = checks.listed(content[_OPTIONAL_KEY], _OPTIONAL_KEY, checks.HIGHEST_LABEL)
+    names = tuple(checks.text(name, _OPTIONAL_KEY) for name in listed)
+    checks.known_structures(names, _OPTIONAL_KEY)
+    return names
+
+
 def _names(content: object, what: str) -> dict[int, str]:
     """Structures by number; the keys of a JSON object are texts."""
     if not isinstance(content, dict) or not 1 <= len(content) <= checks.HIGHEST_LABEL:
@@ -325,7 +340,7 @@ def _number(key: str, what: str) -> int:
 
 
 def _check_names(package: ModelPackage) -> None:
-    names = list(package.names_by_label.values())
+    names = [*package.names_by_label.values(), *package.auxiliary]
     given = {name for part in package.parts for name in part.names_by_channel.values()}
     if len(set(names)) < len(names) or set(names) != given:
         odd = sorted(set(names) ^ given) or sorted(name for name in set(names) if names.count(name) > 1)

@@ -44,7 +44,8 @@ class Task:
     """A known model. ``parts`` None: any folders that together name its structures.
 
     ``spacing_xyz_mm`` is what TotalSegmentator resamples to before nnU-Net; None: nnU-Net resamples by itself.
-    ``folds`` None: all that are there. ``structures`` are its labels from 1 on. The margin of ``crop`` is the one that
+    ``folds`` None: all that are there. ``structures`` are its labels from 1 on; its parts give ``auxiliary`` ones too,
+    which TotalSegmentator drops. The margin of ``crop`` is the one that
     is used: where TotalSegmentator crops by its ``total`` it takes 20 mm, whatever its own table says.
     """
 
@@ -58,6 +59,7 @@ class Task:
     crop: Crop | None
     structures: tuple[str, ...]
     parts: tuple[TaskPart, ...] | None
+    auxiliary: tuple[str, ...] = ()
 
     @property
     def names_by_label(self) -> dict[int, str]:
@@ -101,6 +103,7 @@ def _task(name: str, entry: Mapping[str, Any]) -> Task:
         window_step=entry["window_step"],
         crop=None if entry["crop"] is None else _crop(entry["crop"]),
         structures=structures,
+        auxiliary=tuple(entry.get("auxiliary", ())),
         parts=None if entry["parts"] is None else tuple(_part(part, structures) for part in entry["parts"]),
     )
 

@@ -204,7 +204,7 @@ class NnunetSegmenter:
         label_by_name = {name: label for label, name in self.names_by_label.items()}
         labels = np.zeros(len(part.names_by_channel) + 1, np.uint8)
         for channel, name in part.names_by_channel.items():
-            labels[channel] = label_by_name[name]
+            labels[channel] = label_by_name.get(name, 0)  # the package knows every name, but not all are reported
         if not options.parity:
             opened = [open_networks(part, options, output="auto", note=self._note)]
         else:

@@ -230,6 +230,19 @@ def test_a_tilted_volume_is_refused(small_engine):
         )
 
 
+def test_auxiliary_structures_are_found_and_left_out(tmp_path):
+    model = write_model(tmp_path / "model", names=("liver", "spleen", "aorta"))
+    every = NnunetSegmenter(write_package(tmp_path / "library", model), BEST).segment(ct(), lambda *_: None)
+    assert (every.labels_zyx == 3).any()
+    for left_out, label_of in (("aorta", [0, 1, 2, 0]), ("spleen", [0, 1, 0, 2])):
+        named = [name for name in every.names_by_label.values() if name != left_out]
+        facts = {"labels": dict(enumerate(named, start=1)), "auxiliary": (left_out,)}
+        package = write_package(tmp_path / "library", model, name=f"no_{left_out}", **facts)
+        some = NnunetSegmenter(package, BEST).segment(ct(), lambda *_: None)
+        assert list(some.names_by_label.values()) == named
+        np.testing.assert_array_equal(some.labels_zyx, np.array(label_of, np.uint8)[every.labels_zyx])
+
+
 class Finder:
     """A first model that finds a box of liver."""
 

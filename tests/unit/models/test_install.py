@@ -48,6 +48,7 @@ def known(monkeypatch):
     table = {"two": TWO, "one": ONE, "total_v1": tasks.task("total_v1")}
     monkeypatch.setattr(sources, "tasks", lambda: table)
     monkeypatch.setattr(tasks, "tasks", lambda: table)
+    return table
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,14 @@ def test_zips_lie_in_a_folder_or_are_named(results, library, tmp_path):
     assert visible(library) == ["two"]
 
 
+def test_structures_that_a_task_only_needs_are_no_labels(results, library, known):
+    known["two"] = replace(TWO, structures=("aorta", "liver"), auxiliary=("spleen",))
+    package = put(library, results, task="two")
+    assert (package.names_by_label, package.auxiliary) == ({1: "aorta", 2: "liver"}, ("spleen",))
+    assert package.parts[0].names_by_channel == {1: "liver", 2: "spleen"}
+    assert read(library, "two") == package
+
+
 def test_any_name_may_be_given(results, library, tmp_path):
     path = zipped(results / "Dataset903_c", tmp_path / "c.zip")
     for name in ("sources", "removed-sources"):
@@ -308,7 +317,8 @@ def test_the_table_is_consistent():
     for task in table.values():
         assert len(set(task.structures)) == len(task.structures)
         if task.parts is not None:
-            assert {name for part in task.parts for name in part.structures} == set(task.structures)
+            given = {name for part in task.parts for name in part.structures}
+            assert given == {*task.structures, *task.auxiliary}
         if task.crop is not None:
             assert set(task.crop.structures) <= set(table[task.crop.model].structures)
         assert task.downloadable == (task.licence == "Apache-2.0")
