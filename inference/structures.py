@@ -1,8 +1,9 @@
 """The anatomy catalogue: every structure a model of this package may name, with its codes and its colour.
 
-``structures.csv`` holds the 104 structures of the paper (arXiv 2208.05868), the 117 of TotalSegmentator v2, those of its
-other tasks for which DICOM's dictionary has codes, and the tissue classes of :mod:`inference.tissue`. Codes are SNOMED CT (``SCT``) as DICOM uses them: category from CID 7150,
-type, laterality as type modifier where the type does not say it (CID 244), for a lesion the organ it lies in as region.
+``structures.csv`` holds the 104 structures of the paper (arXiv 2208.05868), the 117 of TotalSegmentator v2, those of
+its other tasks for which DICOM's dictionary has codes, and the tissue classes of :mod:`inference.tissue`. Codes are
+SNOMED CT (``SCT``) as DICOM uses them: category from CID 7150, type, laterality as type modifier where the type does
+not say it (CID 244), for a lesion the organ it lies in as region.
 """
 
 from __future__ import annotations
