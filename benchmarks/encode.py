@@ -35,7 +35,7 @@ from dicom_node.encode.encode import encoded_result
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.seg import highdicom_segmentation, segment_description, segmentation_file
-from dicom_node.encode.segments import Segment, present_segments
+from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.encode.sr import highdicom_report, report_file
 from dicom_node.store.spool import Spool
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 ROWS = 512
 STRUCTURES_WIDE, STRUCTURES_HIGH = 13, 8
 CASES = ("SEG BINARY", "SR")
+REFERENCE = SegmentationReference("1.2.840.10008.5.1.4.1.1.66.4", "1.2.4", "1.2.5")
 WRITERS = ("highdicom", "ours")
 ROUND_LIMIT_S = 300
 
@@ -108,8 +109,9 @@ def ours(case: Case, kind: str, folder: Path) -> Path:
     source, segments, provenance = case.prepared()
     labels_zyx = case.labels.labels_zyx
     if kind == "SR":
-        content = report_file(segmentation_reference(), segments, (), provenance)
-        refuse_other_measurements(content, segments, segmentation_reference().SOPInstanceUID)
+        found = tuple(Finding(segment, REFERENCE) for segment in segments)
+        content = report_file(found, (), provenance)
+        refuse_other_measurements(content, found)
     else:
         content = segmentation_file(labels_zyx, segments, provenance)
         refuse_other_labels(content, labels_zyx, segments, source)
@@ -122,7 +124,8 @@ def ours(case: Case, kind: str, folder: Path) -> Path:
 def highdicom(case: Case, kind: str, folder: Path) -> Path:
     source, segments, provenance = case.prepared()
     if kind == "SR":
-        dataset = highdicom_report(segmentation_reference(), segments, segments, (), provenance)
+        found = tuple(Finding(segment, REFERENCE) for segment in segments)
+        dataset = highdicom_report(found, found, (), provenance)
     else:
         table = np.zeros(256, dtype=np.uint8)
         table[[segment.label for segment in segments]] = [segment.number for segment in segments]
@@ -132,13 +135,6 @@ def highdicom(case: Case, kind: str, folder: Path) -> Path:
     path = folder / "highdicom.dcm"
     dataset.save_as(path, enforce_file_format=True)
     return path
-
-
-def segmentation_reference() -> Dataset:
-    dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.4"
-    dataset.SeriesInstanceUID = "1.2.5"
-    return dataset
 
 
 def one_measurement(planes: int, kind: str, writer: str) -> None:

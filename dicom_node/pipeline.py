@@ -247,7 +247,8 @@ class Pipeline:
             segmentation = _on_source_grid(reconstruction, upright)
             measurements = measure(reconstruction.source, segmentation)
         with run.stage("encode"):
-            encoded = encode(reconstruction, segmentation, measurements, self._context(claimed, started_at))
+            context = self._context(claimed, started_at)
+            encoded = encode(reconstruction, segmentation, measurements, context, claimed.requests)
         with run.stage("store"):
             stored = [self._spool.write_result(result) for result in encoded]
         kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
@@ -460,7 +461,7 @@ class _Count:
             self._changed.notify_all()
 
 
-_NO_RULE = Decision(rule=None, model=None, destinations=(), priority=0)
+_NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
 
 
 def _on_source_grid(reconstruction: Reconstruction, upright: Segmentation) -> Segmentation:

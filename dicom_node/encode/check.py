@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydicom import Dataset, dcmread
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.segments import Finding, Segment
 
 _IDENTITY = ("SpecificCharacterSet", "PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName")
 _POSITION_TOLERANCE_MM = 1e-3
@@ -81,7 +81,8 @@ def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The SEG must hold ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it refers to.
+    """The SEG must hold ``segments`` of ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it
+    refers to.
 
     Raises:
         EncodingError: it does not; the message counts the voxels that differ.
@@ -101,7 +102,7 @@ def refuse_other_labels(
         voxels += int(np.count_nonzero(bits))
         common += int(np.count_nonzero(bits & truth))
     # no pair of plane and segment came twice, so that every voxel was counted at most once
-    different = max(voxels, int(np.count_nonzero(labels_zyx))) - common
+    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
     if different:
         raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
 
@@ -162,8 +163,8 @@ def _plane(
     return k
 
 
-def refuse_other_measurements(content: memoryview, segments: tuple[Segment, ...], segmentation_uid: str | None) -> None:
-    """The SR must have one Measurement Group per segment, with its tracking UID, its SEG and its volume.
+def refuse_other_measurements(content: memoryview, expected: tuple[Finding, ...]) -> None:
+    """The SR must have one Measurement Group per finding, with its tracking UID, its SEG and its volume.
 
     Raises:
         EncodingError: it does not.
@@ -173,28 +174,37 @@ def refuse_other_measurements(content: memoryview, segments: tuple[Segment, ...]
         for container in _children(content[PREAMBLE_LENGTH:], _IMAGING_MEASUREMENTS)
         for group in _children(container, _MEASUREMENT_GROUP)
     ]
-    expected = [
-        (segment.tracking_uid, segmentation_uid, segment.number, segment.measurement.volume_ml) for segment in segments
-    ]
-    if found != expected:
+    if found != [_stated(finding) for finding in expected]:
         raise EncodingError(f"the SR holds {len(found)} measurement groups that are not the {len(expected)} put in")
 
 
-def _measured(group: memoryview) -> tuple[str, str, int, float]:
-    """Tracking UID, SEG, segment number and volume in ml of a Measurement Group."""
+class _Stated(NamedTuple):
+    tracking_uid: str
+    segmentation_uid: str | None
+    segment_number: int | None
+    volume_ml: float
+
+
+def _stated(finding: Finding) -> _Stated:
+    segment, reference = finding.segment, finding.reference
+    if reference is None:
+        return _Stated(segment.tracking_uid, None, None, segment.measurement.volume_ml)
+    return _Stated(segment.tracking_uid, reference.sop_instance_uid, segment.number, segment.measurement.volume_ml)
+
+
+def _measured(group: memoryview) -> _Stated:
+    """What a Measurement Group states."""
     (tracking,) = _children(group, _TRACKING_UID)
-    (reference,) = _children(group, _REFERENCED_SEGMENT)
     (volume,) = _children(group, _VOLUME)
-    (sop,) = items(values(reference)[_REFERENCED_SOP])
-    referenced = values(sop)
     (measured,) = items(values(volume)[_MEASURED_VALUE])
     (volume_ml,) = struct.unpack("<d", values(measured)[_FLOATING_POINT_VALUE])
-    return (
-        _text(values(tracking)[_UID]),
-        _text(referenced[_REFERENCED_SOP_INSTANCE_UID]),
-        int.from_bytes(referenced[_REFERENCED_SEGMENT_NUMBER], "little"),
-        volume_ml,
-    )
+    uid = number = None
+    for reference in _children(group, _REFERENCED_SEGMENT):
+        (sop,) = items(values(reference)[_REFERENCED_SOP])
+        referenced = values(sop)
+        uid = _text(referenced[_REFERENCED_SOP_INSTANCE_UID])
+        number = int.from_bytes(referenced[_REFERENCED_SEGMENT_NUMBER], "little")
+    return _Stated(_text(values(tracking)[_UID]), uid, number, volume_ml)
 
 
 def _children(content_item: memoryview, code_value: bytes) -> list[memoryview]:

@@ -42,10 +42,11 @@ from dicom_node.errors import EncodingError
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
 
-    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.segments import Finding, Segment
     from inference.structures import Code, Structure
 
 _CODE_VALUE = 0x00080100
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
 _REFERENCED_SOP = 0x00081199
 _CONCEPT_NAME = 0x0040A043
 _UID = 0x0040A124
@@ -97,24 +98,27 @@ def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode,
     return [(kind, float(value), unit, derivation) for kind, value, unit, derivation in stated]
 
 
-def with_everything(segment: Segment) -> Segment:
-    """``segment`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
-    structure = segment.structure
+def with_everything(finding: Finding) -> Finding:
+    """``finding`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
+    segment, structure = finding.segment, finding.segment.structure
     site, side = finding_site(structure)
-    return replace(
+    whole = replace(
         segment,
         structure=replace(structure, region=site, region_modifier=side or site),
         measurement=replace(segment.measurement, truncated=True),
     )
+    return replace(finding, segment=whole)
 
 
-def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
-    """``report``, a Part 10 file with the group of a segment :func:`with_everything`, with those of ``segments``.
+def with_groups(report: memoryview, found: tuple[Finding, ...]) -> bytes:
+    """``report``, a Part 10 file with the group of a finding :func:`with_everything`, with those of ``found``.
+
+    All of ``found`` have a SEG to refer to, or none has.
 
     Raises:
         EncodingError: a measurement is not finite.
     """
-    concepts = {code: _concept(code) for code in {code for segment in segments for code in _codes(segment.structure)}}
+    concepts = {code: _concept(code) for code in {code for each in found for code in _codes(each.segment.structure)}}
     root = encoded_elements(report[PREAMBLE_LENGTH:])
     children = []
     for child in items(values(report[PREAMBLE_LENGTH:])[_CONTENT]):
@@ -122,7 +126,7 @@ def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
             (group,) = items(values(child)[_CONTENT])
             template = _GroupTemplate.of(group)
             container = encoded_elements(child)
-            container[_CONTENT] = sequence(_CONTENT, (template.filled(segment, concepts) for segment in segments))
+            container[_CONTENT] = sequence(_CONTENT, (template.filled(finding, concepts) for finding in found))
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
@@ -142,9 +146,9 @@ class _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
         return cls(encoded_elements(group), children)
 
-    def filled(self, segment: Segment, concepts: dict[Code, bytes]) -> bytes:
-        """The group of ``segment``; ``concepts`` has its codes, encoded."""
-        structure = segment.structure
+    def filled(self, finding: Finding, concepts: dict[Code, bytes]) -> bytes:
+        """The group of ``finding``; ``concepts`` has its codes, encoded."""
+        segment, structure = finding.segment, finding.segment.structure
         site, side = finding_site(structure)
         changes = {
             _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
@@ -161,9 +165,15 @@ class _GroupTemplate:
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
                 changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: concepts[side]})
-            elif name == _REFERENCED_SEGMENT:
-                number = element(_REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number))
-                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
+            elif name == _REFERENCED_SEGMENT and finding.reference is not None:
+                uid = finding.reference.sop_instance_uid
+                changes_of_sop = {
+                    _REFERENCED_SOP_INSTANCE_UID: text_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", uid),
+                    _REFERENCED_SEGMENT_NUMBER: element(
+                        _REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)
+                    ),
+                }
+                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, changes_of_sop)
             elif _MEASURED_VALUE in child:
                 changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(next(measured)[1]))
             contents.append(b"".join(changed.values()))

@@ -53,6 +53,7 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.source import TYPE_2
 from dicom_node.errors import EncodingError
+from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,6 @@ _PLANE_POSITION = 0x00209113
 _INDEX_VALUES = 0x00209157
 _DIMENSION_INDEX_VALUES = element_header(_INDEX_VALUES, b"UL", 8)
 _REFERENCED_SEGMENT_NUMBER = element_header(0x0062000B, b"US", 2)
-_SERIES_NUMBER_OFFSET = 1
 _FRAMES_AT_ONCE = 8
 """Eight frames of any size end on a byte."""
 
@@ -85,11 +85,12 @@ class _Frame(NamedTuple):
 
 
 def segmentation_file(
-    labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance
+    labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance, index: int = 0
 ) -> memoryview:
     """A BINARY SEG with one segment per item of ``segments``, empty frames omitted, as a Part 10 file.
 
-    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments`` must not be empty: a SEG needs a segment.
+    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments``, numbered from 1, must not be empty: a SEG
+    needs a segment. ``index`` counts the SEG series of one run for one destination.
 
     Raises:
         EncodingError: the pixels are more than Pixel Data may hold.
@@ -99,7 +100,11 @@ def segmentation_file(
     planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
     # with a second segment the number of the segment goes from the shared groups to those of each frame
     dataset = highdicom_segmentation(
-        np.ones((1, 1, 1), dtype=np.uint8), descriptions[:2], provenance, source.planes[planes[0] : planes[0] + 1]
+        np.ones((1, 1, 1), dtype=np.uint8),
+        descriptions[:2],
+        provenance,
+        source.planes[planes[0] : planes[0] + 1],
+        index,
     )
     groups_by_plane = _groups_by_plane(dataset.PerFrameFunctionalGroupsSequence[0], planes, source)
     frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
@@ -136,6 +141,7 @@ def highdicom_segmentation(
     descriptions: Sequence[SegmentDescription],
     provenance: Provenance,
     planes: tuple[SourcePlane, ...],
+    index: int = 0,
 ) -> Dataset:
     """What highdicom makes of a map of segment numbers, and what we put right in it.
 
@@ -148,7 +154,7 @@ def highdicom_segmentation(
         segmentation_type=SegmentationTypeValues.BINARY,
         segment_descriptions=descriptions,
         series_instance_uid=identity.uid("SEG series"),
-        series_number=series_number(source, _SERIES_NUMBER_OFFSET),
+        series_number=series_number(provenance, ResultKind.SEGMENTATION, index),
         sop_instance_uid=identity.uid("SEG instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,

@@ -35,6 +35,23 @@ class Segment:
     measurement: StructureMeasurement
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentationReference:
+    """The SEG that segments are numbered in."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A segment as a report states it; ``reference`` None: its reader gets no SEG."""
+
+    segment: Segment
+    reference: SegmentationReference | None
+
+
 def present_segments(
     segmentation: Segmentation, measurements: Measurements, identity: RunIdentity
 ) -> tuple[Segment, ...]:

@@ -14,7 +14,7 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.arrivals import CompleteRevision, complete_revision
 from dicom_node.store.schema import delivery, job, result, series_revision
-from dicom_node.types import Decision, DeliveryState, JobState, ResultInstance, ResultKind
+from dicom_node.types import Decision, DeliveryState, JobState, ResultInstance, ResultRequest, SegmentationForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,10 +34,11 @@ class ClaimedJob:
     attempt: int
     model: str
     rule: str
-    destinations: tuple[str, ...]
+    requests: Mapping[str, ResultRequest]
+    """What each destination gets."""
     revision: CompleteRevision
     superseded_series_uid: str | None
-    """SEG series of the latest earlier revision of this series by the same model, where it was encoded."""
+    """First result series of the latest earlier revision of this series by the same model, where it was encoded."""
 
 
 class Jobs:
@@ -108,7 +109,7 @@ class Jobs:
             attempt=attempt,
             model=row.model,
             rule=row.rule,
-            destinations=tuple(row.destinations),
+            requests={name: _request_of(options) for name, options in row.destinations.items()},
             revision=revision,
             superseded_series_uid=superseded,
         )
@@ -125,12 +126,13 @@ class Jobs:
         stage_seconds: Mapping[str, float],
         at: datetime,
     ) -> bool:
-        """RUNNING -> ENCODED with its results (instance, spool name) and a waiting delivery for each destination.
+        """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
         False: the lease was lost; nothing was written and the results must be thrown away.
         """
         with self._database.write() as db:
-            state = JobState.ENCODED if claimed.destinations and results else JobState.DELIVERED
+            is_owed = any(instance.destinations for instance, _ in results)
+            state = JobState.ENCODED if is_owed else JobState.DELIVERED
             changed = db.execute(
                 update(job)
                 .where(_held(claimed))
@@ -140,7 +142,7 @@ class Jobs:
                     stage="",
                     lease_until=None,
                     ended_at=at if state is JobState.DELIVERED else None,
-                    reason="" if claimed.destinations else "the rule names no destination",
+                    reason=_reason(claimed, is_owed=is_owed),
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),
                 )
@@ -261,7 +263,7 @@ def _insert_job(
             revision_id=revision.id,
             rule=decision.rule,
             model=decision.model,
-            destinations=list(decision.destinations),
+            destinations={name: asdict(request) for name, request in decision.requests.items()},
             priority=decision.priority,
             decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
             state=JobState.QUEUED if runs else JobState.REJECTED,
@@ -293,7 +295,7 @@ def _insert_result(
         )
     )
     result_id = _new_id(inserted)
-    for destination in claimed.destinations:
+    for destination in instance.destinations:
         db.execute(
             insert(delivery).values(
                 result_id=result_id,
@@ -305,6 +307,22 @@ def _insert_result(
                 last_reason="",
             )
         )
+
+
+def _request_of(options: Mapping[str, Any]) -> ResultRequest:
+    """What was asked for when the series was routed, as JSON; a version that knew fewer options left the others out."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    if "segmentation" in values:
+        values["segmentation"] = SegmentationForm(values["segmentation"])
+    return ResultRequest(**values)
+
+
+def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:
+    if is_owed:
+        return ""
+    return "no destination asked for what was found" if claimed.requests else "the rule names no destination"
 
 
 def _new_id(inserted: CursorResult[Any]) -> int:
@@ -370,9 +388,8 @@ def _superseded_series(db: Connection, revision: CompleteRevision, model: str) -
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             series_revision.c.revision < revision.first_revision_with_content,
             job.c.model == model,
-            result.c.kind == ResultKind.SEGMENTATION,
         )
-        .order_by(series_revision.c.revision.desc())
+        .order_by(series_revision.c.revision.desc(), result.c.id)
         .limit(1)
     ).one_or_none()
     return None if row is None else str(row.series_instance_uid)

@@ -27,6 +27,7 @@ from tests.unit.encode.synthetic import (
     GRIDS,
     MODEL,
     ORIENTATIONS,
+    findings,
     geometry,
     measured,
     reconstruction,
@@ -60,7 +61,8 @@ class Pair:
         length = (seg.Rows * seg.Columns * seg.NumberOfFrames + 7) // 8
         # PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character "0"
         seg.add_new("PixelData", "OB", seg.PixelData[:length] + bytes(length % 2))
-        sr = highdicom_report(seg, segments, segments, measurements.not_found, provenance)
+        found = findings(segments, seg)
+        sr = highdicom_report(found, found, measurements.not_found, provenance)
         self.highdicom = {ResultKind.SEGMENTATION: file_of(seg), ResultKind.REPORT: file_of(sr)}
 
 
