@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from inference.types import Volume
 
 
+LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""SOP Class of label maps (DICOM 2024d, Supplement 243)."""
+
+
 class JobState(StrEnum):
     """Where a job stands; the arrows between the states are drawn in ARCHITECTURE.md."""
 

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import SegmentationStorage
 
-from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements, reread
+from dicom_node.encode.check import (
+    refuse_other_identity,
+    refuse_other_labelmap,
+    refuse_other_labels,
+    refuse_other_measurements,
+    reread,
+)
 from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.labelmap import labelmap_file
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
@@ -16,7 +23,7 @@ from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import report_file
 from dicom_node.encode.variants import SegmentationVariant, variants
 from dicom_node.errors import DicomNodeError, EncodingError
-from dicom_node.types import EncodedResult, ResultKind
+from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, EncodedResult, ResultKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,6 +33,11 @@ if TYPE_CHECKING:
     from dicom_node.encode.variants import ReportVariant, Variant
     from dicom_node.types import Reconstruction, ResultContext, ResultRequest
     from inference.types import Measurements, Segmentation
+
+_SOP_CLASSES = {
+    ResultKind.SEGMENTATION: str(SegmentationStorage),
+    ResultKind.LABELMAP: LABEL_MAP_SEGMENTATION_STORAGE,
+}
 
 
 def encode(
@@ -92,9 +104,15 @@ class _Run:
             yield self._checked(ResultKind.REPORT, self._report(variant))
 
     def _segmentation(self, variant: SegmentationVariant) -> memoryview:
-        segments = variant.selection.of(self.segments)
-        content = segmentation_file(self._labels_zyx, segments, variant.on(self._provenance), variant.index)
-        refuse_other_labels(content, self._labels_zyx, segments, self._source)
+        segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
+        if variant.kind is ResultKind.SEGMENTATION:
+            content = segmentation_file(self._labels_zyx, segments, provenance, variant.index)
+            refuse_other_labels(content, self._labels_zyx, segments, self._source)
+        else:
+            content = labelmap_file(
+                self._labels_zyx, segments, provenance, variant.index, background=variant.background
+            )
+            refuse_other_labelmap(content, self._labels_zyx, segments, self._source)
         return content
 
     def _report(self, variant: ReportVariant) -> memoryview:
@@ -115,9 +133,9 @@ class _Run:
         )
 
     def _reference(self, variant: SegmentationVariant) -> SegmentationReference:
-        identity = variant.on(self._provenance).identity
+        kind, identity = variant.kind, variant.on(self._provenance).identity
         return SegmentationReference(
-            SegmentationStorage, identity.uid(f"{variant.kind} instance"), identity.uid(f"{variant.kind} series")
+            _SOP_CLASSES[kind], identity.uid(f"{kind} instance"), identity.uid(f"{kind} series")
         )
 
     def _checked(self, kind: ResultKind, content: memoryview) -> EncodedResult:

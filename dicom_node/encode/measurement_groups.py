@@ -26,7 +26,6 @@ from dicom_node.encode.codes import (
     concept,
 )
 from dicom_node.encode.part10 import (
-    PREAMBLE_LENGTH,
     element,
     encoded_elements,
     item_of,
@@ -110,8 +109,9 @@ def with_everything(finding: Finding) -> Finding:
     return replace(finding, segment=whole)
 
 
-def with_groups(report: memoryview, found: tuple[Finding, ...]) -> bytes:
-    """``report``, a Part 10 file with the group of a finding :func:`with_everything`, with those of ``found``.
+def with_groups(report: memoryview, found: tuple[Finding, ...]) -> dict[int, bytes]:
+    """The Content Sequence of ``report``, which has the group of a finding :func:`with_everything`, with those of
+    ``found``, as a change to its elements.
 
     All of ``found`` have a SEG to refer to, or none has.
 
@@ -119,9 +119,8 @@ def with_groups(report: memoryview, found: tuple[Finding, ...]) -> bytes:
         EncodingError: a measurement is not finite.
     """
     concepts = {code: _concept(code) for code in {code for each in found for code in _codes(each.segment.structure)}}
-    root = encoded_elements(report[PREAMBLE_LENGTH:])
     children = []
-    for child in items(values(report[PREAMBLE_LENGTH:])[_CONTENT]):
+    for child in items(values(report)[_CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
             (group,) = items(values(child)[_CONTENT])
             template = _GroupTemplate.of(group)
@@ -130,8 +129,7 @@ def with_groups(report: memoryview, found: tuple[Finding, ...]) -> bytes:
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
-    root[_CONTENT] = sequence(_CONTENT, children)
-    return bytes(report[:PREAMBLE_LENGTH]) + b"".join(root.values())
+    return {_CONTENT: sequence(_CONTENT, children)}
 
 
 @dataclass(frozen=True, slots=True)

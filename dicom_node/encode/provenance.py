@@ -244,8 +244,8 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
     dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
     dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
     # the run as such has one time; a rerun of the same input must give the same bytes but for that
-    del dataset.InstanceCreationDate
-    del dataset.InstanceCreationTime
+    dataset.pop("InstanceCreationDate", None)
+    dataset.pop("InstanceCreationTime", None)
     dataset.Manufacturer = MANUFACTURER
     dataset.ManufacturerModelName = MODEL_NAME
     dataset.DeviceSerialNumber = context.device_uid

@@ -52,7 +52,7 @@ from dicom_node.encode.codes import (
     concept,
 )
 from dicom_node.encode.measurement_groups import finding_site, measured_values, with_everything, with_groups
-from dicom_node.encode.part10 import file_of
+from dicom_node.encode.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -63,12 +63,13 @@ from dicom_node.encode.provenance import (
     series_number,
     stamp,
 )
+from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.source import TYPE_2
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from dicom_node.encode.segments import Finding, Segment
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.source import PreparedSource, SourcePlane
 
 TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
 _DEFINITION = (
@@ -80,22 +81,30 @@ _DEFINITION = (
 def report_file(found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance) -> memoryview:
     """The report on what was ``found`` as a Part 10 file.
 
-    highdicom makes everything but the Measurement Groups, which are written from one of its own.
+    highdicom makes everything but the Measurement Groups and references to instances, which are written from one of
+    its own.
 
     Raises:
         EncodingError: a measurement is not finite.
     """
     template = tuple(with_everything(finding) for finding in found[:1])
-    content = memoryview(file_of(highdicom_report(template, found, not_found, provenance)))
-    return memoryview(with_groups(content, found)) if found else content
+    source = provenance.source
+    one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1])
+    file = memoryview(file_of(one_of_each))
+    changes = with_all_evidence(file[PREAMBLE_LENGTH:], source) | with_groups(file[PREAMBLE_LENGTH:], found)
+    return memoryview(rewritten(file, changes))
 
 
 def highdicom_report(
-    grouped: tuple[Finding, ...], found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+    instances: tuple[SourcePlane, ...],
 ) -> Dataset:
-    """The report on what was ``found`` with Measurement Groups, made by highdicom, of those ``grouped`` alone."""
+    """The report on what was ``found`` in ``instances``, with highdicom's Measurement Groups of ``grouped`` alone."""
     source, identity = provenance.source, provenance.identity
-    evidence = _evidence(source)
+    evidence = _evidence(source, instances)
     for reference in dict.fromkeys(finding.reference for finding in found if finding.reference is not None):
         common = _common_header(source)
         evidence.append(
@@ -242,11 +251,11 @@ def _comment(sentence: str) -> TextContentItem:
 # ---- evidence
 
 
-def _evidence(source: PreparedSource) -> list[Dataset]:
+def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> list[Dataset]:
     common = _common_header(source)
     return [
         _instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
-        for plane in source.instances
+        for plane in instances
     ]
 
 

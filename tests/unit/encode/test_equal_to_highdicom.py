@@ -53,8 +53,9 @@ class Pair:
         provenance = Provenance(identity, CONTEXT, prepared, said)
         segments = present_segments(labels, measurements, identity)
         seg = highdicom_segmentation(
+            ResultKind.SEGMENTATION,
             numbers(labels.labels_zyx, segments),
-            [segment_description(s, provenance) for s in segments],
+            [segment_description(s, MODEL) for s in segments],
             provenance,
             prepared.planes,
         )
@@ -62,7 +63,7 @@ class Pair:
         # PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character "0"
         seg.add_new("PixelData", "OB", seg.PixelData[:length] + bytes(length % 2))
         found = findings(segments, seg)
-        sr = highdicom_report(found, found, measurements.not_found, provenance)
+        sr = highdicom_report(found, found, measurements.not_found, provenance, prepared.instances)
         self.highdicom = {ResultKind.SEGMENTATION: file_of(seg), ResultKind.REPORT: file_of(sr)}
 
 
