@@ -238,8 +238,10 @@ class Pipeline:
             run.leave_door()
             with run.stage("segment"):
                 upright = turn.infer(order, run.on_progress)
-        with run.stage("ask"):
-            requests = self._answered(claimed.requests)
+        requests = claimed.requests
+        if any(request.asks_peer for request in requests.values()):
+            with run.stage("ask"):
+                requests = self._answered(requests)
         with run.stage("wait"):
             desk = self._desk.enter()
         with desk:
