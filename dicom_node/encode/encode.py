@@ -14,14 +14,16 @@ from dicom_node.encode.check import (
     refuse_other_measurements,
     reread,
 )
+from dicom_node.encode.check_contours import refuse_other_contours
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.labelmap import labelmap_file
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.rtstruct import contours_file
 from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import report_file
-from dicom_node.encode.variants import SegmentationVariant, variants
+from dicom_node.encode.variants import ContoursVariant, SegmentationVariant, variants
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, EncodedResult, ResultKind
 
@@ -52,7 +54,7 @@ def encode(
     ``segmentation`` lies on the source grid: ``labels_zyx[k]`` belongs to ``reconstruction.frames[k]``. ``requests``
     say what each destination gets; an object that several want is made once, and knows them. Without a destination
     there are a BINARY SEG and an SR. When no structure was found there is an SR that says so and no SEG, because a SEG
-    without a segment is not a valid object. The same arguments give the same bytes.
+    without a segment is not a valid object, nor contours. The same arguments give the same bytes.
 
     Raises:
         IdentityConflict: the source instances are of several patients, studies, series or Frames of Reference.
@@ -100,6 +102,8 @@ class _Run:
         """The objects of ``variant``, checked."""
         if isinstance(variant, SegmentationVariant):
             yield self._checked(variant.kind, self._segmentation(variant))
+        elif isinstance(variant, ContoursVariant):
+            yield self._checked(ResultKind.CONTOURS, self._contours(variant))
         else:
             yield self._checked(ResultKind.REPORT, self._report(variant))
 
@@ -113,6 +117,12 @@ class _Run:
                 self._labels_zyx, segments, provenance, variant.index, background=variant.background
             )
             refuse_other_labelmap(content, self._labels_zyx, segments, self._source)
+        return content
+
+    def _contours(self, variant: ContoursVariant) -> memoryview:
+        segments = variant.selection.of(self.segments)
+        content = contours_file(self._labels_zyx, segments, variant.on(self._provenance))
+        refuse_other_contours(content, self._labels_zyx, segments, self._source)
         return content
 
     def _report(self, variant: ReportVariant) -> memoryview:

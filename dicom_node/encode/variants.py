@@ -106,7 +106,18 @@ class ReportVariant:
         return self.selection.on(provenance, " ".join(filter(None, parts)))
 
 
-Variant = SegmentationVariant | ReportVariant
+@dataclass(frozen=True, slots=True)
+class ContoursVariant:
+    """One RT Structure Set with the contours of ``selection``."""
+
+    selection: Selection
+
+    def on(self, provenance: Provenance) -> Provenance:
+        """``provenance`` of this object."""
+        return self.selection.on(provenance)
+
+
+Variant = SegmentationVariant | ReportVariant | ContoursVariant
 
 
 def variants(requests: Mapping[str, ResultRequest], segments: tuple[Segment, ...]) -> Mapping[Variant, tuple[str, ...]]:
@@ -140,4 +151,7 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...]) -> list[Variant]:
     if request.report:
         referenced = tuple(made[kinds[0]]) if kinds else ()
         found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes))
+    contoured = Selection(tuple(sorted(set(request.contours))))
+    if contoured.of(segments):
+        found.append(ContoursVariant(contoured))
     return found
