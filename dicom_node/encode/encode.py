@@ -129,7 +129,7 @@ class _Run:
         provenance = variant.on(self._provenance, self.segments)
         found = self._findings(variant)
         not_found = variant.selection.names(self._not_found)
-        content = report_file(found, not_found, provenance)
+        content = report_file(found, not_found, provenance, ibsi_codes=variant.ibsi_codes)
         refuse_other_measurements(content, found)
         return content
 

@@ -15,7 +15,13 @@ from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import (
     ATTENUATION_COEFFICIENT,
+    CUBIC_MILLIMETER,
     HOUNSFIELD_UNIT,
+    IBSI_MAXIMUM,
+    IBSI_MEAN,
+    IBSI_MEDIAN,
+    IBSI_MINIMUM,
+    IBSI_VOLUME,
     MAXIMUM,
     MEAN,
     MEDIAN,
@@ -75,14 +81,17 @@ def finding_site(structure: Structure) -> tuple[Code, Code | None]:
     return structure.type, structure.type_modifier
 
 
-def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
-    """Kind, value, unit and derivation of every measurement, in the order of a group.
+def measured_values(
+    segment: Segment, *, ibsi_codes: bool
+) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
+    """Kind, value, unit and derivation of every measurement, in the order of a group; those that have ``ibsi_codes`` a
+    second time with them where asked.
 
     Raises:
         EncodingError: a value is not finite.
     """
     measured, name = segment.measurement, segment.structure.name
-    stated = [
+    stated: list[tuple[DicomCode, float, DicomCode, DicomCode | None]] = [
         (VOLUME, measured.volume_ml, MILLILITER, None),
         (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
         (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
@@ -90,6 +99,14 @@ def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode,
         (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
         (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
     ]
+    if ibsi_codes:
+        stated += [
+            (IBSI_VOLUME, 1000.0 * measured.volume_ml, CUBIC_MILLIMETER, None),
+            (IBSI_MEAN, measured.mean_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MINIMUM, measured.min_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MAXIMUM, measured.max_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MEDIAN, measured.median_hu, HOUNSFIELD_UNIT, None),
+        ]
     for kind, value, _, derivation in stated:
         if not math.isfinite(value):
             what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
@@ -109,7 +126,7 @@ def with_everything(finding: Finding) -> Finding:
     return replace(finding, segment=whole)
 
 
-def with_groups(report: memoryview, found: tuple[Finding, ...]) -> dict[int, bytes]:
+def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: bool) -> dict[int, bytes]:
     """The Content Sequence of ``report``, which has the group of a finding :func:`with_everything`, with those of
     ``found``, as a change to its elements.
 
@@ -123,7 +140,7 @@ def with_groups(report: memoryview, found: tuple[Finding, ...]) -> dict[int, byt
     for child in items(values(report)[_CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
             (group,) = items(values(child)[_CONTENT])
-            template = _GroupTemplate.of(group)
+            template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes)
             container = encoded_elements(child)
             container[_CONTENT] = sequence(_CONTENT, (template.filled(finding, concepts) for finding in found))
             children.append(b"".join(container.values()))
@@ -134,15 +151,19 @@ def with_groups(report: memoryview, found: tuple[Finding, ...]) -> dict[int, byt
 
 @dataclass(frozen=True, slots=True)
 class _GroupTemplate:
-    """The elements of a group, and those of each Content Item below it with the code of its Concept Name."""
+    """The elements of a group, and those of each Content Item below it with the code of its Concept Name.
+
+    ``ibsi_codes`` says whether its values stand there with those, too.
+    """
 
     group: dict[int, bytes]
     children: tuple[tuple[str, dict[int, bytes]], ...]
+    ibsi_codes: bool
 
     @classmethod
-    def of(cls, group: memoryview) -> _GroupTemplate:
+    def of(cls, group: memoryview, *, ibsi_codes: bool) -> _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
-        return cls(encoded_elements(group), children)
+        return cls(encoded_elements(group), children, ibsi_codes)
 
     def filled(self, finding: Finding, concepts: dict[Code, bytes]) -> bytes:
         """The group of ``finding``; ``concepts`` has its codes, encoded."""
@@ -155,7 +176,7 @@ class _GroupTemplate:
             _FINDING: {_CONCEPT: concepts[structure.type]},
             _FINDING_SITE: {_CONCEPT: concepts[site]},
         }
-        measured = iter(measured_values(segment))
+        measured = iter(measured_values(segment, ibsi_codes=self.ibsi_codes))
         contents = []
         for name, child in self.children:
             if name in _OF_TRUNCATED_ALONE and not segment.measurement.truncated:

@@ -78,7 +78,9 @@ _DEFINITION = (
 )
 
 
-def report_file(found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance) -> memoryview:
+def report_file(
+    found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance, *, ibsi_codes: bool = False
+) -> memoryview:
     """The report on what was ``found`` as a Part 10 file.
 
     highdicom makes everything but the Measurement Groups and references to instances, which are written from one of
@@ -89,9 +91,11 @@ def report_file(found: tuple[Finding, ...], not_found: tuple[str, ...], provenan
     """
     template = tuple(with_everything(finding) for finding in found[:1])
     source = provenance.source
-    one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1])
+    one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1], ibsi_codes=ibsi_codes)
     file = memoryview(file_of(one_of_each))
-    changes = with_all_evidence(file[PREAMBLE_LENGTH:], source) | with_groups(file[PREAMBLE_LENGTH:], found)
+    changes = with_all_evidence(file[PREAMBLE_LENGTH:], source) | with_groups(
+        file[PREAMBLE_LENGTH:], found, ibsi_codes=ibsi_codes
+    )
     return memoryview(rewritten(file, changes))
 
 
@@ -101,6 +105,8 @@ def highdicom_report(
     not_found: tuple[str, ...],
     provenance: Provenance,
     instances: tuple[SourcePlane, ...],
+    *,
+    ibsi_codes: bool = False,
 ) -> Dataset:
     """The report on what was ``found`` in ``instances``, with highdicom's Measurement Groups of ``grouped`` alone."""
     source, identity = provenance.source, provenance.identity
@@ -112,7 +118,7 @@ def highdicom_report(
         )
     dataset = Comprehensive3DSR(
         evidence=evidence,
-        content=_root(grouped, found, not_found, provenance),
+        content=_root(grouped, found, not_found, provenance, ibsi_codes=ibsi_codes),
         series_instance_uid=identity.uid("SR series"),
         series_number=series_number(provenance, ResultKind.REPORT),
         sop_instance_uid=identity.uid("SR instance"),
@@ -129,7 +135,12 @@ def highdicom_report(
 
 
 def _root(
-    grouped: tuple[Finding, ...], found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+    *,
+    ibsi_codes: bool,
 ) -> ContainerContentItem:
     root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
     content = ContentSequence()
@@ -146,7 +157,7 @@ def _root(
         measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
         measured.ContentSequence = ContentSequence()
         for finding in grouped:
-            measured.ContentSequence.extend(_group(finding, provenance))
+            measured.ContentSequence.extend(_group(finding, provenance, ibsi_codes=ibsi_codes))
         content.append(measured)
     content.append(_evaluations(tuple(finding.segment for finding in found), not_found, provenance))
     root.ContentSequence = content
@@ -173,7 +184,7 @@ def _observation_context(provenance: Provenance) -> ObservationContext:
     )
 
 
-def _group(finding: Finding, provenance: Provenance) -> ContentSequence:
+def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
     """TID 1411 where there is a SEG to refer to, else TID 1501."""
     segment, reference, model = finding.segment, finding.reference, provenance.model
     structure, truncated = segment.structure, segment.measurement.truncated
@@ -189,7 +200,7 @@ def _group(finding: Finding, provenance: Provenance) -> ContentSequence:
             parameters=[f"sha256={model.digest}"],
             family=algorithm_family(model.family),
         ),
-        "measurements": _measurements(segment),
+        "measurements": _measurements(segment, ibsi_codes=ibsi_codes),
         "qualitative_evaluations": [QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
     }
     group: ContentSequence
@@ -208,10 +219,10 @@ def _group(finding: Finding, provenance: Provenance) -> ContentSequence:
     return group
 
 
-def _measurements(segment: Segment) -> list[Measurement]:
+def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
     return [
         Measurement(name=kind, value=value, unit=unit, derivation=derivation)
-        for kind, value, unit, derivation in measured_values(segment)
+        for kind, value, unit, derivation in measured_values(segment, ibsi_codes=ibsi_codes)
     ]
 
 
