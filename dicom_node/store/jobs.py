@@ -14,13 +14,21 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.arrivals import CompleteRevision, complete_revision
 from dicom_node.store.schema import delivery, job, result, series_revision
-from dicom_node.types import Decision, DeliveryState, JobState, ResultInstance, ResultRequest, SegmentationForm
+from dicom_node.types import (
+    Decision,
+    DeliveryState,
+    JobState,
+    ResultInstance,
+    ResultKind,
+    ResultRequest,
+    SegmentationForm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection, CursorResult
+    from sqlalchemy import Connection, CursorResult, Select
 
     from dicom_node.store.database import Database
     from inference.types import ModelIdentity
@@ -153,13 +161,17 @@ class Jobs:
                 _insert_result(db, claimed, instance, spool_name, at)
             return True
 
-    def rejected(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
-        """RUNNING -> REJECTED: not a series for this model."""
-        return self._change(claimed, state=JobState.REJECTED, reason=reason, ended_at=at, lease_until=None)
+    def rejected(
+        self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
+    ) -> bool:
+        """RUNNING -> REJECTED: not a series for this model. ``notices`` that say so wait for delivery from now on."""
+        return self._ended(claimed, JobState.REJECTED, reason, at, notices)
 
-    def failed(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
-        """RUNNING -> FAILED: a person must look."""
-        return self._change(claimed, state=JobState.FAILED, reason=reason, ended_at=at, lease_until=None)
+    def failed(
+        self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
+    ) -> bool:
+        """RUNNING -> FAILED: a person must look. ``notices`` that say so wait for delivery from now on."""
+        return self._ended(claimed, JobState.FAILED, reason, at, notices)
 
     def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime) -> bool:
         """RUNNING -> QUEUED: another attempt later."""
@@ -217,7 +229,7 @@ class Jobs:
                 update(delivery)
                 .where(
                     delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
-                    delivery.c.result_id.in_(select(result.c.id).where(result.c.job_id == job_id)),
+                    delivery.c.result_id.in_(_results_of(job_id, are_notices=False)),
                 )
                 .values(state=DeliveryState.WAITING, next_attempt_at=now, attempts=0, refusals=0, first_attempt_at=None)
             ).rowcount
@@ -237,6 +249,7 @@ class Jobs:
                 )
                 return "the series goes through the rules again"
             if row.state in (JobState.FAILED, JobState.REJECTED):
+                _withdraw_notices(db, job_id)
                 db.execute(
                     update(job)
                     .where(job.c.id == job_id)
@@ -244,6 +257,22 @@ class Jobs:
                 )
                 return "the job is queued again"
             return None
+
+    def _ended(
+        self,
+        claimed: ClaimedJob,
+        state: JobState,
+        reason: str,
+        at: datetime,
+        notices: Sequence[tuple[ResultInstance, str]],
+    ) -> bool:
+        values = {"state": state, "reason": reason, "ended_at": at, "lease_until": None}
+        with self._database.write() as db:
+            if not db.execute(update(job).where(_held(claimed)).values(**values)).rowcount:
+                return False
+            for instance, spool_name in notices:
+                _insert_result(db, claimed, instance, spool_name, at)
+            return True
 
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
@@ -325,6 +354,23 @@ def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:
     return "no destination asked for what was found" if claimed.requests else "the rule names no destination"
 
 
+def _results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:
+    is_notice = result.c.kind == ResultKind.NOTICE
+    return select(result.c.id).where(result.c.job_id == job_id, is_notice if are_notices else ~is_notice)
+
+
+def _withdraw_notices(db: Connection, job_id: int) -> None:
+    """What said that the job came to nothing is not sent any more."""
+    db.execute(
+        update(delivery)
+        .where(
+            delivery.c.state == DeliveryState.WAITING,
+            delivery.c.result_id.in_(_results_of(job_id, are_notices=True)),
+        )
+        .values(state=DeliveryState.SUPERSEDED, last_reason="the job was queued again")
+    )
+
+
 def _new_id(inserted: CursorResult[Any]) -> int:
     key = inserted.inserted_primary_key
     assert key is not None
@@ -388,6 +434,7 @@ def _superseded_series(db: Connection, revision: CompleteRevision, model: str) -
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             series_revision.c.revision < revision.first_revision_with_content,
             job.c.model == model,
+            result.c.kind != ResultKind.NOTICE,
         )
         .order_by(series_revision.c.revision.desc(), result.c.id)
         .limit(1)

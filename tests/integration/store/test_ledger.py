@@ -157,6 +157,48 @@ def test_each_result_goes_to_those_who_asked_for_it(ledger):
     assert state_of(ledger, job_id) == "DELIVERED"
 
 
+def a_notice():
+    (notice, _), _ = some_results(("pacs",))
+    return [(replace(notice, kind=ResultKind.NOTICE), "results/notice")]
+
+
+@pytest.mark.parametrize("end", ["rejected", "failed"])
+def test_a_notice_is_sent_and_leaves_the_job_as_it_is(ledger, end):
+    job_id = queued_job(ledger)
+    assert getattr(ledger.jobs, end)(claim(ledger), "no HU", NOW, a_notice())
+    (due,) = ledger.deliveries.due("pacs", NOW, 10)
+    assert due.instance.kind is ResultKind.NOTICE
+    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == end.upper()
+
+
+def test_a_notice_that_is_owed_keeps_a_rejected_series_and_one_that_was_sent_does_not(ledger):
+    queued_job(ledger)
+    ledger.jobs.rejected(claim(ledger), "no HU", NOW, a_notice())
+    future = NOW + timedelta(days=30)
+    assert ledger.retention.purge_due(future, future, 100) == ()
+    (due,) = ledger.deliveries.due("pacs", NOW, 10)
+    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert "results/notice" in ledger.retention.purge_due(future, future, 100)
+
+
+def test_a_retry_withdraws_the_notice_and_queues_the_job(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
+    assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+    assert state_of(ledger, job_id) == "QUEUED"
+
+
+def test_a_lost_lease_writes_no_notice(ledger):
+    queued_job(ledger)
+    old = claim(ledger)
+    ledger.jobs.put_back(old, "again", NOW)
+    claim(ledger)
+    assert not ledger.jobs.failed(old, "no HU", NOW, a_notice())
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+
+
 def test_a_ledger_from_the_future_is_refused_by_name(url, ledger, tmp_path):
     with ledger.database.write() as db:
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
