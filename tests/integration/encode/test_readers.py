@@ -95,14 +95,16 @@ def labelmap_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 
 @pytest.fixture(params=REAL_SERIES, scope="module")
 def real_run(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    (series,) = read_series_folder(shared_data / request.param)
+    return run_on_real_series(shared_data / request.param, tmp_path_factory.mktemp("r"), SegmentationForm.BINARY)
+
+
+def run_on_real_series(series_folder: Path, folder: Path, form: SegmentationForm) -> Run:
+    (series,) = read_series_folder(series_folder)
     source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
     hu = source.source.voxels_zyx
     labels = np.select([hu < -500, hu < -20, hu < 150, hu >= 150], [11, 22, 33, 44], default=0).astype(np.uint8)
     labels[:, : labels.shape[1] // 4, : labels.shape[2] // 3] = 0
-    return Run(
-        source, segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL), tmp_path_factory.mktemp("r")
-    )
+    return Run(source, segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL), folder, form)
 
 
 def test_dciodvfy_finds_no_error_in_results_on_any_grid(synthetic_run: Run) -> None:
@@ -142,6 +144,14 @@ def test_dcmqi_gives_back_every_voxel_of_real_series(real_run: Run, tmp_path: Pa
 
 def test_dcmqi_gives_back_every_voxel_of_a_label_map(labelmap_run: Run, tmp_path: Path) -> None:
     assert_dcmqi_reads_the_labels(labelmap_run, tmp_path, ResultKind.LABELMAP)
+
+
+@pytest.mark.parametrize("name", REAL_SERIES[:2])
+def test_dcmqi_gives_back_every_voxel_of_a_label_map_of_real_series(
+    name: str, shared_data: Path, tmp_path: Path
+) -> None:
+    run = run_on_real_series(shared_data / name, tmp_path, SegmentationForm.LABELMAP)
+    assert_dcmqi_reads_the_labels(run, tmp_path, ResultKind.LABELMAP)
 
 
 def test_dciodvfy_finds_nothing_in_a_report_on_a_label_map_but_that_it_does_not_know_them(labelmap_run: Run) -> None:
