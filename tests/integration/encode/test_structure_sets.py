@@ -70,10 +70,10 @@ def test_dciodvfy_and_dcmtk_read_contours_of_real_series(name: str, shared_data:
     labels = np.select([hu > 200, hu > 20], [44, 33], default=0).astype(np.uint8)
     labels[:, : labels.shape[1] // 4, : labels.shape[2] // 3] = 0
     on_grid = segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL)
-    path = structure_set(source, on_grid, tmp_path, "bone_tissue")
+    path = structure_set(source, on_grid, tmp_path, "tissue")
     report = output("dciodvfy", str(path))
     assert "Error" not in report, report
-    assert "(3006,0026) LO [bone_tissue]" in output("dcmdump", "+P", "ROIName", str(path))
+    assert "(3006,0026) LO [soft_tissue]" in output("dcmdump", "+P", "ROIName", str(path))
 
 
 def output(program: str, *arguments: str) -> str:
