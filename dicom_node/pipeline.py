@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.deliver import retry
+from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import send
 from dicom_node.encode.encode import encode
 from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible, WorkerLost
@@ -38,7 +39,7 @@ from inference.measure import measure
 from inference.types import Segmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings, SourceSettings
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from dicom_node.store.jobs import ClaimedJob
     from dicom_node.store.ledger import Ledger
     from dicom_node.store.spool import Spool
-    from dicom_node.types import DeliveryOutcome, Reconstruction, ResultInstance
+    from dicom_node.types import DeliveryOutcome, Reconstruction, ResultInstance, ResultRequest
     from dicom_node.work.gate import Pass
     from dicom_node.work.pool import WorkerPool
     from inference.types import ModelIdentity
@@ -82,6 +83,7 @@ class Pipeline:
         self._door = Gate()
         self._desk = Gate()
         self._under_way = _Count()
+        self._abilities = Abilities(settings.node.ae_title)
         self._log = structlog.get_logger()
 
     # ---- receive: is the series whole?
@@ -236,18 +238,39 @@ class Pipeline:
             run.leave_door()
             with run.stage("segment"):
                 upright = turn.infer(order, run.on_progress)
+        requests = claimed.requests
+        if any(request.asks_peer for request in requests.values()):
+            with run.stage("ask"):
+                requests = self._answered(requests)
         with run.stage("wait"):
             desk = self._desk.enter()
         with desk:
-            self._finish(run, started_at, reconstruction, upright)
+            self._finish(run, started_at, reconstruction, upright, requests)
 
-    def _finish(self, run: _Run, started_at: datetime, reconstruction: Reconstruction, upright: Segmentation) -> None:
+    def _answered(self, requests: Mapping[str, ResultRequest]) -> dict[str, ResultRequest]:
+        """``requests`` after a question to each destination whose form depends on what it accepts."""
+        answered = {}
+        for name, request in requests.items():
+            destination = self._settings.destinations.get(name)
+            accepts = request.asks_peer and destination is not None and self._abilities.accepts_labelmap(destination)
+            answered[name] = request.answered(accepts_labelmap=accepts)
+        return answered
+
+    def _finish(
+        self,
+        run: _Run,
+        started_at: datetime,
+        reconstruction: Reconstruction,
+        upright: Segmentation,
+        requests: Mapping[str, ResultRequest],
+    ) -> None:
         claimed = run.claimed
         with run.stage("measure"):
             segmentation = _on_source_grid(reconstruction, upright)
             measurements = measure(reconstruction.source, segmentation)
         with run.stage("encode"):
-            encoded = encode(reconstruction, segmentation, measurements, self._context(claimed, started_at))
+            context = self._context(claimed, started_at)
+            encoded = encode(reconstruction, segmentation, measurements, context, requests)
         with run.stage("store"):
             stored = [self._spool.write_result(result) for result in encoded]
         kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
@@ -460,7 +483,7 @@ class _Count:
             self._changed.notify_all()
 
 
-_NO_RULE = Decision(rule=None, model=None, destinations=(), priority=0)
+_NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
 
 
 def _on_source_grid(reconstruction: Reconstruction, upright: Segmentation) -> Segmentation:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from pydicom import Dataset, dcmread
+
+from dicom_node.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.types import Volume
+
+
+LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""SOP Class of label maps (DICOM 2024d, Supplement 243)."""
 
 
 class JobState(StrEnum):
@@ -43,7 +49,77 @@ class ResultKind(StrEnum):
     """The kinds of result instance the node makes."""
 
     SEGMENTATION = "SEG"
+    """Segmentation Storage (1.2.840.10008.5.1.4.1.1.66.4), BINARY."""
+    LABELMAP = "LABELMAP"
+    """Label Map Segmentation Storage (1.2.840.10008.5.1.4.1.1.66.7)."""
     REPORT = "SR"
+    """TID 1500 Measurement Report."""
+    CONTOURS = "RTSTRUCT"
+    CAPTURE = "SC"
+    """Secondary captures: a report page and a series with overlay."""
+    DOCUMENT = "PDF"
+    """The report page as encapsulated PDF."""
+    NOTICE = "NOTICE"
+    """An SR that says why a series was not processed."""
+
+
+class SegmentationForm(StrEnum):
+    """In which form a destination gets the segmentation."""
+
+    NONE = "none"
+    BINARY = "binary"
+    LABELMAP = "labelmap"
+    AUTO = "auto"
+    """A label map where the destination says at negotiation that it takes one, else BINARY."""
+    BOTH = "both"
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRequest:
+    """What one destination wants of a run; a destination that is only named gets what stands here as default.
+
+    ``structures`` and ``contours`` hold names or groups of the anatomy catalogue; ``structures`` None: all that were
+    found. ``split_by_group``: one SEG series for each anatomical group. ``background`` describes what is no structure
+    as a segment of its own in a label map. ``notice``: a series that is rejected or fails is answered with the reason.
+    """
+
+    segmentation: SegmentationForm = SegmentationForm.BINARY
+    split_by_group: bool = False
+    background: bool = True
+    structures: tuple[str, ...] | None = None
+    report: bool = True
+    ibsi_codes: bool = False
+    contours: tuple[str, ...] = ()
+    capture: bool = False
+    document: bool = False
+    notice: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigurationError where the options contradict each other."""
+        form = self.segmentation
+        if self.split_by_group and form is SegmentationForm.NONE:
+            raise ConfigurationError("split has no meaning without a segmentation")
+        if not self.background and form in (SegmentationForm.NONE, SegmentationForm.BINARY):
+            raise ConfigurationError(f"background has no meaning with segmentation: {form}")
+        if self.ibsi_codes and not self.report:
+            raise ConfigurationError("ibsi_codes has no meaning without a report")
+        if self.structures == ():
+            raise ConfigurationError("structures must not be empty; leave it out for all")
+        others = (self.report, self.contours, self.capture, self.document, self.notice)
+        if form is SegmentationForm.NONE and not any(others):
+            raise ConfigurationError("nothing is asked for")
+
+    @property
+    def asks_peer(self) -> bool:
+        """Whether the form depends on what the destination accepts."""
+        return self.segmentation is SegmentationForm.AUTO
+
+    def answered(self, *, accepts_labelmap: bool) -> ResultRequest:
+        """The request once the destination was asked."""
+        if not self.asks_peer:
+            return self
+        form = SegmentationForm.LABELMAP if accepts_labelmap else SegmentationForm.BINARY
+        return replace(self, segmentation=form)
 
 
 class Receipt(StrEnum):
@@ -146,15 +222,20 @@ class Decision:
     """What the rules say about one series: the outcome of every condition of every rule that was looked at.
 
     ``model`` is None where no rule matched or the deciding rule refuses, with its ``refusal`` as the reason; ``rule``
-    names the rule that decided.
+    names the rule that decided, ``requests`` what each destination gets.
     """
 
     rule: str | None
     model: str | None
-    destinations: tuple[str, ...]
+    requests: Mapping[str, ResultRequest]
     priority: int
     outcomes: Mapping[str, tuple[ConditionOutcome, ...]] = field(default_factory=dict)
     refusal: str | None = None
+
+    @property
+    def destinations(self) -> tuple[str, ...]:
+        """Where the results go."""
+        return tuple(self.requests)
 
     @property
     def reason(self) -> str:
@@ -225,7 +306,8 @@ class ResultContext:
 class EncodedResult:
     """A result object in memory, checked; the pipeline puts it into the spool.
 
-    ``content`` is the whole DICOM Part 10 file, the UIDs are those that stand in it.
+    ``content`` is the whole DICOM Part 10 file, the UIDs are those that stand in it. ``destinations`` are those that
+    asked for it.
     """
 
     kind: ResultKind
@@ -234,6 +316,7 @@ class EncodedResult:
     series_instance_uid: str
     transfer_syntax_uid: str
     content: bytes | memoryview
+    destinations: tuple[str, ...] = ()
 
     @property
     def dataset(self) -> Dataset:
@@ -253,6 +336,8 @@ class ResultInstance:
     path: Path
     sha256: str
     size_bytes: int
+    destinations: tuple[str, ...] = ()
+    """Where it goes; the ledger keeps that as deliveries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,6 +113,10 @@ class Association:
         finally:
             self._socket.close()
 
+    def accepts(self, sop_class: str, syntax: str) -> bool:
+        """Whether the peer accepted the presentation context of this pair."""
+        return (sop_class, syntax) in self._accepted
+
     def echo(self) -> int:
         """C-ECHO (PS3.7 9.1.5); returns the status.
 

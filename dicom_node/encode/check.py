@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
 
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, elements, items, values
+from dicom_node.encode.part10 import PREAMBLE_LENGTH, elements, fragments, items, values
+from dicom_node.encode.rle import decoded_runs
 from dicom_node.encode.seg import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
 from dicom_node.encode.source import PreparedSource, raw_element
 from dicom_node.errors import EncodingError
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.segments import Finding, Segment
 
 _IDENTITY = ("SpecificCharacterSet", "PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName")
 _POSITION_TOLERANCE_MM = 1e-3
+_PIXEL_VALUES = 256
 
 _CODE_VALUE = 0x00080100
 _REFERENCED_SOP_INSTANCE_UID = 0x00081155
@@ -43,7 +45,6 @@ _REFERENCED_SEGMENT_NUMBER = 0x0062000B
 _SHARED_GROUPS = 0x52009229
 
 _IMAGING_MEASUREMENTS = b"126010"
-_MEASUREMENT_GROUP = b"125007"
 _TRACKING_UID = b"112040"
 _REFERENCED_SEGMENT = b"121191"
 _VOLUME = b"118565006"
@@ -81,7 +82,8 @@ def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The SEG must hold ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it refers to.
+    """The SEG must hold ``segments`` of ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it
+    refers to.
 
     Raises:
         EncodingError: it does not; the message counts the voxels that differ.
@@ -101,7 +103,36 @@ def refuse_other_labels(
         voxels += int(np.count_nonzero(bits))
         common += int(np.count_nonzero(bits & truth))
     # no pair of plane and segment came twice, so that every voxel was counted at most once
-    different = max(voxels, int(np.count_nonzero(labels_zyx))) - common
+    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
+    if different:
+        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+
+
+def refuse_other_labelmap(
+    content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
+) -> None:
+    """As :func:`refuse_other_labels` for a label map.
+
+    Raises:
+        EncodingError: it does not hold ``segments``; the message counts the voxels that differ.
+    """
+    parts = values(content[PREAMBLE_LENGTH:])
+    plane_of = _plane_numbers(source)
+    planes = [_plane(values(group), plane_of, source) for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS])]
+    frames = fragments(parts[PIXEL_DATA])
+    if len(planes) != len(frames) or len(set(planes)) != len(frames):
+        raise EncodingError(f"{len(frames)} frames and {len(planes)} functional groups on {len(set(planes))} planes")
+    label_of = np.zeros(_PIXEL_VALUES, dtype=np.uint8)
+    label_of[[segment.number for segment in segments]] = [segment.label for segment in segments]
+    voxels = common = 0
+    for k, frame in zip(planes, frames, strict=True):
+        numbers, repeats = decoded_runs(frame)
+        found, truth = np.repeat(label_of[numbers], repeats), labels_zyx[k].reshape(-1)
+        if found.size != truth.size or numbers.max() > len(segments):
+            raise EncodingError(f"a frame of {found.size} pixels up to {numbers.max()}, expected {truth.size}")
+        voxels += int(repeats[numbers != 0].sum())
+        common += int(np.count_nonzero((found == truth) & (found != 0)))
+    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
     if different:
         raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
 
@@ -125,7 +156,7 @@ def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, N
 
 def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
     """Plane and segment number of each frame; what thousands of frames share is looked at once."""
-    plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
+    plane_of = _plane_numbers(source)
     (shared,) = items(parts[_SHARED_GROUPS])
     identification = values(shared).get(_SEGMENT_IDENTIFICATION, memoryview(b""))
     planes: dict[bytes, int] = {}
@@ -140,6 +171,10 @@ def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tu
             (item,) = items(memoryview(identified))
             numbers[identified] = int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
         yield planes[place], numbers[identified]
+
+
+def _plane_numbers(source: PreparedSource) -> dict[tuple[str, int | None], int]:
+    return {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
 
 
 def _plane(
@@ -162,48 +197,56 @@ def _plane(
     return k
 
 
-def refuse_other_measurements(content: memoryview, segments: tuple[Segment, ...], segmentation_uid: str | None) -> None:
-    """The SR must have one Measurement Group per segment, with its tracking UID, its SEG and its volume.
+def refuse_other_measurements(content: memoryview, expected: tuple[Finding, ...]) -> None:
+    """The SR must have one Measurement Group per finding, with its tracking UID, its SEG and its volume.
 
     Raises:
         EncodingError: it does not.
     """
-    found = [
-        _measured(group)
-        for container in _children(content[PREAMBLE_LENGTH:], _IMAGING_MEASUREMENTS)
-        for group in _children(container, _MEASUREMENT_GROUP)
-    ]
-    expected = [
-        (segment.tracking_uid, segmentation_uid, segment.number, segment.measurement.volume_ml) for segment in segments
-    ]
-    if found != expected:
+    containers = _children(content[PREAMBLE_LENGTH:], (_IMAGING_MEASUREMENTS,))[_IMAGING_MEASUREMENTS]
+    found = [_measured(group) for container in containers for group in items(container[_CONTENT])]
+    if found != [_stated(finding) for finding in expected]:
         raise EncodingError(f"the SR holds {len(found)} measurement groups that are not the {len(expected)} put in")
 
 
-def _measured(group: memoryview) -> tuple[str, str, int, float]:
-    """Tracking UID, SEG, segment number and volume in ml of a Measurement Group."""
-    (tracking,) = _children(group, _TRACKING_UID)
-    (reference,) = _children(group, _REFERENCED_SEGMENT)
-    (volume,) = _children(group, _VOLUME)
-    (sop,) = items(values(reference)[_REFERENCED_SOP])
-    referenced = values(sop)
-    (measured,) = items(values(volume)[_MEASURED_VALUE])
+class _Stated(NamedTuple):
+    tracking_uid: str
+    segmentation_uid: str | None
+    segment_number: int | None
+    volume_ml: float
+
+
+def _stated(finding: Finding) -> _Stated:
+    segment, reference = finding.segment, finding.reference
+    if reference is None:
+        return _Stated(segment.tracking_uid, None, None, segment.measurement.volume_ml)
+    return _Stated(segment.tracking_uid, reference.sop_instance_uid, segment.number, segment.measurement.volume_ml)
+
+
+def _measured(group: memoryview) -> _Stated:
+    """What a Measurement Group states."""
+    children = _children(group, (_TRACKING_UID, _VOLUME, _REFERENCED_SEGMENT))
+    (tracking,), (volume,) = children[_TRACKING_UID], children[_VOLUME]
+    (measured,) = items(volume[_MEASURED_VALUE])
     (volume_ml,) = struct.unpack("<d", values(measured)[_FLOATING_POINT_VALUE])
-    return (
-        _text(values(tracking)[_UID]),
-        _text(referenced[_REFERENCED_SOP_INSTANCE_UID]),
-        int.from_bytes(referenced[_REFERENCED_SEGMENT_NUMBER], "little"),
-        volume_ml,
-    )
+    uid = number = None
+    for reference in children[_REFERENCED_SEGMENT]:
+        (sop,) = items(reference[_REFERENCED_SOP])
+        referenced = values(sop)
+        uid = _text(referenced[_REFERENCED_SOP_INSTANCE_UID])
+        number = int.from_bytes(referenced[_REFERENCED_SEGMENT_NUMBER], "little")
+    return _Stated(_text(tracking[_UID]), uid, number, volume_ml)
 
 
-def _children(content_item: memoryview, code_value: bytes) -> list[memoryview]:
-    """The Content Items below one (PS3.3 C.17.3.2) whose Concept Name has this code."""
-    found = []
+def _children(content_item: memoryview, codes: tuple[bytes, ...]) -> dict[bytes, list[dict[int, memoryview]]]:
+    """The Content Items below one (PS3.3 C.17.3.2) whose Concept Name has one of these codes."""
+    found: dict[bytes, list[dict[int, memoryview]]] = {code: [] for code in codes}
     for child in items(values(content_item).get(_CONTENT, memoryview(b""))):
-        (name,) = items(values(child)[_CONCEPT_NAME])
-        if bytes(values(name)[_CODE_VALUE]).rstrip(b" ") == code_value:
-            found.append(child)
+        parts = values(child)
+        (name,) = items(parts[_CONCEPT_NAME])
+        code = next(elements(name))
+        if code.tag == _CODE_VALUE and (known := found.get(bytes(code.value).rstrip(b" "))) is not None:
+            known.append(parts)
     return found
 
 

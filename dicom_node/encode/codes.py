@@ -41,6 +41,14 @@ MINIMUM = DicomCode("255605001", "SCT", "Minimum")
 MAXIMUM = DicomCode("56851009", "SCT", "Maximum")
 MEDIAN = DicomCode("373099004", "SCT", "Median")
 
+CUBIC_MILLIMETER = DicomCode("mm3", "UCUM", "cubic millimeter")
+IBSI_VOLUME = DicomCode("YEKZ", "IBSI", "Volume from Voxel Summation")
+IBSI_MEAN = DicomCode("Q4LE", "IBSI", "Mean intensity")
+IBSI_MINIMUM = DicomCode("1GSF", "IBSI", "Minimum intensity")
+IBSI_MAXIMUM = DicomCode("84IY", "IBSI", "Maximum intensity")
+IBSI_MEDIAN = DicomCode("Y12H", "IBSI", "Median intensity")
+"""Image Biomarker Standardisation Initiative; the first is in CID 7477. It has no code for the standard deviation."""
+
 _ALGORITHM_FAMILIES = {
     "nnU-Net": DicomCode("123110", "DCM", "Artificial Intelligence"),
     # CID 7162 has no "thresholding"; classes of voxel values are what its histogram analysis makes

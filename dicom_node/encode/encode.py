@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements, reread
+from pydicom.uid import SegmentationStorage
+
+from dicom_node.encode.check import (
+    refuse_other_identity,
+    refuse_other_labelmap,
+    refuse_other_labels,
+    refuse_other_measurements,
+    reread,
+)
+from dicom_node.encode.check_contours import refuse_other_contours
 from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.labelmap import labelmap_file
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.rtstruct import contours_file
 from dicom_node.encode.seg import segmentation_file
-from dicom_node.encode.segments import present_segments
+from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import report_file
+from dicom_node.encode.variants import ContoursVariant, SegmentationVariant, variants
 from dicom_node.errors import DicomNodeError, EncodingError
-from dicom_node.types import EncodedResult, ResultKind
+from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, EncodedResult, ResultKind
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from pydicom import Dataset
 
-    from dicom_node.types import Reconstruction, ResultContext
+    from dicom_node.encode.variants import ReportVariant, Variant
+    from dicom_node.types import Reconstruction, ResultContext, ResultRequest
     from inference.types import Measurements, Segmentation
+
+_SOP_CLASSES = {
+    ResultKind.SEGMENTATION: str(SegmentationStorage),
+    ResultKind.LABELMAP: LABEL_MAP_SEGMENTATION_STORAGE,
+}
 
 
 def encode(
@@ -26,12 +47,14 @@ def encode(
     segmentation: Segmentation,
     measurements: Measurements,
     context: ResultContext,
+    requests: Mapping[str, ResultRequest] | None = None,
 ) -> tuple[EncodedResult, ...]:
-    """SEG and SR of one run, read back from their bytes and equal to what was put in.
+    """The objects of one run, read back from their bytes and equal to what was put in.
 
-    ``segmentation`` lies on the source grid: ``labels_zyx[k]`` belongs to ``reconstruction.frames[k]``. When no
-    structure was found there is an SR that says so and no SEG, because a SEG without a segment is not a valid object.
-    The same arguments give the same bytes.
+    ``segmentation`` lies on the source grid: ``labels_zyx[k]`` belongs to ``reconstruction.frames[k]``. ``requests``
+    say what each destination gets; an object that several want is made once, and knows them. Without a destination
+    there are a BINARY SEG and an SR. When no structure was found there is an SR that says so and no SEG, because a SEG
+    without a segment is not a valid object, nor contours. The same arguments give the same bytes.
 
     Raises:
         IdentityConflict: the source instances are of several patients, studies, series or Frames of Reference.
@@ -44,7 +67,12 @@ def encode(
             f"{reconstruction.source.geometry.shape_zyx}"
         )
     try:
-        return _encode(reconstruction, segmentation, measurements, context)
+        run = _Run(reconstruction, segmentation, measurements, context)
+        return tuple(
+            replace(result, destinations=destinations)
+            for variant, destinations in variants(requests or {}, run.segments).items()
+            for result in run.made(variant)
+        )
     except DicomNodeError:
         raise
     except Exception as error:
@@ -52,31 +80,78 @@ def encode(
         raise EncodingError(f"unexpected {type(error).__name__} while building the results") from error
 
 
-def _encode(
-    reconstruction: Reconstruction,
-    segmentation: Segmentation,
-    measurements: Measurements,
-    context: ResultContext,
-) -> tuple[EncodedResult, ...]:
-    source = prepare(reconstruction)
-    identity = RunIdentity.of(source.series_instance_uid, segmentation.model, context)
-    said = statements(context, segmentation.model, len(source.planes), reconstruction.notes)
-    provenance = Provenance(identity, context, source, said)
-    segments = present_segments(segmentation, measurements, identity)
-    results: list[EncodedResult] = []
-    seg: Dataset | None = None
-    if segments:
-        content = segmentation_file(segmentation.labels_zyx, segments, provenance)
-        seg = reread(content)
-        refuse_other_identity(seg, source)
-        refuse_other_labels(content, segmentation.labels_zyx, segments, source)
-        results.append(encoded_result(ResultKind.SEGMENTATION, seg, content))
-    content = report_file(seg, segments, measurements.not_found, provenance)
-    sr = reread(content)
-    refuse_other_identity(sr, source)
-    refuse_other_measurements(content, segments, None if seg is None else str(seg.SOPInstanceUID))
-    results.append(encoded_result(ResultKind.REPORT, sr, content))
-    return tuple(results)
+class _Run:
+    """Everything that the objects of one run are made from."""
+
+    def __init__(
+        self,
+        reconstruction: Reconstruction,
+        segmentation: Segmentation,
+        measurements: Measurements,
+        context: ResultContext,
+    ) -> None:
+        self._source = prepare(reconstruction)
+        identity = RunIdentity.of(self._source.series_instance_uid, segmentation.model, context)
+        said = statements(context, segmentation.model, len(self._source.planes), reconstruction.notes)
+        self._provenance = Provenance(identity, context, self._source, said)
+        self._labels_zyx = segmentation.labels_zyx
+        self._not_found = measurements.not_found
+        self.segments = present_segments(segmentation, measurements, identity)
+
+    def made(self, variant: Variant) -> Iterator[EncodedResult]:
+        """The objects of ``variant``, checked."""
+        if isinstance(variant, SegmentationVariant):
+            yield self._checked(variant.kind, self._segmentation(variant))
+        elif isinstance(variant, ContoursVariant):
+            yield self._checked(ResultKind.CONTOURS, self._contours(variant))
+        else:
+            yield self._checked(ResultKind.REPORT, self._report(variant))
+
+    def _segmentation(self, variant: SegmentationVariant) -> memoryview:
+        segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
+        if variant.kind is ResultKind.SEGMENTATION:
+            content = segmentation_file(self._labels_zyx, segments, provenance, variant.index)
+            refuse_other_labels(content, self._labels_zyx, segments, self._source)
+        else:
+            content = labelmap_file(
+                self._labels_zyx, segments, provenance, variant.index, background=variant.background
+            )
+            refuse_other_labelmap(content, self._labels_zyx, segments, self._source)
+        return content
+
+    def _contours(self, variant: ContoursVariant) -> memoryview:
+        segments = variant.selection.of(self.segments)
+        content = contours_file(self._labels_zyx, segments, variant.on(self._provenance))
+        refuse_other_contours(content, self._labels_zyx, segments, self._source)
+        return content
+
+    def _report(self, variant: ReportVariant) -> memoryview:
+        provenance = variant.on(self._provenance, self.segments)
+        found = self._findings(variant)
+        not_found = variant.selection.names(self._not_found)
+        content = report_file(found, not_found, provenance, ibsi_codes=variant.ibsi_codes)
+        refuse_other_measurements(content, found)
+        return content
+
+    def _findings(self, variant: ReportVariant) -> tuple[Finding, ...]:
+        if not variant.segmentations:
+            return tuple(Finding(segment, None) for segment in variant.selection.of(self.segments))
+        return tuple(
+            Finding(segment, self._reference(segmentation))
+            for segmentation in variant.segmentations
+            for segment in segmentation.selection.of(self.segments)
+        )
+
+    def _reference(self, variant: SegmentationVariant) -> SegmentationReference:
+        kind, identity = variant.kind, variant.on(self._provenance).identity
+        return SegmentationReference(
+            _SOP_CLASSES[kind], identity.uid(f"{kind} instance"), identity.uid(f"{kind} series")
+        )
+
+    def _checked(self, kind: ResultKind, content: memoryview) -> EncodedResult:
+        dataset = reread(content)
+        refuse_other_identity(dataset, self._source)
+        return encoded_result(kind, dataset, content)
 
 
 def encoded_result(kind: ResultKind, dataset: Dataset, content: memoryview) -> EncodedResult:

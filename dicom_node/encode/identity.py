@@ -25,12 +25,16 @@ def derived_uid(*parts: str | int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What makes a run of the node different from every other run, and the UIDs that follow from it."""
+    """What makes a run of the node different from every other run, and the UIDs that follow from it.
+
+    ``variant`` tells objects of one kind apart, which several destinations want differently; empty for the default.
+    """
 
     source_series_uid: str
     content_digest: str
     model: ModelIdentity
     revision: int
+    variant: str = ""
 
     @classmethod
     def of(cls, source_series_uid: str, model: ModelIdentity, context: ResultContext) -> RunIdentity:
@@ -38,7 +42,10 @@ class RunIdentity:
         return cls(source_series_uid, context.content_digest, model, context.revision)
 
     def uid(self, kind: str) -> str:
-        """The UID of the one object of this ``kind`` in the run, e.g. ``"SEG series"``."""
+        """The UID of the one object of this ``kind`` and variant in the run, e.g. ``"SEG series"``."""
+        return self._uid(f"{kind} {self.variant}" if self.variant else kind)
+
+    def _uid(self, what: str) -> str:
         model = self.model
         return derived_uid(
             "dicom-node result",
@@ -48,12 +55,12 @@ class RunIdentity:
             model.version,
             model.digest,
             self.revision,
-            kind,
+            what,
         )
 
     def tracking_uid(self, structure_name: str) -> str:
-        """Tracking UID (PS3.3 C.8.20.2, TID 4108) of one structure, the same in SEG and SR."""
-        return self.uid(f"tracking {structure_name}")
+        """Tracking UID (PS3.3 C.8.20.2, TID 4108) of one structure, the same in all objects of a run."""
+        return self._uid(f"tracking {structure_name}")
 
 
 def algorithm_device_uid(device_uid: str, model: ModelIdentity) -> str:

@@ -15,7 +15,13 @@ from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import (
     ATTENUATION_COEFFICIENT,
+    CUBIC_MILLIMETER,
     HOUNSFIELD_UNIT,
+    IBSI_MAXIMUM,
+    IBSI_MEAN,
+    IBSI_MEDIAN,
+    IBSI_MINIMUM,
+    IBSI_VOLUME,
     MAXIMUM,
     MEAN,
     MEDIAN,
@@ -26,7 +32,6 @@ from dicom_node.encode.codes import (
     concept,
 )
 from dicom_node.encode.part10 import (
-    PREAMBLE_LENGTH,
     element,
     encoded_elements,
     item_of,
@@ -42,10 +47,11 @@ from dicom_node.errors import EncodingError
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
 
-    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.segments import Finding, Segment
     from inference.structures import Code, Structure
 
 _CODE_VALUE = 0x00080100
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
 _REFERENCED_SOP = 0x00081199
 _CONCEPT_NAME = 0x0040A043
 _UID = 0x0040A124
@@ -75,14 +81,17 @@ def finding_site(structure: Structure) -> tuple[Code, Code | None]:
     return structure.type, structure.type_modifier
 
 
-def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
-    """Kind, value, unit and derivation of every measurement, in the order of a group.
+def measured_values(
+    segment: Segment, *, ibsi_codes: bool
+) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
+    """Kind, value, unit and derivation of every measurement, in the order of a group; those that have ``ibsi_codes`` a
+    second time with them where asked.
 
     Raises:
         EncodingError: a value is not finite.
     """
     measured, name = segment.measurement, segment.structure.name
-    stated = [
+    stated: list[tuple[DicomCode, float, DicomCode, DicomCode | None]] = [
         (VOLUME, measured.volume_ml, MILLILITER, None),
         (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
         (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
@@ -90,6 +99,14 @@ def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode,
         (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
         (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
     ]
+    if ibsi_codes:
+        stated += [
+            (IBSI_VOLUME, 1000.0 * measured.volume_ml, CUBIC_MILLIMETER, None),
+            (IBSI_MEAN, measured.mean_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MINIMUM, measured.min_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MAXIMUM, measured.max_hu, HOUNSFIELD_UNIT, None),
+            (IBSI_MEDIAN, measured.median_hu, HOUNSFIELD_UNIT, None),
+        ]
     for kind, value, _, derivation in stated:
         if not math.isfinite(value):
             what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
@@ -97,54 +114,60 @@ def measured_values(segment: Segment) -> list[tuple[DicomCode, float, DicomCode,
     return [(kind, float(value), unit, derivation) for kind, value, unit, derivation in stated]
 
 
-def with_everything(segment: Segment) -> Segment:
-    """``segment`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
-    structure = segment.structure
+def with_everything(finding: Finding) -> Finding:
+    """``finding`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
+    segment, structure = finding.segment, finding.segment.structure
     site, side = finding_site(structure)
-    return replace(
+    whole = replace(
         segment,
         structure=replace(structure, region=site, region_modifier=side or site),
         measurement=replace(segment.measurement, truncated=True),
     )
+    return replace(finding, segment=whole)
 
 
-def with_groups(report: memoryview, segments: tuple[Segment, ...]) -> bytes:
-    """``report``, a Part 10 file with the group of a segment :func:`with_everything`, with those of ``segments``.
+def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: bool) -> dict[int, bytes]:
+    """The Content Sequence of ``report``, which has the group of a finding :func:`with_everything`, with those of
+    ``found``, as a change to its elements.
+
+    All of ``found`` have a SEG to refer to, or none has.
 
     Raises:
         EncodingError: a measurement is not finite.
     """
-    concepts = {code: _concept(code) for code in {code for segment in segments for code in _codes(segment.structure)}}
-    root = encoded_elements(report[PREAMBLE_LENGTH:])
+    concepts = {code: _concept(code) for code in {code for each in found for code in _codes(each.segment.structure)}}
     children = []
-    for child in items(values(report[PREAMBLE_LENGTH:])[_CONTENT]):
+    for child in items(values(report)[_CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
             (group,) = items(values(child)[_CONTENT])
-            template = _GroupTemplate.of(group)
+            template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes)
             container = encoded_elements(child)
-            container[_CONTENT] = sequence(_CONTENT, (template.filled(segment, concepts) for segment in segments))
+            container[_CONTENT] = sequence(_CONTENT, (template.filled(finding, concepts) for finding in found))
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
-    root[_CONTENT] = sequence(_CONTENT, children)
-    return bytes(report[:PREAMBLE_LENGTH]) + b"".join(root.values())
+    return {_CONTENT: sequence(_CONTENT, children)}
 
 
 @dataclass(frozen=True, slots=True)
 class _GroupTemplate:
-    """The elements of a group, and those of each Content Item below it with the code of its Concept Name."""
+    """The elements of a group, and those of each Content Item below it with the code of its Concept Name.
+
+    ``ibsi_codes`` says whether its values stand there with those, too.
+    """
 
     group: dict[int, bytes]
     children: tuple[tuple[str, dict[int, bytes]], ...]
+    ibsi_codes: bool
 
     @classmethod
-    def of(cls, group: memoryview) -> _GroupTemplate:
+    def of(cls, group: memoryview, *, ibsi_codes: bool) -> _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
-        return cls(encoded_elements(group), children)
+        return cls(encoded_elements(group), children, ibsi_codes)
 
-    def filled(self, segment: Segment, concepts: dict[Code, bytes]) -> bytes:
-        """The group of ``segment``; ``concepts`` has its codes, encoded."""
-        structure = segment.structure
+    def filled(self, finding: Finding, concepts: dict[Code, bytes]) -> bytes:
+        """The group of ``finding``; ``concepts`` has its codes, encoded."""
+        segment, structure = finding.segment, finding.segment.structure
         site, side = finding_site(structure)
         changes = {
             _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
@@ -153,7 +176,7 @@ class _GroupTemplate:
             _FINDING: {_CONCEPT: concepts[structure.type]},
             _FINDING_SITE: {_CONCEPT: concepts[site]},
         }
-        measured = iter(measured_values(segment))
+        measured = iter(measured_values(segment, ibsi_codes=self.ibsi_codes))
         contents = []
         for name, child in self.children:
             if name in _OF_TRUNCATED_ALONE and not segment.measurement.truncated:
@@ -161,9 +184,15 @@ class _GroupTemplate:
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
                 changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: concepts[side]})
-            elif name == _REFERENCED_SEGMENT:
-                number = element(_REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number))
-                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, {_REFERENCED_SEGMENT_NUMBER: number})
+            elif name == _REFERENCED_SEGMENT and finding.reference is not None:
+                uid = finding.reference.sop_instance_uid
+                changes_of_sop = {
+                    _REFERENCED_SOP_INSTANCE_UID: text_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", uid),
+                    _REFERENCED_SEGMENT_NUMBER: element(
+                        _REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)
+                    ),
+                }
+                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, changes_of_sop)
             elif _MEASURED_VALUE in child:
                 changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(next(measured)[1]))
             contents.append(b"".join(changed.values()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydicom import Dataset, dcmwrite
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 PREAMBLE_LENGTH = 132
 """128 bytes and the prefix ``DICM`` (PS3.10 section 7.1)."""
 _LONGEST_VALUE, _LONGEST_SHORT_VALUE = 2**32 - 2, 2**16 - 1
+_UNDEFINED_LENGTH = 2**32 - 1
 
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 """VRs with a 32-bit length (PS3.5 table 7.1-1)."""
 _ITEM = 0xFFFEE000
+_SEQUENCE_DELIMITATION = 0xFFFEE0DD
 _SHORT = struct.Struct("<HH2sH")
 _LONG = struct.Struct("<HH2sHI")
 _ITEM_HEADER = struct.Struct("<HHI")
@@ -54,6 +57,12 @@ def file_of(dataset: Dataset) -> bytes:
     return buffer.getvalue()
 
 
+def rewritten(file: memoryview, changes: dict[int, bytes]) -> bytes:
+    """A Part 10 ``file`` with ``changes`` in place of elements, or added to them."""
+    parts = encoded_elements(file[PREAMBLE_LENGTH:]) | changes
+    return bytes(file[:PREAMBLE_LENGTH]) + b"".join(parts[tag] for tag in sorted(parts))
+
+
 def item_of(dataset: Dataset) -> bytes:
     """The elements of ``dataset``, which is one item of a sequence, without the item's own tag and length."""
     buffer = DicomBytesIO()
@@ -65,8 +74,10 @@ def item_of(dataset: Dataset) -> bytes:
 def elements(encoded: memoryview) -> Iterator[Element]:
     """The data elements of an item, or of a file after its preamble, in order.
 
+    An undefined length is that of encapsulated pixel data, with which our files end.
+
     Raises:
-        EncodingError: a length is undefined or leads past the end.
+        EncodingError: a length leads past the end.
     """
     start, end = 0, len(encoded)
     while start < end:
@@ -75,6 +86,8 @@ def elements(encoded: memoryview) -> Iterator[Element]:
         if vr in _LONG_VRS:
             *_, length = _unpacked(_LONG, encoded, start)
             first = start + _LONG.size
+            if vr == b"OB" and length == _UNDEFINED_LENGTH:
+                length = end - first
         if first + length > end:
             raise EncodingError(f"element ({group:04X},{number:04X}) of {length} bytes leads past the end")
         yield Element(group << 16 | number, start, encoded[first : first + length], encoded[start : first + length])
@@ -143,10 +156,52 @@ def item(content: bytes) -> bytes:
     return _ITEM_HEADER.pack(_ITEM >> 16, _ITEM & 0xFFFF, len(content)) + content
 
 
+def encapsulated(tag: int, frames: list[bytes]) -> list[bytes]:
+    """Pixel data of encoded ``frames``, one fragment each, behind a Basic Offset Table (PS3.5 A.4).
+
+    Raises:
+        EncodingError: a frame would start beyond what the table can tell.
+    """
+    starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
+    if starts[-1] > _LONGEST_VALUE:
+        raise EncodingError(f"frames of {starts[-1]} bytes are more than a Basic Offset Table can tell")
+    header = _LONG.pack(tag >> 16, tag & 0xFFFF, b"OB", 0, _UNDEFINED_LENGTH)
+    table = struct.pack(f"<{len(starts)}I", *starts)
+    end = _ITEM_HEADER.pack(_SEQUENCE_DELIMITATION >> 16, _SEQUENCE_DELIMITATION & 0xFFFF, 0)
+    return [header, item(table), *map(item, frames), end]
+
+
+def fragments(value: memoryview) -> list[memoryview]:
+    """The frames of encapsulated pixel data, each of one fragment.
+
+    Raises:
+        EncodingError: the table tells of other frames, or the end is not where it must be.
+    """
+    end = len(value) - _ITEM_HEADER.size
+    group, number, length = _unpacked(_ITEM_HEADER, value, end)
+    if (group << 16 | number, length) != (_SEQUENCE_DELIMITATION, 0):
+        raise EncodingError("encapsulated pixel data that do not end")
+    table, *frames = items(value[:end])
+    starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
+    if bytes(table) != struct.pack(f"<{len(starts)}I", *starts):
+        raise EncodingError(f"a Basic Offset Table that does not tell where {len(frames)} frames start")
+    return frames
+
+
+def only_item(parent: dict[int, bytes], tag: int) -> dict[int, bytes]:
+    """The elements of the one item of the sequence ``tag`` of ``parent``."""
+    (only,) = items(values(memoryview(parent[tag]))[tag])
+    return encoded_elements(only)
+
+
 def within(parent: dict[int, bytes], tag: int, changes: dict[int, bytes]) -> bytes:
     """The sequence ``tag`` of ``parent``, which has one item, with ``changes`` in place of elements of that item."""
-    (only,) = items(values(memoryview(parent[tag]))[tag])
-    return sequence(tag, [b"".join((encoded_elements(only) | changes).values())])
+    return with_changes(tag, only_item(parent, tag), changes)
+
+
+def with_changes(tag: int, only: dict[int, bytes], changes: dict[int, bytes]) -> bytes:
+    """A sequence of one item: the elements ``only`` with ``changes`` in place of some."""
+    return sequence(tag, [b"".join((only | changes).values())])
 
 
 def _unpacked(layout: struct.Struct, encoded: memoryview, start: int) -> tuple[Any, ...]:

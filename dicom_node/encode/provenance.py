@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
 from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
@@ -31,20 +33,34 @@ MODEL_NAME = "dicom-node"
 
 _LO, _SH, _CS = 64, 16, 16
 """Longest values of these VRs in characters (PS3.5 table 6.2-1)."""
-_LARGEST_SERIES_NUMBER = (2**31 - 1 - 99) // 100
+_MODELS, _KINDS = 1000, 100
+_LARGEST_SERIES_NUMBER = (2**31 - 1) // (_MODELS * _KINDS) - 1
 _UNNUMBERED_SERIES = 90
+_FIRST_OF_KIND = {
+    ResultKind.SEGMENTATION: 1,
+    ResultKind.LABELMAP: 11,
+    ResultKind.REPORT: 21,
+    ResultKind.CONTOURS: 31,
+    ResultKind.CAPTURE: 41,
+    ResultKind.DOCUMENT: 51,
+    ResultKind.NOTICE: 61,
+}
 _LONGEST_USE = 40
 _UNSPECIFIED_USE = "Unspecified use"
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """One run, as its results state it. ``statements`` are whole sentences for people."""
+    """One run, as its results state it. ``statements`` are whole sentences for people.
+
+    ``part`` says which part of the run's structures an object holds, e.g. ``"of organ"``; empty for all.
+    """
 
     identity: RunIdentity
     context: ResultContext
     source: PreparedSource
     statements: tuple[str, ...]
+    part: str = ""
 
     @property
     def model(self) -> ModelIdentity:
@@ -132,10 +148,16 @@ def content_creator_name(model: ModelIdentity) -> str:
     return (re.sub(r"[\^=]", " ", model_name(model, _LO - 1)).strip() or "unnamed") + "^"
 
 
-def series_number(source: PreparedSource, offset: int) -> int:
-    """A number that sorts next to the source series: 5 gives 501, 502 ..."""
-    number = source.series_number if 0 < source.series_number <= _LARGEST_SERIES_NUMBER else _UNNUMBERED_SERIES
-    return number * 100 + offset
+def series_number(provenance: Provenance, kind: ResultKind, index: int = 0) -> int:
+    """A number that sorts by source series, model, kind and ``index`` (below 10) within the kind.
+
+    Series 5 gives 5mmm01 for the segmentation, 5mmm21 for the report and so on; mmm is drawn from the model's name, so
+    that the results of two models on one series stay apart and a rerun gets the same number.
+    """
+    own = provenance.source.series_number
+    number = own if 0 < own <= _LARGEST_SERIES_NUMBER else _UNNUMBERED_SERIES
+    model = int.from_bytes(hashlib.sha256(provenance.model.name.encode()).digest()[:8]) % _MODELS
+    return (number * _MODELS + model) * _KINDS + _FIRST_OF_KIND[kind] + index
 
 
 def software_versions(model: ModelIdentity) -> list[str]:
@@ -204,7 +226,7 @@ def _concept(code: DicomCode) -> CodedConcept:
     return CodedConcept(code.value, code.scheme_designator, code.meaning)
 
 
-# ---- the attributes that SEG and SR share
+# ---- the attributes that all results share
 
 
 def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
@@ -218,12 +240,12 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
         del dataset.SpecificCharacterSet
     for tag in identity.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
         dataset[tag] = identity.get_item(tag)
-    dataset.SeriesDescription = series_description(model, f"INCOMPLETE {what}" if context.missing_instances else what)
+    dataset.SeriesDescription = series_description(model, _described(provenance, what))
     dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
     dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
     # the run as such has one time; a rerun of the same input must give the same bytes but for that
-    del dataset.InstanceCreationDate
-    del dataset.InstanceCreationTime
+    dataset.pop("InstanceCreationDate", None)
+    dataset.pop("InstanceCreationTime", None)
     dataset.Manufacturer = MANUFACTURER
     dataset.ManufacturerModelName = MODEL_NAME
     dataset.DeviceSerialNumber = context.device_uid
@@ -233,6 +255,21 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     _keep_bytes(dataset)
+
+
+def _described(provenance: Provenance, what: str) -> str:
+    context = provenance.context
+    return " ".join(
+        filter(
+            None,
+            (
+                "INCOMPLETE" if context.missing_instances else "",
+                what,
+                provenance.part,
+                f"rev {context.revision}" if context.revision > 1 else "",
+            ),
+        )
+    )
 
 
 def _keep_bytes(dataset: Dataset) -> None:

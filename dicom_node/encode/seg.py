@@ -1,4 +1,4 @@
-"""DICOM Segmentation (PS3.3 A.51), BINARY, on the frames of the source series.
+"""DICOM Segmentation (PS3.3 A.51) on the frames of the source series: what all forms share, and the BINARY one.
 
 highdicom makes the object from source headers that we build ourselves (:func:`_source_images`): they hold what it reads
 and nothing that it could trip over, one per plane or one multi-frame header, *in plane order*, so that plane k of the
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,15 +28,17 @@ from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
 from dicom_node.encode.part10 import (
+    PREAMBLE_LENGTH,
     element,
     element_header,
     encoded_elements,
     file_of,
     item,
     item_of,
-    items,
+    only_item,
+    rewritten,
     text_element,
-    values,
+    with_changes,
     within,
 )
 from dicom_node.encode.provenance import (
@@ -51,8 +54,11 @@ from dicom_node.encode.provenance import (
     software_versions,
     stamp,
 )
+from dicom_node.encode.references import references
 from dicom_node.encode.source import TYPE_2
 from dicom_node.errors import EncodingError
+from dicom_node.types import ResultKind
+from inference.structures import structure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +67,8 @@ if TYPE_CHECKING:
 
     from dicom_node.encode.segments import Segment
     from dicom_node.encode.source import PreparedSource, SourcePlane
+    from inference.structures import Structure
+    from inference.types import ModelIdentity
 
 PER_FRAME_FUNCTIONAL_GROUPS = 0x52009230
 PIXEL_DATA = 0x7FE00010
@@ -68,13 +76,22 @@ _IMAGE_POSITION = 0x00200032
 _REFERENCED_SOP_INSTANCE_UID = 0x00081155
 _REFERENCED_FRAME_NUMBER = 0x00081160
 _SOURCE_IMAGE = 0x00082112
+_REFERENCED_SERIES = 0x00081115
+_REFERENCED_INSTANCE = 0x0008114A
 _DERIVATION_IMAGE = 0x00089124
 _FRAME_CONTENT = 0x00209111
 _PLANE_POSITION = 0x00209113
 _INDEX_VALUES = 0x00209157
+_SEGMENTS = 0x00620002
+_SEGMENT_NUMBER = 0x00620004
+_TRACKING_UID = 0x00620021
 _DIMENSION_INDEX_VALUES = element_header(_INDEX_VALUES, b"UL", 8)
 _REFERENCED_SEGMENT_NUMBER = element_header(0x0062000B, b"US", 2)
-_SERIES_NUMBER_OFFSET = 1
+_TYPES = {
+    ResultKind.SEGMENTATION: SegmentationTypeValues.BINARY,
+    ResultKind.LABELMAP: SegmentationTypeValues.LABELMAP,
+}
+_TITLES = {ResultKind.SEGMENTATION: "segmentation", ResultKind.LABELMAP: "label map"}
 _FRAMES_AT_ONCE = 8
 """Eight frames of any size end on a byte."""
 
@@ -85,39 +102,29 @@ class _Frame(NamedTuple):
 
 
 def segmentation_file(
-    labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance
+    labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance, index: int = 0
 ) -> memoryview:
     """A BINARY SEG with one segment per item of ``segments``, empty frames omitted, as a Part 10 file.
 
-    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments`` must not be empty: a SEG needs a segment.
+    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments``, numbered from 1, must not be empty: a SEG
+    needs a segment. ``index`` counts the SEG series of one run for one destination.
 
     Raises:
         EncodingError: the pixels are more than Pixel Data may hold.
     """
     source = provenance.source
-    descriptions = [segment_description(segment, provenance) for segment in segments]
     planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
     # with a second segment the number of the segment goes from the shared groups to those of each frame
-    dataset = highdicom_segmentation(
-        np.ones((1, 1, 1), dtype=np.uint8), descriptions[:2], provenance, source.planes[planes[0] : planes[0] + 1]
-    )
-    groups_by_plane = _groups_by_plane(dataset.PerFrameFunctionalGroupsSequence[0], planes, source)
+    dataset = one_plane(ResultKind.SEGMENTATION, segments[:2], provenance, planes[0], index)
+    groups_by_plane = functional_groups(dataset.PerFrameFunctionalGroupsSequence[0], planes, source, (1,))
     frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
-    del dataset.PerFrameFunctionalGroupsSequence
-    del dataset.PixelData
-    dataset.SegmentSequence = descriptions
-    dataset.Rows, dataset.Columns = source.rows, source.columns
-    dataset.NumberOfFrames = len(frames)
-    dataset.SourceImageSequence = [_reference(plane) for plane in source.instances]
-    dataset.ReferencedSeriesSequence[0].ReferencedInstanceSequence = list(dataset.SourceImageSequence)
-    if len(segments) == 1 and _is_regular(planes, source):
-        dataset.DimensionOrganizationType = "3D"
+    is_volume = len(segments) == 1 and is_regular(planes, source)
     groups = b"".join(_functional_groups(frames, groups_by_plane))
     length = (len(frames) * source.rows * source.columns + 7) // 8
     length += length % 2
     head = b"".join(
         (
-            file_of(dataset),
+            attributes(dataset, len(frames), segments, provenance, is_volume=is_volume),
             element_header(PER_FRAME_FUNCTIONAL_GROUPS, b"SQ", len(groups)),
             groups,
             element_header(PIXEL_DATA, b"OB", length),
@@ -131,25 +138,68 @@ def segmentation_file(
     return content.data.toreadonly()
 
 
+def one_plane(
+    kind: ResultKind, segments: tuple[Segment, ...], provenance: Provenance, plane: int, index: int
+) -> Dataset:
+    """What highdicom makes of one pixel of the first of ``segments`` on one plane."""
+    descriptions = [segment_description(segment, provenance.model) for segment in segments]
+    planes = provenance.source.planes[plane : plane + 1]
+    return highdicom_segmentation(kind, np.ones((1, 1, 1), dtype=np.uint8), descriptions, provenance, planes, index)
+
+
+def attributes(
+    dataset: Dataset,
+    frames: int,
+    segments: tuple[Segment, ...],
+    provenance: Provenance,
+    *,
+    is_volume: bool,
+    background: bytes = b"",
+) -> bytes:
+    """The file of :func:`one_plane` up to its functional groups, for ``frames`` whole frames of ``segments``."""
+    source, model = provenance.source, provenance.model
+    del dataset.PerFrameFunctionalGroupsSequence
+    del dataset.PixelData
+    del dataset.SegmentSequence
+    dataset.Rows, dataset.Columns = source.rows, source.columns
+    dataset.NumberOfFrames = frames
+    if is_volume:
+        dataset.DimensionOrganizationType = "3D"
+    file = memoryview(file_of(dataset))
+    instances = references(_REFERENCED_INSTANCE, source)
+    descriptions = background + b"".join(item(_encoded_description(segment, model)) for segment in segments)
+    changes = {
+        _SOURCE_IMAGE: references(_SOURCE_IMAGE, source),
+        _REFERENCED_SERIES: within(
+            encoded_elements(file[PREAMBLE_LENGTH:]), _REFERENCED_SERIES, {_REFERENCED_INSTANCE: instances}
+        ),
+        _SEGMENTS: element(_SEGMENTS, b"SQ", descriptions),
+    }
+    return rewritten(file, changes)
+
+
 def highdicom_segmentation(
+    kind: ResultKind,
     numbers_zyx: NDArray[np.uint8],
     descriptions: Sequence[SegmentDescription],
     provenance: Provenance,
     planes: tuple[SourcePlane, ...],
+    index: int = 0,
 ) -> Dataset:
     """What highdicom makes of a map of segment numbers, and what we put right in it.
 
-    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``.
+    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``. BINARY has no frames that are empty; a
+    label map has all of them.
     """
     source, identity, model = provenance.source, provenance.identity, provenance.model
     dataset = SegmentationObject(
         source_images=_source_images(source, planes, *numbers_zyx.shape[1:]),
         pixel_array=numbers_zyx,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        segmentation_type=_TYPES[kind],
         segment_descriptions=descriptions,
-        series_instance_uid=identity.uid("SEG series"),
-        series_number=series_number(source, _SERIES_NUMBER_OFFSET),
-        sop_instance_uid=identity.uid("SEG instance"),
+        series_instance_uid=identity.uid(f"{kind} series"),
+        series_number=series_number(provenance, kind, index),
+        sop_instance_uid=identity.uid(f"{kind} instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
@@ -159,22 +209,31 @@ def highdicom_segmentation(
         content_description=content_description(provenance),
         content_creator_name=content_creator_name(model),
         content_label=content_label(model),
-        omit_empty_frames=True,
+        omit_empty_frames=kind is ResultKind.SEGMENTATION,
     )
-    _finish_geometry(dataset, provenance, planes)
-    stamp(dataset, provenance, "segmentation")
+    _finish_geometry(dataset, provenance, planes, identity.uid(f"{kind} dimension organization"))
+    stamp(dataset, provenance, _TITLES[kind])
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
         # without Laterality: of a SEG that is the segments' to state (dciodvfy: an error at this place)
         dataset.BodyPartExamined = source.body_part_examined
     dataset.update(source.lossy_compression)
+    if kind is ResultKind.LABELMAP:
+        dataset.add_new("PixelPaddingValue", "US", 0)  # pydicom does not draw the VR from Pixel Representation here
     return dataset
 
 
-def _groups_by_plane(template: Dataset, planes: list[int], source: PreparedSource) -> dict[int, bytes]:
-    """The functional groups of a frame on each of ``planes``, encoded, in highdicom's order, which is descending."""
+def functional_groups(
+    template: Dataset, planes: Sequence[int], source: PreparedSource, leading: tuple[int, ...] = ()
+) -> dict[int, bytes]:
+    """The functional groups of a frame on each of ``planes``, encoded, in highdicom's order, which is descending.
+
+    The Dimension Index Values of a frame are ``leading`` and the number of its plane.
+    """
     group = encoded_elements(memoryview(item_of(template)))
-    derivation = _only_item(group, _DERIVATION_IMAGE)
+    derivation = only_item(group, _DERIVATION_IMAGE)
+    image = only_item(derivation, _SOURCE_IMAGE)
+    content, place = only_item(group, _FRAME_CONTENT), only_item(group, _PLANE_POSITION)
     groups = {}
     for index, k in enumerate(reversed(planes), start=1):
         plane = source.planes[k]
@@ -183,28 +242,21 @@ def _groups_by_plane(template: Dataset, planes: list[int], source: PreparedSourc
         }
         if plane.frame_number is not None:
             reference[_REFERENCED_FRAME_NUMBER] = text_element(_REFERENCED_FRAME_NUMBER, b"IS", str(plane.frame_number))
+        index_values = struct.pack(f"<{len(leading) + 1}I", *leading, index)
         position = "\\".join(str(value) for value in _decimals(plane.position_lps_mm))
+        source_image = {_SOURCE_IMAGE: with_changes(_SOURCE_IMAGE, image, reference)}
+        numbered = {_INDEX_VALUES: element(_INDEX_VALUES, b"UL", index_values)}
+        placed = {_IMAGE_POSITION: text_element(_IMAGE_POSITION, b"DS", position)}
         changes = {
-            _DERIVATION_IMAGE: within(
-                group, _DERIVATION_IMAGE, {_SOURCE_IMAGE: within(derivation, _SOURCE_IMAGE, reference)}
-            ),
-            _FRAME_CONTENT: within(
-                group, _FRAME_CONTENT, {_INDEX_VALUES: element(_INDEX_VALUES, b"UL", struct.pack("<II", 1, index))}
-            ),
-            _PLANE_POSITION: within(
-                group, _PLANE_POSITION, {_IMAGE_POSITION: text_element(_IMAGE_POSITION, b"DS", position)}
-            ),
+            _DERIVATION_IMAGE: with_changes(_DERIVATION_IMAGE, derivation, source_image),
+            _FRAME_CONTENT: with_changes(_FRAME_CONTENT, content, numbered),
+            _PLANE_POSITION: with_changes(_PLANE_POSITION, place, placed),
         }
         groups[k] = item(b"".join((group | changes).values()))
     return groups
 
 
-def _only_item(parent: dict[int, bytes], tag: int) -> dict[int, bytes]:
-    (only,) = items(values(memoryview(parent[tag]))[tag])
-    return encoded_elements(only)
-
-
-def _is_regular(planes: list[int], source: PreparedSource) -> bool:
+def is_regular(planes: Sequence[int], source: PreparedSource) -> bool:
     """Whether highdicom calls frames on these planes a volume (PS3.3 C.7.6.17, Dimension Organization Type 3D)."""
     if len(planes) == 1:
         return False
@@ -214,13 +266,6 @@ def _is_regular(planes: list[int], source: PreparedSource) -> bool:
         sort=False,
     )
     return spacing is not None and spacing > 0
-
-
-def _reference(plane: SourcePlane) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID = plane.sop_class_uid
-    item.ReferencedSOPInstanceUID = plane.sop_instance_uid
-    return item
 
 
 def _functional_groups(frames: list[_Frame], groups_by_plane: dict[int, bytes]) -> list[bytes]:
@@ -264,17 +309,35 @@ def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[n
             pixels[first + low : first + high] = packed[low:high]
 
 
-def segment_description(segment: Segment, provenance: Provenance) -> SegmentDescription:
+def _encoded_description(segment: Segment, model: ModelIdentity) -> bytes:
+    """The bytes of :func:`segment_description`, most of which are kept from run to run."""
+    own = {
+        _SEGMENT_NUMBER: element(_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)),
+        _TRACKING_UID: text_element(_TRACKING_UID, b"UI", segment.tracking_uid),
+    }
+    return b"".join((_description_elements(segment.structure.name, model) | own).values())
+
+
+@lru_cache(maxsize=2048)
+def _description_elements(structure_name: str, model: ModelIdentity) -> dict[int, bytes]:
+    description = _description(structure(structure_name), model, number=1, tracking_uid="1.2")
+    return encoded_elements(memoryview(item_of(description)))
+
+
+def segment_description(segment: Segment, model: ModelIdentity) -> SegmentDescription:
     """The item of the Segment Sequence (PS3.3 C.8.20.2) for ``segment``."""
-    structure = segment.structure
+    return _description(segment.structure, model, segment.number, segment.tracking_uid)
+
+
+def _description(structure: Structure, model: ModelIdentity, number: int, tracking_uid: str) -> SegmentDescription:
     description = SegmentDescription(
-        segment_number=segment.number,
+        segment_number=number,
         segment_label=plain(structure.name, 64),
         segmented_property_category=concept(structure.category),
         segmented_property_type=concept(structure.type),
         algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
-        algorithm_identification=algorithm_identification(provenance.model),
-        tracking_uid=segment.tracking_uid,
+        algorithm_identification=algorithm_identification(model),
+        tracking_uid=tracking_uid,
         tracking_id=plain(structure.name, 64),
         anatomic_regions=None if structure.region is None else [concept(structure.region)],
         display_color=CIELabColor.from_rgb(*structure.rgb),
@@ -360,7 +423,9 @@ def _decimal(value: float) -> DSfloat:
     return DSfloat(value, auto_format=True)
 
 
-def _finish_geometry(dataset: Dataset, provenance: Provenance, planes: tuple[SourcePlane, ...]) -> None:
+def _finish_geometry(
+    dataset: Dataset, provenance: Provenance, planes: tuple[SourcePlane, ...], organization: str
+) -> None:
     """Frame numbers of a multi-frame source, spacing along the normal, and UIDs that highdicom draws by chance."""
     source = provenance.source
     shared = dataset.SharedFunctionalGroupsSequence[0]
@@ -374,6 +439,5 @@ def _finish_geometry(dataset: Dataset, provenance: Provenance, planes: tuple[Sou
         }
         for item in references.values():
             item.ReferencedFrameNumber = planes[int(item.ReferencedFrameNumber) - 1].frame_number
-    organization = provenance.identity.uid("SEG dimension organization")
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization

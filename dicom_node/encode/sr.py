@@ -8,7 +8,7 @@ the report has no measurements and says "All algorithms succeeded; without findi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from highdicom.sr import (
     AlgorithmIdentification,
@@ -31,6 +31,7 @@ from highdicom.sr import (
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
+from highdicom.sr import MeasurementsAndQualitativeEvaluations as MeasurementGroup
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
@@ -51,7 +52,7 @@ from dicom_node.encode.codes import (
     concept,
 )
 from dicom_node.encode.measurement_groups import finding_site, measured_values, with_everything, with_groups
-from dicom_node.encode.part10 import file_of
+from dicom_node.encode.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -62,14 +63,15 @@ from dicom_node.encode.provenance import (
     series_number,
     stamp,
 )
+from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.source import TYPE_2
+from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
-    from dicom_node.encode.segments import Segment
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.segments import Finding, Segment
+    from dicom_node.encode.source import PreparedSource, SourcePlane
 
 TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
-_SERIES_NUMBER_OFFSET = 2
 _DEFINITION = (
     "Volume is the number of voxels times the voxel volume, attenuation over the same voxels, both on the grid of the "
     "source images; the standard deviation is that of the voxels."
@@ -77,48 +79,48 @@ _DEFINITION = (
 
 
 def report_file(
-    segmentation_object: Dataset | None,
-    segments: tuple[Segment, ...],
-    not_found: tuple[str, ...],
-    provenance: Provenance,
+    found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance, *, ibsi_codes: bool = False
 ) -> memoryview:
-    """The report on ``segments`` of ``segmentation_object`` as a Part 10 file.
+    """The report on what was ``found`` as a Part 10 file.
 
-    None and no segment when nothing was found. highdicom makes everything but the Measurement Groups, which are
-    written from one of its own.
+    highdicom makes everything but the Measurement Groups and references to instances, which are written from one of
+    its own.
 
     Raises:
         EncodingError: a measurement is not finite.
     """
-    template = tuple(with_everything(segment) for segment in segments[:1])
-    content = memoryview(file_of(highdicom_report(segmentation_object, template, segments, not_found, provenance)))
-    return memoryview(with_groups(content, segments)) if segments else content
+    template = tuple(with_everything(finding) for finding in found[:1])
+    source = provenance.source
+    one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1], ibsi_codes=ibsi_codes)
+    file = memoryview(file_of(one_of_each))
+    changes = with_all_evidence(file[PREAMBLE_LENGTH:], source) | with_groups(
+        file[PREAMBLE_LENGTH:], found, ibsi_codes=ibsi_codes
+    )
+    return memoryview(rewritten(file, changes))
 
 
 def highdicom_report(
-    segmentation_object: Dataset | None,
-    grouped: tuple[Segment, ...],
-    segments: tuple[Segment, ...],
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
     not_found: tuple[str, ...],
     provenance: Provenance,
+    instances: tuple[SourcePlane, ...],
+    *,
+    ibsi_codes: bool = False,
 ) -> Dataset:
-    """The report on ``segments`` with Measurement Groups, made by highdicom, of those ``grouped`` alone."""
+    """The report on what was ``found`` in ``instances``, with highdicom's Measurement Groups of ``grouped`` alone."""
     source, identity = provenance.source, provenance.identity
-    evidence = _evidence(source)
-    if segmentation_object is not None:
+    evidence = _evidence(source, instances)
+    for reference in dict.fromkeys(finding.reference for finding in found if finding.reference is not None):
+        common = _common_header(source)
         evidence.append(
-            _instance(
-                _common_header(source),
-                str(segmentation_object.SOPClassUID),
-                str(segmentation_object.SOPInstanceUID),
-                str(segmentation_object.SeriesInstanceUID),
-            )
+            _instance(common, reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid)
         )
     dataset = Comprehensive3DSR(
         evidence=evidence,
-        content=_root(segmentation_object, grouped, segments, not_found, provenance),
+        content=_root(grouped, found, not_found, provenance, ibsi_codes=ibsi_codes),
         series_instance_uid=identity.uid("SR series"),
-        series_number=series_number(source, _SERIES_NUMBER_OFFSET),
+        series_number=series_number(provenance, ResultKind.REPORT),
         sop_instance_uid=identity.uid("SR instance"),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -133,11 +135,12 @@ def highdicom_report(
 
 
 def _root(
-    segmentation_object: Dataset | None,
-    grouped: tuple[Segment, ...],
-    segments: tuple[Segment, ...],
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
     not_found: tuple[str, ...],
     provenance: Provenance,
+    *,
+    ibsi_codes: bool,
 ) -> ContainerContentItem:
     root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
     content = ContentSequence()
@@ -150,13 +153,13 @@ def _root(
             relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
         )
     )
-    if segmentation_object is not None:
+    if found:
         measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
         measured.ContentSequence = ContentSequence()
-        for segment in grouped:
-            measured.ContentSequence.extend(_group(segment, segmentation_object, provenance))
+        for finding in grouped:
+            measured.ContentSequence.extend(_group(finding, provenance, ibsi_codes=ibsi_codes))
         content.append(measured)
-    content.append(_evaluations(segments, not_found, provenance))
+    content.append(_evaluations(tuple(finding.segment for finding in found), not_found, provenance))
     root.ContentSequence = content
     return root
 
@@ -181,41 +184,45 @@ def _observation_context(provenance: Provenance) -> ObservationContext:
     )
 
 
-def _group(
-    segment: Segment, segmentation_object: Dataset, provenance: Provenance
-) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
-    structure, model = segment.structure, provenance.model
+def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
+    """TID 1411 where there is a SEG to refer to, else TID 1501."""
+    segment, reference, model = finding.segment, finding.reference, provenance.model
+    structure, truncated = segment.structure, segment.measurement.truncated
     site, side = finding_site(structure)
-    truncated = segment.measurement.truncated
-    group = VolumetricROIMeasurementsAndQualitativeEvaluations(
-        tracking_identifier=TrackingIdentifier(uid=segment.tracking_uid, identifier=plain(structure.name, 64)),
-        referenced_segment=ReferencedSegment(
-            sop_class_uid=str(segmentation_object.SOPClassUID),
-            sop_instance_uid=str(segmentation_object.SOPInstanceUID),
-            segment_number=segment.number,
-            source_series=SourceSeriesForSegmentation(provenance.source.series_instance_uid),
-        ),
-        finding_category=concept(structure.category),
-        finding_type=concept(structure.type),
-        finding_sites=[FindingSite(concept(site), laterality=None if side is None else concept(side))],
-        algorithm_id=AlgorithmIdentification(
+    stated: dict[str, Any] = {
+        "tracking_identifier": TrackingIdentifier(uid=segment.tracking_uid, identifier=plain(structure.name, 64)),
+        "finding_category": concept(structure.category),
+        "finding_type": concept(structure.type),
+        "finding_sites": [FindingSite(concept(site), laterality=None if side is None else concept(side))],
+        "algorithm_id": AlgorithmIdentification(
             name=model_name(model),
             version=model_version(model),
             parameters=[f"sha256={model.digest}"],
             family=algorithm_family(model.family),
         ),
-        measurements=_measurements(segment),
-        qualitative_evaluations=[QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
-    )
+        "measurements": _measurements(segment, ibsi_codes=ibsi_codes),
+        "qualitative_evaluations": [QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
+    }
+    group: ContentSequence
+    if reference is None:
+        group = MeasurementGroup(**stated)
+    else:
+        referenced = ReferencedSegment(
+            sop_class_uid=reference.sop_class_uid,
+            sop_instance_uid=reference.sop_instance_uid,
+            segment_number=segment.number,
+            source_series=SourceSeriesForSegmentation(provenance.source.series_instance_uid),
+        )
+        group = VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **stated)
     if truncated:
         group[0].ContentSequence.append(_comment(TRUNCATED))
     return group
 
 
-def _measurements(segment: Segment) -> list[Measurement]:
+def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
     return [
         Measurement(name=kind, value=value, unit=unit, derivation=derivation)
-        for kind, value, unit, derivation in measured_values(segment)
+        for kind, value, unit, derivation in measured_values(segment, ibsi_codes=ibsi_codes)
     ]
 
 
@@ -255,11 +262,11 @@ def _comment(sentence: str) -> TextContentItem:
 # ---- evidence
 
 
-def _evidence(source: PreparedSource) -> list[Dataset]:
+def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> list[Dataset]:
     common = _common_header(source)
     return [
         _instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
-        for plane in source.instances
+        for plane in instances
     ]
 
 

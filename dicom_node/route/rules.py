@@ -8,7 +8,7 @@ matching rules for one model the first wins. Every outcome of every condition lo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -22,16 +22,18 @@ from dicom_node.route.conditions import (
     Condition,
     Operand,
 )
+from dicom_node.route.requests import read_requests
 from dicom_node.route.values import FACT_ALIASES, FACTS, is_comparable
 from dicom_node.route.yaml_core import load_yaml
+from dicom_node.route.yaml_values import entries, known, mapping, text
 from dicom_node.types import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping
     from pathlib import Path
 
     from dicom_node.settings import Settings
-    from dicom_node.types import ConditionOutcome, Series
+    from dicom_node.types import ConditionOutcome, ResultRequest, Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Rule:
     conditions: tuple[Condition, ...]
     model: str | None = None
     refusal: str | None = None
-    destinations: tuple[str, ...] = ()
+    requests: Mapping[str, ResultRequest] = field(default_factory=dict)
     priority: int = 0
 
 
@@ -82,11 +84,11 @@ def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
         chosen.setdefault(rule.model, rule)
     if chosen:
         return tuple(
-            Decision(rule.name, model, rule.destinations, rule.priority, outcomes) for model, rule in chosen.items()
+            Decision(rule.name, model, rule.requests, rule.priority, outcomes) for model, rule in chosen.items()
         )
     if refusing is not None:
-        return (Decision(refusing.name, None, (), 0, outcomes, refusing.refusal),)
-    return (Decision(None, None, (), 0, outcomes),)
+        return (Decision(refusing.name, None, {}, 0, outcomes, refusing.refusal),)
+    return (Decision(None, None, {}, 0, outcomes),)
 
 
 def explain(series: Series, rules: Rules) -> tuple[ExplainedCondition, ...]:
@@ -104,8 +106,8 @@ def load_rules(file: Path, settings: Settings) -> Rules:
     """Read and check ``file`` (``config/rules.yaml`` explains every key).
 
     Raises:
-        ConfigurationError: missing, not YAML, an unknown key, attribute, fact, operator, model or destination, or an
-            operand that does not fit its operator; the message names the place.
+        ConfigurationError: missing, not YAML, an unknown key, attribute, fact, operator, model, destination or
+            option, or an operand that does not fit its operator; the message names the place.
     """
     try:
         content = load_yaml(file.read_text(encoding="utf-8"))
@@ -114,9 +116,9 @@ def load_rules(file: Path, settings: Settings) -> Rules:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{file} is not YAML: {error}") from error
     try:
-        top = _mapping(content, "the file", {"rules"}, set())
+        top = mapping(content, "the file", {"rules"}, set())
         rules = tuple(
-            _rule(entry, f"rules[{number}]", settings) for number, entry in enumerate(_list(top["rules"], "rules"))
+            _rule(entry, f"rules[{number}]", settings) for number, entry in enumerate(entries(top["rules"], "rules"))
         )
         _refuse_same_names(rules)
     except ConfigurationError as error:
@@ -132,8 +134,8 @@ def _refuse_same_names(rules: tuple[Rule, ...]) -> None:
 
 
 def _rule(entry: Any, place: str, settings: Settings) -> Rule:
-    fields = _mapping(entry, place, {"name", "when"}, {"model", "refuse", "destinations", "priority"})
-    name = _text(fields["name"], f"{place}.name")
+    fields = mapping(entry, place, {"name", "when"}, {"model", "refuse", "destinations", "priority"})
+    name = text(fields["name"], f"{place}.name")
     place = f"{place} ({name})"
     if ("model" in fields) == ("refuse" in fields):
         raise ConfigurationError(f"{place} must have either model or refuse")
@@ -142,25 +144,19 @@ def _rule(entry: Any, place: str, settings: Settings) -> Rule:
     priority = fields.get("priority", 0)
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise ConfigurationError(f"{place}.priority must be a whole number, not {priority!r}")
-    destinations = tuple(
-        _known(destination, f"{place}.destinations[{number}]", "destination", settings.destinations)
-        for number, destination in enumerate(_list(fields.get("destinations", []), f"{place}.destinations"))
-    )
-    if len(set(destinations)) < len(destinations):
-        raise ConfigurationError(f"{place}.destinations names a destination more than once")
-    conditions = enumerate(_list(fields["when"], f"{place}.when"))
+    conditions = enumerate(entries(fields["when"], f"{place}.when"))
     return Rule(
         name=name,
         conditions=tuple(_condition(condition, f"{place}.when[{number}]") for number, condition in conditions),
-        model=_known(fields["model"], f"{place}.model", "model", settings.models) if "model" in fields else None,
-        refusal=_text(fields["refuse"], f"{place}.refuse") if "refuse" in fields else None,
-        destinations=destinations,
+        model=known(fields["model"], f"{place}.model", "model", settings.models) if "model" in fields else None,
+        refusal=text(fields["refuse"], f"{place}.refuse") if "refuse" in fields else None,
+        requests=read_requests(fields.get("destinations", []), f"{place}.destinations", settings.destinations),
         priority=priority,
     )
 
 
 def _condition(entry: Any, place: str) -> Condition:
-    fields = _mapping(entry, place, set(), {"attribute", "fact", "of", *OPERATORS})
+    fields = mapping(entry, place, set(), {"attribute", "fact", "of", *OPERATORS})
     subjects = {"attribute", "fact"} & fields.keys()
     operators = OPERATORS.keys() & fields.keys()
     if len(subjects) != 1:
@@ -181,7 +177,7 @@ def _condition(entry: Any, place: str) -> Condition:
 
 
 def _subject(value: Any, place: str, *, is_fact: bool) -> str:
-    name = _text(value, place)
+    name = text(value, place)
     if is_fact and name not in FACTS and name not in FACT_ALIASES:
         raise ConfigurationError(f"{place}: unknown fact {name!r}; known: {', '.join([*FACTS, *FACT_ALIASES])}")
     if not is_fact and not is_comparable(name):
@@ -197,7 +193,7 @@ def _operand(value: Any, operator: str, place: str) -> Operand:
     if operator in LIST_OPERATORS or isinstance(value, list):
         if operator not in LIST_OPERATORS | {"equals", "not_equals"}:
             raise ConfigurationError(f"{place} takes one value, not a list")
-        choices = _list(value, place)
+        choices = entries(value, place)
         if not choices:
             raise ConfigurationError(f"{place} must not be empty")
         return tuple(_scalar(choice, f"{place}[{number}]") for number, choice in enumerate(choices))
@@ -222,37 +218,3 @@ def _scalar(value: Any, place: str) -> str | float:
     if isinstance(value, str) and not value.strip():
         raise ConfigurationError(f"{place} must not be empty")
     return value if isinstance(value, str) else float(value)
-
-
-def _known(value: Any, place: str, kind: str, known: Collection[str]) -> str:
-    name = _text(value, place)
-    if name not in known:
-        listed = ", ".join(sorted(known)) or "none"
-        raise ConfigurationError(f"{place}: unknown {kind} {name!r}; configured: {listed}")
-    return name
-
-
-def _text(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(f"{place} must be text, not {value!r}")
-    return value
-
-
-def _list(value: Any, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise ConfigurationError(f"{place} must be a list, not {value!r}")
-    return value
-
-
-def _mapping(value: Any, place: str, required: set[str], optional: set[str]) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{place} must be a mapping with {', '.join(sorted(required | optional))}")
-    unknown = [str(key) for key in value if key not in required | optional]
-    if unknown:
-        raise ConfigurationError(
-            f"{place}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(required | optional))}"
-        )
-    missing = required - value.keys()
-    if missing:
-        raise ConfigurationError(f"{place}: {', '.join(sorted(missing))} is missing")
-    return value

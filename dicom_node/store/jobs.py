@@ -14,13 +14,21 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.arrivals import CompleteRevision, complete_revision
 from dicom_node.store.schema import delivery, job, result, series_revision
-from dicom_node.types import Decision, DeliveryState, JobState, ResultInstance, ResultKind
+from dicom_node.types import (
+    Decision,
+    DeliveryState,
+    JobState,
+    ResultInstance,
+    ResultKind,
+    ResultRequest,
+    SegmentationForm,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection, CursorResult
+    from sqlalchemy import Connection, CursorResult, Select
 
     from dicom_node.store.database import Database
     from inference.types import ModelIdentity
@@ -34,10 +42,11 @@ class ClaimedJob:
     attempt: int
     model: str
     rule: str
-    destinations: tuple[str, ...]
+    requests: Mapping[str, ResultRequest]
+    """What each destination gets."""
     revision: CompleteRevision
     superseded_series_uid: str | None
-    """SEG series of the latest earlier revision of this series by the same model, where it was encoded."""
+    """First result series of the latest earlier revision of this series by the same model, where it was encoded."""
 
 
 class Jobs:
@@ -108,7 +117,7 @@ class Jobs:
             attempt=attempt,
             model=row.model,
             rule=row.rule,
-            destinations=tuple(row.destinations),
+            requests={name: _request_of(options) for name, options in row.destinations.items()},
             revision=revision,
             superseded_series_uid=superseded,
         )
@@ -125,12 +134,13 @@ class Jobs:
         stage_seconds: Mapping[str, float],
         at: datetime,
     ) -> bool:
-        """RUNNING -> ENCODED with its results (instance, spool name) and a waiting delivery for each destination.
+        """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
         False: the lease was lost; nothing was written and the results must be thrown away.
         """
         with self._database.write() as db:
-            state = JobState.ENCODED if claimed.destinations and results else JobState.DELIVERED
+            is_owed = any(instance.destinations for instance, _ in results)
+            state = JobState.ENCODED if is_owed else JobState.DELIVERED
             changed = db.execute(
                 update(job)
                 .where(_held(claimed))
@@ -140,7 +150,7 @@ class Jobs:
                     stage="",
                     lease_until=None,
                     ended_at=at if state is JobState.DELIVERED else None,
-                    reason="" if claimed.destinations else "the rule names no destination",
+                    reason=_reason(claimed, is_owed=is_owed),
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),
                 )
@@ -151,13 +161,17 @@ class Jobs:
                 _insert_result(db, claimed, instance, spool_name, at)
             return True
 
-    def rejected(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
-        """RUNNING -> REJECTED: not a series for this model."""
-        return self._change(claimed, state=JobState.REJECTED, reason=reason, ended_at=at, lease_until=None)
+    def rejected(
+        self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
+    ) -> bool:
+        """RUNNING -> REJECTED: not a series for this model. ``notices`` that say so wait for delivery from now on."""
+        return self._ended(claimed, JobState.REJECTED, reason, at, notices)
 
-    def failed(self, claimed: ClaimedJob, reason: str, at: datetime) -> bool:
-        """RUNNING -> FAILED: a person must look."""
-        return self._change(claimed, state=JobState.FAILED, reason=reason, ended_at=at, lease_until=None)
+    def failed(
+        self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
+    ) -> bool:
+        """RUNNING -> FAILED: a person must look. ``notices`` that say so wait for delivery from now on."""
+        return self._ended(claimed, JobState.FAILED, reason, at, notices)
 
     def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime) -> bool:
         """RUNNING -> QUEUED: another attempt later."""
@@ -215,7 +229,7 @@ class Jobs:
                 update(delivery)
                 .where(
                     delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
-                    delivery.c.result_id.in_(select(result.c.id).where(result.c.job_id == job_id)),
+                    delivery.c.result_id.in_(_results_of(job_id, are_notices=False)),
                 )
                 .values(state=DeliveryState.WAITING, next_attempt_at=now, attempts=0, refusals=0, first_attempt_at=None)
             ).rowcount
@@ -235,6 +249,7 @@ class Jobs:
                 )
                 return "the series goes through the rules again"
             if row.state in (JobState.FAILED, JobState.REJECTED):
+                _withdraw_notices(db, job_id)
                 db.execute(
                     update(job)
                     .where(job.c.id == job_id)
@@ -242,6 +257,22 @@ class Jobs:
                 )
                 return "the job is queued again"
             return None
+
+    def _ended(
+        self,
+        claimed: ClaimedJob,
+        state: JobState,
+        reason: str,
+        at: datetime,
+        notices: Sequence[tuple[ResultInstance, str]],
+    ) -> bool:
+        values = {"state": state, "reason": reason, "ended_at": at, "lease_until": None}
+        with self._database.write() as db:
+            if not db.execute(update(job).where(_held(claimed)).values(**values)).rowcount:
+                return False
+            for instance, spool_name in notices:
+                _insert_result(db, claimed, instance, spool_name, at)
+            return True
 
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
@@ -261,7 +292,7 @@ def _insert_job(
             revision_id=revision.id,
             rule=decision.rule,
             model=decision.model,
-            destinations=list(decision.destinations),
+            destinations={name: asdict(request) for name, request in decision.requests.items()},
             priority=decision.priority,
             decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
             state=JobState.QUEUED if runs else JobState.REJECTED,
@@ -293,7 +324,7 @@ def _insert_result(
         )
     )
     result_id = _new_id(inserted)
-    for destination in claimed.destinations:
+    for destination in instance.destinations:
         db.execute(
             insert(delivery).values(
                 result_id=result_id,
@@ -305,6 +336,39 @@ def _insert_result(
                 last_reason="",
             )
         )
+
+
+def _request_of(options: Mapping[str, Any]) -> ResultRequest:
+    """What was asked for when the series was routed, as JSON; a version that knew fewer options left the others out."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    if "segmentation" in values:
+        values["segmentation"] = SegmentationForm(values["segmentation"])
+    return ResultRequest(**values)
+
+
+def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:
+    if is_owed:
+        return ""
+    return "no destination asked for what was found" if claimed.requests else "the rule names no destination"
+
+
+def _results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:
+    is_notice = result.c.kind == ResultKind.NOTICE
+    return select(result.c.id).where(result.c.job_id == job_id, is_notice if are_notices else ~is_notice)
+
+
+def _withdraw_notices(db: Connection, job_id: int) -> None:
+    """What said that the job came to nothing is not sent any more."""
+    db.execute(
+        update(delivery)
+        .where(
+            delivery.c.state == DeliveryState.WAITING,
+            delivery.c.result_id.in_(_results_of(job_id, are_notices=True)),
+        )
+        .values(state=DeliveryState.SUPERSEDED, last_reason="the job was queued again")
+    )
 
 
 def _new_id(inserted: CursorResult[Any]) -> int:
@@ -370,9 +434,9 @@ def _superseded_series(db: Connection, revision: CompleteRevision, model: str) -
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             series_revision.c.revision < revision.first_revision_with_content,
             job.c.model == model,
-            result.c.kind == ResultKind.SEGMENTATION,
+            result.c.kind != ResultKind.NOTICE,
         )
-        .order_by(series_revision.c.revision.desc())
+        .order_by(series_revision.c.revision.desc(), result.c.id)
         .limit(1)
     ).one_or_none()
     return None if row is None else str(row.series_instance_uid)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import and_, select, update
 
-from dicom_node.store.schema import instance, job, result, series_revision
-from dicom_node.types import JobState
+from dicom_node.store.schema import delivery, instance, job, result, series_revision
+from dicom_node.types import DeliveryState, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,8 +75,20 @@ def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
         .select_from(job.join(series_revision))
         .where(series_revision.c.series_instance_uid == series_uid)
     ).all()
-    return all(r.state == "ROUTED" and r.last_arrival < before for r in revisions) and all(
-        j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs
+    owed = db.execute(
+        select(delivery.c.id)
+        .select_from(delivery.join(result).join(job).join(series_revision))
+        .where(
+            series_revision.c.series_instance_uid == series_uid,
+            # a notice of a job that has ended
+            delivery.c.state == DeliveryState.WAITING,
+        )
+        .limit(1)
+    ).one_or_none()
+    return (
+        owed is None
+        and all(r.state == "ROUTED" and r.last_arrival < before for r in revisions)
+        and all(j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs)
     )
 
 

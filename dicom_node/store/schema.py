@@ -7,7 +7,8 @@
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. ``job.attempts`` is the fencing token: it is counted before the work
-starts, and whoever holds an older number can no longer change the row.
+starts, and whoever holds an older number can no longer change the row. ``job.destinations`` maps each destination to
+what it gets, as it was when the series was routed.
 """
 
 from __future__ import annotations

@@ -233,6 +233,7 @@ class Spool:
             path=final,
             sha256=digest,
             size_bytes=len(encoded.content),
+            destinations=encoded.destinations,
         )
         return instance, name
 

@@ -82,7 +82,7 @@ def rejected_job(config) -> int:
     (revision,) = ledger.arrivals.due_revisions(NOW)
     ledger.arrivals.complete(revision, "regular", NOW)
     (whole,) = ledger.arrivals.revisions_to_route()
-    (job_id,) = ledger.jobs.route(whole, [Decision(None, None, (), 0)], None, NOW)
+    (job_id,) = ledger.jobs.route(whole, [Decision(None, None, {}, 0)], None, NOW)
     ledger.close()
     return job_id
 

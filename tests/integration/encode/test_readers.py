@@ -17,7 +17,7 @@ from pydicom import dcmread
 from dicom_node.encode.encode import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
-from dicom_node.types import Reconstruction, ResultKind
+from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.types import Geometry, Measurements, ModelIdentity, Segmentation
 from tests.unit.encode.synthetic import CONTEXT, GRIDS, MODEL, measured, reconstruction, segmentation
 
@@ -37,13 +37,19 @@ REAL_SERIES = (
 class Run:
     """One run of encode, its results as files."""
 
-    def __init__(self, source: Reconstruction, labels: Segmentation, folder: Path) -> None:
+    def __init__(
+        self,
+        source: Reconstruction,
+        labels: Segmentation,
+        folder: Path,
+        form: SegmentationForm = SegmentationForm.BINARY,
+    ) -> None:
         self.source, self.labels = source, labels
         self.measurements: Measurements = measured(source, labels)
         self.files: dict[ResultKind, Path] = {}
-        for result in encode(source, labels, self.measurements, CONTEXT):
+        for result in encode(source, labels, self.measurements, CONTEXT, {"pacs": ResultRequest(form)}):
             self.files[result.kind] = folder / f"{result.kind}.dcm"
-            result.dataset.save_as(self.files[result.kind])
+            self.files[result.kind].write_bytes(result.content)
 
     @property
     def grid(self) -> Geometry:
@@ -78,16 +84,27 @@ def synthetic_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return Run(source, labels, tmp_path_factory.mktemp("results"))
 
 
+@pytest.fixture(params=["axial", "oblique", "multi-frame", "sizes divisible by eight", "one plane", "one voxel"])
+def labelmap_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
+    grid, multi_frame = GRIDS[request.param]
+    names = {3: "kidney_left"} if grid.shape_zyx == (1, 1, 1) else NAMES
+    labels = np.full((1, 1, 1), 3) if grid.shape_zyx == (1, 1, 1) else labels_of(grid, NAMES)
+    source = reconstruction(grid, multi_frame=multi_frame)
+    return Run(source, segmentation(grid, names, labels), tmp_path, SegmentationForm.LABELMAP)
+
+
 @pytest.fixture(params=REAL_SERIES, scope="module")
 def real_run(request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    (series,) = read_series_folder(shared_data / request.param)
+    return run_on_real_series(shared_data / request.param, tmp_path_factory.mktemp("r"), SegmentationForm.BINARY)
+
+
+def run_on_real_series(series_folder: Path, folder: Path, form: SegmentationForm) -> Run:
+    (series,) = read_series_folder(series_folder)
     source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
     hu = source.source.voxels_zyx
     labels = np.select([hu < -500, hu < -20, hu < 150, hu >= 150], [11, 22, 33, 44], default=0).astype(np.uint8)
     labels[:, : labels.shape[1] // 4, : labels.shape[2] // 3] = 0
-    return Run(
-        source, segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL), tmp_path_factory.mktemp("r")
-    )
+    return Run(source, segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL), folder, form)
 
 
 def test_dciodvfy_finds_no_error_in_results_on_any_grid(synthetic_run: Run) -> None:
@@ -125,12 +142,36 @@ def test_dcmqi_gives_back_every_voxel_of_real_series(real_run: Run, tmp_path: Pa
     assert_dcmqi_reads_the_labels(real_run, tmp_path)
 
 
-def assert_dcmqi_reads_the_labels(run: Run, folder: Path) -> None:
+def test_dcmqi_gives_back_every_voxel_of_a_label_map(labelmap_run: Run, tmp_path: Path) -> None:
+    assert_dcmqi_reads_the_labels(labelmap_run, tmp_path, ResultKind.LABELMAP)
+
+
+@pytest.mark.parametrize("name", REAL_SERIES[:2])
+def test_dcmqi_gives_back_every_voxel_of_a_label_map_of_real_series(
+    name: str, shared_data: Path, tmp_path: Path
+) -> None:
+    run = run_on_real_series(shared_data / name, tmp_path, SegmentationForm.LABELMAP)
+    assert_dcmqi_reads_the_labels(run, tmp_path, ResultKind.LABELMAP)
+
+
+def test_dciodvfy_finds_nothing_in_a_report_on_a_label_map_but_that_it_does_not_know_them(labelmap_run: Run) -> None:
+    report = output(program("dciodvfy"), str(labelmap_run.files[ResultKind.REPORT]))
+    errors = [line for line in report.splitlines() if "Error" in line]
+    assert set(errors) == {
+        (
+            "Error - Shall not be present for Referenced SOP Class that is not segmentation - attribute "
+            "<ReferencedSegmentNumber>"
+        )
+    }
+    assert len(errors) == len(labelmap_run.measurements.structures)
+
+
+def assert_dcmqi_reads_the_labels(run: Run, folder: Path, kind: ResultKind = ResultKind.SEGMENTATION) -> None:
     if not run.grid.is_orthogonal:
         pytest.skip("an ITK image has no shear: dcmqi cannot hold the frames of a tilted gantry, ours or anybody's")
     output(
         dcmqi("segimage2itkimage"),
-        *("--inputDICOM", str(run.files[ResultKind.SEGMENTATION])),
+        *("--inputDICOM", str(run.files[kind])),
         *("--outputDirectory", str(folder), "--outputType", "nrrd", "--mergeSegments"),
     )
     (file,) = folder.glob("*.nrrd")

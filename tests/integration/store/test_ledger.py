@@ -10,10 +10,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
+from dicom_node.store.schema import job
 from dicom_node.store.spool import Spool
 from dicom_node.types import (
     Decision,
@@ -22,13 +24,19 @@ from dicom_node.types import (
     ReceivedInstance,
     ResultInstance,
     ResultKind,
+    ResultRequest,
+    SegmentationForm,
 )
 from inference.types import ModelIdentity
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 SERIES = "1.2.840.1"
 IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
-DECISION = Decision(rule="ct", model="tissue", destinations=("pacs", "archive"), priority=5)
+REQUESTS = {
+    "pacs": ResultRequest(),
+    "archive": ResultRequest(SegmentationForm.AUTO, structures=("liver",), notice=True),
+}
+DECISION = Decision(rule="ct", model="tissue", requests=REQUESTS, priority=5)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -93,7 +101,7 @@ def claim(ledger, at=NOW, lease_s=60):
     return ledger.jobs.claim("worker", at, at + timedelta(seconds=lease_s))
 
 
-def some_results():
+def some_results(destinations=("pacs", "archive")):
     return [
         (
             ResultInstance(
@@ -105,6 +113,7 @@ def some_results():
                 path=Path("/nowhere"),
                 sha256="0" * 64,
                 size_bytes=7,
+                destinations=destinations,
             ),
             f"results/{n}",
         )
@@ -118,6 +127,76 @@ def state_of(ledger, job_id):
 
 def test_migrated_tables_are_the_tables_of_the_code(ledger):
     assert ledger.database.pending_changes() == []
+
+
+def test_what_a_destination_gets_is_kept_with_the_job(ledger):
+    queued_job(ledger)
+    assert claim(ledger).requests == REQUESTS
+
+
+def test_jobs_of_a_ledger_that_knew_names_alone_get_the_default(url, ledger, tmp_path):
+    job_id = queued_job(ledger)
+    with ledger.database.write() as db:
+        db.execute(update(job).where(job.c.id == job_id).values(destinations=["archive", "pacs"]))
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+    assert claim(Ledger(url, Spool(tmp_path / "spool"))).requests == {
+        "archive": ResultRequest(),
+        "pacs": ResultRequest(),
+    }
+
+
+def test_each_result_goes_to_those_who_asked_for_it(ledger):
+    job_id = queued_job(ledger)
+    (seg, name), (sr, other) = some_results()
+    results = [(replace(seg, destinations=("archive",)), name), (replace(sr, destinations=()), other)]
+    ledger.jobs.encoded(claim(ledger), results, IDENTITY, {}, NOW)
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+    (due,) = ledger.deliveries.due("archive", NOW, 10)
+    assert due.instance.sop_instance_uid == seg.sop_instance_uid
+    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == "DELIVERED"
+
+
+def a_notice():
+    (notice, _), _ = some_results(("pacs",))
+    return [(replace(notice, kind=ResultKind.NOTICE), "results/notice")]
+
+
+@pytest.mark.parametrize("end", ["rejected", "failed"])
+def test_a_notice_is_sent_and_leaves_the_job_as_it_is(ledger, end):
+    job_id = queued_job(ledger)
+    assert getattr(ledger.jobs, end)(claim(ledger), "no HU", NOW, a_notice())
+    (due,) = ledger.deliveries.due("pacs", NOW, 10)
+    assert due.instance.kind is ResultKind.NOTICE
+    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == end.upper()
+
+
+def test_a_notice_that_is_owed_keeps_a_rejected_series_and_one_that_was_sent_does_not(ledger):
+    queued_job(ledger)
+    ledger.jobs.rejected(claim(ledger), "no HU", NOW, a_notice())
+    future = NOW + timedelta(days=30)
+    assert ledger.retention.purge_due(future, future, 100) == ()
+    (due,) = ledger.deliveries.due("pacs", NOW, 10)
+    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    assert "results/notice" in ledger.retention.purge_due(future, future, 100)
+
+
+def test_a_retry_withdraws_the_notice_and_queues_the_job(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
+    assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+    assert state_of(ledger, job_id) == "QUEUED"
+
+
+def test_a_lost_lease_writes_no_notice(ledger):
+    queued_job(ledger)
+    old = claim(ledger)
+    ledger.jobs.put_back(old, "again", NOW)
+    claim(ledger)
+    assert not ledger.jobs.failed(old, "no HU", NOW, a_notice())
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
 def test_a_ledger_from_the_future_is_refused_by_name(url, ledger, tmp_path):
@@ -339,7 +418,7 @@ def test_put_back_waits_and_urgent_jobs_go_first(ledger):
 
 def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledger):
     arrive(ledger, 1)
-    (job_id,) = ledger.jobs.route(complete(ledger), [Decision(None, None, (), 0)], None, NOW)
+    (job_id,) = ledger.jobs.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
     shown = ledger.overview.job(job_id)
     assert (shown["state"], shown["reason"]) == ("REJECTED", "no rule is configured")
     assert ledger.jobs.retry(job_id, NOW) == "the series goes through the rules again"
@@ -359,8 +438,8 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
 
 
 def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
-    job_id = queued_job(ledger, replace(DECISION, destinations=("pacs",)))
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
     good, bad = ledger.deliveries.due("pacs", NOW, 10)
     ledger.deliveries.record(good, _outcome(good, delivered=True), None, NOW)
     later = NOW + timedelta(minutes=1)
@@ -378,8 +457,8 @@ def _outcome(due, *, delivered, retry=False):
 
 
 def test_retention_never_takes_what_is_owed(ledger):
-    job_id = queued_job(ledger, replace(DECISION, destinations=("pacs",)))
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
     future = NOW + timedelta(days=30)
     assert ledger.retention.purge_due(future, future, 100) == ()
     for due in ledger.deliveries.due("pacs", NOW, 10):

@@ -9,6 +9,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.uid import CTImageStorage, LegacyConvertedEnhancedCTImageStorage
 
+from dicom_node.encode.segments import Finding, Segment, SegmentationReference
 from dicom_node.types import Reconstruction, ResultContext, SourceFrame
 from inference.measure import measure
 from inference.structures import structure
@@ -109,6 +110,12 @@ def asymmetric_labels(shape_zyx: tuple[int, int, int], labels: list[int]) -> np.
 def measured(source: Reconstruction, labels: Segmentation) -> Measurements:
     """As the pipeline measures."""
     return measure(source.source, labels)
+
+
+def findings(segments: tuple[Segment, ...], seg: Dataset) -> tuple[Finding, ...]:
+    """``segments`` as a report on ``seg`` states them."""
+    reference = SegmentationReference(str(seg.SOPClassUID), str(seg.SOPInstanceUID), str(seg.SeriesInstanceUID))
+    return tuple(Finding(segment, reference) for segment in segments)
 
 
 def without_mean(measurements: Measurements) -> Measurements:

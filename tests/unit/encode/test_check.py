@@ -15,7 +15,7 @@ from dicom_node.encode.part10 import file_of
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
-from tests.unit.encode.synthetic import CONTEXT, MODEL, measured, reconstruction, segmentation
+from tests.unit.encode.synthetic import CONTEXT, MODEL, findings, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -43,7 +43,7 @@ def content(dataset: Dataset) -> memoryview:
 def test_nothing_damaged_nothing_refused(run) -> None:
     seg, sr, labels, segments, source = run
     refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
-    refuse_other_measurements(content(sr), segments, seg.SOPInstanceUID)
+    refuse_other_measurements(content(sr), findings(segments, seg))
     for dataset in (seg, sr):
         refuse_other_identity(dataset, source)
 
@@ -114,6 +114,7 @@ def test_another_frame_of_reference_is_seen(run) -> None:
 
 
 def test_a_report_on_another_segmentation_is_seen(run) -> None:
-    _, sr, _, segments, _ = run
+    seg, sr, _, segments, _ = run
+    seg.SOPInstanceUID = "1.2.3"
     with pytest.raises(EncodingError, match="measurement groups"):
-        refuse_other_measurements(content(sr), segments, "1.2.3")
+        refuse_other_measurements(content(sr), findings(segments, seg))

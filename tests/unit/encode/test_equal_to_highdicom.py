@@ -11,15 +11,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydicom.uid import SegmentationStorage
 
 from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.part10 import file_of
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.seg import highdicom_segmentation, segment_description
-from dicom_node.encode.segments import Segment, present_segments
+from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
-from dicom_node.encode.sr import highdicom_report
+from dicom_node.encode.sr import highdicom_report, report_file
 from dicom_node.types import Reconstruction, ResultKind
 from inference.structures import STRUCTURES, paper_labels
 from tests.unit.encode.synthetic import (
@@ -27,6 +28,7 @@ from tests.unit.encode.synthetic import (
     GRIDS,
     MODEL,
     ORIENTATIONS,
+    findings,
     geometry,
     measured,
     reconstruction,
@@ -52,15 +54,17 @@ class Pair:
         provenance = Provenance(identity, CONTEXT, prepared, said)
         segments = present_segments(labels, measurements, identity)
         seg = highdicom_segmentation(
+            ResultKind.SEGMENTATION,
             numbers(labels.labels_zyx, segments),
-            [segment_description(s, provenance) for s in segments],
+            [segment_description(s, MODEL) for s in segments],
             provenance,
             prepared.planes,
         )
         length = (seg.Rows * seg.Columns * seg.NumberOfFrames + 7) // 8
         # PS3.5 section 8.1.1: the padding byte of Pixel Data is 00H; highdicom pads with the character "0"
         seg.add_new("PixelData", "OB", seg.PixelData[:length] + bytes(length % 2))
-        sr = highdicom_report(seg, segments, segments, measurements.not_found, provenance)
+        found = findings(segments, seg)
+        sr = highdicom_report(found, found, measurements.not_found, provenance, prepared.instances)
         self.highdicom = {ResultKind.SEGMENTATION: file_of(seg), ResultKind.REPORT: file_of(sr)}
 
 
@@ -109,6 +113,23 @@ def test_with_all_structures_of_the_catalogue() -> None:
     labels = segmentation(grid, names, np.resize(np.array(list(names), dtype=np.uint8), grid.shape_zyx))
     pair = Pair(reconstruction(grid), labels)
     assert pair.ours == pair.highdicom
+
+
+@pytest.mark.parametrize("ibsi_codes", [False, True])
+@pytest.mark.parametrize("refers", [False, True])
+def test_reports_of_every_kind(*, ibsi_codes: bool, refers: bool) -> None:
+    grid = geometry((4, 12, 16))
+    source, labels = reconstruction(grid), segmentation(grid, NAMES)
+    measurements = measured(source, labels)
+    prepared = prepare(source)
+    identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
+    provenance = Provenance(identity, CONTEXT, prepared, ())
+    segments = present_segments(labels, measurements, identity)
+    one, other = (SegmentationReference(SegmentationStorage, f"1.2.{n}", f"1.3.{n}") for n in (1, 22))
+    found = tuple(Finding(segment, (one if segment.number < 3 else other) if refers else None) for segment in segments)
+    ours = report_file(found, ("liver",), provenance, ibsi_codes=ibsi_codes)
+    theirs = highdicom_report(found, found, ("liver",), provenance, prepared.instances, ibsi_codes=ibsi_codes)
+    assert bytes(ours) == file_of(theirs)
 
 
 @settings(max_examples=10, deadline=timedelta(seconds=10))

@@ -19,6 +19,7 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.source import prepare
 from dicom_node.settings import NnunetModelSettings, load_settings
+from dicom_node.types import ResultKind
 from inference.models.package import read_package
 from inference.types import ModelIdentity
 from tests.unit.encode.synthetic import CONTEXT, MODEL, reconstruction, with_headers
@@ -100,6 +101,16 @@ def test_the_run_is_dated_in_the_time_zone_of_the_study() -> None:
 
 def test_results_sort_next_to_their_source_series() -> None:
     source = prepare(reconstruction())
-    assert series_number(source, 1) == 501
-    for unusable in (0, -3, 2**31):
-        assert series_number(replace(source, series_number=unusable), 2) == 9002
+
+    def numbers(model=MODEL, **changes) -> list[int]:
+        identity = RunIdentity.of("1.2", model, CONTEXT)
+        provenance = Provenance(identity, CONTEXT, replace(source, **changes), ())
+        return [series_number(provenance, kind, index) for kind in ResultKind for index in range(10)]
+
+    own, others = numbers(), numbers(replace(MODEL, name="tissue"))
+    assert len({*own, *others}) == 2 * len(own)
+    assert own == sorted(own) == numbers()
+    assert {number // 100_000 for number in own} == {5}
+    for unusable in (0, -3, 2**31, 30_000):
+        assert {number // 100_000 for number in numbers(series_number=unusable)} == {90}
+    assert max(numbers(series_number=21_473)) < 2**31

@@ -200,12 +200,13 @@ def test_what_is_said_about_origin_and_use() -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, PRESENT)
     seg = encoded(source, labels, context)[0].dataset
-    assert seg.SeriesDescription == "phantom-demo segmentation - Research use only"
+    assert seg.SeriesDescription == "phantom-demo segmentation rev 2 - Research use only"
     assert seg.ContentLabel == "RESEARCH USE"
     assert seg.ContentDescription == "Revision 2, supersedes earlier results, 5 images, hard limit of"
     for part in ("Research use only - not for clinical use", "series 1.2.9", "hard limit of 7200 s, 5 images"):
         assert part in seg.ImageComments
-    assert (seg.SeriesNumber, seg.Modality, seg.BodyPartExamined) == (501, "SEG", "CHEST")
+    assert (seg.SeriesNumber // 100_000, seg.SeriesNumber % 100) == (5, 1)
+    assert (seg.Modality, seg.BodyPartExamined) == ("SEG", "CHEST")
     assert f"{CONTEXT.started_at.astimezone():%Y%m%d%H%M%S.%f}" == seg.ContentDate + seg.ContentTime
     scanner, node, algorithm = seg.ContributingEquipmentSequence
     assert [item.PurposeOfReferenceCodeSequence[0].CodeValue for item in (scanner, node, algorithm)] == [

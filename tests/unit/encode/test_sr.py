@@ -11,7 +11,7 @@ from pydicom.uid import Comprehensive3DSRStorage
 from dicom_node.encode.encode import encode
 from dicom_node.encode.sr import TRUNCATED
 from dicom_node.errors import EncodingError
-from dicom_node.types import ResultKind
+from dicom_node.types import ResultKind, ResultRequest
 from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation, without_mean
 
 if TYPE_CHECKING:
@@ -89,6 +89,25 @@ def test_every_statistic_is_stated_with_its_unit() -> None:
         }
 
 
+def test_every_value_that_has_an_ibsi_code_stands_there_a_second_time_where_asked() -> None:
+    source = reconstruction(GRID)
+    labels = segmentation(GRID, NAMES, inner_and_truncated())
+    measurements = measured(source, labels)
+    _, sr = encode(source, labels, measurements, CONTEXT, {"pacs": ResultRequest(ibsi_codes=True)})
+    for group, expected in zip(groups(sr.dataset), measurements.structures, strict=True):
+        stated = [(m.name.value, m.name.scheme_designator, m.value, m.unit.value) for m in group.get_measurements()]
+        assert len(stated) == 11
+        assert stated[6:] == [
+            ("YEKZ", "IBSI", 1000 * expected.volume_ml, "mm3"),
+            ("Q4LE", "IBSI", expected.mean_hu, "[hnsf'U]"),
+            ("1GSF", "IBSI", expected.min_hu, "[hnsf'U]"),
+            ("84IY", "IBSI", expected.max_hu, "[hnsf'U]"),
+            ("Y12H", "IBSI", expected.median_hu, "[hnsf'U]"),
+        ]
+    (_, plain) = encode(source, labels, measurements, CONTEXT)
+    assert plain.sop_instance_uid != sr.sop_instance_uid
+
+
 def test_truncation_is_said_of_the_truncated_structure_alone() -> None:
     results, measurements = run(inner_and_truncated())
     assert [m.truncated for m in measurements.structures] == [False, True, False]
@@ -112,7 +131,7 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
     assert summary.ConceptCodeSequence[0].CodeValue == "111242"
     assert (sr.VerificationFlag, sr.PreliminaryFlag, sr.CompletionFlag) == ("UNVERIFIED", "PRELIMINARY", "COMPLETE")
     assert "Research use only" in sr.SeriesDescription
-    assert sr.SeriesNumber == 502
+    assert (sr.SeriesNumber // 100_000, sr.SeriesNumber % 100) == (5, 21)
 
 
 def test_a_result_of_an_incomplete_series_says_so_where_people_look() -> None:

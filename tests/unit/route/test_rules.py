@@ -16,10 +16,11 @@ from pydicom.tag import Tag
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.route.conditions import NUMERIC_OPERATORS, OPERATORS, Condition
+from dicom_node.route.requests import OPTIONS
 from dicom_node.route.rules import Rules, decide, explain, load_rules
 from dicom_node.route.values import FACT_ALIASES, FACTS
 from dicom_node.settings import DestinationSettings, NnunetModelSettings, Settings, TissueModelSettings
-from dicom_node.types import Series, SourceInstance
+from dicom_node.types import ResultRequest, SegmentationForm, Series, SourceInstance
 
 ROOT = Path(__file__).resolve().parents[3]
 PEER = DestinationSettings(host="127.0.0.1", port=104, ae_title="PACS")
@@ -346,6 +347,40 @@ def test_what_yaml_1_1_would_misread_is_text(tmp_path, written, value):
     assert holds(tmp_path, f"{{attribute: SeriesDescription, equals: {written}}}", series(SeriesDescription=value))
 
 
+def requests_of(tmp_path, entries):
+    (rule,) = load(tmp_path, f"rules: [{{name: r, model: tissue, when: [], destinations: {entries}}}]").rules
+    return rule.requests
+
+
+def test_a_destination_that_is_only_named_gets_segmentation_and_report(tmp_path):
+    requests = requests_of(tmp_path, "[pacs, {to: research}]")
+    assert requests == {"pacs": ResultRequest(), "research": ResultRequest()}
+    assert ResultRequest() == ResultRequest(segmentation=SegmentationForm.BINARY, report=True)
+
+
+def test_every_destination_may_get_something_else(tmp_path):
+    research = "{to: research, segmentation: both, split: group, structures: [liver, vessel], background: false, %s}"
+    pacs = "{to: pacs, segmentation: none, report: false, contours: [aorta, bone], capture: true, %s}"
+    entries = f"[{research % 'ibsi_codes: true'}, {pacs % 'document: true, notice: true'}]"
+    assert requests_of(tmp_path, entries) == {
+        "research": ResultRequest(
+            segmentation=SegmentationForm.BOTH,
+            split_by_group=True,
+            structures=("liver", "vessel"),
+            background=False,
+            ibsi_codes=True,
+        ),
+        "pacs": ResultRequest(
+            segmentation=SegmentationForm.NONE,
+            report=False,
+            contours=("aorta", "bone"),
+            capture=True,
+            document=True,
+            notice=True,
+        ),
+    }
+
+
 RULE = "{{name: r, model: tissue, when: [{}]}}".format
 WRONG = {
     "not a mapping": ("[]", "the file must be a mapping with rules"),
@@ -363,6 +398,30 @@ WRONG = {
     ),
     "destination twice": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, pacs]}]",
+        "rules[0] (a).destinations names a destination more than once",
+    ),
+    **{
+        name: (f"rules: [{{name: a, model: tissue, when: [], destinations: [{{to: pacs, {options}}}]}}]", said)
+        for name, options, said in (
+            ("unknown option", "as: binary", "rules[0] (a).destinations[0]: unknown key as; known: background, "),
+            ("unknown form", "segmentation: seg", "destinations[0] (pacs).segmentation must be one of none, binary, "),
+            ("unknown structure", "structures: [liver, lvier]", "(pacs).structures: no structure is called lvier; "),
+            ("unknown contour", "contours: [bones]", "the groups organ, vessel, bone, muscle, tissue"),
+            ("no structure", "structures: []", "(pacs): structures must not be empty"),
+            ("unknown split", "split: side", "(pacs).split can only be group, not 'side'"),
+            ("no truth value", "report: 1", "(pacs).report must be true or false, not 1"),
+            ("split of nothing", "segmentation: none, split: group", "split has no meaning without a segmentation"),
+            ("background of nothing", "background: false", "background has no meaning with segmentation: binary"),
+            ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes has no meaning without a report"),
+            ("nothing", "segmentation: none, report: false", "(pacs): nothing is asked for"),
+        )
+    },
+    "destination without name": (
+        "rules: [{name: a, model: tissue, when: [], destinations: [{report: true}]}]",
+        "rules[0] (a).destinations[0]: to is missing",
+    ),
+    "destination twice in two ways": (
+        "rules: [{name: a, model: tissue, when: [], destinations: [pacs, {to: pacs, report: false}]}]",
         "rules[0] (a).destinations names a destination more than once",
     ),
     "model and refuse": ("rules: [{name: a, model: tissue, refuse: b, when: []}]", "either model or refuse"),
@@ -420,5 +479,6 @@ def test_every_key_and_fact_is_explained_in_the_shipped_file():
     text = (ROOT / "config" / "rules.yaml").read_text(encoding="utf-8")
     comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
     words = ["name:", "model:", "refuse:", "destinations:", "priority:", "when:", "attribute:", "fact:", "of:"]
-    for word in [*words, *OPERATORS, *FACTS, *FACT_ALIASES]:
+    options = [f"{option}:" for option in OPTIONS]
+    for word in [*words, *options, *SegmentationForm, *OPERATORS, *FACTS, *FACT_ALIASES]:
         assert word in comments

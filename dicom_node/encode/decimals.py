@@ -1,0 +1,68 @@
+"""Decimal strings (PS3.5 table 6.2-1, VR DS) by the million, as bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicom_node.errors import EncodingError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_DECIMALS = 4
+"""0.1 micrometre: no reader can tell a coordinate from its string, and three of them take at most 48 characters."""
+_SCALE = 10**_DECIMALS
+_LARGEST = 10**10
+"""With a sign, ten digits, the point and the decimals: the 16 characters a DS may have."""
+_OTHERS = 3
+"""Characters of a value besides its digits: sign, point, and the backslash after it."""
+
+
+def longest_text(largest: float) -> int:
+    """The most bytes that :func:`decimal_strings` takes for one value, if none is larger than ``largest``.
+
+    Raises:
+        EncodingError: it is more than a DS may hold.
+    """
+    if not abs(largest) < _LARGEST:
+        raise EncodingError(f"coordinate {largest:g} mm is more than a decimal string holds")
+    return max(_DECIMALS + 1, len(str(round(abs(largest) * _SCALE)))) + _OTHERS
+
+
+def decimal_strings(values: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``values``, each with a backslash after it, as characters, and where each ends.
+
+    Zeros that say nothing are left out.
+
+    Raises:
+        EncodingError: a value is more than a DS may hold.
+    """
+    if not len(values):
+        return np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64)
+    width = longest_text(float(np.abs(values).max()))
+    scaled = np.rint(values * _SCALE).astype(np.int64)
+    rest = np.abs(scaled)
+    if rest.max() < 2**32:
+        rest = rest.astype(np.uint32)  # three times faster to divide
+    text = np.empty((len(values), width), dtype=np.uint8)
+    said = np.empty(text.shape, dtype=np.bool_)
+    text[:, 0], said[:, 0] = ord("-"), scaled < 0
+    text[:, -1], said[:, -1] = ord("\\"), True
+    point = width - 2 - _DECIMALS
+    begun = np.zeros(len(values), dtype=np.bool_)
+    for column in range(width - 2, 0, -1):
+        if column == point:
+            text[:, column], said[:, column] = ord("."), begun
+            continue
+        if column < point:
+            said[:, column] = True if column == point - 1 else rest > 0
+        tens = rest // 10
+        digit = (rest - 10 * tens).astype(np.uint8)
+        rest = tens
+        text[:, column] = digit + ord("0")
+        if column > point:
+            begun |= digit > 0
+            said[:, column] = begun
+    return text[said], np.cumsum(said.sum(axis=1))

@@ -1,0 +1,157 @@
+"""Which objects a run makes: every distinct one once, however many destinations asked for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dicom_node.encode.provenance import plain
+from dicom_node.errors import EncodingError
+from dicom_node.types import ResultKind, ResultRequest, SegmentationForm
+from inference.structures import STRUCTURES, structure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from dicom_node.encode.provenance import Provenance
+    from dicom_node.encode.segments import Segment
+
+_GROUPS = tuple(dict.fromkeys(structure.group for structure in STRUCTURES))
+_KINDS = {
+    SegmentationForm.NONE: (),
+    SegmentationForm.BINARY: (ResultKind.SEGMENTATION,),
+    SegmentationForm.LABELMAP: (ResultKind.LABELMAP,),
+    SegmentationForm.BOTH: (ResultKind.SEGMENTATION, ResultKind.LABELMAP),
+}
+_NAMES_IN_DESCRIPTION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The structures that an object holds: those chosen by name or group (None: all), of one ``group`` or of all."""
+
+    chosen: tuple[str, ...] | None = None
+    group: str | None = None
+
+    def of(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        """Those of ``segments`` that are in, numbered from 1."""
+        held = (segment for segment in segments if self._holds(segment.structure.name, segment.structure.group))
+        return tuple(replace(segment, number=number) for number, segment in enumerate(held, start=1))
+
+    def names(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Those of ``names`` that are in."""
+        return tuple(name for name in names if self._holds(name, structure(name).group))
+
+    def on(self, provenance: Provenance, variant: str = "") -> Provenance:
+        """``provenance`` of an object of this selection: with UIDs of its own, and the selection stated.
+
+        ``variant`` tells objects of one kind and selection apart.
+        """
+        parts = [variant, *(self.chosen or ()), f"group {self.group}" if self.group else ""]
+        identity = replace(provenance.identity, variant=" ".join(filter(None, parts)))
+        if self.chosen is None and self.group is None:
+            return replace(provenance, identity=identity)
+        asked = f"the group {self.group}" if self.group else ", ".join(self.chosen or ())
+        said = plain(f"Holds what was asked for alone: {asked}.", 1024)
+        statements = (*provenance.statements, said)
+        return replace(provenance, identity=identity, statements=statements, part=f"of {self._title}")
+
+    @property
+    def _title(self) -> str:
+        if self.group is not None:
+            return self.group
+        names = self.chosen or ()
+        return ", ".join(names) if len(names) <= _NAMES_IN_DESCRIPTION else f"{len(names)} chosen"
+
+    def _holds(self, name: str, group: str) -> bool:
+        if self.group not in (None, group):
+            return False
+        return self.chosen is None or name in self.chosen or group in self.chosen
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationVariant:
+    """One SEG; ``index`` counts the SEG series of one kind that a destination gets."""
+
+    kind: ResultKind
+    selection: Selection
+    background: bool
+    index: int
+
+    def on(self, provenance: Provenance) -> Provenance:
+        """``provenance`` of this object."""
+        return self.selection.on(provenance, self.form)
+
+    @property
+    def form(self) -> str:
+        """What makes it other than a SEG of its kind by default."""
+        return "without background" if self.kind is ResultKind.LABELMAP and not self.background else ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportVariant:
+    """One SR, on the structures of ``selection``, that refers to ``segmentations``."""
+
+    selection: Selection
+    segmentations: tuple[SegmentationVariant, ...]
+    ibsi_codes: bool
+
+    def on(self, provenance: Provenance, segments: tuple[Segment, ...]) -> Provenance:
+        """``provenance`` of this object, on these ``segments``."""
+        refers_to = {f"{each.kind} {each.form} {each.selection.group or ''}".strip() for each in self.segmentations}
+        if segments and not self.segmentations:
+            refers_to = {"nothing"}
+        parts = [f"on {', '.join(sorted(refers_to))}" if refers_to - {ResultKind.SEGMENTATION} else ""]
+        parts.append("with IBSI codes" if self.ibsi_codes else "")
+        return self.selection.on(provenance, " ".join(filter(None, parts)))
+
+
+@dataclass(frozen=True, slots=True)
+class ContoursVariant:
+    """One RT Structure Set with the contours of ``selection``."""
+
+    selection: Selection
+
+    def on(self, provenance: Provenance) -> Provenance:
+        """``provenance`` of this object."""
+        return self.selection.on(provenance)
+
+
+Variant = SegmentationVariant | ReportVariant | ContoursVariant
+
+
+def variants(requests: Mapping[str, ResultRequest], segments: tuple[Segment, ...]) -> Mapping[Variant, tuple[str, ...]]:
+    """Every object to be made, with the destinations that get it. Without any destination: the default objects.
+
+    Raises:
+        EncodingError: a destination was not asked yet what it accepts.
+    """
+    wanted: dict[Variant, tuple[str, ...]] = {}
+    if not requests:
+        return dict.fromkeys(_of(ResultRequest(), segments), ())
+    for destination, request in requests.items():
+        if request.asks_peer:
+            raise EncodingError(f"what {destination} accepts must be known before anything is encoded for it")
+        for variant in _of(request, segments):
+            wanted[variant] = (*wanted.get(variant, ()), destination)
+    return wanted
+
+
+def _of(request: ResultRequest, segments: tuple[Segment, ...]) -> list[Variant]:
+    kinds = _KINDS[request.segmentation]
+    chosen = None if request.structures is None else tuple(sorted(set(request.structures)))
+    made: dict[ResultKind, list[SegmentationVariant]] = {kind: [] for kind in kinds}
+    for kind in kinds:
+        for index, group in enumerate(_GROUPS if request.split_by_group else (None,)):
+            selection = Selection(chosen, group)
+            if selection.of(segments):
+                background = request.background and kind is ResultKind.LABELMAP
+                made[kind].append(SegmentationVariant(kind, selection, background, index))
+    found: list[Variant] = [variant for kind in kinds for variant in made[kind]]
+    if request.report:
+        referenced = tuple(made[kinds[0]]) if kinds else ()
+        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes))
+    contoured = Selection(tuple(sorted(set(request.contours))))
+    if contoured.of(segments):
+        found.append(ContoursVariant(contoured))
+    return found

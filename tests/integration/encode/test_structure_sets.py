@@ -1,0 +1,84 @@
+"""What dciodvfy and DCMTK make of our structure sets, on every grid and of real series."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from dicom_node.encode.encode import encode
+from dicom_node.reconstruct import ReconstructionLimits, reconstruct
+from dicom_node.store.spool import read_series_folder
+from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
+from inference.types import ModelIdentity, Segmentation
+from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat"}
+TISSUES = {33: "soft_tissue", 44: "bone_tissue"}
+TISSUE_MODEL = ModelIdentity("tissue", "1", "cd" * 32, "Thresholding")
+REAL_SERIES = (
+    "derived/legacy_enhanced_CT_STS_008",
+    "theibsi+data_sets/ibsi2_orientation",
+    "neurolabusc+dcm_qa_ct/Philips_S21610_S2010_tilt-18.5",
+)
+
+
+def structure_set(source: Reconstruction, labels: Segmentation, folder: Path, *names: str) -> Path:
+    """Encode reads it back voxel for voxel before we get it."""
+    request = ResultRequest(segmentation=SegmentationForm.NONE, report=False, contours=names)
+    (result,) = encode(source, labels, measured(source, labels), CONTEXT, {"planning": request})
+    assert result.kind is ResultKind.CONTOURS
+    path = folder / "contours.dcm"
+    path.write_bytes(result.content)
+    return path
+
+
+def labels_on(shape_zyx: tuple[int, int, int]) -> np.ndarray:
+    """Rings, single pixels and pixels that touch at corners only."""
+    z, y, x = np.indices(shape_zyx)
+    labels = np.where((y + x + z) % 5 == 0, 3, 0).astype(np.uint8)
+    labels[:, 1::4, 2:8] = 7
+    labels[:, 3:10, 3:10] = 9
+    labels[:, 5:7, 4:8] = 0
+    labels[-1, -1, -1] = 200
+    return labels
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_dciodvfy_finds_no_error_on_any_grid(name: str, tmp_path: Path) -> None:
+    grid, multi_frame = GRIDS[name]
+    labels = segmentation(grid, NAMES, labels_on(grid.shape_zyx))
+    path = structure_set(reconstruction(grid, multi_frame=multi_frame), labels, tmp_path, "organ", "tissue")
+    report = output("dciodvfy", str(path))
+    assert "Error" not in report, report
+    # the dciodvfy of 2022 does not know Device UID, which IHE AIR asks for in Contributing Equipment
+    warnings = [line for line in report.splitlines() if "Warning" in line and "Device UID" not in line]
+    assert all("Standard Extended SOP Class" in line for line in warnings), report
+
+
+@pytest.mark.parametrize("name", REAL_SERIES)
+def test_dciodvfy_and_dcmtk_read_contours_of_real_series(name: str, shared_data: Path, tmp_path: Path) -> None:
+    (series,) = read_series_folder(shared_data / name)
+    source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
+    hu = source.source.voxels_zyx
+    labels = np.select([hu > 200, hu > 20], [44, 33], default=0).astype(np.uint8)
+    labels[:, : labels.shape[1] // 4, : labels.shape[2] // 3] = 0
+    on_grid = segmentation(source.source.geometry, TISSUES, labels, TISSUE_MODEL)
+    path = structure_set(source, on_grid, tmp_path, "tissue")
+    report = output("dciodvfy", str(path))
+    assert "Error" not in report, report
+    assert "(3006,0026) LO [soft_tissue]" in output("dcmdump", "+P", "ROIName", str(path))
+
+
+def output(program: str, *arguments: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        pytest.skip(f"{program} is not installed")
+    result = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    return result.stdout + result.stderr

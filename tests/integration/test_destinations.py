@@ -1,0 +1,101 @@
+"""From rules.yaml to the peers: each destination gets what its rule says, and a report on what it got."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import yaml
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+
+from dicom_node.app import open_store
+from dicom_node.pipeline import Pipeline
+from dicom_node.route.rules import load_rules
+from dicom_node.settings import load_settings
+from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
+from dicom_node.work.pool import WorkerPool
+from tests.integration.deliver.peers import scripted_pacs
+from tests.received_series import receive
+
+REPORT_AND_SEG = (SegmentationStorage, Comprehensive3DSRStorage)
+EVERYTHING = (*REPORT_AND_SEG, LABEL_MAP_SEGMENTATION_STORAGE)
+
+
+def configured(folder, entries, ports):
+    settings = {
+        "node": {"data_folder": "data"},
+        "completion": {"regular_quiet_s": 0, "otherwise_quiet_s": 0},
+        "models": {"tissue": {"kind": "tissue"}},
+        "destinations": {name: {"host": "127.0.0.1", "port": port, "ae_title": "PACS"} for name, port in ports.items()},
+    }
+    rule = {"name": "all", "model": "tissue", "when": [], "destinations": entries}
+    (folder / "node.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": [rule]}))
+    return load_settings(folder / "node.yaml")
+
+
+@pytest.fixture
+def delivered(tmp_path):
+    """What a run sends, by destination: ``delivered(entries, classes)``, both by name."""
+
+    def run(entries, classes):
+        with ExitStack() as peers:
+            opened = {name: peers.enter_context(scripted_pacs(classes=known)) for name, known in classes.items()}
+            ports = {name: port for name, (port, _) in opened.items()}
+            settings = configured(tmp_path, entries, ports)
+            spool, ledger = open_store(settings)
+            peers.callback(ledger.close)
+            receive(spool, ledger, tmp_path / "ct", 1)
+            workers = WorkerPool(settings.models, settings.work)
+            peers.callback(workers.close)
+            rules = load_rules(settings.rules_file, settings)
+            pipeline = Pipeline(settings, ledger, spool, rules, workers, "2.25.1")
+            pipeline.complete_series()
+            pipeline.route_series()
+            assert pipeline.run_next_job()
+            for name in opened:
+                pipeline.deliver(name)
+            (job,) = ledger.overview.jobs(2)
+            assert job["state"] == "DELIVERED", job
+        return {name: [event.dataset for event, _ in stored] for name, (_, stored) in opened.items()}
+
+    return run
+
+
+def kinds(datasets):
+    return [str(dataset.SOPClassUID) for dataset in datasets]
+
+
+def referred(sr):
+    """SOP Instances that the Measurement Groups of a report refer to."""
+    found = set()
+
+    def walk(item):
+        for sop in item.get("ReferencedSOPSequence") or ():
+            if "ReferencedSegmentNumber" in sop:
+                found.add(sop.ReferencedSOPInstanceUID)
+        for child in item.get("ContentSequence") or ():
+            walk(child)
+
+    walk(sr)
+    return found
+
+
+def test_each_gets_what_its_rule_says_and_what_it_accepts(delivered) -> None:
+    entries = [
+        "plain",
+        {"to": "new", "segmentation": "auto"},
+        {"to": "old", "segmentation": "auto"},
+        {"to": "viewer", "segmentation": "binary", "structures": ["soft_tissue"], "report": False},
+    ]
+    classes = {"plain": EVERYTHING, "new": EVERYTHING, "old": REPORT_AND_SEG, "viewer": REPORT_AND_SEG}
+    got = delivered(entries, classes)
+    assert kinds(got["plain"]) == kinds(got["old"]) == list(REPORT_AND_SEG)
+    assert kinds(got["new"]) == [LABEL_MAP_SEGMENTATION_STORAGE, Comprehensive3DSRStorage]
+    assert kinds(got["viewer"]) == [SegmentationStorage]
+    (seg,) = got["viewer"]
+    assert [segment.SegmentLabel for segment in seg.SegmentSequence] == ["soft_tissue"]
+    assert [d.SOPInstanceUID for d in got["plain"]] == [d.SOPInstanceUID for d in got["old"]]
+    for name in ("plain", "new", "old"):
+        seg, sr = got[name]
+        assert referred(sr) == {seg.SOPInstanceUID}
