@@ -25,7 +25,7 @@ import structlog
 from dicom_node.deliver import retry
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import send
-from dicom_node.encode.encode import encode
+from dicom_node.encode.encode import encode, encode_notice
 from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible, WorkerLost
 from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count
@@ -300,16 +300,34 @@ class Pipeline:
     def _settle(self, run: _Run, disposition: Disposition, reason: str) -> None:
         """The one place where an outcome that is not success becomes a job state."""
         jobs, claimed, now = self._ledger.jobs, run.claimed, now_utc()
+        notices: list[tuple[ResultInstance, str]] = []
         if disposition is Disposition.REJECT:
-            state, changed = "REJECTED", jobs.rejected(claimed, reason, now)
+            notices = self._notices(claimed, reason)
+            state, changed = "REJECTED", jobs.rejected(claimed, reason, now, notices)
         elif disposition is Disposition.RETRY and self._stopping.is_set():
             state, changed = "QUEUED", jobs.give_back(claimed, "the node was stopped; queued again")
         elif disposition is Disposition.RETRY and claimed.attempt < self._settings.work.attempts:
             pause = timedelta(seconds=_RETRY_PAUSE_S * 2 ** (claimed.attempt - 1))
             state, changed = "QUEUED", jobs.put_back(claimed, reason, now + pause)
         else:
-            state, changed = "FAILED", jobs.failed(claimed, f"{reason} (attempt {claimed.attempt})", now)
-        self._log_job(run, state if changed else "SUPERSEDED", reason)
+            notices = self._notices(claimed, reason)
+            state, changed = "FAILED", jobs.failed(claimed, f"{reason} (attempt {claimed.attempt})", now, notices)
+        if not changed:
+            self._discard(notices)
+        self._log_job(run, state if changed else "SUPERSEDED", reason, stored=notices)
+
+    def _notices(self, claimed: ClaimedJob, reason: str) -> list[tuple[ResultInstance, str]]:
+        """What the destinations are told that want to know of a series that came to nothing."""
+        wanted = tuple(name for name, request in claimed.requests.items() if request.notice)
+        if not wanted:
+            return []
+        context = self._context(claimed, now_utc())
+        try:
+            headers = [instance.header for instance in self._read(claimed.revision).instances]
+            return [self._spool.write_result(encode_notice(headers, claimed.model, reason, context, wanted))]
+        except Exception as error:  # noqa: BLE001 - whatever keeps it from being written, the job has ended all the same
+            self._log.warning("notice.not_written", job=claimed.id, error=type(error).__name__)
+            return []
 
     def _log_job(
         self,

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 
-def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int) -> str:
+def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float = 2.5) -> str:
     """A series of 4 x 8 x 8 voxels of ``hu``, by the shortest way from file to row; returns its UID."""
     folder.mkdir()
-    series = write(folder, Stack(np.full((4, 8, 8), hu + 1024, np.uint16)))
+    series = write(folder, Stack(np.full((4, 8, 8), hu + 1024, np.uint16), step_mm=(0.0, 0.0, step_mm)))
     for instance in series.instances:
         meta = instance.header.file_meta
         whole = instance.path.read_bytes()

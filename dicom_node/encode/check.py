@@ -67,16 +67,22 @@ def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
     Raises:
         EncodingError: one is not; it is named, not shown.
     """
+    refuse_other_names(dataset, source.identity, source.study_instance_uid)
+    _refuse_other_uid(dataset, "FrameOfReferenceUID", source.frame_of_reference_uid)
+
+
+def refuse_other_names(dataset: Dataset, identity: Dataset, study_instance_uid: str) -> None:
+    """As :func:`refuse_other_identity`, of a series of which no more is known."""
     for keyword in _IDENTITY:
-        written, came = raw_element(dataset, keyword), raw_element(source.identity, keyword)
+        written, came = raw_element(dataset, keyword), raw_element(identity, keyword)
         if (written.value if written else None) != (came.value if came else None):
             raise EncodingError(f"{dictionary_description(keyword)} was not written as it came")
-    for keyword, expected in (
-        ("StudyInstanceUID", source.study_instance_uid),
-        ("FrameOfReferenceUID", source.frame_of_reference_uid),
-    ):
-        if keyword in dataset and str(dataset[keyword].value) != expected:
-            raise EncodingError(f"{dictionary_description(keyword)} is not that of the source series")
+    _refuse_other_uid(dataset, "StudyInstanceUID", study_instance_uid)
+
+
+def _refuse_other_uid(dataset: Dataset, keyword: str, expected: str) -> None:
+    if keyword in dataset and str(dataset[keyword].value) != expected:
+        raise EncodingError(f"{dictionary_description(keyword)} is not that of the source series")
 
 
 def refuse_other_labels(

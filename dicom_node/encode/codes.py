@@ -27,7 +27,8 @@ COMMENT = DicomCode("121106", "DCM", "Comment")
 FINDINGS_SUMMARY = DicomCode("111017", "DCM", "CAD Processing and Findings Summary")
 WITHOUT_FINDINGS = DicomCode("111241", "DCM", "All algorithms succeeded; without findings")
 WITH_FINDINGS = DicomCode("111242", "DCM", "All algorithms succeeded; with findings")
-"""CID 6047: the standard's own words for "analysed, nothing found" and its opposite."""
+NOTHING_SUCCEEDED = DicomCode("111245", "DCM", "No algorithms succeeded; without findings")
+"""CID 6047: the standard's own words for "analysed, nothing found", its opposite, and "not processed"."""
 ANATOMY_COVERAGE_INCOMPLETE = DicomCode("130576", "DCM", "Anatomy coverage incomplete")
 YES = DicomCode("373066001", "SCT", "Yes")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import SegmentationStorage
 
+from dicom_node.encode.capture import capture_files, on_patient_axes
 from dicom_node.encode.check import (
     refuse_other_identity,
     refuse_other_labelmap,
@@ -15,20 +16,23 @@ from dicom_node.encode.check import (
     reread,
 )
 from dicom_node.encode.check_contours import refuse_other_contours
+from dicom_node.encode.document import document_file
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.labelmap import labelmap_file
+from dicom_node.encode.notice import notice_file
+from dicom_node.encode.page import Page
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.rtstruct import contours_file
 from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import report_file
-from dicom_node.encode.variants import ContoursVariant, SegmentationVariant, variants
+from dicom_node.encode.variants import ContoursVariant, PagesVariant, SegmentationVariant, variants
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, EncodedResult, ResultKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pydicom import Dataset
 
@@ -80,6 +84,19 @@ def encode(
         raise EncodingError(f"unexpected {type(error).__name__} while building the results") from error
 
 
+def encode_notice(
+    headers: Sequence[Dataset], model: str, reason: str, context: ResultContext, destinations: tuple[str, ...]
+) -> EncodedResult:
+    """What ``destinations`` are told of a series that ``model`` was to segment and did not.
+
+    Raises:
+        IdentityConflict: the instances are of several patients, studies or series: it can't be said whose it is.
+        EncodingError: an attribute that a result cannot do without is missing.
+    """
+    content = notice_file(headers, model, reason, context)
+    return replace(encoded_result(ResultKind.NOTICE, reread(content), content), destinations=destinations)
+
+
 class _Run:
     """Everything that the objects of one run are made from."""
 
@@ -90,6 +107,7 @@ class _Run:
         measurements: Measurements,
         context: ResultContext,
     ) -> None:
+        self._reconstruction = reconstruction
         self._source = prepare(reconstruction)
         identity = RunIdentity.of(self._source.series_instance_uid, segmentation.model, context)
         said = statements(context, segmentation.model, len(self._source.planes), reconstruction.notes)
@@ -104,6 +122,9 @@ class _Run:
             yield self._checked(variant.kind, self._segmentation(variant))
         elif isinstance(variant, ContoursVariant):
             yield self._checked(ResultKind.CONTOURS, self._contours(variant))
+        elif isinstance(variant, PagesVariant):
+            for content in self._pages(variant):
+                yield self._checked(variant.kind, content)
         else:
             yield self._checked(ResultKind.REPORT, self._report(variant))
 
@@ -124,6 +145,14 @@ class _Run:
         content = contours_file(self._labels_zyx, segments, variant.on(self._provenance))
         refuse_other_contours(content, self._labels_zyx, segments, self._source)
         return content
+
+    def _pages(self, variant: PagesVariant) -> list[memoryview]:
+        segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
+        not_found = variant.selection.names(self._not_found)
+        if variant.kind is ResultKind.CAPTURE:
+            return capture_files(self._reconstruction, self._labels_zyx, segments, not_found, provenance)
+        patient = on_patient_axes(self._reconstruction, self._labels_zyx)
+        return [document_file(Page(patient, segments, not_found, provenance))]
 
     def _report(self, variant: ReportVariant) -> memoryview:
         provenance = variant.on(self._provenance, self.segments)

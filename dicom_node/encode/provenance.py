@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MANUFACTURER = "dicom-node project"
 MODEL_NAME = "dicom-node"
+NODE_SOFTWARE = f"{MODEL_NAME} {__version__}"
 
 _LO, _SH, _CS = 64, 16, 16
 """Longest values of these VRs in characters (PS3.5 table 6.2-1)."""
@@ -70,7 +71,7 @@ class Provenance:
     @property
     def started_at(self) -> datetime:
         """Start of the analysis in the time zone of the study, or of this node where the study states none."""
-        return self.context.started_at.astimezone(_time_zone(self.source.timezone_offset))
+        return in_time_zone(self.context.started_at, self.source.timezone_offset)
 
 
 def statements(context: ResultContext, model: ModelIdentity, planes: int, notes: tuple[str, ...]) -> tuple[str, ...]:
@@ -154,10 +155,14 @@ def series_number(provenance: Provenance, kind: ResultKind, index: int = 0) -> i
     Series 5 gives 5mmm01 for the segmentation, 5mmm21 for the report and so on; mmm is drawn from the model's name, so
     that the results of two models on one series stay apart and a rerun gets the same number.
     """
-    own = provenance.source.series_number
-    number = own if 0 < own <= _LARGEST_SERIES_NUMBER else _UNNUMBERED_SERIES
-    model = int.from_bytes(hashlib.sha256(provenance.model.name.encode()).digest()[:8]) % _MODELS
-    return (number * _MODELS + model) * _KINDS + _FIRST_OF_KIND[kind] + index
+    return series_number_of(provenance.source.series_number, provenance.model.name, kind, index)
+
+
+def series_number_of(source_number: int, model: str, kind: ResultKind, index: int = 0) -> int:
+    """As :func:`series_number`, of a run of ``model`` on the series ``source_number``."""
+    number = source_number if 0 < source_number <= _LARGEST_SERIES_NUMBER else _UNNUMBERED_SERIES
+    drawn = int.from_bytes(hashlib.sha256(model.encode()).digest()[:8]) % _MODELS
+    return (number * _MODELS + drawn) * _KINDS + _FIRST_OF_KIND[kind] + index
 
 
 def software_versions(model: ModelIdentity) -> list[str]:
@@ -179,8 +184,22 @@ def algorithm_identification(model: ModelIdentity) -> AlgorithmIdentificationSeq
 def contributing_equipment(provenance: Provenance) -> list[Dataset]:
     """PS3.3 C.12.1.1.5, IHE AIR: the scanner, this node, and the algorithm as a device of its own."""
     context, model = provenance.context, provenance.model
+    items = equipment_without_algorithm(provenance.source.acquisition_equipment, context)
+    algorithm = _equipment(
+        name=model_name(model),
+        versions=model_version(model),
+        device_uid=algorithm_device_uid(context.device_uid, model),
+        station_name=context.station_name,
+        description=plain(f"Segmentation; {model.intended_use}; model SHA-256 {model.digest}", 1024),
+    )
+    algorithm.ContributionDateTime = f"{provenance.started_at:%Y%m%d%H%M%S.%f%z}"
+    items.append(algorithm)
+    return items
+
+
+def equipment_without_algorithm(acquisition: Dataset, context: ResultContext) -> list[Dataset]:
+    """The scanner, where it is known, and this node."""
     items = []
-    acquisition = provenance.source.acquisition_equipment
     if "Manufacturer" in acquisition and acquisition.get_item("Manufacturer").value:
         scanner = Dataset()
         scanner.PurposeOfReferenceCodeSequence = [_concept(ACQUISITION_EQUIPMENT)]
@@ -198,15 +217,6 @@ def contributing_equipment(provenance: Provenance) -> list[Dataset]:
             description="Reconstruction, measurement and encoding",
         )
     )
-    algorithm = _equipment(
-        name=model_name(model),
-        versions=model_version(model),
-        device_uid=algorithm_device_uid(context.device_uid, model),
-        station_name=context.station_name,
-        description=plain(f"Segmentation; {model.intended_use}; model SHA-256 {model.digest}", 1024),
-    )
-    algorithm.ContributionDateTime = f"{provenance.started_at:%Y%m%d%H%M%S.%f%z}"
-    items.append(algorithm)
     return items
 
 
@@ -234,13 +244,19 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
 
     Identity replaces whatever the library took from the source, and the elements go out as the bytes that came in.
     """
-    context, model, started_at = provenance.context, provenance.model, provenance.started_at
-    identity = provenance.source.identity
+    model = provenance.model
+    dataset.SeriesDescription = series_description(model, _described(provenance, what))
+    dataset.SoftwareVersions = software_versions(model)
+    dataset.ContributingEquipmentSequence = contributing_equipment(provenance)
+    stamp_identity(dataset, provenance.source.identity, provenance.context, provenance.started_at)
+
+
+def stamp_identity(dataset: Dataset, identity: Dataset, context: ResultContext, started_at: datetime) -> None:
+    """Put patient and study of ``identity``, this node and the time on a result."""
     if "SpecificCharacterSet" not in identity and "SpecificCharacterSet" in dataset:
         del dataset.SpecificCharacterSet
     for tag in identity.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
         dataset[tag] = identity.get_item(tag)
-    dataset.SeriesDescription = series_description(model, _described(provenance, what))
     dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
     dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
     # the run as such has one time; a rerun of the same input must give the same bytes but for that
@@ -249,9 +265,7 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
     dataset.Manufacturer = MANUFACTURER
     dataset.ManufacturerModelName = MODEL_NAME
     dataset.DeviceSerialNumber = context.device_uid
-    dataset.SoftwareVersions = software_versions(model)
     dataset.StationName = plain(context.station_name, _SH)
-    dataset.ContributingEquipmentSequence = contributing_equipment(provenance)
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     _keep_bytes(dataset)
@@ -279,6 +293,11 @@ def _keep_bytes(dataset: Dataset) -> None:
     dataset.set_original_encoding(
         is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
     )
+
+
+def in_time_zone(moment: datetime, offset: str) -> datetime:
+    """``moment`` in the time zone of Timezone Offset From UTC, of this machine where that is empty."""
+    return moment.astimezone(_time_zone(offset))
 
 
 def _time_zone(offset: str) -> tzinfo | None:

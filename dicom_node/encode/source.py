@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from dicom_node.types import Reconstruction
 
-_SAME_IN_ALL = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_WHOSE = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID")
+_SAME_IN_ALL = (*_WHOSE, "FrameOfReferenceUID")
 _KEPT_AS_THEY_CAME = (
     "SpecificCharacterSet",
     "PatientName",
@@ -183,7 +184,49 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
     return source
 
 
-def refuse_mixed_identity(headers: Sequence[Dataset]) -> None:
+@dataclass(frozen=True, slots=True, eq=False)
+class NamedSeries:
+    """As much of a source series as can be said of one that is no volume: whose it is, and its instances.
+
+    ``instances`` are SOP Class and Instance UIDs of those that have valid ones.
+    """
+
+    identity: Dataset
+    acquisition_equipment: Dataset
+    study_instance_uid: str
+    series_instance_uid: str
+    series_number: int
+    timezone_offset: str
+    instances: tuple[tuple[str, str], ...]
+
+
+def name_series(headers: Sequence[Dataset]) -> NamedSeries:
+    """Whose series this is, from headers that need not fit each other in anything else.
+
+    Raises:
+        IdentityConflict: patient, study or series differ between instances: whose it is cannot be said.
+        EncodingError: there is no valid Study or Series Instance UID, or no instance with valid UIDs.
+    """
+    refuse_mixed_identity(headers, _WHOSE)
+    instances = dict.fromkeys(
+        (_valid_text(header, "SOPClassUID"), _valid_text(header, "SOPInstanceUID")) for header in headers
+    )
+    sound = tuple((sop_class, uid) for sop_class, uid in instances if sop_class and uid and UID(uid).is_valid)
+    if not sound:
+        raise EncodingError(f"none of {len(headers)} instances has a valid SOP Class and Instance UID")
+    first = headers[0]
+    return NamedSeries(
+        identity=_identity(first),
+        acquisition_equipment=_copied(first, _ACQUISITION_EQUIPMENT),
+        study_instance_uid=_uid(first, "StudyInstanceUID"),
+        series_instance_uid=_uid(first, "SeriesInstanceUID"),
+        series_number=_series_number(first),
+        timezone_offset=_valid_text(first, "TimezoneOffsetFromUTC") or "",
+        instances=sound,
+    )
+
+
+def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = _SAME_IN_ALL) -> None:
     """Every header must state the same patient, study, series and Frame of Reference.
 
     highdicom takes them from the first image and does not look at the others; here is where two patients stop. The
@@ -192,7 +235,7 @@ def refuse_mixed_identity(headers: Sequence[Dataset]) -> None:
     Raises:
         IdentityConflict: something differs.
     """
-    for keyword in _SAME_IN_ALL:
+    for keyword in keywords:
         values = {_comparable(header, keyword) for header in headers}
         if len(values) > 1:
             raise IdentityConflict(

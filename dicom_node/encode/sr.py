@@ -70,6 +70,7 @@ from dicom_node.types import ResultKind
 if TYPE_CHECKING:
     from dicom_node.encode.segments import Finding, Segment
     from dicom_node.encode.source import PreparedSource, SourcePlane
+    from dicom_node.types import ResultContext
 
 TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
 _DEFINITION = (
@@ -112,9 +113,11 @@ def highdicom_report(
     source, identity = provenance.source, provenance.identity
     evidence = _evidence(source, instances)
     for reference in dict.fromkeys(finding.reference for finding in found if finding.reference is not None):
-        common = _common_header(source)
+        common = common_header(source.study_instance_uid)
         evidence.append(
-            _instance(common, reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid)
+            evidence_instance(
+                common, reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid
+            )
         )
     dataset = Comprehensive3DSR(
         evidence=evidence,
@@ -144,8 +147,8 @@ def _root(
 ) -> ContainerContentItem:
     root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
     content = ContentSequence()
-    content.extend(LanguageOfContentItemAndDescendants(_english()))
-    content.extend(_observation_context(provenance))
+    content.extend(LanguageOfContentItemAndDescendants(english()))
+    content.extend(observation_context(provenance.context))
     content.append(
         CodeContentItem(
             name=PROCEDURE_REPORTED,
@@ -164,12 +167,13 @@ def _root(
     return root
 
 
-def _english() -> CodedConcept:
+def english() -> CodedConcept:
+    """The language of every report."""
     return CodedConcept("en", "RFC5646", "English")
 
 
-def _observation_context(provenance: Provenance) -> ObservationContext:
-    context = provenance.context
+def observation_context(context: ResultContext) -> ObservationContext:
+    """TID 1001: this node as the observer."""
     return ObservationContext(
         observer_device_context=ObserverContext(
             observer_type=codes.DCM.Device,
@@ -215,7 +219,7 @@ def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> Con
         )
         group = VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **stated)
     if truncated:
-        group[0].ContentSequence.append(_comment(TRUNCATED))
+        group[0].ContentSequence.append(comment(TRUNCATED))
     return group
 
 
@@ -240,7 +244,7 @@ def _evaluations(
         )
     )
     for sentence in (*provenance.statements, *_coverage(segments, not_found)):
-        content.append(_comment(sentence))
+        content.append(comment(sentence))
     container.ContentSequence = content
     return container
 
@@ -255,7 +259,8 @@ def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list
     return sentences
 
 
-def _comment(sentence: str) -> TextContentItem:
+def comment(sentence: str) -> TextContentItem:
+    """One sentence for people."""
     return TextContentItem(name=COMMENT, value=sentence, relationship_type=RelationshipTypeValues.CONTAINS)
 
 
@@ -263,22 +268,23 @@ def _comment(sentence: str) -> TextContentItem:
 
 
 def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> list[Dataset]:
-    common = _common_header(source)
+    common = common_header(source.study_instance_uid)
     return [
-        _instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
+        evidence_instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
         for plane in instances
     ]
 
 
-def _common_header(source: PreparedSource) -> Dataset:
+def common_header(study_instance_uid: str) -> Dataset:
+    """What the instances of one study share, as far as highdicom reads it from evidence."""
     common = Dataset()
-    common.StudyInstanceUID = source.study_instance_uid
+    common.StudyInstanceUID = study_instance_uid
     for keyword in TYPE_2:
         setattr(common, keyword, "")
     return common
 
 
-def _instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
+def evidence_instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
     """As much of a header as highdicom reads from evidence."""
     instance = Dataset()
     instance.update(common)

@@ -117,7 +117,19 @@ class ContoursVariant:
         return self.selection.on(provenance)
 
 
-Variant = SegmentationVariant | ReportVariant | ContoursVariant
+@dataclass(frozen=True, slots=True)
+class PagesVariant:
+    """The report page on ``selection``: as secondary captures, with an overlay series, or as a document."""
+
+    kind: ResultKind
+    selection: Selection
+
+    def on(self, provenance: Provenance) -> Provenance:
+        """``provenance`` of these objects."""
+        return self.selection.on(provenance)
+
+
+Variant = SegmentationVariant | ReportVariant | ContoursVariant | PagesVariant
 
 
 def variants(requests: Mapping[str, ResultRequest], segments: tuple[Segment, ...]) -> Mapping[Variant, tuple[str, ...]]:
@@ -154,4 +166,6 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...]) -> list[Variant]:
     contoured = Selection(tuple(sorted(set(request.contours))))
     if contoured.of(segments):
         found.append(ContoursVariant(contoured))
+    pages = {ResultKind.CAPTURE: request.capture, ResultKind.DOCUMENT: request.document}
+    found.extend(PagesVariant(kind, Selection(chosen)) for kind, is_wanted in pages.items() if is_wanted)
     return found

@@ -6,7 +6,13 @@ from contextlib import ExitStack
 
 import pytest
 import yaml
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from dicom_node.app import open_store
 from dicom_node.pipeline import Pipeline
@@ -38,14 +44,14 @@ def configured(folder, entries, ports):
 def delivered(tmp_path):
     """What a run sends, by destination: ``delivered(entries, classes)``, both by name."""
 
-    def run(entries, classes):
+    def run(entries, classes, step_mm=2.5, state="DELIVERED"):
         with ExitStack() as peers:
             opened = {name: peers.enter_context(scripted_pacs(classes=known)) for name, known in classes.items()}
             ports = {name: port for name, (port, _) in opened.items()}
             settings = configured(tmp_path, entries, ports)
             spool, ledger = open_store(settings)
             peers.callback(ledger.close)
-            receive(spool, ledger, tmp_path / "ct", 1)
+            receive(spool, ledger, tmp_path / "ct", 1, step_mm)
             workers = WorkerPool(settings.models, settings.work)
             peers.callback(workers.close)
             rules = load_rules(settings.rules_file, settings)
@@ -56,7 +62,7 @@ def delivered(tmp_path):
             for name in opened:
                 pipeline.deliver(name)
             (job,) = ledger.overview.jobs(2)
-            assert job["state"] == "DELIVERED", job
+            assert job["state"] == state, job
         return {name: [event.dataset for event, _ in stored] for name, (_, stored) in opened.items()}
 
     return run
@@ -99,3 +105,21 @@ def test_each_gets_what_its_rule_says_and_what_it_accepts(delivered) -> None:
     for name in ("plain", "new", "old"):
         seg, sr = got[name]
         assert referred(sr) == {seg.SOPInstanceUID}
+
+
+def test_everything_of_one_run_is_delivered(delivered) -> None:
+    classes = (*REPORT_AND_SEG, RTStructureSetStorage, SecondaryCaptureImageStorage, EncapsulatedPDFStorage)
+    entries = [{"to": "pacs", "contours": ["soft_tissue"], "capture": True, "document": True, "notice": True}]
+    got = kinds(delivered(entries, {"pacs": classes})["pacs"])
+    assert set(got) == set(classes)
+    assert [got.count(one) for one in (*REPORT_AND_SEG, RTStructureSetStorage, EncapsulatedPDFStorage)] == [1] * 4
+
+
+def test_who_wants_to_know_is_told_why_a_series_was_rejected(delivered) -> None:
+    entries = ["pacs", {"to": "archive", "notice": True}]
+    classes = dict.fromkeys(("pacs", "archive"), REPORT_AND_SEG)
+    got = delivered(entries, classes, step_mm=0.0, state="REJECTED")
+    assert got["pacs"] == []
+    (notice,) = got["archive"]
+    assert notice.SeriesDescription.startswith("Not processed by tissue")
+    assert "position" in notice.SeriesDescription

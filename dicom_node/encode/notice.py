@@ -1,0 +1,139 @@
+"""A series that was not processed, and why, for the archive that its images are in.
+
+A TID 1500 report as Comprehensive 3D SR, as IHE AIR has its results, without measurements and with the standard's own
+words for it: "No algorithms succeeded; without findings" (CID 6047). It is not a Key Object Selection, because the
+titles that would fit are those by which an archive hides the images that are referred to (IHE IOCM): nothing is wrong
+with images that a model is not made for. The reason stands in the Series Description too, where every viewer shows it.
+
+Everything comes from the headers of the source, of which no more is asked than whose they are: they may be the very
+headers that no volume could be made of.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from highdicom.sr import CodeContentItem, Comprehensive3DSR, ContainerContentItem, ContentSequence
+from highdicom.sr import LanguageOfContentItemAndDescendants as Language
+from highdicom.sr import RelationshipTypeValues as Relationship
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node.encode.check import refuse_other_names, reread
+from dicom_node.encode.codes import (
+    CT_UNSPECIFIED_BODY_REGION,
+    FINDINGS_SUMMARY,
+    MEASUREMENT_REPORT,
+    NOTHING_SUCCEEDED,
+    PROCEDURE_REPORTED,
+    QUALITATIVE_EVALUATIONS,
+)
+from dicom_node.encode.identity import derived_uid
+from dicom_node.encode.part10 import file_of
+from dicom_node.encode.provenance import (
+    MANUFACTURER,
+    MODEL_NAME,
+    NODE_SOFTWARE,
+    equipment_without_algorithm,
+    in_time_zone,
+    plain,
+    series_number_of,
+    stamp_identity,
+)
+from dicom_node.encode.source import NamedSeries, name_series
+from dicom_node.encode.sr import comment, common_header, english, evidence_instance, observation_context
+from dicom_node.errors import DicomNodeError, EncodingError
+from dicom_node.types import ResultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom import Dataset
+
+    from dicom_node.types import ResultContext
+
+_LO, _UT = 64, 1024
+
+
+def notice_file(headers: Sequence[Dataset], model: str, reason: str, context: ResultContext) -> memoryview:
+    """A Part 10 file that says that ``model`` did not process the series of ``headers``.
+
+    The same series, revision, model and ``reason`` (for people; never patient data) give the same UIDs.
+
+    Raises:
+        IdentityConflict: the instances are of several patients, studies or series.
+        EncodingError: an attribute that a result cannot do without is missing.
+    """
+    try:
+        series = name_series(headers)
+        dataset = _report(series, model, reason, context)
+        content = memoryview(file_of(dataset))
+        refuse_other_names(reread(content), series.identity, series.study_instance_uid)
+    except DicomNodeError:
+        raise
+    except Exception as error:
+        # highdicom and pydicom quote values in their messages, which may be patient data
+        raise EncodingError(f"unexpected {type(error).__name__} while building the notice") from error
+    return content
+
+
+def _report(series: NamedSeries, model: str, reason: str, context: ResultContext) -> Dataset:
+    identity = (series.series_instance_uid, context.content_digest, context.revision, model)
+    common = common_header(series.study_instance_uid)
+    dataset: Dataset = Comprehensive3DSR(
+        evidence=[
+            evidence_instance(common, sop_class, uid, series.series_instance_uid) for sop_class, uid in series.instances
+        ],
+        content=_content(series, model, reason, context),
+        series_instance_uid=derived_uid("dicom-node notice series", *identity),
+        series_number=series_number_of(series.series_number, model, ResultKind.NOTICE),
+        sop_instance_uid=derived_uid("dicom-node notice instance", *identity, reason),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    dataset.SeriesDescription = plain(f"Not processed by {_name(model)[:24]}: {reason}", _LO)
+    dataset.SoftwareVersions = NODE_SOFTWARE
+    dataset.ContributingEquipmentSequence = equipment_without_algorithm(series.acquisition_equipment, context)
+    stamp_identity(dataset, series.identity, context, in_time_zone(context.started_at, series.timezone_offset))
+    return dataset
+
+
+def _content(series: NamedSeries, model: str, reason: str, context: ResultContext) -> ContainerContentItem:
+    evaluations = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=Relationship.CONTAINS)
+    evaluations.ContentSequence = ContentSequence(
+        [
+            CodeContentItem(name=FINDINGS_SUMMARY, value=NOTHING_SUCCEEDED, relationship_type=Relationship.CONTAINS),
+            *(comment(plain(sentence, _UT)) for sentence in _sentences(series, model, reason, context)),
+        ]
+    )
+    root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
+    content = ContentSequence()
+    content.extend(Language(english()))
+    content.extend(observation_context(context))
+    content.append(
+        CodeContentItem(
+            name=PROCEDURE_REPORTED,
+            value=CT_UNSPECIFIED_BODY_REGION,
+            relationship_type=Relationship.HAS_CONCEPT_MOD,
+        )
+    )
+    content.append(evaluations)
+    root.ContentSequence = content
+    return root
+
+
+def _sentences(series: NamedSeries, model: str, reason: str, context: ResultContext) -> tuple[str, ...]:
+    return (
+        f"Not processed: {reason.rstrip('.')}.",
+        f"Nothing was measured by model {_name(model)}; this says nothing about what the images show.",
+        f"{NODE_SOFTWARE} is research software, not a medical device.",
+        f"Revision {context.revision} of series {series.series_instance_uid}, {len(series.instances)} instances.",
+    )
+
+
+def _name(model: str) -> str:
+    return plain(model, _LO) or "unnamed"
