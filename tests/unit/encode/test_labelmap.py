@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat", 201: "liver"}
 TRANSFER_SYNTAX, PIXEL_DATA = 0x00020010, 0x7FE00010
+REFERENCED_SERIES, SOURCE_IMAGES = 0x00081115, 0x00082112
 PRESENT, ABSENT = object(), object()
 
 # PS3.3 table A.51-1 (LABELMAP), with types 1 and 1C whose condition holds; a value is the only one allowed for us
@@ -127,18 +128,34 @@ class Run:
         self.provenance = Provenance(identity, CONTEXT, self.source, said)
         self.segments: tuple[Segment, ...] = present_segments(labels, measured(source, labels), identity)
 
-    def highdicom(self) -> Dataset:
+    def numbers(self) -> np.ndarray:
+        """The segment's number by label."""
         numbers = np.zeros(256, dtype=np.uint8)
         numbers[[s.label for s in self.segments]] = [s.number for s in self.segments]
+        return numbers
+
+    def highdicom(self) -> Dataset:
         held = sorted(frozenset[int]().union(*(s.planes for s in self.segments)))
         planes = slice(held[0], held[-1] + 1)
         return highdicom_segmentation(
             ResultKind.LABELMAP,
-            numbers[self.labels_zyx[planes]],
+            self.numbers()[self.labels_zyx[planes]],
             [segment_description(segment, MODEL) for segment in self.segments],
             self.provenance,
             self.source.planes[planes],
         )
+
+    def binary_elements(self) -> dict[int, bytes]:
+        """The elements of highdicom's BINARY SEG of the whole series."""
+        whole = highdicom_segmentation(
+            ResultKind.SEGMENTATION,
+            self.numbers()[self.labels_zyx],
+            [segment_description(segment, MODEL) for segment in self.segments],
+            self.provenance,
+            self.source.planes,
+        )
+        whole["PixelData"].VR = "OB"  # pydicom leaves it open
+        return encoded_elements(memoryview(file_of(whole))[PREAMBLE_LENGTH:])
 
 
 def assert_equal_to_highdicom(run: Run) -> None:
@@ -149,6 +166,11 @@ def assert_equal_to_highdicom(run: Run) -> None:
     )
     for tag in (TRANSFER_SYNTAX, PIXEL_DATA):
         del ours[tag], theirs[tag]
+    # highdicom was given the planes that have a frame; the run looked at all, and says so as the BINARY SEG does
+    all_images = run.binary_elements()
+    for tag in (REFERENCED_SERIES, SOURCE_IMAGES):
+        del theirs[tag]
+        assert ours.pop(tag) == all_images[tag]
     assert ours == theirs
     found = run.result.dataset
     assert found.file_meta.TransferSyntaxUID == RLELossless
