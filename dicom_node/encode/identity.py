@@ -1,5 +1,8 @@
 """Derived UIDs: the same run of the same model over the same instances makes the same UIDs, anything else makes others.
 
+Another version of the node is another run, too: its objects say so in Software Versions and may differ in more, and two
+objects that differ must not share a SOP Instance UID (PS3.5 section 9). An upgrade alone runs nothing again.
+
 A UID is ``2.25.<n>`` (PS3.5 section B.2) where ``n`` is a UUID filled from a SHA-256, so that a rerun after a crash, on
 this node or another, gives the archive the very instances it may already hold, and a PACS sees no duplicates.
 """
@@ -11,6 +14,8 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID
+
+from dicom_node import __version__
 
 if TYPE_CHECKING:
     from dicom_node.types import ResultContext
@@ -49,6 +54,7 @@ class RunIdentity:
         model = self.model
         return derived_uid(
             "dicom-node result",
+            __version__,
             self.source_series_uid,
             self.content_digest,
             model.name,

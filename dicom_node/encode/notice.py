@@ -18,6 +18,7 @@ from highdicom.sr import LanguageOfContentItemAndDescendants as Language
 from highdicom.sr import RelationshipTypeValues as Relationship
 from pydicom.uid import ExplicitVRLittleEndian
 
+from dicom_node import __version__
 from dicom_node.encode.check import refuse_other_names, reread
 from dicom_node.encode.codes import (
     CT_UNSPECIFIED_BODY_REGION,
@@ -77,7 +78,7 @@ def notice_file(headers: Sequence[Dataset], model: str, reason: str, context: Re
 
 
 def _report(series: NamedSeries, model: str, reason: str, context: ResultContext) -> Dataset:
-    identity = (series.series_instance_uid, context.content_digest, context.revision, model)
+    identity = (__version__, series.series_instance_uid, context.content_digest, context.revision, model)
     common = common_header(series.study_instance_uid)
     dataset: Dataset = Comprehensive3DSR(
         evidence=[

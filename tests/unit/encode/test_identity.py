@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,6 +9,9 @@ from pydicom.uid import UID
 
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid, derived_uid
 from inference.types import ModelIdentity
+
+if TYPE_CHECKING:
+    import pytest
 
 texts = st.text(min_size=1, max_size=20)
 models = st.builds(ModelIdentity, name=texts, version=texts, digest=texts, family=texts)
@@ -54,7 +58,16 @@ def test_another_version_of_a_model_is_another_device(model: ModelIdentity, chan
     assert algorithm_device_uid("2.25.1", model) != algorithm_device_uid("2.25.2", model)
 
 
-def test_the_derivation_never_changes() -> None:
-    """A node that derived others after an upgrade would send every result a second time."""
+def test_another_version_of_the_node_makes_other_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They say in Software Versions that they do, so that they are not the same."""
     run = RunIdentity("1.2.3", "ab", ModelIdentity("m", "1", "cd", "nnU-Net"), 1)
-    assert run.uid("SEG series") == "2.25.5478101702973428855935660550982316300"
+    before = run.uid("SEG series")
+    monkeypatch.setattr("dicom_node.encode.identity.__version__", "0.1.0-after")
+    assert run.uid("SEG series") != before
+
+
+def test_the_derivation_of_a_version_never_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that derived others would send every result a second time."""
+    monkeypatch.setattr("dicom_node.encode.identity.__version__", "0.1.0")
+    run = RunIdentity("1.2.3", "ab", ModelIdentity("m", "1", "cd", "nnU-Net"), 1)
+    assert run.uid("SEG series") == "2.25.196740313404881304983980805687695071254"
