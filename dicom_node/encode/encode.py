@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import SegmentationStorage
 
-from dicom_node.encode.capture import capture_files, on_patient_axes
 from dicom_node.encode.check import (
     refuse_other_identity,
     refuse_other_labelmap,
@@ -15,14 +14,10 @@ from dicom_node.encode.check import (
     refuse_other_measurements,
     reread,
 )
-from dicom_node.encode.check_contours import refuse_other_contours
-from dicom_node.encode.document import document_file
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.labelmap import labelmap_file
 from dicom_node.encode.notice import notice_file
-from dicom_node.encode.page import Page
 from dicom_node.encode.provenance import Provenance, statements
-from dicom_node.encode.rtstruct import contours_file
 from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
@@ -141,12 +136,21 @@ class _Run:
         return content
 
     def _contours(self, variant: ContoursVariant) -> memoryview:
+        # loads scipy and contourpy, which a run without contours has no use for
+        from dicom_node.encode.check_contours import refuse_other_contours  # noqa: PLC0415
+        from dicom_node.encode.rtstruct import contours_file  # noqa: PLC0415
+
         segments = variant.selection.of(self.segments)
         content = contours_file(self._labels_zyx, segments, variant.on(self._provenance))
         refuse_other_contours(content, self._labels_zyx, segments, self._source)
         return content
 
     def _pages(self, variant: PagesVariant) -> list[memoryview]:
+        # loads matplotlib, which takes longer than a run without pages
+        from dicom_node.encode.capture import capture_files, on_patient_axes  # noqa: PLC0415
+        from dicom_node.encode.document import document_file  # noqa: PLC0415
+        from dicom_node.encode.page import Page  # noqa: PLC0415
+
         segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
         not_found = variant.selection.names(self._not_found)
         if variant.kind is ResultKind.CAPTURE:

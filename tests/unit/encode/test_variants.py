@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -240,3 +242,16 @@ def test_an_answer_settles_what_was_left_to_the_destination_alone() -> None:
 def test_a_request_that_contradicts_itself_cannot_be_made(options) -> None:
     with pytest.raises(ConfigurationError):
         ResultRequest(**options)
+
+
+def test_drawing_libraries_are_loaded_for_what_is_drawn_alone():
+    """The node starts, and encodes what it sends by default, without what costs longer to load than to encode."""
+    program = (
+        "import sys; import dicom_node.app; from dicom_node.types import ResultRequest\n"
+        "from tests.unit.encode.test_variants import NAMES, results\n"
+        "loaded = lambda: sorted({'matplotlib', 'contourpy'} & set(sys.modules))\n"
+        "results(); print(loaded())\n"
+        "results({'pacs': ResultRequest(contours=(*NAMES.values(),), document=True)}); print(loaded())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['contourpy', 'matplotlib']"]
