@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dicom_node.settings import DestinationSettings
 
-_REMEMBERED_S = 600.0
+REMEMBERED_S = 600.0
 _LABEL_MAP = (LABEL_MAP_SEGMENTATION_STORAGE, str(RLELossless))
 _SEGMENTATION = (str(SegmentationStorage), str(ExplicitVRLittleEndian))
 
@@ -43,7 +43,7 @@ class Abilities:
         """
         with self._lock:
             known = self._answers.get(destination)
-        if known is not None and self._clock() - known.at < _REMEMBERED_S:
+        if known is not None and self._clock() - known.at < REMEMBERED_S:
             return known.accepts
         try:
             with Association(destination, self._our_ae, (_LABEL_MAP, _SEGMENTATION)) as association:

@@ -5,7 +5,7 @@ object in memory before the first byte leaves (a binary SEG of a whole body has 
 when the transmission starts (a slow peer is taken for a silent one) and waits without end for a peer that stops
 reading. Here every wait is a wait on silence, and one PDU at a time is in memory.
 
-Peers are trusted with nothing: an answer is bounded (``_LARGEST_ANSWER_BYTES``), and whatever a peer does becomes a
+Peers are trusted with nothing: an answer is bounded (``LARGEST_ANSWER_BYTES``), and whatever a peer does becomes a
 :class:`DeliveryDelayed` or a :class:`DeliveryRefused`.
 """
 
@@ -30,8 +30,8 @@ from pynetdicom.pdu_primitives import (
 )
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made by the library at import
 
-from dicom_node import __version__
 from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
+from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -41,15 +41,12 @@ if TYPE_CHECKING:
 
     from dicom_node.settings import DestinationSettings
 
-IMPLEMENTATION_CLASS_UID = "2.25.230527419337446921067063318462370115849"
-IMPLEMENTATION_VERSION_NAME = f"DICOM_NODE_{__version__}"[:16]
-
 _APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-_LARGEST_ANSWER_BYTES = 1 << 20
+LARGEST_ANSWER_BYTES = 1 << 20
 _LARGEST_OFFERED_CONTEXTS = 128
-_RELEASE_WAIT_S = 5.0
+RELEASE_WAIT_S = 5.0
 _SEND_BUFFER_BYTES = 512 * 1024
-_SMALLEST_PDU_BYTES = 1024
+SMALLEST_PDU_BYTES = 1024
 """A peer that announces less would make every object a storm of tiny PDUs; nobody does."""
 
 _ASSOCIATE_AC, _ASSOCIATE_RJ, _P_DATA, _RELEASE_RQ, _RELEASE_RP, _ABORT = 2, 3, 4, 5, 6, 7
@@ -87,7 +84,7 @@ class Association:
         self._peer = f"{destination.ae_title} at {destination.host}:{destination.port}"
         self._response_timeout_s = destination.response_timeout_s
         self._message_id = 0
-        wanted = _with_fallback(offers)
+        wanted = with_fallback(offers)
         self._socket = self._connect(destination)
         try:
             request = _association_request(destination, our_ae, wanted)
@@ -106,7 +103,7 @@ class Association:
             if kind is None:
                 self._release()
             else:
-                self._socket.settimeout(_RELEASE_WAIT_S)
+                self._socket.settimeout(RELEASE_WAIT_S)
                 self._socket.sendall(_PDU_HEADER.pack(_ABORT, 4) + bytes(4))
         except (OSError, DeliveryError):
             pass  # every status that matters is known already
@@ -202,7 +199,7 @@ class Association:
             raise DeliveryDelayed(f"{self._peer} answers the association request with a malformed PDU") from error
         if not acceptance.presentation_context:
             raise DeliveryDelayed(f"{self._peer} accepts the association without a word on any presentation context")
-        largest_pdu = max(min(theirs or our_largest_pdu, our_largest_pdu), _SMALLEST_PDU_BYTES)
+        largest_pdu = max(min(theirs or our_largest_pdu, our_largest_pdu), SMALLEST_PDU_BYTES)
         return accepted, largest_pdu - _PDV_HEADER.size
 
     def _rejection(self, raw: bytes) -> DeliveryError:
@@ -254,7 +251,7 @@ class Association:
                     encoded += fragment
                 if flags & _COMMAND and flags & _LAST:
                     return self._status_of(encoded, expected_response)
-            if len(encoded) > _LARGEST_ANSWER_BYTES:
+            if len(encoded) > LARGEST_ANSWER_BYTES:
                 raise DeliveryDelayed(f"{self._peer} answers with an endless command set")
 
     def _status_of(self, encoded: bytes, expected_response: int) -> int:
@@ -272,14 +269,14 @@ class Association:
         return int(status)
 
     def _release(self) -> None:
-        self._socket.settimeout(_RELEASE_WAIT_S)
+        self._socket.settimeout(RELEASE_WAIT_S)
         self._socket.sendall(_PDU_HEADER.pack(_RELEASE_RQ, 4) + bytes(4))
         self._read_pdu("the release request")
 
     def _read_pdu(self, answered: str) -> tuple[int, bytes]:
         with self._translated(f"waiting for the answer to {answered}"):
             kind, length = _PDU_HEADER.unpack(self._receive(_PDU_HEADER.size))
-            if length > _LARGEST_ANSWER_BYTES:
+            if length > LARGEST_ANSWER_BYTES:
                 raise DeliveryDelayed(f"{self._peer} announces an answer of {length} bytes")
             return kind, self._receive(length)
 
@@ -336,7 +333,12 @@ class _Joined:
         return part
 
 
-def _with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+def with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The presentation contexts proposed for ``offers``, each a SOP class and one transfer syntax.
+
+    Raises:
+        DeliveryRefused: more than an association can propose.
+    """
     wanted = list(dict.fromkeys(offers))
     for sop_class, syntax in tuple(wanted):
         fallback = (sop_class, str(ImplicitVRLittleEndian))

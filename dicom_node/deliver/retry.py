@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dicom_node.settings import DeliverySettings
 
-_REFUSALS_SPREAD_OVER = timedelta(hours=1)
+REFUSALS_SPREAD_OVER = timedelta(hours=1)
 
 
 def next_attempt(
@@ -77,7 +77,7 @@ def after_refusal(*, refusals: int, now: datetime, policy: DeliverySettings, jit
     _check(refusals, jitter)
     if refusals >= policy.refused_attempts:
         return None
-    return now + _REFUSALS_SPREAD_OVER / (policy.refused_attempts - 1) * (1.0 - jitter / 10.0)
+    return now + REFUSALS_SPREAD_OVER / (policy.refused_attempts - 1) * (1.0 - jitter / 10.0)
 
 
 def _check(count: int, jitter: float) -> None:

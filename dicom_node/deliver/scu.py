@@ -13,7 +13,7 @@ from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
 from dicom_node.types import DeliveryOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dicom_node.settings import DestinationSettings
     from dicom_node.types import ResultInstance
@@ -28,7 +28,7 @@ class StatusMeaning:
     text: str
 
 
-_NAMED = {
+NAMED_STATUSES: Mapping[int, StatusMeaning] = {
     0x0000: StatusMeaning(delivered=True, retry=False, text="stored"),
     0x0110: StatusMeaning(delivered=False, retry=True, text="processing failure"),
     0x0111: StatusMeaning(delivered=True, retry=False, text="already there (duplicate SOP Instance)"),
@@ -41,13 +41,14 @@ _NAMED = {
     0xB006: StatusMeaning(delivered=True, retry=False, text="stored, elements discarded"),
     0xB007: StatusMeaning(delivered=True, retry=False, text="stored, data set does not match the SOP Class"),
 }
-_RANGES = (
+STATUS_RANGES = (
     (0xA700, 0xA7FF, StatusMeaning(delivered=False, retry=True, text="out of resources")),
     (0xA900, 0xA9FF, StatusMeaning(delivered=False, retry=False, text="data set does not match the SOP Class")),
     (0xB000, 0xBFFF, StatusMeaning(delivered=True, retry=False, text="stored with a warning")),
     (0xC000, 0xCFFF, StatusMeaning(delivered=False, retry=False, text="cannot understand")),
 )
-_UNKNOWN = StatusMeaning(delivered=False, retry=False, text="unknown status")
+"""First and last status of a range, for those that have no meaning of their own."""
+UNKNOWN_STATUS = StatusMeaning(delivered=False, retry=False, text="unknown status")
 
 
 def classify(status: int) -> StatusMeaning:
@@ -57,10 +58,10 @@ def classify(status: int) -> StatusMeaning:
     object. 0x0110 is what archives answer to their own internal errors, hence worth a retry. An unknown status is
     taken as a refusal, which is tried a few times and then shown.
     """
-    named = _NAMED.get(status)
+    named = NAMED_STATUSES.get(status)
     if named is not None:
         return named
-    return next((meaning for low, high, meaning in _RANGES if low <= status <= high), _UNKNOWN)
+    return next((meaning for low, high, meaning in STATUS_RANGES if low <= status <= high), UNKNOWN_STATUS)
 
 
 def send(

@@ -16,9 +16,9 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 if TYPE_CHECKING:
     from dicom_node.settings import SourceSettings
 
-_CONNECT_TIMEOUT_S = 3.0
-_ANSWER_TIMEOUT_S = 5.0
-_PENDING = (0xFF00, 0xFF01)
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 5.0
+PENDING = (0xFF00, 0xFF01)
 
 
 def expected_count(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -> int | None:
@@ -40,8 +40,8 @@ def _ask(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -
     # identifiers and answers would go into pynetdicom's log otherwise
     _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
     entity = AE(ae_title=our_ae)
-    entity.connection_timeout = _CONNECT_TIMEOUT_S
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = _ANSWER_TIMEOUT_S
+    entity.connection_timeout = CONNECT_TIMEOUT_S
+    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_TIMEOUT_S
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
     association = entity.associate(
         source.count_host or "", source.count_port, ae_title=source.count_ae_title or source.ae_title
@@ -50,13 +50,13 @@ def _ask(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -
         return None
     try:
         answers = association.send_c_find(
-            _identifier(study_uid, series_uid), StudyRootQueryRetrieveInformationModelFind
+            query_identifier(study_uid, series_uid), StudyRootQueryRetrieveInformationModelFind
         )
         counts = [
             int(identifier.NumberOfSeriesRelatedInstances)
             for status, identifier in answers
             if "Status" in status
-            and status.Status in _PENDING
+            and status.Status in PENDING
             and identifier is not None
             and identifier.get("SeriesInstanceUID") == series_uid
             and identifier.get("NumberOfSeriesRelatedInstances") is not None
@@ -67,7 +67,8 @@ def _ask(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -
     return counts[0] if len(counts) == 1 else None
 
 
-def _identifier(study_uid: str, series_uid: str) -> Dataset:
+def query_identifier(study_uid: str, series_uid: str) -> Dataset:
+    """The identifier of the query: its keys, and what is asked for."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "SERIES"
     identifier.StudyInstanceUID = study_uid

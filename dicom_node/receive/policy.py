@@ -1,8 +1,6 @@
 """The tables of the listener: what it speaks, who may, and how each fault is named on the wire.
 
-Statuses (PS3.7 annex C, PS3.4 B.2.3): 0000 only after the instance is durable; A700 spool or ledger can't take it now,
-send again; A900 data set does not match what was announced; C000 not understandable; 0117 invalid UID; 0122 SOP class
-not supported; 0211 operation not supported. Rejections (PS3.8 9.3.4) are triples (result, source, reason).
+The conformance statement is made from them (:mod:`dicom_node.conformance`).
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from pynetdicom.presentation import PresentationContext
 from dicom_node.errors import InstanceRefused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from dicom_node.receive.header import InstanceHeader
     from dicom_node.settings import SourceSettings
@@ -41,6 +39,22 @@ UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 DATASET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+STATUSES: Mapping[int, tuple[str, str]] = {
+    SUCCESS: ("Success", "file and folder are synced to disk and the ledger has committed the instance"),
+    INVALID_SOP_INSTANCE: ("Invalid SOP Instance", "the Affected SOP Instance UID is not a UID"),
+    SOP_CLASS_NOT_SUPPORTED: ("SOP Class Not Supported", "the Affected SOP Class UID is none of those accepted"),
+    UNRECOGNISED_OPERATION: ("Unrecognized Operation", "any request but C-STORE and C-ECHO"),
+    OUT_OF_RESOURCES: (
+        "Out of Resources",
+        "disk above its limit, spool or ledger not available, or a fault of the node: the instance may be sent again",
+    ),
+    DATASET_MISMATCH: (
+        "Data Set does not match SOP Class",
+        "SOP Class or Instance UID differ from what was announced, Study or Series Instance UID is missing or no UID",
+    ),
+    CANNOT_UNDERSTAND: ("Cannot Understand", "the data set is truncated or malformed, or there is none"),
+}
+"""Every status that the listener answers (PS3.7 annex C, PS3.4 B.2.3): its meaning, and when."""
 
 VERIFICATION = "1.2.840.10008.1.1"
 STORED_SOP_CLASSES = frozenset(
@@ -85,7 +99,16 @@ APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
 CALLING_AE_NOT_RECOGNISED = (1, 1, 3)
 CALLED_AE_NOT_RECOGNISED = (1, 1, 7)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
-PROTOCOL_NOT_SUPPORTED = (1, 2, 2)
+REJECTIONS: Mapping[tuple[int, int, int], tuple[str, str]] = {
+    APPLICATION_CONTEXT_NOT_SUPPORTED: ("application-context-name-not-supported", "it is not DICOM's"),
+    CALLED_AE_NOT_RECOGNISED: ("called-AE-title-not-recognized", "it is not that of the node"),
+    CALLING_AE_NOT_RECOGNISED: (
+        "calling-AE-title-not-recognized",
+        "it is not configured as a source, or comes from an address that it may not come from",
+    ),
+    LOCAL_LIMIT_EXCEEDED: ("local-limit-exceeded", "the largest number of associations is open"),
+}
+"""Every rejection by (result, source, reason) of PS3.8 9.3.4: its name, and when."""
 
 
 def admit(

@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener", "ReceiptLedger"]
 
-_REQUEST_DEADLINE_S = 10.0
-_MOST_WAITING = 64
-_MOST_WAITING_PER_ADDRESS = 8
-_LARGEST_COMMAND_SET = 16 * 1024
-_SLOWEST_BYTES_PER_S = 10_000
-_STOP_DEADLINE_S = 8.0
+REQUEST_DEADLINE_S = 10.0
+MOST_WAITING = 64
+MOST_WAITING_PER_ADDRESS = 8
+LARGEST_COMMAND_SET = 16 * 1024
+SLOWEST_BYTES_PER_S = 10_000
+STOP_DEADLINE_S = 8.0
 _FORCED_STOP_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 128
@@ -70,9 +70,9 @@ class _Connections:
         """A new connection; room is made at the cost of the oldest that still wait."""
         with self._lock:
             neighbours = [other for other in self.waiting if other.address == connection.address]
-            if len(neighbours) >= _MOST_WAITING_PER_ADDRESS:
+            if len(neighbours) >= MOST_WAITING_PER_ADDRESS:
                 self._cut_waiting(neighbours[0])
-            elif len(self.waiting) >= _MOST_WAITING:
+            elif len(self.waiting) >= MOST_WAITING:
                 self._cut_waiting(self.waiting[0])
             self.waiting.append(connection)
 
@@ -143,7 +143,7 @@ class Listener:
         remaining = self._connections.all()
         for connection in remaining:
             connection.stop_when_idle()
-        deadline = time.monotonic() + _STOP_DEADLINE_S
+        deadline = time.monotonic() + STOP_DEADLINE_S
         for connection in remaining:
             connection.thread.join(max(deadline - time.monotonic(), 0))
         for connection in remaining:
@@ -218,7 +218,7 @@ class _Connection:
     def _run(self) -> None:
         released = False
         try:
-            transport = Transport(self._socket, self._limits.maximum_pdu_bytes, _REQUEST_DEADLINE_S)
+            transport = Transport(self._socket, self._limits.maximum_pdu_bytes, REQUEST_DEADLINE_S)
         except OSError:
             self.close()  # reset before we came to it
             return
@@ -242,7 +242,7 @@ class _Connection:
 
     def _establish(self, transport: Transport) -> bool:
         """Negotiate; False if the association was rejected."""
-        request = transport.read_association_request(_REQUEST_DEADLINE_S)
+        request = transport.read_association_request(REQUEST_DEADLINE_S)
         admitted = self._admit(request)
         if isinstance(admitted, policy.Rejection):
             self._log.warning("association.rejected", reason=admitted.reason)
@@ -314,7 +314,7 @@ class _Connection:
 
     def _take_command(self, transport: Transport, fragment: Fragment) -> None:
         self._command_set += fragment.data
-        if len(self._command_set) > _LARGEST_COMMAND_SET:
+        if len(self._command_set) > LARGEST_COMMAND_SET:
             raise ProtocolFault(upper_layer.INVALID_PDU_PARAMETER, f"command set of {len(self._command_set)} bytes")
         if not fragment.is_last:
             return
@@ -355,7 +355,7 @@ class _Connection:
                 f"data set of more than {self._limits.maximum_instance_bytes} bytes",
             )
         seconds = time.monotonic() - self._started
-        if seconds > self._limits.dimse_timeout_s and self._size_bytes < _SLOWEST_BYTES_PER_S * seconds:
+        if seconds > self._limits.dimse_timeout_s and self._size_bytes < SLOWEST_BYTES_PER_S * seconds:
             raise ProtocolFault(upper_layer.NOT_SPECIFIED, f"{self._size_bytes} bytes in {seconds:.0f} s")
 
     def _begin(self, request: dimse.Command) -> Reception:

@@ -26,7 +26,7 @@ from pynetdicom.pdu_primitives import (
 from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pynetdicom.presentation import PresentationContext
 
@@ -42,13 +42,22 @@ INVALID_PDU_PARAMETER = 6
 UNEXPECTED_PDU = 2
 UNRECOGNISED_PDU = 1
 NOT_SPECIFIED = 0
-"""Reasons of an A-ABORT by the provider (PS3.8 table 9-26)."""
+ABORTS: Mapping[int, tuple[str, str]] = {
+    NOT_SPECIFIED: ("reason-not-specified", "the node stops, a data set comes too slowly, or a fault of the node"),
+    UNRECOGNISED_PDU: ("unrecognized-PDU", "a PDU type that PS3.8 does not know"),
+    UNEXPECTED_PDU: ("unexpected-PDU", "a PDU or message fragment at the wrong moment"),
+    INVALID_PDU_PARAMETER: (
+        "invalid-PDU-parameter-value",
+        "a PDU, command set or data set above its limit or unreadable, or a presentation context not accepted",
+    ),
+}
+"""Every reason of an A-ABORT by the provider (PS3.8 table 9-26): its name, and when."""
 
-_LARGEST_ASSOCIATE_RQ = 64 * 1024
+LARGEST_ASSOCIATE_RQ = 64 * 1024
 _PDU_HEADER = struct.Struct(">BxI")
 _PDV_HEADER = struct.Struct(">IBB")
 _TIMEVAL = struct.Struct("ll")
-_KEEPALIVE_IDLE_S = 30
+KEEPALIVE_IDLE_S = 30
 _LINGER_S = 1.0
 
 
@@ -80,11 +89,11 @@ class Transport:
     def __init__(self, connection: socket.socket, largest_pdu: int, deadline_s: float) -> None:
         self._socket = connection
         self._largest_pdu = largest_pdu
-        self._buffer = bytearray(max(largest_pdu, _LARGEST_ASSOCIATE_RQ))
+        self._buffer = bytearray(max(largest_pdu, LARGEST_ASSOCIATE_RQ))
         connection.setblocking(True)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_IDLE_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
         self.set_deadline(deadline_s)
 
     def set_deadline(self, seconds: float) -> None:
@@ -107,7 +116,7 @@ class Transport:
         kind, length = _PDU_HEADER.unpack(header)
         if kind != ASSOCIATE_RQ:
             raise ProtocolFault(UNEXPECTED_PDU if kind in _KNOWN_PDUS else UNRECOGNISED_PDU, f"PDU type {kind} first")
-        if length > _LARGEST_ASSOCIATE_RQ:
+        if length > LARGEST_ASSOCIATE_RQ:
             raise ProtocolFault(INVALID_PDU_PARAMETER, f"association request of {length} bytes")
         # what is left of the deadline, and never 0, which would be without end
         self.set_deadline(max(deadline_s - (time.monotonic() - started), 0.1))

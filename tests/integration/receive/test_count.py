@@ -94,7 +94,7 @@ def test_a_peer_that_is_away():
 
 
 def test_a_peer_that_says_nothing(monkeypatch):
-    monkeypatch.setattr("dicom_node.receive.count._ANSWER_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("dicom_node.receive.count.ANSWER_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=silent.getsockname()[1])
         assert expected_count(source, "NODE", "1.2", "1.2.1") is None

@@ -87,7 +87,7 @@ def test_what_is_no_association_request(node, sent):
 
 
 def test_an_association_request_that_comes_byte_by_byte_has_a_deadline(node, monkeypatch):
-    monkeypatch.setattr("dicom_node.receive.scp._REQUEST_DEADLINE_S", 1.0)
+    monkeypatch.setattr("dicom_node.receive.scp.REQUEST_DEADLINE_S", 1.0)
     peer = Peer(node.port, associated=False)
     request = association_request()
     sent = 0
@@ -215,7 +215,7 @@ def test_stop_lets_the_current_instance_finish_and_aborts_who_is_idle(node):
 
 
 def test_stop_does_not_wait_for_a_sender_that_hangs(node, monkeypatch):
-    monkeypatch.setattr("dicom_node.receive.scp._STOP_DEADLINE_S", 0.3)
+    monkeypatch.setattr("dicom_node.receive.scp.STOP_DEADLINE_S", 0.3)
     peer = Peer(node.port)
     peer.send(STORE + pdv_data(1, bytes(1000), last=False))
     wait_for(lambda: node.files() != set())
