@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _IDENTITY = ("SpecificCharacterSet", "PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName")
 _POSITION_TOLERANCE_MM = 1e-3
+_DECIMAL_TOLERANCE = 1e-6
+"""What a decimal string of 16 characters may round off spacings and cosines, and more."""
 _PIXEL_VALUES = 256
 
 _CODE_VALUE = 0x00080100
@@ -34,12 +36,23 @@ _REFERENCED_SOP = 0x00081199
 _SOURCE_IMAGE = 0x00082112
 _DERIVATION_IMAGE = 0x00089124
 _IMAGE_POSITION = 0x00200032
+_IMAGE_ORIENTATION = 0x00200037
 _PLANE_POSITION = 0x00209113
+_PLANE_ORIENTATION = 0x00209116
+_NUMBER_OF_FRAMES = 0x00280008
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
+_PIXEL_SPACING = 0x00280030
+_PIXEL_MEASURES = 0x00289110
 _CONCEPT_NAME = 0x0040A043
 _UID = 0x0040A124
 _FLOATING_POINT_VALUE = 0x0040A161
 _MEASURED_VALUE = 0x0040A300
 _CONTENT = 0x0040A730
+_SEGMENTS = 0x00620002
+_SEGMENT_NUMBER = 0x00620004
+_SEGMENT_LABEL = 0x00620005
+_SEGMENT_TRACKING_UID = 0x00620021
 _SEGMENT_IDENTIFICATION = 0x0062000A
 _REFERENCED_SEGMENT_NUMBER = 0x0062000B
 _SHARED_GROUPS = 0x52009229
@@ -88,8 +101,8 @@ def _refuse_other_uid(dataset: Dataset, keyword: str, expected: str) -> None:
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The SEG must hold ``segments`` of ``labels_zyx``, voxel for voxel, each frame at the place of the source frame it
-    refers to.
+    """The SEG must hold ``segments`` of ``labels_zyx``, by their names and voxel for voxel, each frame at the place of
+    the source frame it refers to, and nothing behind the last frame.
 
     Raises:
         EncodingError: it does not; the message counts the voxels that differ.
@@ -100,6 +113,7 @@ def refuse_other_labels(
     packed = np.frombuffer(parts[PIXEL_DATA], dtype=np.uint8)
     seen: set[tuple[int, int]] = set()
     voxels = common = 0
+    _refuse_other_segments(parts, segments)
     for index, (k, number) in enumerate(_frames(parts, source)):
         if (k, number) in seen:
             raise EncodingError(f"there are two frames of segment {number} on plane {k}")
@@ -108,6 +122,8 @@ def refuse_other_labels(
         truth = labels_zyx[k].reshape(-1)[begin : begin + bits.size] == label_of[number]
         voxels += int(np.count_nonzero(bits))
         common += int(np.count_nonzero(bits & truth))
+    _refuse_other_grid(parts, len(seen), source)
+    _refuse_other_end(packed, len(seen) * size)
     # no pair of plane and segment came twice, so that every voxel was counted at most once
     different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
     if different:
@@ -124,7 +140,9 @@ def refuse_other_labelmap(
     """
     parts = values(content[PREAMBLE_LENGTH:])
     plane_of = _plane_numbers(source)
+    _refuse_other_segments(parts, segments)
     planes = [_plane(values(group), plane_of, source) for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS])]
+    _refuse_other_grid(parts, len(planes), source)
     frames = fragments(parts[PIXEL_DATA])
     if len(planes) != len(frames) or len(set(planes)) != len(frames):
         raise EncodingError(f"{len(frames)} frames and {len(planes)} functional groups on {len(set(planes))} planes")
@@ -135,12 +153,61 @@ def refuse_other_labelmap(
         numbers, repeats = decoded_runs(frame)
         found, truth = np.repeat(label_of[numbers], repeats), labels_zyx[k].reshape(-1)
         if found.size != truth.size or numbers.max() > len(segments):
-            raise EncodingError(f"a frame of {found.size} pixels up to {numbers.max()}, expected {truth.size}")
+            raise EncodingError(
+                f"a frame of {found.size} pixels up to {numbers.max()}, expected {truth.size} up to {len(segments)}"
+            )
         voxels += int(repeats[numbers != 0].sum())
         common += int(np.count_nonzero((found == truth) & (found != 0)))
     different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
     if different:
         raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+
+
+def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment, ...]) -> None:
+    """Each number must be described as its segment: an exchange of names would be one of left and right."""
+    described = []
+    for item in items(parts[_SEGMENTS]):
+        segment = values(item)
+        if _SEGMENT_TRACKING_UID in segment:  # a background has none
+            number = int.from_bytes(segment[_SEGMENT_NUMBER], "little")
+            described.append((number, _text(segment[_SEGMENT_LABEL]), _text(segment[_SEGMENT_TRACKING_UID])))
+    expected = [(segment.number, segment.structure.name, segment.tracking_uid) for segment in segments]
+    if described != expected:
+        raise EncodingError(f"the SEG describes {len(described)} segments that are not the {len(expected)} put in")
+
+
+def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: PreparedSource) -> None:
+    """Size, spacing and orientation of the ``frames`` must be those of the source images."""
+    size = (int(_text(parts[_NUMBER_OF_FRAMES])), *(int.from_bytes(parts[tag], "little") for tag in (_ROWS, _COLUMNS)))
+    expected = (frames, source.rows, source.columns)
+    if size != expected:
+        raise EncodingError(f"the SEG states {size} frames, rows, columns, expected {expected}")
+    (shared,) = items(parts[_SHARED_GROUPS])
+    groups = values(shared)
+    spacing = _decimals_of_group(groups, _PIXEL_MEASURES, _PIXEL_SPACING)
+    orientation = _decimals_of_group(groups, _PLANE_ORIENTATION, _IMAGE_ORIENTATION)
+    if _largest_difference(spacing, (source.row_spacing_mm, source.column_spacing_mm)) > _DECIMAL_TOLERANCE:
+        raise EncodingError(f"the SEG has a pixel spacing of {spacing} mm, not that of the source images")
+    if _largest_difference(orientation, source.orientation) > _DECIMAL_TOLERANCE:
+        raise EncodingError(f"the SEG has an orientation of {orientation}, not that of the source images")
+
+
+def _refuse_other_end(packed: NDArray[np.uint8], size: int) -> None:
+    """Behind the last of ``size`` bits there must be zeros, up to an even number of bytes (PS3.5 section 8.1.1)."""
+    length = -(-size // 16) * 2
+    if len(packed) != length:
+        raise EncodingError(f"{len(packed)} bytes of pixel data, expected {length}")
+    if any(packed[-(-size // 8) :]) or (size % 8 and packed[size // 8] >> size % 8):
+        raise EncodingError("there are pixels behind the last frame")
+
+
+def _decimals_of_group(groups: dict[int, memoryview], group: int, tag: int) -> tuple[float, ...]:
+    (only,) = items(groups[group])
+    return tuple(float(value) for value in _text(values(only)[tag]).split("\\"))
+
+
+def _largest_difference(found: tuple[float, ...], expected: tuple[float, ...]) -> float:
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True))
 
 
 def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, NDArray[np.bool_]]:
@@ -196,8 +263,8 @@ def _plane(
     if k is None:
         raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
     (place,) = items(functional[_PLANE_POSITION])
-    position = [float(value) for value in _text(values(place)[_IMAGE_POSITION]).split("\\")]
-    distance = max(abs(a - b) for a, b in zip(position, source.planes[k].position_lps_mm, strict=True))
+    position = tuple(float(value) for value in _text(values(place)[_IMAGE_POSITION]).split("\\"))
+    distance = _largest_difference(position, source.planes[k].position_lps_mm)
     if distance > _POSITION_TOLERANCE_MM:
         raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")
     return k

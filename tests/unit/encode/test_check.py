@@ -15,7 +15,7 @@ from dicom_node.encode.part10 import file_of
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
-from tests.unit.encode.synthetic import CONTEXT, MODEL, findings, measured, reconstruction, segmentation
+from tests.unit.encode.synthetic import CONTEXT, MODEL, findings, geometry, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -91,10 +91,62 @@ def test_a_file_that_ends_early_is_seen(run) -> None:
         refuse_other_labels(content(seg)[:-1], labels.labels_zyx, segments, source)
 
 
+def test_a_pixel_behind_the_last_frame_is_seen() -> None:
+    grid = geometry((1, 3, 3))
+    labels = segmentation(grid, NAMES, np.ones(grid.shape_zyx))
+    reconstructed = reconstruction(grid)
+    measurements = measured(reconstructed, labels)
+    seg = encode(reconstructed, labels, measurements, CONTEXT)[0].dataset
+    source = prepare(reconstructed)
+    segments = present_segments(labels, measurements, RunIdentity.of(source.series_instance_uid, MODEL, CONTEXT))
+    assert seg.PixelData == b"\xff\x01"
+    seg.PixelData = b"\xff\x03"
+    with pytest.raises(EncodingError, match="behind the last frame"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+    seg.PixelData = b"\xff\x01\x00\x00"
+    with pytest.raises(EncodingError, match="4 bytes of pixel data, expected 2"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+
+
+@pytest.mark.parametrize("keyword", ["SegmentNumber", "SegmentLabel", "TrackingUID"])
+def test_segments_that_change_names_are_seen(run, keyword: str) -> None:
+    seg, _, labels, segments, source = run
+    left, right = seg.SegmentSequence
+    own = left[keyword].value
+    left[keyword].value = right[keyword].value
+    right[keyword].value = own
+    with pytest.raises(EncodingError, match="describes 2 segments that are not the 2 put in"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+
+
+@pytest.mark.parametrize(("keyword", "value"), [("NumberOfFrames", 7), ("Rows", 16), ("Columns", 12)])
+def test_another_size_is_seen(run, keyword: str, value: int) -> None:
+    seg, _, labels, segments, source = run
+    assert seg[keyword].value != value
+    seg[keyword].value = value
+    with pytest.raises(EncodingError, match="frames, rows, columns"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+
+
+def test_another_spacing_or_orientation_is_seen(run) -> None:
+    seg, _, labels, segments, source = run
+    (shared,) = seg.SharedFunctionalGroupsSequence
+    measures, orientation = shared.PixelMeasuresSequence[0], shared.PlaneOrientationSequence[0]
+    rows, columns = measures.PixelSpacing
+    assert rows != columns
+    measures.PixelSpacing = [columns, rows]
+    with pytest.raises(EncodingError, match="pixel spacing"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+    measures.PixelSpacing = [rows, columns]
+    orientation.ImageOrientationPatient = [-1, 0, 0, 0, 1, 0]
+    with pytest.raises(EncodingError, match="orientation"):
+        refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
+
+
 def test_a_missing_frame_is_seen(run) -> None:
     seg, _, labels, segments, source = run
     del seg.PerFrameFunctionalGroupsSequence[-1]
-    with pytest.raises(EncodingError, match="voxels of the SEG differ"):
+    with pytest.raises(EncodingError, match=r"states \(4, 12, 16\) frames, rows, columns, expected \(3, 12, 16\)"):
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 

@@ -280,6 +280,14 @@ def test_a_changed_pixel_is_seen(run: Run) -> None:
         refuse(run, bytes(content))
 
 
+def test_a_pixel_of_no_segment_is_seen(run: Run) -> None:
+    content = bytearray(run.result.content)
+    frame = content.rindex(bytes([1, 0, 0, 0, 64, 0, 0, 0])) + 64
+    content[frame + 1] = 6
+    with pytest.raises(EncodingError, match="a frame of 520 pixels up to 6, expected 520 up to 5"):
+        refuse(run, bytes(content))
+
+
 def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: Run) -> None:
     dataset = run.result.dataset
     groups = dataset.PerFrameFunctionalGroupsSequence
@@ -293,7 +301,7 @@ def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: R
     groups[0] = groups[1]
     with pytest.raises(EncodingError, match="functional groups on"):
         refuse(run, file_of(dataset))
-    with pytest.raises(EncodingError, match="pixels up to"):
+    with pytest.raises(EncodingError, match="describes 5 segments that are not the 4"):
         refuse(run, bytes(run.result.content), run.segments[:-1])
 
 
