@@ -258,8 +258,8 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
             table.add_row(Text(row["rule"]), Text(row["condition"]), Text(row["seen"]), "yes" if row["held"] else "no")
         command.console.print(table)
         for decision in explanation["decisions"]:
-            model = f" -> model {decision['model']}" if decision["model"] else ""
-            click.echo(f"{decision['reason']}{model}; results to: {', '.join(decision['destinations']) or 'nobody'}")
+            what = f" -> model {decision['model']}; results" if decision["model"] else "; notice"
+            click.echo(f"{decision['reason']}{what} to: {', '.join(decision['destinations']) or 'nobody'}")
 
 
 # ---- segmenting files

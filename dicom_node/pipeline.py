@@ -130,7 +130,10 @@ class Pipeline:
                 self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
                 continue
             decisions, reason = self._decide(revision)
-            jobs = self._ledger.jobs.route(revision, decisions, reason, now_utc())
+            notices = self._refusal_notices(revision, decisions)
+            jobs = self._ledger.jobs.route(revision, decisions, reason, now_utc(), notices)
+            if not jobs:  # another process routed it first
+                self._discard(notices)
             self._log.info(
                 "series.routed",
                 series=revision.series_instance_uid,
@@ -148,6 +151,15 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a series nobody foresaw must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
             return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
+
+    def _refusal_notices(
+        self, revision: CompleteRevision, decisions: tuple[Decision, ...]
+    ) -> list[tuple[ResultInstance, str]]:
+        """What the destinations are told that a rule which refuses the series names."""
+        (decision, *others) = decisions
+        if others or decision.model is not None or decision.refusal is None:
+            return []
+        return self._notices(revision, None, decision.refusal, decision.requests)
 
     def _read(self, revision: CompleteRevision) -> Series:
         return Series(
@@ -269,7 +281,7 @@ class Pipeline:
             segmentation = _on_source_grid(reconstruction, upright)
             measurements = measure(reconstruction.source, segmentation)
         with run.stage("encode"):
-            context = self._context(claimed, started_at)
+            context = self._context(claimed.revision, claimed.model, started_at)
             encoded = encode(reconstruction, segmentation, measurements, context, requests)
         with run.stage("store"):
             stored = [self._spool.write_result(result) for result in encoded]
@@ -278,16 +290,16 @@ class Pipeline:
             self._discard(stored)
         self._log_job(run, "ENCODED" if kept else "SUPERSEDED", "", segmentation.model, reconstruction, stored)
 
-    def _context(self, claimed: ClaimedJob, started_at: datetime) -> ResultContext:
+    def _context(self, revision: CompleteRevision, model: str | None, started_at: datetime) -> ResultContext:
         return ResultContext(
             started_at=started_at,
-            revision=claimed.revision.first_revision_with_content,
-            content_digest=claimed.revision.content_digest,
+            revision=revision.first_revision_with_content,
+            content_digest=revision.content_digest,
             station_name=self._settings.node.station_name,
             device_uid=self._device_uid,
-            completion_reason=claimed.revision.reason,
-            missing_instances=claimed.revision.missing_instances,
-            superseded_series_uid=claimed.superseded_series_uid,
+            completion_reason=revision.reason,
+            missing_instances=revision.missing_instances,
+            earlier=self._ledger.jobs.earlier_results(revision, model),
         )
 
     def _check_extent(self, model: str, reconstruction: Reconstruction) -> None:
@@ -302,7 +314,7 @@ class Pipeline:
         jobs, claimed, now = self._ledger.jobs, run.claimed, now_utc()
         notices: list[tuple[ResultInstance, str]] = []
         if disposition is Disposition.REJECT:
-            notices = self._notices(claimed, reason)
+            notices = self._notices(claimed.revision, claimed.model, reason, claimed.requests)
             state, changed = "REJECTED", jobs.rejected(claimed, reason, now, notices)
         elif disposition is Disposition.RETRY and self._stopping.is_set():
             state, changed = "QUEUED", jobs.give_back(claimed, "the node was stopped; queued again")
@@ -310,23 +322,32 @@ class Pipeline:
             pause = timedelta(seconds=_RETRY_PAUSE_S * 2 ** (claimed.attempt - 1))
             state, changed = "QUEUED", jobs.put_back(claimed, reason, now + pause)
         else:
-            notices = self._notices(claimed, reason)
+            notices = self._notices(claimed.revision, claimed.model, reason, claimed.requests)
             state, changed = "FAILED", jobs.failed(claimed, f"{reason} (attempt {claimed.attempt})", now, notices)
         if not changed:
             self._discard(notices)
         self._log_job(run, state if changed else "SUPERSEDED", reason, stored=notices)
 
-    def _notices(self, claimed: ClaimedJob, reason: str) -> list[tuple[ResultInstance, str]]:
+    def _notices(
+        self, revision: CompleteRevision, model: str | None, reason: str, requests: Mapping[str, ResultRequest]
+    ) -> list[tuple[ResultInstance, str]]:
         """What the destinations are told that want to know of a series that came to nothing."""
-        wanted = tuple(name for name, request in claimed.requests.items() if request.notice)
+        wanted = tuple(name for name, request in requests.items() if request.notice)
         if not wanted:
             return []
-        context = self._context(claimed, now_utc())
         try:
-            headers = [instance.header for instance in self._read(claimed.revision).instances]
-            return [self._spool.write_result(encode_notice(headers, claimed.model, reason, context, wanted))]
+            context = self._context(revision, model, now_utc())
+            headers = [instance.header for instance in self._read(revision).instances]
+            encoded = encode_notice(headers, model, reason, context, wanted)
+            return [self._spool.write_result(result) for result in encoded]
         except Exception as error:  # noqa: BLE001 - whatever keeps it from being written, the job has ended all the same
-            self._log.warning("notice.not_written", job=claimed.id, error=type(error).__name__)
+            self._log.warning(
+                "notice.not_written",
+                series=revision.series_instance_uid,
+                revision=revision.revision,
+                model=model,
+                error=type(error).__name__,
+            )
             return []
 
     def _log_job(

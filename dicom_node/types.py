@@ -62,6 +62,14 @@ class ResultKind(StrEnum):
     NOTICE = "NOTICE"
     """An SR that says why a series was not processed."""
 
+    @property
+    def family(self) -> ResultKind:
+        """The kind that stands for all that replace each other: a report the notice, a label map the BINARY SEG."""
+        return _FAMILIES.get(self, self)
+
+
+_FAMILIES = {ResultKind.LABELMAP: ResultKind.SEGMENTATION, ResultKind.NOTICE: ResultKind.REPORT}
+
 
 class SegmentationForm(StrEnum):
     """In which form a destination gets the segmentation."""
@@ -282,14 +290,25 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierResult:
+    """A result that an earlier revision of the same source series left behind; ``revision`` is that revision."""
+
+    kind: ResultKind
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class ResultContext:
     """Facts about one run that the result objects state.
 
     ``started_at`` is the start of the analysis (UTC; IHE AIR: Content Date/Time), ``revision`` the revision of the
-    source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``superseded_series_uid``
-    the SEG series of the revision this one replaces, ``completion_reason`` why the series was taken as whole,
-    ``missing_instances`` how many more the sender counts (0 where it was not asked), ``device_uid`` the UID of this
-    installation.
+    source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``completion_reason``
+    why the series was taken as whole, ``missing_instances`` how many more the sender counts (0 where it was not asked),
+    ``device_uid`` the UID of this installation. ``earlier`` are the results that each destination already holds (key
+    None: those that no destination was to have) and this run replaces.
     """
 
     started_at: datetime
@@ -299,7 +318,7 @@ class ResultContext:
     device_uid: str
     completion_reason: str = ""
     missing_instances: int = 0
-    superseded_series_uid: str | None = None
+    earlier: Mapping[str | None, tuple[EarlierResult, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,17 +11,25 @@ from dicom_node.store.spool import FileMeta
 from tests.unit.reconstruct.synthetic import Stack, write
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from dicom_node.store.ledger import Ledger
     from dicom_node.store.spool import Spool
+    from dicom_node.types import SourceInstance
 
 
 def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float = 2.5) -> str:
     """A series of 4 x 8 x 8 voxels of ``hu``, by the shortest way from file to row; returns its UID."""
     folder.mkdir()
     series = write(folder, Stack(np.full((4, 8, 8), hu + 1024, np.uint16), step_mm=(0.0, 0.0, step_mm)))
-    for instance in series.instances:
+    receive_instances(spool, ledger, series.instances)
+    return series.series_instance_uid
+
+
+def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceInstance]) -> None:
+    """Instances of any series, by the shortest way from file to row."""
+    for instance in instances:
         meta = instance.header.file_meta
         whole = instance.path.read_bytes()
         start = 144 + int(meta.FileMetaInformationGroupLength)
@@ -29,5 +37,4 @@ def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float 
             FileMeta(meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID),
             whole[start:],
         )
-    adopt_unclaimed(spool, ledger.arrivals, {}, older_than_s=-1)
-    return series.series_instance_uid
+    adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), older_than_s=-1)

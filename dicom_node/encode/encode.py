@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from dicom_node.encode.variants import ReportVariant, Variant
-    from dicom_node.types import Reconstruction, ResultContext, ResultRequest
+    from dicom_node.types import EarlierResult, Reconstruction, ResultContext, ResultRequest
     from inference.types import Measurements, Segmentation
 
 _SOP_CLASSES = {
@@ -69,7 +69,7 @@ def encode(
         run = _Run(reconstruction, segmentation, measurements, context)
         return tuple(
             replace(result, destinations=destinations)
-            for variant, destinations in variants(requests or {}, run.segments).items()
+            for variant, destinations in variants(requests or {}, run.segments, context.earlier).items()
             for result in run.made(variant)
         )
     except DicomNodeError:
@@ -80,16 +80,26 @@ def encode(
 
 
 def encode_notice(
-    headers: Sequence[Dataset], model: str, reason: str, context: ResultContext, destinations: tuple[str, ...]
-) -> EncodedResult:
-    """What ``destinations`` are told of a series that ``model`` was to segment and did not.
+    headers: Sequence[Dataset], model: str | None, reason: str, context: ResultContext, destinations: tuple[str, ...]
+) -> tuple[EncodedResult, ...]:
+    """What ``destinations`` are told of a series that ``model`` was to segment and did not (None: a rule refuses it).
+
+    One notice for all that hold the same results of earlier revisions, which it replaces.
 
     Raises:
         IdentityConflict: the instances are of several patients, studies or series: it can't be said whose it is.
         EncodingError: an attribute that a result cannot do without is missing.
     """
-    content = notice_file(headers, model, reason, context)
-    return replace(encoded_result(ResultKind.NOTICE, reread(content), content), destinations=destinations)
+    receivers: dict[tuple[EarlierResult, ...], tuple[str, ...]] = {}
+    for destination in destinations:
+        # a notice that is made again shall be the same instance, and not name itself
+        held = tuple(each for each in context.earlier.get(destination, ()) if each.revision < context.revision)
+        receivers[held] = (*receivers.get(held, ()), destination)
+    made = []
+    for replaced, names in receivers.items():
+        content = notice_file(headers, model, reason, context, replaced)
+        made.append(replace(encoded_result(ResultKind.NOTICE, reread(content), content), destinations=names))
+    return tuple(made)
 
 
 class _Run:

@@ -37,11 +37,19 @@ from dicom_node.encode.provenance import (
     equipment_without_algorithm,
     in_time_zone,
     plain,
+    replacement,
     series_number_of,
     stamp_identity,
 )
 from dicom_node.encode.source import NamedSeries, name_series
-from dicom_node.encode.sr import comment, common_header, english, evidence_instance, observation_context
+from dicom_node.encode.sr import (
+    comment,
+    common_header,
+    english,
+    evidence_instance,
+    observation_context,
+    predecessors,
+)
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.types import ResultKind
 
@@ -50,15 +58,22 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
-    from dicom_node.types import ResultContext
+    from dicom_node.types import EarlierResult, ResultContext
 
 _LO, _UT = 64, 1024
 
 
-def notice_file(headers: Sequence[Dataset], model: str, reason: str, context: ResultContext) -> memoryview:
-    """A Part 10 file that says that ``model`` did not process the series of ``headers``.
+def notice_file(
+    headers: Sequence[Dataset],
+    model: str | None,
+    reason: str,
+    context: ResultContext,
+    replaced: tuple[EarlierResult, ...] = (),
+) -> memoryview:
+    """A Part 10 file that says that ``model`` (None: no model) did not process the series of ``headers``.
 
-    The same series, revision, model and ``reason`` (for people; never patient data) give the same UIDs.
+    ``replaced`` are results of earlier revisions. The same arguments give the same UIDs; ``reason`` is for people and
+    never patient data.
 
     Raises:
         IdentityConflict: the instances are of several patients, studies or series.
@@ -66,7 +81,7 @@ def notice_file(headers: Sequence[Dataset], model: str, reason: str, context: Re
     """
     try:
         series = name_series(headers)
-        dataset = _report(series, model, reason, context)
+        dataset = _report(series, model, reason, context, replaced)
         content = memoryview(file_of(dataset))
         refuse_other_names(reread(content), series.identity, series.study_instance_uid)
     except DicomNodeError:
@@ -77,38 +92,53 @@ def notice_file(headers: Sequence[Dataset], model: str, reason: str, context: Re
     return content
 
 
-def _report(series: NamedSeries, model: str, reason: str, context: ResultContext) -> Dataset:
-    identity = (__version__, series.series_instance_uid, context.content_digest, context.revision, model)
+def _report(
+    series: NamedSeries,
+    model: str | None,
+    reason: str,
+    context: ResultContext,
+    replaced: tuple[EarlierResult, ...],
+) -> Dataset:
+    identity = (__version__, series.series_instance_uid, context.content_digest, context.revision, model or "")
     common = common_header(series.study_instance_uid)
     dataset: Dataset = Comprehensive3DSR(
         evidence=[
             evidence_instance(common, sop_class, uid, series.series_instance_uid) for sop_class, uid in series.instances
         ],
-        content=_content(series, model, reason, context),
+        content=_content(_sentences(series, model, reason, context, replaced), context),
         series_instance_uid=derived_uid("dicom-node notice series", *identity),
-        series_number=series_number_of(series.series_number, model, ResultKind.NOTICE),
-        sop_instance_uid=derived_uid("dicom-node notice instance", *identity, reason),
+        series_number=series_number_of(series.series_number, model or "", ResultKind.NOTICE),
+        sop_instance_uid=derived_uid(
+            "dicom-node notice instance", *identity, reason, *(each.sop_instance_uid for each in replaced)
+        ),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         is_complete=True,
         is_final=False,
         is_verified=False,
+        previous_versions=predecessors(common, replaced),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
-    dataset.SeriesDescription = plain(f"Not processed by {_name(model)[:24]}: {reason}", _LO)
+    dataset.SeriesDescription = plain(_title(model, reason, context), _LO)
     dataset.SoftwareVersions = NODE_SOFTWARE
     dataset.ContributingEquipmentSequence = equipment_without_algorithm(series.acquisition_equipment, context)
     stamp_identity(dataset, series.identity, context, in_time_zone(context.started_at, series.timezone_offset))
     return dataset
 
 
-def _content(series: NamedSeries, model: str, reason: str, context: ResultContext) -> ContainerContentItem:
+def _title(model: str | None, reason: str, context: ResultContext) -> str:
+    by = "" if model is None else f" by {_name(model)[:24]}"
+    revision = f" rev {context.revision}" if context.revision > 1 else ""
+    return f"Not processed{by}{revision}: {reason}"
+
+
+def _content(sentences: Sequence[str], context: ResultContext) -> ContainerContentItem:
     evaluations = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=Relationship.CONTAINS)
     evaluations.ContentSequence = ContentSequence(
         [
             CodeContentItem(name=FINDINGS_SUMMARY, value=NOTHING_SUCCEEDED, relationship_type=Relationship.CONTAINS),
-            *(comment(plain(sentence, _UT)) for sentence in _sentences(series, model, reason, context)),
+            *(comment(plain(sentence, _UT)) for sentence in sentences),
         ]
     )
     root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
@@ -127,12 +157,20 @@ def _content(series: NamedSeries, model: str, reason: str, context: ResultContex
     return root
 
 
-def _sentences(series: NamedSeries, model: str, reason: str, context: ResultContext) -> tuple[str, ...]:
+def _sentences(
+    series: NamedSeries,
+    model: str | None,
+    reason: str,
+    context: ResultContext,
+    replaced: tuple[EarlierResult, ...],
+) -> tuple[str, ...]:
+    by = "" if model is None else f" by model {_name(model)}"
     return (
         f"Not processed: {reason.rstrip('.')}.",
-        f"Nothing was measured by model {_name(model)}; this says nothing about what the images show.",
+        f"Nothing was measured{by}; this says nothing about what the images show.",
         f"{NODE_SOFTWARE} is research software, not a medical device.",
         f"Revision {context.revision} of series {series.series_instance_uid}, {len(series.instances)} instances.",
+        *((replacement(replaced),) if replaced else ()),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
 
     from dicom_node.encode.source import PreparedSource
-    from dicom_node.types import ResultContext
+    from dicom_node.types import EarlierResult, ResultContext
     from inference.types import ModelIdentity
 
 MANUFACTURER = "dicom-node project"
@@ -54,7 +54,8 @@ _UNSPECIFIED_USE = "Unspecified use"
 class Provenance:
     """One run, as its results state it. ``statements`` are whole sentences for people.
 
-    ``part`` says which part of the run's structures an object holds, e.g. ``"of organ"``; empty for all.
+    ``part`` says which part of the run's structures an object holds, e.g. ``"of organ"``; empty for all. ``replaced``
+    are the results of an earlier revision in whose place an object stands.
     """
 
     identity: RunIdentity
@@ -62,6 +63,7 @@ class Provenance:
     source: PreparedSource
     statements: tuple[str, ...]
     part: str = ""
+    replaced: tuple[EarlierResult, ...] = ()
 
     @property
     def model(self) -> ModelIdentity:
@@ -86,10 +88,25 @@ def statements(context: ResultContext, model: ModelIdentity, planes: int, notes:
         said.append(f"The series was taken as complete because: {context.completion_reason.rstrip('.')}.")
     if context.missing_instances:
         said.append(f"Incomplete: the sender counts {context.missing_instances} instances more than were received.")
-    if context.superseded_series_uid:
-        said.append(f"Supersedes the results of series {context.superseded_series_uid}.")
     said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)
     return tuple(plain(sentence, 1024) for sentence in said)
+
+
+def replacing(provenance: Provenance, replaced: tuple[EarlierResult, ...]) -> Provenance:
+    """``provenance`` of an object that stands in the place of ``replaced``, which it names.
+
+    Only reports have an attribute for it (:mod:`dicom_node.encode.sr`); all objects say it in words.
+    """
+    if not replaced:
+        return provenance
+    said = plain(replacement(replaced), 1024)
+    return replace(provenance, statements=(*provenance.statements, said), replaced=replaced)
+
+
+def replacement(replaced: tuple[EarlierResult, ...]) -> str:
+    """In words that ``replaced`` are replaced."""
+    series = dict.fromkeys(each.series_instance_uid for each in replaced)
+    return f"Replaces what revision {replaced[0].revision} gave in series {', '.join(series)}."
 
 
 def plain(text: str, limit: int) -> str:
@@ -136,8 +153,8 @@ def content_description(provenance: Provenance) -> str:
     parts = [f"Revision {context.revision}"]
     if context.missing_instances:
         parts.append("INCOMPLETE series")
-    if context.superseded_series_uid:
-        parts.append("supersedes earlier results")
+    if provenance.replaced:
+        parts.append("replaces earlier results")
     parts.append(f"{len(provenance.source.planes)} images")
     if context.completion_reason:
         parts.append(context.completion_reason)

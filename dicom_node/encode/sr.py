@@ -70,7 +70,7 @@ from dicom_node.types import ResultKind
 if TYPE_CHECKING:
     from dicom_node.encode.segments import Finding, Segment
     from dicom_node.encode.source import PreparedSource, SourcePlane
-    from dicom_node.types import ResultContext
+    from dicom_node.types import EarlierResult, ResultContext
 
 TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
 _DEFINITION = (
@@ -131,6 +131,7 @@ def highdicom_report(
         is_complete=not provenance.context.missing_instances,
         is_final=False,
         is_verified=False,
+        previous_versions=predecessors(common_header(source.study_instance_uid), provenance.replaced),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     stamp(dataset, provenance, "measurements")
@@ -273,6 +274,15 @@ def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> lis
         evidence_instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
         for plane in instances
     ]
+
+
+def predecessors(common: Dataset, replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
+    """The reports among ``replaced``, for the Predecessor Documents Sequence (PS3.3 C.17.2)."""
+    return [
+        evidence_instance(common, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid)
+        for each in replaced
+        if each.kind.family is ResultKind.REPORT
+    ] or None
 
 
 def common_header(study_instance_uid: str) -> Dataset:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from dicom_node.encode.provenance import plain
+from dicom_node.encode.provenance import plain, replacing
 from dicom_node.errors import EncodingError
-from dicom_node.types import ResultKind, ResultRequest, SegmentationForm
+from dicom_node.types import EarlierResult, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import STRUCTURES, structure
 
 if TYPE_CHECKING:
@@ -42,19 +42,22 @@ class Selection:
         """Those of ``names`` that are in."""
         return tuple(name for name in names if self._holds(name, structure(name).group))
 
-    def on(self, provenance: Provenance, variant: str = "") -> Provenance:
-        """``provenance`` of an object of this selection: with UIDs of its own, and the selection stated.
+    def on(self, provenance: Provenance, replaced: tuple[EarlierResult, ...], variant: str = "") -> Provenance:
+        """``provenance`` of an object of this selection that has ``replaced`` earlier ones: with UIDs of its own,
+        selection and earlier results stated.
 
         ``variant`` tells objects of one kind and selection apart.
         """
         parts = [variant, *(self.chosen or ()), f"group {self.group}" if self.group else ""]
+        parts.extend(f"after {each.sop_instance_uid}" for each in replaced)
         identity = replace(provenance.identity, variant=" ".join(filter(None, parts)))
+        provenance = replacing(replace(provenance, identity=identity), replaced)
         if self.chosen is None and self.group is None:
-            return replace(provenance, identity=identity)
+            return provenance
         asked = f"the group {self.group}" if self.group else ", ".join(self.chosen or ())
         said = plain(f"Holds what was asked for alone: {asked}.", 1024)
         statements = (*provenance.statements, said)
-        return replace(provenance, identity=identity, statements=statements, part=f"of {self._title}")
+        return replace(provenance, statements=statements, part=f"of {self._title}")
 
     @property
     def _title(self) -> str:
@@ -77,10 +80,11 @@ class SegmentationVariant:
     selection: Selection
     background: bool
     index: int
+    replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance) -> Provenance:
         """``provenance`` of this object."""
-        return self.selection.on(provenance, self.form)
+        return self.selection.on(provenance, self.replaced, self.form)
 
     @property
     def form(self) -> str:
@@ -95,6 +99,7 @@ class ReportVariant:
     selection: Selection
     segmentations: tuple[SegmentationVariant, ...]
     ibsi_codes: bool
+    replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance, segments: tuple[Segment, ...]) -> Provenance:
         """``provenance`` of this object, on these ``segments``."""
@@ -103,7 +108,7 @@ class ReportVariant:
             refers_to = {"nothing"}
         parts = [f"on {', '.join(sorted(refers_to))}" if refers_to - {ResultKind.SEGMENTATION} else ""]
         parts.append("with IBSI codes" if self.ibsi_codes else "")
-        return self.selection.on(provenance, " ".join(filter(None, parts)))
+        return self.selection.on(provenance, self.replaced, " ".join(filter(None, parts)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +116,11 @@ class ContoursVariant:
     """One RT Structure Set with the contours of ``selection``."""
 
     selection: Selection
+    replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance) -> Provenance:
         """``provenance`` of this object."""
-        return self.selection.on(provenance)
+        return self.selection.on(provenance, self.replaced)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,33 +129,43 @@ class PagesVariant:
 
     kind: ResultKind
     selection: Selection
+    replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance) -> Provenance:
         """``provenance`` of these objects."""
-        return self.selection.on(provenance)
+        return self.selection.on(provenance, self.replaced)
 
 
 Variant = SegmentationVariant | ReportVariant | ContoursVariant | PagesVariant
 
 
-def variants(requests: Mapping[str, ResultRequest], segments: tuple[Segment, ...]) -> Mapping[Variant, tuple[str, ...]]:
+def variants(
+    requests: Mapping[str, ResultRequest],
+    segments: tuple[Segment, ...],
+    earlier: Mapping[str | None, tuple[EarlierResult, ...]],
+) -> Mapping[Variant, tuple[str, ...]]:
     """Every object to be made, with the destinations that get it. Without any destination: the default objects.
+
+    An object names the ``earlier`` results that its reader holds; destinations that hold others get another object.
 
     Raises:
         EncodingError: a destination was not asked yet what it accepts.
     """
     wanted: dict[Variant, tuple[str, ...]] = {}
     if not requests:
-        return dict.fromkeys(_of(ResultRequest(), segments), ())
+        return dict.fromkeys(_of(ResultRequest(), segments, earlier.get(None, ())), ())
     for destination, request in requests.items():
         if request.asks_peer:
             raise EncodingError(f"what {destination} accepts must be known before anything is encoded for it")
-        for variant in _of(request, segments):
+        for variant in _of(request, segments, earlier.get(destination, ())):
             wanted[variant] = (*wanted.get(variant, ()), destination)
     return wanted
 
 
-def _of(request: ResultRequest, segments: tuple[Segment, ...]) -> list[Variant]:
+def _of(request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[EarlierResult, ...]) -> list[Variant]:
+    def replaced(kind: ResultKind) -> tuple[EarlierResult, ...]:
+        return tuple(each for each in earlier if each.kind.family is kind.family)
+
     kinds = _KINDS[request.segmentation]
     chosen = None if request.structures is None else tuple(sorted(set(request.structures)))
     made: dict[ResultKind, list[SegmentationVariant]] = {kind: [] for kind in kinds}
@@ -158,14 +174,16 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...]) -> list[Variant]:
             selection = Selection(chosen, group)
             if selection.of(segments):
                 background = request.background and kind is ResultKind.LABELMAP
-                made[kind].append(SegmentationVariant(kind, selection, background, index))
+                made[kind].append(SegmentationVariant(kind, selection, background, index, replaced(kind)))
     found: list[Variant] = [variant for kind in kinds for variant in made[kind]]
     if request.report:
         referenced = tuple(made[kinds[0]]) if kinds else ()
-        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes))
+        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes, replaced(ResultKind.REPORT)))
     contoured = Selection(tuple(sorted(set(request.contours))))
     if contoured.of(segments):
-        found.append(ContoursVariant(contoured))
+        found.append(ContoursVariant(contoured, replaced(ResultKind.CONTOURS)))
     pages = {ResultKind.CAPTURE: request.capture, ResultKind.DOCUMENT: request.document}
-    found.extend(PagesVariant(kind, Selection(chosen)) for kind, is_wanted in pages.items() if is_wanted)
+    found.extend(
+        PagesVariant(kind, Selection(chosen), replaced(kind)) for kind, is_wanted in pages.items() if is_wanted
+    )
     return found

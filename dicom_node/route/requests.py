@@ -17,6 +17,7 @@ _SELECTIONS = ("structures", "contours")
 OPTIONS = ("segmentation", "split", *_SELECTIONS, *_SWITCHES)
 """The keys that may stand beside ``to``."""
 _SELECTABLE = frozenset(name for structure in STRUCTURES for name in (structure.name, structure.group))
+NOTICE_ALONE = ResultRequest(segmentation=SegmentationForm.NONE, report=False, notice=True)
 _GROUPS = tuple(dict.fromkeys(structure.group for structure in STRUCTURES))
 
 
@@ -33,6 +34,24 @@ def read_requests(value: Any, place: str, destinations: Collection[str]) -> Mapp
         if name in requests:
             raise ConfigurationError(f"{place} names a destination more than once")
         requests[name] = request
+    return requests
+
+
+def read_notices(value: Any, place: str, destinations: Collection[str]) -> Mapping[str, ResultRequest]:
+    """As :func:`read_requests` for a rule that refuses, which can give a notice and nothing else.
+
+    Raises:
+        ConfigurationError: an unknown destination, one that stands twice, or anything but ``notice: true`` beside it.
+    """
+    requests: dict[str, ResultRequest] = {}
+    for number, entry in enumerate(entries(value, place)):
+        fields = mapping(entry, f"{place}[{number}]", {"to", "notice"}, set())
+        name = known(fields["to"], f"{place}[{number}].to", "destination", destinations)
+        if not truth(fields["notice"], f"{place}[{number}] ({name}).notice"):
+            raise ConfigurationError(f"{place}[{number}] ({name}).notice must be true: the rule refuses")
+        if name in requests:
+            raise ConfigurationError(f"{place} names a destination more than once")
+        requests[name] = NOTICE_ALONE
     return requests
 
 

@@ -22,7 +22,7 @@ from dicom_node.route.conditions import (
     Condition,
     Operand,
 )
-from dicom_node.route.requests import read_requests
+from dicom_node.route.requests import read_notices, read_requests
 from dicom_node.route.values import FACT_ALIASES, FACTS, is_comparable
 from dicom_node.route.yaml_core import load_yaml
 from dicom_node.route.yaml_values import entries, known, mapping, text
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule of the file: either ``model`` or ``refusal`` is set. Without conditions it matches every series."""
+    """One rule of the file: either ``model`` or ``refusal`` is set. Without conditions it matches every series.
+
+    ``requests`` of a rule that refuses ask for a notice alone.
+    """
 
     name: str
     conditions: tuple[Condition, ...]
@@ -87,7 +90,7 @@ def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
             Decision(rule.name, model, rule.requests, rule.priority, outcomes) for model, rule in chosen.items()
         )
     if refusing is not None:
-        return (Decision(refusing.name, None, {}, 0, outcomes, refusing.refusal),)
+        return (Decision(refusing.name, None, refusing.requests, 0, outcomes, refusing.refusal),)
     return (Decision(None, None, {}, 0, outcomes),)
 
 
@@ -139,18 +142,19 @@ def _rule(entry: Any, place: str, settings: Settings) -> Rule:
     place = f"{place} ({name})"
     if ("model" in fields) == ("refuse" in fields):
         raise ConfigurationError(f"{place} must have either model or refuse")
-    if "refuse" in fields and ("destinations" in fields or "priority" in fields):
-        raise ConfigurationError(f"{place} refuses; destinations and priority have no meaning there")
+    if "refuse" in fields and "priority" in fields:
+        raise ConfigurationError(f"{place} refuses; priority has no meaning there")
     priority = fields.get("priority", 0)
     if isinstance(priority, bool) or not isinstance(priority, int):
         raise ConfigurationError(f"{place}.priority must be a whole number, not {priority!r}")
     conditions = enumerate(entries(fields["when"], f"{place}.when"))
+    read = read_requests if "model" in fields else read_notices
     return Rule(
         name=name,
         conditions=tuple(_condition(condition, f"{place}.when[{number}]") for number, condition in conditions),
         model=known(fields["model"], f"{place}.model", "model", settings.models) if "model" in fields else None,
         refusal=text(fields["refuse"], f"{place}.refuse") if "refuse" in fields else None,
-        requests=read_requests(fields.get("destinations", []), f"{place}.destinations", settings.destinations),
+        requests=read(fields.get("destinations", []), f"{place}.destinations", settings.destinations),
         priority=priority,
     )
 

@@ -102,13 +102,16 @@ class Deliveries:
     ) -> None:
         """What the destination said: delivered, again at ``next_attempt_at``, or (None) FAILED."""
         state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
+        open_states = {DeliveryState.WAITING}
         if outcome.delivered:
             state = DeliveryState.DELIVERED
+            # a newer revision may have replaced it while it was on its way: the destination has it all the same
+            open_states.add(DeliveryState.SUPERSEDED)
         refused = not outcome.delivered and not outcome.retry
         with self._database.write() as db:
             db.execute(
                 update(delivery)
-                .where(delivery.c.id == due.id, delivery.c.state == DeliveryState.WAITING)
+                .where(delivery.c.id == due.id, delivery.c.state.in_(open_states))
                 .values(
                     state=state,
                     next_attempt_at=next_attempt_at,

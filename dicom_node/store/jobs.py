@@ -17,6 +17,7 @@ from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.types import (
     Decision,
     DeliveryState,
+    EarlierResult,
     JobState,
     ResultInstance,
     ResultKind,
@@ -45,8 +46,6 @@ class ClaimedJob:
     requests: Mapping[str, ResultRequest]
     """What each destination gets."""
     revision: CompleteRevision
-    superseded_series_uid: str | None
-    """First result series of the latest earlier revision of this series by the same model, where it was encoded."""
 
 
 class Jobs:
@@ -58,12 +57,18 @@ class Jobs:
     # ---- routing
 
     def route(
-        self, revision: CompleteRevision, decisions: Sequence[Decision], reason: str | None, at: datetime
+        self,
+        revision: CompleteRevision,
+        decisions: Sequence[Decision],
+        reason: str | None,
+        at: datetime,
+        notices: Sequence[tuple[ResultInstance, str]] = (),
     ) -> tuple[int, ...]:
         """COMPLETE -> ROUTED: a job per decision that names a model, else one REJECTED row with the ``reason``.
 
-        Waiting and running jobs of earlier revisions, and their unsent results, are superseded by the new one.
-        Returns the ids of the new jobs, none when another process routed the revision first.
+        ``notices`` say that the one decision refuses, and wait for delivery from now on. Waiting and running jobs of
+        earlier revisions, and their unsent results, are superseded by the new one. Returns the ids of the new jobs,
+        none when another process routed the revision first.
         """
         with self._database.write() as db:
             changed = db.execute(
@@ -74,7 +79,10 @@ class Jobs:
             if not changed:
                 return ()
             _supersede_earlier(db, revision, at)
-            return tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
+            made = tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
+            for instance, spool_name in notices:
+                _insert_result(db, made[0], instance, spool_name, at)
+            return made
 
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was routed before."""
@@ -111,7 +119,6 @@ class Jobs:
                 )
             )
             revision = complete_revision(db, row.revision_id)
-            superseded = _superseded_series(db, revision, row.model)
         return ClaimedJob(
             id=row.id,
             attempt=attempt,
@@ -119,8 +126,38 @@ class Jobs:
             rule=row.rule,
             requests={name: _request_of(options) for name, options in row.destinations.items()},
             revision=revision,
-            superseded_series_uid=superseded,
         )
+
+    def earlier_results(
+        self, revision: CompleteRevision, model: str | None
+    ) -> Mapping[str | None, tuple[EarlierResult, ...]]:
+        """What each destination holds that the results of ``model`` on ``revision`` replace (None: of every model).
+
+        A destination holds what it took, of each family of kinds the newest; the key None has the results of jobs
+        without any destination. Notices of the revision itself are among them: a job that is tried again may succeed.
+        """
+        with self._database.read() as db:
+            rows = db.execute(_earlier_results(revision, model)).all()
+        newest: dict[tuple[str | None, ResultKind, str | None], tuple[int, list[EarlierResult]]] = {}
+        for row in rows:
+            key = (row.destination, ResultKind(row.kind).family, row.model if model is None else None)
+            job_id, found = newest.get(key, (row.job_id, []))
+            if job_id != row.job_id:
+                found = []
+            found.append(
+                EarlierResult(
+                    ResultKind(row.kind),
+                    row.sop_class_uid,
+                    row.sop_instance_uid,
+                    row.series_instance_uid,
+                    row.revision,
+                )
+            )
+            newest[key] = (row.job_id, found)
+        held: dict[str | None, tuple[EarlierResult, ...]] = {}
+        for (destination, _, _), (_, found) in newest.items():
+            held[destination] = (*held.get(destination, ()), *found)
+        return held
 
     def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:
         """Still at it. False: the lease was lost (superseded, cancelled or given away): stop."""
@@ -158,7 +195,7 @@ class Jobs:
             if not changed:
                 return False
             for instance, spool_name in results:
-                _insert_result(db, claimed, instance, spool_name, at)
+                _insert_result(db, claimed.id, instance, spool_name, at)
             return True
 
     def rejected(
@@ -239,6 +276,7 @@ class Jobs:
                 )
                 return f"{waiting} deliveries are tried again now"
             if row.model is None and row.state == JobState.REJECTED:
+                _withdraw_notices(db, job_id)
                 db.execute(
                     update(series_revision).where(series_revision.c.id == row.revision_id).values(state="COMPLETE")
                 )
@@ -271,7 +309,7 @@ class Jobs:
             if not db.execute(update(job).where(_held(claimed)).values(**values)).rowcount:
                 return False
             for instance, spool_name in notices:
-                _insert_result(db, claimed, instance, spool_name, at)
+                _insert_result(db, claimed.id, instance, spool_name, at)
             return True
 
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
@@ -307,12 +345,10 @@ def _insert_job(
     return _new_id(inserted)
 
 
-def _insert_result(
-    db: Connection, claimed: ClaimedJob, instance: ResultInstance, spool_name: str, at: datetime
-) -> None:
+def _insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:
     inserted = db.execute(
         insert(result).values(
-            job_id=claimed.id,
+            job_id=job_id,
             kind=instance.kind,
             sop_class_uid=instance.sop_class_uid,
             sop_instance_uid=instance.sop_instance_uid,
@@ -426,17 +462,32 @@ def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime)
     )
 
 
-def _superseded_series(db: Connection, revision: CompleteRevision, model: str) -> str | None:
-    row = db.execute(
-        select(result.c.series_instance_uid)
-        .select_from(result.join(job).join(series_revision))
+def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[Any]:
+    """Results of earlier revisions that were delivered, or that nobody was to have, in the order of their jobs.
+
+    A revision with the content of an earlier one repeats that one's results, which are not replaced by themselves.
+    """
+    found = (
+        select(
+            result.c.job_id,
+            result.c.kind,
+            result.c.sop_class_uid,
+            result.c.sop_instance_uid,
+            result.c.series_instance_uid,
+            series_revision.c.revision,
+            job.c.model,
+            delivery.c.destination,
+        )
+        .select_from(result.join(job).join(series_revision).outerjoin(delivery))
         .where(
             series_revision.c.series_instance_uid == revision.series_instance_uid,
-            series_revision.c.revision < revision.first_revision_with_content,
-            job.c.model == model,
-            result.c.kind != ResultKind.NOTICE,
+            or_(
+                series_revision.c.revision < revision.first_revision_with_content,
+                result.c.kind == ResultKind.NOTICE,
+            ),
+            or_(delivery.c.id.is_(None), delivery.c.state == DeliveryState.DELIVERED),
         )
-        .order_by(series_revision.c.revision.desc(), result.c.id)
-        .limit(1)
-    ).one_or_none()
-    return None if row is None else str(row.series_instance_uid)
+        .order_by(result.c.job_id, result.c.id)
+    )
+    # a refusal by rule has no model, and is what every model's results replace
+    return found if model is None else found.where(or_(job.c.model == model, job.c.model.is_(None)))

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
+from dicom_node.route.requests import NOTICE_ALONE
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import job
@@ -157,9 +158,9 @@ def test_each_result_goes_to_those_who_asked_for_it(ledger):
     assert state_of(ledger, job_id) == "DELIVERED"
 
 
-def a_notice():
-    (notice, _), _ = some_results(("pacs",))
-    return [(replace(notice, kind=ResultKind.NOTICE), "results/notice")]
+def a_notice(uid="2.25.1", destinations=("pacs",)):
+    (notice, _), _ = some_results(destinations)
+    return [(replace(notice, kind=ResultKind.NOTICE, sop_instance_uid=uid), "results/notice")]
 
 
 @pytest.mark.parametrize("end", ["rejected", "failed"])
@@ -336,9 +337,106 @@ def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger)
     (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
     assert state_of(ledger, first) == "SUPERSEDED"
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
-    taken = claim(ledger)
-    assert taken.id == second
-    assert taken.superseded_series_uid == "2.25.91"
+    assert claim(ledger).id == second
+
+
+def deliver(ledger, destination, at=NOW):
+    for due in ledger.deliveries.due(destination, at, 10):
+        ledger.deliveries.record(due, _outcome(due, delivered=True), None, at)
+
+
+def held(ledger, whole, model=DECISION.model):
+    """SOP Instance UIDs of what each destination holds, as the results of ``whole`` state it."""
+    found = ledger.jobs.earlier_results(whole, model)
+    return {name: [each.sop_instance_uid for each in results] for name, results in found.items()}
+
+
+def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    deliver(ledger, "pacs")
+    arrive(ledger, 2)
+    whole = complete(ledger)
+    ledger.jobs.route(whole, [DECISION], None, NOW)
+    assert held(ledger, whole) == {"pacs": ["2.25.1", "2.25.2"]}
+    assert {each.revision for each in ledger.jobs.earlier_results(whole, DECISION.model)["pacs"]} == {1}
+    assert held(ledger, whole, "another model") == {}
+
+
+def test_what_a_destination_took_last_is_what_it_holds(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    deliver(ledger, "pacs")
+    arrive(ledger, 2)
+    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.jobs.rejected(claim(ledger), "a slice is missing", NOW, a_notice("2.25.77", ("pacs", "archive")))
+    deliver(ledger, "pacs")
+    arrive(ledger, 3)
+    whole = complete(ledger)
+    assert held(ledger, whole) == {"pacs": ["2.25.1", "2.25.77"]}
+
+
+def test_results_that_nobody_was_to_have_are_known_too(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(destinations=()), IDENTITY, {}, NOW)
+    arrive(ledger, 2)
+    assert held(ledger, complete(ledger)) == {None: ["2.25.1", "2.25.2"]}
+
+
+def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    deliver(ledger, "pacs")
+    arrive(ledger, 1, content="b")
+    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.jobs.rejected(claim(ledger), "a slice is missing", NOW, a_notice("2.25.77", ("pacs",)))
+    deliver(ledger, "pacs")
+    arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
+    assert held(ledger, complete(ledger, NOW + timedelta(seconds=1))) == {"pacs": ["2.25.77"]}
+
+
+def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    first, second = ledger.deliveries.due("pacs", NOW, 10)
+    arrive(ledger, 2)
+    whole = complete(ledger)
+    ledger.jobs.route(whole, [DECISION], None, NOW)
+    ledger.deliveries.record(first, _outcome(first, delivered=True), None, NOW)
+    ledger.deliveries.record(second, _outcome(second, delivered=False), NOW, NOW)
+    assert held(ledger, whole) == {"pacs": ["2.25.1"]}
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+
+
+REFUSAL = Decision("perfusion", None, {"pacs": NOTICE_ALONE}, 0, {}, "no HU")
+
+
+def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(ledger):
+    arrive(ledger, 1)
+    whole = complete(ledger)
+    (refused,) = ledger.jobs.route(whole, [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
+    assert state_of(ledger, refused) == "REJECTED"
+    (due,) = ledger.deliveries.due("pacs", NOW, 10)
+    assert (due.job_id, due.instance.sop_instance_uid) == (refused, "2.25.77")
+    assert ledger.retention.purge_due(NOW + timedelta(days=1), NOW, 10) == ()
+    assert ledger.jobs.retry(refused, NOW) == "the series goes through the rules again"
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
+
+
+def test_a_refusal_that_was_told_is_replaced_by_what_any_model_makes(ledger):
+    arrive(ledger, 1)
+    ledger.jobs.route(complete(ledger), [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
+    deliver(ledger, "pacs")
+    arrive(ledger, 2)
+    assert held(ledger, complete(ledger)) == {"pacs": ["2.25.77"]}
+
+
+def test_a_refusal_replaces_what_every_model_made(ledger):
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    deliver(ledger, "pacs")
+    arrive(ledger, 2)
+    assert held(ledger, complete(ledger), None) == {"pacs": ["2.25.1", "2.25.2"]}
 
 
 def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):

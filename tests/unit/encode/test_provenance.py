@@ -78,13 +78,11 @@ def test_plain_text_folds_accents_and_drops_what_no_character_set_shares() -> No
     assert plain("Röhre\\Ä\n\x1b[31m中 x", 64) == "Rohre A [31m x"
 
 
-def test_statements_say_research_use_revision_supersession_and_why_the_series_was_complete() -> None:
-    context = replace(
-        CONTEXT, revision=2, superseded_series_uid="1.2.3", completion_reason="hard limit, 40 of 44 images"
-    )
+def test_statements_say_research_use_revision_and_why_the_series_was_complete() -> None:
+    context = replace(CONTEXT, revision=2, completion_reason="hard limit, 40 of 44 images")
     said = " ".join(statements(context, MODEL, 40, ("gantry tilt of 18.0 degrees",)))
     assert said.startswith("Research use only - not for clinical use.")
-    for part in ("Revision 2", "40 images", "series 1.2.3", "hard limit, 40 of 44 images", "Gantry tilt", MODEL.digest):
+    for part in ("Revision 2", "40 images", "hard limit, 40 of 44 images", "Gantry tilt", MODEL.digest):
         assert part in said
 
 

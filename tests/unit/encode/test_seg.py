@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import algorithm_device_uid
 from dicom_node.errors import EncodingError
-from dicom_node.types import EncodedResult, Reconstruction, ResultKind
+from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind
 from inference.structures import paper_labels, structure
 from inference.types import Geometry, ModelIdentity, Segmentation
 from tests.unit.encode.synthetic import (
@@ -194,15 +194,16 @@ def test_codes_laterality_region_and_colour_of_every_structure_of_the_paper() ->
 
 
 def test_what_is_said_about_origin_and_use() -> None:
+    before = EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "1.2.8", "1.2.9", 1)
     context = replace(
-        CONTEXT, revision=2, superseded_series_uid="1.2.9", completion_reason="hard limit of 7200 s, 5 images"
+        CONTEXT, revision=2, earlier={None: (before,)}, completion_reason="hard limit of 7200 s, 5 images"
     )
     source = reconstruction()
     labels = segmentation(source.source.geometry, PRESENT)
     seg = encoded(source, labels, context)[0].dataset
     assert seg.SeriesDescription == "phantom-demo segmentation rev 2 - Research use only"
     assert seg.ContentLabel == "RESEARCH USE"
-    assert seg.ContentDescription == "Revision 2, supersedes earlier results, 5 images, hard limit of"
+    assert seg.ContentDescription == "Revision 2, replaces earlier results, 5 images, hard limit of 72"
     for part in ("Research use only - not for clinical use", "series 1.2.9", "hard limit of 7200 s, 5 images"):
         assert part in seg.ImageComments
     assert (seg.SeriesNumber // 100_000, seg.SeriesNumber % 100) == (5, 1)

@@ -16,7 +16,7 @@ from pydicom.tag import Tag
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.route.conditions import NUMERIC_OPERATORS, OPERATORS, Condition
-from dicom_node.route.requests import OPTIONS
+from dicom_node.route.requests import NOTICE_ALONE, OPTIONS
 from dicom_node.route.rules import Rules, decide, explain, load_rules
 from dicom_node.route.values import FACT_ALIASES, FACTS
 from dicom_node.settings import DestinationSettings, NnunetModelSettings, Settings, TissueModelSettings
@@ -199,6 +199,17 @@ def test_a_refusing_rule_ends_the_search(tmp_path):
     assert decision.model is None
     assert decision.reason == "rule 'perfusion' refuses: no HU in perfusion maps"
     assert list(decision.outcomes) == ["perfusion"]
+    assert decision.requests == {}
+
+
+def test_a_refusing_rule_may_ask_for_a_notice_and_the_last_rule_for_what_none_matched(tmp_path):
+    every = "{name: every, model: tissue, when: [{attribute: Modality, equals: CT}]}"
+    none = "{name: none, refuse: no model is meant for it, destinations: [{to: pacs, notice: true}], when: []}"
+    rules = load(tmp_path, f"rules: [{every}, {none}]")
+    (decision,) = decide(series(Modality="MR"), rules)
+    assert decision.refusal == "no model is meant for it"
+    assert decision.requests == {"pacs": NOTICE_ALONE}
+    assert [decision.model for decision in decide(series(), rules)] == ["tissue"]
 
 
 def test_no_match_says_what_was_seen(tmp_path):
@@ -426,7 +437,24 @@ WRONG = {
     ),
     "model and refuse": ("rules: [{name: a, model: tissue, refuse: b, when: []}]", "either model or refuse"),
     "neither": ("rules: [{name: a, when: []}]", "either model or refuse"),
-    "refuse with destination": ("rules: [{name: a, refuse: b, when: [], destinations: []}]", "have no meaning there"),
+    "refuse with priority": ("rules: [{name: a, refuse: b, when: [], priority: 1}]", "priority has no meaning there"),
+    "refuse with results": (
+        "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true, capture: true}]}]",
+        "capture",
+    ),
+    "refuse to a name": ("rules: [{name: a, refuse: b, when: [], destinations: [pacs]}]", "destinations[0]"),
+    "refuse in silence": (
+        "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: false}]}]",
+        "destinations[0] (pacs).notice must be true",
+    ),
+    "refuse and tell twice": (
+        "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true}, {to: pacs, notice: true}]}]",
+        "names a destination more than once",
+    ),
+    "refuse and tell nobody known": (
+        "rules: [{name: a, refuse: b, when: [], destinations: [{to: nowhere, notice: true}]}]",
+        "nowhere",
+    ),
     "priority": ("rules: [{name: a, model: tissue, when: [], priority: high}]", "priority must be a whole number"),
     "same name": ("rules: [{name: a, refuse: b, when: []}, {name: a, refuse: b, when: []}]", "more than once: a"),
     "no subject": (f"rules: [{RULE('{equals: CT}')}]", "rules[0] (r).when[0] must have either attribute or fact"),

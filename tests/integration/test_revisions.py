@@ -1,0 +1,172 @@
+"""What a late image does to results that a destination already has, and what a refusal tells it."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+
+import numpy as np
+import pytest
+import yaml
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+
+from dicom_node.app import open_store
+from dicom_node.pipeline import Pipeline
+from dicom_node.route.rules import load_rules
+from dicom_node.settings import load_settings
+from dicom_node.work.pool import WorkerPool
+from tests.integration.deliver.peers import scripted_pacs
+from tests.received_series import receive_instances
+from tests.unit.reconstruct.synthetic import Stack, write
+
+REPORT_AND_SEG = (SegmentationStorage, Comprehensive3DSRStorage)
+EVERY_CT = {"name": "every", "model": "tissue", "when": []}
+
+
+class Node:
+    """A node with a PACS, driven by hand; ``late`` is a destination that cannot be reached."""
+
+    def __init__(self, folder, cleanup, *rules):
+        port, self._stored = cleanup.enter_context(scripted_pacs(classes=REPORT_AND_SEG))
+        self._late_port = free_port()
+        settings = {
+            "node": {"data_folder": "data"},
+            "completion": {"regular_quiet_s": 0, "otherwise_quiet_s": 0},
+            "delivery": {"first_retry_s": 0, "longest_retry_s": 0},
+            "models": {"tissue": {"kind": "tissue"}},
+            "destinations": {
+                "pacs": {"host": "127.0.0.1", "port": port, "ae_title": "PACS"},
+                "late": {"host": "127.0.0.1", "port": self._late_port, "ae_title": "LATE"},
+            },
+        }
+        (folder / "node.yaml").write_text(yaml.safe_dump(settings))
+        (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": list(rules)}))
+        self._settings = load_settings(folder / "node.yaml")
+        self._cleanup = cleanup
+        self.spool, self.ledger = open_store(self._settings)
+        cleanup.callback(self.ledger.close)
+        self.restart()
+
+    def restart(self):
+        """What a process that was killed leaves to the next one: spool and ledger."""
+        workers = WorkerPool(self._settings.models, self._settings.work)
+        self._cleanup.callback(workers.close)
+        rules = load_rules(self._settings.rules_file, self._settings)
+        self.pipeline = Pipeline(self._settings, self.ledger, self.spool, rules, workers, "2.25.1")
+
+    def take(self, instances):
+        receive_instances(self.spool, self.ledger, instances)
+        self.pipeline.complete_series()
+        self.pipeline.route_series()
+
+    def deliver(self, name="pacs"):
+        """What is delivered now."""
+        before = len(self._stored)
+        self.pipeline.deliver(name)
+        return [event.dataset for event, _ in self._stored[before:]]
+
+    def run(self, instances):
+        """Receive, process and deliver; what the PACS got."""
+        self.take(instances)
+        while self.pipeline.run_next_job():
+            pass
+        return self.deliver()
+
+    def open_late(self):
+        """The unreachable destination comes back; gives what it takes."""
+        _, stored = self._cleanup.enter_context(scripted_pacs(classes=REPORT_AND_SEG, port=self._late_port))
+        return stored
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def node(tmp_path):
+    with ExitStack() as cleanup:
+        yield lambda *rules: Node(tmp_path, cleanup, *rules)
+
+
+@pytest.fixture
+def slices(tmp_path):
+    """Five planes of soft tissue, bottom up."""
+    (tmp_path / "ct").mkdir()
+    return write(tmp_path / "ct", Stack(np.full((5, 8, 8), 1064, np.uint16))).instances
+
+
+def predecessors(sr):
+    return [
+        (str(series.SeriesInstanceUID), str(sop.ReferencedSOPInstanceUID))
+        for study in sr.get("PredecessorDocumentsSequence") or ()
+        for series in study.ReferencedSeriesSequence
+        for sop in series.ReferencedSOPSequence
+    ]
+
+
+def test_the_report_of_a_late_image_names_the_report_that_it_replaces(node, slices) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    old_seg, old = node.run(slices[:4])
+    assert predecessors(old) == []
+    seg, sr = node.run(slices[4:])
+    assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
+    assert sr.PredecessorDocumentsSequence[0].StudyInstanceUID == old.StudyInstanceUID
+    assert f"Replaces what revision 1 gave in series {old_seg.SeriesInstanceUID}." in seg.ImageComments
+    assert {"rev 2" in each.SeriesDescription for each in (seg, sr)} == {True}
+    assert "replaces earlier results" in seg.ContentDescription
+    assert len({each.SeriesInstanceUID for each in (old, old_seg, seg, sr)}) == 4
+
+
+def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs", "late"]})
+    _, old = node.run(slices[:4])
+    assert node.deliver("late") == []  # nobody there
+    seg, sr = node.run(slices[4:])
+    stored = node.open_late()
+    node.pipeline.deliver("late")
+    late_seg, late = [event.dataset for event, _ in stored]
+    assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
+    assert predecessors(late) == []
+    assert "Replaces" not in late_seg.ImageComments
+    # other words are another object; both speak of the same structures
+    assert not {seg.SOPInstanceUID, sr.SOPInstanceUID} & {late_seg.SOPInstanceUID, late.SOPInstanceUID}
+    assert [s.TrackingUID for s in seg.SegmentSequence] == [s.TrackingUID for s in late_seg.SegmentSequence]
+
+
+def test_reports_and_notices_replace_each_other(node, slices) -> None:
+    node = node(EVERY_CT | {"destinations": [{"to": "pacs", "notice": True}]})
+    seg, first = node.run(slices[:3])
+    (notice,) = node.run(slices[4:])  # without the plane before it
+    assert notice.SeriesDescription.startswith("Not processed by tissue rev 2: gap of")
+    assert predecessors(notice) == [(first.SeriesInstanceUID, first.SOPInstanceUID)]
+    last_seg, last = node.run(slices[3:4])
+    assert predecessors(last) == [(notice.SeriesInstanceUID, notice.SOPInstanceUID)]
+    assert f"Replaces what revision 1 gave in series {seg.SeriesInstanceUID}." in last_seg.ImageComments
+
+
+REFUSE = {"name": "no-derived", "refuse": "only originals", "destinations": [{"to": "pacs", "notice": True}]}
+
+
+def test_who_is_told_of_a_refusal_learns_the_reason_once(node, slices) -> None:
+    node = node(REFUSE | {"when": [{"attribute": "Modality", "equals": "CT"}]}, EVERY_CT)
+    (notice,) = node.run(slices)
+    assert notice.SeriesDescription == "Not processed: only originals"
+    assert notice.StudyInstanceUID == slices[0].header.StudyInstanceUID
+    (job,) = node.ledger.overview.jobs(2)
+    assert (job["state"], job["model"]) == ("REJECTED", None)
+    assert node.run(slices) == []
+
+
+def test_the_notice_of_a_refusal_outlives_the_process(node, slices) -> None:
+    node = node(REFUSE | {"when": []})
+    node.take(slices)
+    node.restart()
+    (notice,) = node.deliver()
+    assert notice.SOPClassUID == Comprehensive3DSRStorage
+
+
+def test_a_refusal_without_destination_is_told_to_nobody(node, slices) -> None:
+    node = node({"name": "no", "refuse": "no", "when": []})
+    assert node.run(slices) == []
