@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from contourpy import FillType, contour_generator
+from contourpy import FillType, LineType, SerialContourGenerator, ZInterp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,16 +46,29 @@ def _polygons(region: NDArray[np.bool_]) -> list[tuple[NDArray[np.int32], NDArra
     rows, columns = region.shape
     framed = np.zeros((rows + 2, columns + 2))
     framed[1:-1, 1:-1] = region
+    # in half pixels, so that every vertex is whole
+    x, y = np.meshgrid(np.arange(-2.0, 2 * columns + 1, 2), np.arange(-2.0, 2 * rows + 1, 2))
+    # contour_generator() would look for values that are missing, which takes longer than the contours
+    generator = SerialContourGenerator(
+        x,
+        y,
+        framed,
+        np.zeros((), dtype=np.bool_),  # without axes: no mask
+        corner_mask=False,
+        line_type=LineType.Separate,
+        fill_type=FillType.OuterOffset,
+        quad_as_tri=False,
+        z_interp=ZInterp.Linear,
+    )
     polygons, offsets = cast(
-        "tuple[list[NDArray[np.float64]], list[NDArray[np.uint32]]]",
-        contour_generator(z=framed, fill_type=FillType.OuterOffset).filled(_INSIDE, _ABOVE_ALL),
+        "tuple[list[NDArray[np.float64]], list[NDArray[np.uint32]]]", generator.filled(_INSIDE, _ABOVE_ALL)
     )
     found = []
     for points, ends in zip(polygons, offsets, strict=True):
         # the last vertex of a ring is its first again
         vertices = np.delete(points, ends[1:].astype(np.int64) - 1, axis=0)
         starts = ends.astype(np.int64) - np.arange(len(ends))
-        found.append(((2 * vertices - 2).astype(np.int32), starts))
+        found.append((vertices.astype(np.int32), starts))
     return found
 
 

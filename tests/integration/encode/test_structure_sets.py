@@ -1,23 +1,26 @@
-"""What dciodvfy and DCMTK make of our structure sets, on every grid and of real series."""
+"""What dciodvfy, DCMTK and plastimatch make of our structure sets, on every grid and of real series."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
+from dicom_node.demo.phantom_series import write_series
 from dicom_node.encode.encode import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
+from inference.phantom import phantom
+from inference.tissue import TissueSegmenter
 from inference.types import ModelIdentity, Segmentation
 from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat"}
 TISSUES = {33: "soft_tissue", 44: "bone_tissue"}
@@ -76,8 +79,49 @@ def test_dciodvfy_and_dcmtk_read_contours_of_real_series(name: str, shared_data:
     assert "(3006,0026) LO [soft_tissue]" in output("dcmdump", "+P", "ROIName", str(path))
 
 
+def test_plastimatch_gives_back_the_structures_of_a_patient(tmp_path: Path) -> None:
+    case = phantom(7, (3.0, 3.0, 10.0), "chest_abdomen")
+    write_series(case, tmp_path / "ct")
+    truth = replace(case.truth, model=TISSUE_MODEL)  # encode has no code for the phantom's own
+    scores = plastimatch_dice(truth, tmp_path / "ct", ("organ", "bone", "muscle", "vessel"), tmp_path)
+    assert len(scores) > 80
+    assert min(scores.values()) >= 0.98, scores
+
+
+def test_plastimatch_gives_back_the_tissues_of_a_real_series(shared_data: Path, tmp_path: Path) -> None:
+    folder = shared_data / "theibsi+data_sets/STS_008_CT"
+    (series,) = read_series_folder(folder)
+    volume = reconstruct(series, ReconstructionLimits(minimum_planes=2)).volume
+    tissues = TissueSegmenter().segment(volume, lambda *_: None)
+    scores = plastimatch_dice(tissues, folder, ("tissue",), tmp_path)
+    assert set(scores) >= {"body_fat", "soft_tissue", "bone_tissue"}
+    assert min(scores.values()) >= 0.98, scores
+
+
+def plastimatch_dice(labels: Segmentation, ct: Path, chosen: tuple[str, ...], folder: Path) -> dict[str, float]:
+    """Dice of every structure as plastimatch, a planning system's converter, fills its contours on the grid of ``ct``,
+    by its default rule for contours of one plane: their union.
+    """
+    (series,) = read_series_folder(ct)
+    source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
+    path = structure_set(source, labels, folder, *chosen)
+    arguments = ("--referenced-ct", str(ct), "--output-prefix", str(folder / "masks"), "--prefix-format", "nrrd")
+    said = output("plastimatch", "convert", "--input", str(path), *arguments)
+    first_mm = source.source.geometry.affine_lps[:3, 3]
+    scores = {}
+    for label in np.unique(labels.labels_zyx)[1:].tolist():
+        mask = folder / "masks" / f"{labels.names_by_label[label]}.nrrd"
+        assert mask.is_file(), said
+        image = sitk.ReadImage(str(mask))
+        assert image.GetOrigin() == pytest.approx(first_mm, abs=0.01)
+        found, truth = sitk.GetArrayFromImage(image) > 0, labels.labels_zyx == label
+        common = np.count_nonzero(found & truth)
+        scores[mask.stem] = 2 * common / (np.count_nonzero(found) + np.count_nonzero(truth))
+    return scores
+
+
 def output(program: str, *arguments: str) -> str:
-    path = shutil.which(program)
+    path = shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
     if path is None:
         pytest.skip(f"{program} is not installed")
     result = subprocess.run([path, *arguments], capture_output=True, text=True, check=False, timeout=120)
