@@ -1,13 +1,17 @@
-"""How long and how much memory does it take to encode a series of 104 structures, beside highdicom alone?
+"""How long and how much memory does it take to encode a series of 104 structures, beside the programs that do it?
 
-``python benchmarks/encode.py [--planes N] [--rounds R]``. The volume is 512 x 512 x N with 104 structures of 100 planes
-each (10,400 BINARY frames at the default of 400 planes). Every measurement is a process of its own, ours and
-highdicom's in turn in each round, so that the ratios hold where the absolute figures drift; the median of the rounds is
-printed. "ours" is the node's whole encode stage for that object, read back and checked, and its file made durable in
-the spool; "highdicom" is the same attributes made by highdicom from the whole label map and saved by pydicom, not
-checked (the label map not compressed). Each process encodes a
-small series first, because a node does so once and then for weeks finds the libraries' tables in memory.
-CPU seconds are of the process, user and system; peak memory is above what the labels and headers take.
+``python benchmarks/encode.py --work FOLDER --report docs/encode-benchmark.md --totalsegmentator PYTHON``, where PYTHON
+is that of an environment with ``TotalSegmentator==2.18.0`` and ``highdicom`` (without it that writer is left out) and
+dcmqi comes with the tests' dependencies. The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which are
+10,400 BINARY frames. Every measurement is a process of its own, the writers in turn in each round, so that the ratios
+hold where the absolute figures drift; medians are reported. The slowest writers run in the first round alone.
+
+"ours" is the node's whole encode stage for that object: the source checked, the object read back and compared with the
+labels, its file made durable in the spool. "highdicom" is the same attributes made by highdicom from the whole label
+map and saved by pydicom, not checked. These find their libraries loaded and the labels in memory, as TotalSegmentator's
+writer does, and memory is counted above that. dcmqi's programs are whole processes that read the labels from a file.
+
+This parent imports nothing large, because a child's peak begins with its parent's.
 """
 
 from __future__ import annotations
@@ -15,197 +19,222 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime
-from io import BytesIO
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-import numpy as np
-from pydicom import Dataset, dcmread
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from engine import HERE, last_line, machine, run, say
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from dicom_node.encode.check import (
-    refuse_other_identity,
-    refuse_other_labelmap,
-    refuse_other_labels,
-    refuse_other_measurements,
-    reread,
-)
-from dicom_node.encode.encode import encoded_result
-from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.labelmap import labelmap_file
-from dicom_node.encode.part10 import file_of
-from dicom_node.encode.provenance import Provenance, statements
-from dicom_node.encode.seg import highdicom_segmentation, segment_description, segmentation_file
-from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
-from dicom_node.encode.source import PreparedSource, prepare
-from dicom_node.encode.sr import highdicom_report, report_file
-from dicom_node.store.spool import Spool
-from dicom_node.types import Reconstruction, ResultContext, ResultKind, SourceFrame
-from inference.measure import measure
-from inference.structures import paper_labels
-from inference.types import Geometry, Measurements, ModelIdentity, Segmentation, Volume
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-ROWS = 512
-STRUCTURES_WIDE, STRUCTURES_HIGH = 13, 8
-CASES = ("SEG BINARY", "LABELMAP", "SR")
-REFERENCE = SegmentationReference("1.2.840.10008.5.1.4.1.1.66.4", "1.2.4", "1.2.5")
-WRITERS = ("highdicom", "ours")
-ROUND_LIMIT_S = 300
+OBJECTS = {
+    "BINARY": "SEG BINARY, all structures",
+    "LABELMAP": "SEG LABELMAP, RLE",
+    "SR": "TID 1500 SR",
+    "RTSTRUCT": "RTSTRUCT, 20 structures",
+    "capture": "secondary captures: pages and overlays",
+    "PDF": "PDF of the pages",
+    "all": "SEG, SR, RTSTRUCT of 20 and captures of one series",
+}
+SLOW = {("BINARY", "dcmqi"), ("BINARY", "TotalSegmentator")}
+BARS = {
+    "BINARY": "at most 2 s CPU, +450 MB, 5 x faster than highdicom",
+    "LABELMAP": "at most 0.5 s CPU, +110 MB",
+    "SR": "at most 0.2 s CPU",
+    "all": "at most 5 s wall on 2 cores",
+}
+SERVED = ("BINARY", "LABELMAP")
+OURS = "ours"
 
 
-class Case:
-    """One run with everything that its results are made from."""
-
-    def __init__(self, planes: int) -> None:
-        grid = Geometry((planes, ROWS, ROWS), np.diag([0.8, 0.8, 1.5, 1.0]))
-        volume = Volume(np.zeros(grid.shape_zyx, dtype=np.int16), grid)
-        headers = tuple(header(k) for k in range(planes))
-        frames = tuple(SourceFrame(each.SOPInstanceUID, CTImageStorage) for each in headers)
-        self.reconstruction = Reconstruction(volume=volume, source=volume, frames=frames, headers=headers)
-        self.model = ModelIdentity("benchmark", "1", "00" * 32, "nnU-Net")
-        self.labels = Segmentation(labels_of(grid.shape_zyx), grid, paper_labels(), self.model)
-        self.measurements: Measurements = measure(volume, self.labels)
-
-    def prepared(self) -> tuple[PreparedSource, tuple[Segment, ...], Provenance]:
-        context = ResultContext(datetime.now(UTC), 1, "00" * 32, "benchmark", "2.25.1")
-        source = prepare(self.reconstruction)
-        identity = RunIdentity.of(source.series_instance_uid, self.model, context)
-        segments = present_segments(self.labels, self.measurements, identity)
-        said = statements(context, self.model, len(source.planes), ())
-        return source, segments, Provenance(identity, context, source, said)
+class Writer(NamedTuple):
+    name: str
+    objects: tuple[str, ...]
 
 
-def header(k: int) -> Dataset:
-    dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, generate_uid()
-    dataset.PatientName = dataset.PatientID = "BENCHMARK"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.1", "1.2.2", "1.2.3"
-    dataset.ImagePositionPatient = [0, 0, 1.5 * k]
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.PixelSpacing = [0.8, 0.8]
-    dataset.Rows = dataset.Columns = ROWS
-    dataset.ensure_file_meta()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    return dcmread(BytesIO(file_of(dataset)))  # as the node gets them: what nobody looks at stays bytes
+class Bench:
+    """The folder of one benchmark and the programs that work in it."""
+
+    def __init__(self, work: Path, totalsegmentator: Path | None) -> None:
+        self.work = work
+        self.totalsegmentator = totalsegmentator
+        self.writers = [
+            Writer(OURS, tuple(OBJECTS)),
+            Writer("highdicom", ("BINARY", "LABELMAP", "SR")),
+            *([Writer("dcmqi", ("BINARY", "LABELMAP", "SR"))] if find_spec("dcmqi") else []),
+            *([Writer("TotalSegmentator", ("BINARY",))] if totalsegmentator else []),
+        ]
+
+    def measure(self, what: str, writer: str) -> dict[str, float]:
+        """One run; those of dcmqi as the kernel counted the whole process."""
+        if writer == "dcmqi":
+            return self._dcmqi(what)
+        if writer == "TotalSegmentator":
+            command = [self.totalsegmentator, HERE / "encode_totalsegmentator.py", self.work]
+        else:
+            command = [sys.executable, HERE / "encode_one.py", "--folder", self.work]
+            command += ["--object", what, "--writer", writer]
+        if writer == OURS and what in SERVED:
+            command += ["--keep", self.work / f"{what}.dcm"]
+        figures: dict[str, float] = json.loads(last_line(run(command).output))
+        return figures
+
+    def _dcmqi(self, what: str) -> dict[str, float]:
+        programs = Path(sys.executable).parent
+        written, series = self.work / "dcmqi.dcm", self.work / "ct"
+        if what == "SR":
+            command = [programs / "tid1500writer", "--inputMetadata", self.work / "report.json"]
+            command += ["--inputCompositeContextDirectory", series, "--inputImageLibraryDirectory", series]
+        else:
+            command = [programs / "itkimage2segimage", "--inputMetadata", self.work / "segments.json"]
+            command += ["--inputImageList", self.work / "labels.nrrd", "--inputDICOMDirectory", series]
+            command += ["--segmentationType", what.lower()]
+        usage = run([*command, "--outputDICOM", written])
+        size = written.stat().st_size
+        written.unlink()
+        return {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_bytes": usage.peak_bytes, "bytes": size, "files": 1}
+
+    def rounds(self, number_of_rounds: int) -> dict[str, dict[str, list[dict[str, float]]]]:
+        """Per object and writer, the figures of each round."""
+        found: dict[str, dict[str, list[dict[str, float]]]] = {what: {} for what in OBJECTS}
+        for number in range(number_of_rounds):
+            for what in OBJECTS:
+                for writer in self.writers:
+                    if what not in writer.objects or (number and (what, writer.name) in SLOW):
+                        continue
+                    figures = self.measure(what, writer.name)
+                    say(what, number, writer.name, figures["wall_s"])
+                    found[what].setdefault(writer.name, []).append(figures)
+        return found
 
 
-def labels_of(shape_zyx: tuple[int, int, int]) -> np.ndarray:
-    """104 ellipsoids, each over a quarter of the planes, with a rough surface."""
-    labels = np.zeros(shape_zyx, dtype=np.uint8)
-    planes = shape_zyx[0] // 4
-    height, width = ROWS // STRUCTURES_HIGH, ROWS // STRUCTURES_WIDE
-    z, y, x = np.ogrid[-1 : 1 : planes * 1j, -1 : 1 : height * 1j, -1 : 1 : width * 1j]
-    rough = np.random.default_rng(0).normal(1.5, 0.1, (planes, height, width))
-    inside = 0.3 * z**2 + y**2 + x**2 < rough
-    for index, label in enumerate(sorted(paper_labels())):
-        row, column = divmod(index, STRUCTURES_WIDE)
-        first = index * 7 % (shape_zyx[0] - planes + 1)
-        box = labels[first : first + planes, row * height : (row + 1) * height, column * width : (column + 1) * width]
-        box[inside] = label
-    return labels
+# ---- the report
 
 
-def ours(case: Case, kind: str, folder: Path) -> Path:
-    source, segments, provenance = case.prepared()
-    labels_zyx = case.labels.labels_zyx
-    if kind == "SR":
-        found = tuple(Finding(segment, REFERENCE) for segment in segments)
-        content = report_file(found, (), provenance)
-        refuse_other_measurements(content, found)
-    elif kind == "LABELMAP":
-        content = labelmap_file(labels_zyx, segments, provenance)
-        refuse_other_labelmap(content, labels_zyx, segments, source)
+def median(rounds: list[dict[str, float]], key: str) -> float:
+    return statistics.median(figures[key] for figures in rounds)
+
+
+def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
+    lines = [
+        "| object | writer | wall s | CPU s | CPU / ours | peak MB | MB (files) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for what, by_writer in results.items():
+        for writer, rounds in by_writer.items():
+            wall, cpu, peak = (median(rounds, key) for key in ("wall_s", "cpu_s", "peak_bytes"))
+            ratios = [own["cpu_s"] / our["cpu_s"] for own, our in zip(rounds, by_writer[OURS], strict=False)]
+            ratio = "" if writer == OURS else f"{statistics.median(ratios):.1f}"
+            title, name = (OBJECTS[what], f"**{OURS}**") if writer == OURS else ("", writer)
+            name += ", whole process" if writer == "dcmqi" else ""
+            files = f"{rounds[0]['bytes'] / 1e6:.1f}" + (f" ({rounds[0]['files']})" if rounds[0]["files"] > 1 else "")
+            lines.append(f"| {title} | {name} | {wall:.2f} | {cpu:.2f} | {ratio} | {peak / 1e6:.0f} | {files} |")
+    return lines
+
+
+def bars(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
+    lines = ["| object | asked | measured |", "|---|---|---|"]
+    for what, asked in BARS.items():
+        rounds = results[what][OURS]
+        wall, cpu, peak = (median(rounds, key) for key in ("wall_s", "cpu_s", "peak_bytes"))
+        said = f"{wall:.2f} s wall, {cpu:.2f} s CPU, +{peak / 1e6:.0f} MB"
+        if "highdicom" in results[what]:
+            pairs = zip(results[what]["highdicom"], rounds, strict=True)
+            said += f", {statistics.median(own['wall_s'] / our['wall_s'] for own, our in pairs):.1f} x faster (wall)"
+        lines.append(f"| {OBJECTS[what]} | {asked} | {said} |")
+    return lines
+
+
+def serving_table(serving: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "| SEG | frames | to store it, s | metadata of the series, s | one frame, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for what, seen in serving.items():
+        lines.append(
+            f"| {OBJECTS[what]} | {seen['frames']} | {seen['store_s']:.1f} | {seen['metadata_s']:.2f} "
+            f"| {seen['frame_ms']:.0f} |"
+        )
+    return lines
+
+
+def report(content: dict[str, Any]) -> str:
+    peers = ", ".join(f"{name} {number}" for name, number in content["peers"].items())
+    served = next(iter(content["serving"].values()), None)
+    lines = [
+        "# Encoding beside other writers",
+        "",
+        f"Written by `{content['command']}` on {content['date']}: {content['machine']}.",
+        f"Medians of {content['rounds']} rounds in turn (dcmqi's and TotalSegmentator's BINARY: one).",
+        f"Load average when it began: {content['load']:.1f}. Peers: {peers}{content['absent']}.",
+        f"One series of 512 x 512 x {content['planes']}, 104 structures.",
+        "",
+        *table(content["results"]),
+        "",
+        "Peak memory is above what the series and its labels take; dcmqi's is that of the whole process. Ours includes",
+        "the check of the source, the read-back and fsync. highdicom's RLE is encoded by pydicom: GDCM takes less time",
+        "and ends the process on frames of an odd size. dcmqi's label map is not compressed.",
+        "",
+        "## What was asked of it",
+        "",
+        *bars(content["results"]),
+        "",
+        "## Served to a viewer",
+        "",
+    ]
+    if served is None:
+        lines += ["Not measured: Orthanc with its DICOMweb plugin is not installed.", ""]
     else:
-        content = segmentation_file(labels_zyx, segments, provenance)
-        refuse_other_labels(content, labels_zyx, segments, source)
-    dataset = reread(content)
-    refuse_other_identity(dataset, source)
-    result, _ = Spool(folder).write_result(encoded_result(ResultKind(kind.split(maxsplit=1)[0]), dataset, content))
-    return result.path
-
-
-def highdicom(case: Case, kind: str, folder: Path) -> Path:
-    source, segments, provenance = case.prepared()
-    if kind == "SR":
-        found = tuple(Finding(segment, REFERENCE) for segment in segments)
-        dataset = highdicom_report(found, found, (), provenance, source.instances)
-    else:
-        table = np.zeros(256, dtype=np.uint8)
-        table[[segment.label for segment in segments]] = [segment.number for segment in segments]
-        descriptions = [segment_description(segment, provenance.model) for segment in segments]
-        result = ResultKind(kind.split(maxsplit=1)[0])
-        numbers_zyx = table[case.labels.labels_zyx]
-        dataset = highdicom_segmentation(result, numbers_zyx, descriptions, provenance, source.planes)
-        dataset["PixelData"].VR = "OB"
-    path = folder / "highdicom.dcm"
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
-
-def one_measurement(planes: int, kind: str, writer: str) -> None:
-    """In a process of its own: prints wall and CPU seconds, peak MB above the start, bytes of the file."""
-    encode: Callable[[Case, str, Path], Path] = {"ours": ours, "highdicom": highdicom}[writer]
-    with tempfile.TemporaryDirectory() as folder:
-        encode(Case(8), kind, Path(folder))
-    case = Case(planes)
-    base = resident_kb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
-    with tempfile.TemporaryDirectory() as folder:
-        wall, cpu = time.perf_counter(), cpu_seconds()
-        path = encode(case, kind, Path(folder))
-        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
-        size = path.stat().st_size
-    peak = (resident_kb("VmHWM") - base) / 1024
-    print(json.dumps({"wall s": wall, "CPU s": cpu, "peak MB": peak, "file MB": size / 1e6}))
-
-
-def cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def resident_kb(key: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+        lines += [
+            f"By Orthanc {served['orthanc']} (DICOMweb plugin): STOW-RS, `/metadata`, and `/frames/N`, the median of",
+            f"{served['frames_asked']} frames, each asked for once.",
+            "",
+            *serving_table(content["serving"]),
+            "",
+        ]
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the series and the results")
+    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write; JSON beside it")
+    parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="without it that writer is left out")
     parser.add_argument("--planes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--one", nargs=2, metavar=("OBJECT", "WRITER"), help=argparse.SUPPRESS)
+    parser.add_argument("--frames", type=int, default=5, help="how many frames Orthanc is asked for")
     arguments = parser.parse_args()
-    if arguments.one:
-        one_measurement(arguments.planes, *arguments.one)
-        return
-    print("| object | writer | wall s | CPU s | peak MB | file MB |\n|---|---|---|---|---|---|")
-    for kind in CASES:
-        rounds: dict[str, list[dict[str, float]]] = {writer: [] for writer in WRITERS}
-        for _ in range(arguments.rounds):
-            for writer in WRITERS:
-                command = [sys.executable, __file__, "--planes", str(arguments.planes), "--one", kind, writer]
-                done = subprocess.run(
-                    command,
-                    check=True,
-                    stdout=subprocess.PIPE,
-                    timeout=ROUND_LIMIT_S,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-                rounds[writer].append(json.loads(done.stdout))
-        for writer, figures in rounds.items():
-            medians = [statistics.median(figure[key] for figure in figures) for key in figures[0]]
-            print(f"| {kind} | {writer} | " + " | ".join(f"{median:.2f}" for median in medians) + " |")
+    load = os.getloadavg()[0]
+    work: Path = arguments.work
+    run([sys.executable, HERE / "encode_inputs.py", "--folder", work, "--planes", arguments.planes])
+    bench = Bench(work, arguments.totalsegmentator)
+    names = {writer.name for writer in bench.writers}
+    peers = {name: version(name) for name in ("highdicom", "dcmqi", "pydicom") if find_spec(name)}
+    if arguments.totalsegmentator:
+        asked = "from importlib.metadata import version; print(version('TotalSegmentator'))"
+        peers["TotalSegmentator"] = last_line(run([arguments.totalsegmentator, "-c", asked]).output)
+    missing = sorted({"dcmqi", "TotalSegmentator"} - names)
+    absent = f"; left out, because not given: {', '.join(missing)}" if missing else ""
+    results = bench.rounds(arguments.rounds)
+    segs = [work / f"{what}.dcm" for what in SERVED]
+    command = [sys.executable, HERE / "encode_serve.py", "--folder", work, "--frames", arguments.frames, *segs]
+    content = {
+        "command": f"python benchmarks/encode.py --planes {arguments.planes} --rounds {arguments.rounds}",
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "load": load,
+        "planes": arguments.planes,
+        "rounds": arguments.rounds,
+        "peers": peers,
+        "absent": absent,
+        "results": results,
+        "serving": json.loads(last_line(run(command).output)),
+    }
+    arguments.report.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    arguments.report.write_text(report(content))
+    print(arguments.report.read_text())
 
 
 if __name__ == "__main__":
