@@ -279,7 +279,8 @@ class Pipeline:
         claimed = run.claimed
         with run.stage("measure"):
             segmentation = _on_source_grid(reconstruction, upright)
-            measurements = measure(reconstruction.source, segmentation)
+            with_shape = any(request.shape for request in requests.values())
+            measurements = measure(reconstruction.source, segmentation, with_shape=with_shape)
         with run.stage("encode"):
             context = self._context(claimed.revision, claimed.model, started_at)
             encoded = encode(reconstruction, segmentation, measurements, context, requests)

@@ -88,7 +88,8 @@ class ResultRequest:
 
     ``structures`` and ``contours`` hold names or groups of the anatomy catalogue; ``structures`` None: all that were
     found. ``split_by_group``: one SEG series for each anatomical group. ``background`` describes what is no structure
-    as a segment of its own in a label map. ``notice``: a series that is rejected or fails is answered with the reason.
+    as a segment of its own in a label map. ``shape``: the report tells the shape of each structure too. ``notice``: a
+    series that is rejected or fails is answered with the reason.
     """
 
     segmentation: SegmentationForm = SegmentationForm.BINARY
@@ -97,6 +98,7 @@ class ResultRequest:
     structures: tuple[str, ...] | None = None
     report: bool = True
     ibsi_codes: bool = False
+    shape: bool = False
     contours: tuple[str, ...] = ()
     capture: bool = False
     document: bool = False
@@ -109,8 +111,9 @@ class ResultRequest:
             raise ConfigurationError("split has no meaning without a segmentation")
         if not self.background and form in (SegmentationForm.NONE, SegmentationForm.BINARY):
             raise ConfigurationError(f"background has no meaning with segmentation: {form}")
-        if self.ibsi_codes and not self.report:
-            raise ConfigurationError("ibsi_codes has no meaning without a report")
+        for name, is_asked in (("ibsi_codes", self.ibsi_codes), ("shape", self.shape)):
+            if is_asked and not self.report:
+                raise ConfigurationError(f"{name} has no meaning without a report")
         if self.structures == ():
             raise ConfigurationError("structures must not be empty; leave it out for all")
         others = (self.report, self.contours, self.capture, self.document, self.notice)

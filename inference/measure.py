@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from inference.shape import measure_shape
 from inference.types import InvalidValueError, Measurements, StructureMeasurement
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ class _Statistics(NamedTuple):
     median_hu: float
 
 
-def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
-    """Measure every structure of ``segmentation`` in ``volume``; both must lie on one grid.
+def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = False) -> Measurements:
+    """Measure every structure of ``segmentation`` in ``volume``, its shape too where asked; both must lie on one grid.
 
     The standard deviation is that of the structure's voxels (divisor N). A structure is ``truncated`` when it touches
     the first or last plane, the edge of the slices, or the padding around a circular field of view.
@@ -52,12 +53,14 @@ def measure(volume: Volume, segmentation: Segmentation) -> Measurements:
         volume.voxels_zyx, segmentation.labels_zyx
     )
     at_border = _labels_at_border(volume.voxels_zyx, segmentation.labels_zyx)
+    shapes = measure_shape(segmentation) if with_shape else {}
     structures = tuple(
         StructureMeasurement(
             name=name,
             label=label,
             volume_ml=statistics[label].voxel_count * volume.geometry.voxel_volume_ml,
             truncated=label in at_border,
+            shape=shapes.get(label),
             **statistics[label]._asdict(),
         )
         for label, name in segmentation.names_by_label.items()

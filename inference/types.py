@@ -158,10 +158,30 @@ class Segmentation:
 
 
 @dataclass(frozen=True, slots=True)
+class ShapeMeasurement:
+    """The shape of one structure, as :mod:`inference.shape` defines it.
+
+    ``elongation`` and ``flatness`` are the minor and the least axis in parts of the major one; None where that has no
+    length.
+    """
+
+    mesh_volume_mm3: float
+    surface_area_mm2: float
+    sphericity: float
+    maximum_diameter_mm: float
+    major_axis_mm: float
+    minor_axis_mm: float
+    least_axis_mm: float
+    elongation: float | None
+    flatness: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StructureMeasurement:
     """One structure on the original grid. HU statistics are over its voxels; never present for an absent structure.
 
     ``truncated`` says that the structure touches the border of the imaged region, so that its volume is a lower bound.
+    ``shape`` is there where it was asked for.
     """
 
     name: str
@@ -174,6 +194,7 @@ class StructureMeasurement:
     max_hu: float
     median_hu: float
     truncated: bool
+    shape: ShapeMeasurement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,23 @@ IBSI_MEAN = DicomCode("Q4LE", "IBSI", "Mean intensity")
 IBSI_MINIMUM = DicomCode("1GSF", "IBSI", "Minimum intensity")
 IBSI_MAXIMUM = DicomCode("84IY", "IBSI", "Maximum intensity")
 IBSI_MEDIAN = DicomCode("Y12H", "IBSI", "Median intensity")
-"""Image Biomarker Standardisation Initiative; the first is in CID 7477. It has no code for the standard deviation."""
+"""Image Biomarker Standardisation Initiative; the first is in CID 7477. It has no code for the standard deviation: its
+intensity variance (ECT3) is another number.
+"""
+
+MESH_VOLUME = DicomCode("RNU0", "IBSI", "Volume of Mesh")
+MESH_SURFACE = DicomCode("C0JK", "IBSI", "Surface Area of Mesh")
+SPHERICITY = DicomCode("QCFX", "IBSI", "Sphericity")
+MAXIMUM_DIAMETER = DicomCode("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
+MAJOR_AXIS = DicomCode("TDIC", "IBSI", "Major Axis in 3D Length")
+MINOR_AXIS = DicomCode("P9VJ", "IBSI", "Minor Axis in 3D Length")
+LEAST_AXIS = DicomCode("7J51", "IBSI", "Least Axis in 3D Length")
+ELONGATION = DicomCode("Q3CK", "IBSI", "Elongation")
+FLATNESS = DicomCode("N17B", "IBSI", "Flatness")
+"""CID 7477, Global Shape Descriptors."""
+SQUARE_MILLIMETER = DicomCode("mm2", "UCUM", "square millimeter")
+MILLIMETER = DicomCode("mm", "UCUM", "millimeter")
+NO_UNITS = DicomCode("1", "UCUM", "no units")
 
 _ALGORITHM_FAMILIES = {
     "nnU-Net": DicomCode("123110", "DCM", "Artificial Intelligence"),

@@ -19,7 +19,7 @@ from dicom_node.encode.labelmap import labelmap_file
 from dicom_node.encode.notice import notice_file
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.seg import segmentation_file
-from dicom_node.encode.segments import Finding, SegmentationReference, present_segments
+from dicom_node.encode.segments import Finding, SegmentationReference, present_segments, without_shape
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import report_file
 from dicom_node.encode.variants import ContoursVariant, PagesVariant, SegmentationVariant, variants
@@ -177,12 +177,13 @@ class _Run:
         return content
 
     def _findings(self, variant: ReportVariant) -> tuple[Finding, ...]:
+        segments = self.segments if variant.shape else tuple(map(without_shape, self.segments))
         if not variant.segmentations:
-            return tuple(Finding(segment, None) for segment in variant.selection.of(self.segments))
+            return tuple(Finding(segment, None) for segment in variant.selection.of(segments))
         return tuple(
             Finding(segment, self._reference(segmentation))
             for segmentation in variant.segmentations
-            for segment in segmentation.selection.of(self.segments)
+            for segment in segmentation.selection.of(segments)
         )
 
     def _reference(self, variant: SegmentationVariant) -> SegmentationReference:

@@ -16,17 +16,29 @@ from pydicom.valuerep import DSfloat
 from dicom_node.encode.codes import (
     ATTENUATION_COEFFICIENT,
     CUBIC_MILLIMETER,
+    ELONGATION,
+    FLATNESS,
     HOUNSFIELD_UNIT,
     IBSI_MAXIMUM,
     IBSI_MEAN,
     IBSI_MEDIAN,
     IBSI_MINIMUM,
     IBSI_VOLUME,
+    LEAST_AXIS,
+    MAJOR_AXIS,
     MAXIMUM,
+    MAXIMUM_DIAMETER,
     MEAN,
     MEDIAN,
+    MESH_SURFACE,
+    MESH_VOLUME,
     MILLILITER,
+    MILLIMETER,
     MINIMUM,
+    MINOR_AXIS,
+    NO_UNITS,
+    SPHERICITY,
+    SQUARE_MILLIMETER,
     STANDARD_DEVIATION,
     VOLUME,
     concept,
@@ -49,6 +61,7 @@ if TYPE_CHECKING:
 
     from dicom_node.encode.segments import Finding, Segment
     from inference.structures import Code, Structure
+    from inference.types import ShapeMeasurement
 
 _CODE_VALUE = 0x00080100
 _REFERENCED_SOP_INSTANCE_UID = 0x00081155
@@ -83,15 +96,15 @@ def finding_site(structure: Structure) -> tuple[Code, Code | None]:
 
 def measured_values(
     segment: Segment, *, ibsi_codes: bool
-) -> list[tuple[DicomCode, float, DicomCode, DicomCode | None]]:
+) -> list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]]:
     """Kind, value, unit and derivation of every measurement, in the order of a group; those that have ``ibsi_codes`` a
-    second time with them where asked.
+    second time with them where asked, the shape where it was measured. A value that cannot be told is None.
 
     Raises:
         EncodingError: a value is not finite.
     """
     measured, name = segment.measurement, segment.structure.name
-    stated: list[tuple[DicomCode, float, DicomCode, DicomCode | None]] = [
+    stated: list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]] = [
         (VOLUME, measured.volume_ml, MILLILITER, None),
         (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
         (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
@@ -107,21 +120,42 @@ def measured_values(
             (IBSI_MAXIMUM, measured.max_hu, HOUNSFIELD_UNIT, None),
             (IBSI_MEDIAN, measured.median_hu, HOUNSFIELD_UNIT, None),
         ]
+    if measured.shape is not None:
+        stated += _shape_values(measured.shape)
     for kind, value, _, derivation in stated:
-        if not math.isfinite(value):
+        if value is not None and not math.isfinite(value):
             what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
             raise EncodingError(f"{what} of {name} is {value}, expected a finite number")
-    return [(kind, float(value), unit, derivation) for kind, value, unit, derivation in stated]
+    return stated
+
+
+def _shape_values(shape: ShapeMeasurement) -> list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]]:
+    return [
+        (MESH_VOLUME, shape.mesh_volume_mm3, CUBIC_MILLIMETER, None),
+        (MESH_SURFACE, shape.surface_area_mm2, SQUARE_MILLIMETER, None),
+        (SPHERICITY, shape.sphericity, NO_UNITS, None),
+        (MAXIMUM_DIAMETER, shape.maximum_diameter_mm, MILLIMETER, None),
+        (MAJOR_AXIS, shape.major_axis_mm, MILLIMETER, None),
+        (MINOR_AXIS, shape.minor_axis_mm, MILLIMETER, None),
+        (LEAST_AXIS, shape.least_axis_mm, MILLIMETER, None),
+        (ELONGATION, shape.elongation, NO_UNITS, None),
+        (FLATNESS, shape.flatness, NO_UNITS, None),
+    ]
 
 
 def with_everything(finding: Finding) -> Finding:
     """``finding`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
     segment, structure = finding.segment, finding.segment.structure
     site, side = finding_site(structure)
+    shape = segment.measurement.shape
     whole = replace(
         segment,
         structure=replace(structure, region=site, region_modifier=side or site),
-        measurement=replace(segment.measurement, truncated=True),
+        measurement=replace(
+            segment.measurement,
+            truncated=True,
+            shape=None if shape is None else replace(shape, elongation=1.0, flatness=1.0),
+        ),
     )
     return replace(finding, segment=whole)
 
@@ -194,7 +228,10 @@ class _GroupTemplate:
                 }
                 changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, changes_of_sop)
             elif _MEASURED_VALUE in child:
-                changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(next(measured)[1]))
+                value = next(measured)[1]
+                if value is None:
+                    continue
+                changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(value))
             contents.append(b"".join(changed.values()))
         return b"".join((self.group | {_CONTENT: sequence(_CONTENT, contents)}).values())
 

@@ -43,6 +43,7 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.source import NamedSeries, name_series
 from dicom_node.encode.sr import (
+    author,
     comment,
     common_header,
     english,
@@ -123,6 +124,7 @@ def _report(
     dataset.SeriesDescription = plain(_title(model, reason, context), _LO)
     dataset.SoftwareVersions = NODE_SOFTWARE
     dataset.ContributingEquipmentSequence = equipment_without_algorithm(series.acquisition_equipment, context)
+    dataset.AuthorObserverSequence = [author(MODEL_NAME, context.device_uid, context.station_name)]
     stamp_identity(dataset, series.identity, context, in_time_zone(context.started_at, series.timezone_offset))
     return dataset
 

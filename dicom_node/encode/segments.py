@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -76,6 +76,11 @@ def present_segments(
         planes = frozenset(np.flatnonzero(counts_by_plane[:, label]).tolist())
         segments.append(Segment(number, label, planes, _structure(name), identity.tracking_uid(name), measurement))
     return tuple(segments)
+
+
+def without_shape(segment: Segment) -> Segment:
+    """``segment`` for a reader who did not ask for its shape."""
+    return replace(segment, measurement=replace(segment.measurement, shape=None))
 
 
 def voxel_counts(labels_zyx: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -51,6 +51,7 @@ from dicom_node.encode.codes import (
     algorithm_family,
     concept,
 )
+from dicom_node.encode.identity import algorithm_device_uid
 from dicom_node.encode.measurement_groups import finding_site, measured_values, with_everything, with_groups
 from dicom_node.encode.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.encode.provenance import (
@@ -76,6 +77,11 @@ TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
 _DEFINITION = (
     "Volume is the number of voxels times the voxel volume, attenuation over the same voxels, both on the grid of the "
     "source images; the standard deviation is that of the voxels."
+)
+_SHAPE_DEFINITION = (
+    "The mesh is that of marching cubes half way between voxel centres; axes are four times the standard deviation of "
+    "the voxel centres along their principal components, elongation and flatness the minor and the least one by the "
+    "major one."
 )
 
 
@@ -135,6 +141,10 @@ def highdicom_report(
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     stamp(dataset, provenance, "measurements")
+    model, context = provenance.model, provenance.context
+    dataset.AuthorObserverSequence = [
+        author(model_name(model), algorithm_device_uid(context.device_uid, model), context.station_name)
+    ]
     return dataset
 
 
@@ -191,7 +201,7 @@ def observation_context(context: ResultContext) -> ObservationContext:
 
 def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
     """TID 1411 where there is a SEG to refer to, else TID 1501."""
-    segment, reference, model = finding.segment, finding.reference, provenance.model
+    segment, reference = finding.segment, finding.reference
     structure, truncated = segment.structure, segment.measurement.truncated
     site, side = finding_site(structure)
     stated: dict[str, Any] = {
@@ -199,12 +209,7 @@ def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> Con
         "finding_category": concept(structure.category),
         "finding_type": concept(structure.type),
         "finding_sites": [FindingSite(concept(site), laterality=None if side is None else concept(side))],
-        "algorithm_id": AlgorithmIdentification(
-            name=model_name(model),
-            version=model_version(model),
-            parameters=[f"sha256={model.digest}"],
-            family=algorithm_family(model.family),
-        ),
+        "algorithm_id": _algorithm(provenance),
         "measurements": _measurements(segment, ibsi_codes=ibsi_codes),
         "qualitative_evaluations": [QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
     }
@@ -224,19 +229,34 @@ def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> Con
     return group
 
 
+def _algorithm(provenance: Provenance) -> AlgorithmIdentification:
+    """TID 4019."""
+    model = provenance.model
+    return AlgorithmIdentification(
+        name=model_name(model),
+        version=model_version(model),
+        parameters=[f"sha256={model.digest}"],
+        family=algorithm_family(model.family),
+    )
+
+
 def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
     return [
         Measurement(name=kind, value=value, unit=unit, derivation=derivation)
         for kind, value, unit, derivation in measured_values(segment, ibsi_codes=ibsi_codes)
+        if value is not None
     ]
 
 
 def _evaluations(
     segments: tuple[Segment, ...], not_found: tuple[str, ...], provenance: Provenance
 ) -> ContainerContentItem:
-    """What holds for the whole report: its intended use first, whether anything was found, what was not."""
+    """What holds for the whole report: the algorithm, which a report without groups could not name elsewhere, whether
+    anything was found, the intended use, what was not found.
+    """
     container = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
     content = ContentSequence()
+    content.extend(_algorithm(provenance))
     content.append(
         CodeContentItem(
             name=FINDINGS_SUMMARY,
@@ -252,6 +272,8 @@ def _evaluations(
 
 def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[str]:
     sentences = [_DEFINITION] if segments else ["Analysed; none of the structures that were looked for was found."]
+    if any(segment.measurement.shape for segment in segments):
+        sentences.append(_SHAPE_DEFINITION)
     truncated = [segment.structure.name for segment in segments if segment.measurement.truncated]
     if truncated:
         sentences.append(f"Truncated by the field of view, their volumes are lower bounds: {', '.join(truncated)}.")
@@ -283,6 +305,19 @@ def predecessors(common: Dataset, replaced: tuple[EarlierResult, ...]) -> list[D
         for each in replaced
         if each.kind.family is ResultKind.REPORT
     ] or None
+
+
+def author(name: str, device_uid: str, station_name: str) -> Dataset:
+    """A device that made the content of a report (PS3.3 table C.17-3b), as a SEG names its Content Creator."""
+    device = Dataset()
+    device.ObserverType = "DEV"
+    device.Manufacturer = MANUFACTURER
+    device.ManufacturerModelName = name
+    device.DeviceUID = device_uid
+    device.StationName = plain(station_name, 16)
+    device.InstitutionName = ""
+    device.InstitutionCodeSequence = []
+    return device
 
 
 def common_header(study_instance_uid: str) -> Dataset:

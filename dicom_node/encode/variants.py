@@ -99,6 +99,7 @@ class ReportVariant:
     selection: Selection
     segmentations: tuple[SegmentationVariant, ...]
     ibsi_codes: bool
+    shape: bool = False
     replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance, segments: tuple[Segment, ...]) -> Provenance:
@@ -108,6 +109,7 @@ class ReportVariant:
             refers_to = {"nothing"}
         parts = [f"on {', '.join(sorted(refers_to))}" if refers_to - {ResultKind.SEGMENTATION} else ""]
         parts.append("with IBSI codes" if self.ibsi_codes else "")
+        parts.append("with shape" if self.shape else "")
         return self.selection.on(provenance, self.replaced, " ".join(filter(None, parts)))
 
 
@@ -178,7 +180,8 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[Ea
     found: list[Variant] = [variant for kind in kinds for variant in made[kind]]
     if request.report:
         referenced = tuple(made[kinds[0]]) if kinds else ()
-        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes, replaced(ResultKind.REPORT)))
+        earlier_reports = replaced(ResultKind.REPORT)
+        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes, request.shape, earlier_reports))
     contoured = Selection(tuple(sorted(set(request.contours))))
     if contoured.of(segments):
         found.append(ContoursVariant(contoured, replaced(ResultKind.CONTOURS)))

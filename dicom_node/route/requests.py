@@ -12,7 +12,7 @@ from inference.structures import STRUCTURES
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-_SWITCHES = ("background", "report", "ibsi_codes", "capture", "document", "notice")
+_SWITCHES = ("background", "report", "ibsi_codes", "shape", "capture", "document", "notice")
 _SELECTIONS = ("structures", "contours")
 OPTIONS = ("segmentation", "split", *_SELECTIONS, *_SWITCHES)
 """The keys that may stand beside ``to``."""

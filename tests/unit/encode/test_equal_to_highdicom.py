@@ -22,6 +22,7 @@ from dicom_node.encode.segments import Finding, Segment, SegmentationReference, 
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import highdicom_report, report_file
 from dicom_node.types import Reconstruction, ResultKind
+from inference.measure import measure
 from inference.structures import STRUCTURES, paper_labels
 from tests.unit.encode.synthetic import (
     CONTEXT,
@@ -117,10 +118,11 @@ def test_with_all_structures_of_the_catalogue() -> None:
 
 @pytest.mark.parametrize("ibsi_codes", [False, True])
 @pytest.mark.parametrize("refers", [False, True])
-def test_reports_of_every_kind(*, ibsi_codes: bool, refers: bool) -> None:
+@pytest.mark.parametrize("with_shape", [False, True])
+def test_reports_of_every_kind(*, ibsi_codes: bool, refers: bool, with_shape: bool) -> None:
     grid = geometry((4, 12, 16))
     source, labels = reconstruction(grid), segmentation(grid, NAMES)
-    measurements = measured(source, labels)
+    measurements = measure(source.source, labels, with_shape=with_shape)
     prepared = prepare(source)
     identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
     provenance = Provenance(identity, CONTEXT, prepared, ())

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import highdicom
@@ -12,6 +12,7 @@ from dicom_node.encode.encode import encode
 from dicom_node.encode.sr import TRUNCATED
 from dicom_node.errors import EncodingError
 from dicom_node.types import ResultKind, ResultRequest
+from inference.measure import measure
 from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation, without_mean
 
 if TYPE_CHECKING:
@@ -106,6 +107,37 @@ def test_every_value_that_has_an_ibsi_code_stands_there_a_second_time_where_aske
         ]
     (_, plain) = encode(source, labels, measurements, CONTEXT)
     assert plain.sop_instance_uid != sr.sop_instance_uid
+
+
+SHAPE_CODES = ["RNU0", "C0JK", "QCFX", "L0JK", "TDIC", "P9VJ", "7J51", "Q3CK", "N17B"]
+
+
+def test_who_asks_for_shape_gets_it_and_nobody_else_does() -> None:
+    source = reconstruction(GRID)
+    labels = inner_and_truncated()
+    labels[5, 11, 15] = 201  # a single voxel: without axes there is no elongation
+    labelled = segmentation(GRID, NAMES, labels)
+    measurements = measure(source.source, labelled, with_shape=True)
+    requests = {"plain": ResultRequest(), "shaped": ResultRequest(shape=True)}
+    found = encode(source, labelled, measurements, CONTEXT, requests)
+    seg, plain, shaped = (result for result in found if result.kind in (ResultKind.SEGMENTATION, ResultKind.REPORT))
+    assert (seg.destinations, plain.destinations, shaped.destinations) == (
+        ("plain", "shaped"),
+        ("plain",),
+        ("shaped",),
+    )
+    assert all(len(group.get_measurements()) == 6 for group in groups(plain.dataset))
+    for group, expected in zip(groups(shaped.dataset), measurements.structures, strict=True):
+        stated = {m.name.value: (m.value, m.unit.value) for m in group.get_measurements()[6:]}
+        shape = expected.shape
+        assert shape is not None
+        values = dict(zip(SHAPE_CODES, zip(asdict(shape).values(), UNITS_OF_SHAPE, strict=True), strict=True))
+        assert stated == {code: value for code, value in values.items() if value[0] is not None}
+        assert len(stated) == (9 if expected.voxel_count > 1 else 7)
+    assert any("marching cubes" in text for text in comments(children(shaped.dataset, "Qualitative Evaluations")[0]))
+
+
+UNITS_OF_SHAPE = ["mm3", "mm2", "1", "mm", "mm", "mm", "mm", "1", "1"]
 
 
 def test_truncation_is_said_of_the_truncated_structure_alone() -> None:

@@ -235,6 +235,7 @@ def test_an_answer_settles_what_was_left_to_the_destination_alone() -> None:
         {"segmentation": SegmentationForm.NONE, "split_by_group": True},
         {"background": False},
         {"report": False, "ibsi_codes": True},
+        {"report": False, "shape": True},
         {"structures": ()},
         {"segmentation": SegmentationForm.NONE, "report": False},
     ],

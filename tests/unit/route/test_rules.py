@@ -424,6 +424,7 @@ WRONG = {
             ("split of nothing", "segmentation: none, split: group", "split has no meaning without a segmentation"),
             ("background of nothing", "background: false", "background has no meaning with segmentation: binary"),
             ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes has no meaning without a report"),
+            ("shape of nothing", "report: false, shape: true", "shape has no meaning without a report"),
             ("nothing", "segmentation: none, report: false", "(pacs): nothing is asked for"),
         )
     },
