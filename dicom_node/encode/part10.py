@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 PREAMBLE_LENGTH = 132
 """128 bytes and the prefix ``DICM`` (PS3.10 section 7.1)."""
-_LONGEST_VALUE, _LONGEST_SHORT_VALUE = 2**32 - 2, 2**16 - 1
+LONGEST_VALUE, _LONGEST_SHORT_VALUE = 2**32 - 2, 2**16 - 1
+"""Bytes that a length of 32 or 16 bits can tell; 2**32 - 1 means an undefined length."""
 _UNDEFINED_LENGTH = 2**32 - 1
 
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
@@ -131,7 +132,7 @@ def element_header(tag: int, vr: bytes, length: int) -> bytes:
     Raises:
         EncodingError: no element may be that long.
     """
-    if length > (_LONGEST_VALUE if vr in _LONG_VRS else _LONGEST_SHORT_VALUE):
+    if length > (LONGEST_VALUE if vr in _LONG_VRS else _LONGEST_SHORT_VALUE):
         raise EncodingError(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) would have {length} bytes")
     if vr in _LONG_VRS:
         return _LONG.pack(tag >> 16, tag & 0xFFFF, vr, 0, length)
@@ -163,7 +164,7 @@ def encapsulated(tag: int, frames: list[bytes]) -> list[bytes]:
         EncodingError: a frame would start beyond what the table can tell.
     """
     starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
-    if starts[-1] > _LONGEST_VALUE:
+    if starts[-1] > LONGEST_VALUE:
         raise EncodingError(f"frames of {starts[-1]} bytes are more than a Basic Offset Table can tell")
     header = _LONG.pack(tag >> 16, tag & 0xFFFF, b"OB", 0, _UNDEFINED_LENGTH)
     table = struct.pack(f"<{len(starts)}I", *starts)

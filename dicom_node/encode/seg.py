@@ -28,6 +28,7 @@ from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
 from dicom_node.encode.part10 import (
+    LONGEST_VALUE,
     PREAMBLE_LENGTH,
     element,
     element_header,
@@ -110,7 +111,7 @@ def segmentation_file(
     needs a segment. ``index`` counts the SEG series of one run for one destination.
 
     Raises:
-        EncodingError: the pixels are more than Pixel Data may hold.
+        EncodingError: the pixels are more than Pixel Data may hold; nothing was allocated for them yet.
     """
     source = provenance.source
     planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
@@ -122,6 +123,11 @@ def segmentation_file(
     groups = b"".join(_functional_groups(frames, groups_by_plane))
     length = (len(frames) * source.rows * source.columns + 7) // 8
     length += length % 2
+    if length > LONGEST_VALUE:
+        raise EncodingError(
+            f"{len(frames)} frames of {source.rows} x {source.columns} pixels are {length} bytes, a BINARY SEG "
+            f"holds at most {LONGEST_VALUE}: ask for a label map, fewer structures or a split by group"
+        )
     head = b"".join(
         (
             attributes(dataset, len(frames), segments, provenance, is_volume=is_volume),

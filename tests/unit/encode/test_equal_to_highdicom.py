@@ -92,6 +92,17 @@ def test_with_a_single_structure(name: str) -> None:
     assert pair.ours == pair.highdicom
 
 
+@pytest.mark.parametrize("name", ["prone", "feet first", "oblique", "tilted", "multi-frame"])
+def test_with_structures_that_are_not_there_and_planes_without_any(name: str) -> None:
+    """Numbers of segments are then other than labels, and indices of positions other than those of planes."""
+    grid, multi_frame = GRIDS[name]
+    labels_zyx = np.zeros(grid.shape_zyx)
+    labels_zyx[[1, 4], 2:5, 3:9] = 7
+    labels_zyx[3:, -1, -1] = 201
+    pair = Pair(reconstruction(grid, multi_frame=multi_frame), segmentation(grid, NAMES, labels_zyx))
+    assert pair.ours == pair.highdicom
+
+
 @settings(max_examples=12, deadline=timedelta(seconds=10))
 @given(st.data())
 def test_of_any_label_map(data: st.DataObject) -> None:

@@ -14,11 +14,16 @@ from hypothesis.extra.numpy import arrays
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
+from dicom_node.encode.check import reread
 from dicom_node.encode.encode import encode
-from dicom_node.encode.identity import algorithm_device_uid
+from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
+from dicom_node.encode.provenance import Provenance
+from dicom_node.encode.seg import segmentation_file
+from dicom_node.encode.segments import present_segments
+from dicom_node.encode.source import prepare
 from dicom_node.errors import EncodingError
-from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind
-from inference.structures import paper_labels, structure
+from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest
+from inference.structures import STRUCTURES, paper_labels, structure
 from inference.types import Geometry, ModelIdentity, Segmentation
 from tests.unit.encode.synthetic import (
     CONTEXT,
@@ -150,6 +155,32 @@ def test_the_padding_byte_is_zero() -> None:
     grid = geometry((1, 2, 2))
     seg = seg_of(reconstruction(grid), segmentation(grid, {1: "liver"}, np.ones((1, 2, 2))))
     assert seg.PixelData == b"\x0f\x00"
+
+
+def test_more_pixels_than_pixel_data_may_hold_are_refused_before_memory_is_taken() -> None:
+    grid = geometry((9, 2, 2))
+    source = reconstruction(grid)
+    labels = segmentation(grid, PRESENT, np.full(grid.shape_zyx, 3))
+    measurements = measured(source, labels)
+    prepared = replace(prepare(source), rows=65_535, columns=65_535)
+    identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
+    segments = present_segments(labels, measurements, identity)
+    with pytest.raises(
+        EncodingError, match=r"9 frames of 65535 x 65535 pixels are 4831690754 bytes.*ask for a label map"
+    ):
+        segmentation_file(labels.labels_zyx, segments, Provenance(identity, CONTEXT, prepared, ()))
+
+
+def test_more_frames_than_16_bits_can_count() -> None:
+    """Number of Frames and Dimension Index Values are wider; encode reads every frame back."""
+    names = {label: each.name for label, each in enumerate(STRUCTURES, start=1)}
+    grid = geometry((453, 12, 13))
+    plane = np.resize(np.array([0, *names], dtype=np.uint8), grid.shape_zyx[1:])
+    source = reconstruction(grid)
+    labels = segmentation(grid, names, np.broadcast_to(plane, grid.shape_zyx))
+    request = {"pacs": ResultRequest(report=False)}
+    (result,) = encode(source, labels, measured(source, labels), CONTEXT, request)
+    assert reread(memoryview(result.content)).NumberOfFrames == 453 * len(STRUCTURES) > 2**16
 
 
 def test_only_present_structures_become_segments_in_the_order_of_their_labels() -> None:
