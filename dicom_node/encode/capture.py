@@ -5,8 +5,8 @@ that every PACS takes and shows; many refuse multi-frame secondary captures. The
 n-th source image from head to feet, and coronal images from front to back.
 
 Images of the overlay series say where they lie (Frame of Reference, Image Position and Orientation), so that a viewer
-scrolls them with the CT. A secondary capture may have these attributes as a Standard Extended SOP Class alone (PS3.4
-B.4.1): dciodvfy warns of it.
+scrolls them with the CT. The modules of these attributes are in the secondary capture IOD today (PS3.3 table A.8-1);
+dciodvfy of 2022 does not know them there and warns.
 """
 
 from __future__ import annotations
@@ -228,6 +228,8 @@ def _template(provenance: Provenance, index: int, name: str, what: str) -> Datas
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
         dataset.BodyPartExamined = source.body_part_examined
+    if source.laterality is not None:
+        dataset.Laterality = source.laterality
     dataset.update(source.lossy_compression)
     return dataset
 

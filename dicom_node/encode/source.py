@@ -88,7 +88,18 @@ _ACQUISITION_EQUIPMENT = (
     "InstitutionName",
     "InstitutionalDepartmentName",
 )
-_ENUMERATED = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
+_ENUMERATED = {"PatientSex": ("M", "F", "O"), "Laterality": ("R", "L"), "PatientIdentityRemoved": ("YES", "NO")}
+_UNPAIRED = frozenset(
+    (
+        *("ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS"),
+        *("CIRCLEOFWILLIS", "COCCYX", "COLON", "CORONARYARTERY", "CSPINE", "CTSPINE", "DUODENUM", "ESOPHAGUS", "FACE"),
+        *("GALLBLADDER", "HEAD", "HEADNECK", "HEART", "ILEUM", "JAW", "JEJUNUM", "LARYNX", "LIVER", "LSPINE"),
+        *("LSSPINE", "MEDIASTINUM", "MOUTH", "NECK", "NECKCHEST", "NECKCHESTABDOMEN", "NECKCHESTABDPELV", "NOSE"),
+        *("PANCREAS", "PELVIS", "PHARYNX", "PROSTATE", "RECTUM", "SKULL", "SPINE", "SPLEEN", "SSPINE", "STERNUM"),
+        *("STOMACH", "THYMUS", "THYROID", "TLSPINE", "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "VAGINA", "WHOLEBODY"),
+    )
+)
+"""Terms for Body Part Examined (PS3.16 annex L) that a CT may state and that have no side."""
 _PLACE_TOLERANCE = 0.25
 """A plane further than this (in its smallest spacing) from where the grid says it is belongs to another plane."""
 _RAW_VALUE_LIMIT = 0xFFFF - 1
@@ -111,6 +122,8 @@ class PreparedSource:
     ``identity`` holds patient, study and character set as raw elements, every type 2 attribute present.
     ``planes[k]`` is plane k of the label map. ``orientation`` are the six cosines of Image Orientation (Patient),
     ``row_spacing_mm`` the distance between rows, ``plane_spacing_mm`` the distance between planes along their normal.
+    ``laterality`` is that of the body part for objects that state it (PS3.3 C.7.3.1): ``"R"``, ``"L"``, empty where the
+    source does not say, None where the body part has no side.
     """
 
     identity: Dataset
@@ -129,6 +142,7 @@ class PreparedSource:
     slice_thickness_mm: float
     series_number: int
     body_part_examined: str
+    laterality: str | None
     lossy_compression: Dataset
     timezone_offset: str
 
@@ -177,6 +191,7 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
         slice_thickness_mm=plane_spacing if thickness is None else thickness,
         series_number=_series_number(first),
         body_part_examined=_valid_text(first, "BodyPartExamined") or "",
+        laterality=_laterality(first),
         lossy_compression=_lossy_compression(headers),
         timezone_offset=_valid_text(first, "TimezoneOffsetFromUTC") or "",
     )
@@ -357,6 +372,13 @@ def _series_number(header: Dataset) -> int:
         return int(header.get("SeriesNumber") or 0)
     except Exception:  # noqa: BLE001 - pydicom converts lazily; without a sound number the series has none
         return 0
+
+
+def _laterality(header: Dataset) -> str | None:
+    """Type 2C: required of a paired body part, and of one that may be."""
+    if _valid_text(header, "BodyPartExamined") in _UNPAIRED:
+        return None
+    return _valid_text(header, "Laterality") or ""
 
 
 def _lossy_compression(headers: Sequence[Dataset]) -> Dataset:

@@ -17,7 +17,7 @@ from dicom_node.encode.source import TYPE_2, prepare, raw_element
 from dicom_node.errors import EncodingError, IdentityConflict
 from dicom_node.types import Reconstruction, ResultKind
 from inference.types import Geometry, Volume
-from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation
+from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation, with_headers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -254,6 +254,28 @@ def test_a_frame_without_header_is_refused() -> None:
     source = reconstruction()
     with pytest.raises(EncodingError, match="has no header"):
         prepare(replace(source, headers=source.headers[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("body_part", "side", "stated"),
+    [
+        ("CHEST", None, None),
+        ("CHEST", "L", None),
+        ("KNEE", "L", "L"),
+        ("KNEE", None, ""),
+        ("", None, ""),
+        ("", "B", ""),
+    ],
+)
+def test_a_side_is_stated_of_a_body_part_that_may_have_one(
+    body_part: str, side: str | None, stated: str | None
+) -> None:
+    def change(header: Dataset) -> None:
+        header.BodyPartExamined = body_part
+        if side is not None:
+            header.Laterality = side
+
+    assert prepare(with_headers(reconstruction(), change)).laterality == stated
 
 
 def test_lossy_compression_of_one_image_is_said_of_the_result() -> None:
