@@ -76,7 +76,7 @@ def ours(case: Case, what: str, folder: Path) -> list[Path]:
         results = encode(case.reconstruction, case.labels, case.measurements, context(), {"pacs": REQUESTS[what]})
     else:
         results = (_our_report(case),)
-    return [spool.write_result(result)[0].path for result in results]
+    return [result.path for result, _ in spool.write_results(results)]
 
 
 def _our_report(case: Case) -> EncodedResult:

@@ -285,7 +285,7 @@ class Pipeline:
             context = self._context(claimed.revision, claimed.model, started_at)
             encoded = encode(reconstruction, segmentation, measurements, context, requests)
         with run.stage("store"):
-            stored = [self._spool.write_result(result) for result in encoded]
+            stored = self._spool.write_results(encoded)
         kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
         if not kept:
             self._discard(stored)
@@ -340,7 +340,7 @@ class Pipeline:
             context = self._context(revision, model, now_utc())
             headers = [instance.header for instance in self._read(revision).instances]
             encoded = encode_notice(headers, model, reason, context, wanted)
-            return [self._spool.write_result(result) for result in encoded]
+            return self._spool.write_results(encoded)
         except Exception as error:  # noqa: BLE001 - whatever keeps it from being written, the job has ended all the same
             self._log.warning(
                 "notice.not_written",

@@ -47,6 +47,7 @@ _PART = ".part"
 _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
+_RESULTS_AT_ONCE = 4
 _UNWANTED_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
 """What pydicom raises, besides its own errors, on files that are not sound DICOM."""
 
@@ -236,6 +237,22 @@ class Spool:
             destinations=encoded.destinations,
         )
         return instance, name
+
+    def write_results(self, encoded: Iterable[EncodedResult]) -> list[tuple[ResultInstance, str]]:
+        """As :meth:`write_result`, in that order; some at a time, because most of it is waiting for the disk.
+
+        Raises:
+            StoreUnavailable: disk full or failing; nothing is left behind.
+        """
+        with ThreadPoolExecutor(_RESULTS_AT_ONCE, "spool-result") as writers:
+            writing = [writers.submit(self.write_result, each) for each in encoded]
+        failures = [error for each in writing if (error := each.exception()) is not None]
+        if failures:
+            for each in writing:
+                if each.exception() is None:
+                    self.delete(each.result()[1])
+            raise failures[0]
+        return [each.result() for each in writing]
 
     def path(self, spool_name: str) -> Path:
         """Where ``spool_name`` lies.

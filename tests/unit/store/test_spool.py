@@ -130,6 +130,27 @@ def test_a_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
     assert files(spool) == []
 
 
+def test_several_results_are_written_in_their_order(spool):
+    made = [encoded(dataset(instance=f"1.2.1.{number}")) for number in range(1, 20)]
+    written = spool.write_results(iter(made))
+    assert [result.sop_instance_uid for result, _ in written] == [each.sop_instance_uid for each in made]
+    assert [result.path.read_bytes() for result, _ in written] == [each.content for each in made]
+    assert sorted(files(spool)) == sorted(result.path for result, _ in written)
+
+
+def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, monkeypatch):
+    def only_small_files_fit(descriptor):
+        if os.fstat(descriptor).st_size > 100_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    large = dataset(BitsAllocated=8, PixelData=bytes(200_000), Rows=5)
+    large["PixelData"].VR = "OB"
+    monkeypatch.setattr(os, "fsync", only_small_files_fit)
+    with pytest.raises(StoreUnavailable, match="ENOSPC"):
+        spool.write_results([encoded(each) for each in (dataset(), large, dataset())])
+    assert files(spool) == []
+
+
 def test_headers_keep_file_meta_and_leave_pixels(tmp_path):
     dataset(BitsAllocated=8, PixelData=bytes(100), Rows=5).save_as(tmp_path / "a.dcm", enforce_file_format=True)
     (read,) = read_headers([tmp_path / "a.dcm"])
