@@ -80,29 +80,18 @@ def elements(encoded: memoryview) -> Iterator[Element]:
     Raises:
         EncodingError: a length leads past the end.
     """
-    start, end = 0, len(encoded)
-    while start < end:
-        group, number, vr, length = _unpacked(_SHORT, encoded, start)
-        first = start + _SHORT.size
-        if vr in _LONG_VRS:
-            *_, length = _unpacked(_LONG, encoded, start)
-            first = start + _LONG.size
-            if vr == b"OB" and length == _UNDEFINED_LENGTH:
-                length = end - first
-        if first + length > end:
-            raise EncodingError(f"element ({group:04X},{number:04X}) of {length} bytes leads past the end")
-        yield Element(group << 16 | number, start, encoded[first : first + length], encoded[start : first + length])
-        start = first + length
+    for tag, start, first, end in _places(encoded):
+        yield Element(tag, start, encoded[first:end], encoded[start:end])
 
 
 def values(encoded: memoryview) -> dict[int, memoryview]:
     """The values of :func:`elements` by tag."""
-    return {part.tag: part.value for part in elements(encoded)}
+    return {tag: encoded[first:end] for tag, _, first, end in _places(encoded)}
 
 
 def encoded_elements(encoded: memoryview) -> dict[int, bytes]:
     """The :func:`elements`, each with its header, by tag."""
-    return {part.tag: bytes(part.whole) for part in elements(encoded)}
+    return {tag: bytes(encoded[start:end]) for tag, start, _, end in _places(encoded)}
 
 
 def items(value: memoryview) -> Iterator[memoryview]:
@@ -205,8 +194,33 @@ def with_changes(tag: int, only: dict[int, bytes], changes: dict[int, bytes]) ->
     return sequence(tag, [b"".join((only | changes).values())])
 
 
+def _places(encoded: memoryview) -> Iterator[tuple[int, int, int, int]]:
+    """Of each element its tag, and where its header, its value and the next element start."""
+    start, size = 0, len(encoded)
+    while start < size:
+        try:
+            group, number, vr, length = _SHORT.unpack_from(encoded, start)
+            first = start + _SHORT.size
+            if vr in _LONG_VRS:
+                *_, length = _LONG.unpack_from(encoded, start)
+                first = start + _LONG.size
+                if vr == b"OB" and length == _UNDEFINED_LENGTH:
+                    length = size - first
+        except struct.error:
+            raise _cut_short(encoded, start) from None
+        end = first + length
+        if end > size:
+            raise EncodingError(f"element ({group:04X},{number:04X}) of {length} bytes leads past the end")
+        yield group << 16 | number, start, first, end
+        start = end
+
+
 def _unpacked(layout: struct.Struct, encoded: memoryview, start: int) -> tuple[Any, ...]:
     try:
         return layout.unpack_from(encoded, start)
     except struct.error:
-        raise EncodingError(f"{len(encoded) - start} bytes where an element or item was expected") from None
+        raise _cut_short(encoded, start) from None
+
+
+def _cut_short(encoded: memoryview, start: int) -> EncodingError:
+    return EncodingError(f"{len(encoded) - start} bytes where an element or item was expected")
