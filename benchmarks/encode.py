@@ -167,7 +167,7 @@ def report(content: dict[str, Any]) -> str:
         "# Encoding beside other writers",
         "",
         f"Written by `{content['command']}` on {content['date']}: {content['machine']}.",
-        f"Medians of {content['rounds']} rounds in turn (dcmqi's and TotalSegmentator's BINARY: one).",
+        f"Medians of {content['rounds']} rounds in turn; dcmqi and TotalSegmentator wrote BINARY in the first alone.",
         f"Load average when it began: {content['load']:.1f}. Peers: {peers}{content['absent']}.",
         f"One series of 512 x 512 x {content['planes']}, 104 structures.",
         "",
@@ -221,7 +221,8 @@ def main() -> None:
     segs = [work / f"{what}.dcm" for what in SERVED]
     command = [sys.executable, HERE / "encode_serve.py", "--folder", work, "--frames", arguments.frames, *segs]
     content = {
-        "command": f"python benchmarks/encode.py --planes {arguments.planes} --rounds {arguments.rounds}",
+        "command": f"python benchmarks/encode.py --planes {arguments.planes} --rounds {arguments.rounds}"
+        f"{' --totalsegmentator PYTHON' if arguments.totalsegmentator else ''}",
         "date": time.strftime("%Y-%m-%d"),
         "machine": machine(),
         "load": load,
