@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from pydicom.valuerep import DSfloat
@@ -169,14 +170,13 @@ def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: b
     Raises:
         EncodingError: a measurement is not finite.
     """
-    concepts = {code: _concept(code) for code in {code for each in found for code in _codes(each.segment.structure)}}
     children = []
     for child in items(values(report)[_CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
             (group,) = items(values(child)[_CONTENT])
             template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes)
             container = encoded_elements(child)
-            container[_CONTENT] = sequence(_CONTENT, (template.filled(finding, concepts) for finding in found))
+            container[_CONTENT] = sequence(_CONTENT, map(template.filled, found))
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
@@ -199,16 +199,16 @@ class _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
         return cls(encoded_elements(group), children, ibsi_codes)
 
-    def filled(self, finding: Finding, concepts: dict[Code, bytes]) -> bytes:
-        """The group of ``finding``; ``concepts`` has its codes, encoded."""
+    def filled(self, finding: Finding) -> bytes:
+        """The group of ``finding``."""
         segment, structure = finding.segment, finding.segment.structure
         site, side = finding_site(structure)
         changes = {
             _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
             _TRACKING_UID: {_UID: text_element(_UID, b"UI", segment.tracking_uid)},
-            _FINDING_CATEGORY: {_CONCEPT: concepts[structure.category]},
-            _FINDING: {_CONCEPT: concepts[structure.type]},
-            _FINDING_SITE: {_CONCEPT: concepts[site]},
+            _FINDING_CATEGORY: {_CONCEPT: _concept(structure.category)},
+            _FINDING: {_CONCEPT: _concept(structure.type)},
+            _FINDING_SITE: {_CONCEPT: _concept(site)},
         }
         measured = iter(measured_values(segment, ibsi_codes=self.ibsi_codes))
         contents = []
@@ -217,7 +217,7 @@ class _GroupTemplate:
                 continue
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
-                changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: concepts[side]})
+                changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: _concept(side)})
             elif name == _REFERENCED_SEGMENT and finding.reference is not None:
                 uid = finding.reference.sop_instance_uid
                 changes_of_sop = {
@@ -244,11 +244,7 @@ def _number(value: float) -> dict[int, bytes]:
     }
 
 
-def _codes(structure: Structure) -> list[Code]:
-    site, side = finding_site(structure)
-    return [code for code in (structure.category, structure.type, site, side) if code is not None]
-
-
+@lru_cache(maxsize=1024)
 def _concept(code: Code) -> bytes:
     return sequence(_CONCEPT, [item_of(concept(code))])
 
