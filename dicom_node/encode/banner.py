@@ -10,12 +10,10 @@ import re
 import unicodedata
 import warnings
 from dataclasses import dataclass
-from functools import cache
 
-from matplotlib.ft2font import FT2Font
 from pydicom import Dataset
 
-from dicom_node.encode.overlay import FONT
+from dicom_node.encode.lettering import characters
 
 NOT_STATED = "not stated"
 IN_HEADER = "(see header)"
@@ -101,9 +99,4 @@ def _drawable(text: str) -> str | None:
 
 
 def _has_glyph(character: str) -> bool:
-    return character.isprintable() and character != _UNREADABLE and ord(character) in _characters()
-
-
-@cache
-def _characters() -> frozenset[int]:
-    return frozenset(FT2Font(FONT).get_charmap())
+    return character.isprintable() and character != _UNREADABLE and ord(character) in characters()

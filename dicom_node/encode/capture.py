@@ -21,7 +21,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
-from dicom_node.encode.overlay import Burner, Palette, isotropic, marks, toward
+from dicom_node.encode.overlay import Burner, Legend, Palette, enlarged, enlargement, isotropic, marks, toward
 from dicom_node.encode.page import Page, pages_as_images
 from dicom_node.encode.part10 import (
     PREAMBLE_LENGTH,
@@ -131,23 +131,23 @@ def _source_images(
     """Images as the CT shows them, structures painted over."""
     source = provenance.source
     right, down = np.array(source.orientation[:3]), np.array(source.orientation[3:])
-    template = _overlay_template(
-        provenance, _AXIAL, "source", (right, down), (source.row_spacing_mm, source.column_spacing_mm)
-    )
+    template = _overlay_template(provenance, _AXIAL, "source", (right, down))
     template.SliceThickness = _decimal(source.slice_thickness_mm)
     template.DerivationDescription = "CT image with segmented structures painted over it"
-    burn = Burner(_marks((source.rows, source.columns), right, down, provenance))
+    paint = _Painter((source.rows, source.columns), (right, down), segments, palette, provenance)
+    template.PixelSpacing = _decimals((source.row_spacing_mm / paint.factor, source.column_spacing_mm / paint.factor))
+    corner = paint.corner_mm(right * source.column_spacing_mm, down * source.row_spacing_mm)
     planes = _chosen(sorted(frozenset[int]().union(*(segment.planes for segment in segments))), _SOURCE_IMAGES)
     normal = np.cross(right, down)
     axis = int(np.abs(normal).argmax())
     if normal[axis] * _FIRST_TO_LAST[axis] < 0:
         planes.reverse()
-    series = _Series(template, (source.rows, source.columns))
+    series = _Series(template, paint.shape)
     for k in planes:
         plane = source.planes[k]
-        image = burn(palette.paint(reconstruction.source.voxels_zyx[k], labels_zyx[k]))
+        image = paint(reconstruction.source.voxels_zyx[k], labels_zyx[k])
         changes = {
-            _IMAGE_POSITION: _position(plane.position_lps_mm),
+            _IMAGE_POSITION: _position(np.array(plane.position_lps_mm) + corner),
             _SOURCE_IMAGE: sequence(_SOURCE_IMAGE, [item_of(_source_image(plane))]),
         }
         yield series.file(provenance.identity.uid(f"{ResultKind.CAPTURE} source instance {k}"), image, changes)
@@ -166,18 +166,21 @@ def _coronal_images(
     sampled = is_shown[patient.labels_zyx[::2, :, ::2]]
     shown = np.flatnonzero(sampled.any(axis=(0, 2))).tolist()
     like, _, (row_mm, column_mm) = isotropic(patient.hu_zyx[::-1, 0], patient.labels_zyx[::-1, 0], dz, dx)
-    template = _overlay_template(provenance, _CORONAL, "coronal", (right, down), (row_mm, column_mm))
+    paint = _Painter(like.shape, (right, down), segments, palette, provenance)
+    template = _overlay_template(provenance, _CORONAL, "coronal", (right, down))
+    template.PixelSpacing = _decimals((row_mm / paint.factor, column_mm / paint.factor))
     template.DerivationDescription = "Coronal reformation with segmented structures painted over it"
-    series, burn = _Series(template, like.shape), Burner(_marks(like.shape, right, down, provenance))
+    # the image keeps its corner where its pixels change their size
+    corner = (row_mm - dz) / 2 * down + (column_mm - dx) / 2 * right
+    corner += paint.corner_mm(right * column_mm, down * row_mm)
+    series = _Series(template, paint.shape)
     for j in _chosen(shown, _CORONAL_IMAGES):
         hu, labels_of_plane, _ = isotropic(patient.hu_zyx[::-1, j], patient.labels_zyx[::-1, j], dz, dx)
         first = patient.affine_lps @ (0, j, len(patient.hu_zyx) - 1, 1)
-        # the image keeps its corner where its pixels change their size
-        position = first[:3] + (row_mm - dz) / 2 * down + (column_mm - dx) / 2 * right
         yield series.file(
             provenance.identity.uid(f"{ResultKind.CAPTURE} coronal instance {j}"),
-            burn(palette.paint(hu, labels_of_plane)),
-            {_IMAGE_POSITION: _position(position)},
+            paint(hu, labels_of_plane),
+            {_IMAGE_POSITION: _position(first[:3] + corner)},
         )
 
 
@@ -187,13 +190,37 @@ def _chosen(planes: list[int], limit: int) -> list[int]:
     return planes[(len(planes) - 1) % every // 2 :: every] if planes else []
 
 
-def _marks(
-    shape: tuple[int, ...], right: NDArray[np.float64], down: NDArray[np.float64], provenance: Provenance
-) -> NDArray[np.uint8]:
-    left, right_, top, bottom = (toward(way, "LRPASI")[:2] for way in (-right, right, -down, down))
-    model = provenance.model
-    made_by = plain(f"{model_name(model, 24)} {model_version(model)[:12]}", 40)
-    return marks((shape[0], shape[1]), (left, right_, top, bottom), made_by, plain(model.intended_use, 42))
+class _Painter:
+    """Makes the images of one overlay series, all of ``shape``: structures painted over the CT, directions and intended
+    use burned in, the legend beside.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        directions: tuple[NDArray[np.float64], NDArray[np.float64]],
+        segments: Sequence[Segment],
+        palette: Palette,
+        provenance: Provenance,
+    ) -> None:
+        right, down = directions
+        rows, columns = shape[:2]
+        self.factor = enlargement(shape)
+        size = rows * self.factor, columns * self.factor
+        model = provenance.model
+        left, right_, top, bottom = (toward(way)[:2] for way in (-right, right, -down, down))
+        words = (plain(model.intended_use, 64), f"{model_name(model, 40)} {model_version(model)[:20]}")
+        self._palette, self._legend = palette, Legend(segments, size[0])
+        self._burn = Burner(marks(size, (left, right_, top, bottom), words))
+        self.shape = size[0], size[1] + self._legend.width
+
+    def corner_mm(self, right_mm: NDArray[np.float64], down_mm: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From the centre of the first pixel before it was enlarged to that of the first one now; LPS."""
+        return (1 / self.factor - 1) / 2 * (right_mm + down_mm)
+
+    def __call__(self, hu: NDArray[np.int16] | NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        image = self._burn(enlarged(self._palette.paint(hu, labels), self.factor))
+        return self._legend.beside(image, labels)
 
 
 # ---- the object
@@ -239,7 +266,6 @@ def _overlay_template(
     index: int,
     name: str,
     directions: tuple[NDArray[np.float64], NDArray[np.float64]],
-    pixel_spacing_mm: tuple[float, float],
 ) -> Dataset:
     dataset = _template(provenance, index, name, f"overlay {name}")
     dataset.BurnedInAnnotation = "NO"  # letters of direction and the intended use, nothing of the patient
@@ -247,7 +273,6 @@ def _overlay_template(
     dataset.PositionReferenceIndicator = provenance.source.position_reference_indicator
     dataset.ImageOrientationPatient = _decimals(np.concatenate(directions))
     dataset.PatientOrientation = [toward(direction) for direction in directions]
-    dataset.PixelSpacing = _decimals(pixel_spacing_mm)
     return dataset
 
 

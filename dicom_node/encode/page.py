@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from dicom_node.encode.banner import banner
-from dicom_node.encode.overlay import BOLD, FONT, Palette, isotropic
-from dicom_node.encode.planes import Upright, telling_planes
+from dicom_node.encode.banner import NOT_STATED, banner
+from dicom_node.encode.lettering import fitted, font
 from dicom_node.encode.provenance import MODEL_NAME, model_name, model_version, plain
+from dicom_node.encode.table import LEFT, NOT_ASKED, RIGHT, Block, Section, blocks, sheets
+from dicom_node.encode.views import GAP_IN, Box, View, arranged, height_needed_in, views
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from dicom_node.encode.planes import Upright
     from dicom_node.encode.provenance import Provenance
     from dicom_node.encode.segments import Segment
 
@@ -39,17 +38,27 @@ TITLE = "Automatic CT segmentation report"
 _WIDTH_IN, _HEIGHT_IN = 11.69, 8.27
 """A4, landscape."""
 _DPI = 144
-_MARGIN_IN, _HEADER_IN, _GAP_IN = 0.3, 0.86, 0.16
+_MARGIN_IN, _HEADER_IN = 0.3, 0.86
+_ROOM_IN = _WIDTH_IN - 2 * _MARGIN_IN
 _LINE_IN, _FOOTER_LINE_IN, _FOOTER_CHARACTERS = 0.148, 0.125, 225
-_IMAGES_IN = 3.55
-_WIDEST, _NARROWEST = 2.2, 0.45
-_COLUMNS, _COLUMN_GAP_IN, _TEXT_CHARACTERS = 3, 0.25, 62
+_FEWEST_LINES = 4
+_SMALLEST_IMAGES_IN, _LARGEST_IMAGES_IN = 3.3, 5.4
 _LARGE, _MEDIUM, _SMALL, _TINY = 13.0, 8.5, 7.2, 6.2
-_BODY_HU = -300
-_BODY_MARGIN_MM = 6.0
-_TWO_DIGITS = 100
-_NAME_IN, _NUMBERS_IN, _FLAG_IN = 0.14, (2.0, 2.68, 3.08), 3.15
-"""Where in a column the name begins, the numbers end, and a flag begins."""
+_LEFT_HALF = 0.6
+"""Of the header; the right one has what the page is."""
+_COLUMN_GAP_IN = 0.28
+_SWATCH_IN, _NAME_IN = 0.09, 0.14
+_NUMBERS_IN = (2.05, 2.78, 3.25)
+"""Where in a column the numbers of a structure end: volume, mean and SD, median."""
+_SIDES_IN = (1.42, 3.45)
+_NUMBERS_OF_SIDE_IN = (0.74, 1.46, 1.9)
+"""Where in a column of pairs the two sides begin, and where in each of them numbers end."""
+_BAR_IN = 0.025
+_INSET_IN = 0.09
+_MM_PER_CM = 10
+_TWO_DIGITS, _LEAST_SHOWN = 100, 0.1
+_STRIPE = 0.05
+"""How much of every second line is colour, so that the eye keeps to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +85,6 @@ class Page:
     provenance: Provenance
 
 
-@dataclass(frozen=True, slots=True)
-class _Heading:
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Remark:
-    text: str
-    warns: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _View:
-    """One plane as it is shown, with square pixels; ``sides`` are the letters at left, right, top and bottom."""
-
-    name: str
-    image: NDArray[np.uint8]
-    sides: tuple[str, str, str, str]
-
-
 def pages_as_images(page: Page) -> list[NDArray[np.uint8]]:
     """Each page as 8-bit RGB, ``(rows, columns, 3)``."""
     images = []
@@ -116,8 +105,7 @@ def pages_as_pdf(page: Page) -> bytes:
         "Producer": MODEL_NAME,
         "CreationDate": page.provenance.started_at,
     }
-    # as TrueType (42) text can be searched and copied
-    with mpl.rc_context({"pdf.fonttype": 42}), PdfPages(buffer, metadata=facts) as document:
+    with PdfPages(buffer, metadata=facts) as document:
         for figure in _figures(page, PAPER):
             document.savefig(figure, facecolor=figure.get_facecolor())
     return buffer.getvalue()
@@ -125,59 +113,35 @@ def pages_as_pdf(page: Page) -> bytes:
 
 def _figures(page: Page, theme: Theme) -> Iterator[Figure]:
     footer = _footer(page)
-    bottom_in = _MARGIN_IN + _FOOTER_LINE_IN * len(footer) + _GAP_IN
     top_in = _HEIGHT_IN - _MARGIN_IN - _HEADER_IN
-    rows = int((top_in - bottom_in) / _LINE_IN) - 1
-    rows_below_images = int((top_in - _IMAGES_IN - _GAP_IN - bottom_in) / _LINE_IN) - 1
-    sheets = list(_sheets(_lines(page), rows_below_images, rows))
-    for number, columns in enumerate(sheets, start=1):
+    room_in = top_in - _MARGIN_IN - _FOOTER_LINE_IN * len(footer) - GAP_IN
+    shown = views(page.upright, page.segments)
+    images_in, laid = _laid_out(blocks(page.segments, page.not_found), shown, room_in)
+    for number, of_page in enumerate(laid, start=1):
         sheet = _Sheet(theme)
-        sheet.header(page, f"Page {number} of {len(sheets)}")
+        sheet.header(page, f"Page {number} of {len(laid)}")
         if number == 1:
-            sheet.views(_views(page), top_in)
-        sheet.table(columns, top_in - (_IMAGES_IN + _GAP_IN if number == 1 else 0))
+            sheet.views(shown, top_in, images_in)
+        sheet.table(of_page, top_in - (images_in + GAP_IN if number == 1 else 0))
         sheet.footer(footer)
         yield sheet.figure
 
 
+def _laid_out(said: list[Block], shown: tuple[View, View, View], room_in: float) -> tuple[float, list[list[Block]]]:
+    """The height of the images, as large as leaves the number of pages small, and the blocks of each page."""
+
+    def laid(images_in: float) -> list[list[Block]]:
+        below = int((room_in - images_in - GAP_IN) / _LINE_IN)
+        return sheets(said, below, max(_FEWEST_LINES, int(room_in / _LINE_IN)))
+
+    heights = np.arange(_LARGEST_IMAGES_IN, _SMALLEST_IMAGES_IN, -_LINE_IN).tolist()
+    fewest = len(laid(_SMALLEST_IMAGES_IN))
+    images_in = next((height for height in heights if len(laid(height)) == fewest), _SMALLEST_IMAGES_IN)
+    images_in = height_needed_in(shown, _ROOM_IN, images_in)
+    return images_in, laid(images_in)
+
+
 # ---- what is said
-
-
-def _lines(page: Page) -> list[_Heading | _Remark | Segment]:
-    lines: list[_Heading | _Remark | Segment] = []
-    groups = dict.fromkeys(segment.structure.group for segment in page.segments)
-    for group in groups:
-        lines.append(_Heading(group))
-        lines.extend(segment for segment in page.segments if segment.structure.group == group)
-    if not page.segments:
-        lines.append(_Remark("Analysed; none of the structures that were looked for was found.", warns=True))
-    if any(segment.measurement.truncated for segment in page.segments):
-        lines.append(_Heading("truncated"))
-        said = "Reaches the border of the imaged region: its volume is a lower bound (\u2265)."
-        lines.extend(_Remark(line, warns=True) for line in textwrap.wrap(said, _TEXT_CHARACTERS))
-    if page.not_found:
-        lines.append(_Heading("looked for and not found"))
-        names = ", ".join(name.replace("_", " ") for name in page.not_found)
-        lines.extend(_Remark(line) for line in textwrap.wrap(names, _TEXT_CHARACTERS))
-    return lines
-
-
-def _sheets(
-    lines: list[_Heading | _Remark | Segment], first_rows: int, rows: int
-) -> Iterator[list[list[_Heading | _Remark | Segment]]]:
-    """Lines in columns of pages; a heading that would stand alone at the foot of a column goes to the next one."""
-    columns: list[list[_Heading | _Remark | Segment]] = [[]]
-    height = first_rows
-    for line in lines:
-        full = len(columns[-1]) >= height - int(isinstance(line, _Heading))
-        if full and len(columns) == _COLUMNS:
-            yield columns
-            columns, height = [[line]], rows
-        elif full:
-            columns.append([line])
-        else:
-            columns[-1].append(line)
-    yield columns
 
 
 def _footer(page: Page) -> list[str]:
@@ -189,43 +153,12 @@ def _footer(page: Page) -> list[str]:
 
 
 def _number(value: float) -> str:
+    if 0 < value < _LEAST_SHOWN / 2:
+        return f"< {_LEAST_SHOWN}"  # 0.0 would say that there is nothing
     return f"{value:,.0f}" if abs(value) >= _TWO_DIGITS else f"{value:.1f}"
 
 
-# ---- what is shown
-
-
-def _views(page: Page) -> tuple[_View, _View, _View]:
-    upright, palette = page.upright, Palette(page.segments)
-    k, j, i = telling_planes(upright.labels_zyx, tuple(segment.label for segment in page.segments))
-    dz, dy, dx = upright.spacing_zyx_mm
-    hu, labels = upright.hu_zyx, upright.labels_zyx
-
-    def view(name: str, cut: tuple[slice | int, ...], sizes: tuple[float, float], sides: str) -> _View:
-        flat_hu, flat_labels, (size, _) = isotropic(hu[cut], labels[cut], *sizes)
-        image = palette.paint(*_cropped(flat_hu, flat_labels, round(_BODY_MARGIN_MM / size)))
-        return _View(name, image, (sides[0], sides[1], sides[2], sides[3]))
-
-    down, whole = slice(None, None, -1), slice(None)
-    return (
-        view("Axial", (k, whole, whole), (dy, dx), "RLAP"),
-        view("Coronal", (down, j, whole), (dz, dx), "RLSI"),
-        view("Sagittal", (down, whole, i), (dz, dy), "APSI"),
-    )
-
-
-def _cropped(
-    hu: NDArray[np.int16] | NDArray[np.float32], labels: NDArray[np.uint8], margin: int
-) -> tuple[NDArray[np.int16] | NDArray[np.float32], NDArray[np.uint8]]:
-    """Without the air around the body."""
-    inside = (hu > _BODY_HU) | (labels > 0)
-    cut = []
-    for axis, size in enumerate(inside.shape):
-        occupied = np.flatnonzero(inside.any(axis=1 - axis))
-        if not occupied.size:
-            return hu, labels
-        cut.append(slice(max(0, int(occupied[0]) - margin), min(size, int(occupied[-1]) + 1 + margin)))
-    return hu[cut[0], cut[1]], labels[cut[0], cut[1]]
+# ---- what is drawn
 
 
 class _Sheet:
@@ -239,84 +172,113 @@ class _Sheet:
         theme, model = self._theme, page.provenance.model
         who = banner(page.provenance.source.identity)
         y = _HEIGHT_IN - _MARGIN_IN - 0.12
-        right = _WIDTH_IN - _MARGIN_IN
-        self._text(_MARGIN_IN, y, who.patient_name, _LARGE, bold=True)
-        self._text(right, y, plain(model.intended_use, 64), _MEDIUM, theme.warning, "right", bold=True)
+        half = _LEFT_HALF * _ROOM_IN
+        other = _ROOM_IN - half - GAP_IN
+        name = f"Name {NOT_STATED}" if who.patient_name == NOT_STATED else who.patient_name
+        self._text(_MARGIN_IN, y, name, _LARGE, bold=True, room=half)
         patient = f"ID {who.patient_id}    Born {who.birth_date}    Sex {who.sex}"
-        self._text(_MARGIN_IN, y - 0.26, patient, _MEDIUM)
-        by = f"{model_name(model)} version {model_version(model)}"
-        self._text(right, y - 0.26, f"{TITLE} by {by[:80]}", _SMALL, theme.faint, "right")
+        self._text(_MARGIN_IN, y - 0.26, patient, _MEDIUM, room=half)
         series = page.provenance.source.series_number
         study = (
-            f"Study {who.study_date}    Accession {who.accession_number}    {who.study_description}"
-            f"    Series {series or 'without number'}, {len(page.provenance.source.planes)} images"
+            f"Study {who.study_date}",
+            f"Accession {who.accession_number}",
+            f"Series {series or 'without number'}, {len(page.provenance.source.planes)} images",
+            "" if who.study_description == NOT_STATED else who.study_description,
         )
-        self._text(_MARGIN_IN, y - 0.46, study, _SMALL, theme.faint)
-        self._text(right, y - 0.46, number, _SMALL, theme.faint, "right")
-        self._box(_MARGIN_IN, y - 0.62, right - _MARGIN_IN, 0.008, theme.faint)
+        self._text(_MARGIN_IN, y - 0.46, "    ".join(filter(None, study)), _SMALL, theme.faint, room=half)
+        x = _WIDTH_IN - _MARGIN_IN
+        self._text(x, y, plain(model.intended_use, 64), _MEDIUM, theme.warning, "right", bold=True, room=other)
+        self._text(x, y - 0.26, TITLE, _SMALL, theme.text, "right")
+        by = f"{model_name(model)} version {model_version(model)}    {number}"
+        self._text(x, y - 0.46, by, _SMALL, theme.faint, "right", room=other)
+        self._box(Box(_MARGIN_IN, y - 0.62, _ROOM_IN, 0.008), theme.faint)
 
-    def views(self, views: tuple[_View, ...], top_in: float) -> None:
-        """Side by side, at one height where their shapes allow it."""
-        shapes = [float(np.clip(view.image.shape[1] / view.image.shape[0], _NARROWEST, _WIDEST)) for view in views]
-        room = _WIDTH_IN - 2 * _MARGIN_IN - _GAP_IN * (len(views) - 1)
-        height = min(_IMAGES_IN, room / sum(shapes))
-        x = _MARGIN_IN + (room - height * sum(shapes)) / 2
-        for view, shape in zip(views, shapes, strict=True):
-            self._view(view, x, top_in - height, height * shape, height)
-            x += height * shape + _GAP_IN
+    def views(self, shown: tuple[View, View, View], top_in: float, height_in: float) -> None:
+        for view, box in zip(shown, arranged(shown, _ROOM_IN, height_in), strict=True):
+            self._view(view, box._replace(x=box.x + _MARGIN_IN, y=box.y + top_in - height_in))
 
-    def _view(self, view: _View, x: float, y: float, width: float, height: float) -> None:
-        scale = min(width / view.image.shape[1], height / view.image.shape[0])
-        wide, high = (size * scale for size in (view.image.shape[1], view.image.shape[0]))
-        self._box(x, y, width, height, SCREEN.background)
-        left, bottom = x + (width - wide) / 2, y + (height - high) / 2
+    def _view(self, view: View, box: Box) -> None:
+        rows, columns = view.image.shape[:2]
+        scale = min(box.width / columns, box.height / rows)
+        wide, high = columns * scale, rows * scale
+        left, bottom = box.x + (box.width - wide) / 2, box.y + (box.height - high) / 2
+        self._box(box, SCREEN.background)
         axes = self.figure.add_axes((left / _WIDTH_IN, bottom / _HEIGHT_IN, wide / _WIDTH_IN, high / _HEIGHT_IN))
         axes.imshow(view.image, aspect="auto", interpolation="bilinear")
         axes.set_axis_off()
-        middle, centre = x + width / 2, y + height / 2
-        inset = 0.09
-        for at, words in zip(
-            ((x + inset, centre), (x + width - inset, centre), (middle, y + height - inset), (middle, y + inset)),
-            view.sides,
-            strict=True,
-        ):
-            self._text(*at, words, _MEDIUM, SCREEN.text, "center", bold=True, outlined=True)
-        self._text(x + 0.06, y + height - inset, view.name, _TINY, SCREEN.text)
+        x, y = left + wide / 2, bottom + high / 2
+        # at the edges of the picture, or just outside of it where its frame is larger
+        sides = (
+            (max(box.x, left - 2 * _INSET_IN) + _INSET_IN, y),
+            (min(box.x + box.width, left + wide + 2 * _INSET_IN) - _INSET_IN, y),
+            (x, min(box.y + box.height, bottom + high + 2 * _INSET_IN) - _INSET_IN),
+            (x, max(box.y, bottom - 2 * _INSET_IN) + _INSET_IN),
+        )
+        for at, letter in zip(sides, view.sides, strict=True):
+            self._text(*at, letter, _MEDIUM, SCREEN.text, "center", bold=True, outlined=True)
+        caption = Box(box.x + 0.06, box.y + box.height - _INSET_IN, x - box.x - 3 * _INSET_IN, 0)
+        self._text(caption.x, caption.y, view.caption, _TINY, SCREEN.text, outlined=True, room=caption.width)
+        bar = Box(box.x + 0.06, box.y + 0.06, view.bar_mm / view.pixel_mm * scale, _BAR_IN)
+        self._box(bar, SCREEN.text, above=True)
+        length = f"{view.bar_mm // _MM_PER_CM} cm" if view.bar_mm >= _MM_PER_CM else f"{view.bar_mm} mm"
+        self._text(bar.x, bar.y + 0.09, length, _TINY, SCREEN.text, outlined=True)
 
-    def table(self, columns: list[list[_Heading | _Remark | Segment]], top_in: float) -> None:
-        room = _WIDTH_IN - 2 * _MARGIN_IN - _COLUMN_GAP_IN * (_COLUMNS - 1)
-        for index, lines in enumerate(columns):
-            x = _MARGIN_IN + index * (room / _COLUMNS + _COLUMN_GAP_IN)
-            y = top_in - _LINE_IN / 2
-            if any(not isinstance(line, (_Heading, _Remark)) for line in lines):
-                for at, words in zip(_NUMBERS_IN, ("ml", "HU mean \u00b1 SD", "median"), strict=True):
-                    self._text(x + at, y, words, _TINY, self._theme.faint, "right")
-            for number, line in enumerate(lines, start=1):
-                self._line(line, x, y - number * _LINE_IN)
+    def table(self, of_page: list[Block], top_in: float) -> None:
+        y = top_in
+        for block in of_page:
+            y -= 2 * _LINE_IN
+            title = y + 0.45 * _LINE_IN
+            self._text(_MARGIN_IN, title, block.title.upper(), _TINY, self._theme.faint, bold=True)
+            if isinstance(block, Section):
+                self._section(block, y, title)
+            else:
+                colour = self._theme.warning if block.warns else self._theme.text
+                for number, line in enumerate(block.text):
+                    self._text(_MARGIN_IN, y - (number + 0.5) * _LINE_IN, line, _SMALL, colour, room=_ROOM_IN)
+            y -= block.lines * _LINE_IN
 
-    def _line(self, line: _Heading | _Remark | Segment, x: float, y: float) -> None:
+    def _section(self, section: Section, y: float, title: float) -> None:
+        width = (_ROOM_IN - _COLUMN_GAP_IN * (section.columns - 1)) / section.columns
+        starts, ends = ((0.0,), _NUMBERS_IN) if not section.is_of_pairs else (_SIDES_IN, _NUMBERS_OF_SIDE_IN)
+        for column in range(min(section.columns, -(-len(section.rows) // section.lines))):
+            x = _MARGIN_IN + column * (width + _COLUMN_GAP_IN)
+            for side, start in zip((RIGHT, LEFT), starts, strict=False):
+                if section.is_of_pairs:
+                    self._text(x + start, title, side.upper(), _TINY, self._theme.text, bold=True)
+                for end, words in zip(ends, ("ml", "HU mean ± SD", "median"), strict=True):
+                    self._text(x + start + end, title, words, _TINY, self._theme.faint, "right")
+            for line, row in enumerate(section.rows[column * section.lines : (column + 1) * section.lines]):
+                middle = y - (line + 0.5) * _LINE_IN
+                if line % 2 == 0:
+                    stripe = Box(x - 0.04, middle - _LINE_IN / 2, width + 0.08, _LINE_IN)
+                    self._box(stripe, self._theme.text, opacity=_STRIPE)
+                name_at = 0.0 if section.is_of_pairs else _NAME_IN
+                room = (starts[0] if section.is_of_pairs else ends[0] - 0.5) - name_at - 0.05
+                self._text(x + name_at, middle, row.title, _SMALL, room=room)
+                for cell, start in zip(row.cells, starts, strict=True):
+                    self._cell(cell, x + start, middle, ends)
+
+    def _cell(self, cell: Segment | str, x: float, y: float, ends: tuple[float, ...]) -> None:
         theme = self._theme
-        if isinstance(line, _Heading):
-            self._text(x, y, line.text.upper(), _TINY, theme.faint, bold=True)
+        if isinstance(cell, str):
+            colour = theme.faint if cell == NOT_ASKED else theme.warning
+            self._text(x + ends[0], y, cell, _SMALL, colour, "right")
             return
-        if isinstance(line, _Remark):
-            self._text(x, y, line.text, _SMALL, theme.warning if line.warns else theme.text)
-            return
-        measured = line.measurement
-        self._box(x, y - 0.045, 0.09, 0.09, tuple(part / 255 for part in line.structure.rgb))
-        self._text(x + _NAME_IN, y, line.structure.title, _SMALL)
-        volume = f"\u2265 {_number(measured.volume_ml)}" if measured.truncated else _number(measured.volume_ml)
-        colour = theme.warning if measured.truncated else theme.text
-        self._text(x + _NUMBERS_IN[0], y, volume, _SMALL, colour, "right")
-        hounsfield = (f"{measured.mean_hu:.0f} \u00b1 {measured.sd_hu:.0f}", f"{measured.median_hu:.0f}")
-        for at, words in zip(_NUMBERS_IN[1:], hounsfield, strict=True):
-            self._text(x + at, y, words, _SMALL, theme.text, "right")
+        measured = cell.measurement
+        swatch = Box(x, y - _SWATCH_IN / 2, _SWATCH_IN, _SWATCH_IN)
+        self._box(swatch, tuple(part / 255 for part in cell.structure.rgb))
+        # nothing can be said of how large a structure is of which less than the least is seen
+        volume = _number(measured.volume_ml)
         if measured.truncated:
-            self._text(x + _FLAG_IN, y, "truncated", _TINY, theme.warning)
+            volume = f"\N{GREATER-THAN OR EQUAL TO} {0 if volume[0] == '<' else volume}"
+        values = (volume, f"{measured.mean_hu:.0f} ± {measured.sd_hu:.0f}", f"{measured.median_hu:.0f}")
+        for end, words in zip(ends, values, strict=True):
+            self._text(x + end, y, words, _SMALL, theme.warning if measured.truncated else theme.text, "right")
 
     def footer(self, lines: list[str]) -> None:
         for number, line in enumerate(reversed(lines)):
-            self._text(_MARGIN_IN, _MARGIN_IN + number * _FOOTER_LINE_IN, line, _TINY, self._theme.faint)
+            y = _MARGIN_IN + number * _FOOTER_LINE_IN
+            self._text(_MARGIN_IN, y, line, _TINY, self._theme.faint, room=_ROOM_IN)
 
     def _text(
         self,
@@ -329,7 +291,12 @@ class _Sheet:
         *,
         bold: bool = False,
         outlined: bool = False,
+        room: float | None = None,
     ) -> None:
+        if room is not None:
+            words, size = fitted(words, size, room, bold=bold)
+        if not words:
+            return
         self.figure.text(
             x / _WIDTH_IN,
             y / _HEIGHT_IN,
@@ -338,23 +305,20 @@ class _Sheet:
             ha=across,
             va="center_baseline",
             parse_math=False,
-            fontproperties=_font(size, bold=bold),
+            fontproperties=font(size, bold=bold),
             path_effects=[withStroke(linewidth=2, foreground="black")] if outlined else None,
         )
 
-    def _box(self, x: float, y: float, width: float, height: float, colour: str | tuple[float, ...]) -> None:
-        box = Rectangle(
-            (x / _WIDTH_IN, y / _HEIGHT_IN),
-            width / _WIDTH_IN,
-            height / _HEIGHT_IN,
-            facecolor=colour,
-            linewidth=0,
-            transform=self.figure.transFigure,
-            zorder=-1,  # below the images
+    def _box(self, box: Box, colour: str | tuple[float, ...], *, opacity: float = 1.0, above: bool = False) -> None:
+        self.figure.add_artist(
+            Rectangle(
+                (box.x / _WIDTH_IN, box.y / _HEIGHT_IN),
+                box.width / _WIDTH_IN,
+                box.height / _HEIGHT_IN,
+                facecolor=colour,
+                alpha=opacity,
+                linewidth=0,
+                transform=self.figure.transFigure,
+                zorder=2 if above else -1,  # images are drawn at 0
+            )
         )
-        self.figure.add_artist(box)
-
-
-@cache
-def _font(size: float, *, bold: bool) -> FontProperties:
-    return FontProperties(fname=BOLD if bold else FONT, size=size)

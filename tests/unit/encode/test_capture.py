@@ -13,14 +13,14 @@ from pydicom.tag import Tag
 from dicom_node.encode.banner import IN_HEADER, NOT_STATED, banner
 from dicom_node.encode.capture import capture_files, on_patient_axes
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.overlay import Palette, isotropic, toward
+from dicom_node.encode.overlay import Legend, Palette, enlargement, isotropic, marks, toward
 from dicom_node.encode.page import Page, pages_as_images
 from dicom_node.encode.planes import telling_planes, upright
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.segments import present_segments
 from dicom_node.encode.source import prepare
 from dicom_node.types import Reconstruction
-from inference.structures import structure
+from inference.structures import STRUCTURES, structure
 from inference.types import Geometry, Volume
 from tests.unit.encode.synthetic import (
     CONTEXT,
@@ -37,8 +37,13 @@ from tests.unit.encode.synthetic import (
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "liver", 201: "spleen"}
 
 
-def page_of(source: Reconstruction, labels_zyx: np.ndarray | None = None) -> tuple[Page, np.ndarray]:
-    labels = segmentation(source.source.geometry, NAMES, labels_zyx)
+def page_of(
+    source: Reconstruction, labels_zyx: np.ndarray | None = None, names: dict[int, str] | None = None
+) -> tuple[Page, np.ndarray]:
+    if names is not None and labels_zyx is None:
+        labels_zyx = np.zeros(source.source.geometry.shape_zyx, np.uint8)
+        labels_zyx[5, 2:22, 2:22].flat[: len(names)] = sorted(names)
+    labels = segmentation(source.source.geometry, names or NAMES, labels_zyx)
     measurements = measured(source, labels)
     prepared = prepare(source)
     identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
@@ -53,6 +58,12 @@ def captures(source: Reconstruction, labels_zyx: np.ndarray | None = None) -> li
     page, labels = page_of(source, labels_zyx)
     files = capture_files(source, labels, page.segments, page.not_found, page.provenance)
     return [dcmread(BytesIO(file)) for file in files]
+
+
+def corner_mm(image: Dataset) -> np.ndarray:
+    right, down = np.array(image.ImageOrientationPatient, float).reshape(2, 3)
+    down_mm, right_mm = (float(value) for value in image.PixelSpacing)
+    return np.array(image.ImagePositionPatient, float) - (right * right_mm + down * down_mm) / 2
 
 
 def by_series(datasets: list[Dataset]) -> list[list[Dataset]]:
@@ -104,7 +115,8 @@ def test_source_images_go_from_head_to_feet_and_refer_to_the_ct() -> None:
     for dataset in axial:
         (reference,) = dataset.SourceImageSequence
         (header,) = (h for h in source.headers if h.SOPInstanceUID == reference.ReferencedSOPInstanceUID)
-        assert list(header.ImagePositionPatient) == pytest.approx(list(dataset.ImagePositionPatient))
+        # the small image is enlarged: its corner stays
+        assert corner_mm(header) == pytest.approx(corner_mm(dataset))
     backs = [float(dataset.ImagePositionPatient[1]) for dataset in coronal]
     assert backs == sorted(backs)
     assert list(coronal[0].PatientOrientation) == ["L", "F"]
@@ -176,6 +188,49 @@ def test_flat_images_get_square_pixels_and_keep_their_extent() -> None:
     assert row_mm == pytest.approx(1) == column_mm
     assert labels.sum() == 5 * 4
     assert stretched[7].tolist() == hu[1].tolist()
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (149, 512), (82, 1024), (726, 334), (64, 64)])
+def test_every_letter_of_direction_can_be_read(shape: tuple[int, int]) -> None:
+    """As many white pixels as the strokes of a letter take, at its own edge: an L whose stem is lost has a third."""
+    burnt = marks(shape, ("R", "L", "A", "P"), ("x" * 300,))
+    white = (burnt[..., 3] > 200) & (burnt[..., :3].min(axis=2) > 180)
+    rows, columns = shape
+    high, wide = slice(rows // 2 - 11, rows // 2 + 11), slice(columns // 2 - 11, columns // 2 + 11)
+    for place in (np.s_[high, :22], np.s_[high, columns - 22 :], np.s_[:22, wide], np.s_[rows - 22 :, wide]):
+        assert white[place].sum() > 25
+
+
+def test_a_legend_names_what_its_image_shows() -> None:
+    page, _ = page_of(reconstruction())
+    legend = Legend(page.segments, 200)
+    labels = np.zeros((200, 300), np.uint8)
+    labels[5:9, 5:9], labels[20:30, 20:30] = 3, 9
+    both = legend.beside(np.full((200, 300, 3), 7, np.uint8), labels)
+    assert both.shape == (200, 300 + legend.width, 3)
+    assert (both[:, :300] == 7).all()
+    colours = {tuple(colour) for colour in both[:, 300:].reshape(-1, 3).tolist()}
+    assert {structure(name).rgb for name in ("kidney_left", "liver")} <= colours
+    assert not {structure(name).rgb for name in ("kidney_right", "spleen")} & colours
+
+
+def test_a_legend_keeps_the_largest_where_not_all_have_room() -> None:
+    names = dict(enumerate((each.name for each in STRUCTURES[:30]), start=1))
+    segments = page_of(reconstruction(geometry((12, 24, 24))), names=names)[0].segments
+    assert len(segments) == 30
+    labels = np.zeros((130, 130), np.uint8)
+    for segment in segments:
+        labels[: 31 - segment.label, segment.label] = segment.label
+    strip = Legend(segments, 130).beside(np.zeros((130, 130, 3), np.uint8), labels)[:, 130:]
+    colours = {tuple(colour) for colour in strip.reshape(-1, 3).tolist()}
+    first, others = ({segment.structure.rgb for segment in part} for part in (segments[:6], segments[6:]))
+    assert first <= colours
+    assert not (others - first) & colours
+
+
+@pytest.mark.parametrize(("shape", "factor"), [((512, 512), 1), ((141, 137), 3), ((512, 41), 2), ((1, 1), 4)])
+def test_small_images_are_enlarged(shape: tuple[int, int], factor: int) -> None:
+    assert enlargement(shape) == factor
 
 
 def test_the_planes_shown_are_those_with_most_structures() -> None:
