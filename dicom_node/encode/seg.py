@@ -93,8 +93,6 @@ _TYPES = {
     ResultKind.LABELMAP: SegmentationTypeValues.LABELMAP,
 }
 _TITLES = {ResultKind.SEGMENTATION: "segmentation", ResultKind.LABELMAP: "label map"}
-_FRAMES_AT_ONCE = 8
-"""Eight frames of any size end on a byte."""
 
 
 class _Frame(NamedTuple):
@@ -300,19 +298,29 @@ def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[n
     """Write what is not zero to ``pixels``, which are: frames follow each other bit by bit, lowest bit first (PS3.5
     8.1.1, 8.2), none is empty.
     """
-    masks = np.empty((_FRAMES_AT_ONCE, *labels_zyx.shape[1:]), dtype=np.bool_)
     size = labels_zyx[0].size
-    for start in range(0, len(frames), _FRAMES_AT_ONCE):
-        block = frames[start : start + _FRAMES_AT_ONCE]
-        for mask, (segment, k) in zip(masks, block, strict=False):
-            np.equal(labels_zyx[k], segment.label, out=mask)
-        packed = np.packbits(masks[: len(block)], bitorder="little")
-        occupied = (packed != 0).tobytes()
-        first = start * size // 8
-        for index in range(len(block)):
-            low = occupied.find(1, index * size // 8)
-            high = occupied.rfind(1, low, -(-(index + 1) * size // 8)) + 1
-            pixels[first + low : first + high] = packed[low:high]
+    extents = {k: _extents(labels_zyx[k].reshape(-1)) for k in {frame.plane for frame in frames}}
+    bits = np.empty(size + 7, dtype=np.bool_)
+    for index, (segment, k) in enumerate(frames):
+        low, high = (int(end[segment.label]) for end in extents[k])
+        byte, before = divmod(index * size + low, 8)
+        count = before + high - low
+        bits[:before] = False
+        np.equal(labels_zyx[k].reshape(-1)[low:high], segment.label, out=bits[before:count])
+        packed = np.packbits(bits[:count], bitorder="little")
+        # the first byte may hold the end of the frame before
+        pixels[byte : byte + len(packed)] |= packed
+
+
+def _extents(labels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where the pixels of each label 0..255 begin and end among ``labels``; meaningless for a label without pixels."""
+    starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
+    of_run = labels[starts]
+    first, last = np.zeros((2, 256), dtype=np.intp)
+    # of several values for one label the last stays
+    first[of_run[::-1]] = starts[::-1]
+    last[of_run] = np.append(starts[1:], labels.size)
+    return first, last
 
 
 def _encoded_description(segment: Segment, model: ModelIdentity) -> bytes:
