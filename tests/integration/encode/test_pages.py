@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pypdf
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its own habit
 from pydicom import dcmread
 
 from dicom_node.encode.capture import capture_files
@@ -58,6 +59,18 @@ def test_dciodvfy_finds_no_error_and_dcmtk_shows_the_pixels(name: str, tmp_path:
         shown = picture.read_bytes()
         pixels = dcmread(path).pixel_array
         assert shown.endswith(pixels.tobytes())
+        assert_simpleitk_reads(path)
+
+
+def assert_simpleitk_reads(path: Path) -> None:
+    """The same pixels as pydicom, where the image says that they lie; a page says nothing."""
+    dataset, image = dcmread(path), sitk.ReadImage(str(path))
+    assert np.array_equal(sitk.GetArrayFromImage(image)[0], dataset.pixel_array)
+    if "ImagePositionPatient" in dataset:
+        assert image.GetOrigin() == pytest.approx(tuple(dataset.ImagePositionPatient), abs=1e-6)
+        assert image.GetSpacing()[:2] == pytest.approx(tuple(dataset.PixelSpacing)[::-1])
+        directions = np.array(image.GetDirection()).reshape(3, 3)
+        assert directions[:, :2].T.ravel() == pytest.approx(tuple(dataset.ImageOrientationPatient), abs=1e-6)
 
 
 def test_the_document_holds_every_number_as_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from dicom_node.encode.encode import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
+from inference.structures import structure
 from inference.types import Geometry, Measurements, ModelIdentity, Segmentation
 from tests.unit.encode.synthetic import CONTEXT, GRIDS, MODEL, measured, reconstruction, segmentation
 
@@ -84,7 +86,18 @@ def synthetic_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return Run(source, labels, tmp_path_factory.mktemp("results"))
 
 
-@pytest.fixture(params=["axial", "oblique", "multi-frame", "sizes divisible by eight", "one plane", "one voxel"])
+@pytest.fixture(
+    params=[
+        "axial",
+        "prone",
+        "feet first",
+        "oblique",
+        "multi-frame",
+        "sizes divisible by eight",
+        "one plane",
+        "one voxel",
+    ]
+)
 def labelmap_run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     grid, multi_frame = GRIDS[request.param]
     names = {3: "kidney_left"} if grid.shape_zyx == (1, 1, 1) else NAMES
@@ -187,6 +200,37 @@ def assert_dcmqi_reads_the_labels(run: Run, folder: Path, kind: ResultKind = Res
     x, y, z, _ = np.rint(index).astype(int)
     found[z, y, x] = run.label_by_number[numbers[k, j, i]]
     assert np.array_equal(found, run.labels.labels_zyx)
+    assert_dcmqi_names_the_segments(run, json.loads((folder / "meta.json").read_text()))
+
+
+def assert_dcmqi_names_the_segments(run: Run, metadata: dict) -> None:
+    """What 3D Slicer shows beside the voxels: label, codes with their side, colour, algorithm, tracking."""
+    described = {each["labelID"]: each for segments in metadata["segmentAttributes"] for each in segments}
+    present = dict(enumerate(run.measurements.structures, start=1))
+    assert set(described) - {0} == set(present)
+    for number, measurement in present.items():
+        segment, expected = described[number], structure(measurement.name)
+        assert segment["SegmentLabel"] == segment["TrackingIdentifier"] == measurement.name
+        assert segment["SegmentDescription"] == expected.title
+        assert (segment["SegmentAlgorithmName"], segment["SegmentAlgorithmType"]) == (
+            run.labels.model.name,
+            "AUTOMATIC",
+        )
+        codes = {
+            "SegmentedPropertyCategoryCodeSequence": expected.category,
+            "SegmentedPropertyTypeCodeSequence": expected.type,
+            "SegmentedPropertyTypeModifierCodeSequence": expected.type_modifier,
+            "AnatomicRegionSequence": expected.region,
+            "AnatomicRegionModifierSequence": expected.region_modifier,
+        }
+        assert {name: code_of(segment[name]) for name in codes if name in segment} == {
+            name: (code.value, code.scheme, code.meaning) for name, code in codes.items() if code is not None
+        }
+        assert np.abs(np.array(segment["recommendedDisplayRGBValue"]) - expected.rgb).max() <= 1
+
+
+def code_of(item: dict[str, str]) -> tuple[str, str, str]:
+    return item["CodeValue"], item["CodingSchemeDesignator"], item["CodeMeaning"]
 
 
 def test_dcmqi_reads_every_measurement_group(synthetic_run: Run, tmp_path: Path) -> None:
@@ -198,16 +242,33 @@ def test_dcmqi_reads_every_measurement_group(synthetic_run: Run, tmp_path: Path)
     read = json.loads(metadata.read_text())["Measurements"]
     seg = highdicom.seg.segread(synthetic_run.files[ResultKind.SEGMENTATION])
     assert [group["TrackingUniqueIdentifier"] for group in read] == [s.TrackingUID for s in seg.SegmentSequence]
-    for group, expected in zip(read, synthetic_run.measurements.structures, strict=True):
+    for number, (group, expected) in enumerate(zip(read, synthetic_run.measurements.structures, strict=True), start=1):
         assert group["segmentationSOPInstanceUID"] == seg.SOPInstanceUID
-        volume = next(item for item in group["measurementItems"] if item["quantity"]["CodeMeaning"] == "Volume")
-        assert float(volume["value"]) == pytest.approx(expected.volume_ml)
-        mean = next(
-            item
-            for item in group["measurementItems"]
-            if item.get("derivationModifier", {}).get("CodeMeaning") == "Mean"
-        )
-        assert float(mean["value"]) == pytest.approx(expected.mean_hu)
+        assert (group["ReferencedSegment"], group["TrackingIdentifier"]) == (number, expected.name)
+        assert group["SourceSeriesForImageSegmentation"] == synthetic_run.source.headers[0].SeriesInstanceUID
+        coded = structure(expected.name)
+        assert code_of(group["Finding"]) == (coded.type.value, coded.type.scheme, coded.type.meaning)
+        side = coded.laterality
+        assert group.get("Laterality", {}).get("CodeMeaning") == (None if side is None else side.capitalize())
+        assert measurements_of(group) == {
+            ("Volume", None, "ml"): pytest.approx(expected.volume_ml),
+            ("Attenuation Coefficient", "Mean", "[hnsf'U]"): pytest.approx(expected.mean_hu),
+            ("Attenuation Coefficient", "Standard Deviation", "[hnsf'U]"): pytest.approx(expected.sd_hu),
+            ("Attenuation Coefficient", "Minimum", "[hnsf'U]"): expected.min_hu,
+            ("Attenuation Coefficient", "Maximum", "[hnsf'U]"): expected.max_hu,
+            ("Attenuation Coefficient", "Median", "[hnsf'U]"): expected.median_hu,
+        }
+
+
+def measurements_of(group: dict) -> dict[tuple[str, str | None, str], float]:
+    return {
+        (
+            item["quantity"]["CodeMeaning"],
+            item.get("derivationModifier", {}).get("CodeMeaning"),
+            item["units"]["CodeValue"],
+        ): float(item["value"])
+        for item in group["measurementItems"]
+    }
 
 
 def test_highdicom_gives_back_every_voxel_of_real_series(real_run: Run) -> None:
@@ -236,9 +297,25 @@ def test_names_and_ids_of_real_series_are_repeated_byte_by_byte(real_run: Run) -
 def test_dcmtk_prints_the_report(real_run: Run) -> None:
     printed = output(program("dsrdump"), "+Pl", str(real_run.files[ResultKind.REPORT]))
     assert printed.count('"Measurement Group"') == len(real_run.measurements.structures)
+    expected = [
+        value
+        for each in real_run.measurements.structures
+        for value in (each.volume_ml, each.mean_hu, each.sd_hu, each.min_hu, each.max_hu, each.median_hu)
+    ]
+    values = [float(value) for value in re.findall(r'contains NUM:\([^)]*\)="([^"]*)"', printed)]
+    assert values == pytest.approx(expected)
     for part in ("Research use only", "UNVERIFIED", "PRELIMINARY", "Attenuation Coefficient", TISSUE_MODEL.digest):
         assert part in printed
     assert MODEL.name not in printed
+
+
+def test_dcmtk_prints_a_report_on_a_label_map_though_it_does_not_know_them(labelmap_run: Run) -> None:
+    path = str(labelmap_run.files[ResultKind.REPORT])
+    refused = subprocess.run([program("dsrdump"), path], capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 1
+    assert "unknown image SOP class referenced" in refused.stderr
+    printed = output(program("dsrdump"), "-Ei", "+Pl", path)
+    assert printed.count('"Measurement Group"') == len(labelmap_run.measurements.structures)
 
 
 def program(name: str) -> str:
