@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -93,6 +94,11 @@ def main(ctx: click.Context, config: Path) -> None:
     ctx.obj = _Command(config)
     # stdout belongs to the answer (tables, JSON); `serve`, `listen` and `work` send their log there themselves
     configure_logging(ctx.invoked_subcommand or "", sys.stderr, logging.WARNING)
+
+
+def _is_stated(ctx: click.Context, option: str) -> bool:
+    """Whether somebody gave this option of ``dicom-node`` itself."""
+    return ctx.find_root().get_parameter_source(option) is not ParameterSource.DEFAULT
 
 
 # ---- running
@@ -230,6 +236,25 @@ def check(command: _Command, *, as_json: bool) -> None:
         command.console.print(table)
     if not all(finding.ok for finding in findings):
         sys.exit(_PROBLEM_FOUND)
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file; default: stdout.")
+@_json_option
+@click.pass_context
+def conformance(ctx: click.Context, *, out: Path | None, as_json: bool) -> None:
+    """The DICOM Conformance Statement, in Markdown.
+
+    Of the product with its defaults; where --config or DICOM_NODE_CONFIG is given, of the node configured there.
+    """
+    from dicom_node.conformance.statement import conformance_statement, facts  # noqa: PLC0415
+
+    settings = ctx.obj.settings() if _is_stated(ctx, "config") else None
+    text = json.dumps(facts(settings), indent=1) + "\n" if as_json else conformance_statement(settings)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        out.write_text(text, encoding="utf-8")
 
 
 # ---- rules

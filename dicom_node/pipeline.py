@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 _LEASE = timedelta(seconds=60)
 _LEASE_RENEWAL_S = 1.0
 _RETRY_PAUSE_S = 5.0
-_DELIVERIES_PER_ASSOCIATION = 200
+DELIVERIES_PER_ASSOCIATION = 200
 
 
 class Pipeline:
@@ -404,7 +404,7 @@ class Pipeline:
 
     def deliver(self, destination_name: str) -> None:
         """Offer ``destination_name`` everything that is due there, and record each answer as it comes."""
-        due = self._ledger.deliveries.due(destination_name, now_utc(), _DELIVERIES_PER_ASSOCIATION)
+        due = self._ledger.deliveries.due(destination_name, now_utc(), DELIVERIES_PER_ASSOCIATION)
         destination = self._settings.destinations.get(destination_name)
         if not due or destination is None:
             return

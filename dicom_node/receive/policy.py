@@ -64,7 +64,7 @@ STORED_SOP_CLASSES = frozenset(
         "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
     }
 )
-_UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
+UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _COMPRESSED = (
     JPEGLosslessSV1,
     JPEGLossless,
@@ -137,7 +137,7 @@ def _comes_from(source: SourceSettings, address: str) -> bool:
 def decodable_transfer_syntaxes() -> frozenset[str]:
     """What is accepted: uncompressed little endian, and the lossless syntaxes whose decoders are installed."""
     compressed = (uid for uid in _COMPRESSED if get_decoder(uid).is_available)
-    return frozenset(str(uid) for uid in (*_UNCOMPRESSED, *compressed))
+    return frozenset(str(uid) for uid in (*UNCOMPRESSED, *compressed))
 
 
 def negotiate(
@@ -149,7 +149,7 @@ def negotiate(
     """
     spoken: dict[str, frozenset[str]] = {}
     if "echo" in source.services:
-        spoken[VERIFICATION] = frozenset(str(uid) for uid in _UNCOMPRESSED)
+        spoken[VERIFICATION] = frozenset(str(uid) for uid in UNCOMPRESSED)
     if "store" in source.services:
         spoken |= dict.fromkeys(STORED_SOP_CLASSES, transfer_syntaxes)
     return [_answer(context, spoken) for context in proposed]

@@ -1,0 +1,180 @@
+"""The attributes of created objects, in the modules of their IOD (PS3.3 annex A, as highdicom's tables have it)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
+from pydicom.datadict import dictionary_description, tag_for_keyword
+from pydicom.tag import Tag
+
+from dicom_node.conformance.observation import OUTSIDE, Part, Seen, findings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from pydicom import DataElement, Dataset
+
+    from dicom_node.conformance.samples import Sample
+
+CODE_MACRO = frozenset(
+    ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue", "URNCodeValue")
+)
+"""What a coded concept is (PS3.3 table 8.8-1): stated as one value."""
+OUTSIDE_THE_IOD = "outside the IOD"
+_TREES = frozenset(("ContentSequence",))
+"""Stated as a tree of content items instead."""
+_BULK = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+_TYPES = ("1", "1C", "2", "2C", "3")
+_WORDS = {"of": "of", "sop": "SOP", "sr": "SR", "rt": "RT", "roi": "ROI", "sc": "SC", "voi": "VOI", "lut": "LUT"}
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """One attribute of one sort of object.
+
+    ``path`` are the keywords of the sequences that it lies in and its own; ``type`` is that of the standard, empty
+    where the tables have none; ``presence``, ``source``, ``follows_from`` and ``value`` as in
+    :class:`dicom_node.conformance.observation.Finding`.
+    """
+
+    module: str
+    path: tuple[str, ...]
+    tag: str
+    name: str
+    vr: str
+    type: str
+    presence: str
+    source: str
+    follows_from: tuple[str, ...]
+    value: str
+
+
+def attributes(samples: Sequence[Sample]) -> tuple[Attribute, ...]:
+    """Those of ``samples``, which are of one sort, by module."""
+    sop_class = str(samples[0].dataset.SOPClassUID)
+    seen = [
+        Seen(
+            sample.condition,
+            _parts(sample),
+            _values(sample.source),
+            str(sample.dataset.StationName),
+        )
+        for sample in samples
+    ]
+    found = []
+    for finding in findings(seen):
+        keyword = finding.path[-1]
+        module = _module(sop_class, finding.path[0])
+        tag = Tag(tag_for_keyword(keyword) or int(keyword, 16))
+        found.append(
+            Attribute(
+                module=_title(module),
+                path=finding.path,
+                tag=f"({tag.group:04X},{tag.element:04X})",
+                name="private" if tag.is_private else dictionary_description(tag),
+                vr=finding.vr,
+                type=_types(module).get(finding.path, ""),
+                presence=finding.presence,
+                source=finding.source,
+                follows_from=finding.follows_from,
+                value=finding.value,
+            )
+        )
+    order = [name for name, _ in modules(sop_class)]
+    return tuple(sorted(found, key=lambda each: order.index(each.module) if each.module in order else len(order)))
+
+
+def modules(sop_class: str) -> list[tuple[str, str]]:
+    """The modules of the IOD of ``sop_class`` with their usage (M, C or U), in the order of PS3.3."""
+    return [(_title(module["key"]), module["usage"]) for module in _iod(sop_class)]
+
+
+def _iod(sop_class: str) -> list[Mapping[str, str]]:
+    return list(get_iod_module_map()[get_sop_class_iod_map()[sop_class]])
+
+
+def _title(key: str) -> str:
+    """``"sop-common"`` as people write it."""
+    if not key:
+        return OUTSIDE_THE_IOD
+    return " ".join(_WORDS.get(word, word.capitalize()) for word in key.split("-"))
+
+
+def value_of(element: DataElement) -> str:
+    """The value of what is no sequence as text; nothing where there is none, a stand-in for what is not for people."""
+    if element.VR in _BULK:
+        # of bytes it matters only whether they are the same in all objects
+        return f"{len(element.value or b'')} bytes with CRC-32 {crc32(element.value or b''):08X}"
+    if element.VR == "AT":
+        return f"({element.value.group:04X},{element.value.element:04X})"
+    value = element.value
+    if value is None or value == "":
+        return ""
+    if element.VM > 1:
+        return "\\".join(str(each) for each in value)
+    return str(value)
+
+
+def is_code(item: Dataset) -> bool:
+    """Whether it is a coded concept."""
+    return "CodeValue" in item and "CodingSchemeDesignator" in item
+
+
+def code_of(item: Dataset) -> str:
+    """As PS3.16 writes a coded concept."""
+    return f'({item.CodeValue}, {item.CodingSchemeDesignator}, "{item.CodeMeaning}")'
+
+
+def _codes(items: Sequence[Dataset]) -> str:
+    return ", ".join(code_of(item) for item in items if is_code(item))
+
+
+def _values(source: Dataset) -> dict[str, str]:
+    return {element.keyword: str(element) if element.VR == "SQ" else value_of(element) for element in source}
+
+
+def _parts(sample: Sample) -> tuple[Part, ...]:
+    """Every attribute; a sequence that is that of the source is one value, and so are coded concepts."""
+    parts: list[Part] = []
+    numbers = count()
+
+    def take(item: Dataset, path: tuple[str, ...], parent: int) -> None:
+        for element in item:
+            keyword = element.keyword or f"{element.tag:08X}"
+            if is_code(item) and keyword in CODE_MACRO:
+                continue
+            own = (*path, keyword)
+            if element.VR != "SQ":
+                parts.append(Part(own, parent, element.VR, value_of(element)))
+            elif element == sample.source.get_item(element.tag) or keyword in _TREES:
+                parts.append(Part(own, parent, element.VR, str(element)))
+            else:
+                items = tuple(next(numbers) for _ in element.value)
+                parts.append(Part(own, parent, element.VR, _codes(element.value), items))
+                for number, child in zip(items, element.value, strict=True):
+                    take(child, own, number)
+
+    take(sample.dataset, (), OUTSIDE)
+    return tuple(parts)
+
+
+@cache
+def _module(sop_class: str, keyword: str) -> str:
+    """The module that an attribute is stated under: a mandatory one first, then that of the strictest type."""
+    candidates = [
+        (module["usage"] != "M", _TYPES.index(type_), place, module["key"])
+        for place, module in enumerate(_iod(sop_class))
+        if (type_ := _types(module["key"]).get((keyword,))) is not None
+    ]
+    return min(candidates)[-1] if candidates else ""
+
+
+@cache
+def _types(module: str) -> dict[tuple[str, ...], str]:
+    """Type by path of every attribute of a module."""
+    return {(*each["path"], each["keyword"]): each["type"] for each in get_module_attribute_map().get(module, [])}

@@ -1,0 +1,466 @@
+"""Section 4: who the node is on the network, what it accepts and proposes, and what each status means to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydicom.datadict import dictionary_description
+from pydicom.uid import UID, ImplicitVRLittleEndian
+from pynetdicom import AE, build_context
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+
+from dicom_node.conformance.created import sop_class_name
+from dicom_node.conformance.markdown import table
+from dicom_node.deliver.abilities import REMEMBERED_S
+from dicom_node.deliver.association import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
+from dicom_node.deliver.retry import REFUSALS_SPREAD_OVER
+from dicom_node.deliver.scu import NAMED_STATUSES, STATUS_RANGES, UNKNOWN_STATUS
+from dicom_node.pipeline import DELIVERIES_PER_ASSOCIATION
+from dicom_node.receive.count import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, PENDING, query_identifier
+from dicom_node.receive.policy import (
+    APPLICATION_CONTEXT,
+    REJECTIONS,
+    STATUSES,
+    STORED_SOP_CLASSES,
+    UNCOMPRESSED,
+    VERIFICATION,
+    decodable_transfer_syntaxes,
+)
+from dicom_node.receive.scp import (
+    LARGEST_COMMAND_SET,
+    MOST_WAITING,
+    MOST_WAITING_PER_ADDRESS,
+    REQUEST_DEADLINE_S,
+    SLOWEST_BYTES_PER_S,
+    STOP_DEADLINE_S,
+)
+from dicom_node.receive.upper_layer import ABORTS, KEEPALIVE_IDLE_S, LARGEST_ASSOCIATE_RQ
+from dicom_node.settings import (
+    CompletionSettings,
+    DeliverySettings,
+    DestinationSettings,
+    NodeSettings,
+    OperateSettings,
+    ReceiveSettings,
+    Settings,
+    SourceSettings,
+)
+from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pydantic import BaseModel
+
+    from dicom_node.conformance.created import CreatedObject
+    from dicom_node.deliver.scu import StatusMeaning
+
+FIND = str(StudyRootQueryRetrieveInformationModelFind)
+_DATA_FLOW = """
+```
+                    C-STORE, C-ECHO                                          C-STORE, C-ECHO
+ source (archive, ──────────────────▶ RECEIVE ─▶ spool, ─▶ work ─▶ DELIVER ──────────────────▶ destination
+ scanner)                                        ledger     │                                  (archive, viewer)
+    ▲                                                       │
+    └───────────────────────────── COUNT ◀──────────────────┘
+                    C-FIND
+```
+
+One product with three Application Entities in the sense of PS3.2, which share one AE title.
+"""
+_FUNCTIONS = """
+- **RECEIVE** waits for associations, answers C-ECHO, and stores what C-STORE brings: durable on disk and in the
+  ledger before the status is sent. When a series is whole, by evidence or by the clock, the rules decide what runs on
+  it.
+- **COUNT** asks the sender of a series, where that is configured, how many instances it has.
+- **DELIVER** sends the results to the destinations that the rules name, until each has answered for each instance, and
+  answers nothing itself. `dicom-node check` sends C-ECHO to every destination and count address.
+"""
+_SEQUENCING = """
+A series is received over one or several associations; COUNT may ask at its end; reconstruction, segmentation and
+encoding follow; DELIVER sends each result. Instances that come late open a new revision of the series, whose results
+state that they supersede the earlier ones. An instance that comes again with the same bytes changes nothing; with
+other bytes it takes the place of the earlier one in a new revision.
+"""
+_RECEIVE_GENERAL = """
+RECEIVE proposes nothing itself and takes no SCP/SCU role selection, extended negotiation, asynchronous operations or
+user identity: such items are ignored, the defaults of the standard hold.
+"""
+_RECEIVE_INITIATION = "RECEIVE initiates no association."
+_RECEIVE_ACCEPTANCE = """
+Of the transfer syntaxes proposed in a presentation context the first that the table has is accepted. The compressed
+ones are those that are lossless by definition and whose decoder is installed; Deflated Explicit VR and Explicit VR
+Big Endian are never accepted. A context for another abstract syntax is answered abstract-syntax-not-supported (3),
+one without a known transfer syntax transfer-syntaxes-not-supported (4).
+
+Storage is of level 2 (full): the data set is kept byte for byte as it came, private attributes included, until results
+are delivered and the retention time has passed. It can't be queried or retrieved. No attribute is coerced. Beyond
+well-formedness and the UIDs, content is looked at when the series is whole; what is unsuitable is then rejected
+in the node, with the reason, and not on the association.
+"""
+_COUNT_SCP = "COUNT is no SCP and accepts no association."
+_COUNT_BEHAVIOUR = """
+One association per question: opened when a series may be whole and its sender has a count address, released after the
+answer. The count is used if exactly one response with status pending has the Series Instance UID asked for and a Number
+of Series Related Instances (0020,1209) above 0. Whatever else happens (no association, a failure, no answer, 0)
+counts as no answer: the series is then whole by the other evidence.
+"""
+_DELIVER_BEHAVIOUR = """
+At most {number} instances that are due go to a destination on one association, one after another; there is one
+association per destination at a time, and destinations do not wait for each other. Each pair of SOP Class and transfer
+syntax that is needed is proposed as one presentation context; Implicit VR Little Endian in addition to Explicit VR
+Little Endian, for peers that take nothing else. Label maps are RLE compressed and sent so alone.
+
+A destination whose segmentation is `auto` is asked first, on an association with the two contexts of SEG and label
+map and without C-STORE, whether it accepts label maps; its answer holds for {minutes:g} minutes.
+"""
+_DELIVER_FAILURES = (
+    ("no connection, connection lost, silence, malformed answer, A-ABORT", "tried again"),
+    ("association rejected, transient (2)", "tried again"),
+    ("association rejected, permanent (1)", "refused"),
+    ("presentation context not accepted", "refused"),
+)
+_INTERFACES = "TCP/IP; whatever the operating system supports below it."
+_PROTOCOLS = "None: no DNS service discovery, no LDAP configuration, no DICOM web services."
+_IP_VERSIONS = """
+RECEIVE listens on one IPv4 or IPv6 address, that of `node.bind_address`. DELIVER and COUNT connect to what the host
+name of a peer resolves to, IPv4 or IPv6.
+"""
+
+
+def sections(created: Sequence[CreatedObject], settings: Settings, *, is_configured: bool) -> list[tuple[str, str]]:
+    """Numbered headings and their text."""
+    return [
+        ("4 Networking", ""),
+        ("4.1 Implementation model", ""),
+        ("4.1.1 Application data flow", _DATA_FLOW),
+        ("4.1.2 Functional definition of AEs", _FUNCTIONS),
+        ("4.1.3 Sequencing of real-world activities", _SEQUENCING),
+        ("4.2 AE specifications", ""),
+        ("4.2.1 RECEIVE", ""),
+        ("4.2.1.1 SOP Classes", _sop_classes((VERIFICATION, *sorted(STORED_SOP_CLASSES)), scp=True)),
+        ("4.2.1.2 Association policies", _receive_policies(settings)),
+        ("4.2.1.3 Association initiation policy", _RECEIVE_INITIATION),
+        ("4.2.1.4 Association acceptance policy", _acceptance()),
+        ("4.2.2 COUNT", ""),
+        ("4.2.2.1 SOP Classes", _sop_classes((FIND,), scp=False)),
+        ("4.2.2.2 Association policies", _count_policies()),
+        ("4.2.2.3 Association initiation policy", _count_initiation()),
+        ("4.2.2.4 Association acceptance policy", _COUNT_SCP),
+        ("4.2.3 DELIVER", ""),
+        ("4.2.3.1 SOP Classes", _sop_classes((VERIFICATION, *_sent(created)), scp=False)),
+        ("4.2.3.2 Association policies", _deliver_policies()),
+        ("4.2.3.3 Association initiation policy", _deliver_initiation(created, settings)),
+        ("4.2.3.4 Association acceptance policy", "DELIVER is no SCP and accepts no association."),
+        ("4.3 Network interfaces", ""),
+        ("4.3.1 Physical network interface", _INTERFACES),
+        ("4.3.2 Additional protocols", _PROTOCOLS),
+        ("4.3.3 IPv4 and IPv6 support", _IP_VERSIONS),
+        ("4.4 Configuration", ""),
+        ("4.4.1 AE title and presentation address mapping", _addresses(settings)),
+        ("4.4.2 Parameters", _parameters(settings, is_configured=is_configured)),
+    ]
+
+
+def facts(created: Sequence[CreatedObject], settings: Settings) -> dict[str, Any]:
+    """The tables for programs."""
+    return {
+        "implementation_class_uid": IMPLEMENTATION_CLASS_UID,
+        "implementation_version_name": IMPLEMENTATION_VERSION_NAME,
+        "ae_title": settings.node.ae_title,
+        "port": settings.node.port,
+        "accepted": [{"sop_class": uid, "transfer_syntaxes": list(syntaxes)} for uid, syntaxes in accepted().items()],
+        "statuses_answered": {f"{status:04X}": meaning for status, (meaning, _) in STATUSES.items()},
+        "proposed": [{"sop_class": uid, "transfer_syntax": syntax} for uid, syntax in proposed(created)],
+        "statuses_understood": {
+            f"{status:04X}": {"delivered": meaning.delivered, "retry": meaning.retry}
+            for status, meaning in NAMED_STATUSES.items()
+        },
+    }
+
+
+def accepted() -> dict[str, tuple[str, ...]]:
+    """Transfer syntaxes by abstract syntax, as RECEIVE accepts them from a source that may use both services."""
+    stored = tuple(sorted(decodable_transfer_syntaxes(), key=lambda uid: [int(part) for part in uid.split(".")]))
+    return {VERIFICATION: tuple(sorted(UNCOMPRESSED))} | dict.fromkeys(sorted(STORED_SOP_CLASSES), stored)
+
+
+def proposed(created: Sequence[CreatedObject]) -> list[tuple[str, str]]:
+    """Abstract and transfer syntax of every presentation context that DELIVER may propose for C-STORE."""
+    return with_fallback([(each.sop_class_uid, each.transfer_syntax_uid) for each in created])
+
+
+def _sent(created: Iterable[CreatedObject]) -> Iterator[str]:
+    return iter(dict.fromkeys(each.sop_class_uid for each in created))
+
+
+def _sop_classes(uids: Iterable[str], *, scp: bool) -> str:
+    rows = [(sop_class_name(uid), uid, "no" if scp else "yes", "yes" if scp else "no") for uid in uids]
+    return table(("SOP Class", "UID", "SCU", "SCP"), rows)
+
+
+def _identification() -> list[tuple[str, object]]:
+    return [
+        ("application context name", APPLICATION_CONTEXT),
+        ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
+        ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME),
+        ("outstanding asynchronous operations", "1 (not negotiated)"),
+    ]
+
+
+# ---- RECEIVE
+
+
+def _receive_policies(settings: Settings) -> str:
+    limits = settings.receive
+    rows = [
+        *_identification(),
+        ("associations as acceptor, at once", limits.maximum_associations),
+        ("associations as requestor", 0),
+        ("largest PDU received, in bytes", limits.maximum_pdu_bytes),
+        ("largest A-ASSOCIATE-RQ, in bytes", LARGEST_ASSOCIATE_RQ),
+        ("largest command set, in bytes", LARGEST_COMMAND_SET),
+        ("largest data set, in bytes", limits.maximum_instance_bytes),
+        ("connections without an association at once, in all", MOST_WAITING),
+        ("connections without an association at once, of one address", MOST_WAITING_PER_ADDRESS),
+        ("A-ASSOCIATE-RQ must be there after (ARTIM)", f"{REQUEST_DEADLINE_S:g} s"),
+        ("silence between messages until the association is aborted", f"{limits.network_timeout_s:g} s"),
+        ("silence within a message until it is aborted", f"{limits.dimse_timeout_s:g} s"),
+        ("slowest data set, after that time", f"{SLOWEST_BYTES_PER_S} bytes/s"),
+        ("TCP keep-alive after", f"{KEEPALIVE_IDLE_S} s"),
+        ("a message under way when the node stops may take", f"{STOP_DEADLINE_S:g} s"),
+    ]
+    return f"{_RECEIVE_GENERAL}\n{table(('parameter', 'value'), rows)}"
+
+
+def _acceptance() -> str:
+    contexts = [
+        (sop_class_name(uid), uid, UID(syntax).name, syntax, "SCP", "none")
+        for uid, syntaxes in accepted().items()
+        for syntax in syntaxes
+    ]
+    contexts_table = table(("abstract syntax", "UID", "transfer syntax", "UID", "role", "negotiation"), contexts)
+    statuses = [(f"{status:04X}", meaning, when) for status, (meaning, when) in STATUSES.items()]
+    rejections = [(*triple, name, when) for triple, (name, when) in REJECTIONS.items()]
+    aborts = [(reason, name, when) for reason, (name, when) in ABORTS.items()]
+    return f"""
+Table 4-1: presentation contexts accepted
+
+{contexts_table}
+
+{_RECEIVE_ACCEPTANCE.strip()}
+
+Table 4-2: statuses answered (PS3.7 annex C, PS3.4 B.2.3); Error Comment (0000,0902) says why
+
+{table(("status", "meaning", "when"), statuses)}
+
+Table 4-3: associations rejected (PS3.8 9.3.4)
+
+{table(("result", "source", "reason", "meaning", "when"), rejections)}
+
+Table 4-4: associations aborted by RECEIVE (A-ABORT, source 2, PS3.8 9.3.8)
+
+{table(("reason", "meaning", "when"), aborts)}
+"""
+
+
+# ---- COUNT
+
+
+def _count_policies() -> str:
+    rows = [
+        *_identification(),
+        ("associations as requestor, at once", 1),
+        ("associations as acceptor", 0),
+        ("largest PDU received, in bytes", AE().maximum_pdu_size),
+        ("a connection may take", f"{CONNECT_TIMEOUT_S:g} s"),
+        ("silence that ends a question", f"{ANSWER_TIMEOUT_S:g} s"),
+    ]
+    return table(("parameter", "value"), rows)
+
+
+def _count_initiation() -> str:
+    identifier = query_identifier("1.2", "1.2")
+    keys = [
+        (
+            dictionary_description(element.tag),
+            f"({element.tag.group:04X},{element.tag.element:04X})",
+            "asked for" if element.is_empty else "matched" if element.VR == "UI" else element.value,
+        )
+        for element in identifier
+    ]
+    contexts = [(sop_class_name(FIND), FIND, UID(syntax).name, syntax, "SCU") for syntax in _find_transfer_syntaxes()]
+    pending = ", ".join(f"{status:04X}" for status in PENDING)
+    return f"""
+{_COUNT_BEHAVIOUR.strip()} Pending: {pending}.
+
+Table 4-5: presentation contexts proposed by COUNT
+
+{table(("abstract syntax", "UID", "transfer syntax", "UID", "role"), contexts)}
+
+Table 4-6: keys of the query
+
+{table(("attribute", "tag", "value"), keys)}
+"""
+
+
+def _find_transfer_syntaxes() -> list[str]:
+    """Pynetdicom's own choice, which COUNT leaves as it is."""
+    return [str(syntax) for syntax in build_context(FIND).transfer_syntax]
+
+
+# ---- DELIVER
+
+
+def _deliver_policies() -> str:
+    defaults = DestinationSettings(host="", port=0, ae_title="x")
+    rows = [
+        *_identification(),
+        ("associations as requestor, at once", "1 per destination"),
+        ("associations as acceptor", 0),
+        ("largest PDU received, in bytes", f"{defaults.maximum_pdu_bytes}, per destination"),
+        ("largest PDU sent, in bytes", "what the peer announces, at most as many as are received"),
+        ("largest answer read, in bytes", LARGEST_ANSWER_BYTES),
+        ("a connection may take", f"{defaults.connect_timeout_s:g} s, per destination"),
+        ("silence that ends an association", f"{defaults.response_timeout_s:g} s, per destination"),
+        ("A-RELEASE-RP is waited for", f"{RELEASE_WAIT_S:g} s"),
+    ]
+    return table(("parameter", "value"), rows)
+
+
+def _deliver_initiation(created: Sequence[CreatedObject], settings: Settings) -> str:
+    contexts = [
+        (sop_class_name(uid), uid, UID(syntax).name, syntax, "SCU", "none")
+        for uid, syntax in [(VERIFICATION, str(ImplicitVRLittleEndian)), *proposed(created)]
+    ]
+    statuses = [
+        *((f"{status:04X}", meaning.text, _behaviour(meaning)) for status, meaning in NAMED_STATUSES.items()),
+        *(
+            (f"{low:04X} to {high:04X}, else", meaning.text, _behaviour(meaning))
+            for low, high, meaning in STATUS_RANGES
+        ),
+        ("any other", UNKNOWN_STATUS.text, _behaviour(UNKNOWN_STATUS)),
+    ]
+    delivery, give_up = settings.delivery, DestinationSettings.model_fields["give_up_after_s"].default
+    behaviour = _DELIVER_BEHAVIOUR.format(number=DELIVERIES_PER_ASSOCIATION, minutes=REMEMBERED_S / 60)
+    contexts_table = table(("abstract syntax", "UID", "transfer syntax", "UID", "role", "negotiation"), contexts)
+    return f"""
+{behaviour.strip()}
+
+Table 4-7: presentation contexts proposed by DELIVER
+
+{contexts_table}
+
+Table 4-8: statuses of C-STORE understood
+
+{table(("status", "meaning", "behaviour"), statuses)}
+
+Table 4-9: failures of communication
+
+{table(("failure", "behaviour"), _DELIVER_FAILURES)}
+
+- *Delivered*: not sent again.
+- *Tried again*: after {delivery.first_retry_s:g} s, then twice as long each time up to {delivery.longest_retry_s:g} s,
+  for {give_up / 86400:g} days unless the destination is configured otherwise.
+- *Refused*: offered {delivery.refused_attempts} times within {REFUSALS_SPREAD_OVER.total_seconds() / 3600:g} h.
+
+A delivery that is given up is shown to people, who may have it tried again (`dicom-node retry`). Storage Commitment is
+not asked for.
+"""
+
+
+def _behaviour(meaning: StatusMeaning) -> str:
+    if meaning.delivered:
+        return "delivered"
+    return "tried again" if meaning.retry else "refused"
+
+
+# ---- configuration
+
+
+def _addresses(settings: Settings) -> str:
+    node = settings.node
+    local = table(
+        ("AE", "AE title", "address", "port"),
+        [("RECEIVE, COUNT, DELIVER", node.ae_title, node.bind_address, node.port)],
+    )
+    remote = [
+        *(
+            (f"source, {' and '.join(source.services)}", source.ae_title, ", ".join(source.addresses) or "any", "")
+            for source in settings.sources
+        ),
+        *(
+            ("count", source.count_ae_title or source.ae_title, source.count_host, source.count_port)
+            for source in settings.sources
+            if source.count_host is not None
+        ),
+        *((f"destination {name}", peer.ae_title, peer.host, peer.port) for name, peer in settings.destinations.items()),
+    ]
+    known = table(("peer", "AE title", "address", "port"), remote) if remote else "None are configured."
+    return f"Local:\n\n{local}\n\nRemote:\n\n{known}\n"
+
+
+def _parameters(settings: Settings, *, is_configured: bool) -> str:
+    headings = ["parameter", "default", "permitted", *(["configured"] if is_configured else [])]
+    rows = [row[: len(headings)] for row in _rows(settings)]
+    return f"""
+Keys of the configuration file that concern the network. Which series runs which model, and what each destination
+gets, is set by rules (`config/rules.yaml`), where every option is explained.
+
+{table(headings, rows)}
+"""
+
+
+_CONCERNED: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("node", NodeSettings),
+    ("receive", ReceiveSettings),
+    ("completion", CompletionSettings),
+    ("delivery", DeliverySettings),
+    ("operate", OperateSettings),
+)
+_LISTS: tuple[tuple[str, type[BaseModel]], ...] = (("sources", SourceSettings), ("destinations", DestinationSettings))
+
+
+def _rows(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    for key, model in _CONCERNED:
+        yield from _keys(f"{key}.", model, getattr(settings, key))
+    for key, model in _LISTS:
+        yield from _keys(f"{key}: each ", model, None)
+
+
+def _keys(prefix: str, model: type[BaseModel], configured: BaseModel | None) -> Iterator[tuple[str, str, str, str]]:
+    for name, schema in model.model_json_schema()["properties"].items():
+        field = model.model_fields[name]
+        default = "must be stated" if field.is_required() else _shown(field.default)
+        value = _shown(getattr(configured, name)) if configured is not None else "section 4.4.1"
+        yield f"`{prefix}{name}`", default, _permitted(schema), value
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(str(each) for each in value) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else str(value)
+
+
+def _permitted(schema: dict[str, Any]) -> str:
+    """The limits that a JSON schema has."""
+    choices = schema.get("items", schema).get("enum")
+    if choices:
+        return ", ".join(str(choice) for choice in choices)
+    kind: dict[str, Any] = next(
+        (each for each in (schema, *schema.get("anyOf", ())) if each.get("type") not in (None, "null")), {}
+    )
+    limits = [
+        f"{words} {kind[key]:g}{unit}"
+        for key, words, unit in (
+            ("minimum", "at least", ""),
+            ("exclusiveMinimum", "above", ""),
+            ("maximum", "at most", ""),
+            ("minLength", "at least", " characters"),
+            ("maxLength", "at most", " characters"),
+        )
+        if key in kind
+    ]
+    return ", ".join(limits)

@@ -1,0 +1,338 @@
+"""Every object the node makes, of small synthetic series that differ in one condition at a time.
+
+What the statement says on an attribute of a created object is what these objects show: it is there in all of them or
+not, its value is that of the source, follows from a condition, or is the same in all. The headers of the source hold
+every attribute of patient, study, series, equipment and image in general that the standard knows (highdicom's tables of
+PS3.3), so that whatever the node copies is seen to be copied.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map
+from pydicom import Dataset
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.uid import CTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.types import Reconstruction, ResultContext, ResultKind, ResultRequest, SegmentationForm, SourceFrame
+from inference.measure import measure
+from inference.structures import STRUCTURES
+from inference.types import Geometry, ModelIdentity, Segmentation, Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from inference.structures import Structure
+
+CONDITIONS = ("source", "model", "installation", "run", "labels")
+"""What the value of an attribute may follow from: headers and grid of the source series, the model, the settings and
+the UID of the installation, time and circumstances of the run, the structures that were found.
+"""
+PAGE, OVERLAY = "report page", "overlay image"
+_IMAGES_PER_SERIES_KIND = 10
+_SOURCE_ENTITIES = frozenset({"Patient", "Study", "Series", "Equipment", "Frame of Reference"})
+_SOURCE_MODULES = ("general-image", "sop-common")
+_CHOSEN: dict[str, tuple[Any, Any]] = {
+    "SpecificCharacterSet": ("ISO_IR 100", "ISO_IR 192"),
+    "PatientSex": ("F", "M"),
+    "PatientIdentityRemoved": ("YES", "NO"),
+    "LossyImageCompression": ("01", "00"),
+    "TimezoneOffsetFromUTC": ("+0100", "+0200"),
+    "BodyPartExamined": ("CHEST", "ABDOMEN"),
+    "Modality": ("CT", "CT"),
+    "SOPClassUID": (CTImageStorage, CTImageStorage),
+}
+_MODELS = (
+    ModelIdentity(name="first", version="1", digest="1a" * 32, family="nnU-Net"),
+    ModelIdentity(name="second", version="2", digest="2b" * 32, family="Thresholding", intended_use="Teaching"),
+)
+_INSTALLATIONS = (("node-1", "2.25.1"), ("node-2", "2.25.2"))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Which of two values each of :data:`CONDITIONS` has, and how the source series is stored.
+
+    ``bare``: its headers have nothing but what a result cannot do without. ``nothing_found``: no structure at all.
+    """
+
+    source: int = 0
+    model: int = 0
+    installation: int = 0
+    run: int = 0
+    labels: int = 0
+    multi_frame: bool = False
+    bare: bool = False
+    nothing_found: bool = False
+
+
+BASE = Condition()
+
+
+def altered(name: str) -> Condition:
+    """:data:`BASE` with the other value of one of :data:`CONDITIONS`."""
+    change: dict[str, Any] = {name: 1}
+    return replace(BASE, **change)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One object, of which ``part`` tells two sorts of one kind apart, and a header of its source."""
+
+    kind: ResultKind
+    part: str
+    condition: Condition
+    dataset: Dataset
+    source: Dataset
+
+
+def samples() -> tuple[Sample, ...]:
+    """All of them; the first condition is :data:`BASE`, of which each other one is a change."""
+    conditions = (
+        BASE,
+        *(altered(name) for name in CONDITIONS),
+        replace(BASE, bare=True),
+        replace(BASE, multi_frame=True),
+        replace(BASE, nothing_found=True),
+    )
+    return tuple(sample for condition in conditions for sample in _made(condition))
+
+
+def _made(condition: Condition) -> Iterator[Sample]:
+    reconstruction = _reconstruction(condition)
+    segmentation = _segmentation(condition, reconstruction)
+    context = _context(condition)
+    results = encode(
+        reconstruction, segmentation, measure(reconstruction.source, segmentation), context, _requests(condition)
+    )
+    notice = encode_notice(
+        reconstruction.headers, segmentation.model.name, _REASONS[condition.run], context, ("every kind",)
+    )
+    for result in (*results, notice):
+        dataset = result.dataset
+        yield Sample(result.kind, _part(result.kind, dataset), condition, dataset, reconstruction.headers[0])
+
+
+_REASONS = ("The series has 3 images, 16 are needed.", "The planes are not evenly spaced.")
+
+
+def _requests(condition: Condition) -> dict[str, ResultRequest]:
+    """Every kind of object; from a bare series also a report without a segmentation to refer to."""
+    everything = ResultRequest(
+        segmentation=SegmentationForm.BOTH,
+        ibsi_codes=not condition.bare,
+        contours=tuple(structure.name for structure in STRUCTURES),
+        capture=True,
+        document=True,
+    )
+    requests = {"every kind": everything}
+    if condition.bare:
+        requests["a report alone"] = ResultRequest(segmentation=SegmentationForm.NONE)
+    return requests
+
+
+def _part(kind: ResultKind, dataset: Dataset) -> str:
+    if kind is not ResultKind.CAPTURE:
+        return ""
+    # the last digit of a series number counts the series of a kind, of which the pages are the first
+    return PAGE if int(dataset.SeriesNumber) % _IMAGES_PER_SERIES_KIND == 1 else OVERLAY
+
+
+# ---- the source
+
+
+def _reconstruction(condition: Condition) -> Reconstruction:
+    geometry = _geometry(condition.source)
+    voxels = np.random.default_rng(condition.source).integers(-900, 900, geometry.shape_zyx).astype(np.int16)
+    volume = Volume(voxels, geometry)
+    planes = range(geometry.shape_zyx[0])
+    headers: tuple[Dataset, ...]
+    if condition.multi_frame:
+        headers = (_multi_frame_header(condition, geometry),)
+        frames = tuple(
+            SourceFrame(str(headers[0].SOPInstanceUID), str(LegacyConvertedEnhancedCTImageStorage), k + 1)
+            for k in planes
+        )
+    else:
+        headers = tuple(_plane_header(condition, geometry, k) for k in planes)
+        frames = tuple(SourceFrame(str(header.SOPInstanceUID), str(CTImageStorage)) for header in headers)
+    return Reconstruction(volume=volume, source=volume, frames=frames, headers=headers)
+
+
+def _geometry(source: int) -> Geometry:
+    """Two grids that differ in everything: size, spacing, place, and the second is of a prone patient."""
+    shape_zyx, spacing_mm = (((6, 16, 24), (0.75, 0.5, 2.5)), ((7, 24, 16), (0.5, 0.75, 1.5)))[source]
+    sign = (1.0, -1.0)[source]
+    affine = np.diag((sign * spacing_mm[0], sign * spacing_mm[1], spacing_mm[2], 1.0))
+    affine[:3, 3] = ((-8.0, -6.0, 10.0), (9.0, 7.0, 20.0))[source]
+    return Geometry(shape_zyx, affine)
+
+
+def _plane_header(condition: Condition, geometry: Geometry, k: int) -> Dataset:
+    header = _common_header(condition, geometry)
+    header.SOPInstanceUID = f"{header.SeriesInstanceUID}.{k + 1}"
+    header.update(_position(geometry, k))
+    header.update(_orientation(geometry))
+    header.update(_measures(geometry, condition))
+    return header
+
+
+def _multi_frame_header(condition: Condition, geometry: Geometry) -> Dataset:
+    header = _common_header(condition, geometry)
+    header.SOPClassUID = LegacyConvertedEnhancedCTImageStorage
+    header.SOPInstanceUID = f"{header.SeriesInstanceUID}.1"
+    header.NumberOfFrames = geometry.shape_zyx[0]
+    shared = Dataset()
+    shared.PlaneOrientationSequence = [_orientation(geometry)]
+    shared.PixelMeasuresSequence = [_measures(geometry, condition)]
+    header.SharedFunctionalGroupsSequence = [shared]
+    header.PerFrameFunctionalGroupsSequence = []
+    for k in range(geometry.shape_zyx[0]):
+        group = Dataset()
+        group.PlanePositionSequence = [_position(geometry, k)]
+        header.PerFrameFunctionalGroupsSequence.append(group)
+    return header
+
+
+def _position(geometry: Geometry, k: int) -> Dataset:
+    item = Dataset()
+    item.ImagePositionPatient = [float(value) for value in (geometry.affine_lps @ (0, 0, k, 1))[:3]]
+    return item
+
+
+def _orientation(geometry: Geometry) -> Dataset:
+    item = Dataset()
+    item.ImageOrientationPatient = [float(value) for value in geometry.direction[:, :2].T.ravel()]
+    return item
+
+
+def _measures(geometry: Geometry, condition: Condition) -> Dataset:
+    column_mm, row_mm, _ = geometry.spacing_xyz_mm
+    item = Dataset()
+    item.PixelSpacing = [row_mm, column_mm]
+    if not condition.bare:
+        item.SliceThickness = (3.0, 2.0)[condition.source]
+    return item
+
+
+def _common_header(condition: Condition, geometry: Geometry) -> Dataset:
+    header = Dataset() if condition.bare else deepcopy(_filled(condition.source))
+    header.SOPClassUID = CTImageStorage
+    header.StudyInstanceUID = f"1.2.3.{condition.source}"
+    header.SeriesInstanceUID = f"1.2.3.{condition.source}.1"
+    header.FrameOfReferenceUID = f"1.2.3.{condition.source}.2"
+    _, header.Rows, header.Columns = geometry.shape_zyx
+    return header
+
+
+@cache
+def _filled(source: int) -> Dataset:
+    """A header with every attribute of the entities that an image shares with its series, and of images in general."""
+    modules = [module["key"] for module in get_iod_module_map()["ct-image"] if module["ie"] in _SOURCE_ENTITIES]
+    header, numbers = Dataset(), count(1)
+    for module in dict.fromkeys((*modules, *_SOURCE_MODULES)):
+        attributes = get_module_attribute_map()[module]
+        for attribute in attributes:
+            keyword = attribute["keyword"]
+            if attribute["path"] or keyword in header:
+                continue
+            if dictionary_VR(_tag(keyword)) == "SQ":
+                item = Dataset()
+                for child in attributes:
+                    if child["path"] == [keyword]:
+                        _put_value(item, child["keyword"], source, next(numbers))
+                setattr(header, keyword, [item])
+            else:
+                _put_value(header, keyword, source, next(numbers))
+    return header
+
+
+def _put_value(dataset: Dataset, keyword: str, source: int, number: int) -> None:
+    """A value that is sound for its VR, and another one for each ``number`` and ``source``."""
+    vr, changing = dictionary_VR(_tag(keyword)), 2 * number + source
+    text = f"{keyword[:10]} {changing}"
+    values: dict[str, Any] = {
+        "AE": f"AE{changing}",
+        "AS": f"{10 + source:03d}Y",
+        "CS": f"CODE {changing}",
+        "DA": f"20{10 + source}{1 + number % 12:02d}{1 + number % 28:02d}",
+        "DS": float(changing),
+        "DT": f"20{10 + source}0101{number % 24:02d}{number // 24 % 60:02d}00",
+        "IS": changing,
+        "PN": f"Family{changing}^Given",
+        "TM": f"{number % 24:02d}{number // 24 % 60:02d}{source:02d}",
+        "UI": f"1.2.9.{changing}",
+        "UR": f"urn:{changing}",
+        **dict.fromkeys(("LO", "LT", "SH", "ST", "UC", "UT"), text[-16:]),
+        **dict.fromkeys(("FD", "FL"), float(changing)),
+        **dict.fromkeys(("SL", "SS", "UL", "US"), changing),
+    }
+    if keyword in _CHOSEN:
+        setattr(dataset, keyword, _CHOSEN[keyword][source])
+    elif vr in values:
+        setattr(dataset, keyword, values[vr])
+
+
+def _tag(keyword: str) -> int:
+    tag = tag_for_keyword(keyword)
+    assert tag is not None, keyword
+    return tag
+
+
+# ---- the run
+
+
+def _context(condition: Condition) -> ResultContext:
+    station_name, device_uid = _INSTALLATIONS[condition.installation]
+    first = ResultContext(
+        started_at=datetime(2010, 3, 4, 5, 6, 7, 89000, tzinfo=UTC),
+        revision=1,
+        content_digest="0f" * 32,
+        station_name=station_name,
+        device_uid=device_uid,
+        completion_reason="positions are regular",
+    )
+    if not condition.run:
+        return first
+    return replace(
+        first,
+        started_at=datetime(2011, 4, 5, 6, 7, 8, 90000, tzinfo=UTC),
+        revision=2,
+        content_digest="f0" * 32,
+        completion_reason="nothing came for a while",
+        missing_instances=3,
+        superseded_series_uid="2.25.77",
+    )
+
+
+def _segmentation(condition: Condition, reconstruction: Reconstruction) -> Segmentation:
+    """Boxes, the first of which touches the border; a bare series has one structure that does not."""
+    geometry, (found, missing) = reconstruction.source.geometry, _structures(condition.labels)
+    if condition.bare:
+        found = found[-1:]
+    if condition.nothing_found:
+        found, missing = [], [*found, *missing]
+    labels_zyx = np.zeros(geometry.shape_zyx, dtype=np.uint8)
+    for label in range(1, len(found) + 1):
+        first_column = 3 * (label - 1) if len(found) > 1 else 4
+        labels_zyx[1 + condition.labels : 4, 3:9, first_column : first_column + 3] = label
+    names = dict(enumerate((structure.name for structure in (*found, *missing)), start=1))
+    return Segmentation(labels_zyx, geometry, names, _MODELS[condition.model])
+
+
+def _structures(labels: int) -> tuple[list[Structure], list[Structure]]:
+    """One structure for every combination of codes that there is, one fewer the second time; and one not found."""
+    by_shape: dict[tuple[object, ...], list[Structure]] = {}
+    for each in STRUCTURES:
+        shape = (each.type_modifier is None, each.region is None, each.region_modifier is None, each.category)
+        by_shape.setdefault(shape, []).append(each)
+    found = [alike[labels % len(alike)] for alike in by_shape.values()][: len(by_shape) - labels]
+    return found, [next(each for each in reversed(STRUCTURES) if each not in found)]
