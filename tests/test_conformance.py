@@ -272,7 +272,7 @@ def test_delivery_takes_every_status_as_stated(stated):
 
 def test_every_object_that_is_made_can_be_proposed_as_stated(stated):
     proposed = {(row["UID 1"], row["UID 2"]) for row in stated["4-7"]}
-    made = {(str(each.dataset.SOPClassUID), str(each.dataset.file_meta.TransferSyntaxUID)) for each in objects()}
+    made = {(str(each.dataset.SOPClassUID), str(each.dataset.file_meta.TransferSyntaxUID)) for each in samples()}
     assert made <= proposed
     fallbacks = {(sop_class, str(ImplicitVRLittleEndian)) for sop_class, _ in made} | {
         (Verification, ImplicitVRLittleEndian)
@@ -283,24 +283,27 @@ def test_every_object_that_is_made_can_be_proposed_as_stated(stated):
 # ---- objects
 
 
-@cache
-def objects():
-    return samples()
-
-
 def test_every_attribute_that_the_standard_requires_is_in_every_object():
     """Type 1 with a value and type 2, in mandatory modules and in sequences that are there (PS3.3)."""
     missing = set()
-    for sample in objects():
+    for sample in samples():
         sop_class = str(sample.dataset.SOPClassUID)
         for module in get_iod_module_map()[get_sop_class_iod_map()[sop_class]]:
             for attribute in get_module_attribute_map()[module["key"]]:
-                if module["usage"] != "M" or attribute["type"] not in ("1", "2"):
+                # of the macros of SR Document Content each value type has its own
+                if module["usage"] != "M" or module["key"] == "sr-document-content":
                     continue
+                if attribute["type"] not in ("1", "2"):
+                    continue
+                if attribute["path"] in FUNCTIONAL_GROUPS:
+                    continue  # each macro stands in one of the two, its attributes are looked at there
                 for item in items_at(sample.dataset, attribute["path"]):
                     if is_missing(item, attribute):
                         missing.add((sample.kind.value, module["key"], *attribute["path"], attribute["keyword"]))
-    assert not missing
+    assert sorted(missing) == []
+
+
+FUNCTIONAL_GROUPS = (["SharedFunctionalGroupsSequence"], ["PerFrameFunctionalGroupsSequence"])
 
 
 def items_at(dataset: Dataset, path: list[str]) -> list[Dataset]:
@@ -320,7 +323,7 @@ def test_what_is_stated_to_be_copied_and_fixed_is_so_in_an_object_of_other_condi
     """The facts, looked up in the data set itself rather than by the parts that the statement was made from."""
     created = {(each["kind"], each["modality"]): each for each in facts()["created"] if each["kind"] != "SC"}
     looked_at = 0
-    for sample in objects():
+    for sample in samples():
         if sample.condition == BASE or sample.kind.value == "SC":
             continue
         for attribute in created[sample.kind.value, sample.dataset.Modality]["attributes"]:
@@ -341,7 +344,7 @@ def test_what_is_stated_to_be_copied_and_fixed_is_so_in_an_object_of_other_condi
 
 
 def test_no_object_has_a_private_attribute():
-    for sample in objects():
+    for sample in samples():
         assert not [element.tag for element in sample.dataset.iterall() if element.tag.is_private], sample.kind
 
 

@@ -19,10 +19,26 @@ import numpy as np
 from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.uid import CTImageStorage, LegacyConvertedEnhancedCTImageStorage
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    CTImageStorage,
+    EncapsulatedPDFStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from dicom_node.encode.encode import encode, encode_notice
-from dicom_node.types import Reconstruction, ResultContext, ResultKind, ResultRequest, SegmentationForm, SourceFrame
+from dicom_node.types import (
+    EarlierResult,
+    Reconstruction,
+    ResultContext,
+    ResultKind,
+    ResultRequest,
+    SegmentationForm,
+    SourceFrame,
+)
 from inference.measure import measure
 from inference.structures import STRUCTURES
 from inference.types import Geometry, ModelIdentity, Segmentation, Volume
@@ -54,6 +70,20 @@ _MODELS = (
     ModelIdentity(name="first", version="1", digest="1a" * 32, family="nnU-Net"),
     ModelIdentity(name="second", version="2", digest="2b" * 32, family="Thresholding", intended_use="Teaching"),
 )
+_DESTINATION = "archive"
+_EARLIER = tuple(
+    EarlierResult(kind, sop_class, f"2.25.7{number}", f"2.25.8{number}", revision=1)
+    for number, (kind, sop_class) in enumerate(
+        (
+            (ResultKind.SEGMENTATION, str(SegmentationStorage)),
+            (ResultKind.REPORT, str(Comprehensive3DSRStorage)),
+            (ResultKind.CONTOURS, str(RTStructureSetStorage)),
+            (ResultKind.CAPTURE, str(SecondaryCaptureImageStorage)),
+            (ResultKind.DOCUMENT, str(EncapsulatedPDFStorage)),
+        )
+    )
+)
+"""What the destination holds of the earlier revision in the second run."""
 _INSTALLATIONS = (("node-1", "2.25.1"), ("node-2", "2.25.2"))
 
 
@@ -94,6 +124,7 @@ class Sample:
     source: Dataset
 
 
+@cache
 def samples() -> tuple[Sample, ...]:
     """All of them; the first condition is :data:`BASE`, of which each other one is a change."""
     conditions = (
@@ -110,13 +141,12 @@ def _made(condition: Condition) -> Iterator[Sample]:
     reconstruction = _reconstruction(condition)
     segmentation = _segmentation(condition, reconstruction)
     context = _context(condition)
-    results = encode(
-        reconstruction, segmentation, measure(reconstruction.source, segmentation), context, _requests(condition)
+    measurements = measure(reconstruction.source, segmentation, with_shape=True)
+    results = encode(reconstruction, segmentation, measurements, context, _requests(condition))
+    notices = encode_notice(
+        reconstruction.headers, segmentation.model.name, _REASONS[condition.run], context, (_DESTINATION,)
     )
-    notice = encode_notice(
-        reconstruction.headers, segmentation.model.name, _REASONS[condition.run], context, ("every kind",)
-    )
-    for result in (*results, notice):
+    for result in (*results, *notices):
         dataset = result.dataset
         yield Sample(result.kind, _part(result.kind, dataset), condition, dataset, reconstruction.headers[0])
 
@@ -129,13 +159,14 @@ def _requests(condition: Condition) -> dict[str, ResultRequest]:
     everything = ResultRequest(
         segmentation=SegmentationForm.BOTH,
         ibsi_codes=not condition.bare,
+        shape=not condition.bare,
         contours=tuple(structure.name for structure in STRUCTURES),
         capture=True,
         document=True,
     )
-    requests = {"every kind": everything}
+    requests = {_DESTINATION: everything}
     if condition.bare:
-        requests["a report alone"] = ResultRequest(segmentation=SegmentationForm.NONE)
+        requests["another"] = ResultRequest(segmentation=SegmentationForm.NONE)
     return requests
 
 
@@ -309,7 +340,7 @@ def _context(condition: Condition) -> ResultContext:
         content_digest="f0" * 32,
         completion_reason="nothing came for a while",
         missing_instances=3,
-        superseded_series_uid="2.25.77",
+        earlier={_DESTINATION: _EARLIER},
     )
 
 

@@ -123,7 +123,7 @@ def _overview(created: Sequence[CreatedObject]) -> str:
     rows.append(("Verification", sop_class_name(VERIFICATION), VERIFICATION, "yes", "yes"))
     services = table(("service", "SOP Class", "UID", "user (SCU)", "provider (SCP)"), rows)
     return f"""
-dicom-node receives CT series by C-STORE, decides by rules which model segments them, and sends the results by C-STORE
+The node receives CT series by C-STORE, decides by rules which model segments them, and sends the results by C-STORE
 into the study that they belong to: segmentations, a measurement report and, where asked for, a structure set,
 secondary captures, a PDF, or a notice why a series was not processed. It can ask the sender by C-FIND how many
 instances a series has.
