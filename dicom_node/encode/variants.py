@@ -49,7 +49,7 @@ class Selection:
         ``variant`` tells objects of one kind and selection apart.
         """
         parts = [variant, *(self.chosen or ()), f"group {self.group}" if self.group else ""]
-        parts.extend(f"after {each.sop_instance_uid}" for each in replaced)
+        parts.extend(map(_after, replaced))
         identity = replace(provenance.identity, variant=" ".join(filter(None, parts)))
         provenance = replacing(replace(provenance, identity=identity), replaced)
         if self.chosen is None and self.group is None:
@@ -87,6 +87,12 @@ class SegmentationVariant:
         return self.selection.on(provenance, self.replaced, self.form)
 
     @property
+    def known_as(self) -> str:
+        """What tells it from the other SEGs of its run that hold what the same reader chose."""
+        parts = (self.kind, self.form, self.selection.group, *map(_after, self.replaced))
+        return " ".join(part for part in parts if part)
+
+    @property
     def form(self) -> str:
         """What makes it other than a SEG of its kind by default."""
         return "without background" if self.kind is ResultKind.LABELMAP and not self.background else ""
@@ -104,7 +110,7 @@ class ReportVariant:
 
     def on(self, provenance: Provenance, segments: tuple[Segment, ...]) -> Provenance:
         """``provenance`` of this object, on these ``segments``."""
-        refers_to = {f"{each.kind} {each.form} {each.selection.group or ''}".strip() for each in self.segmentations}
+        refers_to = {each.known_as for each in self.segmentations}
         if segments and not self.segmentations:
             refers_to = {"nothing"}
         parts = [f"on {', '.join(sorted(refers_to))}" if refers_to - {ResultKind.SEGMENTATION} else ""]
@@ -190,3 +196,7 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[Ea
         PagesVariant(kind, Selection(chosen), replaced(kind)) for kind, is_wanted in pages.items() if is_wanted
     )
     return found
+
+
+def _after(earlier: EarlierResult) -> str:
+    return f"after {earlier.sop_instance_uid}"

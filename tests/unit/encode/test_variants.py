@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 
 from dicom_node.encode.encode import encode
 from dicom_node.errors import ConfigurationError, EncodingError
-from dicom_node.types import EncodedResult, ResultKind, ResultRequest, SegmentationForm
+from dicom_node.types import EarlierResult, EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import structure
 from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation
 
@@ -160,6 +160,44 @@ def test_whatever_is_asked_for_each_reader_gets_a_whole(asked: dict[str, ResultR
                 SOURCE.headers[0].SeriesInstanceUID,
                 *(seg.series_instance_uid for seg in own.values()),
             }
+
+
+def revised(first: dict[str, ResultRequest], then: dict[str, ResultRequest]) -> tuple[EncodedResult, ...]:
+    """The results of the second revision, which each destination got after those of the first."""
+    measurements = measured(SOURCE, LABELS)
+    before = encode(SOURCE, LABELS, measurements, CONTEXT, first)
+    earlier = {
+        name: tuple(
+            EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, 1)
+            for each in of(before, name)
+        )
+        for name in first
+    }
+    context = replace(CONTEXT, revision=2, content_digest="ff" * 32, earlier=earlier)
+    return encode(SOURCE, LABELS, measurements, context, then)
+
+
+def test_reports_on_segmentations_that_replace_others_are_others() -> None:
+    requests = {"a": ResultRequest(SegmentationForm.BOTH), "b": ResultRequest()}
+    found = revised(requests, requests)
+    for name in requests:
+        (sr,) = of(found, name, ResultKind.REPORT)
+        seg, *_ = of(found, name, ResultKind.SEGMENTATION)
+        for group in groups_of(sr):
+            assert referenced_segment(group).ReferencedSOPSequence[0].ReferencedSOPInstanceUID == seg.sop_instance_uid
+    assert_no_two_share_a_uid(found)
+
+
+@settings(max_examples=8, deadline=timedelta(seconds=30), phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(st.data())
+def test_no_two_results_share_a_uid_whatever_each_destination_had_before(data: st.DataObject) -> None:
+    several = st.dictionaries(st.sampled_from(["a", "b", "c"]), requests, min_size=2)
+    assert_no_two_share_a_uid(revised(data.draw(several), data.draw(several)))
+
+
+def assert_no_two_share_a_uid(found: tuple[EncodedResult, ...]) -> None:
+    assert len({result.sop_instance_uid for result in found}) == len(found)
+    assert len({result.series_instance_uid for result in found}) == len(found)
 
 
 def test_a_split_has_a_series_for_each_group_that_was_found() -> None:
