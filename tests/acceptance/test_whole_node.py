@@ -169,6 +169,18 @@ def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothin
     old, new = (segs[index] for index in np.argsort(planes))
     assert old.SeriesInstanceUID != new.SeriesInstanceUID
     assert str(old.SeriesInstanceUID) in str(new.to_json()), "the new result names the one that it replaces"
+    reports = [dcmread(path) for path in orthanc.fetch(series.study_instance_uid, "SR", tmp_path / "reports")]
+    replaced = {
+        str(report.SOPInstanceUID): [
+            str(sop.ReferencedSOPInstanceUID)
+            for study in report.get("PredecessorDocumentsSequence") or ()
+            for named in study.ReferencedSeriesSequence
+            for sop in named.ReferencedSOPSequence
+        ]
+        for report in reports
+    }
+    (first,) = (uid for uid, named in replaced.items() if not named)
+    assert [named for named in replaced.values() if named] == [[first]]
 
 
 def test_dead_pacs_gets_everything_when_it_is_back_and_delays_nobody(chest, orthanc, make_node, tmp_path):
