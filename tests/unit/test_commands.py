@@ -117,6 +117,16 @@ def test_explain_of_a_folder_is_nothing_but_json(config, tmp_path):
     assert explained["decisions"][0]["model"] == "tissue"
 
 
+def test_explain_says_who_is_told_of_a_refusal(config, tmp_path):
+    write(config, destinations={"pacs": {"host": "127.0.0.1", "port": 104, "ae_title": "PACS"}})
+    rule = "{name: none, refuse: not today, when: [], destinations: [{to: pacs, notice: true}]}"
+    (tmp_path / "rules.yaml").write_text(f"rules: [{rule}]")
+    (tmp_path / "ct").mkdir()
+    write_ct(tmp_path / "ct", Stack(noise((3, 4, 4))))
+    said = call(config, "rules", "explain", str(tmp_path / "ct")).stdout
+    assert "rule 'none' refuses: not today; notice to: pacs" in said
+
+
 def test_explain_of_a_folder_without_dicom_says_so(config, tmp_path):
     (tmp_path / "empty").mkdir()
     answered = call(config, "rules", "explain", str(tmp_path / "empty"))
