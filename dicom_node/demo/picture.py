@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
@@ -12,6 +12,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
+
+from dicom_node.encode.planes import Upright, edges, telling_planes, upright
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,15 +39,6 @@ _WIDTH_IN, _HEIGHT_IN = 16.0, 9.0
 _EDGE_GAP, _GAP, _BOTTOM, _PANEL_HEIGHT = 0.015, 0.012, 0.03, 0.85
 _ROW_GAP, _STACKED_HEIGHT = 0.03, 0.3
 _LEGEND_STEP_IN, _FEWEST_COLUMNS = 0.25, 2
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Upright:
-    """Voxels along the patient's axes: x to the Left, y to the Posterior, z to the Superior; sizes in mm."""
-
-    hu_zyx: NDArray[np.int16] | NDArray[np.float32]
-    labels_zyx: NDArray[np.uint8]
-    spacing_zyx_mm: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,31 +75,31 @@ def write_picture(
 
     The planes are those that show most structures. The patient's right is on the left of the picture.
     """
-    upright = _cropped(_upright(volume, labels_zyx))
+    shown = _cropped(upright(volume, labels_zyx))
     colours = np.zeros((256, 3))
     for segment in segments:
         colours[segment.label] = segment.rgb
     with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": _TEXT}):
-        figure = _draw(upright, colours, groups, title, subtitle)
+        figure = _draw(shown, colours, groups, title, subtitle)
         figure.savefig(path, dpi=_DPI, facecolor=_BACKGROUND, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw(
-    upright: _Upright,
+    shown: Upright,
     colours: NDArray[np.float64],
     groups: Mapping[str, Sequence[LegendEntry]],
     title: str,
     subtitle: str,
 ) -> Figure:
-    k, j, i = _telling_planes(upright.labels_zyx)
-    dz, dy, dx = upright.spacing_zyx_mm
-    hu, labels = upright.hu_zyx, upright.labels_zyx
+    k, j, i = telling_planes(shown.labels_zyx, tuple(range(1, len(colours))))
+    dz, dy, dx = shown.spacing_zyx_mm
+    hu, labels = shown.hu_zyx, shown.labels_zyx
     planes = (
         _Plane("coronal", hu[::-1, j, :], labels[::-1, j, :], dz / dx, ("R", "L")),
         _Plane("sagittal", hu[::-1, :, i], labels[::-1, :, i], dz / dy, ("A", "P")),
         _Plane("axial", hu[k], labels[k], dy / dx, ("R", "L")),
     )
-    places, legend_place = _layout(upright)
+    places, legend_place = _layout(shown)
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN))
     for plane, place in zip(planes, places, strict=True):
         _draw_plane(figure.add_axes(place), plane, colours)
@@ -125,13 +118,13 @@ def _draw(
     return figure
 
 
-def _layout(upright: _Upright) -> tuple[tuple[Place, Place, Place], Place]:
+def _layout(shown: Upright) -> tuple[tuple[Place, Place, Place], Place]:
     """Where coronal, sagittal and axial plane and the legend go, in fractions of the figure (left, bottom, w, h).
 
     A body taller than wide: coronal and sagittal at full height, the axial plane above the legend. Else the axial
     plane large, the two others stacked beside it above the legend.
     """
-    z_mm, y_mm, x_mm = (n * s for n, s in zip(upright.labels_zyx.shape, upright.spacing_zyx_mm, strict=True))
+    z_mm, y_mm, x_mm = (n * s for n, s in zip(shown.labels_zyx.shape, shown.spacing_zyx_mm, strict=True))
     page = _HEIGHT_IN / _WIDTH_IN
     top = _BOTTOM + _PANEL_HEIGHT
     if z_mm > x_mm:
@@ -162,10 +155,9 @@ def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None
     hu, labels, aspect, sides = plane.hu, plane.labels, plane.aspect, plane.sides
     low, high = _WINDOW_HU
     axes.imshow(hu, cmap=_GREYS, vmin=low, vmax=high, aspect=aspect, interpolation="bilinear")
-    edges = _edges(labels)
     overlay = np.zeros((*labels.shape, 4))
     overlay[..., :3] = colours[labels]
-    overlay[..., 3] = np.where(labels > 0, np.where(edges, _EDGE, _FILL), 0.0)
+    overlay[..., 3] = np.where(labels > 0, np.where(edges(labels), _EDGE, _FILL), 0.0)
     axes.imshow(overlay, aspect=aspect, interpolation="nearest")
     axes.set_axis_off()
     axes.set_facecolor(_BACKGROUND)
@@ -252,64 +244,23 @@ def _family(name: str) -> str:
     return re.sub(r"^rib \d+", "ribs", plain)
 
 
-def _upright(volume: Volume, labels_zyx: NDArray[np.uint8]) -> _Upright:
-    """Axes permuted and flipped (nothing resampled) so that each lies along the patient axis it is closest to."""
-    direction = volume.geometry.direction
-    spacing_xyz = volume.geometry.spacing_xyz_mm
-    order: list[int] = []
-    for patient_axis in range(3):
-        free = [axis for axis in range(3) if axis not in order]
-        order.append(max(free, key=lambda axis: abs(direction[patient_axis, axis])))
-    flips = [direction[patient_axis, axis] < 0 for patient_axis, axis in enumerate(order)]
-    # array axis of grid axis a (x, y, z) is 2 - a
-    transpose = [2 - order[patient_axis] for patient_axis in (2, 1, 0)]
-    step = tuple(slice(None, None, -1 if flips[patient_axis] else 1) for patient_axis in (2, 1, 0))
-    return _Upright(
-        volume.voxels_zyx.transpose(transpose)[step],
-        labels_zyx.transpose(transpose)[step],
-        (spacing_xyz[order[2]], spacing_xyz[order[1]], spacing_xyz[order[0]]),
-    )
-
-
-def _cropped(upright: _Upright) -> _Upright:
+def _cropped(whole: Upright) -> Upright:
     """The box of the body (largest connected part above fat, found on every third voxel) and of all labels."""
     coarse = (slice(None, None, 3),) * 3
-    solid = ndimage.binary_opening(upright.hu_zyx[coarse] > _BODY_HU)
+    solid = ndimage.binary_opening(whole.hu_zyx[coarse] > _BODY_HU)
     parts, count = ndimage.label(solid)
     body = np.zeros(parts.shape, dtype=bool)
     if count:
         body = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    body |= upright.labels_zyx[coarse] > 0
+    body |= whole.labels_zyx[coarse] > 0
     if not body.any():
-        return upright
+        return whole
     box: list[slice] = []
-    for axis, (size, spacing) in enumerate(zip(upright.labels_zyx.shape, upright.spacing_zyx_mm, strict=True)):
+    for axis, (size, spacing) in enumerate(zip(whole.labels_zyx.shape, whole.spacing_zyx_mm, strict=True)):
         inside = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) * 3
         margin = round(_MARGIN_MM / spacing)
         box.append(slice(max(0, int(inside[0]) - margin), min(size, int(inside[-1]) + 3 + margin)))
     cut: Box = (box[0], box[1], box[2])
-    return _Upright(upright.hu_zyx[cut], upright.labels_zyx[cut], upright.spacing_zyx_mm)
-
-
-def _telling_planes(labels_zyx: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """Per axis the plane that shows most structures; among equals the one with most labelled voxels."""
-    planes = []
-    for axis in range(3):
-        best = (0, 0)
-        chosen = labels_zyx.shape[axis] // 2
-        for index in range(labels_zyx.shape[axis]):
-            counts = np.bincount(labels_zyx.take(index, axis=axis).ravel(), minlength=256)[1:]
-            score = (int((counts > 0).sum()), int(counts.sum()))
-            if score > best:
-                best, chosen = score, index
-        planes.append(chosen)
-    return planes[0], planes[1], planes[2]
-
-
-def _edges(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Labelled pixels with another label next to them."""
-    padded = np.pad(labels, 1, mode="edge")
-    centre = padded[1:-1, 1:-1]
-    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
-    edges: NDArray[np.bool_] = np.logical_or.reduce([other != centre for other in neighbours]) & (centre > 0)
-    return edges
+    affine = whole.affine_lps.copy()
+    affine[:3, 3] += affine[:3, :3] @ [piece.start for piece in reversed(cut)]
+    return replace(whole, hu_zyx=whole.hu_zyx[cut], labels_zyx=whole.labels_zyx[cut], affine_lps=affine)

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.demo.picture import _edges, _telling_planes, _upright, legend_groups, write_picture
+from dicom_node.demo.picture import legend_groups, write_picture
 from dicom_node.demo.results import Segment
+from dicom_node.encode.planes import edges, upright
 from inference.types import Geometry, Volume
 
 AXES = [
@@ -30,24 +31,17 @@ def test_any_acquisition_comes_out_with_left_to_the_right_posterior_down_and_sup
     places = np.einsum("ij,jzyx->izyx", affine[:3, :3], np.stack([x, y, z]))
     labels = rng.integers(0, 5, shape).astype(np.uint8)
     for patient_axis, array_axis in ((0, 2), (1, 1), (2, 0)):
-        upright = _upright(Volume(places[patient_axis].astype(np.float32), geometry), labels)
-        assert (np.diff(upright.hu_zyx, axis=array_axis) > 0).all()
-        assert upright.hu_zyx.shape == upright.labels_zyx.shape
-        assert sorted(upright.labels_zyx.ravel()) == sorted(labels.ravel())
-
-
-def test_the_planes_shown_are_those_with_most_structures():
-    labels = np.zeros((10, 11, 12), np.uint8)
-    labels[2] = 1
-    labels[7, 3, 4:8] = [1, 2, 3, 4]
-    assert _telling_planes(labels)[:2] == (7, 3)
+        view = upright(Volume(places[patient_axis].astype(np.float32), geometry), labels)
+        assert (np.diff(view.hu_zyx, axis=array_axis) > 0).all()
+        assert view.hu_zyx.shape == view.labels_zyx.shape
+        assert sorted(view.labels_zyx.ravel()) == sorted(labels.ravel())
 
 
 def test_an_edge_is_a_labelled_pixel_next_to_another_label():
     labels = np.zeros((5, 5), np.uint8)
     labels[1:4, 1:4] = 3
-    assert _edges(labels).sum() == 8
-    assert not _edges(np.full((4, 4), 2, np.uint8)).any()
+    assert edges(labels).sum() == 8
+    assert not edges(np.full((4, 4), 2, np.uint8)).any()
 
 
 def test_ribs_and_pairs_share_a_line_of_the_legend():
