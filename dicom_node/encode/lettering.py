@@ -17,6 +17,7 @@ _LEAST = 0.75
 
 # for the whole process and for good: settings that come and go would meet those of another thread
 mpl.rcdefaults()
+mpl.rcParams["text.hinting"] = "none"  # the widths of letters do not depend on what is drawn on
 mpl.rcParams["pdf.fonttype"] = 42  # as TrueType, text can be searched and copied
 
 

@@ -228,7 +228,8 @@ class _Sheet:
         for block in of_page:
             y -= 2 * _LINE_IN
             title = y + 0.45 * _LINE_IN
-            self._text(_MARGIN_IN, title, block.title.upper(), _TINY, self._theme.faint, bold=True)
+            room = (_SIDES_IN[0] if block.is_of_pairs else _NUMBERS_IN[0] - 0.3) - 0.05
+            self._text(_MARGIN_IN, title, block.title.upper(), _TINY, self._theme.faint, bold=True, room=room)
             if isinstance(block, Section):
                 self._section(block, y, title)
             else:

@@ -65,6 +65,7 @@ class Note:
     title: str
     text: tuple[str, ...]
     warns: bool = False
+    is_of_pairs = False
 
     @property
     def lines(self) -> int:

@@ -16,7 +16,7 @@ from dicom_node.encode.lettering import fitted, width_in
 from dicom_node.encode.page import SCREEN, Page, _figures, _number
 from dicom_node.encode.table import Note, Section, blocks, sheets
 from dicom_node.encode.views import View, arranged
-from inference.structures import STRUCTURES, paper_labels
+from inference.structures import STRUCTURES
 from tests.unit.encode.synthetic import geometry, reconstruction, with_headers
 from tests.unit.encode.test_capture import page_of
 
@@ -129,14 +129,15 @@ def long_words(header: Dataset) -> None:
     header.StudyDescription = "M" * 64
 
 
-@pytest.mark.parametrize("count", [1, 104])
+@pytest.mark.parametrize("count", [1, 104, 130])
 def test_no_words_overlap_or_leave_the_page(count: int) -> None:
-    names = dict(list(paper_labels().items())[:count])
+    names = dict(enumerate((structure.name for structure in STRUCTURES[:count]), start=1))
     labels = np.zeros(GRID.shape_zyx, np.uint8)
-    labels[5:7, 2:22, 2:22].flat[: 8 * count : 8] = sorted(names)
+    labels[5:7, 2:22, 2:22].flat[: 6 * count : 6] = sorted(names)
     page = page_of(with_headers(reconstruction(GRID), long_words), labels, names)[0]
     model = replace(page.provenance.model, name="M" * 64, version="W" * 64, intended_use="W" * 64)
     page = replace(page, provenance=replace(page.provenance, identity=replace(page.provenance.identity, model=model)))
+    assert len(page.segments) == count
     for figure in _figures(page, SCREEN):
         renderer = FigureCanvasAgg(figure).get_renderer()
         boxes = [(text.get_window_extent(renderer).padded(-1.5), text.get_text()) for text in figure.texts]
