@@ -10,7 +10,7 @@ import logging
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.core import ParameterSource
@@ -239,10 +239,10 @@ def check(command: _Command, *, as_json: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write to this file; default: stdout.")
+@click.option("--out", type=click.File("w", encoding="utf-8", atomic=True), default="-", help="Default: stdout.")
 @_json_option
 @click.pass_context
-def conformance(ctx: click.Context, *, out: Path | None, as_json: bool) -> None:
+def conformance(ctx: click.Context, *, out: TextIO, as_json: bool) -> None:
     """The DICOM Conformance Statement, in Markdown.
 
     Of the product with its defaults; where --config or DICOM_NODE_CONFIG is given, of the node configured there.
@@ -250,11 +250,7 @@ def conformance(ctx: click.Context, *, out: Path | None, as_json: bool) -> None:
     from dicom_node.conformance.statement import conformance_statement, facts  # noqa: PLC0415
 
     settings = ctx.obj.settings() if _is_stated(ctx, "config") else None
-    text = json.dumps(facts(settings), indent=1) + "\n" if as_json else conformance_statement(settings)
-    if out is None:
-        click.echo(text, nl=False)
-    else:
-        out.write_text(text, encoding="utf-8")
+    out.write(json.dumps(facts(settings), indent=1) + "\n" if as_json else conformance_statement(settings))
 
 
 # ---- rules

@@ -363,6 +363,12 @@ def test_the_command_states_the_product_or_the_node_that_is_configured(tmp_path)
     assert "| `node.port` | 11112 | at least 0, at most 65535 | 4242 |" in text
 
 
+def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path):
+    answered = CliRunner().invoke(main, ["conformance", "--out", str(tmp_path / "nowhere" / "statement.md")])
+    assert answered.exit_code == 2
+    assert "No such file or directory" in answered.stderr
+
+
 def test_the_command_answers_programs_in_json():
     answered = json.loads(CliRunner().invoke(main, ["conformance", "--json"]).stdout)
     assert answered["ae_title"] == "DICOMNODE"

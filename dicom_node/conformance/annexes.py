@@ -45,9 +45,9 @@ present), EMPTY (there without a value).
 Source of value: COPY (that of the source series), FIXED (the value stated, or one of them), CONFIG (the station name
 of the configuration), AUTO (generated), with what it follows from: source (headers, grid and pixels of the source
 series), model, installation (configuration, and the UID that the installation drew for itself), run (time, revision,
-completeness, supersession), labels (the structures found, and where). A value that is both copied and generated is
-copied where the source states it soundly. Sequences with items have no source of their own; a coded concept stands in
-one line. Types are those of PS3.3.
+completeness, supersession), labels (the structures found, and where), request (what the destination asks for). A value
+that is both copied and generated is copied where the source states it soundly. Sequences with items have no source of
+their own; a coded concept stands in one line. Types are those of PS3.3.
 """
 _USAGE = """
 Volumes are made from pixel data, Image Position and Orientation (Patient), Pixel Spacing, Rescale Slope and Intercept
@@ -123,7 +123,7 @@ structured reports are COMPLETE unless images are missing, and UNVERIFIED.
 
 {_LEGEND}
 
-Table 9-1: attributes that all created objects have in the same way
+Table 9-1: attributes that all created objects have in the same way (modules as in Segmentation)
 
 {_attribute_table(shared)}
 """

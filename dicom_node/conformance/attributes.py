@@ -29,6 +29,8 @@ OUTSIDE_THE_IOD = "outside the IOD"
 _TREES = frozenset(("ContentSequence",))
 """Stated as a tree of content items instead."""
 _BULK = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
+_LENGTHS = {"EncapsulatedDocumentLength": "EncapsulatedDocument"}
+"""Follow from what the document itself does, whether or not two documents happen to be equally long."""
 _TYPES = ("1", "1C", "2", "2C", "3")
 _WORDS = {"of": "of", "sop": "SOP", "sr": "SR", "rt": "RT", "roi": "ROI", "sc": "SC", "voi": "VOI", "lut": "LUT"}
 
@@ -150,9 +152,12 @@ def _parts(sample: Sample) -> tuple[Part, ...]:
                 continue
             own = (*path, keyword)
             if element.VR != "SQ":
-                parts.append(Part(own, parent, element.VR, value_of(element)))
-            elif element == sample.source.get_item(element.tag) or keyword in _TREES:
+                stated = item[_LENGTHS.get(keyword, keyword)]
+                parts.append(Part(own, parent, element.VR, value_of(stated)))
+            elif element == sample.source.get_item(element.tag):
                 parts.append(Part(own, parent, element.VR, str(element)))
+            elif keyword in _TREES:
+                parts.append(Part(own, parent, element.VR, "", (next(numbers),)))
             else:
                 items = tuple(next(numbers) for _ in element.value)
                 parts.append(Part(own, parent, element.VR, _codes(element.value), items))

@@ -28,6 +28,8 @@ COPY, FIXED, CONFIG, AUTO, COPY_OR_AUTO, COPY_AND_FIXED = (
 OUTSIDE = -1
 """The parent of a part that lies in no other."""
 _MOST_VALUES, _LONGEST_VALUE = 6, 64
+_NUMBERS = frozenset(("DS", "FD", "FL", "IS", "NUM", "SL", "SS", "UL", "US"))
+"""Several numbers are no choice of fixed ones."""
 
 
 class Part(NamedTuple):
@@ -134,7 +136,8 @@ def _finding(path: tuple[str, ...], places: list[_Place]) -> Finding:
         return replace(finding, source=copied)
     changed = _changed(places)
     is_seen_twice = len({place.seen.condition for place in occupied}) > 1
-    if not changed and is_seen_twice and len(values) <= _MOST_VALUES:
+    is_countable = finding.vr in _NUMBERS and len(values) > 1
+    if not changed and is_seen_twice and not is_countable and len(values) <= _MOST_VALUES:
         is_short = all(len(value) <= _LONGEST_VALUE for value in values)
         return replace(finding, value=" or ".join(values) if is_short else "")
     if changed == ("installation",) and all(set(place.values) <= {place.seen.station_name} for place in occupied):
@@ -152,14 +155,21 @@ def _presence(places: list[_Place]) -> str:
 
 
 def _changed(places: list[_Place]) -> tuple[str, ...]:
-    """The conditions that change the values; none where that cannot be told, because the part is not in the base."""
+    """The conditions that the values follow from; of a part that the base does not have, those that bring it in.
 
-    def of(condition: Condition) -> set[frozenset[str]]:
-        # not how often: the number of items follows from other conditions than what they hold
-        return {frozenset(place.values) for place in places if place.seen.condition == condition}
+    How often a value occurs does not count: the number of items follows from other conditions than what they hold.
+    """
+
+    def of(condition: Condition) -> set[str]:
+        return {value for place in places if place.seen.condition == condition for value in place.values}
 
     base = of(BASE)
-    return tuple(name for name in CONDITIONS if of(altered(name)) != base) if any(base) else ()
+    found = {name for name in CONDITIONS if (other := of(altered(name))) and other != base}
+    for place in places:
+        if set(place.values) - base - {""}:
+            found |= {"source"} if place.seen.condition.is_other_source else set()
+            found |= {"labels"} if place.seen.condition.nothing_found else set()
+    return tuple(name for name in CONDITIONS if name in found)
 
 
 def _copied(keyword: str, occupied: list[_Place]) -> str | None:

@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
     from inference.structures import Structure
 
-CONDITIONS = ("source", "model", "installation", "run", "labels")
+CONDITIONS = ("source", "model", "installation", "run", "labels", "request")
 """What the value of an attribute may follow from: headers and grid of the source series, the model, the settings and
-the UID of the installation, time and circumstances of the run, the structures that were found.
+the UID of the installation, time and circumstances of the run, the structures that were found, what is asked for.
 """
 PAGE, OVERLAY = "report page", "overlay image"
 _IMAGES_PER_SERIES_KIND = 10
@@ -99,9 +99,15 @@ class Condition:
     installation: int = 0
     run: int = 0
     labels: int = 0
+    request: int = 0
     multi_frame: bool = False
     bare: bool = False
     nothing_found: bool = False
+
+    @property
+    def is_other_source(self) -> bool:
+        """Whether the source series is none of the two full classic ones."""
+        return self.bare or self.multi_frame
 
 
 BASE = Condition()
@@ -155,19 +161,22 @@ _REASONS = ("The series has 3 images, 16 are needed.", "The planes are not evenl
 
 
 def _requests(condition: Condition) -> dict[str, ResultRequest]:
-    """Every kind of object; from a bare series also a report without a segmentation to refer to."""
+    """Every kind of object, and a report without a SEG to refer to; the second time of a part of the structures."""
+    pages = not condition.nothing_found
+    if condition.request:
+        chosen = tuple(structure.name for structure in _structures(condition.labels)[0][:2])
+        binary = ResultRequest(structures=chosen, contours=chosen, report=False, capture=pages, document=pages)
+        labelmap = ResultRequest(segmentation=SegmentationForm.LABELMAP, background=False, structures=chosen)
+        return {_DESTINATION: labelmap, "another": binary}
     everything = ResultRequest(
         segmentation=SegmentationForm.BOTH,
-        ibsi_codes=not condition.bare,
-        shape=not condition.bare,
+        ibsi_codes=True,
+        shape=True,
         contours=tuple(structure.name for structure in STRUCTURES),
-        capture=True,
-        document=True,
+        capture=pages,
+        document=pages,
     )
-    requests = {_DESTINATION: everything}
-    if condition.bare:
-        requests["another"] = ResultRequest(segmentation=SegmentationForm.NONE)
-    return requests
+    return {_DESTINATION: everything, "another": ResultRequest(segmentation=SegmentationForm.NONE)}
 
 
 def _part(kind: ResultKind, dataset: Dataset) -> str:

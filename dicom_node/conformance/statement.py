@@ -38,10 +38,9 @@ _REMARKS = """
   a test of the two.
 - What it says on an attribute of a created object (section 9.1) was read off objects that the encoder made of synthetic
   series which differ in one condition at a time; types and modules are those of PS3.3 in the tables of highdicom.
-- **IHE**: this is no IHE integration statement, and no profile is claimed. Content of SEG and SR follows what AI
-  Results (AIR) asks of an Evidence Creator: the study of the source, Comprehensive 3D SR by TID 1500 with references
-  to the segments, equal tracking identifiers, each algorithm as contributing equipment with a Device UID. Storage
-  Commitment is not implemented, and conformance with the profile as a whole has not been examined.
+- **IHE**: this is no IHE integration statement, and no profile is claimed. SEG and SR hold what AI Results (AIR) asks
+  of the content of results, line by line in [results.md](results.md). Storage Commitment is not implemented, and
+  conformance with the transactions and options of the profile has not been examined.
 """
 _TERMS = """
 Terms are those of the DICOM standard: Application Entity (AE), association, presentation context, SOP Class, SOP
