@@ -365,7 +365,7 @@ def test_the_command_states_the_product_or_the_node_that_is_configured(tmp_path)
 
 def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path):
     answered = CliRunner().invoke(main, ["conformance", "--out", str(tmp_path / "nowhere" / "statement.md")])
-    assert answered.exit_code == 2
+    assert answered.exit_code == 1
     assert "No such file or directory" in answered.stderr
 
 
