@@ -105,8 +105,11 @@ def replacing(provenance: Provenance, replaced: tuple[EarlierResult, ...]) -> Pr
 
 def replacement(replaced: tuple[EarlierResult, ...]) -> str:
     """In words that ``replaced`` are replaced."""
-    series = dict.fromkeys(each.series_instance_uid for each in replaced)
-    return f"Replaces what revision {replaced[0].revision} gave in series {', '.join(series)}."
+    series: dict[int, dict[str, None]] = {}
+    for each in replaced:
+        series.setdefault(each.revision, {})[each.series_instance_uid] = None
+    gave = (f"revision {revision} gave in series {', '.join(uids)}" for revision, uids in sorted(series.items()))
+    return f"Replaces what {' and '.join(gave)}."
 
 
 def plain(text: str, limit: int) -> str:

@@ -7,10 +7,11 @@ from io import BytesIO
 
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.uid import Comprehensive3DSRStorage
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from dicom_node.encode.notice import notice_file
 from dicom_node.errors import EncodingError, IdentityConflict
+from dicom_node.types import EarlierResult, ResultKind
 from tests.unit.encode.synthetic import CONTEXT, reconstruction
 
 REASON = "2 slices are missing between z = 12.0 and 18.0 mm"
@@ -41,6 +42,28 @@ def test_the_reason_stands_in_the_report_and_in_the_series_description() -> None
     assert {item.ReferencedSOPInstanceUID for item in series.ReferencedSOPSequence} == {
         header.SOPInstanceUID for header in headers()
     }
+
+
+def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
+    earlier = (
+        EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "2.25.1", "2.25.11", 1),
+        EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.2", "2.25.12", 1),
+        EarlierResult(ResultKind.NOTICE, Comprehensive3DSRStorage, "2.25.3", "2.25.13", 2),
+    )
+    context = replace(CONTEXT, revision=3)
+    sr = dcmread(BytesIO(notice_file(headers(), "phantom-demo", REASON, context, earlier)))
+    said = "Replaces what revision 1 gave in series 2.25.11, 2.25.12 and revision 2 gave in series 2.25.13."
+    assert texts(sr.ContentSequence[-1])[-1] == said
+    (study,) = sr.PredecessorDocumentsSequence
+    assert {series.SeriesInstanceUID for series in study.ReferencedSeriesSequence} == {"2.25.12", "2.25.13"}
+    assert sr.SeriesDescription.startswith("Not processed by phantom-demo rev 3: ")
+    assert sr.SOPInstanceUID != notice(headers(), revision=3).SOPInstanceUID
+
+
+def test_a_series_that_no_model_was_to_segment_names_none() -> None:
+    sr = dcmread(BytesIO(notice_file(headers(), None, "no HU", CONTEXT)))
+    assert sr.SeriesDescription == "Not processed: no HU"
+    assert texts(sr.ContentSequence[-1])[1].startswith("Nothing was measured; ")
 
 
 def test_it_is_the_patients_own() -> None:
