@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ import pytest
 from dicom_node.encode.encode import encode, encode_notice
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
-from dicom_node.types import EncodedResult, Reconstruction, ResultKind, ResultRequest, SegmentationForm
+from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest, SegmentationForm
+from inference.measure import measure
 from inference.types import ModelIdentity
 from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
 
@@ -23,12 +25,14 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
+    from inference.types import Measurements, Segmentation
+
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "validation.md"
 NAMES = {1: "kidney_left", 2: "kidney_right", 3: "vertebrae_L1", 4: "soft_tissue", 5: "bone_tissue"}
 MODEL = ModelIdentity("phantom-demo", "3", "ab" * 32, "nnU-Net")
 REQUESTS = {
     "all": ResultRequest(SegmentationForm.BOTH, contours=("organ", "tissue"), capture=True, document=True),
-    "label maps": ResultRequest(SegmentationForm.LABELMAP, background=False, ibsi_codes=True),
+    "label maps": ResultRequest(SegmentationForm.LABELMAP, background=False, ibsi_codes=True, shape=True),
     "report alone": ResultRequest(SegmentationForm.NONE),
 }
 REAL_SERIES = ("derived/legacy_enhanced_CT_STS_008", "theibsi+data_sets/ibsi2_orientation")
@@ -76,13 +80,29 @@ def results(source: Reconstruction) -> Iterator[EncodedResult]:
     for label in NAMES:
         found[(label * shape[0]) // 6 :, shape[1] // 6 * label :, label::2] = label
     labels = segmentation(source.source.geometry, NAMES, found, MODEL)
-    made = encode(source, labels, measured(source, labels), CONTEXT, REQUESTS)
+    measurements = measure(source.source, labels, with_shape=True)
+    made = encode(source, labels, measurements, CONTEXT, REQUESTS)
     captures = {result.series_instance_uid: result for result in made if result.kind is ResultKind.CAPTURE}
     yield from (result for result in made if result.kind is not ResultKind.CAPTURE)
     yield from captures.values()
     nothing = segmentation(source.source.geometry, NAMES, np.zeros_like(found), MODEL)
     yield from encode(source, nothing, measured(source, nothing), CONTEXT)
     yield from encode_notice(source.headers, MODEL.name, "gantry tilt of 12 degrees", CONTEXT, ("all",))
+    yield from replacements(made, source, labels, measurements)
+
+
+def replacements(
+    made: tuple[EncodedResult, ...], source: Reconstruction, labels: Segmentation, measurements: Measurements
+) -> Iterator[EncodedResult]:
+    """What the next revision makes in place of SEG, label map and report, and a notice that is all it makes."""
+    held = tuple(
+        EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, 1)
+        for each in made
+        if "all" in each.destinations and each.kind is not ResultKind.CAPTURE
+    )
+    revised = replace(CONTEXT, revision=2, missing_instances=3, earlier={"all": held})
+    yield from encode(source, labels, measurements, revised, {"all": ResultRequest(SegmentationForm.BOTH)})
+    yield from encode_notice(source.headers, MODEL.name, "gantry tilt of 12 degrees", revised, ("all",))
 
 
 def complaints(result: EncodedResult, folder: Path) -> set[str]:
