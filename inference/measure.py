@@ -41,7 +41,7 @@ def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = Fa
     the first or last plane, the edge of the slices, or the padding around a circular field of view.
 
     Raises:
-        InvalidValueError: the grids differ, or HU are not finite where a structure lies.
+        InvalidValueError: the grids differ, a label has no name, or HU are not finite where a structure lies.
     """
     if not volume.geometry.same_grid(segmentation.geometry):
         raise InvalidValueError(
@@ -52,6 +52,9 @@ def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = Fa
     statistics = (_statistics_of_whole_hu if whole else _statistics_of_fractional_hu)(
         volume.voxels_zyx, segmentation.labels_zyx
     )
+    for label, found in statistics.items():
+        if label not in segmentation.names_by_label:
+            raise InvalidValueError(f"label {label} ({found.voxel_count} voxels) has no name")
     at_border = _labels_at_border(volume.voxels_zyx, segmentation.labels_zyx)
     shapes = measure_shape(segmentation) if with_shape else {}
     structures = tuple(

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_HIGHEST_LABEL = 255
 ORTHOGONALITY_TOLERANCE = 1e-3
 """Largest cosine between two axes of a grid that still counts as orthogonal (0.06 degrees)."""
 
@@ -148,6 +149,7 @@ class Segmentation:
             raise InvalidValueError(f"labels {self.labels_zyx.shape} do not fit grid {self.geometry.shape_zyx}")
         if 0 in self.names_by_label or not self.names_by_label:
             raise InvalidValueError("names_by_label names the labels 1..255; 0 is background and has no name")
+        _refuse_unusable_names(self.names_by_label)
         highest = int(self.labels_zyx.max(initial=0))
         if highest and highest > max(self.names_by_label):
             raise InvalidValueError(f"label {highest} has no name (highest named: {max(self.names_by_label)})")
@@ -155,6 +157,17 @@ class Segmentation:
         view.setflags(write=False)
         object.__setattr__(self, "labels_zyx", view)
         object.__setattr__(self, "names_by_label", dict(sorted(self.names_by_label.items())))
+
+
+def _refuse_unusable_names(names_by_label: Mapping[int, str]) -> None:
+    names = list(names_by_label.values())
+    for label, name in names_by_label.items():
+        if not isinstance(label, int) or not 0 < label <= _HIGHEST_LABEL:
+            raise InvalidValueError(f"names_by_label names the labels 1..{_HIGHEST_LABEL}, not {label!r}")
+        if not isinstance(name, str) or not name:
+            raise InvalidValueError(f"label {label} has no name")
+        if names.count(name) > 1:
+            raise InvalidValueError(f"{name} names more than one label")
 
 
 @dataclass(frozen=True, slots=True)

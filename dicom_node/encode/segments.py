@@ -58,8 +58,9 @@ def present_segments(
     """Every label that has voxels, with its measurement.
 
     Raises:
-        EncodingError: a label has no name, its name no codes, or the measurements are of another label map.
+        EncodingError: a label has no name, a name no codes, or the measurements are of another label map.
     """
+    structures = {name: _structure(name) for name in segmentation.names_by_label.values()}
     counts_by_plane = voxel_counts(segmentation.labels_zyx)
     counts = counts_by_plane.sum(axis=0)
     measured = {measurement.label: measurement for measurement in measurements.structures}
@@ -74,7 +75,7 @@ def present_segments(
         if measurement.voxel_count != counts[label]:
             raise EncodingError(f"{name} has {counts[label]} voxels, but {measurement.voxel_count} were measured")
         planes = frozenset(np.flatnonzero(counts_by_plane[:, label]).tolist())
-        segments.append(Segment(number, label, planes, _structure(name), identity.tracking_uid(name), measurement))
+        segments.append(Segment(number, label, planes, structures[name], identity.tracking_uid(name), measurement))
     return tuple(segments)
 
 
