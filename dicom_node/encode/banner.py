@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pydicom import Dataset
+from pydicom.charset import ESC, decode_bytes, python_encoding
 
 from dicom_node.encode.lettering import characters
+from dicom_node.encode.source import raw_element
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 NOT_STATED = "not stated"
 IN_HEADER = "(see header)"
 _LONGEST = 64
 _UNREADABLE = "\ufffd"
+_ASCII = "ascii"
+_DEFAULT = ("", "ISO_IR 6", "ISO 2022 IR 6")
+_AFTER_ASCII = re.compile(rb"\x1b\(B[^\x1b]*[\x80-\xff]")
+"""Letters beyond ASCII behind the escape to ASCII: they are of the character set before it, which pydicom forgets."""
+_DELIMITERS = set(b"^=\\\r\n\t\f")
+"""They end what an escape has begun (PS3.5 6.1.2.5.3)."""
 _RIGHT_TO_LEFT = frozenset(("R", "AL"))
 
 
@@ -37,29 +47,27 @@ class Banner:
 
 def banner(identity: Dataset) -> Banner:
     """The banner of a patient and study; ``identity`` keeps its raw elements."""
-    # reading an element replaces its bytes by text: on a copy
-    own = Dataset({tag: identity.get_item(tag) for tag in identity.keys()})  # noqa: SIM118
-    own.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
     return Banner(
-        patient_name=_name(own),
-        patient_id=_text(own, "PatientID"),
-        birth_date=_date(own, "PatientBirthDate"),
-        sex=_text(own, "PatientSex"),
-        study_date=_date(own, "StudyDate"),
-        accession_number=_text(own, "AccessionNumber"),
-        study_description=_text(own, "StudyDescription"),
+        patient_name=_name(identity),
+        patient_id=_text(identity, "PatientID"),
+        birth_date=_date(identity, "PatientBirthDate"),
+        sex=_text(identity, "PatientSex"),
+        study_date=_date(identity, "StudyDate"),
+        accession_number=_text(identity, "AccessionNumber"),
+        study_description=_text(identity, "StudyDescription"),
     )
 
 
 def _name(identity: Dataset) -> str:
-    """The alphabetic component group (PS3.5 6.2.1.2), with the ideographic one behind it where it can be drawn."""
+    """The first component group (PS3.5 6.2.1.2) that can be drawn; the ideographic one stands behind the alphabetic."""
     groups = _decoded(identity, "PatientName").split("=")
     if not any(groups):
         return NOT_STATED
-    alphabetic, ideographic, *_ = (*(_drawable(_family_first(group)) for group in groups), None)
-    if alphabetic and ideographic:
-        return f"{alphabetic} ({ideographic})"
-    return alphabetic or ideographic or IN_HEADER
+    drawable = [_drawable(_family_first(group)) for group in groups]
+    shown = [group for group in drawable if group]
+    if len(drawable) > 1 and drawable[0] and drawable[1]:
+        return f"{drawable[0]} ({drawable[1]})"
+    return shown[0] if shown else IN_HEADER
 
 
 def _family_first(group: str) -> str:
@@ -78,14 +86,28 @@ def _date(identity: Dataset, keyword: str) -> str:
 
 
 def _decoded(identity: Dataset, keyword: str) -> str:
-    """The value, empty where there is none; what cannot be read in any way is a character that cannot be drawn."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's words on an unknown character set quote the value
-            value = identity.get(keyword)
-            return "" if value is None else str(value)
-    except Exception:  # noqa: BLE001 - whatever is wrong with it, it cannot be shown
+    """The value, empty where there is none; what nobody can be sure to read is a character that cannot be drawn.
+
+    pydicom takes bytes of no or an unknown character set for Western European, and shows another name so.
+    """
+    element = raw_element(identity, keyword)
+    value = b"" if element is None else (element.value or b"").strip(b" \0")
+    if value.isascii() and ESC not in value:
+        return value.decode("ascii")
+    terms = _character_sets(identity)
+    if not all(term in python_encoding for term in terms) or _AFTER_ASCII.search(value):
         return _UNREADABLE
+    encodings = [_ASCII if term in _DEFAULT else python_encoding[term] for term in terms]
+    if ESC not in value:
+        return value.decode(encodings[0], errors="replace")
+    return decode_bytes(value, encodings, _DELIMITERS)
+
+
+def _character_sets(identity: Dataset) -> list[str]:
+    """The terms of Specific Character Set (PS3.3 C.12.1.1.2), an empty one at least."""
+    element = raw_element(identity, "SpecificCharacterSet")
+    terms = b"" if element is None else element.value or b""
+    return [term.strip(" \0") for term in terms.decode("ascii", errors="replace").split("\\")]
 
 
 def _drawable(text: str) -> str | None:

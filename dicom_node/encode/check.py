@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
     from dicom_node.encode.segments import Finding, Segment
 
-_IDENTITY = ("SpecificCharacterSet", "PatientName", "PatientID", "AccessionNumber", "ReferringPhysicianName")
+_IDENTITY = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "OtherPatientNames",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
 _POSITION_TOLERANCE_MM = 1e-3
 _DECIMAL_TOLERANCE = 1e-6
 """What a decimal string of 16 characters may round off spacings and cosines, and more."""

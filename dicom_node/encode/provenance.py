@@ -6,18 +6,18 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.sr import CodedConcept
 from pydicom import Dataset
-from pydicom.charset import convert_encodings
 from pydicom.uid import UID
 
 from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
+from dicom_node.encode.source import keep_bytes, raw
 from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.types import ResultKind
 
@@ -220,13 +220,13 @@ def contributing_equipment(provenance: Provenance) -> list[Dataset]:
 def equipment_without_algorithm(acquisition: Dataset, context: ResultContext) -> list[Dataset]:
     """The scanner, where it is known, and this node."""
     items = []
-    if "Manufacturer" in acquisition and acquisition.get_item("Manufacturer").value:
+    if "Manufacturer" in acquisition:
         scanner = Dataset()
         scanner.PurposeOfReferenceCodeSequence = [_concept(ACQUISITION_EQUIPMENT)]
         for tag in acquisition.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
             scanner[tag] = acquisition.get_item(tag)
         scanner.ContributionDescription = "Acquisition of the source images"
-        _keep_bytes(scanner)
+        keep_bytes(scanner)
         items.append(scanner)
     items.append(
         _equipment(
@@ -268,6 +268,9 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
     dataset.SeriesDescription = series_description(model, _described(provenance, what))
     dataset.SoftwareVersions = software_versions(model)
     dataset.ContributingEquipmentSequence = contributing_equipment(provenance)
+    if "ContentCreatorName" in dataset:
+        # pydicom 3 fails on an empty component in a character set that has no ASCII of its own
+        dataset["ContentCreatorName"] = raw("ContentCreatorName", content_creator_name(model).encode("ascii"))
     stamp_identity(dataset, provenance.source.identity, provenance.context, provenance.started_at)
 
 
@@ -288,7 +291,7 @@ def stamp_identity(dataset: Dataset, identity: Dataset, context: ResultContext, 
     dataset.StationName = plain(context.station_name, _SH)
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
-    _keep_bytes(dataset)
+    keep_bytes(dataset)
 
 
 def _described(provenance: Provenance, what: str) -> str:
@@ -306,24 +309,6 @@ def _described(provenance: Provenance, what: str) -> str:
     )
 
 
-def _keep_bytes(dataset: Dataset) -> None:
-    """Tell pydicom that raw elements already are in the encoding and character set that ``dataset`` is written in."""
-    # an item of a sequence has no character set of its own: pydicom holds its default against that of this call
-    own = dataset.get("SpecificCharacterSet")
-    dataset.set_original_encoding(
-        is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
-    )
-
-
 def in_time_zone(moment: datetime, offset: str) -> datetime:
-    """``moment`` in the time zone of Timezone Offset From UTC, of this machine where that is empty."""
-    return moment.astimezone(_time_zone(offset))
-
-
-def _time_zone(offset: str) -> tzinfo | None:
-    """Timezone Offset From UTC, ``+0100``; None, the zone of this machine, where there is none."""
-    match = re.fullmatch(r"([+-])(\d\d)(\d\d)", offset)
-    if match is None:
-        return None
-    delta = timedelta(hours=int(match[2]), minutes=int(match[3]))
-    return timezone(-delta if match[1] == "-" else delta)
+    """``moment`` in the time zone of Timezone Offset From UTC, ``+0100``, of this machine where that is empty."""
+    return moment.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)

@@ -2,26 +2,30 @@
 
 Identity never passes through a library that could decode, check or repair it: names and IDs are copied as the bytes
 that came (``RawDataElement``), beside the Specific Character Set that they were written in, so that a name in any
-character set, sound or not, comes back exactly. Everything else is copied where it is valid and left out where it is
-not (type 3) or left empty (type 2), because an archive may refuse a result for a value that it once let pass.
+character set, sound or not, comes back exactly; what cannot be copied so is refused by the name of its attribute.
+Everything else is copied where it is valid and left out where it is not (type 3) or left empty (type 2), because an
+archive may refuse a result for a value that it once let pass.
 """
 
 from __future__ import annotations
 
-import copy
 import math
+import re
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom import Dataset, config
-from pydicom.datadict import dictionary_description, dictionary_VR, tag_for_keyword
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VM, dictionary_VR, keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 from pydicom.uid import UID
-from pydicom.valuerep import validate_value
+from pydicom.valuerep import STR_VR, VR, validate_value
 
 from dicom_node.errors import EncodingError, IdentityConflict
 
@@ -32,7 +36,15 @@ if TYPE_CHECKING:
 
     from dicom_node.types import Reconstruction
 
-_WHOSE = ("PatientID", "PatientName", "StudyInstanceUID", "SeriesInstanceUID")
+_WHOSE = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+)
 _SAME_IN_ALL = (*_WHOSE, "FrameOfReferenceUID")
 _KEPT_AS_THEY_CAME = (
     "SpecificCharacterSet",
@@ -88,7 +100,16 @@ _ACQUISITION_EQUIPMENT = (
     "InstitutionName",
     "InstitutionalDepartmentName",
 )
-_ENUMERATED = {"PatientSex": ("M", "F", "O"), "Laterality": ("R", "L"), "PatientIdentityRemoved": ("YES", "NO")}
+_ALLOWED = {
+    "PatientSex": "[MFO]",
+    "Laterality": "[RL]",
+    "PatientIdentityRemoved": "YES|NO",
+    "TypeOfPatientID": "TEXT|RFID|BARCODE",
+    "TimezoneOffsetFromUTC": r"[+-](0[0-9]|1[0-4])[0-5][0-9]",
+}
+"""Values that PS3.3 allows, where it is stricter than the VR."""
+_SEVERAL_LINES = ("LT", "ST", "UT")
+_ESCAPE = b"\x1b"
 _UNPAIRED = frozenset(
     (
         *("ABDOMEN", "ABDOMENPELVIS", "AORTA", "BACK", "BLADDER", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS"),
@@ -102,7 +123,8 @@ _UNPAIRED = frozenset(
 """Terms for Body Part Examined (PS3.16 annex L) that a CT may state and that have no side."""
 _PLACE_TOLERANCE = 0.25
 """A plane further than this (in its smallest spacing) from where the grid says it is belongs to another plane."""
-_RAW_VALUE_LIMIT = 0xFFFF - 1
+_LONGEST_VALUE = 0xFFFE
+"""Bytes of a value with a 16-bit length."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -169,18 +191,18 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
     refuse_mixed_identity(headers)
     first = headers[0]
     _, rows, columns = reconstruction.source.geometry.shape_zyx
-    measures = _plane_attributes(first, reconstruction.frames[0].frame_number or 1)
+    measures = _plane_attributes(first, reconstruction.frames[0].frame_number)
     x_axis, y_axis, step = reconstruction.source.geometry.affine_lps[:3, :3].T
     plane_spacing = abs(float(step @ _unit(np.cross(x_axis, y_axis))))
     row_spacing, column_spacing = _numbers(measures, "PixelSpacing", 2)
     thickness = _positive_number(measures, "SliceThickness")
     source = PreparedSource(
         identity=_identity(first),
-        acquisition_equipment=_copied(first, _ACQUISITION_EQUIPMENT),
+        acquisition_equipment=_valid(first, _ACQUISITION_EQUIPMENT),
         study_instance_uid=_uid(first, "StudyInstanceUID"),
         series_instance_uid=_uid(first, "SeriesInstanceUID"),
         frame_of_reference_uid=_uid(first, "FrameOfReferenceUID"),
-        position_reference_indicator=_valid_text(first, "PositionReferenceIndicator") or "",
+        position_reference_indicator=_ascii(first, "PositionReferenceIndicator"),
         planes=_planes(reconstruction),
         rows=rows,
         columns=columns,
@@ -232,7 +254,7 @@ def name_series(headers: Sequence[Dataset]) -> NamedSeries:
     first = headers[0]
     return NamedSeries(
         identity=_identity(first),
-        acquisition_equipment=_copied(first, _ACQUISITION_EQUIPMENT),
+        acquisition_equipment=_valid(first, _ACQUISITION_EQUIPMENT),
         study_instance_uid=_uid(first, "StudyInstanceUID"),
         series_instance_uid=_uid(first, "SeriesInstanceUID"),
         series_number=_series_number(first),
@@ -258,88 +280,177 @@ def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = 
             )
 
 
-def _comparable(header: Dataset, keyword: str) -> bytes:
-    """The bytes of the value without padding and without trailing empty name components."""
+def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
+    """The bytes of the value without padding and without trailing empty name components, and what they are written in.
+
+    The same bytes are another name in another character set; all character sets have the letters of ASCII in common.
+    """
     element = raw_element(header, keyword)
-    return b"" if element is None else (element.value or b"").rstrip(b" \0^")
+    value = b"" if element is None else (element.value or b"").rstrip(b" \0^")
+    if value.isascii() and _ESCAPE not in value:
+        return value, b""
+    character_set = raw_element(header, "SpecificCharacterSet")
+    return value, b"" if character_set is None else (character_set.value or b"").rstrip(b" \0")
 
 
 # ---- copying elements as bytes
 
 
 def raw_element(header: Dataset, keyword: str) -> RawDataElement | None:
-    """The element as the bytes that came; None where it is absent.
+    """The element as the bytes that came, whatever VR they came with; None where it is absent.
 
     pydicom 3 forgets the bytes of an element that somebody has read, names included; such a one is written back in its
     character set, which gives the same bytes where they were sound.
 
     Raises:
-        EncodingError: it was read, and its bytes were not sound.
+        EncodingError: it is a sequence, or too long; or it was read, and its bytes were not sound.
+    """
+    return _raw_element(header, keyword) if keyword in header else None
+
+
+def _raw_element(header: Dataset, keyword: str) -> RawDataElement:
+    element = header.get_item(keyword)
+    if element.VR == VR.SQ:
+        raise EncodingError(f"{dictionary_description(keyword)} is a sequence, expected {dictionary_VR(keyword)}")
+    return raw(keyword, element.value or b"" if isinstance(element, RawDataElement) else _written(header, keyword))
+
+
+def raw(keyword: str, value: bytes) -> RawDataElement:
+    """``value``, without its padding, as an element in Explicit VR Little Endian.
+
+    Raises:
+        EncodingError: it is too long.
     """
     tag = Tag(keyword)
-    if tag not in header:
-        return None
-    element, vr = header.get_item(tag), dictionary_VR(tag)
-    value = element.value or b"" if isinstance(element, RawDataElement) else _written(header, keyword)
+    vr = dictionary_VR(tag)
+    if len(value) > _LONGEST_VALUE:
+        raise EncodingError(
+            f"{dictionary_description(keyword)} has {len(value)} bytes, expected at most {_LONGEST_VALUE}"
+        )
     if len(value) % 2:
-        value += b"\0" if vr == "UI" else b" "
+        value += b"\0" if vr == VR.UI else b" "
     return RawDataElement(tag, vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
 
 
 def _written(header: Dataset, keyword: str) -> bytes:
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, True
-    element = header[keyword]
-    if "\ufffd" in str(element.value):
-        raise EncodingError(f"{dictionary_description(keyword)} has bytes that its character set does not know")
     try:
+        element = header[keyword]
+        is_sound = "\ufffd" not in str(element.value)
         write_data_element(buffer, element, header.get("SpecificCharacterSet") or "iso8859")
     except Exception as error:
         raise EncodingError(f"{dictionary_description(keyword)} cannot be written in its character set") from error
+    if not is_sound:
+        raise EncodingError(f"{dictionary_description(keyword)} has bytes that its character set does not know")
     return buffer.getvalue()[8:]
 
 
+def keep_bytes(dataset: Dataset) -> None:
+    """Tell pydicom that raw elements already are in the encoding and character set that ``dataset`` is written in."""
+    # an item of a sequence has no character set of its own: pydicom holds its default against that of this call
+    own = dataset.get("SpecificCharacterSet")
+    dataset.set_original_encoding(
+        is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
+    )
+
+
 def _identity(header: Dataset) -> Dataset:
-    identity = _copied(header, _KEPT_AS_THEY_CAME)
-    for keyword in _KEPT_WHERE_VALID:
-        element = raw_element(header, keyword)  # before the look at its text, which would forget its bytes
-        if _valid_text(header, keyword) is not None:
-            _put(identity, element)
+    identity = _valid(header, _KEPT_WHERE_VALID)
+    for keyword in _KEPT_AS_THEY_CAME:
+        element = raw_element(header, keyword)
+        if element is not None:
+            identity[element.tag] = element
     for keyword in _SEQUENCES:
-        if header.get(keyword):
-            setattr(identity, keyword, copy.deepcopy(header[keyword].value))
+        items = _raw_items(header, keyword)
+        if items:
+            setattr(identity, keyword, items)
     for keyword in TYPE_2:
         if keyword not in identity:
-            tag = Tag(keyword)
-            _put(identity, RawDataElement(tag, dictionary_VR(tag), 0, b"", 0, False, True))
+            identity[keyword] = raw(keyword, b"")
     return identity
 
 
-def _copied(header: Dataset, keywords: Sequence[str]) -> Dataset:
+def _valid(header: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Those of the attributes that have valid values."""
     result = Dataset()
     for keyword in keywords:
-        _put(result, raw_element(header, keyword))
+        try:
+            element = raw_element(header, keyword)  # before the look at its text, which would forget its bytes
+        except EncodingError:
+            continue
+        if element is not None and _valid_texts(header, keyword):
+            result[element.tag] = raw(keyword, (element.value or b"").rstrip(b" \0"))
     return result
 
 
-def _put(dataset: Dataset, element: RawDataElement | None) -> None:
-    if element is not None and len(element.value or b"") <= _RAW_VALUE_LIMIT:
-        dataset[element.tag] = element
+def _raw_items(header: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence, their standard attributes of text and sequences of such as the bytes that came.
+
+    Raises:
+        EncodingError: it is no sequence.
+    """
+    if keyword not in header:
+        return []
+    try:
+        return [_raw_item(item) for item in header[keyword].value or ()]
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} is no sequence that can be read") from error
+
+
+def _raw_item(item: Dataset) -> Dataset:
+    result = Dataset()
+    for tag in item.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
+        if not dictionary_has_tag(tag):
+            continue
+        keyword = keyword_for_tag(tag)
+        vr = dictionary_VR(tag)
+        if vr == VR.SQ:
+            setattr(result, keyword, _raw_items(item, keyword))
+        elif vr in STR_VR:
+            result[tag] = _raw_element(item, keyword)
+    keep_bytes(result)
+    return result
 
 
 # ---- reading single values
 
 
-def _valid_text(header: Dataset, keyword: str) -> str | None:
-    """The value of a single-valued attribute as text where it is there, not empty, and valid for its VR; else None."""
+def _valid_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """The values of a text attribute, where all are there and valid, and not more than it may have; else none."""
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
     try:
         value = header.get(keyword)
-        text = "" if value is None else str(value).strip(" \0")
-        validate_value(dictionary_VR(tag_for_keyword(keyword) or 0), text, config.RAISE)
+        texts = tuple(str(part).strip(" \0") for part in (value if isinstance(value, MultiValue) else (value or "",)))
+        for text in texts:
+            validate_value(vr, text, config.RAISE)
+            if vr == VR.DA:
+                date.fromisoformat(text)  # a day of the calendar, and no range of them as in a query
     except Exception:  # noqa: BLE001 - whatever is wrong with it, it is not valid
-        return None
-    allowed = _ENUMERATED.get(keyword)
-    return text if text and "\ufffd" not in text and (allowed is None or text in allowed) else None
+        return ()
+    sound = all(_is_sound(text, keyword, vr) for text in texts)
+    return texts if sound and (len(texts) == 1 or dictionary_VM(tag) == "1-n") else ()
+
+
+def _is_sound(text: str, keyword: str, vr: str) -> bool:
+    if not text or "\ufffd" in text or not re.fullmatch(_ALLOWED.get(keyword, ".*"), text, re.DOTALL):
+        return False
+    if vr == VR.TM:
+        return "-" not in text  # pydicom lets the ranges of a query pass
+    return vr in _SEVERAL_LINES or text.isprintable()
+
+
+def _valid_text(header: Dataset, keyword: str) -> str | None:
+    """The value of a single-valued attribute as text where it is there, not empty, and valid for its VR; else None."""
+    texts = _valid_texts(header, keyword)
+    return texts[0] if len(texts) == 1 else None
+
+
+def _ascii(header: Dataset, keyword: str) -> str:
+    """The value where it is valid and the same in every character set; else empty."""
+    text = _valid_text(header, keyword) or ""
+    return text if text.isascii() else ""
 
 
 def _uid(header: Dataset, keyword: str) -> str:
@@ -351,7 +462,8 @@ def _uid(header: Dataset, keyword: str) -> str:
 
 def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(value) for value in dataset[keyword].value)
+        value = dataset[keyword].value
+        numbers = tuple(float(part) for part in (value if isinstance(value, MultiValue) else (value,)))
     except Exception as error:
         raise EncodingError(f"{dictionary_description(keyword)} is missing or not numeric") from error
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
@@ -361,10 +473,10 @@ def _numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
 
 def _positive_number(dataset: Dataset, keyword: str) -> float | None:
     try:
-        number = float(dataset[keyword].value)
-    except Exception:  # noqa: BLE001 - absent, empty, several values, not a number: all the same here
+        (number,) = _numbers(dataset, keyword, 1)
+    except EncodingError:
         return None
-    return number if math.isfinite(number) and number > 0 else None
+    return number if number > 0 else None
 
 
 def _series_number(header: Dataset) -> int:
@@ -388,9 +500,7 @@ def _lossy_compression(headers: Sequence[Dataset]) -> Dataset:
     for header in headers:
         if _valid_text(header, "LossyImageCompression") == "01":
             result.LossyImageCompression = "01"
-            for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-                if header.get(keyword):
-                    setattr(result, keyword, header.get(keyword))
+            result.update(_valid(header, ("LossyImageCompressionRatio", "LossyImageCompressionMethod")))
             break
     return result
 
@@ -399,28 +509,34 @@ def _lossy_compression(headers: Sequence[Dataset]) -> Dataset:
 
 
 def _planes(reconstruction: Reconstruction) -> tuple[SourcePlane, ...]:
-    headers = {str(header.get("SOPInstanceUID")): header for header in reconstruction.headers}
+    headers = {_valid_text(header, "SOPInstanceUID"): header for header in reconstruction.headers}
     planes = []
     for k, frame in enumerate(reconstruction.frames):
         header = headers.get(frame.sop_instance_uid)
         if header is None:
             raise EncodingError(f"plane {k} refers to instance {frame.sop_instance_uid}, which has no header")
-        x, y, z = _numbers(_plane_attributes(header, frame.frame_number or 1), "ImagePositionPatient", 3)
+        x, y, z = _numbers(_plane_attributes(header, frame.frame_number), "ImagePositionPatient", 3)
         planes.append(SourcePlane(frame.sop_instance_uid, frame.sop_class_uid, frame.frame_number, (x, y, z)))
     return tuple(planes)
 
 
-def _plane_attributes(header: Dataset, frame_number: int) -> Dataset:
-    """Position, orientation and pixel measures of one frame in one data set, classic or multi-frame."""
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
-    if not per_frame:
+def _plane_attributes(header: Dataset, frame_number: int | None) -> Dataset:
+    """Position, orientation and pixel measures of one frame in one data set, classic (None) or multi-frame.
+
+    Raises:
+        EncodingError: the functional groups are not what reconstruct read them to be.
+    """
+    if frame_number is None:
         return header
-    groups = [*(header.get("SharedFunctionalGroupsSequence") or ()), per_frame[frame_number - 1]]
     result = Dataset()
-    for group in groups:
-        for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"):
-            for item in group.get(keyword) or ():
-                result.update(item)
+    try:
+        per_frame = header.PerFrameFunctionalGroupsSequence[frame_number - 1]
+        for group in (*(header.get("SharedFunctionalGroupsSequence") or ()), per_frame):
+            for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence"):
+                for item in group.get(keyword) or ():
+                    result.update(item)
+    except Exception as error:
+        raise EncodingError(f"frame {frame_number} has no functional groups that can be read") from error
     return result
 
 
@@ -430,9 +546,11 @@ def _refuse_other_places(source: PreparedSource, reconstruction: Reconstruction)
     if len(source.planes) != geometry.shape_zyx[0]:
         raise EncodingError(f"{len(source.planes)} source frames for {geometry.shape_zyx[0]} planes")
     first = reconstruction.headers[0]
-    stated = (first.get("Rows"), first.get("Columns"))
-    if stated != (source.rows, source.columns):
-        raise EncodingError(f"source images of {stated} rows and columns for planes of {(source.rows, source.columns)}")
+    (rows,), (columns,) = _numbers(first, "Rows", 1), _numbers(first, "Columns", 1)
+    if (rows, columns) != (source.rows, source.columns):
+        raise EncodingError(
+            f"source images of {rows:g} rows and {columns:g} columns for planes of {source.rows} and {source.columns}"
+        )
     affine = geometry.affine_lps
     expected = affine[:3, 3] + np.arange(len(source.planes))[:, np.newaxis] * affine[:3, 2]
     stated_positions = np.array([plane.position_lps_mm for plane in source.planes])
