@@ -35,6 +35,7 @@ _IDENTITY = (
     "StudyInstanceUID",
     "SeriesInstanceUID",
 )
+_ESCAPE = b"\x1b"
 _REQUIRED_UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -105,9 +106,14 @@ def _distinct_values(headers: Sequence[Dataset], keyword: str) -> set[str | byte
     is only looked at where somebody has read it before.
     """
     elements = [header.get_item(keyword) if keyword in header else None for header in headers]
-    if all(element is None or isinstance(element, RawDataElement) for element in elements):
-        return {b"" if element is None else bytes(element.value or b"").rstrip(b" \0^") for element in elements}
-    return {text(header, keyword).rstrip("^") for header in headers}
+    if not all(element is None or isinstance(element, RawDataElement) for element in elements):
+        return {text(header, keyword).rstrip("^") for header in headers}
+    values = [b"" if element is None else bytes(element.value or b"").rstrip(b" \0^") for element in elements]
+    if all(value.isascii() and _ESCAPE not in value for value in values):
+        return set(values)
+    # the same bytes are another name in another character set
+    character_sets = [text(header, "SpecificCharacterSet").encode() for header in headers]
+    return {b"\0".join(pair) for pair in zip(values, character_sets, strict=True)}
 
 
 def _refuse_other_kinds(header: Dataset) -> None:

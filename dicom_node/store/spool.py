@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 from pydicom import dcmread
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -48,7 +48,17 @@ _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
-_UNWANTED_ERRORS = (OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError)
+_UNWANTED_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+    BytesLengthException,
+)
 """What pydicom raises, besides its own errors, on files that are not sound DICOM."""
 
 
