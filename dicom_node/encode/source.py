@@ -303,13 +303,17 @@ def raw_element(header: Dataset, keyword: str) -> RawDataElement | None:
     character set, which gives the same bytes where they were sound.
 
     Raises:
-        EncodingError: it is a sequence, or too long; or it was read, and its bytes were not sound.
+        EncodingError: it has no VR of the standard, is a sequence, or too long; or it was read, and its bytes were not
+            sound.
     """
     return _raw_element(header, keyword) if keyword in header else None
 
 
 def _raw_element(header: Dataset, keyword: str) -> RawDataElement:
-    element = header.get_item(keyword)
+    try:
+        element = header.get_item(keyword)
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} cannot be read") from error
     if element.VR == VR.SQ:
         raise EncodingError(f"{dictionary_description(keyword)} is a sequence, expected {dictionary_VR(keyword)}")
     return raw(keyword, element.value or b"" if isinstance(element, RawDataElement) else _written(header, keyword))

@@ -88,6 +88,7 @@ def refuse_mixed_identity(series: Series) -> None:
 
     Raises:
         IdentityConflict: something differs.
+        NotEligible: something has no VR of the standard.
     """
     for keyword in (*_IDENTITY, "FrameOfReferenceUID"):
         values = _distinct_values([instance.header for instance in series.instances], keyword)
@@ -105,7 +106,10 @@ def _distinct_values(headers: Sequence[Dataset], keyword: str) -> set[str | byte
     Results repeat names byte by byte, and pydicom forgets the bytes of an element once its text was read: so the text
     is only looked at where somebody has read it before.
     """
-    elements = [header.get_item(keyword) if keyword in header else None for header in headers]
+    try:
+        elements = [header.get_item(keyword) if keyword in header else None for header in headers]
+    except Exception as error:
+        raise NotEligible(f"{dictionary_description(keyword)} cannot be read") from error
     if not all(element is None or isinstance(element, RawDataElement) for element in elements):
         return {text(header, keyword).rstrip("^") for header in headers}
     values = [b"" if element is None else bytes(element.value or b"").rstrip(b" \0^") for element in elements]

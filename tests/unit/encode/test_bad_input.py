@@ -163,6 +163,7 @@ SOUND: Mapping[str, Mapping[str | int, Change]] = {
     "a name of another VR": {"PatientName": (LO, b"Name^LO"), "PatientID": (b"OB", b"bytes")},
     "a name that ends in zeros": {"PatientName": b"Zero\0\0", "PatientID": b"\0"},
     "a character set in small letters": {"SpecificCharacterSet": b"iso_ir 100", "PatientName": b"M\xfcller"},
+    "a day of no VR": {"StudyDate": (b"ZZ", b""), "StudyTime": (b"ZZ", b"10")},
     "functional groups of a classic image": {"PerFrameFunctionalGroupsSequence": ISSUER},
 }
 REFUSED: Mapping[str, tuple[Mapping[str | int, Change], str]] = {
@@ -172,6 +173,7 @@ REFUSED: Mapping[str, tuple[Mapping[str | int, Change], str]] = {
     "two studies": ({"StudyInstanceUID": b"1.2\\1.3"}, "Study Instance UID"),
     "no series": ({"SeriesInstanceUID": b""}, "Series Instance UID"),
     "name as sequence": ({"PatientName": (SQ, ISSUER)}, "Patient's Name"),
+    "name of no VR": ({"PatientName": (b"ZZ", b"")}, "Patient's Name"),
     "name without an end": ({"PatientName": (UN, b"A" * 65535)}, "Patient's Name"),
     "ID without an end": ({"PatientID": (UN, b"A" * 66000)}, "Patient ID"),
     "issuer as text": ({"IssuerOfPatientIDQualifiersSequence": (LO, b"Haus")}, "Issuer of Patient ID Qualifiers"),
