@@ -27,7 +27,7 @@ from encode_inputs import SEG_CLASS, SEG_INSTANCE, SEG_SERIES, Case
 
 from dicom_node.encode import seg
 from dicom_node.encode.check import refuse_other_identity, refuse_other_measurements, reread
-from dicom_node.encode.encode import encode, encoded_result
+from dicom_node.encode.encode import encode_in_turn, encoded_result
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.seg import highdicom_segmentation, segment_description
@@ -72,15 +72,15 @@ def prepared(case: Case) -> tuple[PreparedSource, tuple[Segment, ...], Provenanc
 def ours(case: Case, what: str, folder: Path) -> list[Path]:
     """The node's encode stage and its files made durable in the spool."""
     spool = Spool(folder)
-    if what in REQUESTS:
-        results = encode(case.reconstruction, case.labels, case.measurements, context(), {"pacs": REQUESTS[what]})
-    else:
-        results = (_our_report(case),)
+    if what == "SR":
+        return [spool.write_result(_our_report(case))[0].path]
+    requests = {"pacs": REQUESTS[what]}
+    results = encode_in_turn(case.reconstruction, case.labels, case.measurements, context(), requests)
     return [result.path for result, _ in spool.write_results(results)]
 
 
 def _our_report(case: Case) -> EncodedResult:
-    """The steps of :func:`encode` for a report on a SEG that is not made beside it."""
+    """The steps of :func:`encode_in_turn` for a report on a SEG that is not made beside it."""
     source, segments, provenance = prepared(case)
     found = tuple(Finding(segment, REFERENCE) for segment in segments)
     content = report_file(found, (), provenance)

@@ -25,7 +25,7 @@ import structlog
 from dicom_node.deliver import retry
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import send
-from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.encode.encode import encode_in_turn, encode_notice
 from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible, WorkerLost
 from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count
@@ -281,11 +281,13 @@ class Pipeline:
             segmentation = _on_source_grid(reconstruction, upright)
             with_shape = any(request.shape for request in requests.values())
             measurements = measure(reconstruction.source, segmentation, with_shape=with_shape)
-        with run.stage("encode"):
-            context = self._context(claimed.revision, claimed.model, started_at)
-            encoded = encode(reconstruction, segmentation, measurements, context, requests)
-        with run.stage("store"):
-            stored = self._spool.write_results(encoded)
+        with self._spool.writing_results() as writing:
+            with run.stage("encode"):
+                context = self._context(claimed.revision, claimed.model, started_at)
+                for result in encode_in_turn(reconstruction, segmentation, measurements, context, requests):
+                    writing.add(result)
+            with run.stage("store"):
+                stored = writing.written()
         kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
         if not kept:
             self._discard(stored)

@@ -60,6 +60,17 @@ def encode(
         EncodingError: an attribute that a result cannot do without is missing, arguments contradict each other, or an
             object did not read back equal.
     """
+    return tuple(encode_in_turn(reconstruction, segmentation, measurements, context, requests))
+
+
+def encode_in_turn(
+    reconstruction: Reconstruction,
+    segmentation: Segmentation,
+    measurements: Measurements,
+    context: ResultContext,
+    requests: Mapping[str, ResultRequest] | None = None,
+) -> Iterator[EncodedResult]:
+    """As :func:`encode`, each object as soon as it is made: while the next is made it may be written."""
     if not segmentation.geometry.same_grid(reconstruction.source.geometry):
         raise EncodingError(
             f"labels lie on a grid of {segmentation.geometry.shape_zyx}, not on that of the source frames "
@@ -67,11 +78,9 @@ def encode(
         )
     try:
         run = _Run(reconstruction, segmentation, measurements, context)
-        return tuple(
-            replace(result, destinations=destinations)
-            for variant, destinations in variants(requests or {}, run.segments, context.earlier).items()
-            for result in run.made(variant)
-        )
+        for variant, destinations in variants(requests or {}, run.segments, context.earlier).items():
+            for result in run.made(variant):
+                yield replace(result, destinations=destinations)
     except DicomNodeError:
         raise
     except Exception as error:

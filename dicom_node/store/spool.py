@@ -16,7 +16,7 @@ import os
 import struct
 import time
 import uuid
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,6 +184,33 @@ class InstanceWriter:
                 self._part.unlink()
 
 
+class ResultWriting:
+    """Results of one run on their way to the disk."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._writers = ThreadPoolExecutor(_RESULTS_AT_ONCE, "spool-result")
+        self._writing: list[Future[tuple[ResultInstance, str]]] = []
+
+    def add(self, encoded: EncodedResult) -> None:
+        """Begin to write."""
+        self._writing.append(self._writers.submit(self._spool.write_result, encoded))
+
+    def written(self) -> list[tuple[ResultInstance, str]]:
+        """All results in the order in which they came, durable, with their spool names.
+
+        Raises:
+            StoreUnavailable: disk full or failing.
+        """
+        return [each.result() for each in self._writing]
+
+    def ended(self) -> list[str]:
+        """Begin no other, wait for those under way; returns the names of what was written."""
+        self._writers.shutdown(cancel_futures=True)
+        done = [each for each in self._writing if not each.cancelled() and each.exception() is None]
+        return [each.result()[1] for each in done]
+
+
 class Spool:
     """The folder of received instances and results. Safe to use from several threads and processes at once."""
 
@@ -254,15 +281,23 @@ class Spool:
         Raises:
             StoreUnavailable: disk full or failing; nothing is left behind.
         """
-        with ThreadPoolExecutor(_RESULTS_AT_ONCE, "spool-result") as writers:
-            writing = [writers.submit(self.write_result, each) for each in encoded]
-        failures = [error for each in writing if (error := each.exception()) is not None]
-        if failures:
-            for each in writing:
-                if each.exception() is None:
-                    self.delete(each.result()[1])
-            raise failures[0]
-        return [each.result() for each in writing]
+        with self.writing_results() as writing:
+            for each in encoded:
+                writing.add(each)
+            return writing.written()
+
+    @contextmanager
+    def writing_results(self) -> Iterator[ResultWriting]:
+        """Results are written while others are made. Of a block that ends with an error nothing is left behind."""
+        writing = ResultWriting(self)
+        try:
+            yield writing
+        except BaseException:
+            for name in writing.ended():
+                self.delete(name)
+            raise
+        finally:
+            writing.ended()
 
     def path(self, spool_name: str) -> Path:
         """Where ``spool_name`` lies.

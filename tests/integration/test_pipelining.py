@@ -118,8 +118,8 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
         assert may_encode.wait(60)
         return original(reconstruction, *rest)
 
-    original = dicom_node.pipeline.encode
-    monkeypatch.setattr(dicom_node.pipeline, "encode", encode)
+    original = dicom_node.pipeline.encode_in_turn
+    monkeypatch.setattr(dicom_node.pipeline, "encode_in_turn", encode)
     script.hold("infer 1")
     script.hold("infer 2")
     with structlog.testing.capture_logs() as log:

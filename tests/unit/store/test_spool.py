@@ -14,7 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from dicom_node.errors import PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
 from dicom_node.store.spool import FileMeta, Spool, read_headers, read_series_folder
 from dicom_node.types import EncodedResult, ResultKind
 
@@ -148,6 +148,28 @@ def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, m
     monkeypatch.setattr(os, "fsync", only_small_files_fit)
     with pytest.raises(StoreUnavailable, match="ENOSPC"):
         spool.write_results([encoded(each) for each in (dataset(), large, dataset())])
+    assert files(spool) == []
+
+
+def test_results_are_written_while_others_are_made(spool):
+    with spool.writing_results() as writing:
+        writing.add(encoded(dataset()))
+        end = time.monotonic() + 30
+        while not files(spool, ".dcm") and time.monotonic() < end:
+            time.sleep(0.01)
+        assert len(files(spool, ".dcm")) == 1
+        writing.add(encoded(dataset(instance="1.2.1.2")))
+        written = writing.written()
+    assert [result.sop_instance_uid for result, _ in written] == ["1.2.1.1", "1.2.1.2"]
+
+
+def test_when_a_later_result_cannot_be_made_the_earlier_ones_do_not_stay(spool):
+    def results():
+        yield from (encoded(dataset(instance=f"1.2.1.{number}")) for number in range(1, 20))
+        raise EncodingError("the last cannot be made")
+
+    with pytest.raises(EncodingError):
+        spool.write_results(results())
     assert files(spool) == []
 
 
