@@ -32,7 +32,7 @@ from dicom_node.receive.count import expected_count
 from dicom_node.reconstruct import check_extent, labels_on_source, reconstruct
 from dicom_node.route.rules import decide
 from dicom_node.store.spool import read_headers
-from dicom_node.types import Decision, ResultContext, Series
+from dicom_node.types import Decision, ResultContext, ResultKind, Series
 from dicom_node.work.gate import Gate
 from dicom_node.work.models import minimum_extent
 from inference.measure import measure
@@ -429,6 +429,8 @@ class Pipeline:
     def _record_delivery(self, destination_name: str, delivery: DueDelivery, outcome: DeliveryOutcome) -> None:
         now = now_utc()
         again = None
+        if not (outcome.delivered or outcome.retry) and delivery.instance.kind is ResultKind.LABELMAP:
+            self._abilities.forget(self._settings.destinations[destination_name])
         if not outcome.delivered:
             again = retry.next_attempt(
                 attempts=delivery.attempts + 1,

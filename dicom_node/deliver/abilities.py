@@ -53,3 +53,8 @@ class Abilities:
         with self._lock:
             self._answers[destination] = _Answer(self._clock(), answer)
         return answer
+
+    def forget(self, destination: DestinationSettings) -> None:
+        """``destination`` refused what it had said that it accepts: it is asked anew."""
+        with self._lock:
+            self._answers.pop(destination, None)

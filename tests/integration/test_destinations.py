@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 import yaml
@@ -15,6 +15,7 @@ from pydicom.uid import (
 )
 
 from dicom_node.app import open_store
+from dicom_node.demo.processes import free_port
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
@@ -105,6 +106,29 @@ def test_each_gets_what_its_rule_says_and_what_it_accepts(delivered) -> None:
     for name in ("plain", "new", "old"):
         seg, sr = got[name]
         assert referred(sr) == {seg.SOPInstanceUID}
+
+
+def test_a_peer_that_changes_its_mind_gets_a_label_map_refused_and_binary_from_then_on(tmp_path) -> None:
+    port = free_port()
+    settings = configured(tmp_path, [{"to": "pacs", "segmentation": "auto"}], {"pacs": port})
+    spool, ledger = open_store(settings)
+    workers = WorkerPool(settings.models, settings.work)
+    pipeline = Pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers, "2.25.1")
+
+    def run(name, hu):
+        receive(spool, ledger, tmp_path / name, hu)
+        pipeline.complete_series()
+        pipeline.route_series()
+        assert pipeline.run_next_job()
+
+    with closing(ledger), closing(workers):
+        with scripted_pacs(classes=EVERYTHING, port=port):
+            run("first", 1)
+        with scripted_pacs(classes=REPORT_AND_SEG, port=port) as (_, stored):
+            pipeline.deliver("pacs")
+            run("second", 2)
+            pipeline.deliver("pacs")
+    assert kinds(event.dataset for event, _ in stored) == [Comprehensive3DSRStorage, *REPORT_AND_SEG]
 
 
 def test_everything_of_one_run_is_delivered(delivered) -> None:
