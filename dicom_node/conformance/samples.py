@@ -333,7 +333,8 @@ def _tag(keyword: str) -> int:
 def _context(condition: Condition) -> ResultContext:
     station_name, device_uid = _INSTALLATIONS[condition.installation]
     first = ResultContext(
-        started_at=datetime(2010, 3, 4, 5, 6, 7, 89000, tzinfo=UTC),
+        # of the same date in nearly every time zone: a bare series is dated in that of this machine
+        started_at=datetime(2010, 3, 4, 10, 31, 7, 89000, tzinfo=UTC),
         revision=1,
         content_digest="0f" * 32,
         station_name=station_name,
@@ -344,7 +345,7 @@ def _context(condition: Condition) -> ResultContext:
         return first
     return replace(
         first,
-        started_at=datetime(2011, 4, 5, 6, 7, 8, 90000, tzinfo=UTC),
+        started_at=datetime(2011, 4, 5, 10, 32, 8, 90000, tzinfo=UTC),
         revision=2,
         content_digest="f0" * 32,
         completion_reason="nothing came for a while",
