@@ -112,7 +112,8 @@ syntax that is needed is proposed as one presentation context; Implicit VR Littl
 Little Endian, for peers that take nothing else. Label maps are RLE compressed and sent so alone.
 
 A destination whose segmentation is `auto` is asked first, on an association with the two contexts of SEG and label
-map and without C-STORE, whether it accepts label maps; its answer holds for {minutes:g} minutes.
+map and without C-STORE, whether it accepts label maps; its answer holds for {minutes:g} minutes
+or until it refuses one.
 """
 _DELIVER_FAILURES = (
     ("no connection, connection lost, silence, malformed answer, A-ABORT", "tried again"),
