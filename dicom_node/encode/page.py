@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
 from dicom_node.encode.banner import NOT_STATED, banner
-from dicom_node.encode.lettering import fitted, font
+from dicom_node.encode.lettering import fitted, font, width_in
 from dicom_node.encode.provenance import MODEL_NAME, model_name, model_version, plain
 from dicom_node.encode.table import LEFT, NOT_ASKED, RIGHT, Block, Section, blocks, sheets
 from dicom_node.encode.views import GAP_IN, Box, View, arranged, height_needed_in, views
@@ -53,7 +53,7 @@ _NUMBERS_IN = (2.05, 2.78, 3.25)
 _SIDES_IN = (1.42, 3.45)
 _NUMBERS_OF_SIDE_IN = (0.74, 1.46, 1.9)
 """Where in a column of pairs the two sides begin, and where in each of them numbers end."""
-_BAR_IN = 0.025
+_BAR_IN, _BAR_EDGE_IN = 0.025, 0.012
 _INSET_IN = 0.09
 _MM_PER_CM = 10
 _TWO_DIGITS, _LEAST_SHOWN = 100, 0.1
@@ -177,7 +177,10 @@ class _Sheet:
         name = f"Name {NOT_STATED}" if who.patient_name == NOT_STATED else who.patient_name
         self._text(_MARGIN_IN, y, name, _LARGE, bold=True, room=half)
         patient = f"ID {who.patient_id}    Born {who.birth_date}    Sex {who.sex}"
-        self._text(_MARGIN_IN, y - 0.26, patient, _MEDIUM, room=half)
+        title = f"{TITLE}    {number}"
+        # an ID must not be cut where room is left: as long as one may be, it is whole
+        room = _ROOM_IN - width_in(title, _SMALL) - GAP_IN
+        self._text(_MARGIN_IN, y - 0.26, patient, _MEDIUM, room=room)
         series = page.provenance.source.series_number
         study = (
             f"Study {who.study_date}",
@@ -188,8 +191,8 @@ class _Sheet:
         self._text(_MARGIN_IN, y - 0.46, "    ".join(filter(None, study)), _SMALL, theme.faint, room=half)
         x = _WIDTH_IN - _MARGIN_IN
         self._text(x, y, plain(model.intended_use, 64), _MEDIUM, theme.warning, "right", bold=True, room=other)
-        self._text(x, y - 0.26, TITLE, _SMALL, theme.text, "right")
-        by = f"{model_name(model)} version {model_version(model)}    {number}"
+        self._text(x, y - 0.26, title, _SMALL, theme.text, "right")
+        by = f"{model_name(model)} version {model_version(model)}"
         self._text(x, y - 0.46, by, _SMALL, theme.faint, "right", room=other)
         self._box(Box(_MARGIN_IN, y - 0.62, _ROOM_IN, 0.008), theme.faint)
 
@@ -219,7 +222,9 @@ class _Sheet:
         caption = Box(box.x + 0.06, box.y + box.height - _INSET_IN, x - box.x - 3 * _INSET_IN, 0)
         self._text(caption.x, caption.y, view.caption, _TINY, SCREEN.text, outlined=True, room=caption.width)
         bar = Box(box.x + 0.06, box.y + 0.06, view.bar_mm / view.pixel_mm * scale, _BAR_IN)
-        self._box(bar, SCREEN.text, above=True)
+        for width, colour in ((_BAR_EDGE_IN, SCREEN.background), (0, SCREEN.text)):
+            outline = Box(bar.x - width, bar.y - width, bar.width + 2 * width, bar.height + 2 * width)
+            self._box(outline, colour, above=True)
         length = f"{view.bar_mm // _MM_PER_CM} cm" if view.bar_mm >= _MM_PER_CM else f"{view.bar_mm} mm"
         self._text(bar.x, bar.y + 0.09, length, _TINY, SCREEN.text, outlined=True)
 

@@ -138,7 +138,10 @@ def test_no_words_overlap_or_leave_the_page(count: int) -> None:
     model = replace(page.provenance.model, name="M" * 64, version="W" * 64, intended_use="W" * 64)
     page = replace(page, provenance=replace(page.provenance, identity=replace(page.provenance.identity, model=model)))
     assert len(page.segments) == count
-    for figure in _figures(page, SCREEN):
+    for number, figure in enumerate(_figures(page, SCREEN), start=1):
+        said = " ".join(text.get_text() for text in figure.texts)
+        assert f"ID {'W' * 64}    Born 1950-02-03    Sex F" in said
+        assert f"Page {number} of " in said
         renderer = FigureCanvasAgg(figure).get_renderer()
         boxes = [(text.get_window_extent(renderer).padded(-1.5), text.get_text()) for text in figure.texts]
         for box, words in boxes:
