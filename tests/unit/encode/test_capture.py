@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from dicom_node.encode.banner import IN_HEADER, NOT_STATED, banner
 from dicom_node.encode.capture import capture_files, on_patient_axes
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.overlay import Legend, Palette, enlargement, isotropic, marks, toward
-from dicom_node.encode.page import Page, pages_as_images
+from dicom_node.encode.page import Page, pages_as_images, pages_as_pdf
 from dicom_node.encode.planes import telling_planes, upright
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.segments import present_segments
@@ -257,6 +258,18 @@ def test_the_same_run_makes_the_same_bytes() -> None:
         return [bytes(file) for file in files]
 
     assert made() == made()
+
+
+def test_runs_side_by_side_draw_what_each_draws_alone() -> None:
+    """Fonts and settings of matplotlib belong to the process; the node encodes in several threads."""
+    pages = [page_of(reconstruction(GRIDS[name][0]))[0] for name in ("axial", "one plane")]
+    alone = [(pages_as_images(page), pages_as_pdf(page)) for page in pages]
+    with ThreadPoolExecutor(4) as threads:
+        images, documents = threads.map(pages_as_images, pages), threads.map(pages_as_pdf, pages)
+        together = list(zip(images, documents, strict=True))
+    for (images_alone, document_alone), (shown, document) in zip(alone, together, strict=True):
+        assert document == document_alone
+        assert np.array_equal(shown, images_alone)
 
 
 # ---- whose it is
