@@ -36,7 +36,7 @@ from dicom_node.types import Decision, ResultContext, ResultKind, Series
 from dicom_node.work.gate import Gate
 from dicom_node.work.models import minimum_extent
 from inference.measure import measure
-from inference.types import Segmentation
+from inference.types import InvalidValueError, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -278,9 +278,12 @@ class Pipeline:
     ) -> None:
         claimed = run.claimed
         with run.stage("measure"):
-            segmentation = _on_source_grid(reconstruction, upright)
             with_shape = any(request.shape for request in requests.values())
-            measurements = measure(reconstruction.source, segmentation, with_shape=with_shape)
+            try:
+                segmentation = _on_source_grid(reconstruction, upright)
+                measurements = measure(reconstruction.source, segmentation, with_shape=with_shape)
+            except InvalidValueError as error:
+                raise SegmentationImpossible(f"model {claimed.model!r} gave an invalid label map: {error}") from error
         with self._spool.writing_results() as writing:
             with run.stage("encode"):
                 context = self._context(claimed.revision, claimed.model, started_at)
