@@ -1,0 +1,98 @@
+"""Studies for a viewer: phantoms as CT series, bent where a case asks for it, and what the node makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydicom import dcmread
+
+from dicom_node.demo.phantom_series import write_series
+from dicom_node.encode.encode import encode
+from dicom_node.reconstruct import reconstruct
+from dicom_node.store.spool import read_series_folder
+from dicom_node.types import ResultContext
+from inference.measure import measure
+from inference.phantom import Phantom, phantom
+from inference.types import ModelIdentity, Segmentation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+    from dicom_node.types import EncodedResult, ResultKind, ResultRequest
+
+CONTEXT = ResultContext(
+    started_at=datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC),
+    revision=1,
+    content_digest="0f" * 32,
+    station_name="node-1",
+    device_uid="2.25.1234567890",
+)
+MODEL = ModelIdentity("truth", "1", "ab" * 32, "nnU-Net")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A CT series as files, what is true of each of its images, and the results made of it.
+
+    ``truth`` holds labels (rows, columns) by SOP Instance UID of the image, ``names`` the structures by label.
+    """
+
+    study_uid: str
+    series_uid: str
+    folder: Path
+    truth: Mapping[str, np.ndarray]
+    names: Mapping[int, str]
+    results: tuple[EncodedResult, ...] = field(default=())
+
+    def of(self, kind: ResultKind) -> tuple[EncodedResult, ...]:
+        return tuple(result for result in self.results if result.kind is kind)
+
+
+def small_phantom(seed: int, rows: int, columns: int) -> Phantom:
+    """A chest of about 20 planes with this many rows and columns."""
+    case = phantom(seed, (400 / columns + 1e-6, 315 / rows + 1e-6, 16.0), "chest")
+    assert case.truth.labels_zyx.shape[1:] == (rows, columns)
+    return case
+
+
+def written(case: Phantom, folder: Path, bend: Callable[[Dataset, int], None] | None = None) -> Study:
+    """``case`` as a CT series; ``bend(header, plane)`` changes each image before anybody sees it."""
+    series_uid = write_series(case, folder)
+    truth, study_uid = {}, ""
+    for plane, path in enumerate(sorted(folder.glob("*.dcm"))):
+        image = dcmread(path)
+        if bend is not None:
+            bend(image, plane)
+            image.save_as(path, enforce_file_format=True)
+        truth[str(image.SOPInstanceUID)] = case.truth.labels_zyx[plane]
+        study_uid = str(image.StudyInstanceUID)
+    return Study(study_uid, series_uid, folder, truth, case.truth.names_by_label)
+
+
+def tilted(image: Dataset, plane: int) -> None:
+    """A gantry leant by 15 degrees: the rows lie askew to the way of the table, which goes along z."""
+    lean = np.deg2rad(15)
+    image.ImageOrientationPatient = [1, 0, 0, 0, round(np.cos(lean), 9), round(-np.sin(lean), 9)]
+    image.GantryDetectorTilt = 15
+
+
+def prone(image: Dataset, plane: int) -> None:
+    """The same pixels of somebody who lies on his belly: columns to the Right, rows to the Anterior."""
+    image.PatientPosition = "HFP"
+    image.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+
+
+def encoded(study: Study, case: Phantom, requests: Mapping[str, ResultRequest]) -> Study:
+    """``study`` with what the node makes of it when its model finds the truth."""
+    (series,) = read_series_folder(study.folder)
+    source = reconstruct(series)
+    labels = np.stack([study.truth[frame.sop_instance_uid] for frame in source.frames])
+    segmentation = Segmentation(labels, source.source.geometry, case.truth.names_by_label, MODEL)
+    results = encode(source, segmentation, measure(source.source, segmentation), CONTEXT, requests)
+    return replace(study, results=results)

@@ -1,0 +1,116 @@
+"""OHIF in Chromium, asked what it shows."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, Page
+
+_PATIENCE_MS = 180_000
+"""A busy machine draws slowly, and nothing is measured here."""
+_CANVAS = "canvas.cornerstone-canvas"
+
+
+class Viewer:
+    """One study open in OHIF's segmentation mode; what the page complained of is in ``complaints``."""
+
+    def __init__(self, browser: Browser, origin: str) -> None:
+        self._origin = origin
+        self._context = browser.new_context(viewport={"width": 1400, "height": 900}, service_workers="block")
+        self._context.set_default_timeout(_PATIENCE_MS)
+        self._context.add_init_script(path=_here("ohif.js"))
+        self.page: Page = self._context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("response", lambda got: got.status >= 400 and self.complaints.append(f"{got.status} {got.url}"))
+
+    def close(self) -> None:
+        self._context.close()
+
+    def open(self, study_uid: str, first: str, *others: str, shown: bool = True) -> None:
+        """Open these series; returns when OHIF knows all of them and, if ``shown``, the images of the first stand."""
+        address = f"{self._origin}/segmentation?StudyInstanceUIDs={study_uid}&SeriesInstanceUIDs="
+        self.page.goto(address + ",".join((first, *others)), wait_until="commit")
+        self.page.wait_for_function("all => all.every(uid => window.ask.displaySet(uid))", arg=[first, *others])
+        if shown:
+            self.page.wait_for_function("uid => window.ask.shows(uid)", arg=first)
+        self.page.get_by_role("button", name="Confirm and hide").click()
+
+    def double_click(self, series_uid: str) -> None:
+        """What a reader does to open a series; dispatched, so that nothing that lies above it takes the click."""
+        identifier = self.page.evaluate("uid => window.ask.displaySet(uid).displaySetInstanceUID", series_uid)
+        self.page.locator(f"[id='thumbnail-{identifier}']").dispatch_event("dblclick")
+
+    def load(self, series_uid: str) -> None:
+        """Open a segmentation and say yes to drawing it on the images."""
+        self.double_click(series_uid)
+        self.page.locator("[data-cy=yes-hydrate-btn]").click()
+        self.page.wait_for_function("uid => window.ask.hydrated(uid)", arg=series_uid)
+
+    def names(self, series_uid: str) -> dict[int, str]:
+        """Segment label by segment number."""
+        return _by_number(self.page.evaluate("uid => window.ask.names(uid)", series_uid))
+
+    def colours(self, series_uid: str) -> dict[int, tuple[int, int, int]]:
+        """sRGB that the viewport draws each segment number with."""
+        found = self.page.evaluate("uid => window.ask.colours(uid)", series_uid)
+        return {number: tuple(colour) for number, colour in _by_number(found).items()}
+
+    def labels(self, series_uid: str) -> dict[str, np.ndarray]:
+        """Segment numbers (rows, columns) by SOP Instance UID of the image that they are drawn on."""
+        planes = self.page.evaluate("uid => window.ask.labels(uid)", series_uid)
+        return {
+            uid: np.frombuffer(base64.b64decode(plane["numbers"]), np.uint8).reshape(plane["rows"], plane["columns"])
+            for uid, plane in planes.items()
+        }
+
+    def scroll_to(self, sop_instance_uid: str) -> None:
+        """Bring this image on the screen."""
+        self.page.evaluate("uid => window.ask.scrollTo(uid)", sop_instance_uid)
+        self.page.wait_for_function("uid => window.ask.onScreen(uid)", arg=sop_instance_uid)
+
+    def show(self, series_uid: str, *, visible: bool) -> None:
+        """Switch the overlay on or off."""
+        self.page.evaluate("([uid, visible]) => window.ask.show(uid, visible)", [series_uid, visible])
+
+    def fill_alpha(self) -> float:
+        """How strongly the inside of a segment covers the image: 0..1."""
+        return float(self.page.evaluate("window.ask.fillAlpha()"))
+
+    def pixels_at(self, places_xy: Iterable[tuple[int, int]]) -> np.ndarray:
+        """Colours (n, 3), as they are on the screen, at the centres of these image pixels (column, row)."""
+        wanted = [[int(x), int(y)] for x, y in places_xy]
+        places = np.array(self.page.evaluate("pixels => window.ask.places(pixels)", wanted))
+        screen = self.screen()
+        x, y = np.floor(places).astype(int).T
+        return screen[y, x].astype(float)
+
+    def screen(self) -> np.ndarray:
+        """The viewport as it is drawn, (rows, columns, 3)."""
+        picture = self.page.locator(_CANVAS).first.screenshot(animations="disabled")
+        return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
+
+    def keep_screenshot(self, path: Path) -> None:
+        """The whole window, for people."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=path)
+
+
+def _by_number(mapping: dict[str, object]) -> dict[int, object]:
+    return {int(number): value for number, value in mapping.items()}
+
+
+def _here(name: str) -> str:
+    from pathlib import Path  # noqa: PLC0415 - types alone need it elsewhere
+
+    return str(Path(__file__).with_name(name))
