@@ -3,7 +3,8 @@
 Eight bits, RLE Lossless, one frame for every plane from the first to the last that holds a structure, so that the
 frames stay a regular volume; a plane outside holds none, as in BINARY. Pixel value 0 is the background, which Pixel
 Padding Value names (A.51.4) and, because every value that is encoded must be described (C.8.20.2.3.3), a segment of its
-own describes. Segments are numbered without gaps: OHIF 3.13 colours by position.
+own describes, the last one. Segments are numbered without gaps, from the first item on: OHIF 3.13 takes names by number
+and colours by position (cornerstone3D#2882).
 
 The attributes are highdicom's, made of one pixel; groups and pixels are written as bytes, as in
 :mod:`dicom_node.encode.seg`.

@@ -171,7 +171,7 @@ def attributes(
         dataset.DimensionOrganizationType = "3D"
     file = memoryview(file_of(dataset))
     instances = references(_REFERENCED_INSTANCE, source)
-    descriptions = background + b"".join(item(_encoded_description(segment, model)) for segment in segments)
+    descriptions = b"".join(item(_encoded_description(segment, model)) for segment in segments) + background
     changes = {
         _SOURCE_IMAGE: references(_SOURCE_IMAGE, source),
         _REFERENCED_SERIES: within(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Archive:
             "DicomAet": self.ae_title,
             "DicomPort": self._dicom_port,
             "DicomAlwaysAllowStore": True,
-            # Orthanc up to 1.12 knows no label maps (2024) and takes them by C-STORE only so
+            # Orthanc 1.10.1 knows no label maps (2024) and takes them by C-STORE only so
             "UnknownSopClassAccepted": True,
             "Plugins": [str(DICOMWEB)],
         }
@@ -50,6 +51,15 @@ class Archive:
     @property
     def destination(self) -> DestinationSettings:
         return DestinationSettings(host="127.0.0.1", port=self._dicom_port, ae_title=self.ae_title)
+
+    def get(self, place: str, accept: str) -> int:
+        """The status that DICOMweb answers with."""
+        address = f"http://127.0.0.1:{self.http_port}/dicom-web{place}"
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept})) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
 
     def put(self, content: bytes | memoryview) -> None:
         """Store one Part 10 file by REST."""

@@ -72,8 +72,8 @@ window.ask = {
     await viewport.setImageIdIndex(index);
   },
 
-  onScreen(sopInstanceUid) {
-    return this.instance(this.viewport().getCurrentImageId()).SOPInstanceUID === sopInstanceUid;
+  imageOnScreen() {
+    return this.instance(this.viewport().getCurrentImageId()).SOPInstanceUID;
   },
 
   show(seriesUid, visible) {

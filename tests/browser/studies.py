@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813 - its own habit
 from pydicom import dcmread
 
 from dicom_node.demo.phantom_series import write_series
@@ -86,6 +90,17 @@ def prone(image: Dataset, plane: int) -> None:
     """The same pixels of somebody who lies on his belly: columns to the Right, rows to the Anterior."""
     image.PatientPosition = "HFP"
     image.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+
+
+def segmented(study: Study, model: Path, out: Path) -> tuple[Study, Path]:
+    """What ``dicom-node segment`` writes of ``study``: the labels that it found as truth, and its SEG."""
+    command = [sys.executable, "-m", "dicom_node.cli", "segment", study.folder, "--model", model, "--out", out]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
+    labels = sitk.GetArrayFromImage(sitk.ReadImage(out / "labels.nii.gz"))
+    images = sorted(map(dcmread, study.folder.glob("*.dcm")), key=lambda image: image.ImagePositionPatient[2])
+    truth = {str(image.SOPInstanceUID): plane for image, plane in zip(images, labels, strict=True)}
+    names = {int(label): name for label, name in json.loads((out / "labels.json").read_text()).items()}
+    return replace(study, truth=truth, names=names), out / "segmentation.dcm"
 
 
 def encoded(study: Study, case: Phantom, requests: Mapping[str, ResultRequest]) -> Study:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from scipy.ndimage import binary_erosion
 
-from dicom_node.types import ResultKind, ResultRequest, SegmentationForm
+from dicom_node.deliver.abilities import Abilities
+from dicom_node.deliver.scu import send
+from dicom_node.types import ResultInstance, ResultKind, ResultRequest, SegmentationForm
+from inference.phantom import phantom
 from inference.structures import structure
-from tests.browser.studies import encoded, prone, small_phantom, tilted, written
+from tests.browser.studies import encoded, prone, segmented, small_phantom, tilted, written
 from tests.browser.viewer import Viewer
 
 if TYPE_CHECKING:
     from tests.browser.studies import Study
 
 FORMS = {"binary": ResultKind.SEGMENTATION, "label map": ResultKind.LABELMAP}
+DEMO_MODEL = Path(__file__).resolve().parents[2] / "config" / "models" / "phantom_demo_104"
 BOTH = {"viewer": ResultRequest(SegmentationForm.BOTH)}
 COLOUR_TOLERANCE = 3
 """Of 255: colours travel as CIELab of 16 bit and are blended in software."""
@@ -58,7 +64,6 @@ SORTS = {
     "axial": (64, 80, None),
     "tilted": (64, 80, tilted),
     "prone": (64, 80, prone),
-    "odd": (63, 81, None),
 }
 
 
@@ -74,6 +79,91 @@ def test_every_voxel_name_and_colour_is_shown(sort, form, series_of, viewer, scr
     assert viewer.complaints == []
 
 
+def test_all_structures_that_a_run_of_the_demo_model_found_are_shown(archive, viewer, screenshot, tmp_path):
+    case = phantom(3, (500 / 128 + 1e-6, 315 / 80 + 1e-6, 8.0))
+    study, segmentation = segmented(written(case, tmp_path / "ct"), DEMO_MODEL, tmp_path / "out")
+    stored(archive, study)
+    archive.put(segmentation.read_bytes())
+    header = dcmread(segmentation, stop_before_pixels=True)
+    assert len(header.SegmentSequence) == 104
+    seg_uid = str(header.SeriesInstanceUID)
+    viewer.open(study.study_uid, study.series_uid, seg_uid)
+    viewer.load(seg_uid)
+    assert_shows(viewer, study, seg_uid)
+    viewer.keep_screenshot(screenshot)
+    assert viewer.complaints == []
+
+
+def test_auto_is_shown_where_rows_times_columns_are_no_multiple_of_eight(archive, viewer, screenshot, tmp_path):
+    case = small_phantom(21, 63, 81)
+    asked = ResultRequest(SegmentationForm.AUTO)
+    accepts = Abilities("NODE").accepts_labelmap(archive.destination)
+    request = asked.answered(accepts_labelmap=accepts)
+    study = encoded(written(case, tmp_path / "ct"), case, {"viewer": request})
+    (segmentation,) = study.of(ResultKind.LABELMAP)
+    for path in study.folder.glob("*.dcm"):
+        archive.put(path.read_bytes())
+    file = tmp_path / "segmentation.dcm"
+    file.write_bytes(segmentation.content)
+    sent = ResultInstance(
+        kind=segmentation.kind,
+        sop_class_uid=segmentation.sop_class_uid,
+        sop_instance_uid=segmentation.sop_instance_uid,
+        series_instance_uid=segmentation.series_instance_uid,
+        transfer_syntax_uid=segmentation.transfer_syntax_uid,
+        path=file,
+        sha256="",
+        size_bytes=file.stat().st_size,
+    )
+    (outcome,) = send(archive.destination, "NODE", [sent], lambda _: None)
+    assert outcome.delivered, outcome.reason
+    viewer.open(study.study_uid, study.series_uid, segmentation.series_instance_uid)
+    viewer.load(segmentation.series_instance_uid)
+    assert_shows(viewer, study, segmentation.series_instance_uid)
+    viewer.keep_screenshot(screenshot)
+    assert viewer.complaints == []
+
+
+@pytest.mark.parametrize(("rows", "columns", "status"), [(64, 80, 200), (63, 81, 400)])
+def test_orthanc_serves_frames_of_a_binary_segmentation_that_end_on_a_byte_alone(
+    rows, columns, status, archive, tmp_path
+):
+    """Why docs/viewers.md says to ask for a label map: where this is no longer so, it says too much."""
+    case = small_phantom(22 + rows, rows, columns)
+    study = stored(archive, encoded(written(case, tmp_path), case, {"viewer": ResultRequest(report=False)}))
+    (result,) = study.results
+    place = f"/studies/{study.study_uid}/series/{result.series_instance_uid}/instances/{result.sop_instance_uid}"
+    accept = 'multipart/related; type="application/octet-stream"'
+    assert archive.get(f"{place}/frames/2", accept) == status
+
+
+def test_report_page_and_overlay_are_shown(archive, viewer, screenshot, tmp_path):
+    case = small_phantom(31, 64, 80)
+    request = ResultRequest(SegmentationForm.NONE, report=False, capture=True)
+    study = stored(archive, encoded(written(case, tmp_path), case, {"viewer": request}))
+    series = dict.fromkeys(result.series_instance_uid for result in study.results)
+    viewer.open(study.study_uid, study.series_uid, *series, mode="viewer")
+    for count, uid in enumerate(series):
+        viewer.double_click(uid)
+        viewer.wait_for(uid)
+        captures = {r.sop_instance_uid: r for r in study.results if r.series_instance_uid == uid}
+        assert_capture_drawn(viewer, captures[viewer.image_on_screen()].dataset.pixel_array)
+        viewer.keep_screenshot(screenshot.with_stem(f"{screenshot.stem}-{count}"))
+    assert viewer.complaints == []
+
+
+def assert_capture_drawn(viewer: Viewer, pixels: np.ndarray) -> None:
+    places = np.argwhere(np.ones(pixels.shape[:2]))[:: pixels[..., 0].size // 4000, ::-1]
+    truth = pixels[places[:, 1], places[:, 0]].astype(float)
+    # drawn smaller than it is: a pixel of the screen is a mixture of several
+    settled(lambda: 1 - likeness(viewer.pixels_at(places), truth), "the capture", tolerance=0.2)
+
+
+def likeness(shown: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Correlation over all pixels and colours."""
+    return np.array([np.corrcoef(shown.ravel(), truth.ravel())[0, 1]])
+
+
 def assert_shows(viewer: Viewer, study: Study, seg_uid: str) -> None:
     """Label map, names, colours and drawn pixels of the segmentation are those of ``study``."""
     number_of = segment_numbers(study)
@@ -82,11 +172,12 @@ def assert_shows(viewer: Viewer, study: Study, seg_uid: str) -> None:
     for uid, labels in study.truth.items():
         np.testing.assert_array_equal(shown[uid], number_of[labels], err_msg=f"image {uid}")
     names = {int(number_of[label]): study.names[label] for label in np.flatnonzero(number_of)}
-    assert viewer.names(seg_uid) == names
+    described = {number: name for number, name in viewer.names(seg_uid).items() if number > 0}
+    assert described == names
     colours = {number: structure(name).rgb for number, name in names.items()}
-    assert set(viewer.colours(seg_uid)) == set(colours)
-    for number, colour in viewer.colours(seg_uid).items():
-        assert np.abs(np.subtract(colour, colours[number])).max() <= 1, f"{names[number]}: {colour}"
+    drawn = viewer.colours(seg_uid)
+    for number, colour in colours.items():
+        assert np.abs(np.subtract(drawn[number], colour)).max() <= 1, f"{names[number]}: {drawn[number]}"
     for uid in richest_images(study):
         assert_drawn(viewer, study, seg_uid, uid, number_of, colours)
 
@@ -116,16 +207,7 @@ def assert_drawn(viewer, study, seg_uid, image_uid, number_of, colours) -> None:
     grey, beside = viewer.pixels_at(places), viewer.pixels_at(places_of(clear))
     viewer.show(seg_uid, visible=True)
     filled = grey + (colour - grey) * viewer.fill_alpha()
-    try:
-        settled(lambda: differences(viewer.pixels_at(places), filled, colour), "a structure", 8)
-    except AssertionError:
-        viewer.keep_screenshot(__import__("pathlib").Path("/tmp/Vwork/fail.png"))
-        px = viewer.pixels_at(places)
-        e = differences(px, filled, colour)
-        for (x, y), d, q, f, c in zip(places, e, px, filled, colour):
-            if d > 3: print(x, y, labels[y, x], study.names[int(labels[y, x])], d, q, f, c, labels[y-1:y+2, x-1:x+2].tolist())
-        print(len(e), (e > 3).sum())
-        raise
+    settled(lambda: differences(viewer.pixels_at(places), filled, colour), "a structure")
     assert differences(viewer.pixels_at(places_of(clear)), beside).max() <= COLOUR_TOLERANCE
 
 
@@ -140,9 +222,9 @@ def differences(shown: np.ndarray, *expected: np.ndarray) -> np.ndarray:
     return np.min([np.abs(shown - each).max(axis=1) for each in expected], axis=0)
 
 
-def settled(off, what: str, limit_s: float = 60) -> None:
-    """Wait until the screen differs by no more than rounding."""
+def settled(off, what: str, tolerance: float = COLOUR_TOLERANCE, limit_s: float = 120) -> None:
+    """Wait until the screen differs by no more than this."""
     end = time.monotonic() + limit_s
-    while (off_by := off().max()) > COLOUR_TOLERANCE:
-        assert time.monotonic() < end, f"{what}: a pixel is {off_by:.0f} of 255 off"
+    while not (off_by := off().max()) <= tolerance:
+        assert time.monotonic() < end, f"{what}: the screen is {off_by:.2f} off"
         time.sleep(0.1)

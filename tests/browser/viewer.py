@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from playwright.sync_api import Browser, Page
 
@@ -21,13 +21,13 @@ _CANVAS = "canvas.cornerstone-canvas"
 
 
 class Viewer:
-    """One study open in OHIF's segmentation mode; what the page complained of is in ``complaints``."""
+    """One study open in OHIF; what the page complained of is in ``complaints``."""
 
     def __init__(self, browser: Browser, origin: str) -> None:
         self._origin = origin
         self._context = browser.new_context(viewport={"width": 1400, "height": 900}, service_workers="block")
         self._context.set_default_timeout(_PATIENCE_MS)
-        self._context.add_init_script(path=_here("ohif.js"))
+        self._context.add_init_script(path=Path(__file__).with_name("ohif.js"))
         self.page: Page = self._context.new_page()
         self.complaints: list[str] = []
         self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
@@ -37,14 +37,18 @@ class Viewer:
     def close(self) -> None:
         self._context.close()
 
-    def open(self, study_uid: str, first: str, *others: str, shown: bool = True) -> None:
-        """Open these series; returns when OHIF knows all of them and, if ``shown``, the images of the first stand."""
-        address = f"{self._origin}/segmentation?StudyInstanceUIDs={study_uid}&SeriesInstanceUIDs="
+    def open(self, study_uid: str, first: str, *others: str, mode: str = "segmentation") -> None:
+        """Open these series; returns when OHIF knows all of them and the images of the first are on the screen."""
+        address = f"{self._origin}/{mode}?StudyInstanceUIDs={study_uid}&SeriesInstanceUIDs="
         self.page.goto(address + ",".join((first, *others)), wait_until="commit")
         self.page.wait_for_function("all => all.every(uid => window.ask.displaySet(uid))", arg=[first, *others])
-        if shown:
-            self.page.wait_for_function("uid => window.ask.shows(uid)", arg=first)
-        self.page.get_by_role("button", name="Confirm and hide").click()
+        self.wait_for(first)
+        # dispatched as below: a guided tour may lie above it
+        self.page.locator("[data-cy=confirm-and-hide-button]").dispatch_event("click")
+
+    def wait_for(self, series_uid: str) -> None:
+        """Until an image of this series is on the screen."""
+        self.page.wait_for_function("uid => window.ask.shows(uid)", arg=series_uid)
 
     def double_click(self, series_uid: str) -> None:
         """What a reader does to open a series; dispatched, so that nothing that lies above it takes the click."""
@@ -74,10 +78,14 @@ class Viewer:
             for uid, plane in planes.items()
         }
 
+    def image_on_screen(self) -> str:
+        """SOP Instance UID of the image that the viewport shows."""
+        return str(self.page.evaluate("window.ask.imageOnScreen()"))
+
     def scroll_to(self, sop_instance_uid: str) -> None:
         """Bring this image on the screen."""
         self.page.evaluate("uid => window.ask.scrollTo(uid)", sop_instance_uid)
-        self.page.wait_for_function("uid => window.ask.onScreen(uid)", arg=sop_instance_uid)
+        self.page.wait_for_function("uid => window.ask.imageOnScreen() === uid", arg=sop_instance_uid)
 
     def show(self, series_uid: str, *, visible: bool) -> None:
         """Switch the overlay on or off."""
@@ -108,9 +116,3 @@ class Viewer:
 
 def _by_number(mapping: dict[str, object]) -> dict[int, object]:
     return {int(number): value for number, value in mapping.items()}
-
-
-def _here(name: str) -> str:
-    from pathlib import Path  # noqa: PLC0415 - types alone need it elsewhere
-
-    return str(Path(__file__).with_name(name))
