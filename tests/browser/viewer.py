@@ -45,6 +45,8 @@ class Viewer:
         self.wait_for(first)
         # dispatched as below: a guided tour may lie above it
         self.page.locator("[data-cy=confirm-and-hide-button]").dispatch_event("click")
+        if mode == "viewer":
+            self.page.get_by_text("Skip all").click()
 
     def wait_for(self, series_uid: str) -> None:
         """Until an image of this series is on the screen."""
