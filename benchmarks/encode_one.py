@@ -39,7 +39,7 @@ from dicom_node.types import ResultContext, ResultKind, ResultRequest, Segmentat
 from inference.structures import STRUCTURES, paper_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from dicom_node.types import EncodedResult
 
@@ -72,10 +72,10 @@ def prepared(case: Case) -> tuple[PreparedSource, tuple[Segment, ...], Provenanc
 def ours(case: Case, what: str, folder: Path) -> list[Path]:
     """The node's encode stage and its files made durable in the spool."""
     spool = Spool(folder)
-    if what == "SR":
-        return [spool.write_result(_our_report(case))[0].path]
-    requests = {"pacs": REQUESTS[what]}
-    results = encode_in_turn(case.reconstruction, case.labels, case.measurements, context(), requests)
+    results: Iterable[EncodedResult] = [_our_report(case)]
+    if what != "SR":
+        requests = {"pacs": REQUESTS[what]}
+        results = encode_in_turn(case.reconstruction, case.labels, case.measurements, context(), requests)
     return [result.path for result, _ in spool.write_results(results)]
 
 

@@ -1,6 +1,7 @@
 """The spool: every byte the node keeps, each file durable under its final name before anybody hears of it.
 
-Files are written beside their final place as ``*.part``, renamed when they are whole, and file and folder are synced
+Files are written beside their final place as ``*.part``, renamed when they are whole (results when all of their run
+are), and file and folder are synced
 before the writer says so; the ledger names a file only after that, so a file that the ledger names is whole after a
 power cut too, and one that it does not name was never acknowledged. All names are ours (date and a random UUID);
 nothing from the wire ever becomes part of a path. Files have mode 0600, folders 0700. Received data sets keep their
@@ -185,16 +186,23 @@ class InstanceWriter:
 
 
 class ResultWriting:
-    """Results of one run on their way to the disk."""
+    """Results of one run on their way to the disk.
+
+    They keep a temporary name until the last is there: under its own name a file that no row claims is swept away, and
+    a run may take longer to make the others than the sweep waits.
+    """
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
         self._writers = ThreadPoolExecutor(_RESULTS_AT_ONCE, "spool-result")
         self._writing: list[Future[tuple[ResultInstance, str]]] = []
+        self._paths: list[Path] = []
 
     def add(self, encoded: EncodedResult) -> None:
         """Begin to write."""
-        self._writing.append(self._writers.submit(self._spool.write_result, encoded))
+        name = self._spool.new_name()
+        self._paths.append(self._spool.path(name))
+        self._writing.append(self._writers.submit(self._write, encoded, name))
 
     def written(self) -> list[tuple[ResultInstance, str]]:
         """All results in the order in which they came, durable, with their spool names.
@@ -202,13 +210,45 @@ class ResultWriting:
         Raises:
             StoreUnavailable: disk full or failing.
         """
-        return [each.result() for each in self._writing]
+        stored = [each.result() for each in self._writing]
+        with _translated("naming the results"):
+            for path in self._paths:
+                part = path.with_suffix(_PART)
+                os.utime(part)  # the sweep counts from now: the row comes next
+                part.rename(path)
+            for folder in sorted({path.parent for path in self._paths}):
+                _sync_folder(folder)
+        return stored
 
-    def ended(self) -> list[str]:
-        """Begin no other, wait for those under way; returns the names of what was written."""
+    def abandon(self) -> None:
+        """Begin no other, wait for those under way; nothing of them stays."""
+        self.end()
+        for path in self._paths:
+            for each in (path, path.with_suffix(_PART)):
+                with suppress(OSError):
+                    each.unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Wait for what is under way."""
         self._writers.shutdown(cancel_futures=True)
-        done = [each for each in self._writing if not each.cancelled() and each.exception() is None]
-        return [each.result()[1] for each in done]
+
+    def _write(self, encoded: EncodedResult, name: str) -> tuple[ResultInstance, str]:
+        final = self._spool.path(name)
+        with _translated("writing a result"):
+            self._spool.make_folder(final.parent)
+            digest = _write_durably(final.with_suffix(_PART), encoded.content)
+        instance = ResultInstance(
+            kind=encoded.kind,
+            sop_class_uid=encoded.sop_class_uid,
+            sop_instance_uid=encoded.sop_instance_uid,
+            series_instance_uid=encoded.series_instance_uid,
+            transfer_syntax_uid=encoded.transfer_syntax_uid,
+            path=final,
+            sha256=digest,
+            size_bytes=len(encoded.content),
+            destinations=encoded.destinations,
+        )
+        return instance, name
 
 
 class Spool:
@@ -244,39 +284,9 @@ class Spool:
             writer.write(dataset_bytes)
             return writer.commit()
 
-    def write_result(self, encoded: EncodedResult) -> tuple[ResultInstance, str]:
-        """Make a result object durable; returns it with its spool name. ``sha256`` is over the whole file.
-
-        Raises:
-            StoreUnavailable: disk full or failing; nothing is left behind.
-        """
-        name = self.new_name()
-        final = self.path(name)
-        part = final.with_suffix(_PART)
-        with _translated("writing a result"):
-            self.make_folder(final.parent)
-            try:
-                digest = _write_durably(part, encoded.content)
-                part.rename(final)
-                _sync_folder(final.parent)
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
-        instance = ResultInstance(
-            kind=encoded.kind,
-            sop_class_uid=encoded.sop_class_uid,
-            sop_instance_uid=encoded.sop_instance_uid,
-            series_instance_uid=encoded.series_instance_uid,
-            transfer_syntax_uid=encoded.transfer_syntax_uid,
-            path=final,
-            sha256=digest,
-            size_bytes=len(encoded.content),
-            destinations=encoded.destinations,
-        )
-        return instance, name
-
     def write_results(self, encoded: Iterable[EncodedResult]) -> list[tuple[ResultInstance, str]]:
-        """As :meth:`write_result`, in that order; some at a time, because most of it is waiting for the disk.
+        """Make result objects durable; returns them in that order with their spool names. ``sha256`` is over the whole
+        file. Some at a time, because most of it is waiting for the disk.
 
         Raises:
             StoreUnavailable: disk full or failing; nothing is left behind.
@@ -293,11 +303,10 @@ class Spool:
         try:
             yield writing
         except BaseException:
-            for name in writing.ended():
-                self.delete(name)
+            writing.abandon()
             raise
         finally:
-            writing.ended()
+            writing.end()
 
     def path(self, spool_name: str) -> Path:
         """Where ``spool_name`` lies.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 import time
 from io import BytesIO
 from types import SimpleNamespace
@@ -110,7 +111,7 @@ def encoded(made: Dataset) -> EncodedResult:
 
 def test_a_result_reads_back_equal(spool):
     made = dataset(PatientName="Äneas", SpecificCharacterSet="ISO_IR 192")
-    result, name = spool.write_result(encoded(made))
+    ((result, name),) = spool.write_results([encoded(made)])
     content = result.path.read_bytes()
     assert (result.sha256, result.size_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
     assert result.path == spool.path(name)
@@ -126,7 +127,7 @@ def test_a_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
     made = encoded(dataset())
     monkeypatch.setattr(os, "fsync", disk_is_full)
     with pytest.raises(StoreUnavailable, match="ENOSPC"):
-        spool.write_result(made)
+        spool.write_results([made])
     assert files(spool) == []
 
 
@@ -151,16 +152,49 @@ def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, m
     assert files(spool) == []
 
 
+def until_written(spool, content):
+    """The one file that holds ``content``, as soon as it is there."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if [path.read_bytes() for path in files(spool)] == [content]:
+            return files(spool)[0]
+        time.sleep(0.01)
+    raise AssertionError("not written")
+
+
 def test_results_are_written_while_others_are_made(spool):
+    first, second = encoded(dataset()), encoded(dataset(instance="1.2.1.2"))
     with spool.writing_results() as writing:
-        writing.add(encoded(dataset()))
-        end = time.monotonic() + 30
-        while not files(spool, ".dcm") and time.monotonic() < end:
-            time.sleep(0.01)
-        assert len(files(spool, ".dcm")) == 1
-        writing.add(encoded(dataset(instance="1.2.1.2")))
+        writing.add(first)
+        until_written(spool, first.content)
+        writing.add(second)
         written = writing.written()
     assert [result.sop_instance_uid for result, _ in written] == ["1.2.1.1", "1.2.1.2"]
+    assert [result.path.read_bytes() for result, _ in written] == [first.content, second.content]
+
+
+def test_results_of_a_long_run_are_not_taken_for_files_that_nobody_claims(spool):
+    first = encoded(dataset())
+    with spool.writing_results() as writing:
+        writing.add(first)
+        os.utime(until_written(spool, first.content), (time.time() - 100,) * 2)
+        assert list(spool.names(older_than_s=60)) == []
+        ((_, name),) = writing.written()
+    # nor before its row is written
+    assert list(spool.names(older_than_s=60)) == []
+    assert list(spool.names(older_than_s=0)) == [name]
+
+
+def test_results_whose_names_cannot_be_made_durable_do_not_stay(spool, monkeypatch):
+    def no_folder(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+
+    spool.write_instance(META, UID_ELEMENT)  # folders are there
+    monkeypatch.setattr(os, "fsync", no_folder)
+    with pytest.raises(StoreUnavailable, match="EIO"):
+        spool.write_results([encoded(dataset())])
+    assert len(files(spool)) == 1
 
 
 def test_when_a_later_result_cannot_be_made_the_earlier_ones_do_not_stay(spool):
