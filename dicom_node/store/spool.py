@@ -264,6 +264,7 @@ class Spool:
         with _translated("making the spool folder"):
             self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
             self._root.chmod(_FOLDER_MODE)
+        self._durable_folders: set[Path] = set()
         self._folder_syncs = ThreadPoolExecutor(_FOLDER_SYNC_THREADS, thread_name_prefix="folder sync")
 
     def open_instance(self, meta: FileMeta) -> InstanceWriter:
@@ -341,12 +342,16 @@ class Spool:
         return f"{datetime.now(UTC):%Y%m%d/%H}/{uuid.uuid4().hex}.dcm"
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder of the spool durable, with those above it."""
-        if folder.is_dir():
+        """Make a folder of the spool durable, with those above it.
+
+        One that is there already may be that of a process, or a thread, that has not synced it yet and may never do.
+        """
+        if folder == self._root or (folder in self._durable_folders and folder.is_dir()):
             return
         self.make_folder(folder.parent)
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
         _sync_folder(folder.parent)
+        self._durable_folders.add(folder)
 
     def sync(self, descriptor: int, folder: Path) -> None:
         """Make a renamed file and its name durable. Both syncs run at once: one after the other they cost 8.9 ms an

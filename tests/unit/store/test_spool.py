@@ -8,7 +8,9 @@ import os
 import stat
 import time
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from pydicom import Dataset, dcmread
@@ -150,6 +152,25 @@ def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, m
     with pytest.raises(StoreUnavailable, match="ENOSPC"):
         spool.write_results([encoded(each) for each in (dataset(), large, dataset())])
     assert files(spool) == []
+
+
+def test_a_folder_that_another_made_is_made_durable_by_everyone_who_writes_into_it(spool, tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    other = Spool(tmp_path / "spool")  # of another process, which may die between mkdir and sync
+    monkeypatch.setattr(Spool, "new_name", lambda _spool: f"20260301/08/{uuid4().hex}.dcm")
+    hour = spool.path(spool.write_instance(META, UID_ELEMENT).spool_name).parent
+    monkeypatch.setattr(os, "fsync", record)
+    other.write_instance(META, UID_ELEMENT)
+    assert {hour, hour.parent, hour.parent.parent} <= set(synced)
+    synced.clear()
+    other.write_instance(META, UID_ELEMENT)
+    assert hour.parent not in synced
 
 
 def until_written(spool, content):
