@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, or_, select, update
 
@@ -13,7 +13,7 @@ from dicom_node.types import DeliveryOutcome, DeliveryState, JobState, ResultIns
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Select
 
     from dicom_node.store.database import Database
     from dicom_node.store.spool import Spool
@@ -109,6 +109,8 @@ class Deliveries:
             open_states.add(DeliveryState.SUPERSEDED)
         refused = not outcome.delivered and not outcome.retry
         with self._database.write() as db:
+            # of two destinations that answer at once the later one sees what the other said
+            db.execute(held_for_change(select(job.c.id).where(job.c.id == due.job_id))).all()
             db.execute(
                 update(delivery)
                 .where(delivery.c.id == due.id, delivery.c.state.in_(open_states))
@@ -124,13 +126,23 @@ class Deliveries:
             _settle_job(db, due.job_id, at)
 
 
+def held_for_change(jobs: Select[Any]) -> Select[Any]:
+    """``jobs``, whose rows nobody else changes before this transaction ends.
+
+    SQLite has one writer at a time and needs nothing for it. Who changes jobs and deliveries asks for the jobs first:
+    two that each wait for the other would both be broken off.
+    """
+    return jobs.with_for_update(of=job, key_share=True)
+
+
 def _settle_job(db: Connection, job_id: int, at: datetime) -> None:
+    """ENCODED -> DELIVERED or FAILED. Notices of earlier attempts do not count."""
     counts = {
         row.state: row.n
         for row in db.execute(
             select(delivery.c.state, func.count().label("n"))
             .select_from(delivery.join(result))
-            .where(result.c.job_id == job_id)
+            .where(result.c.job_id == job_id, result.c.kind != ResultKind.NOTICE)
             .group_by(delivery.c.state)
         )
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.arrivals import CompleteRevision, complete_revision
+from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.types import (
     Decision,
@@ -138,22 +139,17 @@ class Jobs:
         """
         with self._database.read() as db:
             rows = db.execute(_earlier_results(revision, model)).all()
-        newest: dict[tuple[str | None, ResultKind, str | None], tuple[int, list[EarlierResult]]] = {}
+        # a notice of two attempts that ended alike is one instance
+        newest: dict[tuple[str | None, ResultKind, str | None], tuple[int, dict[EarlierResult, None]]] = {}
         for row in rows:
             key = (row.destination, ResultKind(row.kind).family, row.model if model is None else None)
-            job_id, found = newest.get(key, (row.job_id, []))
+            job_id, found = newest.get(key, (row.job_id, {}))
             if job_id != row.job_id:
-                found = []
-            found.append(
-                EarlierResult(
-                    ResultKind(row.kind),
-                    row.sop_class_uid,
-                    row.sop_instance_uid,
-                    row.series_instance_uid,
-                    row.revision,
-                )
+                found = {}
+            each = EarlierResult(
+                ResultKind(row.kind), row.sop_class_uid, row.sop_instance_uid, row.series_instance_uid, row.revision
             )
-            newest[key] = (row.job_id, found)
+            newest[key] = (row.job_id, found | {each: None})
         held: dict[str | None, tuple[EarlierResult, ...]] = {}
         for (destination, _, _), (_, found) in newest.items():
             held[destination] = (*held.get(destination, ()), *found)
@@ -259,7 +255,7 @@ class Jobs:
         Nor is anything tried again once a newer revision of the series was routed: the old result would come last.
         """
         with self._database.write() as db:
-            row = db.execute(select(job).where(job.c.id == job_id)).one_or_none()
+            row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
             if row is None or _has_successor(db, row.revision_id):
                 return None
             waiting = db.execute(
@@ -442,6 +438,8 @@ def _has_successor(db: Connection, revision_id: int) -> bool:
 
 def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime) -> None:
     earlier = _earlier_jobs(revision)
+    # whoever is writing the results of one of them ends first: what it writes is to be seen below
+    db.execute(held_for_change(select(job.c.id).where(job.c.id.in_(earlier)).order_by(job.c.id))).all()
     db.execute(
         update(delivery)
         .where(

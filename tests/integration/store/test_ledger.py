@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,6 +16,7 @@ from sqlalchemy import update
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.route.requests import NOTICE_ALONE
+from dicom_node.store import deliveries, jobs
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import job
@@ -408,6 +411,26 @@ def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(l
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
+def test_a_notice_that_was_told_twice_is_held_once(ledger):
+    job_id = queued_job(ledger)
+    for _ in range(2):
+        ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice("2.25.77"))
+        deliver(ledger, "pacs")
+        assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
+    assert held(ledger, claim(ledger).revision) == {"pacs": ["2.25.77"]}
+
+
+def test_a_notice_that_nobody_took_does_not_fail_the_job_that_succeeds_after_it(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
+    (notice,) = ledger.deliveries.due("pacs", NOW, 10)
+    ledger.deliveries.record(notice, _outcome(notice, delivered=False), None, NOW)
+    assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    deliver(ledger, "pacs")
+    assert state_of(ledger, job_id) == "DELIVERED"
+
+
 REFUSAL = Decision("perfusion", None, {"pacs": NOTICE_ALONE}, 0, {}, "no HU")
 
 
@@ -533,6 +556,53 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
             assert state_of(ledger, job_id) == "ENCODED"
             ledger.deliveries.record(one, _outcome(one, delivered=True), None, NOW)
     assert state_of(ledger, job_id) == "DELIVERED"
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_the_last_two_answers_may_come_at_once(ledger, monkeypatch):
+    """SQLite has one writer at a time; on PostgreSQL each of two does not see yet what the other writes."""
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results()[:1], IDENTITY, {}, NOW)
+    both = [ledger.deliveries.due(name, NOW, 10)[0] for name in ("pacs", "archive")]
+    settle, others = deliveries._settle_job, threading.Barrier(2)
+
+    def settle_together(*args):
+        with suppress(threading.BrokenBarrierError):  # the other one waits for this one to end
+            others.wait(1)
+        settle(*args)
+
+    monkeypatch.setattr(deliveries, "_settle_job", settle_together)
+    with ThreadPoolExecutor(2) as threads:
+        answers = [
+            threads.submit(ledger.deliveries.record, due, _outcome(due, delivered=True), None, NOW) for due in both
+        ]
+        for answer in answers:
+            answer.result()
+    assert state_of(ledger, job_id) == "DELIVERED"
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(ledger, monkeypatch):
+    first = queued_job(ledger)
+    claimed = claim(ledger)
+    arrive(ledger, 2)
+    whole = complete(ledger)
+    insert_result, begun, routed = jobs._insert_result, threading.Event(), threading.Event()
+
+    def insert_slowly(*args):
+        insert_result(*args)
+        begun.set()
+        routed.wait(1)
+
+    monkeypatch.setattr(jobs, "_insert_result", insert_slowly)
+    with ThreadPoolExecutor(1) as threads:
+        encoded = threads.submit(ledger.jobs.encoded, claimed, some_results(), IDENTITY, {}, NOW)
+        assert begun.wait(30)
+        ledger.jobs.route(whole, [DECISION], None, NOW)
+        routed.set()
+        encoded.result()
+    assert state_of(ledger, first) == "SUPERSEDED"
+    assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
 def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
