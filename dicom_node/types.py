@@ -294,12 +294,16 @@ class Reconstruction:
 
 @dataclass(frozen=True, slots=True)
 class EarlierResult:
-    """A result that an earlier revision of the same source series left behind; ``revision`` is that revision."""
+    """A result that an earlier revision of the same source series left behind; ``revision`` is that revision.
+
+    It lies in the study that the series belonged to then.
+    """
 
     kind: ResultKind
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+    study_instance_uid: str
     revision: int
 
 

@@ -72,7 +72,7 @@ _MODELS = (
 )
 _DESTINATION = "archive"
 _EARLIER = tuple(
-    EarlierResult(kind, sop_class, f"2.25.7{number}", f"2.25.8{number}", revision=1)
+    EarlierResult(kind, sop_class, f"2.25.7{number}", f"2.25.8{number}", "2.25.9", revision=1)
     for number, (kind, sop_class) in enumerate(
         (
             (ResultKind.SEGMENTATION, str(SegmentationStorage)),

@@ -118,7 +118,7 @@ def _report(
         is_complete=True,
         is_final=False,
         is_verified=False,
-        previous_versions=predecessors(common, replaced),
+        previous_versions=predecessors(replaced),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     dataset.SeriesDescription = plain(_title(model, reason, context), _LO)

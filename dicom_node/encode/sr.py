@@ -137,7 +137,7 @@ def highdicom_report(
         is_complete=not provenance.context.missing_instances,
         is_final=False,
         is_verified=False,
-        previous_versions=predecessors(common_header(source.study_instance_uid), provenance.replaced),
+        previous_versions=predecessors(provenance.replaced),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
     stamp(dataset, provenance, "measurements")
@@ -298,10 +298,12 @@ def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> lis
     ]
 
 
-def predecessors(common: Dataset, replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
+def predecessors(replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
     """The reports among ``replaced``, for the Predecessor Documents Sequence (PS3.3 C.17.2)."""
     return [
-        evidence_instance(common, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid)
+        evidence_instance(
+            common_header(each.study_instance_uid), each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid
+        )
         for each in replaced
         if each.kind.family is ResultKind.REPORT
     ] or None

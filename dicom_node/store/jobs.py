@@ -147,7 +147,12 @@ class Jobs:
             if job_id != row.job_id:
                 found = {}
             each = EarlierResult(
-                ResultKind(row.kind), row.sop_class_uid, row.sop_instance_uid, row.series_instance_uid, row.revision
+                kind=ResultKind(row.kind),
+                sop_class_uid=row.sop_class_uid,
+                sop_instance_uid=row.sop_instance_uid,
+                series_instance_uid=row.series_instance_uid,
+                study_instance_uid=row.study_instance_uid,
+                revision=row.revision,
             )
             newest[key] = (row.job_id, found | {each: None})
         held: dict[str | None, tuple[EarlierResult, ...]] = {}
@@ -472,6 +477,7 @@ def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[An
             result.c.sop_class_uid,
             result.c.sop_instance_uid,
             result.c.series_instance_uid,
+            series_revision.c.study_instance_uid,
             series_revision.c.revision,
             job.c.model,
             delivery.c.destination,

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 import yaml
+from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
 from dicom_node.app import open_store
@@ -117,6 +118,20 @@ def test_the_report_of_a_late_image_names_the_report_that_it_replaces(node, slic
     assert {"rev 2" in each.SeriesDescription for each in (seg, sr)} == {True}
     assert "replaces earlier results" in seg.ContentDescription
     assert len({each.SeriesInstanceUID for each in (old, old_seg, seg, sr)}) == 4
+
+
+def test_a_report_that_lies_in_another_study_is_named_there(node, slices) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    _, old = node.run(slices)
+    for each in slices:  # as after two studies were found to be one
+        image = dcmread(each.path)
+        image.StudyInstanceUID = "1.2.3.4"
+        image.save_as(each.path)
+    _, sr = node.run(slices)
+    assert sr.StudyInstanceUID == "1.2.3.4"
+    (study,) = sr.PredecessorDocumentsSequence
+    assert study.StudyInstanceUID == old.StudyInstanceUID
+    assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
 
 
 def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:

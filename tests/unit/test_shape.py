@@ -36,8 +36,8 @@ def test_the_digital_phantom_has_the_reference_values_of_ibsi() -> None:
     assert shape.major_axis_mm == pytest.approx(11.4, abs=0.1)
     assert shape.minor_axis_mm == pytest.approx(9.31, abs=0.06)
     assert shape.least_axis_mm == pytest.approx(8.54, abs=0.05)
-    assert shape.elongation == pytest.approx(0.816, abs=0.001)
-    assert shape.flatness == pytest.approx(0.749, abs=0.001)
+    assert shape.elongation == pytest.approx(0.816, abs=0.005)
+    assert shape.flatness == pytest.approx(0.749, abs=0.005)
 
 
 @settings(max_examples=40, deadline=None)

@@ -48,7 +48,7 @@ CLASSES = {
     ResultKind.DOCUMENT: EncapsulatedPDFStorage,
     ResultKind.NOTICE: Comprehensive3DSRStorage,
 }
-EARLIER = EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.3", "2.25.4", 1)
+EARLIER = EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.3", "2.25.4", "2.25.5", 1)
 
 
 def source():
@@ -362,11 +362,20 @@ def test_a_report_names_its_predecessor_in_a_way_that_dciodvfy_and_dcmtk_read(ki
     notice = encode_notice(source().headers, MODEL.name, "gap of 2.5 mm", context, ("pacs",))
     (sr,) = (r for r in (*results({"pacs": EVERYTHING}, context=context), *notice) if r.kind is kind)
     (study,) = sr.dataset.PredecessorDocumentsSequence
-    assert study.StudyInstanceUID == source().headers[0].StudyInstanceUID
     (series,) = study.ReferencedSeriesSequence
     (sop,) = series.ReferencedSOPSequence
-    stated = (sop.ReferencedSOPClassUID, sop.ReferencedSOPInstanceUID, series.SeriesInstanceUID)
-    assert stated == (EARLIER.sop_class_uid, EARLIER.sop_instance_uid, EARLIER.series_instance_uid)
+    stated = (
+        sop.ReferencedSOPClassUID,
+        sop.ReferencedSOPInstanceUID,
+        series.SeriesInstanceUID,
+        study.StudyInstanceUID,
+    )
+    assert stated == (
+        EARLIER.sop_class_uid,
+        EARLIER.sop_instance_uid,
+        EARLIER.series_instance_uid,
+        EARLIER.study_instance_uid,
+    )
     path = tmp_path / "sr.dcm"
     path.write_bytes(sr.content)
     assert "Error" not in output("dciodvfy", path)

@@ -96,7 +96,7 @@ def replacements(
 ) -> Iterator[EncodedResult]:
     """What the next revision makes in place of SEG, label map and report, and a notice that is all it makes."""
     held = tuple(
-        EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, 1)
+        EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, "2.25.9", 1)
         for each in made
         if "all" in each.destinations and each.kind is not ResultKind.CAPTURE
     )

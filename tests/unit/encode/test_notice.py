@@ -46,15 +46,16 @@ def test_the_reason_stands_in_the_report_and_in_the_series_description() -> None
 
 def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
     earlier = (
-        EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "2.25.1", "2.25.11", 1),
-        EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.2", "2.25.12", 1),
-        EarlierResult(ResultKind.NOTICE, Comprehensive3DSRStorage, "2.25.3", "2.25.13", 2),
+        EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "2.25.1", "2.25.11", "2.25.10", 1),
+        EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.2", "2.25.12", "2.25.10", 1),
+        EarlierResult(ResultKind.NOTICE, Comprehensive3DSRStorage, "2.25.3", "2.25.13", "2.25.10", 2),
     )
     context = replace(CONTEXT, revision=3)
     sr = dcmread(BytesIO(notice_file(headers(), "phantom-demo", REASON, context, earlier)))
     said = "Replaces what revision 1 gave in series 2.25.11, 2.25.12 and revision 2 gave in series 2.25.13."
     assert texts(sr.ContentSequence[-1])[-1] == said
     (study,) = sr.PredecessorDocumentsSequence
+    assert study.StudyInstanceUID == "2.25.10"
     assert {series.SeriesInstanceUID for series in study.ReferencedSeriesSequence} == {"2.25.12", "2.25.13"}
     assert sr.SeriesDescription.startswith("Not processed by phantom-demo rev 3: ")
     assert sr.SOPInstanceUID != notice(headers(), revision=3).SOPInstanceUID

@@ -225,7 +225,7 @@ def test_codes_laterality_region_and_colour_of_every_structure_of_the_paper() ->
 
 
 def test_what_is_said_about_origin_and_use() -> None:
-    before = EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "1.2.8", "1.2.9", 1)
+    before = EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "1.2.8", "1.2.9", "1.2.7", 1)
     context = replace(
         CONTEXT, revision=2, earlier={None: (before,)}, completion_reason="hard limit of 7200 s, 5 images"
     )

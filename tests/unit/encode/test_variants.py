@@ -168,7 +168,7 @@ def revised(first: dict[str, ResultRequest], then: dict[str, ResultRequest]) -> 
     before = encode(SOURCE, LABELS, measurements, CONTEXT, first)
     earlier = {
         name: tuple(
-            EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, 1)
+            EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, "2.25.9", 1)
             for each in of(before, name)
         )
         for name in first
