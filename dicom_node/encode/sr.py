@@ -81,7 +81,7 @@ _DEFINITION = (
 _SHAPE_DEFINITION = (
     "The mesh is that of marching cubes half way between voxel centres; axes are four times the standard deviation of "
     "the voxel centres along their principal components, elongation and flatness the minor and the least one by the "
-    "major one."
+    "major one. The shape of a truncated structure is that of its part within the images."
 )
 
 

@@ -134,7 +134,12 @@ def test_who_asks_for_shape_gets_it_and_nobody_else_does() -> None:
         values = dict(zip(SHAPE_CODES, zip(asdict(shape).values(), UNITS_OF_SHAPE, strict=True), strict=True))
         assert stated == {code: value for code, value in values.items() if value[0] is not None}
         assert len(stated) == (9 if expected.voxel_count > 1 else 7)
-    assert any("marching cubes" in text for text in comments(children(shaped.dataset, "Qualitative Evaluations")[0]))
+    (definition,) = (
+        text
+        for text in comments(children(shaped.dataset, "Qualitative Evaluations")[0])
+        if text.startswith("The mesh is that of marching cubes")
+    )
+    assert definition.endswith("The shape of a truncated structure is that of its part within the images.")
 
 
 UNITS_OF_SHAPE = ["mm3", "mm2", "1", "mm", "mm", "mm", "mm", "1", "1"]
