@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.errors import SegmentationRefusedError
+from inference.structures import STRUCTURES
 from inference.types import ModelIdentity, Segmentation
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class ScriptedSegmenter:
 
     def __init__(self, name: str) -> None:
         self.identity = ModelIdentity(name, "1", "0" * 64, "Thresholding")
-        self.names_by_label = dict.fromkeys(range(1, 100), "spleen")
+        self.names_by_label = {label: each.name for label, each in enumerate(STRUCTURES[:99], start=1)}
         self._folder = Path(os.environ[_FOLDER])
         self._kept: list[np.ndarray] = []
         self._step(f"load {name}")
