@@ -37,7 +37,18 @@ window.ask = {
   hydrated(seriesUid) {
     const set = this.displaySet(seriesUid);
     const asked = document.querySelector("[data-cy=yes-hydrate-btn]");
-    return Boolean(set?.isLoaded && !asked && this.segmentation(seriesUid) && this.drawn(seriesUid));
+    const loaded = set?.isLoaded && !asked && this.segmentation(seriesUid) && this.drawn(seriesUid);
+    return Boolean(loaded && this.atRest());
+  },
+
+  // whether this is the same viewport since a while: that of the question is replaced by one of the answer
+  atRest() {
+    const viewport = this.viewport();
+    if (viewport !== this.seen || viewport?.viewportStatus !== 'rendered') {
+      this.seen = viewport;
+      this.seenAt = performance.now();
+    }
+    return performance.now() - this.seenAt > 2000;
   },
 
   names(seriesUid) {
@@ -65,11 +76,14 @@ window.ask = {
     return Object.fromEntries(planes);
   },
 
-  async scrollTo(sopInstanceUid) {
+  // asked again and again: the jump of the viewer to a segment it has just opened may come after ours
+  scrolledTo(sopInstanceUid) {
     const viewport = this.viewport();
     const index = viewport.getImageIds().findIndex(id => this.instance(id).SOPInstanceUID === sopInstanceUid);
     if (index < 0) throw new Error('the viewport has no such image');
-    await viewport.setImageIdIndex(index);
+    if (this.imageOnScreen() === sopInstanceUid) return true;
+    viewport.setImageIdIndex(index);
+    return false;
   },
 
   imageOnScreen() {

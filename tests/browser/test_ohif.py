@@ -202,10 +202,10 @@ def assert_drawn(viewer, study, seg_uid, image_uid, number_of, colours) -> None:
     places = np.concatenate([places_of(labels == label) for label in np.unique(labels[labels > 0])])
     colour = np.array([colours[int(number_of[labels[y, x]])] for x, y in places])
     beside = places_of(clear)
-    viewer.scroll_to(image_uid)
 
     def off() -> np.ndarray:
-        # both pictures anew at each look: the first ones may be of before the scrolling
+        # all anew at each look: the first pictures may be of before the scrolling, or the viewer may have moved on
+        viewer.scroll_to(image_uid)
         viewer.show(seg_uid, visible=False)
         grey, grey_beside = viewer.pixels_at(places), viewer.pixels_at(beside)
         viewer.show(seg_uid, visible=True)

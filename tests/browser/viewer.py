@@ -86,8 +86,7 @@ class Viewer:
 
     def scroll_to(self, sop_instance_uid: str) -> None:
         """Bring this image on the screen."""
-        self.page.evaluate("uid => window.ask.scrollTo(uid)", sop_instance_uid)
-        self.page.wait_for_function("uid => window.ask.imageOnScreen() === uid", arg=sop_instance_uid)
+        self.page.wait_for_function("uid => window.ask.scrolledTo(uid)", arg=sop_instance_uid, polling=500)
 
     def show(self, series_uid: str, *, visible: bool) -> None:
         """Switch the overlay on or off."""
