@@ -71,12 +71,14 @@ def prepared(case: Case) -> tuple[PreparedSource, tuple[Segment, ...], Provenanc
 
 def ours(case: Case, what: str, folder: Path) -> list[Path]:
     """The node's encode stage and its files made durable in the spool."""
-    spool = Spool(folder)
-    results: Iterable[EncodedResult] = [_our_report(case)]
-    if what != "SR":
-        requests = {"pacs": REQUESTS[what]}
-        results = encode_in_turn(case.reconstruction, case.labels, case.measurements, context(), requests)
-    return [result.path for result, _ in spool.write_results(results)]
+    return [result.path for result, _ in Spool(folder).write_results(_our_results(case, what))]
+
+
+def _our_results(case: Case, what: str) -> Iterable[EncodedResult]:
+    if what == "SR":
+        return [_our_report(case)]
+    requests = {"pacs": REQUESTS[what]}
+    return encode_in_turn(case.reconstruction, case.labels, case.measurements, context(), requests)
 
 
 def _our_report(case: Case) -> EncodedResult:
