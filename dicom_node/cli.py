@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dicom_node import __version__
-from dicom_node.errors import DicomNodeError
+from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.log import configure_logging
 from dicom_node.settings import load_settings
 from dicom_node.types import JobState
@@ -39,6 +39,7 @@ _SPACING_HELP = "Columns, rows, planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _SERIES_HELP = "A folder with your own CT series; without it a phantom is made."
 _RESAMPLING_HELP = "corners: as TotalSegmentator; nnunet: as nnU-Net itself; default: that of the task, else nnunet."
+_RESULTS_HELP = "Which DICOM objects, with the keys of a destination in rules.yaml; default: BINARY SEG and SR."
 _MODEL_HELP = "A model of the demo configuration; default: the demo model for a phantom, tissue for your own CT."
 
 
@@ -294,6 +295,7 @@ def explain(command: _Command, *, series: str, as_json: bool) -> None:
 @click.option("--series-uid", help="Only the series with this Series Instance UID.")
 @click.option("--again", is_flag=True, help="Also what an earlier run has finished.")
 @click.option("--structures", default="", metavar="A,B", help="Only these structures.")
+@click.option("--results", default="", metavar="'KEY: VALUE, ...'", help=_RESULTS_HELP)
 @click.option("--no-dicom", is_flag=True, help="No SEG and no SR.")
 @click.option("--parity", is_flag=True, help="Answer as TotalSegmentator 2.18 does, voxel by voxel.")
 @click.option("--no-body-crop", is_flag=True, help="Look at the air around the patient too.")
@@ -310,6 +312,7 @@ def segment(
     model: str,
     out: Path,
     structures: str,
+    results: str,
     no_dicom: bool,
     no_body_crop: bool,
     as_json: bool,
@@ -318,15 +321,22 @@ def segment(
     again: bool,
     **engine: Any,
 ) -> None:
-    """Segment INPUTS (folders of DICOM files, NIfTI files) without a network: label map, measurements, SEG and SR.
+    """Segment INPUTS (folders of DICOM files, NIfTI files) without a network: label map, measurements, DICOM results.
 
     Exit code 3: some inputs were refused, each with its reason.
     """
+    from dicom_node.route.requests import read_request  # noqa: PLC0415
     from dicom_node.segment.command import segment_inputs  # noqa: PLC0415
     from dicom_node.segment.run import Wanted  # noqa: PLC0415
     from inference.errors import UnknownStructureError  # noqa: PLC0415
     from inference.nnunet.contract import EngineOptions  # noqa: PLC0415
 
+    if results and no_dicom:
+        raise click.UsageError("--results says which DICOM objects, --no-dicom says none")
+    try:
+        asked = None if no_dicom else read_request(results)
+    except ConfigurationError as error:
+        raise click.BadParameter(str(error), param_hint="--results") from error
     outcomes = []
     try:
         for outcome in segment_inputs(
@@ -335,7 +345,7 @@ def segment(
             model_name=model,
             models_folder=command.models_folder(),
             options=EngineOptions(body_crop=not no_body_crop, **engine),
-            wanted=Wanted(tuple(structures.replace(",", " ").split()), dicom=not no_dicom),
+            wanted=Wanted(tuple(structures.replace(",", " ").split()), asked),
             recursive=recursive,
             series_instance_uid=series_uid,
             again=again,

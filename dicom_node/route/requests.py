@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from dicom_node.errors import ConfigurationError
+from dicom_node.route.yaml_core import load_yaml
 from dicom_node.route.yaml_values import entries, known, mapping, text, truth
 from dicom_node.types import ResultRequest, SegmentationForm
 from inference.structures import STRUCTURES
@@ -55,12 +58,32 @@ def read_notices(value: Any, place: str, destinations: Collection[str]) -> Mappi
     return requests
 
 
+def read_request(options: str) -> ResultRequest:
+    """The request of who keeps files: the keys of a destination but ``to``, as ``segmentation: labelmap, shape: true``.
+
+    Raises:
+        ConfigurationError: as :func:`read_requests`; ``auto`` and ``notice`` have no meaning without a destination.
+    """
+    place = "results"
+    try:
+        fields = load_yaml(f"{{{options}}}")
+    except yaml.YAMLError:
+        raise ConfigurationError(f"{place} must be 'key: value, key: value', not {options!r}") from None
+    request = _asked(mapping(fields, place, set(), set(OPTIONS)), place)
+    if request.asks_peer or request.notice:
+        raise ConfigurationError(f"{place}: segmentation: auto and notice have no meaning without a destination")
+    return request
+
+
 def _request(entry: Any, place: str, destinations: Collection[str]) -> tuple[str, ResultRequest]:
     if not isinstance(entry, dict):
         return known(entry, place, "destination", destinations), ResultRequest()
     fields = mapping(entry, place, {"to"}, set(OPTIONS))
     name = known(fields["to"], f"{place}.to", "destination", destinations)
-    place = f"{place} ({name})"
+    return name, _asked(fields, f"{place} ({name})")
+
+
+def _asked(fields: Mapping[str, Any], place: str) -> ResultRequest:
     chosen: dict[str, Any] = {
         **{key: truth(fields[key], f"{place}.{key}") for key in _SWITCHES if key in fields},
         **{key: _selection(fields[key], f"{place}.{key}") for key in _SELECTIONS if key in fields},
@@ -72,7 +95,7 @@ def _request(entry: Any, place: str, destinations: Collection[str]) -> tuple[str
             raise ConfigurationError(f"{place}.split can only be group, not {fields['split']!r}")
         chosen["split_by_group"] = True
     try:
-        return name, ResultRequest(**chosen)
+        return ResultRequest(**chosen)
     except ConfigurationError as error:
         raise ConfigurationError(f"{place}: {error}") from error
 

@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import re
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from dicom_node import __version__
 from dicom_node.errors import ConfigurationError
 from dicom_node.segment.nifti import write_labels
 from dicom_node.types import ResultKind
-from inference.types import StructureMeasurement
+from inference.types import ShapeMeasurement, StructureMeasurement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,8 +32,15 @@ LABEL_NAMES = "labels.json"
 MEASUREMENTS = "measurements.json"
 MEASUREMENT_TABLE = "measurements.csv"
 SUMMARY = "summary.json"
-RESULT_FILES = {ResultKind.SEGMENTATION: "segmentation.dcm", ResultKind.REPORT: "report.dcm"}
-
+_RESULTS = {
+    ResultKind.SEGMENTATION: "segmentation",
+    ResultKind.LABELMAP: "labelmap",
+    ResultKind.REPORT: "report",
+    ResultKind.CONTOURS: "contours",
+    ResultKind.CAPTURE: "capture",
+    ResultKind.DOCUMENT: "document",
+}
+_RESULT_FILE = re.compile(rf"({'|'.join(_RESULTS.values())})(-\d{{3,}})?\.dcm")
 _PART = ".part"
 
 
@@ -54,8 +63,8 @@ def remove_earlier(folder: Path) -> None:
         ConfigurationError: it can't be removed.
     """
     with _translated(folder):
-        names = (SUMMARY, LABELS, LABEL_NAMES, MEASUREMENTS, MEASUREMENT_TABLE, *RESULT_FILES.values())
-        for name in names:
+        results = (path.name for path in folder.iterdir() if _RESULT_FILE.fullmatch(path.name))
+        for name in (SUMMARY, LABELS, LABEL_NAMES, MEASUREMENTS, MEASUREMENT_TABLE, *results):
             (folder / name).unlink(missing_ok=True)
 
 
@@ -78,25 +87,37 @@ def write_measurements(folder: Path, measurements: Measurements) -> None:
     Raises:
         ConfigurationError: they can't be written.
     """
-    rows = [asdict(structure) for structure in measurements.structures]
+    rows = [_row(structure) for structure in measurements.structures]
     _write_json(folder / MEASUREMENTS, {"structures": rows, "not_found": list(measurements.not_found)})
+    columns = [field.name for field in fields(StructureMeasurement) if field.name != "shape"]
+    if any(structure.shape for structure in measurements.structures):
+        columns += [field.name for field in fields(ShapeMeasurement)]
     table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in fields(StructureMeasurement)], lineterminator="\n")
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     with _replaced(folder / MEASUREMENT_TABLE) as part:
         part.write_text(table.getvalue(), encoding="utf-8")
 
 
+def _row(structure: StructureMeasurement) -> dict[str, Any]:
+    """Everything measured of one structure, its shape among the rest."""
+    row = asdict(structure)
+    return row | (row.pop("shape") or {})
+
+
 def write_results(folder: Path, results: Sequence[EncodedResult]) -> list[dict[str, str]]:
-    """SEG and SR as Part 10 files; returns which file holds which instance.
+    """Part 10 files, numbered where there are several of a kind; returns which file holds which instance.
 
     Raises:
         ConfigurationError: they can't be written.
     """
     written = []
+    of_kind, so_far = Counter(result.kind for result in results), Counter[ResultKind]()
     for result in results:
-        name = RESULT_FILES[result.kind]
+        so_far[result.kind] += 1
+        number = f"-{so_far[result.kind]:03}" if of_kind[result.kind] > 1 else ""
+        name = f"{_RESULTS[result.kind]}{number}.dcm"
         with _replaced(folder / name) as part:
             part.write_bytes(result.content)
         written.append(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from dicom_node.segment.inputs import Input, Scan
     from dicom_node.segment.model import Model
+    from dicom_node.types import EncodedResult, ResultRequest
     from inference.nnunet.contract import EngineOptions
     from inference.types import Measurements, Segmenter
 
@@ -44,10 +45,10 @@ _READ, _SEGMENTED = 0.05, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the results shall hold: ``structures`` (all where empty, in any order), and SEG and SR of DICOM input."""
+    """What the results shall hold: ``structures`` (all where empty, in any order), and which objects of DICOM input."""
 
-    structures: tuple[str, ...] = ()
-    dicom: bool = True
+    structures: tuple[str, ...]
+    results: ResultRequest | None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "structures", tuple(sorted(set(self.structures))))
@@ -145,13 +146,17 @@ class SegmentRun:
                 "parity": self._options.parity,
                 "body_crop": self._options.body_crop and not self._options.parity,
             },
-            "wanted": {"structures": list(self._wanted.structures) or "all", "dicom": self._wanted.dicom},
+            "wanted": {
+                "structures": list(self._wanted.structures) or "all",
+                "results": None if self._wanted.results is None else asdict(self._wanted.results),
+            },
         }
 
     def _work(self, entry: Input, folder: Path, started_at: datetime, stages: _Stages) -> dict[str, Any]:
         with stages.measured("read", 0.0):
             scan = entry.read()
-        if scan.reconstruction is not None and self._wanted.dicom:
+        asked = self._wanted.results
+        if scan.reconstruction is not None and asked is not None:
             self._beside.submit(_import_encoder)
         with stages.measured("load", _READ):
             segmenter = self._loaded()
@@ -161,14 +166,14 @@ class SegmentRun:
         # a model by rules has no stages, notes and backend to tell of
         stages.seconds |= {name: round(s, 3) for name, s in getattr(segmenter, "stage_seconds", {}).items()}
         with stages.measured("measure", _SEGMENTED):
-            measurements = measure(scan.source, segmentation)
+            measurements = measure(scan.source, segmentation, with_shape=asked is not None and asked.shape)
         outputs.remove_earlier(folder)
         writing = self._beside.submit(outputs.write_label_map, folder, segmentation, scan.grid)
         results: list[dict[str, str]] = []
         try:
-            if scan.reconstruction is not None and self._wanted.dicom:
+            if scan.reconstruction is not None and asked is not None:
                 with stages.measured("encode", _SEGMENTED):
-                    encoded = self._encoded(scan, segmentation, measurements, started_at)
+                    encoded = self._encoded(scan, segmentation, measurements, started_at, asked)
                     results = outputs.write_results(folder, encoded)
             with stages.measured("write", 1.0):
                 outputs.write_measurements(folder, measurements)
@@ -202,8 +207,13 @@ class SegmentRun:
         return Segmentation(labels, scan.source.geometry, names, upright.model)
 
     def _encoded(
-        self, scan: Scan, segmentation: Segmentation, measurements: Measurements, started_at: datetime
-    ) -> Sequence[Any]:
+        self,
+        scan: Scan,
+        segmentation: Segmentation,
+        measurements: Measurements,
+        started_at: datetime,
+        asked: ResultRequest,
+    ) -> Sequence[EncodedResult]:
         from dicom_node.encode.encode import encode  # noqa: PLC0415 - loads highdicom, for DICOM input only
 
         assert scan.reconstruction is not None
@@ -215,7 +225,7 @@ class SegmentRun:
             device_uid=_DEVICE_UID,
             completion_reason=_COMPLETION_REASON,
         )
-        return encode(scan.reconstruction, segmentation, measurements, context)
+        return encode(scan.reconstruction, segmentation, measurements, context, {"files": asked})
 
     def _run_digest(self, content_digest: str) -> str:
         """What, beside the identity of the model, the UIDs derive from: the input, and the choice of structures.

@@ -24,6 +24,13 @@ import pytest
 import structlog
 from click.testing import CliRunner
 from pydicom import dcmread
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
 
 from dicom_node.cli import main
 from dicom_node.demo.phantom_series import write_series
@@ -33,7 +40,7 @@ from dicom_node.reconstruct import reconstruct
 from dicom_node.segment import outputs
 from dicom_node.segment.run import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.store.spool import read_series_folder
-from dicom_node.types import ResultContext
+from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, ResultContext
 from inference.measure import measure
 from inference.models.package import Crop
 from inference.phantom import phantom
@@ -209,6 +216,51 @@ def test_only_the_structures_that_were_asked_for(series, tmp_path):
     assert [item.SegmentLabel for item in segments] == ["body_fat", "bone_tissue"]
     uids = {summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("all", "two")}
     assert len(uids) == 2, "another answer is another instance"
+
+
+def test_every_kind_of_result_is_to_be_had(series, tmp_path):
+    asked = "segmentation: both, contours: [tissue, bone], shape: true, capture: true, document: true"
+    answered = call(series, "--model", "tissue", "--out", tmp_path, "--results", asked)
+    assert answered.exit_code == 0, answered.output
+    written = {path.name: dcmread(path) for path in sorted(tmp_path.glob("*.dcm"))}
+    captures = sorted(name for name in written if name.startswith("capture-"))
+    assert len(captures) > 2
+    assert {str(written[name].SOPClassUID) for name in captures} == {SecondaryCaptureImageStorage}
+    others = {name: str(dataset.SOPClassUID) for name, dataset in written.items() if name not in captures}
+    assert others == {
+        "segmentation.dcm": SegmentationStorage,
+        "labelmap.dcm": LABEL_MAP_SEGMENTATION_STORAGE,
+        "report.dcm": Comprehensive3DSRStorage,
+        "contours.dcm": RTStructureSetStorage,
+        "document.dcm": EncapsulatedPDFStorage,
+    }
+    listed = {result["file"]: result["sop_instance_uid"] for result in summary_of(tmp_path)["results"]}
+    assert listed == {name: str(dataset.SOPInstanceUID) for name, dataset in written.items()}
+    with (tmp_path / "measurements.csv").open() as table:
+        assert all(float(row["surface_area_mm2"]) > 0 for row in csv.DictReader(table))
+
+    again = call(series, "--model", "tissue", "--out", tmp_path)
+    assert "finished by an earlier run" not in again.output
+    assert names_in(tmp_path) == DICOM_OUTPUTS
+    assert "shape" not in (tmp_path / "measurements.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("results", "says"),
+    [
+        ("segmentation: auto", "no meaning without a destination"),
+        ("notice: true", "no meaning without a destination"),
+        ("to: pacs", "to"),
+        ("colour: red", "colour"),
+        ("contours: [spline]", "spline"),
+        ("segmentation: [", "must be"),
+        ("}, {", "must be"),
+    ],
+)
+def test_results_that_cannot_be_had_are_refused_by_name(results, says, series, tmp_path):
+    answered = call(series, "--model", "tissue", "--out", tmp_path / "out", "--results", results)
+    assert (answered.exit_code, says in answered.output) == (2, True), answered.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_answer_of_one_model_is_another_instance(series, package, tmp_path):
