@@ -92,15 +92,16 @@ def prone(image: Dataset, plane: int) -> None:
     image.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
 
 
-def segmented(study: Study, model: Path, out: Path) -> tuple[Study, Path]:
-    """What ``dicom-node segment`` writes of ``study``: the labels that it found as truth, and its SEG."""
+def segmented(study: Study, model: Path, out: Path) -> Study:
+    """``study`` with the labels that ``dicom-node segment`` found as truth; its SEG and label map lie in ``out``."""
     command = [sys.executable, "-m", "dicom_node.cli", "segment", study.folder, "--model", model, "--out", out]
+    command += ["--results", "segmentation: both"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
     labels = sitk.GetArrayFromImage(sitk.ReadImage(out / "labels.nii.gz"))
     images = sorted(map(dcmread, study.folder.glob("*.dcm")), key=lambda image: image.ImagePositionPatient[2])
     truth = {str(image.SOPInstanceUID): plane for image, plane in zip(images, labels, strict=True)}
     names = {int(label): name for label, name in json.loads((out / "labels.json").read_text()).items()}
-    return replace(study, truth=truth, names=names), out / "segmentation.dcm"
+    return replace(study, truth=truth, names=names)
 
 
 def encoded(study: Study, case: Phantom, requests: Mapping[str, ResultRequest]) -> Study:

@@ -79,16 +79,25 @@ def test_every_voxel_name_and_colour_is_shown(sort, form, series_of, viewer, scr
     assert viewer.complaints == []
 
 
-def test_all_structures_that_a_run_of_the_demo_model_found_are_shown(archive, viewer, screenshot, tmp_path):
+@pytest.fixture(scope="module")
+def demo_run(archive, tmp_path_factory):
+    """A synthetic patient that the demo model found all structures in, stored with SEG and label map."""
+    out = tmp_path_factory.mktemp("run")
     case = phantom(3, (500 / 128 + 1e-6, 315 / 80 + 1e-6, 8.0))
-    study, segmentation = segmented(written(case, tmp_path / "ct"), DEMO_MODEL, tmp_path / "out")
-    stored(archive, study)
-    archive.put(segmentation.read_bytes())
-    header = dcmread(segmentation, stop_before_pixels=True)
-    assert len(header.SegmentSequence) == 104
-    seg_uid = str(header.SeriesInstanceUID)
+    study = stored(archive, segmented(written(case, out / "ct"), DEMO_MODEL, out))
+    files = {"binary": out / "segmentation.dcm", "label map": out / "labelmap.dcm"}
+    for file in files.values():
+        archive.put(file.read_bytes())
+    return study, {form: str(dcmread(file).SeriesInstanceUID) for form, file in files.items()}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_structures_that_a_run_of_the_demo_model_found_are_shown(form, demo_run, viewer, screenshot):
+    study, series_uids = demo_run
+    seg_uid = series_uids[form]
     viewer.open(study.study_uid, study.series_uid, seg_uid)
     viewer.load(seg_uid)
+    assert len([number for number in viewer.names(seg_uid) if number > 0]) == 104
     assert_shows(viewer, study, seg_uid)
     viewer.keep_screenshot(screenshot)
     assert viewer.complaints == []
