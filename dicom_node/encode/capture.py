@@ -38,6 +38,7 @@ from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
     Provenance,
+    intended_use,
     model_name,
     model_version,
     plain,
@@ -209,7 +210,7 @@ class _Painter:
         size = rows * self.factor, columns * self.factor
         model = provenance.model
         left, right_, top, bottom = (toward(way)[:2] for way in (-right, right, -down, down))
-        words = (plain(model.intended_use, 64), f"{model_name(model, 40)} {model_version(model)[:20]}")
+        words = (intended_use(model), f"{model_name(model, 40)} {model_version(model)[:20]}")
         self._palette, self._legend = palette, Legend(segments, size[0])
         self._burn = Burner(marks(size, (left, right_, top, bottom), words))
         self.shape = size[0], size[1] + self._legend.width

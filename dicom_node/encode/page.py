@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 
 from dicom_node.encode.banner import NOT_STATED, banner
 from dicom_node.encode.lettering import fitted, font, width_in
-from dicom_node.encode.provenance import MODEL_NAME, model_name, model_version, plain
+from dicom_node.encode.provenance import MODEL_NAME, intended_use, model_name, model_version, plain
 from dicom_node.encode.table import LEFT, NOT_ASKED, RIGHT, Block, Section, blocks, sheets
 from dicom_node.encode.views import GAP_IN, Box, View, arranged, height_needed_in, views
 
@@ -190,7 +190,7 @@ class _Sheet:
         )
         self._text(_MARGIN_IN, y - 0.46, "    ".join(filter(None, study)), _SMALL, theme.faint, room=half)
         x = _WIDTH_IN - _MARGIN_IN
-        self._text(x, y, plain(model.intended_use, 64), _MEDIUM, theme.warning, "right", bold=True, room=other)
+        self._text(x, y, intended_use(model), _MEDIUM, theme.warning, "right", bold=True, room=other)
         self._text(x, y - 0.26, title, _SMALL, theme.text, "right")
         by = f"{model_name(model)} version {model_version(model)}"
         self._text(x, y - 0.46, by, _SMALL, theme.faint, "right", room=other)

@@ -128,11 +128,17 @@ def model_version(model: ModelIdentity) -> str:
     return plain(model.version, _LO) or "unknown"
 
 
+def intended_use(model: ModelIdentity, limit: int = _LONGEST_USE) -> str:
+    """The model's intended use where it has at most ``limit`` characters, else its first clause: a "not for clinical
+    use" that is cut in the middle would say something else.
+    """
+    use = plain(model.intended_use, 1024) or _UNSPECIFIED_USE
+    return use if len(use) <= limit else use.split(" - ", maxsplit=1)[0][:_LONGEST_USE].strip()
+
+
 def series_description(model: ModelIdentity, what: str) -> str:
     """At most 64 characters that always hold what the result is and, at least in short, its intended use."""
-    use = plain(model.intended_use, 1024) or _UNSPECIFIED_USE
-    if len(f"{model_name(model)} {what} - {use}") > _LO:
-        use = use.split(" - ", maxsplit=1)[0][:_LONGEST_USE].strip()
+    use = intended_use(model, _LO - len(f"{model_name(model)} {what} - "))
     tail = f"{what} - {use}"
     return f"{model_name(model, _LO - 1 - len(tail))} {tail}"
 

@@ -12,6 +12,7 @@ from dicom_node.encode.provenance import (
     Provenance,
     content_creator_name,
     content_label,
+    intended_use,
     plain,
     series_description,
     series_number,
@@ -112,3 +113,11 @@ def test_results_sort_next_to_their_source_series() -> None:
     for unusable in (0, -3, 2**31, 30_000):
         assert {number // 100_000 for number in numbers(series_number=unusable)} == {90}
     assert max(numbers(series_number=21_473)) < 2**31
+
+
+def test_an_intended_use_is_whole_or_its_first_clause() -> None:
+    """Cut in the middle, "not for clinical use" would say something else."""
+    use = "Demonstration only - trained on synthetic phantoms, not for clinical use"
+    assert intended_use(replace(MODEL, intended_use=use)) == "Demonstration only"
+    assert intended_use(replace(MODEL, intended_use=use), limit=80) == use
+    assert intended_use(MODEL) == MODEL.intended_use
