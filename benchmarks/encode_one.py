@@ -27,9 +27,9 @@ from encode_inputs import SEG_CLASS, SEG_INSTANCE, SEG_SERIES, Case
 
 from dicom_node.encode import seg
 from dicom_node.encode.check import refuse_other_identity, refuse_other_measurements, reread
-from dicom_node.encode.encode import encode_in_turn, encoded_result
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.run import encode_in_turn, encoded_result
 from dicom_node.encode.seg import highdicom_segmentation, segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source import PreparedSource, prepare

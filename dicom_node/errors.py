@@ -11,6 +11,7 @@
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
     │   └── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
+    ├── Stopping                    RETRY   the node is being stopped; the attempt does not count
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
     │   └── SegmentationImpossible  FAIL    the model itself says no (volume too small or too large, bad package)
@@ -87,6 +88,12 @@ class IdentityConflict(SeriesRejected):
 
 class PixelDataInvalid(SeriesRejected):
     """Pixel data are truncated, contradict their description or give no sound Hounsfield units."""
+
+
+class Stopping(DicomNodeError):
+    """The node is being stopped: what was under way is queued again, and the attempt does not count."""
+
+    disposition = Disposition.RETRY
 
 
 class SegmentationError(DicomNodeError):

@@ -25,7 +25,7 @@ import structlog
 from dicom_node.deliver import retry
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import send
-from dicom_node.encode.encode import encode_in_turn, encode_notice
+from dicom_node.encode.run import encode_in_turn, encode_notice
 from dicom_node.errors import DicomNodeError, Disposition, SegmentationImpossible, WorkerLost
 from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count

@@ -23,6 +23,14 @@ LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 """SOP Class of label maps (DICOM 2024d, Supplement 243)."""
 
 
+class RevisionState(StrEnum):
+    """Where a revision of a series stands."""
+
+    OPEN = "OPEN"
+    COMPLETE = "COMPLETE"
+    ROUTED = "ROUTED"
+
+
 class JobState(StrEnum):
     """Where a job stands; the arrows between the states are drawn in ARCHITECTURE.md."""
 

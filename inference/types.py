@@ -12,7 +12,7 @@ Conventions, once and for all:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -124,14 +124,43 @@ class ModelIdentity:
     intended_use: str = "Research use only - not for clinical use"
 
     def __post_init__(self) -> None:
-        for field in ("name", "version", "digest", "family", "intended_use"):
-            if not getattr(self, field):
-                raise InvalidValueError(f"ModelIdentity.{field} must not be empty")
+        for attribute in ("name", "version", "digest", "family", "intended_use"):
+            if not getattr(self, attribute):
+                raise InvalidValueError(f"ModelIdentity.{attribute} must not be empty")
+
+
+@dataclass(frozen=True, slots=True)
+class RunNote:
+    """Something that went otherwise than planned during a run, such as a fall-back, in one sentence for people.
+
+    ``changes_answer``: the labels may differ from those of a run that went as planned, if only by rounding.
+    """
+
+    text: str
+    changes_answer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What ran, beside the model: enough to explain afterwards why two runs took other times or gave other labels.
+
+    ``backend`` names the engine and its version (``OpenVINO 2026.4.1``, ``torch 2.13.0``, ``numpy 2.3.4``), ``device``
+    where the convolutions ran (``CPU``, ``cuda:0 NVIDIA H200``), ``precision`` their arithmetic (``bfloat16``);
+    several are joined by a comma. ``stage_seconds`` are wall seconds.
+    """
+
+    backend: str
+    device: str
+    precision: str
+    notes: tuple[RunNote, ...] = ()
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segmentation:
     """Label map on the grid of the volume it was made from.
+
+    ``run`` says what ran; None for labels that no run of ours made (a truth, a file that was read).
 
     ``names_by_label`` holds every label that the model can give (background 0 excluded), present or not; each name is
     a structure of :mod:`inference.structures`.
@@ -141,6 +170,7 @@ class Segmentation:
     geometry: Geometry
     names_by_label: Mapping[int, str]
     model: ModelIdentity
+    run: RunReport | None = None
 
     def __post_init__(self) -> None:
         if self.labels_zyx.dtype != np.uint8:

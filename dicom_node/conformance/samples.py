@@ -29,7 +29,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.encode.run import encode, encode_notice
 from dicom_node.types import (
     EarlierResult,
     Reconstruction,

@@ -23,16 +23,6 @@ from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.overlay import Burner, Legend, Palette, enlarged, enlargement, isotropic, marks, toward
 from dicom_node.encode.page import Page, pages_as_images
-from dicom_node.encode.part10 import (
-    PREAMBLE_LENGTH,
-    element,
-    element_header,
-    encoded_elements,
-    file_of,
-    item_of,
-    sequence,
-    text_element,
-)
 from dicom_node.encode.planes import Upright, upright
 from dicom_node.encode.provenance import (
     MANUFACTURER,
@@ -47,6 +37,16 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.encode.seg import PIXEL_DATA
+from dicom_node.standard.part10 import (
+    PREAMBLE_LENGTH,
+    element,
+    element_header,
+    encoded_elements,
+    file_of,
+    item_of,
+    sequence,
+    text_element,
+)
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
 
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, elements, fragments, items, values
 from dicom_node.encode.rle import decoded_runs
 from dicom_node.encode.seg import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
 from dicom_node.encode.source import PreparedSource, raw_element
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, elements, fragments, items, values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, items, values
 from dicom_node.encode.rtstruct import ROI_CONTOURS, places_lps_mm
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, items, values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

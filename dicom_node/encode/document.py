@@ -6,9 +6,9 @@ from highdicom.base import SOPClass
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from dicom_node.encode.page import TITLE, Page, pages_as_pdf
-from dicom_node.encode.part10 import file_of, rewritten
 from dicom_node.encode.provenance import MANUFACTURER, MODEL_NAME, series_number, stamp
 from dicom_node.encode.references import references
+from dicom_node.standard.part10 import file_of, rewritten
 from dicom_node.types import ResultKind
 
 _SOURCE_INSTANCES = 0x00420013

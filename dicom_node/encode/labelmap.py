@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydicom.uid import RLELossless
 
-from dicom_node.encode.part10 import element_header, encapsulated, item, item_of
 from dicom_node.encode.rle import encoded_frames
 from dicom_node.encode.seg import (
     PER_FRAME_FUNCTIONAL_GROUPS,
@@ -27,6 +26,7 @@ from dicom_node.encode.seg import (
     is_regular,
     one_plane,
 )
+from dicom_node.standard.part10 import element_header, encapsulated, item, item_of
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

@@ -44,7 +44,9 @@ from dicom_node.encode.codes import (
     VOLUME,
     concept,
 )
-from dicom_node.encode.part10 import (
+from dicom_node.encode.provenance import plain
+from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import (
     element,
     encoded_elements,
     item_of,
@@ -54,8 +56,6 @@ from dicom_node.encode.part10 import (
     values,
     within,
 )
-from dicom_node.encode.provenance import plain
-from dicom_node.errors import EncodingError
 
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode

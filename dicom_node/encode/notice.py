@@ -29,7 +29,6 @@ from dicom_node.encode.codes import (
     QUALITATIVE_EVALUATIONS,
 )
 from dicom_node.encode.identity import derived_uid
-from dicom_node.encode.part10 import file_of
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -52,6 +51,7 @@ from dicom_node.encode.sr import (
     predecessors,
 )
 from dicom_node.errors import DicomNodeError, EncodingError
+from dicom_node.standard.part10 import file_of
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dicom_node.encode.part10 import encoded_elements, items, only_item, sequence, text_element, values, with_changes
+from dicom_node.standard.part10 import encoded_elements, items, only_item, sequence, text_element, values, with_changes
 
 if TYPE_CHECKING:
     from dicom_node.encode.source import PreparedSource

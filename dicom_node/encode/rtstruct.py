@@ -19,7 +19,6 @@ from scipy.ndimage import find_objects
 from dicom_node.encode.codes import concept
 from dicom_node.encode.contours import outlines
 from dicom_node.encode.decimals import decimal_strings, longest_text
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, element, elements, file_of, sequence, text_element
 from dicom_node.encode.provenance import (
     Provenance,
     algorithm_identification,
@@ -30,6 +29,7 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.encode.sr import TRUNCATED
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, element, elements, file_of, sequence, text_element
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

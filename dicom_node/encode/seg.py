@@ -27,21 +27,6 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import DSfloat
 
 from dicom_node.encode.codes import concept
-from dicom_node.encode.part10 import (
-    LONGEST_VALUE,
-    PREAMBLE_LENGTH,
-    element,
-    element_header,
-    encoded_elements,
-    file_of,
-    item,
-    item_of,
-    only_item,
-    rewritten,
-    text_element,
-    with_changes,
-    within,
-)
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -58,6 +43,21 @@ from dicom_node.encode.provenance import (
 from dicom_node.encode.references import references
 from dicom_node.encode.source import TYPE_2
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import (
+    LONGEST_VALUE,
+    PREAMBLE_LENGTH,
+    element,
+    element_header,
+    encoded_elements,
+    file_of,
+    item,
+    item_of,
+    only_item,
+    rewritten,
+    text_element,
+    with_changes,
+    within,
+)
 from dicom_node.types import ResultKind
 from inference.structures import structure
 

@@ -53,7 +53,6 @@ from dicom_node.encode.codes import (
 )
 from dicom_node.encode.identity import algorithm_device_uid
 from dicom_node.encode.measurement_groups import finding_site, measured_values, with_everything, with_groups
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.encode.provenance import (
     MANUFACTURER,
     MODEL_NAME,
@@ -66,6 +65,7 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.source import TYPE_2
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

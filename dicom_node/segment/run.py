@@ -214,7 +214,7 @@ class SegmentRun:
         started_at: datetime,
         asked: ResultRequest,
     ) -> Sequence[EncodedResult]:
-        from dicom_node.encode.encode import encode  # noqa: PLC0415 - loads highdicom, for DICOM input only
+        from dicom_node.encode.run import encode  # noqa: PLC0415 - loads highdicom, for DICOM input only
 
         assert scan.reconstruction is not None
         context = ResultContext(
@@ -270,4 +270,4 @@ def _peak_rss_bytes() -> int:
 
 def _import_encoder() -> None:
     """Loading highdicom takes half a second, which the network's first windows hide."""
-    import dicom_node.encode.encode  # noqa: F401, PLC0415
+    import dicom_node.encode.run  # noqa: F401, PLC0415

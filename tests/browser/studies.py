@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - its own habit
 from pydicom import dcmread
 
 from dicom_node.demo.phantom_series import write_series
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.reconstruct import reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import ResultContext

@@ -14,7 +14,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_node.app import open_store
+from dicom_node.app.compose import open_store
 from dicom_node.demo.processes import free_port
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules

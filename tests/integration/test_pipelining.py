@@ -16,7 +16,7 @@ import structlog
 import yaml
 
 import dicom_node.pipeline
-from dicom_node.app import open_store
+from dicom_node.app.compose import open_store
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings

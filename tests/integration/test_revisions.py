@@ -11,7 +11,7 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from dicom_node.app import open_store
+from dicom_node.app.compose import open_store
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings

@@ -34,7 +34,7 @@ from pydicom.uid import (
 
 from dicom_node.cli import main
 from dicom_node.demo.phantom_series import write_series
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.errors import EncodingError
 from dicom_node.reconstruct import reconstruct
 from dicom_node.segment import outputs

@@ -15,7 +15,7 @@ import structlog
 import yaml
 from click.testing import CliRunner
 
-from dicom_node.app import open_store, run_listener
+from dicom_node.app.compose import open_store, run_listener
 from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings

@@ -19,7 +19,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.encode.run import encode, encode_notice
 from dicom_node.types import (
     LABEL_MAP_SEGMENTATION_STORAGE,
     EarlierResult,

@@ -15,7 +15,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813 - its own habit
 from pydicom import dcmread
 
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.encode.run import encode, encode_notice
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest, SegmentationForm

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dicom_node.demo.results import UnexpectedResult, dice_by_name, read_report, read_segmentation
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from inference.measure import measure
 from inference.structures import STRUCTURES
 from tests.unit.encode.synthetic import CONTEXT, ORIENTATIONS, geometry, reconstruction, segmentation

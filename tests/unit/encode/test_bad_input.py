@@ -18,7 +18,7 @@ from pydicom.charset import python_encoding
 from pydicom.datadict import keyword_for_tag
 
 from dicom_node.encode.banner import IN_HEADER, NOT_STATED, banner
-from dicom_node.encode.encode import encode, encode_notice
+from dicom_node.encode.run import encode, encode_notice
 from dicom_node.encode.source import TYPE_2, name_series, prepare
 from dicom_node.errors import ConfigurationError, EncodingError, IdentityConflict, SeriesRejected
 from dicom_node.reconstruct import reconstruct

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from dicom_node.encode.check import refuse_other_identity, refuse_other_labels, refuse_other_measurements
-from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.part10 import file_of
+from dicom_node.encode.run import encode
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import file_of
 from tests.unit.encode.synthetic import CONTEXT, MODEL, findings, geometry, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:

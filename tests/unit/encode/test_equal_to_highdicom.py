@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydicom.uid import SegmentationStorage
 
-from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.part10 import file_of
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.run import encode
 from dicom_node.encode.seg import highdicom_segmentation, segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source import prepare
 from dicom_node.encode.sr import highdicom_report, report_file
+from dicom_node.standard.part10 import file_of
 from dicom_node.types import Reconstruction, ResultKind
 from inference.measure import measure
 from inference.structures import STRUCTURES, paper_labels

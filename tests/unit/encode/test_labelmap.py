@@ -14,14 +14,14 @@ from hypothesis.extra.numpy import arrays
 from pydicom.uid import RLELossless
 
 from dicom_node.encode.check import refuse_other_labelmap
-from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.part10 import PREAMBLE_LENGTH, encoded_elements, file_of
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.run import encode
 from dicom_node.encode.seg import highdicom_segmentation, segment_description
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, encoded_elements, file_of
 from dicom_node.types import (
     LABEL_MAP_SEGMENTATION_STORAGE,
     EncodedResult,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset
 
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.store.spool import read_series_folder
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, Reconstruction, ResultRequest, SegmentationForm

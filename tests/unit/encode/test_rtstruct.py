@@ -18,14 +18,14 @@ from skimage.draw import polygon2mask
 
 from dicom_node.encode.check import refuse_other_identity
 from dicom_node.encode.check_contours import refuse_other_contours
-from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.part10 import file_of
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.rtstruct import contours_file
+from dicom_node.encode.run import encode
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source import PreparedSource, prepare
 from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import file_of
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest
 from inference.phantom import phantom
 from inference.structures import paper_labels

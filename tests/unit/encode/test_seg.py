@@ -15,9 +15,9 @@ from pydicom import Dataset, dcmwrite
 from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
 
 from dicom_node.encode.check import reread
-from dicom_node.encode.encode import encode
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
 from dicom_node.encode.provenance import Provenance
+from dicom_node.encode.run import encode
 from dicom_node.encode.seg import segmentation_file
 from dicom_node.encode.segments import present_segments
 from dicom_node.encode.source import prepare

@@ -12,7 +12,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.encode.source import TYPE_2, prepare, raw_element
 from dicom_node.errors import EncodingError, IdentityConflict
 from dicom_node.types import Reconstruction, ResultKind

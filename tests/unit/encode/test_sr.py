@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydicom.uid import Comprehensive3DSRStorage
 
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.encode.sr import TRUNCATED
 from dicom_node.errors import EncodingError
 from dicom_node.types import ResultKind, ResultRequest

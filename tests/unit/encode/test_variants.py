@@ -15,7 +15,7 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from dicom_node.encode.encode import encode
+from dicom_node.encode.run import encode
 from dicom_node.errors import ConfigurationError, EncodingError
 from dicom_node.types import EarlierResult, EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import structure

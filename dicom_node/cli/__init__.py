@@ -58,7 +58,7 @@ class _Command:
         return self.settings().models_folder if self.config.is_file() else self.config.parent / "models"
 
     def ledger(self) -> Ledger:
-        from dicom_node.app import open_store  # noqa: PLC0415 - `--help` must not load every library
+        from dicom_node.app.compose import open_store  # noqa: PLC0415 - `--help` must not load every library
 
         return open_store(self.settings())[1]
 
@@ -109,7 +109,7 @@ def _is_stated(ctx: click.Context, option: str) -> bool:
 @click.pass_obj
 def serve(command: _Command) -> None:
     """Run the whole node: the listener and the work process, each restarted when it dies."""
-    from dicom_node.app import serve as run  # noqa: PLC0415
+    from dicom_node.app.compose import serve as run  # noqa: PLC0415
 
     configure_logging("serve")
     sys.exit(run(command.settings(), command.config))
@@ -119,7 +119,7 @@ def serve(command: _Command) -> None:
 @click.pass_obj
 def listen(command: _Command) -> None:
     """Run the listener alone (C-STORE and C-ECHO)."""
-    from dicom_node.app import run_listener  # noqa: PLC0415
+    from dicom_node.app.compose import run_listener  # noqa: PLC0415
 
     configure_logging("listen")
     run_listener(command.settings())
@@ -129,7 +129,7 @@ def listen(command: _Command) -> None:
 @click.pass_obj
 def work(command: _Command) -> None:
     """Run everything after the spool alone: completion, rules, segmentation, delivery."""
-    from dicom_node.app import run_work  # noqa: PLC0415
+    from dicom_node.app.compose import run_work  # noqa: PLC0415
 
     configure_logging("work")
     run_work(command.settings())
@@ -223,7 +223,7 @@ def retry(command: _Command, *, job_id: int, as_json: bool) -> None:
 @click.pass_obj
 def check(command: _Command, *, as_json: bool) -> None:
     """Is everything right: configuration, rules, models and their digests, ledger, port, disk, C-ECHO to every peer."""
-    from dicom_node.check import run_checks  # noqa: PLC0415
+    from dicom_node.app.check import run_checks  # noqa: PLC0415
 
     findings = run_checks(command.config)
     if as_json:
@@ -268,7 +268,7 @@ def rules() -> None:
 @click.pass_obj
 def explain(command: _Command, *, series: str, as_json: bool) -> None:
     """Why SERIES (a Series Instance UID the node has received, or a folder of DICOM files) would or would not run."""
-    from dicom_node.app import explain_rules  # noqa: PLC0415
+    from dicom_node.app.compose import explain_rules  # noqa: PLC0415
 
     explanations = explain_rules(command.settings(), series)
     if as_json:
@@ -615,7 +615,3 @@ def _table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""App: settings become objects, objects become processes; and is everything right?"""

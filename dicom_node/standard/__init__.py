@@ -1,0 +1,1 @@
+"""Standard: what DICOM says, known once."""
