@@ -1,9 +1,11 @@
 """What each choice of the engine costs or gains, on phantoms whose truth is known.
 
-``python benchmarks/accuracy.py [--seeds N] [--report docs/engine-accuracy.md]`` segments N unseen phantoms with the
-demo model in every way that the engine can: as TotalSegmentator does, with and without the body crop, in float32 and
-bfloat16. Every answer is compared with the truth (Dice, surface Dice at 3 mm) and with the most exact one: float32, no
-crop. JSON lies beside the report.
+    python benchmarks/accuracy.py [--seeds N] [--report docs/developers/engine-accuracy.md]
+        [--json benchmarks/results/engine-accuracy.json]
+
+Segments N unseen phantoms with the demo model in every way that the engine can: as TotalSegmentator does, with and
+without the body crop, in float32 and bfloat16. Every answer is compared with the truth (Dice, surface Dice at 3 mm)
+and with the most exact one: float32, no crop.
 """
 
 from __future__ import annotations
@@ -109,7 +111,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="phantoms 1 to N; training began at 100000")
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 1.5, 2.0), metavar=("X", "Y", "Z"))
-    parser.add_argument("--report", type=Path, help="Markdown file to write; JSON beside it")
+    parser.add_argument("--report", type=Path, help="Markdown file to write")
+    parser.add_argument("--json", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     x, y, z = arguments.spacing
     package = read_package(MODEL)
@@ -121,9 +124,10 @@ def main() -> None:
         rows = summary(cases)
         text = markdown(rows, seed, (x, y, z))
         print(f"seed {seed}: " + ", ".join(f"{row['dice']:.4f}" for row in rows.values()), file=sys.stderr, flush=True)
-        if arguments.report:
+        if arguments.json:
             content = {"seeds": seed, "spacing_xyz_mm": [x, y, z], "answers": rows}
-            arguments.report.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+            arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+        if arguments.report:
             arguments.report.write_text(text)
     print(text)
 

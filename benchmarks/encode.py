@@ -1,8 +1,12 @@
 """How long and how much memory does it take to encode a series of 104 structures, beside the programs that do it?
 
-``python benchmarks/encode.py --work FOLDER --report docs/encode-benchmark.md --totalsegmentator PYTHON``, where PYTHON
-is that of an environment with ``TotalSegmentator==2.18.0`` and ``highdicom`` (without it that writer is left out) and
-dcmqi comes with the tests' dependencies. The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which are
+    python benchmarks/encode.py --work FOLDER --report docs/developers/encode-benchmark.md
+        --json benchmarks/results/encode-benchmark.json --totalsegmentator PYTHON
+
+PYTHON is that of an environment with ``TotalSegmentator==2.18.0`` and ``highdicom``; without it that writer is left
+out. dcmqi comes with the tests' dependencies.
+
+The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which are
 10,400 BINARY frames. Every measurement is a process of its own, the writers in turn in each round, so that the ratios
 hold where the absolute figures drift; medians are reported. The slowest writers run in the first round alone.
 
@@ -200,7 +204,8 @@ def report(content: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the series and the results")
-    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write; JSON beside it")
+    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--json", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="without it that writer is left out")
     parser.add_argument("--planes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
@@ -233,7 +238,7 @@ def main() -> None:
         "results": results,
         "serving": json.loads(last_line(run(command).output)),
     }
-    arguments.report.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     arguments.report.write_text(report(content))
     print(arguments.report.read_text())
 

@@ -1,6 +1,8 @@
 """TotalSegmentator and this engine, one after the other in one run, on the same weights and the same CT.
 
-``python benchmarks/engine.py --peer ENVIRONMENT --ct CT.nii.gz --work FOLDER --report docs/engine-benchmark.md``, where
+    python benchmarks/engine.py --peer ENVIRONMENT --ct CT.nii.gz --work FOLDER
+        --report docs/developers/engine-benchmark.md --json benchmarks/results/engine-benchmark.json
+
 ENVIRONMENT is a virtual environment with ``TotalSegmentator==2.18.0`` and ``highdicom``, and CT.nii.gz any CT (the
 figures in docs/ are of the example in TotalSegmentator's own repository). Inputs and models are made once in FOLDER.
 
@@ -395,7 +397,8 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--work", type=Path, required=True, help="folder for inputs, models and results")
-    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write; JSON beside it")
+    parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
+    parser.add_argument("--json", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     bench = Bench(arguments)
@@ -415,7 +418,7 @@ def main() -> None:
     packages = sorted({bench.package(CASES[name]) for name in names})
     done = step("engine_floor.py", *packages, "--device", arguments.device)
     content["floor"] = json.loads(last_line(done.output))
-    arguments.report.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(content, indent=1) + "\n")
     arguments.report.write_text(report(content))
     print(arguments.report.read_text())
 

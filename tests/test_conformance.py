@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "conformance.md"
-"""Written anew by: dicom-node conformance --out docs/conformance.md"""
+DOCUMENT = ROOT / "docs" / "operators" / "conformance.md"
+"""Written anew by: dicom-node conformance --out docs/operators/conformance.md"""
 STANDARD_SYNTAXES = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -76,7 +76,9 @@ def stated() -> dict[str, list[dict[str, str]]]:
 
 
 def test_the_document_is_what_the_code_says():
-    assert DOCUMENT.read_text(encoding="utf-8") == statement(), "dicom-node conformance --out docs/conformance.md"
+    assert DOCUMENT.read_text(encoding="utf-8") == statement(), (
+        "dicom-node conformance --out docs/operators/conformance.md"
+    )
 
 
 def test_the_statement_has_the_sections_of_the_standard_in_their_order_and_a_contents_that_leads_to_them():

@@ -24,6 +24,12 @@ from dicom_node.settings import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+]
 NODE_YAML = ROOT / "config" / "node.yaml"
 
 
@@ -79,11 +85,36 @@ def test_environment_overrides_one_key_of_the_file(monkeypatch):
 
 def test_commands_named_in_the_documents_exist():
     named = set()
-    for document in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for document in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))):
         named |= set(re.findall(r"dicom-node (?:--config \S+ )?([a-z]+)\b", document.read_text()))
     named -= {"node", "project"}  # of config/node.yaml, and of the name of the manufacturer
     unknown = {name for name in named if name not in main.commands}
     assert not unknown
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The fragments that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ +(.+?) *$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_of_the_repository(document):
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target, _, fragment = link.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        path = (document.parent / target).resolve() if target else document
+        assert path.exists(), link
+        assert not fragment or fragment in anchors_of(path), link
+
+
+def test_the_index_links_to_every_page():
+    index = ROOT / "docs" / "README.md"
+    linked = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)#\s]+\.md)", index.read_text())}
+    pages = set((ROOT / "docs").rglob("*.md")) - {index}
+    assert sorted(pages - linked) == []
 
 
 def test_every_command_explains_itself():

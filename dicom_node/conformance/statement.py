@@ -26,7 +26,7 @@ two equal. Don't edit it.
 """
 _REVISION_HISTORY = """
 The statement belongs to the version of the software on its first page and has no versions of its own; what changed
-between versions is in [CHANGELOG.md](../CHANGELOG.md).
+between versions is in [CHANGELOG.md](../../CHANGELOG.md).
 """
 _AUDIENCE = """
 For those who connect the node with archives and viewers. They are expected to know DICOM.
@@ -39,8 +39,8 @@ _REMARKS = """
 - What it says on an attribute of a created object (section 9.1) was read off objects that the encoder made of synthetic
   series which differ in one condition at a time; types and modules are those of PS3.3 in the tables of highdicom.
 - **IHE**: this is no IHE integration statement, and no profile is claimed. SEG and SR hold what AI Results (AIR) asks
-  of the content of results, line by line in [results.md](results.md). Storage Commitment is not implemented, and
-  conformance with the transactions and options of the profile has not been examined.
+  of the content of results, line by line in [results.md](../users/results.md). Storage Commitment is not implemented,
+  and conformance with the transactions and options of the profile has not been examined.
 """
 _TERMS = """
 Terms are those of the DICOM standard: Application Entity (AE), association, presentation context, SOP Class, SOP

@@ -1,6 +1,7 @@
 """Scores an installed model on unseen phantoms and writes the table.
 
-    python -m inference.evaluation.phantoms --model config/models/phantom_demo_104 --report docs/demo-model.md
+    python -m inference.evaluation.phantoms --model config/models/phantom_demo_104 --report docs/users/demo-model.md \
+        --json benchmarks/results/demo-model.json
 
 Seeds 1..20 are never trained on (training starts at 100000).
 """

@@ -137,7 +137,7 @@ def test_auto_is_shown_where_rows_times_columns_are_no_multiple_of_eight(archive
 def test_orthanc_serves_frames_of_a_binary_segmentation_that_end_on_a_byte_alone(
     rows, columns, status, archive, tmp_path
 ):
-    """Why docs/viewers.md says to ask for a label map: where this is no longer so, it says too much."""
+    """Why docs/users/viewers.md says to ask for a label map: where this is no longer so, it says too much."""
     case = small_phantom(22 + rows, rows, columns)
     study = stored(archive, encoded(written(case, tmp_path), case, {"viewer": ResultRequest(report=False)}))
     (result,) = study.results

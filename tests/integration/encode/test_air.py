@@ -1,4 +1,4 @@
-"""IHE AI Results (AIR), line by line, over all that a run leaves in a study; docs/results.md has the same lines."""
+"""IHE AI Results (AIR), line by line, over all that a run leaves in a study; docs/users/results.md has these lines."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_series_sort_by_source_model_and_kind_and_tell_themselves_apart(objects)
 
 
 def test_the_documentation_lists_the_series_of_a_run_as_they_are() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "results.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "users" / "results.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| 5")]
     listed = {int(number): (modality, description) for number, modality, description, *_ in rows}
     total = replace(MODEL, name="total")

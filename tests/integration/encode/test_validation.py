@@ -1,4 +1,4 @@
-"""Every kind of result under dciodvfy: no error, and no warning that docs/validation.md does not explain."""
+"""Every kind of result under dciodvfy: no error, and no warning that docs/operators/validation.md does not explain."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from inference.types import Measurements, Segmentation
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "validation.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "operators" / "validation.md"
 NAMES = {1: "kidney_left", 2: "kidney_right", 3: "vertebrae_L1", 4: "soft_tissue", 5: "bone_tissue"}
 MODEL = ModelIdentity("phantom-demo", "3", "ab" * 32, "nnU-Net")
 REQUESTS = {
@@ -117,7 +117,7 @@ def complaints(result: EncodedResult, folder: Path) -> set[str]:
 
 
 class Explained:
-    """The messages of the tables in docs/validation.md, and the kinds of result they are explained for."""
+    """The messages of the tables in docs/operators/validation.md, and the kinds of result they are explained for."""
 
     def __init__(self) -> None:
         rows = re.findall(r"^\| `((?:Error|Warning) - .*?)` \| (.*?) \|", DOCUMENT.read_text(), flags=re.MULTILINE)
