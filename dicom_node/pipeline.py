@@ -291,7 +291,9 @@ class Pipeline:
                     writing.add(result)
             with run.stage("store"):
                 stored = writing.written()
-        kept = self._ledger.jobs.encoded(claimed, stored, segmentation.model, run.stage_seconds, now_utc())
+        kept = self._ledger.jobs.encoded(
+            claimed, stored, segmentation.model, segmentation.run, run.stage_seconds, now_utc()
+        )
         if not kept:
             self._discard(stored)
         self._log_job(run, "ENCODED" if kept else "SUPERSEDED", "", segmentation.model, reconstruction, stored)
@@ -541,6 +543,7 @@ def _on_source_grid(reconstruction: Reconstruction, upright: Segmentation) -> Se
         geometry=reconstruction.source.geometry,
         names_by_label=upright.names_by_label,
         model=upright.model,
+        run=upright.run,
     )
 
 

@@ -23,36 +23,6 @@ LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 """SOP Class of label maps (DICOM 2024d, Supplement 243)."""
 
 
-class RevisionState(StrEnum):
-    """Where a revision of a series stands."""
-
-    OPEN = "OPEN"
-    COMPLETE = "COMPLETE"
-    ROUTED = "ROUTED"
-
-
-class JobState(StrEnum):
-    """Where a job stands; the arrows between the states are drawn in ARCHITECTURE.md."""
-
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    ENCODED = "ENCODED"
-    DELIVERED = "DELIVERED"
-    REJECTED = "REJECTED"
-    FAILED = "FAILED"
-    SUPERSEDED = "SUPERSEDED"
-
-
-class DeliveryState(StrEnum):
-    """Where one result instance stands at one destination."""
-
-    WAITING = "WAITING"
-    DELIVERED = "DELIVERED"
-    FAILED = "FAILED"
-    SUPERSEDED = "SUPERSEDED"
-    """Not sent, because a newer revision of the series has its own result."""
-
-
 class ResultKind(StrEnum):
     """The kinds of result instance the node makes."""
 

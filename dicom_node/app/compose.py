@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
-from dicom_node.operate.housekeeping import DiskWatermark, purge_expired
+from dicom_node.operate.housekeeping import purge_expired
 from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.pipeline import Pipeline, now_utc
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.receive.scp import Listener
 from dicom_node.route.rules import decide, explain, load_rules
+from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool, read_headers, read_series_folder
 from dicom_node.types import Series

@@ -22,7 +22,7 @@ from dicom_node import __version__
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.log import configure_logging
 from dicom_node.settings import load_settings
-from dicom_node.types import JobState
+from dicom_node.store.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

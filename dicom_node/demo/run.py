@@ -27,7 +27,7 @@ from dicom_node.demo.report import Case, Received, show_results
 from dicom_node.demo.results import UnexpectedResult
 from dicom_node.errors import DicomNodeError
 from dicom_node.settings import Settings, load_settings
-from dicom_node.types import JobState
+from dicom_node.store.states import JobState
 from inference.phantom import phantom
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""Operate: sweeps, retention and the disk watermark."""
+"""Operate: sweeps and retention."""

@@ -21,8 +21,8 @@ from dicom_node.store.spool import FileMeta
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
-    from dicom_node.operate.housekeeping import DiskWatermark
     from dicom_node.receive.command import Command
+    from dicom_node.store.disk import DiskWatermark
     from dicom_node.store.spool import InstanceWriter, Spool
 
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.operate.housekeeping import DiskWatermark
 from dicom_node.receive import command as dimse
 from dicom_node.receive import policy, upper_layer
 from dicom_node.receive.reception import Answer, ReceiptLedger, Reception, Sender
 from dicom_node.receive.upper_layer import ConnectionLost, Fragment, ProtocolFault, Transport
+from dicom_node.store.disk import DiskWatermark
 
 if TYPE_CHECKING:
     from pynetdicom.pdu_primitives import A_ASSOCIATE

@@ -12,6 +12,7 @@ from sqlalchemy import and_, bindparam, func, insert, or_, select, update
 
 from dicom_node.errors import StoreUnavailable
 from dicom_node.store.schema import association, instance, job, revision_instance, series_revision
+from dicom_node.store.states import RevisionState
 from dicom_node.types import Receipt, ReceivedInstance, SeriesEvidence
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Arrivals:
                 update(association).where(association.c.closed_at.is_(None)).values(closed_at=at, aborted=True)
             ).rowcount
             if count:
-                _touch(db, series_revision.c.state == "OPEN")
+                _touch(db, series_revision.c.state == RevisionState.OPEN)
             return int(count)
 
     def record_instance(self, received: ReceivedInstance) -> Receipt:
@@ -188,7 +189,7 @@ class Arrivals:
         with self._database.read() as db:
             rows = db.execute(
                 select(series_revision).where(
-                    series_revision.c.state == "OPEN",
+                    series_revision.c.state == RevisionState.OPEN,
                     or_(series_revision.c.look_again_at.is_(None), series_revision.c.look_again_at <= now),
                 )
             ).all()
@@ -224,7 +225,7 @@ class Arrivals:
                 update(series_revision)
                 .where(_unchanged(revision))
                 .values(
-                    state="COMPLETE",
+                    state=RevisionState.COMPLETE,
                     reason=reason,
                     completed_at=at,
                     evidence=_evidence_json(revision.evidence),
@@ -241,7 +242,9 @@ class Arrivals:
         """The whole revisions that the rules have not seen yet, oldest first."""
         with self._database.read() as db:
             rows = db.execute(
-                select(series_revision.c.id).where(series_revision.c.state == "COMPLETE").order_by(series_revision.c.id)
+                select(series_revision.c.id)
+                .where(series_revision.c.state == RevisionState.COMPLETE)
+                .order_by(series_revision.c.id)
             ).all()
             return tuple(complete_revision(db, row.id) for row in rows)
 
@@ -325,7 +328,7 @@ def _row(received: ReceivedInstance) -> dict[str, Any]:
 
 def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
     latest = db.execute(_LATEST_REVISION, {"series": received.series_instance_uid}).one_or_none()
-    if latest is not None and latest.state == "OPEN":
+    if latest is not None and latest.state == RevisionState.OPEN:
         _touch(db, series_revision.c.id == latest.id, last_arrival=received.received_at)
         return
     db.execute(
@@ -334,7 +337,7 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
             study_instance_uid=received.study_instance_uid,
             sending_ae=received.calling_ae,
             revision=1 if latest is None else latest.revision + 1,
-            state="OPEN",
+            state=RevisionState.OPEN,
             version=1,
             first_arrival=received.received_at,
             last_arrival=received.received_at,
@@ -345,7 +348,7 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
 def _touch(db: Connection, where: Any, **values: Any) -> None:
     db.execute(
         update(series_revision)
-        .where(where, series_revision.c.state == "OPEN")
+        .where(where, series_revision.c.state == RevisionState.OPEN)
         .values(version=series_revision.c.version + 1, look_again_at=None, **values)
     )
 
@@ -354,7 +357,7 @@ def _unchanged(revision: OpenRevision) -> Any:
     return and_(
         series_revision.c.id == revision.id,
         series_revision.c.version == revision.version,
-        series_revision.c.state == "OPEN",
+        series_revision.c.state == RevisionState.OPEN,
     )
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, or_, select, update
 
 from dicom_node.store.schema import delivery, job, result
-from dicom_node.types import DeliveryOutcome, DeliveryState, JobState, ResultInstance, ResultKind
+from dicom_node.store.states import DeliveryState, JobState
+from dicom_node.types import DeliveryOutcome, ResultInstance, ResultKind
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -15,11 +15,10 @@ from sqlalchemy import and_, insert, or_, select, update
 from dicom_node.store.arrivals import CompleteRevision, complete_revision
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.schema import delivery, job, result, series_revision
+from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.types import (
     Decision,
-    DeliveryState,
     EarlierResult,
-    JobState,
     ResultInstance,
     ResultKind,
     ResultRequest,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, CursorResult, Select
 
     from dicom_node.store.database import Database
-    from inference.types import ModelIdentity
+    from inference.types import ModelIdentity, RunReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,8 @@ class Jobs:
         with self._database.write() as db:
             changed = db.execute(
                 update(series_revision)
-                .where(series_revision.c.id == revision.id, series_revision.c.state == "COMPLETE")
-                .values(state="ROUTED")
+                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
+                .values(state=RevisionState.ROUTED)
             ).rowcount
             if not changed:
                 return ()
@@ -88,7 +87,9 @@ class Jobs:
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was routed before."""
         with self._database.write() as db:
-            db.execute(update(series_revision).where(series_revision.c.id == revision.id).values(state="ROUTED"))
+            db.execute(
+                update(series_revision).where(series_revision.c.id == revision.id).values(state=RevisionState.ROUTED)
+            )
 
     # ---- work
 
@@ -169,10 +170,13 @@ class Jobs:
         claimed: ClaimedJob,
         results: Sequence[tuple[ResultInstance, str]],
         identity: ModelIdentity,
+        run: RunReport | None,
         stage_seconds: Mapping[str, float],
         at: datetime,
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
+
+        ``run`` says what ran, where that is known; ``stage_seconds`` are the wall seconds of the node's own stages.
 
         False: the lease was lost; nothing was written and the results must be thrown away.
         """
@@ -191,6 +195,7 @@ class Jobs:
                     reason=_reason(claimed, is_owed=is_owed),
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),
+                    run_report=_run_json(run),
                 )
             ).rowcount
             if not changed:
@@ -279,7 +284,9 @@ class Jobs:
             if row.model is None and row.state == JobState.REJECTED:
                 _withdraw_notices(db, job_id)
                 db.execute(
-                    update(series_revision).where(series_revision.c.id == row.revision_id).values(state="COMPLETE")
+                    update(series_revision)
+                    .where(series_revision.c.id == row.revision_id)
+                    .values(state=RevisionState.COMPLETE)
                 )
                 db.execute(
                     update(job)
@@ -383,6 +390,18 @@ def _request_of(options: Mapping[str, Any]) -> ResultRequest:
     if "segmentation" in values:
         values["segmentation"] = SegmentationForm(values["segmentation"])
     return ResultRequest(**values)
+
+
+def _run_json(run: RunReport | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    return {
+        "backend": run.backend,
+        "device": run.device,
+        "precision": run.precision,
+        "notes": [asdict(note) for note in run.notes],
+        "stage_seconds": dict(run.stage_seconds),
+    }
 
 
 def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from dicom_node.store.schema import association, delivery, instance, job, result, series_revision
+from dicom_node.store.states import RevisionState
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
@@ -89,7 +90,7 @@ class Overview:
                     series_revision.c.look_again_at,
                     series_revision.c.expected_count,
                 )
-                .where(series_revision.c.state == "OPEN")
+                .where(series_revision.c.state == RevisionState.OPEN)
                 .order_by(series_revision.c.id)
             )
             return [_plain(row._mapping) for row in rows]  # noqa: SLF001

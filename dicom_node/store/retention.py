@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import and_, select, update
 
 from dicom_node.store.schema import delivery, instance, job, result, series_revision
-from dicom_node.types import DeliveryState, JobState
+from dicom_node.store.states import DeliveryState, JobState, RevisionState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +87,7 @@ def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
     ).one_or_none()
     return (
         owed is None
-        and all(r.state == "ROUTED" and r.last_arrival < before for r in revisions)
+        and all(r.state == RevisionState.ROUTED and r.last_arrival < before for r in revisions)
         and all(j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs)
     )
 

@@ -171,6 +171,7 @@ job = Table(
     Column("stage", String(64), nullable=False, default=""),
     Column("stage_seconds", JSON),
     Column("model_identity", JSON),
+    Column("run_report", JSON),
     Index("ix_job_queue", "state", "priority", "id"),
 )
 

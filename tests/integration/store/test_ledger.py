@@ -12,7 +12,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from alembic import command
+from sqlalchemy import select
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.route.requests import NOTICE_ALONE
@@ -31,11 +32,14 @@ from dicom_node.types import (
     ResultRequest,
     SegmentationForm,
 )
-from inference.types import ModelIdentity
+from inference.types import ModelIdentity, RunNote, RunReport
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 SERIES = "1.2.840.1"
 IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
+RUN = RunReport(
+    "numpy 2.3.4", "CPU", "float32", (RunNote("fell back to the CPU", changes_answer=True),), {"infer": 1.5}
+)
 REQUESTS = {
     "pacs": ResultRequest(),
     "archive": ResultRequest(SegmentationForm.AUTO, structures=("liver",), notice=True),
@@ -141,19 +145,39 @@ def test_what_a_destination_gets_is_kept_with_the_job(ledger):
 def test_jobs_of_a_ledger_that_knew_names_alone_get_the_default(url, ledger, tmp_path):
     job_id = queued_job(ledger)
     with ledger.database.write() as db:
-        db.execute(update(job).where(job.c.id == job_id).values(destinations=["archive", "pacs"]))
-        db.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
+        config = ledger.database._alembic()
+        config.attributes["connection"] = db
+        command.downgrade(config, "0001")
+        assert db.execute(select(job.c.destinations).where(job.c.id == job_id)).scalar_one() == ["pacs", "archive"]
     assert claim(Ledger(url, Spool(tmp_path / "spool"))).requests == {
         "archive": ResultRequest(),
         "pacs": ResultRequest(),
     }
 
 
+def test_a_job_shows_the_report_of_its_run(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {"segment": 2.0}, NOW)
+    assert ledger.overview.job(job_id)["run_report"] == {
+        "backend": "numpy 2.3.4",
+        "device": "CPU",
+        "precision": "float32",
+        "notes": [{"text": "fell back to the CPU", "changes_answer": True}],
+        "stage_seconds": {"infer": 1.5},
+    }
+
+
+def test_a_segmentation_that_no_run_of_ours_made_has_no_report(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, None, {}, NOW)
+    assert ledger.overview.job(job_id)["run_report"] is None
+
+
 def test_each_result_goes_to_those_who_asked_for_it(ledger):
     job_id = queued_job(ledger)
     (seg, name), (sr, other) = some_results()
     results = [(replace(seg, destinations=("archive",)), name), (replace(sr, destinations=()), other)]
-    ledger.jobs.encoded(claim(ledger), results, IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), results, IDENTITY, RUN, {}, NOW)
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
     (due,) = ledger.deliveries.due("archive", NOW, 10)
     assert due.instance.sop_instance_uid == seg.sop_instance_uid
@@ -334,7 +358,7 @@ def wait_until_blocked(ledger):
 def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger):
     first = queued_job(ledger)
     claimed = claim(ledger)
-    assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, {"segment": 1.0}, NOW)
+    assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {"segment": 1.0}, NOW)
     arrive(ledger, 2)
     whole = complete(ledger)
     (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
@@ -356,7 +380,7 @@ def held(ledger, whole, model=DECISION.model):
 
 def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 2)
     whole = complete(ledger)
@@ -368,7 +392,7 @@ def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledge
 
 def test_what_a_destination_took_last_is_what_it_holds(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 2)
     ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
@@ -381,14 +405,14 @@ def test_what_a_destination_took_last_is_what_it_holds(ledger):
 
 def test_results_that_nobody_was_to_have_are_known_too(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(destinations=()), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(destinations=()), IDENTITY, RUN, {}, NOW)
     arrive(ledger, 2)
     assert held(ledger, complete(ledger)) == {None: ["2.25.1", "2.25.2"]}
 
 
 def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 1, content="b")
     ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
@@ -400,7 +424,7 @@ def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger
 
 def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     first, second = ledger.deliveries.due("pacs", NOW, 10)
     arrive(ledger, 2)
     whole = complete(ledger)
@@ -426,7 +450,7 @@ def test_a_notice_that_nobody_took_does_not_fail_the_job_that_succeeds_after_it(
     (notice,) = ledger.deliveries.due("pacs", NOW, 10)
     ledger.deliveries.record(notice, _outcome(notice, delivered=False), None, NOW)
     assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     assert state_of(ledger, job_id) == "DELIVERED"
 
@@ -456,7 +480,7 @@ def test_a_refusal_that_was_told_is_replaced_by_what_any_model_makes(ledger):
 
 def test_a_refusal_replaces_what_every_model_made(ledger):
     queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 2)
     assert held(ledger, complete(ledger), None) == {"pacs": ["2.25.1", "2.25.2"]}
@@ -477,7 +501,7 @@ def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
 
 def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
     first = queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     for due in ledger.deliveries.due("pacs", NOW, 10):
         ledger.deliveries.record(due, _outcome(due, delivered=False), None, NOW)
     arrive(ledger, 2)
@@ -500,7 +524,7 @@ def test_running_job_of_an_old_revision_can_write_nothing(ledger):
     arrive(ledger, 2)
     ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
     assert not ledger.jobs.renew_lease(claimed, NOW, 0.5, "segment")
-    assert not ledger.jobs.encoded(claimed, some_results(), IDENTITY, {}, NOW)
+    assert not ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {}, NOW)
     assert ledger.overview.counts()["deliveries"] == {}
 
 
@@ -510,8 +534,8 @@ def test_worker_that_lost_its_lease_is_fenced_off(ledger):
     assert ledger.jobs.recover_stalled(NOW, attempts_limit=3) == (1, 0)
     new = claim(ledger)
     assert (old.attempt, new.attempt) == (1, 2)
-    assert not ledger.jobs.encoded(old, some_results(), IDENTITY, {}, NOW)
-    assert ledger.jobs.encoded(new, some_results(), IDENTITY, {}, NOW)
+    assert not ledger.jobs.encoded(old, some_results(), IDENTITY, RUN, {}, NOW)
+    assert ledger.jobs.encoded(new, some_results(), IDENTITY, RUN, {}, NOW)
     assert len(ledger.deliveries.due("pacs", NOW, 10)) == 2
 
 
@@ -548,7 +572,7 @@ def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledge
 
 def test_job_is_delivered_when_every_destination_has_everything(ledger):
     job_id = queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     for destination in ("pacs", "archive"):
         due = ledger.deliveries.due(destination, NOW, 10)
         ledger.deliveries.starting(due, NOW)
@@ -562,7 +586,7 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
 def test_the_last_two_answers_may_come_at_once(ledger, monkeypatch):
     """SQLite has one writer at a time; on PostgreSQL each of two does not see yet what the other writes."""
     job_id = queued_job(ledger)
-    ledger.jobs.encoded(claim(ledger), some_results()[:1], IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results()[:1], IDENTITY, RUN, {}, NOW)
     both = [ledger.deliveries.due(name, NOW, 10)[0] for name in ("pacs", "archive")]
     settle, others = deliveries._settle_job, threading.Barrier(2)
 
@@ -596,7 +620,7 @@ def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(
 
     monkeypatch.setattr(jobs, "_insert_result", insert_slowly)
     with ThreadPoolExecutor(1) as threads:
-        encoded = threads.submit(ledger.jobs.encoded, claimed, some_results(), IDENTITY, {}, NOW)
+        encoded = threads.submit(ledger.jobs.encoded, claimed, some_results(), IDENTITY, RUN, {}, NOW)
         assert begun.wait(30)
         ledger.jobs.route(whole, [DECISION], None, NOW)
         routed.set()
@@ -607,7 +631,7 @@ def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(
 
 def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
     job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     good, bad = ledger.deliveries.due("pacs", NOW, 10)
     ledger.deliveries.record(good, _outcome(good, delivered=True), None, NOW)
     later = NOW + timedelta(minutes=1)
@@ -626,7 +650,7 @@ def _outcome(due, *, delivered, retry=False):
 
 def test_retention_never_takes_what_is_owed(ledger):
     job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
-    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, {}, NOW)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     future = NOW + timedelta(days=30)
     assert ledger.retention.purge_due(future, future, 100) == ()
     for due in ledger.deliveries.due("pacs", NOW, 10):

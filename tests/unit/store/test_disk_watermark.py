@@ -7,8 +7,8 @@ import shutil
 import pytest
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.operate.housekeeping import DiskWatermark
 from dicom_node.settings import OperateSettings
+from dicom_node.store.disk import DiskWatermark
 
 MARKS = OperateSettings(disk_stop_percent=85, disk_resume_percent=80)
 

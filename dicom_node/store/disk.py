@@ -1,0 +1,64 @@
+"""The disk of the spool: whether it has room for more, said once when it fills up and once when it has room again."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dicom_node.settings import OperateSettings
+
+
+class DiskWatermark:
+    """Says once when the disk of the spool is too full, and once when it has room again."""
+
+    def __init__(self, folder: Path, settings: OperateSettings, minimum_free_bytes: int = 0) -> None:
+        """``minimum_free_bytes`` are kept free whatever the percentage says."""
+        self._folder = folder
+        self._settings = settings
+        self._minimum_free_bytes = minimum_free_bytes
+        self._full = False
+
+    def refuse_when_full(self) -> None:
+        """To be called before something is written that its sender will offer again.
+
+        Raises:
+            StoreUnavailable: the disk is above its mark. Results are still written: sending them frees space.
+        """
+        if self.look():
+            raise StoreUnavailable(
+                f"the disk of the spool is above {self._settings.disk_stop_percent:g} % "
+                f"or has less than {self._minimum_free_bytes} bytes free"
+            )
+
+    def look(self) -> bool:
+        """Whether the disk is above the stop mark (or has not yet come down to the resume mark).
+
+        Raises:
+            StoreUnavailable: the file system is away.
+        """
+        try:
+            usage = shutil.disk_usage(self._folder)
+        except OSError as error:
+            raise StoreUnavailable(f"the disk of the spool does not answer: {error.strerror}") from error
+        percent = 100.0 * usage.used / (usage.used + usage.free)
+        limit = self._settings.disk_resume_percent if self._full else self._settings.disk_stop_percent
+        full = percent > limit or usage.free < self._minimum_free_bytes
+        if full != self._full:
+            structlog.get_logger().log(
+                logging.ERROR if full else logging.INFO,
+                "disk.watermark",
+                full=full,
+                used_percent=round(percent, 1),
+                free_bytes=usage.free,
+                stop_percent=self._settings.disk_stop_percent,
+            )
+        self._full = full
+        return full
