@@ -2,7 +2,9 @@
 
 Callers may log UIDs, AE titles, counts, durations, states and our own reasons. ``_refuse_patient_fields`` drops any key
 that names a patient attribute, and lines of lower libraries are kept only by their logger's name and level, because
-pynetdicom and pydicom quote element values (FAULTS.md K1).
+pynetdicom and pydicom quote element values: pydicom's warnings contain the values they complain about, and pynetdicom
+3.0.4 logs the traceback of an exception in a handler and, by default, the identifiers of queries
+(``_config.LOG_REQUEST_IDENTIFIERS``).
 """
 
 from __future__ import annotations

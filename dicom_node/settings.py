@@ -37,7 +37,7 @@ class NodeSettings(_Closed):
 
 
 class ReceiveSettings(_Closed):
-    """Limits of the listener (FAULTS.md 2.1)."""
+    """Limits of the listener: without them one peer can exhaust its memory, threads or disk."""
 
     maximum_associations: int = Field(default=64, ge=1)
     maximum_pdu_bytes: int = Field(default=131072, ge=4096)

@@ -136,3 +136,16 @@ def test_version_is_stated_once():
 def test_no_image_data_is_in_the_repository():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     assert [name for name in listed if re.search(r"\.(dcm|nii|nii\.gz|ima|nrrd|mha)$", name)] == []
+
+
+def test_documents_cited_anywhere_are_in_the_repository():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    names = {Path(name).name for name in listed} | {"statement.md"}  # what a test of `conformance --out` writes
+    unknown = {
+        f"{file}: {cited}"
+        for file in listed
+        if file.endswith((".py", ".md", ".yaml", ".toml", ".sh"))
+        for cited in re.findall(r"\b([\w-]+\.md)\b", (ROOT / file).read_text(encoding="utf-8"))
+        if cited not in names
+    }
+    assert sorted(unknown) == []

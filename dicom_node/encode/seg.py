@@ -2,8 +2,9 @@
 
 highdicom makes the object from source headers that we build ourselves (:func:`_source_images`): they hold what it reads
 and nothing that it could trip over, one per plane or one multi-frame header, *in plane order*, so that plane k of the
-label map meets frame k and its own Image Position. That rules out the mirror of FACTS ("highdicom stacks z the other
-way"): no volume is built, every frame goes by its own position.
+label map meets frame k and its own Image Position. No volume is built, so the plane orders of libraries don't matter:
+of slices at z = 0, 2 and 4 mm SimpleITK makes planes 0, 2, 4 and highdicom 0.28.2 (``get_volume_from_series``) 4, 2, 0,
+and labels of one on the affine of the other mirror the patient.
 
 A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given one pixel of one plane,
 and makes every attribute of the object and the functional groups of one frame. Those of all frames and the packed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dicom_node.types import SeriesEvidence
 
 _SPACING_TOLERANCE = 0.01
-"""FACTS section 6: beyond 1 % of the spacing a gap is a gap."""
+"""Fraction of the spacing, as in ``reconstruct/geometry.py``: a series that has a gap is not complete by evidence."""
 
 
 def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) -> Completion:

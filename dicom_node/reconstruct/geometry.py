@@ -1,8 +1,9 @@
 """From the stated planes to one regular grid, by Image Position and Image Orientation (Patient) alone.
 
 Slice Location, Instance Number, Slice Thickness, Spacing Between Slices and Gantry/Detector Tilt are never looked at:
-each of them is wrong in some vendor's images (FACTS section 6). The one rule of order: planes ascend along the normal
-``row direction x column direction`` (PS3.3 C.7.6.2.1.1), which makes every grid right-handed.
+Slice Thickness is nominal and Slice Location relative to an unspecified reference (PS3.3 C.7.6.2), and the sign of the
+tilt differs between manufacturers (https://github.com/rordenlab/dcm2niix/issues/253). The one rule of order: planes
+ascend along the normal ``row direction x column direction`` (PS3.3 C.7.6.2.1.1), which makes every grid right-handed.
 """
 
 from __future__ import annotations

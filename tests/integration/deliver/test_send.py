@@ -1,4 +1,4 @@
-"""The SCU against real and misbehaving peers: FAULTS P1, P3, P4, P5, P10 and the status table."""
+"""The SCU against real and misbehaving peers: away, silent, slow, refusing, aborting, and every status."""
 
 import hashlib
 import socket
@@ -52,7 +52,7 @@ def test_echo_of_storescp_and_of_nobody(storescp):
 
 
 def test_a_split_answer_does_not_wait_for_a_delayed_acknowledgement(storescp, tmp_path):
-    """P10: without TCP_NODELAY and TCP_QUICKACK each instance costs 40 ms or more, 60 of them 2.4 s."""
+    """Without TCP_NODELAY and TCP_QUICKACK each instance costs 40 ms or more, 60 of them 2.4 s."""
     many = tuple(make_result(tmp_path, n, megabytes=0.002) for n in range(60))
     started = time.monotonic()
     assert all(o.delivered for o in _send(storescp[0], many))
@@ -174,7 +174,7 @@ def test_no_answer_to_an_instance_is_a_delay(results):
 
 
 def test_a_slow_reader_is_no_silent_one(tmp_path):
-    """P5: the whole takes longer than the response timeout, but bytes keep going."""
+    """The whole takes longer than the response timeout, but bytes keep going."""
     result = make_result(tmp_path, 1, megabytes=12)
     slow = [(evt.EVT_CONN_OPEN, lambda e: _narrow(e.assoc)), (evt.EVT_PDU_RECV, lambda _: time.sleep(0.005))]
     with scripted_pacs(handlers=slow) as (port, _):

@@ -1,4 +1,4 @@
-"""FAULTS: every C-STORE status is one of delivered, retry, refused, and the table says which."""
+"""Every C-STORE status is one of delivered, retry, refused, and the table says which."""
 
 import pytest
 from hypothesis import given
