@@ -25,15 +25,16 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from encode_inputs import SEG_CLASS, SEG_INSTANCE, SEG_SERIES, Case
 
-from dicom_node.encode import seg
-from dicom_node.encode.check import refuse_other_identity, refuse_other_measurements, reread
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
+from dicom_node.encode.reread import refuse_other_identity, reread
 from dicom_node.encode.run import encode_in_turn, encoded_result
-from dicom_node.encode.seg import highdicom_segmentation, segment_description
+from dicom_node.encode.seg import binary as seg
+from dicom_node.encode.seg.binary import highdicom_segmentation, segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
-from dicom_node.encode.source import PreparedSource, prepare
-from dicom_node.encode.sr import highdicom_report, report_file
+from dicom_node.encode.source.series import PreparedSource, prepare
+from dicom_node.encode.sr.check import refuse_other_measurements
+from dicom_node.encode.sr.report import highdicom_report, report_file
 from dicom_node.store.spool import Spool
 from dicom_node.types import ResultContext, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import STRUCTURES, paper_labels

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from scipy import ndimage
 
-from dicom_node.encode.planes import Upright, edges, telling_planes, upright
+from dicom_node.encode.pages.planes import Upright, edges, telling_planes, upright
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

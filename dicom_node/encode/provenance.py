@@ -17,14 +17,14 @@ from pydicom.uid import UID
 from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
-from dicom_node.encode.source import keep_bytes, raw
+from dicom_node.encode.source.series import keep_bytes, raw
 from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
 
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.source.series import PreparedSource
     from dicom_node.types import EarlierResult, ResultContext
     from inference.types import ModelIdentity
 
@@ -95,7 +95,7 @@ def statements(context: ResultContext, model: ModelIdentity, planes: int, notes:
 def replacing(provenance: Provenance, replaced: tuple[EarlierResult, ...]) -> Provenance:
     """``provenance`` of an object that stands in the place of ``replaced``, which it names.
 
-    Only reports have an attribute for it (:mod:`dicom_node.encode.sr`); all objects say it in words.
+    Only reports have an attribute for it (:mod:`dicom_node.encode.sr.report`); all objects say it in words.
     """
     if not replaced:
         return provenance

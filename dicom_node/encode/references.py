@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from dicom_node.standard.part10 import encoded_elements, items, only_item, sequence, text_element, values, with_changes
 
 if TYPE_CHECKING:
-    from dicom_node.encode.source import PreparedSource
+    from dicom_node.encode.source.series import PreparedSource
 
 _REFERENCED_SERIES = 0x00081115
 _REFERENCED_SOP = 0x00081199

@@ -7,21 +7,17 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import SegmentationStorage
 
-from dicom_node.encode.check import (
-    refuse_other_identity,
-    refuse_other_labelmap,
-    refuse_other_labels,
-    refuse_other_measurements,
-    reread,
-)
 from dicom_node.encode.identity import RunIdentity
-from dicom_node.encode.labelmap import labelmap_file
-from dicom_node.encode.notice import notice_file
 from dicom_node.encode.provenance import Provenance, statements
-from dicom_node.encode.seg import segmentation_file
+from dicom_node.encode.reread import refuse_other_identity, reread
+from dicom_node.encode.seg.binary import segmentation_file
+from dicom_node.encode.seg.check import refuse_other_labelmap, refuse_other_labels
+from dicom_node.encode.seg.labelmap import labelmap_file
 from dicom_node.encode.segments import Finding, SegmentationReference, present_segments, without_shape
-from dicom_node.encode.source import prepare
-from dicom_node.encode.sr import report_file
+from dicom_node.encode.source.series import prepare
+from dicom_node.encode.sr.check import refuse_other_measurements
+from dicom_node.encode.sr.notice import notice_file
+from dicom_node.encode.sr.report import report_file
 from dicom_node.encode.variants import ContoursVariant, PagesVariant, SegmentationVariant, variants
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, EncodedResult, ResultKind
@@ -156,8 +152,8 @@ class _Run:
 
     def _contours(self, variant: ContoursVariant) -> memoryview:
         # loads scipy and contourpy, which a run without contours has no use for
-        from dicom_node.encode.check_contours import refuse_other_contours  # noqa: PLC0415
-        from dicom_node.encode.rtstruct import contours_file  # noqa: PLC0415
+        from dicom_node.encode.rtstruct.check import refuse_other_contours  # noqa: PLC0415
+        from dicom_node.encode.rtstruct.structure_set import contours_file  # noqa: PLC0415
 
         segments = variant.selection.of(self.segments)
         content = contours_file(self._labels_zyx, segments, variant.on(self._provenance))
@@ -166,9 +162,9 @@ class _Run:
 
     def _pages(self, variant: PagesVariant) -> list[memoryview]:
         # loads matplotlib, which takes longer than a run without pages
-        from dicom_node.encode.capture import capture_files, on_patient_axes  # noqa: PLC0415
-        from dicom_node.encode.document import document_file  # noqa: PLC0415
-        from dicom_node.encode.page import Page  # noqa: PLC0415
+        from dicom_node.encode.pages.capture import capture_files, on_patient_axes  # noqa: PLC0415
+        from dicom_node.encode.pages.document import document_file  # noqa: PLC0415
+        from dicom_node.encode.pages.page import Page  # noqa: PLC0415
 
         segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
         not_found = variant.selection.names(self._not_found)

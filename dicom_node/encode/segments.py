@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inference.types import Measurements, Segmentation, StructureMeasurement
 
 _LABELS = 256
+TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
 
 
 @dataclass(frozen=True, slots=True)

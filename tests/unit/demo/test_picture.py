@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from dicom_node.demo.picture import legend_groups, write_picture
 from dicom_node.demo.results import Segment
-from dicom_node.encode.planes import edges, upright
+from dicom_node.encode.pages.planes import edges, upright
 from inference.types import Geometry, Volume
 
 AXES = [

@@ -16,10 +16,10 @@ from pydicom.uid import SegmentationStorage
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.run import encode
-from dicom_node.encode.seg import highdicom_segmentation, segment_description
+from dicom_node.encode.seg.binary import highdicom_segmentation, segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
-from dicom_node.encode.source import prepare
-from dicom_node.encode.sr import highdicom_report, report_file
+from dicom_node.encode.source.series import prepare
+from dicom_node.encode.sr.report import highdicom_report, report_file
 from dicom_node.standard.part10 import file_of
 from dicom_node.types import Reconstruction, ResultKind
 from inference.measure import measure

@@ -18,7 +18,7 @@ from dicom_node.encode.provenance import (
     series_number,
     statements,
 )
-from dicom_node.encode.source import prepare
+from dicom_node.encode.source.series import prepare
 from dicom_node.settings import NnunetModelSettings, load_settings
 from dicom_node.types import ResultKind
 from inference.models.package import read_package

@@ -1,0 +1,69 @@
+"""Results read back from their bytes before they count, and whose they are by then."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from pydicom import Dataset, dcmread
+from pydicom.datadict import dictionary_description
+
+from dicom_node.encode.source.series import raw_element
+from dicom_node.encode.tags import PER_FRAME_FUNCTIONAL_GROUPS
+from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, elements
+
+if TYPE_CHECKING:
+    from dicom_node.encode.source.series import PreparedSource
+
+_IDENTITY = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "OtherPatientNames",
+    "PatientBirthDate",
+    "PatientSex",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+
+
+def reread(content: memoryview) -> Dataset:
+    """The data set of a Part 10 file, without the functional groups and pixels of a SEG: those are read as bytes.
+
+    Raises:
+        EncodingError: the bytes are not those of a file.
+    """
+    starts = (part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag >= PER_FRAME_FUNCTIONAL_GROUPS)
+    end = next(starts, len(content) - PREAMBLE_LENGTH)
+    return dcmread(BytesIO(content[: PREAMBLE_LENGTH + end]))
+
+
+def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
+    """Names and IDs must be, byte by byte, those of the source.
+
+    Raises:
+        EncodingError: one is not; it is named, not shown.
+    """
+    refuse_other_names(dataset, source.identity, source.study_instance_uid)
+    _refuse_other_uid(dataset, "FrameOfReferenceUID", source.frame_of_reference_uid)
+
+
+def refuse_other_names(dataset: Dataset, identity: Dataset, study_instance_uid: str) -> None:
+    """As :func:`refuse_other_identity`, of a series of which no more is known."""
+    for keyword in _IDENTITY:
+        written, came = raw_element(dataset, keyword), raw_element(identity, keyword)
+        if (written.value if written else None) != (came.value if came else None):
+            raise EncodingError(f"{dictionary_description(keyword)} was not written as it came")
+    _refuse_other_uid(dataset, "StudyInstanceUID", study_instance_uid)
+
+
+def _refuse_other_uid(dataset: Dataset, keyword: str, expected: str) -> None:
+    if keyword in dataset and str(dataset[keyword].value) != expected:
+        raise EncodingError(f"{dictionary_description(keyword)} is not that of the source series")
+
+
+def text_of(value: memoryview) -> str:
+    """A value of ASCII text without its padding."""
+    return bytes(value).rstrip(b" \0").decode("ascii")

@@ -1,0 +1,222 @@
+"""Segmentations read back from their bytes: every voxel, name and place is what was put in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dicom_node.encode.reread import text_of
+from dicom_node.encode.seg.rle import decoded_runs
+from dicom_node.encode.tags import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
+from dicom_node.errors import EncodingError
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, fragments, items, values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.source.series import PreparedSource
+
+_POSITION_TOLERANCE_MM = 1e-3
+_DECIMAL_TOLERANCE = 1e-6
+"""What a decimal string of 16 characters may round off spacings and cosines, and more."""
+_PIXEL_VALUES = 256
+
+_REFERENCED_SOP_INSTANCE_UID = 0x00081155
+_REFERENCED_FRAME_NUMBER = 0x00081160
+_SOURCE_IMAGE = 0x00082112
+_DERIVATION_IMAGE = 0x00089124
+_IMAGE_POSITION = 0x00200032
+_IMAGE_ORIENTATION = 0x00200037
+_PLANE_POSITION = 0x00209113
+_PLANE_ORIENTATION = 0x00209116
+_NUMBER_OF_FRAMES = 0x00280008
+_ROWS = 0x00280010
+_COLUMNS = 0x00280011
+_PIXEL_SPACING = 0x00280030
+_PIXEL_MEASURES = 0x00289110
+_SEGMENTS = 0x00620002
+_SEGMENT_NUMBER = 0x00620004
+_SEGMENT_LABEL = 0x00620005
+_SEGMENT_TRACKING_UID = 0x00620021
+_SEGMENT_IDENTIFICATION = 0x0062000A
+_REFERENCED_SEGMENT_NUMBER = 0x0062000B
+_SHARED_GROUPS = 0x52009229
+
+
+def refuse_other_labels(
+    content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
+) -> None:
+    """The SEG must hold ``segments`` of ``labels_zyx``, by their names and voxel for voxel, each frame at the place of
+    the source frame it refers to, and nothing behind the last frame.
+
+    Raises:
+        EncodingError: it does not; the message counts the voxels that differ.
+    """
+    label_of = {segment.number: segment.label for segment in segments}
+    size = labels_zyx[0].size
+    parts = values(content[PREAMBLE_LENGTH:])
+    packed = np.frombuffer(parts[PIXEL_DATA], dtype=np.uint8)
+    seen: set[tuple[int, int]] = set()
+    voxels = common = 0
+    _refuse_other_segments(parts, segments)
+    for index, (k, number) in enumerate(_frames(parts, source)):
+        if (k, number) in seen:
+            raise EncodingError(f"there are two frames of segment {number} on plane {k}")
+        seen.add((k, number))
+        begin, bits = _set_range(packed, index * size, size)
+        truth = labels_zyx[k].reshape(-1)[begin : begin + bits.size] == label_of[number]
+        voxels += int(np.count_nonzero(bits))
+        common += int(np.count_nonzero(bits & truth))
+    _refuse_other_grid(parts, len(seen), source)
+    _refuse_other_end(packed, len(seen) * size)
+    # no pair of plane and segment came twice, so that every voxel was counted at most once
+    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
+    if different:
+        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+
+
+def refuse_other_labelmap(
+    content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
+) -> None:
+    """As :func:`refuse_other_labels` for a label map.
+
+    Raises:
+        EncodingError: it does not hold ``segments``; the message counts the voxels that differ.
+    """
+    parts = values(content[PREAMBLE_LENGTH:])
+    plane_of = _plane_numbers(source)
+    _refuse_other_segments(parts, segments)
+    planes = [_plane(values(group), plane_of, source) for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS])]
+    _refuse_other_grid(parts, len(planes), source)
+    frames = fragments(parts[PIXEL_DATA])
+    if len(planes) != len(frames) or len(set(planes)) != len(frames):
+        raise EncodingError(f"{len(frames)} frames and {len(planes)} functional groups on {len(set(planes))} planes")
+    label_of = np.zeros(_PIXEL_VALUES, dtype=np.uint8)
+    label_of[[segment.number for segment in segments]] = [segment.label for segment in segments]
+    voxels = common = 0
+    for k, frame in zip(planes, frames, strict=True):
+        numbers, repeats = decoded_runs(frame)
+        found, truth = np.repeat(label_of[numbers], repeats), labels_zyx[k].reshape(-1)
+        if found.size != truth.size or numbers.max() > len(segments):
+            raise EncodingError(
+                f"a frame of {found.size} pixels up to {numbers.max()}, expected {truth.size} up to {len(segments)}"
+            )
+        voxels += int(repeats[numbers != 0].sum())
+        common += int(np.count_nonzero((found == truth) & (found != 0)))
+    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
+    if different:
+        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+
+
+def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment, ...]) -> None:
+    """Each number must be described as its segment: an exchange of names would be one of left and right."""
+    described = []
+    for item in items(parts[_SEGMENTS]):
+        segment = values(item)
+        if _SEGMENT_TRACKING_UID in segment:  # a background has none
+            number = int.from_bytes(segment[_SEGMENT_NUMBER], "little")
+            described.append((number, text_of(segment[_SEGMENT_LABEL]), text_of(segment[_SEGMENT_TRACKING_UID])))
+    expected = [(segment.number, segment.structure.name, segment.tracking_uid) for segment in segments]
+    if described != expected:
+        raise EncodingError(f"the SEG describes {len(described)} segments that are not the {len(expected)} put in")
+
+
+def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: PreparedSource) -> None:
+    """Size, spacing and orientation of the ``frames`` must be those of the source images."""
+    size = (
+        int(text_of(parts[_NUMBER_OF_FRAMES])),
+        *(int.from_bytes(parts[tag], "little") for tag in (_ROWS, _COLUMNS)),
+    )
+    expected = (frames, source.rows, source.columns)
+    if size != expected:
+        raise EncodingError(f"the SEG states {size} frames, rows, columns, expected {expected}")
+    (shared,) = items(parts[_SHARED_GROUPS])
+    groups = values(shared)
+    spacing = _decimals_of_group(groups, _PIXEL_MEASURES, _PIXEL_SPACING)
+    orientation = _decimals_of_group(groups, _PLANE_ORIENTATION, _IMAGE_ORIENTATION)
+    if _largest_difference(spacing, (source.row_spacing_mm, source.column_spacing_mm)) > _DECIMAL_TOLERANCE:
+        raise EncodingError(f"the SEG has a pixel spacing of {spacing} mm, not that of the source images")
+    if _largest_difference(orientation, source.orientation) > _DECIMAL_TOLERANCE:
+        raise EncodingError(f"the SEG has an orientation of {orientation}, not that of the source images")
+
+
+def _refuse_other_end(packed: NDArray[np.uint8], size: int) -> None:
+    """Behind the last of ``size`` bits there must be zeros, up to an even number of bytes (PS3.5 section 8.1.1)."""
+    length = -(-size // 16) * 2
+    if len(packed) != length:
+        raise EncodingError(f"{len(packed)} bytes of pixel data, expected {length}")
+    if any(packed[-(-size // 8) :]) or (size % 8 and packed[size // 8] >> size % 8):
+        raise EncodingError("there are pixels behind the last frame")
+
+
+def _decimals_of_group(groups: dict[int, memoryview], group: int, tag: int) -> tuple[float, ...]:
+    (only,) = items(groups[group])
+    return tuple(float(value) for value in text_of(values(only)[tag]).split("\\"))
+
+
+def _largest_difference(found: tuple[float, ...], expected: tuple[float, ...]) -> float:
+    return max(abs(a - b) for a, b in zip(found, expected, strict=True))
+
+
+def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, NDArray[np.bool_]]:
+    """The pixels of a frame of ``size`` bits from bit ``start`` on, cut to the bytes that are not zero.
+
+    Returns where in the frame they begin, and the pixels. Frames follow each other bit by bit, lowest bit first (PS3.5
+    8.1.1): the first and last byte may hold bits of other frames.
+    """
+    first_byte, offset = divmod(start, 8)
+    octets = packed[first_byte : (start + size + 7) // 8]
+    occupied = (octets != 0).tobytes()
+    low, high = occupied.find(1), occupied.rfind(1) + 1
+    if high == 0:
+        return 0, np.zeros(0, dtype=np.bool_)
+    bits = np.unpackbits(octets[low:high], bitorder="little").view(np.bool_)
+    begin = 8 * low - offset
+    return max(begin, 0), bits[max(-begin, 0) : size - begin]
+
+
+def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
+    """Plane and segment number of each frame; what thousands of frames share is looked at once."""
+    plane_of = _plane_numbers(source)
+    (shared,) = items(parts[_SHARED_GROUPS])
+    identification = values(shared).get(_SEGMENT_IDENTIFICATION, memoryview(b""))
+    planes: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
+    for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS]):
+        functional = values(group)
+        place = bytes(functional[_PLANE_POSITION]) + bytes(functional[_DERIVATION_IMAGE])
+        if place not in planes:
+            planes[place] = _plane(functional, plane_of, source)
+        identified = bytes(functional.get(_SEGMENT_IDENTIFICATION, identification))
+        if identified not in numbers:
+            (item,) = items(memoryview(identified))
+            numbers[identified] = int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
+        yield planes[place], numbers[identified]
+
+
+def _plane_numbers(source: PreparedSource) -> dict[tuple[str, int | None], int]:
+    return {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
+
+
+def _plane(
+    functional: dict[int, memoryview], plane_of: dict[tuple[str, int | None], int], source: PreparedSource
+) -> int:
+    """The plane that the functional groups of a frame refer to, after a look at where they say that it lies."""
+    (derivation,) = items(functional[_DERIVATION_IMAGE])
+    (image,) = items(values(derivation)[_SOURCE_IMAGE])
+    reference = values(image)
+    number = reference.get(_REFERENCED_FRAME_NUMBER)
+    key = (text_of(reference[_REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(text_of(number)))
+    k = plane_of.get(key)
+    if k is None:
+        raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
+    (place,) = items(functional[_PLANE_POSITION])
+    position = tuple(float(value) for value in text_of(values(place)[_IMAGE_POSITION]).split("\\"))
+    distance = _largest_difference(position, source.planes[k].position_lps_mm)
+    if distance > _POSITION_TOLERANCE_MM:
+        raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")
+    return k

@@ -1,0 +1,341 @@
+"""TID 1500 Measurement Report as Comprehensive 3D SR (PS3.16 TID 1500, PS3.3 A.35.13).
+
+One Measurement Group (TID 1411) per structure that was found, with the tracking UID of its segment and a reference to
+that segment; no image library, which would make it four times larger and tell nothing new. What was looked for and not
+found, the intended use and the provenance stand as Qualitative Evaluations of the whole report. When nothing was found
+the report has no measurements and says "All algorithms succeeded; without findings".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from highdicom.sr import (
+    AlgorithmIdentification,
+    CodeContentItem,
+    CodedConcept,
+    Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
+    DeviceObserverIdentifyingAttributes,
+    FindingSite,
+    LanguageOfContentItemAndDescendants,
+    Measurement,
+    ObservationContext,
+    ObserverContext,
+    QualitativeEvaluation,
+    ReferencedSegment,
+    RelationshipTypeValues,
+    SourceSeriesForSegmentation,
+    TextContentItem,
+    TrackingIdentifier,
+    VolumetricROIMeasurementsAndQualitativeEvaluations,
+)
+from highdicom.sr import MeasurementsAndQualitativeEvaluations as MeasurementGroup
+from pydicom import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_node.encode.codes import (
+    ANATOMY_COVERAGE_INCOMPLETE,
+    COMMENT,
+    CT_UNSPECIFIED_BODY_REGION,
+    FINDINGS_SUMMARY,
+    IMAGING_MEASUREMENTS,
+    MEASUREMENT_REPORT,
+    PROCEDURE_REPORTED,
+    QUALITATIVE_EVALUATIONS,
+    WITH_FINDINGS,
+    WITHOUT_FINDINGS,
+    YES,
+    algorithm_family,
+    concept,
+)
+from dicom_node.encode.identity import algorithm_device_uid
+from dicom_node.encode.provenance import (
+    MANUFACTURER,
+    MODEL_NAME,
+    Provenance,
+    model_name,
+    model_version,
+    plain,
+    series_number,
+    stamp,
+)
+from dicom_node.encode.references import with_all_evidence
+from dicom_node.encode.segments import TRUNCATED
+from dicom_node.encode.source.series import TYPE_2
+from dicom_node.encode.sr.measurement_groups import finding_site, measured_values, with_everything, with_groups
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
+from dicom_node.types import ResultKind
+
+if TYPE_CHECKING:
+    from dicom_node.encode.segments import Finding, Segment
+    from dicom_node.encode.source.series import PreparedSource, SourcePlane
+    from dicom_node.types import EarlierResult, ResultContext
+
+_DEFINITION = (
+    "Volume is the number of voxels times the voxel volume, attenuation over the same voxels, both on the grid of the "
+    "source images; the standard deviation is that of the voxels."
+)
+_SHAPE_DEFINITION = (
+    "The mesh is that of marching cubes half way between voxel centres; axes are four times the standard deviation of "
+    "the voxel centres along their principal components, elongation and flatness the minor and the least one by the "
+    "major one. The shape of a truncated structure is that of its part within the images."
+)
+
+
+def report_file(
+    found: tuple[Finding, ...], not_found: tuple[str, ...], provenance: Provenance, *, ibsi_codes: bool = False
+) -> memoryview:
+    """The report on what was ``found`` as a Part 10 file.
+
+    highdicom makes everything but the Measurement Groups and references to instances, which are written from one of
+    its own.
+
+    Raises:
+        EncodingError: a measurement is not finite.
+    """
+    template = tuple(with_everything(finding) for finding in found[:1])
+    source = provenance.source
+    one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1], ibsi_codes=ibsi_codes)
+    file = memoryview(file_of(one_of_each))
+    changes = with_all_evidence(file[PREAMBLE_LENGTH:], source) | with_groups(
+        file[PREAMBLE_LENGTH:], found, ibsi_codes=ibsi_codes
+    )
+    return memoryview(rewritten(file, changes))
+
+
+def highdicom_report(
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+    instances: tuple[SourcePlane, ...],
+    *,
+    ibsi_codes: bool = False,
+) -> Dataset:
+    """The report on what was ``found`` in ``instances``, with highdicom's Measurement Groups of ``grouped`` alone."""
+    source, identity = provenance.source, provenance.identity
+    evidence = _evidence(source, instances)
+    for reference in dict.fromkeys(finding.reference for finding in found if finding.reference is not None):
+        common = common_header(source.study_instance_uid)
+        evidence.append(
+            evidence_instance(
+                common, reference.sop_class_uid, reference.sop_instance_uid, reference.series_instance_uid
+            )
+        )
+    dataset = Comprehensive3DSR(
+        evidence=evidence,
+        content=_root(grouped, found, not_found, provenance, ibsi_codes=ibsi_codes),
+        series_instance_uid=identity.uid("SR series"),
+        series_number=series_number(provenance, ResultKind.REPORT),
+        sop_instance_uid=identity.uid("SR instance"),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        is_complete=not provenance.context.missing_instances,
+        is_final=False,
+        is_verified=False,
+        previous_versions=predecessors(provenance.replaced),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    stamp(dataset, provenance, "measurements")
+    model, context = provenance.model, provenance.context
+    dataset.AuthorObserverSequence = [
+        author(model_name(model), algorithm_device_uid(context.device_uid, model), context.station_name)
+    ]
+    return dataset
+
+
+def _root(
+    grouped: tuple[Finding, ...],
+    found: tuple[Finding, ...],
+    not_found: tuple[str, ...],
+    provenance: Provenance,
+    *,
+    ibsi_codes: bool,
+) -> ContainerContentItem:
+    root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
+    content = ContentSequence()
+    content.extend(LanguageOfContentItemAndDescendants(english()))
+    content.extend(observation_context(provenance.context))
+    content.append(
+        CodeContentItem(
+            name=PROCEDURE_REPORTED,
+            value=CT_UNSPECIFIED_BODY_REGION,
+            relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
+        )
+    )
+    if found:
+        measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
+        measured.ContentSequence = ContentSequence()
+        for finding in grouped:
+            measured.ContentSequence.extend(_group(finding, provenance, ibsi_codes=ibsi_codes))
+        content.append(measured)
+    content.append(_evaluations(tuple(finding.segment for finding in found), not_found, provenance))
+    root.ContentSequence = content
+    return root
+
+
+def english() -> CodedConcept:
+    """The language of every report."""
+    return CodedConcept("en", "RFC5646", "English")
+
+
+def observation_context(context: ResultContext) -> ObservationContext:
+    """TID 1001: this node as the observer."""
+    return ObservationContext(
+        observer_device_context=ObserverContext(
+            observer_type=codes.DCM.Device,
+            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+                uid=context.device_uid,
+                name=plain(context.station_name, 64),
+                manufacturer_name=MANUFACTURER,
+                model_name=MODEL_NAME,
+                serial_number=context.device_uid,
+            ),
+        )
+    )
+
+
+def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
+    """TID 1411 where there is a SEG to refer to, else TID 1501."""
+    segment, reference = finding.segment, finding.reference
+    structure, truncated = segment.structure, segment.measurement.truncated
+    site, side = finding_site(structure)
+    stated: dict[str, Any] = {
+        "tracking_identifier": TrackingIdentifier(uid=segment.tracking_uid, identifier=plain(structure.name, 64)),
+        "finding_category": concept(structure.category),
+        "finding_type": concept(structure.type),
+        "finding_sites": [FindingSite(concept(site), laterality=None if side is None else concept(side))],
+        "algorithm_id": _algorithm(provenance),
+        "measurements": _measurements(segment, ibsi_codes=ibsi_codes),
+        "qualitative_evaluations": [QualitativeEvaluation(ANATOMY_COVERAGE_INCOMPLETE, YES)] if truncated else None,
+    }
+    group: ContentSequence
+    if reference is None:
+        group = MeasurementGroup(**stated)
+    else:
+        referenced = ReferencedSegment(
+            sop_class_uid=reference.sop_class_uid,
+            sop_instance_uid=reference.sop_instance_uid,
+            segment_number=segment.number,
+            source_series=SourceSeriesForSegmentation(provenance.source.series_instance_uid),
+        )
+        group = VolumetricROIMeasurementsAndQualitativeEvaluations(referenced_segment=referenced, **stated)
+    if truncated:
+        group[0].ContentSequence.append(comment(TRUNCATED))
+    return group
+
+
+def _algorithm(provenance: Provenance) -> AlgorithmIdentification:
+    """TID 4019."""
+    model = provenance.model
+    return AlgorithmIdentification(
+        name=model_name(model),
+        version=model_version(model),
+        parameters=[f"sha256={model.digest}"],
+        family=algorithm_family(model.family),
+    )
+
+
+def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
+    return [
+        Measurement(name=kind, value=value, unit=unit, derivation=derivation)
+        for kind, value, unit, derivation in measured_values(segment, ibsi_codes=ibsi_codes)
+        if value is not None
+    ]
+
+
+def _evaluations(
+    segments: tuple[Segment, ...], not_found: tuple[str, ...], provenance: Provenance
+) -> ContainerContentItem:
+    """What holds for the whole report: the algorithm, which a report without groups could not name elsewhere, whether
+    anything was found, the intended use, what was not found.
+    """
+    container = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
+    content = ContentSequence()
+    content.extend(_algorithm(provenance))
+    content.append(
+        CodeContentItem(
+            name=FINDINGS_SUMMARY,
+            value=WITH_FINDINGS if segments else WITHOUT_FINDINGS,
+            relationship_type=RelationshipTypeValues.CONTAINS,
+        )
+    )
+    for sentence in (*provenance.statements, *_coverage(segments, not_found)):
+        content.append(comment(sentence))
+    container.ContentSequence = content
+    return container
+
+
+def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[str]:
+    sentences = [_DEFINITION] if segments else ["Analysed; none of the structures that were looked for was found."]
+    if any(segment.measurement.shape for segment in segments):
+        sentences.append(_SHAPE_DEFINITION)
+    truncated = [segment.structure.name for segment in segments if segment.measurement.truncated]
+    if truncated:
+        sentences.append(f"Truncated by the field of view, their volumes are lower bounds: {', '.join(truncated)}.")
+    if not_found:
+        sentences.append(f"Looked for and not found: {', '.join(not_found)}.")
+    return sentences
+
+
+def comment(sentence: str) -> TextContentItem:
+    """One sentence for people."""
+    return TextContentItem(name=COMMENT, value=sentence, relationship_type=RelationshipTypeValues.CONTAINS)
+
+
+# ---- evidence
+
+
+def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> list[Dataset]:
+    common = common_header(source.study_instance_uid)
+    return [
+        evidence_instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
+        for plane in instances
+    ]
+
+
+def predecessors(replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
+    """The reports among ``replaced``, for the Predecessor Documents Sequence (PS3.3 C.17.2)."""
+    return [
+        evidence_instance(
+            common_header(each.study_instance_uid), each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid
+        )
+        for each in replaced
+        if each.kind.family is ResultKind.REPORT
+    ] or None
+
+
+def author(name: str, device_uid: str, station_name: str) -> Dataset:
+    """A device that made the content of a report (PS3.3 table C.17-3b), as a SEG names its Content Creator."""
+    device = Dataset()
+    device.ObserverType = "DEV"
+    device.Manufacturer = MANUFACTURER
+    device.ManufacturerModelName = name
+    device.DeviceUID = device_uid
+    device.StationName = plain(station_name, 16)
+    device.InstitutionName = ""
+    device.InstitutionCodeSequence = []
+    return device
+
+
+def common_header(study_instance_uid: str) -> Dataset:
+    """What the instances of one study share, as far as highdicom reads it from evidence."""
+    common = Dataset()
+    common.StudyInstanceUID = study_instance_uid
+    for keyword in TYPE_2:
+        setattr(common, keyword, "")
+    return common
+
+
+def evidence_instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
+    """As much of a header as highdicom reads from evidence."""
+    instance = Dataset()
+    instance.update(common)
+    instance.SOPClassUID = sop_class_uid
+    instance.SOPInstanceUID = sop_instance_uid
+    instance.SeriesInstanceUID = series_instance_uid
+    return instance
