@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings, SourceSettings
-    from dicom_node.store.arrivals import CompleteRevision, OpenRevision
+    from dicom_node.store.arrivals import OpenRevision
     from dicom_node.store.deliveries import DueDelivery
     from dicom_node.store.jobs import ClaimedJob
     from dicom_node.store.ledger import Ledger
+    from dicom_node.store.revisions import CompleteRevision
     from dicom_node.store.spool import Spool
     from dicom_node.types import DeliveryOutcome, Reconstruction, ResultInstance, ResultRequest
     from dicom_node.work.gate import Pass
@@ -124,14 +125,14 @@ class Pipeline:
 
     def route_series(self) -> None:
         """Put every whole series before the rules."""
-        for revision in self._ledger.arrivals.revisions_to_route():
-            if self._ledger.arrivals.content_already_routed(revision):
-                self._ledger.jobs.skip(revision)
+        for revision in self._ledger.routing.due_revisions():
+            if self._ledger.routing.content_already_routed(revision):
+                self._ledger.routing.skip(revision)
                 self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
                 continue
             decisions, reason = self._decide(revision)
             notices = self._refusal_notices(revision, decisions)
-            jobs = self._ledger.jobs.route(revision, decisions, reason, now_utc(), notices)
+            jobs = self._ledger.routing.route(revision, decisions, reason, now_utc(), notices)
             if not jobs:  # another process routed it first
                 self._discard(notices)
             self._log.info(
@@ -307,7 +308,7 @@ class Pipeline:
             device_uid=self._device_uid,
             completion_reason=revision.reason,
             missing_instances=revision.missing_instances,
-            earlier=self._ledger.jobs.earlier_results(revision, model),
+            earlier=self._ledger.results.earlier(revision, model),
         )
 
     def _check_extent(self, model: str, reconstruction: Reconstruction) -> None:

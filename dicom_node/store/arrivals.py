@@ -8,10 +8,10 @@ from collections import deque
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import and_, bindparam, insert, or_, select, update
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.store.schema import association, instance, job, revision_instance, series_revision
+from dicom_node.store.schema import association, instance, revision_instance, series_revision
 from dicom_node.store.states import RevisionState
 from dicom_node.types import Receipt, ReceivedInstance, SeriesEvidence
 
@@ -56,24 +56,6 @@ class OpenRevision:
     def with_expected_count(self, count: int | None) -> OpenRevision:
         """The same revision, with what the sender answered among its evidence."""
         return replace(self, evidence=replace(self.evidence, expected_count=count), count_asked=True)
-
-
-@dataclass(frozen=True, slots=True)
-class CompleteRevision:
-    """A whole series revision and the spool names of its instances."""
-
-    id: int
-    series_instance_uid: str
-    study_instance_uid: str
-    sending_ae: str
-    revision: int
-    first_revision_with_content: int
-    """The lowest revision of this series that had the same content (itself, as a rule): results derive from it."""
-    reason: str
-    content_digest: str
-    spool_names: tuple[str, ...]
-    missing_instances: int
-    """How many more the sender counts; 0 where it was not asked."""
 
 
 class _Arrival:
@@ -237,70 +219,6 @@ class Arrivals:
                     insert(revision_instance), [{"revision_id": revision.id, "instance_id": m.id} for m in members]
                 )
             return bool(changed)
-
-    def revisions_to_route(self) -> tuple[CompleteRevision, ...]:
-        """The whole revisions that the rules have not seen yet, oldest first."""
-        with self._database.read() as db:
-            rows = db.execute(
-                select(series_revision.c.id)
-                .where(series_revision.c.state == RevisionState.COMPLETE)
-                .order_by(series_revision.c.id)
-            ).all()
-            return tuple(complete_revision(db, row.id) for row in rows)
-
-    def content_already_routed(self, revision: CompleteRevision) -> bool:
-        """Whether the latest earlier revision has the same content and live jobs, so that there is nothing to do."""
-        with self._database.read() as db:
-            previous = db.execute(
-                select(series_revision.c.id, series_revision.c.content_digest)
-                .where(
-                    series_revision.c.series_instance_uid == revision.series_instance_uid,
-                    series_revision.c.revision < revision.revision,
-                )
-                .order_by(series_revision.c.revision.desc())
-                .limit(1)
-            ).one_or_none()
-            if previous is None or previous.content_digest != revision.content_digest:
-                return False
-            jobs = db.execute(
-                select(func.count()).select_from(job).where(job.c.revision_id == previous.id)
-            ).scalar_one()
-            purged = db.execute(
-                select(func.count())
-                .select_from(revision_instance.join(instance))
-                .where(revision_instance.c.revision_id == previous.id, instance.c.purged_at.is_not(None))
-            ).scalar_one()
-            return bool(jobs) and not purged
-
-
-def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
-    """The revision with its members, whatever its state (COMPLETE or ROUTED)."""
-    row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
-    names = db.execute(
-        select(instance.c.spool_name)
-        .select_from(revision_instance.join(instance))
-        .where(revision_instance.c.revision_id == revision_id)
-        .order_by(instance.c.id)
-    ).scalars()
-    spool_names = tuple(names)
-    first = db.execute(
-        select(func.min(series_revision.c.revision)).where(
-            series_revision.c.series_instance_uid == row.series_instance_uid,
-            series_revision.c.content_digest == row.content_digest,
-        )
-    ).scalar_one()
-    return CompleteRevision(
-        id=row.id,
-        series_instance_uid=row.series_instance_uid,
-        study_instance_uid=row.study_instance_uid,
-        sending_ae=row.sending_ae,
-        revision=row.revision,
-        first_revision_with_content=first,
-        reason=row.reason,
-        content_digest=row.content_digest,
-        spool_names=spool_names,
-        missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
-    )
 
 
 def _record(db: Connection, received: ReceivedInstance) -> Receipt:

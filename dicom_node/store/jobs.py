@@ -10,26 +10,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import and_, or_, select, update
 
-from dicom_node.store.arrivals import CompleteRevision, complete_revision
 from dicom_node.store.deliveries import held_for_change
-from dicom_node.store.schema import delivery, job, result, series_revision
+from dicom_node.store.results import insert_result, results_of, withdraw_notices
+from dicom_node.store.revisions import CompleteRevision, complete_revision
+from dicom_node.store.routing import has_successor
+from dicom_node.store.schema import delivery, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
-from dicom_node.types import (
-    Decision,
-    EarlierResult,
-    ResultInstance,
-    ResultKind,
-    ResultRequest,
-    SegmentationForm,
-)
+from dicom_node.types import ResultInstance, ResultRequest, SegmentationForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
-
-    from sqlalchemy import Connection, CursorResult, Select
 
     from dicom_node.store.database import Database
     from inference.types import ModelIdentity, RunReport
@@ -49,49 +42,10 @@ class ClaimedJob:
 
 
 class Jobs:
-    """Routing results in, claimed work out, outcomes back in."""
+    """The workers' side of the ledger: claimed work out, outcomes back in."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    # ---- routing
-
-    def route(
-        self,
-        revision: CompleteRevision,
-        decisions: Sequence[Decision],
-        reason: str | None,
-        at: datetime,
-        notices: Sequence[tuple[ResultInstance, str]] = (),
-    ) -> tuple[int, ...]:
-        """COMPLETE -> ROUTED: a job per decision that names a model, else one REJECTED row with the ``reason``.
-
-        ``notices`` say that the one decision refuses, and wait for delivery from now on. Waiting and running jobs of
-        earlier revisions, and their unsent results, are superseded by the new one. Returns the ids of the new jobs,
-        none when another process routed the revision first.
-        """
-        with self._database.write() as db:
-            changed = db.execute(
-                update(series_revision)
-                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
-                .values(state=RevisionState.ROUTED)
-            ).rowcount
-            if not changed:
-                return ()
-            _supersede_earlier(db, revision, at)
-            made = tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
-            for instance, spool_name in notices:
-                _insert_result(db, made[0], instance, spool_name, at)
-            return made
-
-    def skip(self, revision: CompleteRevision) -> None:
-        """COMPLETE -> ROUTED without a job: the same content was routed before."""
-        with self._database.write() as db:
-            db.execute(
-                update(series_revision).where(series_revision.c.id == revision.id).values(state=RevisionState.ROUTED)
-            )
-
-    # ---- work
 
     def claim(self, worker: str, now: datetime, lease_until: datetime) -> ClaimedJob | None:
         """QUEUED -> RUNNING for the most urgent job that may start; the attempt is counted before it starts."""
@@ -129,37 +83,6 @@ class Jobs:
             requests={name: _request_of(options) for name, options in row.destinations.items()},
             revision=revision,
         )
-
-    def earlier_results(
-        self, revision: CompleteRevision, model: str | None
-    ) -> Mapping[str | None, tuple[EarlierResult, ...]]:
-        """What each destination holds that the results of ``model`` on ``revision`` replace (None: of every model).
-
-        A destination holds what it took, of each family of kinds the newest; the key None has the results of jobs
-        without any destination. Notices of the revision itself are among them: a job that is tried again may succeed.
-        """
-        with self._database.read() as db:
-            rows = db.execute(_earlier_results(revision, model)).all()
-        # a notice of two attempts that ended alike is one instance
-        newest: dict[tuple[str | None, ResultKind, str | None], tuple[int, dict[EarlierResult, None]]] = {}
-        for row in rows:
-            key = (row.destination, ResultKind(row.kind).family, row.model if model is None else None)
-            job_id, found = newest.get(key, (row.job_id, {}))
-            if job_id != row.job_id:
-                found = {}
-            each = EarlierResult(
-                kind=ResultKind(row.kind),
-                sop_class_uid=row.sop_class_uid,
-                sop_instance_uid=row.sop_instance_uid,
-                series_instance_uid=row.series_instance_uid,
-                study_instance_uid=row.study_instance_uid,
-                revision=row.revision,
-            )
-            newest[key] = (row.job_id, found | {each: None})
-        held: dict[str | None, tuple[EarlierResult, ...]] = {}
-        for (destination, _, _), (_, found) in newest.items():
-            held[destination] = (*held.get(destination, ()), *found)
-        return held
 
     def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:
         """Still at it. False: the lease was lost (superseded, cancelled or given away): stop."""
@@ -201,7 +124,7 @@ class Jobs:
             if not changed:
                 return False
             for instance, spool_name in results:
-                _insert_result(db, claimed.id, instance, spool_name, at)
+                insert_result(db, claimed.id, instance, spool_name, at)
             return True
 
     def rejected(
@@ -266,13 +189,13 @@ class Jobs:
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
-            if row is None or _has_successor(db, row.revision_id):
+            if row is None or has_successor(db, row.revision_id):
                 return None
             waiting = db.execute(
                 update(delivery)
                 .where(
                     delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
-                    delivery.c.result_id.in_(_results_of(job_id, are_notices=False)),
+                    delivery.c.result_id.in_(results_of(job_id, are_notices=False)),
                 )
                 .values(state=DeliveryState.WAITING, next_attempt_at=now, attempts=0, refusals=0, first_attempt_at=None)
             ).rowcount
@@ -282,7 +205,7 @@ class Jobs:
                 )
                 return f"{waiting} deliveries are tried again now"
             if row.model is None and row.state == JobState.REJECTED:
-                _withdraw_notices(db, job_id)
+                withdraw_notices(db, job_id)
                 db.execute(
                     update(series_revision)
                     .where(series_revision.c.id == row.revision_id)
@@ -295,7 +218,7 @@ class Jobs:
                 )
                 return "the series goes through the rules again"
             if row.state in (JobState.FAILED, JobState.REJECTED):
-                _withdraw_notices(db, job_id)
+                withdraw_notices(db, job_id)
                 db.execute(
                     update(job)
                     .where(job.c.id == job_id)
@@ -317,7 +240,7 @@ class Jobs:
             if not db.execute(update(job).where(_held(claimed)).values(**values)).rowcount:
                 return False
             for instance, spool_name in notices:
-                _insert_result(db, claimed.id, instance, spool_name, at)
+                insert_result(db, claimed.id, instance, spool_name, at)
             return True
 
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
@@ -327,59 +250,6 @@ class Jobs:
 
 def _held(claimed: ClaimedJob) -> Any:
     return and_(job.c.id == claimed.id, job.c.state == JobState.RUNNING, job.c.attempts == claimed.attempt)
-
-
-def _insert_job(
-    db: Connection, revision: CompleteRevision, decision: Decision, reason: str | None, at: datetime
-) -> int:
-    runs = decision.model is not None and reason is None
-    inserted = db.execute(
-        insert(job).values(
-            revision_id=revision.id,
-            rule=decision.rule,
-            model=decision.model,
-            destinations={name: asdict(request) for name, request in decision.requests.items()},
-            priority=decision.priority,
-            decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
-            state=JobState.QUEUED if runs else JobState.REJECTED,
-            reason="" if runs else (reason or decision.reason),
-            attempts=0,
-            created_at=at,
-            ended_at=None if runs else at,
-            progress=0.0,
-            stage="",
-        )
-    )
-    return _new_id(inserted)
-
-
-def _insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:
-    inserted = db.execute(
-        insert(result).values(
-            job_id=job_id,
-            kind=instance.kind,
-            sop_class_uid=instance.sop_class_uid,
-            sop_instance_uid=instance.sop_instance_uid,
-            series_instance_uid=instance.series_instance_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            spool_name=spool_name,
-            sha256=instance.sha256,
-            size_bytes=instance.size_bytes,
-        )
-    )
-    result_id = _new_id(inserted)
-    for destination in instance.destinations:
-        db.execute(
-            insert(delivery).values(
-                result_id=result_id,
-                destination=destination,
-                state=DeliveryState.WAITING,
-                attempts=0,
-                refusals=0,
-                next_attempt_at=at,
-                last_reason="",
-            )
-        )
 
 
 def _request_of(options: Mapping[str, Any]) -> ResultRequest:
@@ -408,109 +278,3 @@ def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:
     if is_owed:
         return ""
     return "no destination asked for what was found" if claimed.requests else "the rule names no destination"
-
-
-def _results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:
-    is_notice = result.c.kind == ResultKind.NOTICE
-    return select(result.c.id).where(result.c.job_id == job_id, is_notice if are_notices else ~is_notice)
-
-
-def _withdraw_notices(db: Connection, job_id: int) -> None:
-    """What said that the job came to nothing is not sent any more."""
-    db.execute(
-        update(delivery)
-        .where(
-            delivery.c.state == DeliveryState.WAITING,
-            delivery.c.result_id.in_(_results_of(job_id, are_notices=True)),
-        )
-        .values(state=DeliveryState.SUPERSEDED, last_reason="the job was queued again")
-    )
-
-
-def _new_id(inserted: CursorResult[Any]) -> int:
-    key = inserted.inserted_primary_key
-    assert key is not None
-    return int(key[0])
-
-
-def _earlier_jobs(revision: CompleteRevision) -> Any:
-    return select(job.c.id).where(
-        job.c.revision_id.in_(
-            select(series_revision.c.id).where(
-                series_revision.c.series_instance_uid == revision.series_instance_uid,
-                series_revision.c.revision < revision.revision,
-            )
-        )
-    )
-
-
-def _has_successor(db: Connection, revision_id: int) -> bool:
-    own = select(series_revision.c.series_instance_uid, series_revision.c.revision).where(
-        series_revision.c.id == revision_id
-    )
-    row = db.execute(own).one()
-    later = (
-        select(job.c.id)
-        .select_from(job.join(series_revision))
-        .where(
-            series_revision.c.series_instance_uid == row.series_instance_uid,
-            series_revision.c.revision > row.revision,
-        )
-    )
-    return db.execute(later.limit(1)).one_or_none() is not None
-
-
-def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime) -> None:
-    earlier = _earlier_jobs(revision)
-    # whoever is writing the results of one of them ends first: what it writes is to be seen below
-    db.execute(held_for_change(select(job.c.id).where(job.c.id.in_(earlier)).order_by(job.c.id))).all()
-    db.execute(
-        update(delivery)
-        .where(
-            delivery.c.state == DeliveryState.WAITING,
-            delivery.c.result_id.in_(select(result.c.id).where(result.c.job_id.in_(earlier))),
-        )
-        .values(state=DeliveryState.SUPERSEDED, last_reason=f"superseded by revision {revision.revision}")
-    )
-    db.execute(
-        update(job)
-        .where(job.c.id.in_(earlier), job.c.state.in_((JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)))
-        .values(
-            state=JobState.SUPERSEDED,
-            reason=f"superseded by revision {revision.revision} of the series",
-            ended_at=at,
-            lease_until=None,
-        )
-    )
-
-
-def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[Any]:
-    """Results of earlier revisions that were delivered, or that nobody was to have, in the order of their jobs.
-
-    A revision with the content of an earlier one repeats that one's results, which are not replaced by themselves.
-    """
-    found = (
-        select(
-            result.c.job_id,
-            result.c.kind,
-            result.c.sop_class_uid,
-            result.c.sop_instance_uid,
-            result.c.series_instance_uid,
-            series_revision.c.study_instance_uid,
-            series_revision.c.revision,
-            job.c.model,
-            delivery.c.destination,
-        )
-        .select_from(result.join(job).join(series_revision).outerjoin(delivery))
-        .where(
-            series_revision.c.series_instance_uid == revision.series_instance_uid,
-            or_(
-                series_revision.c.revision < revision.first_revision_with_content,
-                result.c.kind == ResultKind.NOTICE,
-            ),
-            or_(delivery.c.id.is_(None), delivery.c.state == DeliveryState.DELIVERED),
-        )
-        .order_by(result.c.job_id, result.c.id)
-    )
-    # a refusal by rule has no model, and is what every model's results replace
-    return found if model is None else found.where(or_(job.c.model == model, job.c.model.is_(None)))

@@ -12,7 +12,9 @@ from dicom_node.store.database import Database
 from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.jobs import Jobs
 from dicom_node.store.overview import Overview
+from dicom_node.store.results import Results
 from dicom_node.store.retention import Retention
+from dicom_node.store.routing import Routing
 from dicom_node.store.schema import installation
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """One database, five sides. Safe to use from several threads and several processes at once."""
+    """One database, seven sides. Safe to use from several threads and several processes at once."""
 
     def __init__(self, url: str, spool: Spool) -> None:
         """Opens ``url`` and brings its schema up to date.
@@ -32,7 +34,9 @@ class Ledger:
         self.database = Database(url)
         self.database.upgrade()
         self.arrivals = Arrivals(self.database)
+        self.routing = Routing(self.database)
         self.jobs = Jobs(self.database)
+        self.results = Results(self.database)
         self.deliveries = Deliveries(self.database, spool)
         self.overview = Overview(self.database)
         self.retention = Retention(self.database)

@@ -81,8 +81,8 @@ def rejected_job(config) -> int:
     )
     (revision,) = ledger.arrivals.due_revisions(NOW)
     ledger.arrivals.complete(revision, "regular", NOW)
-    (whole,) = ledger.arrivals.revisions_to_route()
-    (job_id,) = ledger.jobs.route(whole, [Decision(None, None, {}, 0)], None, NOW)
+    (whole,) = ledger.routing.due_revisions()
+    (job_id,) = ledger.routing.route(whole, [Decision(None, None, {}, 0)], None, NOW)
     ledger.close()
     return job_id
 

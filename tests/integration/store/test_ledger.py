@@ -94,14 +94,14 @@ def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SE
 def complete(ledger, at=NOW):
     (revision,) = ledger.arrivals.due_revisions(at)
     assert ledger.arrivals.complete(revision, "regular", at)
-    (whole,) = ledger.arrivals.revisions_to_route()
+    (whole,) = ledger.routing.due_revisions()
     return whole
 
 
 def queued_job(ledger, decision=DECISION, at=NOW):
     arrive(ledger, 1, at=at)
     whole = complete(ledger, at)
-    (job_id,) = ledger.jobs.route(whole, [decision], None, at)
+    (job_id,) = ledger.routing.route(whole, [decision], None, at)
     return job_id
 
 
@@ -237,7 +237,7 @@ def test_a_ledger_from_the_future_is_refused_by_name(url, ledger, tmp_path):
 def test_identical_resend_changes_nothing_and_other_bytes_replace(ledger):
     assert arrive(ledger, 1) is Receipt.NEW
     whole = complete(ledger)
-    ledger.jobs.route(whole, [DECISION], None, NOW)
+    ledger.routing.route(whole, [DECISION], None, NOW)
     assert arrive(ledger, 1, at=NOW + timedelta(seconds=1)) is Receipt.DUPLICATE
     assert ledger.arrivals.due_revisions(NOW) == ()
     assert arrive(ledger, 1, content="b", at=NOW + timedelta(seconds=2)) is Receipt.REPLACEMENT
@@ -288,7 +288,7 @@ def test_a_whole_revision_knows_how_many_more_the_sender_counts(ledger):
     arrive(ledger, 2, series="1.2.840.77")
     (other,) = ledger.arrivals.due_revisions(NOW)
     assert ledger.arrivals.complete(other, "quiet", NOW)
-    assert [whole.missing_instances for whole in ledger.arrivals.revisions_to_route()] == [4, 0]
+    assert [whole.missing_instances for whole in ledger.routing.due_revisions()] == [4, 0]
 
 
 def test_open_associations_are_evidence_and_their_end_is_news(ledger):
@@ -361,7 +361,7 @@ def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger)
     assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {"segment": 1.0}, NOW)
     arrive(ledger, 2)
     whole = complete(ledger)
-    (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
+    (second,) = ledger.routing.route(whole, [DECISION], None, NOW)
     assert state_of(ledger, first) == "SUPERSEDED"
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
     assert claim(ledger).id == second
@@ -374,7 +374,7 @@ def deliver(ledger, destination, at=NOW):
 
 def held(ledger, whole, model=DECISION.model):
     """SOP Instance UIDs of what each destination holds, as the results of ``whole`` state it."""
-    found = ledger.jobs.earlier_results(whole, model)
+    found = ledger.results.earlier(whole, model)
     return {name: [each.sop_instance_uid for each in results] for name, results in found.items()}
 
 
@@ -384,9 +384,9 @@ def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledge
     deliver(ledger, "pacs")
     arrive(ledger, 2)
     whole = complete(ledger)
-    ledger.jobs.route(whole, [DECISION], None, NOW)
+    ledger.routing.route(whole, [DECISION], None, NOW)
     assert held(ledger, whole) == {"pacs": ["2.25.1", "2.25.2"]}
-    assert {each.revision for each in ledger.jobs.earlier_results(whole, DECISION.model)["pacs"]} == {1}
+    assert {each.revision for each in ledger.results.earlier(whole, DECISION.model)["pacs"]} == {1}
     assert held(ledger, whole, "another model") == {}
 
 
@@ -395,7 +395,7 @@ def test_what_a_destination_took_last_is_what_it_holds(ledger):
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 2)
-    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     ledger.jobs.rejected(claim(ledger), "a slice is missing", NOW, a_notice("2.25.77", ("pacs", "archive")))
     deliver(ledger, "pacs")
     arrive(ledger, 3)
@@ -415,7 +415,7 @@ def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     arrive(ledger, 1, content="b")
-    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     ledger.jobs.rejected(claim(ledger), "a slice is missing", NOW, a_notice("2.25.77", ("pacs",)))
     deliver(ledger, "pacs")
     arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
@@ -428,7 +428,7 @@ def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(l
     first, second = ledger.deliveries.due("pacs", NOW, 10)
     arrive(ledger, 2)
     whole = complete(ledger)
-    ledger.jobs.route(whole, [DECISION], None, NOW)
+    ledger.routing.route(whole, [DECISION], None, NOW)
     ledger.deliveries.record(first, _outcome(first, delivered=True), None, NOW)
     ledger.deliveries.record(second, _outcome(second, delivered=False), NOW, NOW)
     assert held(ledger, whole) == {"pacs": ["2.25.1"]}
@@ -461,7 +461,7 @@ REFUSAL = Decision("perfusion", None, {"pacs": NOTICE_ALONE}, 0, {}, "no HU")
 def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(ledger):
     arrive(ledger, 1)
     whole = complete(ledger)
-    (refused,) = ledger.jobs.route(whole, [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
+    (refused,) = ledger.routing.route(whole, [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
     assert state_of(ledger, refused) == "REJECTED"
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
     assert (due.job_id, due.instance.sop_instance_uid) == (refused, "2.25.77")
@@ -472,7 +472,7 @@ def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(le
 
 def test_a_refusal_that_was_told_is_replaced_by_what_any_model_makes(ledger):
     arrive(ledger, 1)
-    ledger.jobs.route(complete(ledger), [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
+    ledger.routing.route(complete(ledger), [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
     deliver(ledger, "pacs")
     arrive(ledger, 2)
     assert held(ledger, complete(ledger)) == {"pacs": ["2.25.77"]}
@@ -492,7 +492,7 @@ def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
     arrive(ledger, 2)
     whole = complete(ledger)
     assert ledger.jobs.retry(first, NOW) == "the job is queued again"
-    (second,) = ledger.jobs.route(whole, [DECISION], None, NOW)
+    (second,) = ledger.routing.route(whole, [DECISION], None, NOW)
     assert state_of(ledger, first) == "SUPERSEDED"
     ledger.jobs.failed(claim(ledger), "the model said no", NOW)
     assert ledger.jobs.retry(first, NOW) is None
@@ -505,7 +505,7 @@ def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
     for due in ledger.deliveries.due("pacs", NOW, 10):
         ledger.deliveries.record(due, _outcome(due, delivered=False), None, NOW)
     arrive(ledger, 2)
-    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     assert ledger.jobs.retry(first, NOW) is None
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
@@ -522,7 +522,7 @@ def test_running_job_of_an_old_revision_can_write_nothing(ledger):
     queued_job(ledger)
     claimed = claim(ledger)
     arrive(ledger, 2)
-    ledger.jobs.route(complete(ledger), [DECISION], None, NOW)
+    ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     assert not ledger.jobs.renew_lease(claimed, NOW, 0.5, "segment")
     assert not ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {}, NOW)
     assert ledger.overview.counts()["deliveries"] == {}
@@ -555,7 +555,7 @@ def test_put_back_waits_and_urgent_jobs_go_first(ledger):
     assert ledger.jobs.put_back(slow, "worker lost", NOW + timedelta(minutes=1))
     assert claim(ledger) is None
     arrive(ledger, 1, series=SERIES + ".2")
-    (urgent,) = ledger.jobs.route(complete(ledger), [replace(DECISION, priority=50)], None, NOW)
+    (urgent,) = ledger.routing.route(complete(ledger), [replace(DECISION, priority=50)], None, NOW)
     later = NOW + timedelta(minutes=2)
     assert claim(ledger, at=later).id == urgent
     assert claim(ledger, at=later).id == slow.id
@@ -563,11 +563,11 @@ def test_put_back_waits_and_urgent_jobs_go_first(ledger):
 
 def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledger):
     arrive(ledger, 1)
-    (job_id,) = ledger.jobs.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
+    (job_id,) = ledger.routing.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
     shown = ledger.overview.job(job_id)
     assert (shown["state"], shown["reason"]) == ("REJECTED", "no rule is configured")
     assert ledger.jobs.retry(job_id, NOW) == "the series goes through the rules again"
-    assert len(ledger.arrivals.revisions_to_route()) == 1
+    assert len(ledger.routing.due_revisions()) == 1
 
 
 def test_job_is_delivered_when_every_destination_has_everything(ledger):
@@ -611,18 +611,18 @@ def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(
     claimed = claim(ledger)
     arrive(ledger, 2)
     whole = complete(ledger)
-    insert_result, begun, routed = jobs._insert_result, threading.Event(), threading.Event()
+    insert_result, begun, routed = jobs.insert_result, threading.Event(), threading.Event()
 
     def insert_slowly(*args):
         insert_result(*args)
         begun.set()
         routed.wait(1)
 
-    monkeypatch.setattr(jobs, "_insert_result", insert_slowly)
+    monkeypatch.setattr(jobs, "insert_result", insert_slowly)
     with ThreadPoolExecutor(1) as threads:
         encoded = threads.submit(ledger.jobs.encoded, claimed, some_results(), IDENTITY, RUN, {}, NOW)
         assert begun.wait(30)
-        ledger.jobs.route(whole, [DECISION], None, NOW)
+        ledger.routing.route(whole, [DECISION], None, NOW)
         routed.set()
         encoded.result()
     assert state_of(ledger, first) == "SUPERSEDED"
@@ -661,7 +661,7 @@ def test_retention_never_takes_what_is_owed(ledger):
     assert list(ledger.retention.claims().values()) == [False] * 3
     assert arrive(ledger, 1, at=future) is Receipt.NEW
     again = complete(ledger, future)
-    assert not ledger.arrivals.content_already_routed(again)
+    assert not ledger.routing.content_already_routed(again)
     assert again.first_revision_with_content == 1
     assert state_of(ledger, job_id) == "DELIVERED"
 
@@ -680,7 +680,7 @@ def test_unchanged_content_is_not_routed_twice(ledger):
     queued_job(ledger)
     arrive(ledger, 1, content="b")
     arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
-    assert ledger.arrivals.content_already_routed(complete(ledger))
+    assert ledger.routing.content_already_routed(complete(ledger))
 
 
 def test_no_job_is_claimed_twice_by_competing_threads(ledger):
@@ -688,8 +688,8 @@ def test_no_job_is_claimed_twice_by_competing_threads(ledger):
         arrive(ledger, 1, series=f"{SERIES}.{n + 10}")
     for revision in ledger.arrivals.due_revisions(NOW):
         ledger.arrivals.complete(revision, "regular", NOW)
-    for whole in ledger.arrivals.revisions_to_route():
-        ledger.jobs.route(whole, [DECISION], None, NOW)
+    for whole in ledger.routing.due_revisions():
+        ledger.routing.route(whole, [DECISION], None, NOW)
     with ThreadPoolExecutor(4) as pool:
         claimed = [job.id for job in pool.map(lambda _: claim(ledger), range(20)) if job is not None]
     assert len(claimed) == 12

@@ -1,0 +1,143 @@
+"""The results of jobs, and which of them each destination already holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import insert, or_, select, update
+
+from dicom_node.store.schema import delivery, job, result, series_revision
+from dicom_node.store.states import DeliveryState
+from dicom_node.types import EarlierResult, ResultInstance, ResultKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Connection, CursorResult, Select
+
+    from dicom_node.store.database import Database
+    from dicom_node.store.revisions import CompleteRevision
+
+
+class Results:
+    """The results of earlier jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def earlier(self, revision: CompleteRevision, model: str | None) -> Mapping[str | None, tuple[EarlierResult, ...]]:
+        """What each destination holds that the results of ``model`` on ``revision`` replace (None: of every model).
+
+        A destination holds what it took, of each family of kinds the newest; the key None has the results of jobs
+        without any destination. Notices of the revision itself are among them: a job that is tried again may succeed.
+        """
+        with self._database.read() as db:
+            rows = db.execute(_earlier_results(revision, model)).all()
+        # a notice of two attempts that ended alike is one instance
+        newest: dict[tuple[str | None, ResultKind, str | None], tuple[int, dict[EarlierResult, None]]] = {}
+        for row in rows:
+            key = (row.destination, ResultKind(row.kind).family, row.model if model is None else None)
+            job_id, found = newest.get(key, (row.job_id, {}))
+            if job_id != row.job_id:
+                found = {}
+            each = EarlierResult(
+                kind=ResultKind(row.kind),
+                sop_class_uid=row.sop_class_uid,
+                sop_instance_uid=row.sop_instance_uid,
+                series_instance_uid=row.series_instance_uid,
+                study_instance_uid=row.study_instance_uid,
+                revision=row.revision,
+            )
+            newest[key] = (row.job_id, found | {each: None})
+        held: dict[str | None, tuple[EarlierResult, ...]] = {}
+        for (destination, _, _), (_, found) in newest.items():
+            held[destination] = (*held.get(destination, ()), *found)
+        return held
+
+
+def insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:
+    """A row for the result, and a delivery that is due at ``at`` for each of its destinations."""
+    inserted = db.execute(
+        insert(result).values(
+            job_id=job_id,
+            kind=instance.kind,
+            sop_class_uid=instance.sop_class_uid,
+            sop_instance_uid=instance.sop_instance_uid,
+            series_instance_uid=instance.series_instance_uid,
+            transfer_syntax_uid=instance.transfer_syntax_uid,
+            spool_name=spool_name,
+            sha256=instance.sha256,
+            size_bytes=instance.size_bytes,
+        )
+    )
+    result_id = new_id(inserted)
+    for destination in instance.destinations:
+        db.execute(
+            insert(delivery).values(
+                result_id=result_id,
+                destination=destination,
+                state=DeliveryState.WAITING,
+                attempts=0,
+                refusals=0,
+                next_attempt_at=at,
+                last_reason="",
+            )
+        )
+
+
+def results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:
+    """The ids of the notices of a job, or of its other results."""
+    is_notice = result.c.kind == ResultKind.NOTICE
+    return select(result.c.id).where(result.c.job_id == job_id, is_notice if are_notices else ~is_notice)
+
+
+def withdraw_notices(db: Connection, job_id: int) -> None:
+    """Send no notice of an attempt that is repeated."""
+    db.execute(
+        update(delivery)
+        .where(
+            delivery.c.state == DeliveryState.WAITING,
+            delivery.c.result_id.in_(results_of(job_id, are_notices=True)),
+        )
+        .values(state=DeliveryState.SUPERSEDED, last_reason="the job was queued again")
+    )
+
+
+def new_id(inserted: CursorResult[Any]) -> int:
+    """The primary key of the one row that was inserted."""
+    key = inserted.inserted_primary_key
+    assert key is not None
+    return int(key[0])
+
+
+def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[Any]:
+    """Results of earlier revisions that were delivered, or that nobody was to have, in the order of their jobs.
+
+    A revision with the content of an earlier one repeats that one's results, which are not replaced by themselves.
+    """
+    found = (
+        select(
+            result.c.job_id,
+            result.c.kind,
+            result.c.sop_class_uid,
+            result.c.sop_instance_uid,
+            result.c.series_instance_uid,
+            series_revision.c.study_instance_uid,
+            series_revision.c.revision,
+            job.c.model,
+            delivery.c.destination,
+        )
+        .select_from(result.join(job).join(series_revision).outerjoin(delivery))
+        .where(
+            series_revision.c.series_instance_uid == revision.series_instance_uid,
+            or_(
+                series_revision.c.revision < revision.first_revision_with_content,
+                result.c.kind == ResultKind.NOTICE,
+            ),
+            or_(delivery.c.id.is_(None), delivery.c.state == DeliveryState.DELIVERED),
+        )
+        .order_by(result.c.job_id, result.c.id)
+    )
+    # a refusal by rule has no model, and is what every model's results replace
+    return found if model is None else found.where(or_(job.c.model == model, job.c.model.is_(None)))

@@ -1,0 +1,61 @@
+"""A whole revision of a series: its members for ever, and the content that results derive from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+
+from dicom_node.store.schema import instance, revision_instance, series_revision
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteRevision:
+    """A whole series revision and the spool names of its instances."""
+
+    id: int
+    series_instance_uid: str
+    study_instance_uid: str
+    sending_ae: str
+    revision: int
+    first_revision_with_content: int
+    """The lowest revision of this series that had the same content (itself, as a rule): results derive from it."""
+    reason: str
+    content_digest: str
+    spool_names: tuple[str, ...]
+    missing_instances: int
+    """How many more the sender counts; 0 where it was not asked."""
+
+
+def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
+    """The revision with its members, whatever its state (COMPLETE or ROUTED)."""
+    row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
+    names = db.execute(
+        select(instance.c.spool_name)
+        .select_from(revision_instance.join(instance))
+        .where(revision_instance.c.revision_id == revision_id)
+        .order_by(instance.c.id)
+    ).scalars()
+    spool_names = tuple(names)
+    first = db.execute(
+        select(func.min(series_revision.c.revision)).where(
+            series_revision.c.series_instance_uid == row.series_instance_uid,
+            series_revision.c.content_digest == row.content_digest,
+        )
+    ).scalar_one()
+    return CompleteRevision(
+        id=row.id,
+        series_instance_uid=row.series_instance_uid,
+        study_instance_uid=row.study_instance_uid,
+        sending_ae=row.sending_ae,
+        revision=row.revision,
+        first_revision_with_content=first,
+        reason=row.reason,
+        content_digest=row.content_digest,
+        spool_names=spool_names,
+        missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
+    )
