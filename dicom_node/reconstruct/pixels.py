@@ -46,9 +46,10 @@ NATIVE_SYNTAXES = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, Exp
 JPEG_SYNTAXES = frozenset({JPEGLossless, JPEGLosslessSV1, JPEGLSLossless})
 JPEG_2000_SYNTAXES = frozenset({JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL})
 LOSSLESS_SYNTAXES = NATIVE_SYNTAXES | JPEG_SYNTAXES | JPEG_2000_SYNTAXES | {RLELossless}
-"""Deflated is left out: it can grow by a factor of 1032 (https://zlib.net/zlib_tech.html) before anything can be checked.
+"""Deflated is left out: it can grow by a factor of 1032 before anything can be checked.
 
-pydicom 3.0.2 inflates the whole file even with ``stop_before_pixels=True``: 1.5 MB took more than 1.5 GB of memory."""
+The factor is zlib's (https://zlib.net/zlib_tech.html). pydicom 3.0.2 inflates the whole file, even with
+``stop_before_pixels=True``: 1.5 MB took more than 1.5 GB of memory."""
 
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _UNDEFINED_LENGTH = 0xFFFFFFFF
