@@ -1,0 +1,39 @@
+"""Settings: node.yaml and the environment, read once, frozen; each room is handed its own part."""
+
+from dicom_node.settings.models import (
+    AeTitle,
+    CompletionSettings,
+    DeliverySettings,
+    DestinationSettings,
+    ModelSettings,
+    NnunetModelSettings,
+    NodeSettings,
+    OperateSettings,
+    Port,
+    ReceiveSettings,
+    Seconds,
+    Settings,
+    SourceSettings,
+    TissueModelSettings,
+    WorkSettings,
+    load_settings,
+)
+
+__all__ = [
+    "AeTitle",
+    "CompletionSettings",
+    "DeliverySettings",
+    "DestinationSettings",
+    "ModelSettings",
+    "NnunetModelSettings",
+    "NodeSettings",
+    "OperateSettings",
+    "Port",
+    "ReceiveSettings",
+    "Seconds",
+    "Settings",
+    "SourceSettings",
+    "TissueModelSettings",
+    "WorkSettings",
+    "load_settings",
+]
