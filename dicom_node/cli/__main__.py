@@ -1,5 +1,5 @@
 """``python -m dicom_node.cli`` is ``dicom-node``."""
 
-from dicom_node.cli import main
+from dicom_node.cli.root import main
 
 main()

@@ -1,0 +1,139 @@
+"""``dicom-node serve``: start the listener and the work process, restart whichever dies, stop both."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.app.compose import open_store
+from dicom_node.app.signals import stop_on_signals
+from dicom_node.route.rules import load_rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from dicom_node.settings import Settings
+
+_WATCH_S = 0.2
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 30.0
+_SOUND_AFTER_S = 60.0
+"""A child that lived this long has recovered: its next death is a first one again."""
+_STOP_LIMIT_S = 15.0
+
+
+def serve(settings: Settings, config_file: Path) -> int:
+    """Start the listener and the work process, restart whichever dies, stop both on SIGTERM or SIGINT.
+
+    Returns the exit code: 0 after a stop that was asked for.
+
+    Raises:
+        ConfigurationError: rules or ledger can't be used; nothing was started.
+    """
+    stop = stop_on_signals()
+    _check_before_start(settings)
+    program = [sys.executable, "-m", "dicom_node.cli", "--config", str(config_file)]
+    children = [Child(name, [*program, name]) for name in ("listen", "work")]
+    for child in children:
+        child.start()
+    while not stop.wait(_WATCH_S):
+        for child in children:
+            child.watch()
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(_STOP_LIMIT_S)
+    return 0
+
+
+def _check_before_start(settings: Settings) -> None:
+    """Fail at once, with the reason, rather than in a child that is restarted for ever."""
+    load_rules(settings.rules_file, settings)
+    _, ledger = open_store(settings)
+    ledger.close()
+    if not settings.sources:
+        structlog.get_logger().warning("sources.none", reason="no source is configured: nobody may send to this node")
+
+
+class Child:
+    """One process of the node, started again when it dies.
+
+    The pause before a restart doubles from 1 s to 30 s, so that a process that dies at once can't fill the log; after a
+    minute of life it starts at 1 s again. ``clock`` gives seconds that only grow.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
+        self._command = command
+        self._clock = clock
+        self._process: subprocess.Popen[bytes] | None = None
+        self._deaths = 0
+        self._start_at = 0.0
+        self._started = 0.0
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The running process, also while its death has not been noticed; None while it waits for its restart."""
+        return self._process
+
+    def start(self) -> None:
+        """Start the process now."""
+        self._process = subprocess.Popen(
+            self._command,
+            start_new_session=True,
+            preexec_fn=_stop_with_watcher,  # noqa: PLW1509 - the watcher has one thread
+        )
+        self._started = self._clock()
+        structlog.get_logger().info("process.started", name=self._name, pid=self._process.pid)
+
+    def watch(self) -> None:
+        """Notice a death, or start again when the pause after one is over; never waits."""
+        if self._process is None:
+            if self._clock() >= self._start_at:
+                self.start()
+            return
+        code = self._process.poll()
+        if code is None:
+            return
+        if self._clock() - self._started > _SOUND_AFTER_S:
+            self._deaths = 0
+        pause = min(_FIRST_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S)
+        structlog.get_logger().error("process.died", name=self._name, exit_code=code, restart_in_s=pause)
+        self._deaths += 1
+        self._process = None
+        self._start_at = self._clock() + pause
+
+    def terminate(self) -> None:
+        """Ask the process to stop."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def join(self, limit_s: float) -> None:
+        """Wait until the process has ended; one that has not after ``limit_s`` is killed, with all that it started."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _stop_with_watcher() -> None:
+    """In a child before it runs: ask Linux to send it SIGTERM when its watcher dies, however that dies.
+
+    Otherwise a killed watcher would leave a listener behind that keeps the port from the next one.
+    """
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,27 @@
+"""``conformance``: the DICOM Conformance Statement."""
+
+from __future__ import annotations
+
+import json
+from typing import TextIO
+
+import click
+
+from dicom_node.cli.context import is_given
+from dicom_node.cli.output import json_option
+
+
+@click.command()
+@click.option("--out", type=click.File("w", encoding="utf-8", atomic=True), default="-", help="Default: stdout.")
+@json_option
+@click.pass_context
+def conformance(ctx: click.Context, *, out: TextIO, as_json: bool) -> None:
+    """Write the DICOM Conformance Statement.
+
+    In Markdown. It describes the product with its defaults or, if --config or DICOM_NODE_CONFIG is given, the node
+    configured there.
+    """
+    from dicom_node.conformance.statement import conformance_statement, facts  # noqa: PLC0415
+
+    settings = ctx.obj.settings() if is_given(ctx, "config") else None
+    out.write(json.dumps(facts(settings), indent=1) + "\n" if as_json else conformance_statement(settings))

@@ -1,0 +1,133 @@
+"""``status``, ``jobs``, ``job``, ``retry``, ``check``: look after a node."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dicom_node.cli.context import PROBLEM_FOUND
+from dicom_node.cli.output import json_option, print_facts, print_json, print_table
+from dicom_node.store.states import JobState
+
+if TYPE_CHECKING:
+    from dicom_node.cli.context import Context
+
+_JOB_ID = click.IntRange(1, 2**63 - 1)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def status(context: Context, *, as_json: bool) -> None:
+    """Count instances, series, jobs and deliveries by state."""
+    overview = context.ledger().overview
+    counts, open_series = overview.counts(), overview.open_series()
+    if as_json:
+        print_json({"counts": counts, "open_series": open_series})
+        return
+    table = Table("", "state", "number", title="dicom-node")
+    for thing, states in counts.items():
+        for state, number in states.items():
+            table.add_row(thing, state, str(number))
+    Console().print(table)
+    if open_series:
+        columns = ("series_instance_uid", "revision", "sending_ae", "last_arrival", "look_again_at")
+        print_table("series still arriving", open_series, columns)
+
+
+@click.command()
+@click.option("--limit", default=50, show_default=True, help="Show at most this many, newest first.")
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
+@click.option("--series", "series_uid", help="Only jobs of this Series Instance UID.")
+@json_option
+@click.pass_obj
+def jobs(context: Context, *, limit: int, state: str | None, series_uid: str | None, as_json: bool) -> None:
+    """List the jobs.
+
+    Newest first, with the reason where one was rejected or failed.
+    """
+    rows = context.ledger().overview.jobs(limit, state, series_uid)
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        row["progress"] = f"{row['progress']:.0%}"
+    print_table(
+        "jobs", rows, ("id", "state", "model", "progress", "stage", "series_instance_uid", "revision", "reason")
+    )
+
+
+@click.command()
+@click.argument("job_id", type=_JOB_ID)
+@json_option
+@click.pass_obj
+def job(context: Context, *, job_id: int, as_json: bool) -> None:
+    """Show everything about one job.
+
+    Evidence of completeness, decision of the rules, stages, results, deliveries.
+    """
+    found = context.ledger().overview.job(job_id)
+    if found is None:
+        raise click.ClickException(f"there is no job {job_id}")
+    if as_json:
+        print_json(found)
+        return
+    results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
+    print_facts(f"job {job_id}", found)
+    print_facts("series", series)
+    print_table("results", results, ("kind", "sop_instance_uid", "series_instance_uid", "size_bytes"))
+    columns = ("destination", "state", "attempts", "last_status", "last_reason", "next_attempt_at", "delivered_at")
+    print_table("deliveries", deliveries, columns)
+
+
+@click.command()
+@click.argument("job_id", type=_JOB_ID)
+@json_option
+@click.pass_obj
+def retry(context: Context, *, job_id: int, as_json: bool) -> None:
+    """Try a job again now.
+
+    A failed or rejected job runs again; of a finished one, results that were not delivered are sent again.
+    """
+    from dicom_node.pipeline import now_utc  # noqa: PLC0415
+
+    answer = context.ledger().jobs.retry(job_id, now_utc())
+    if answer is None:
+        raise click.ClickException(
+            f"job {job_id} can't be tried again: it does not exist, a newer revision of its series has replaced it, "
+            "or nothing of it is left to do"
+        )
+    if as_json:
+        print_json({"job": job_id, "answer": answer})
+    else:
+        click.echo(answer)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def check(context: Context, *, as_json: bool) -> None:
+    """Check that everything is right.
+
+    That is: configuration, rules, models and their digests, ledger, port, disk, and a C-ECHO to every peer.
+    Exit code 3: a check found a problem.
+    """
+    from dicom_node.app.check import run_checks  # noqa: PLC0415
+
+    findings = run_checks(context.config)
+    if as_json:
+        print_json([{"check": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
+    else:
+        table = Table("check", "", title="dicom-node check")
+        table.add_column("detail", overflow="fold")  # a digest must be whole to be copied
+        for finding in findings:
+            verdict = Text("ok", "green") if finding.ok else Text("wrong", "red")
+            table.add_row(Text(finding.name), verdict, Text(finding.detail))
+        Console().print(table)
+    if not all(finding.ok for finding in findings):
+        sys.exit(PROBLEM_FOUND)

@@ -1,0 +1,64 @@
+"""How commands answer: tables for people, JSON for programs, bars for what takes long."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+_NEVER_WRAPPED = frozenset({"name", "id", "state", "progress", "attempts", "kind"})
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def print_table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
+    """Print the ``columns`` of ``rows``.
+
+    UIDs, reasons and times fold over several lines; short values stay whole, also in a terminal of 80 columns.
+    """
+    columns = tuple(columns)
+    table = Table(title=title)
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _NEVER_WRAPPED)
+    for row in rows:
+        # Text: square brackets in a value are no markup
+        table.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
+    Console().print(table)
+
+
+def print_facts(title: str, facts: dict[str, Any]) -> None:
+    """Print one fact per line; lists and mappings as JSON."""
+    table = Table("fact", "value", title=title)
+    for name, value in facts.items():
+        table.add_row(name, Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value)))
+    Console().print(table)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """One bar per stage on stderr, where that is a terminal; gives what reports (stage, done, total)."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage)
+            progress.update(bars[stage], completed=done, total=total)
+
+        yield report

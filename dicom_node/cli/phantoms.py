@@ -1,0 +1,49 @@
+"""``phantom``, ``evaluate``, ``train``: synthetic patients, and models scored and trained on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+_SPACING_HELP = "Columns, rows, planes in mm."
+_FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
+_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
+"""The programs of ``inference`` read their own arguments, ``--help`` too."""
+
+
+@click.command()
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True)
+@click.option("--spacing", nargs=3, type=float, default=(1.5, 1.5, 3.0), show_default=True, help=_SPACING_HELP)
+@click.option("--field-of-view", default="whole", show_default=True, help=_FIELD_OF_VIEW_HELP)
+@click.option("--format", "file_format", type=click.Choice(["dicom", "nifti"]), default="dicom", show_default=True)
+def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_view: str, file_format: str) -> None:
+    """Make a labelled synthetic patient.
+
+    A CT series with its true labels as NIfTI, or both as NIfTI.
+    """
+    from dicom_node.demo.phantom_series import write_phantom  # noqa: PLC0415
+
+    click.echo(write_phantom(seed, out, spacing, field_of_view, file_format))
+
+
+@click.command(context_settings=_PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def evaluate(arguments: tuple[str, ...]) -> None:
+    """Score a model on unseen phantoms.
+
+    Dice and surface Dice of each structure.
+    """
+    from inference.evaluation.phantoms import main as run  # noqa: PLC0415
+
+    run(arguments)
+
+
+@click.command(context_settings=_PASSED_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """Train the demo model on phantoms."""
+    from inference.training.demo_model import main as run  # noqa: PLC0415
+
+    run(arguments)

@@ -1,0 +1,51 @@
+"""``dicom-node`` itself: its own options, and all its commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from dicom_node import __version__
+from dicom_node.cli.conformance import conformance
+from dicom_node.cli.context import Context, RootGroup
+from dicom_node.cli.demo import demo
+from dicom_node.cli.look import check, job, jobs, retry, status
+from dicom_node.cli.models import models
+from dicom_node.cli.phantoms import evaluate, phantom, train
+from dicom_node.cli.rules import rules
+from dicom_node.cli.run import listen, serve, work
+from dicom_node.cli.segment import segment
+from dicom_node.log import configure_logging
+
+
+@click.group(cls=RootGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dicom-node")
+@click.option(
+    "--config",
+    envvar="DICOM_NODE_CONFIG",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("config/node.yaml"),
+    show_default=True,
+    help="The node's configuration file.",
+)
+@click.pass_context
+def main(ctx: click.Context, config: Path) -> None:
+    """A DICOM node that segments CT: C-STORE in, DICOM SEG and TID 1500 SR out.
+
+    Research software, not a medical device.
+    """
+    ctx.obj = Context(config)
+    # stdout belongs to the answer (tables, JSON); `serve`, `listen` and `work` send their log there themselves
+    configure_logging(ctx.invoked_subcommand or "", sys.stderr, logging.WARNING)
+
+
+for _command in (
+    *(serve, listen, work),
+    *(status, jobs, job, retry, check),
+    *(rules, segment, models, conformance),
+    *(phantom, demo, evaluate, train),
+):
+    main.add_command(_command)

@@ -1,0 +1,111 @@
+"""When a process of the node that died is started again. Real processes; the time is the test's."""
+
+import os
+import signal
+
+import pytest
+import structlog
+
+from dicom_node.app.supervise import Child
+
+DIES = ["false"]
+LIVES = ["sleep", "3600"]
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def child_of(clock):
+    children = []
+
+    def start(command):
+        child = Child("listen", command, clock)
+        children.append(child)
+        child.start()
+        return child
+
+    yield start
+    for child in children:
+        if child.process is not None:
+            child.process.kill()
+            child.process.wait()
+
+
+def pause_after_death(child, clock) -> float:
+    """Let the running process end; the seconds until the next one runs, to the half."""
+    died = child.process
+    died.wait()
+    child.watch()
+    assert child.process is None
+    noticed = clock.now
+    while child.process is None:
+        clock.now += 0.5
+        child.watch()
+        assert clock.now < noticed + 100, "it was never started again"
+    assert child.process.pid != died.pid
+    return clock.now - noticed
+
+
+def test_the_pause_doubles_up_to_half_a_minute(child_of, clock):
+    child = child_of(DIES)
+    assert [pause_after_death(child, clock) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
+
+
+def test_after_a_minute_of_life_a_death_is_a_first_one_again(child_of, clock):
+    child = child_of(DIES)
+    for _ in range(4):
+        pause_after_death(child, clock)
+    clock.now += 60.5
+    assert pause_after_death(child, clock) == 1
+    clock.now += 59.5
+    assert pause_after_death(child, clock) == 2
+
+
+def test_a_process_that_lives_is_left_alone(child_of, clock):
+    child = child_of(LIVES)
+    process = child.process
+    clock.now += 1e6
+    child.watch()
+    assert child.process is process
+    assert process.poll() is None
+
+
+def test_a_death_is_logged_with_its_exit_code_and_pause(child_of, clock):
+    child = child_of(DIES)
+    with structlog.testing.capture_logs() as lines:
+        pause_after_death(child, clock)
+    died, started = lines
+    assert (died["event"], died["log_level"]) == ("process.died", "error")
+    assert (died["name"], died["exit_code"], died["restart_in_s"]) == ("listen", 1, 1)
+    assert started["event"] == "process.started"
+
+
+def test_a_child_that_is_asked_to_stop_ends(child_of):
+    child = child_of(LIVES)
+    child.terminate()
+    child.join(30)
+    assert child.process.returncode == -signal.SIGTERM
+
+
+def test_a_child_that_does_not_stop_is_killed_with_what_it_started(child_of, tmp_path):
+    """Both processes hold the pipe's writing end: it reaches its end when the last of them is gone."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    child = child_of(["sh", "-c", f"exec > {pipe}; trap '' TERM; sleep 3600 & echo ready; while :; do wait; done"])
+    with pipe.open() as reading:
+        assert reading.readline() == "ready\n"
+        child.terminate()
+        child.join(0)
+        assert reading.read() == ""
+    assert child.process.returncode == -signal.SIGKILL

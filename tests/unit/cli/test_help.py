@@ -1,0 +1,55 @@
+"""Help comes at once: no command's help loads an engine, a DICOM library or numpy."""
+
+import subprocess
+import sys
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from dicom_node.cli import main
+
+HEAVY = {
+    *("torch", "openvino", "nnunetv2", "scipy", "numpy", "SimpleITK", "skimage", "matplotlib"),
+    *("highdicom", "pydicom", "pynetdicom", "sqlalchemy", "alembic", "apscheduler", "pydantic", "yaml"),
+}
+PROGRAMS_OF_INFERENCE = {"evaluate", "train"}
+"""They read their own arguments, --help too."""
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()):
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+def test_no_help_loads_a_library_that_takes_long():
+    shown = [[], *(list(path) for path, _ in commands(main) if path[0] not in PROGRAMS_OF_INFERENCE)]
+    program = (
+        "import sys; from dicom_node.cli import main\n"
+        f"for path in {shown!r}: main([*path, '--help'], standalone_mode=False)\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert done.stdout.count("Usage: ") == len(shown)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands(main)], ids=" ".join)
+def test_every_command_and_option_is_explained(path):
+    command = dict(commands(main))[path]
+    assert command.help
+    unexplained = [
+        option.name
+        for option in command.params
+        if isinstance(option, click.Option) and not option.help and not option.show_default
+    ]
+    assert unexplained in ([], ["out"])
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS_OF_INFERENCE))
+def test_the_help_of_the_programs_of_inference_is_theirs(name):
+    shown = CliRunner().invoke(main, [name, "--help"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith("usage: ")
