@@ -76,7 +76,7 @@ def _ledger(settings: Settings) -> str:
         counts = ledger.overview.counts()
     finally:
         ledger.close()
-    return f"schema up to date, {counts['instances']['current']} instances"
+    return f"schema up to date, {counts.instances['current']} instances"
 
 
 def _disk(settings: Settings) -> Finding:

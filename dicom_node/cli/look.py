@@ -13,6 +13,7 @@ from rich.text import Text
 from dicom_node.cli.context import PROBLEM_FOUND
 from dicom_node.cli.output import json_option, print_facts, print_json, print_table
 from dicom_node.store.states import JobState
+from dicom_node.store.views import json_form
 
 if TYPE_CHECKING:
     from dicom_node.cli.context import Context
@@ -26,7 +27,7 @@ _JOB_ID = click.IntRange(1, 2**63 - 1)
 def status(context: Context, *, as_json: bool) -> None:
     """Count instances, series, jobs and deliveries by state."""
     overview = context.ledger().overview
-    counts, open_series = overview.counts(), overview.open_series()
+    counts, open_series = json_form(overview.counts()), [json_form(series) for series in overview.open_series()]
     if as_json:
         print_json({"counts": counts, "open_series": open_series})
         return
@@ -51,7 +52,8 @@ def jobs(context: Context, *, limit: int, state: str | None, series_uid: str | N
 
     Newest first, with the reason where one was rejected or failed.
     """
-    rows = context.ledger().overview.jobs(limit, state, series_uid)
+    found = context.ledger().overview.jobs(limit, JobState(state) if state else None, series_uid)
+    rows = [json_form(row) for row in found]
     if as_json:
         print_json(rows)
         return
@@ -71,14 +73,18 @@ def job(context: Context, *, job_id: int, as_json: bool) -> None:
 
     Evidence of completeness, decision of the rules, stages, results, deliveries.
     """
-    found = context.ledger().overview.job(job_id)
-    if found is None:
+    view = context.ledger().overview.job(job_id)
+    if view is None:
         raise click.ClickException(f"there is no job {job_id}")
+    found = json_form(view)
     if as_json:
         print_json(found)
         return
     results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
+    run_report = found.pop("run_report")
     print_facts(f"job {job_id}", found)
+    if run_report is not None:
+        print_facts("run", run_report)
     print_facts("series", series)
     print_table("results", results, ("kind", "sop_instance_uid", "series_instance_uid", "size_bytes"))
     columns = ("destination", "state", "attempts", "last_status", "last_reason", "next_attempt_at", "delivered_at")

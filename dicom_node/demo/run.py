@@ -216,13 +216,13 @@ def _wait_for_delivery(case: Case, started: _Started, show: Callable[[float, str
             started.program.check_alive()
             newest = ledger.overview.jobs(1, None, case.series_uid)
             if newest:
-                job, state = newest[0], JobState(newest[0]["state"])
-                if state in _ENDED_BADLY:
-                    raise ProgramFailed(f"job {job['id']} is {state}: {job['reason']}")
-                if state is JobState.DELIVERED:
+                (job,) = newest
+                if job.state in _ENDED_BADLY:
+                    raise ProgramFailed(f"job {job.id} is {job.state}: {job.reason}")
+                if job.state is JobState.DELIVERED:
                     show(1.0, "results delivered")
                     return
-                show(min(float(job["progress"]), _ALMOST), job["stage"] or state.lower())
+                show(min(job.progress, _ALMOST), job.stage or job.state.lower())
             elif time.monotonic() > give_up_at:
                 raise ProgramFailed("the node made no job of the series; see node.log")
             time.sleep(_POLL_S)

@@ -1,18 +1,26 @@
-"""What people and programs read: jobs, one job, counts. Plain values, ready for a table or JSON; no patient data."""
+"""The reading side of the ledger: counts, jobs, one job with everything about it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import func, select
 
 from dicom_node.store.schema import association, delivery, instance, job, result, series_revision
-from dicom_node.store.states import RevisionState
+from dicom_node.store.states import DeliveryState, JobState, RevisionState
+from dicom_node.store.views import Counts, DeliveryView, JobRow, JobView, OpenSeries, ResultView, RevisionView
+from dicom_node.types import ConditionOutcome, ResultKind
+from inference.types import ModelIdentity, RunNote, RunReport
 
 if TYPE_CHECKING:
-    from sqlalchemy import RowMapping
+    from collections.abc import Mapping
+    from enum import StrEnum
+
+    from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
+
+_State = TypeVar("_State", bound="StrEnum")
 
 
 class Overview:
@@ -21,32 +29,24 @@ class Overview:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(self) -> Counts:
         """How many associations, instances, series revisions, jobs and deliveries are in which state."""
         with self._database.read() as db:
-
-            def by_state(column: Any) -> dict[str, int]:
-                query = select(column, func.count()).group_by(column).order_by(column)
-                return {str(state): int(n) for state, n in db.execute(query)}
-
-            def count(table: Any, *where: Any) -> int:
-                return int(db.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
-
-            return {
-                "associations": {"open": count(association, association.c.closed_at.is_(None))},
-                "instances": {
-                    "current": count(instance, instance.c.current),
-                    "replaced": count(instance, ~instance.c.current, instance.c.purged_at.is_(None)),
-                    "purged": count(instance, instance.c.purged_at.is_not(None)),
+            return Counts(
+                associations={"open": _count(db, association, association.c.closed_at.is_(None))},
+                instances={
+                    "current": _count(db, instance, instance.c.current),
+                    "replaced": _count(db, instance, ~instance.c.current, instance.c.purged_at.is_(None)),
+                    "purged": _count(db, instance, instance.c.purged_at.is_not(None)),
                 },
-                "series": by_state(series_revision.c.state),
-                "jobs": by_state(job.c.state),
-                "deliveries": by_state(delivery.c.state),
-            }
+                series=_by_state(db, series_revision.c.state, RevisionState),
+                jobs=_by_state(db, job.c.state, JobState),
+                deliveries=_by_state(db, delivery.c.state, DeliveryState),
+            )
 
     def jobs(
-        self, limit: int, state: str | None = None, series_instance_uid: str | None = None
-    ) -> list[dict[str, Any]]:
+        self, limit: int, state: JobState | None = None, series_instance_uid: str | None = None
+    ) -> tuple[JobRow, ...]:
         """The newest ``limit`` jobs, newest first, narrowed by state or series where given."""
         query = (
             select(
@@ -75,9 +75,9 @@ class Overview:
         if series_instance_uid is not None:
             query = query.where(series_revision.c.series_instance_uid == series_instance_uid)
         with self._database.read() as db:
-            return [_plain(row._mapping) for row in db.execute(query)]  # noqa: SLF001 - SQLAlchemy's documented name
+            return tuple(JobRow(**_values(row, state=JobState(row.state))) for row in db.execute(query))
 
-    def open_series(self) -> list[dict[str, Any]]:
+    def open_series(self) -> tuple[OpenSeries, ...]:
         """The series that are still arriving, and when they are looked at again."""
         with self._database.read() as db:
             rows = db.execute(
@@ -93,9 +93,9 @@ class Overview:
                 .where(series_revision.c.state == RevisionState.OPEN)
                 .order_by(series_revision.c.id)
             )
-            return [_plain(row._mapping) for row in rows]  # noqa: SLF001
+            return tuple(OpenSeries(**_values(row)) for row in rows)
 
-    def job(self, job_id: int) -> dict[str, Any] | None:
+    def job(self, job_id: int) -> JobView | None:
         """Everything about one job: its series and evidence, the rules' decision, its results and deliveries."""
         with self._database.read() as db:
             row = db.execute(select(job).where(job.c.id == job_id)).one_or_none()
@@ -108,12 +108,38 @@ class Overview:
                 .where(delivery.c.result_id.in_([r.id for r in results]))
                 .order_by(delivery.c.destination, delivery.c.id)
             ).all()
-        answer = _plain(row._mapping)  # noqa: SLF001
-        answer["series"] = _plain(revision._mapping)  # noqa: SLF001
-        answer["results"] = [_plain(r._mapping) for r in results]  # noqa: SLF001
-        answer["deliveries"] = [_plain(d._mapping) for d in deliveries]  # noqa: SLF001
-        return answer
+        values = _values(
+            row,
+            state=JobState(row.state),
+            decision=_decision(row.decision),
+            model_identity=ModelIdentity(**row.model_identity) if row.model_identity else None,
+            run_report=_run_report(row.run_report) if row.run_report else None,
+        )
+        return JobView(
+            **values,
+            series=RevisionView(**_values(revision, state=RevisionState(revision.state))),
+            results=tuple(ResultView(**_values(r, kind=ResultKind(r.kind))) for r in results),
+            deliveries=tuple(DeliveryView(**_values(d, state=DeliveryState(d.state))) for d in deliveries),
+        )
 
 
-def _plain(row: RowMapping) -> dict[str, Any]:
-    return {str(key): value.isoformat() if hasattr(value, "isoformat") else value for key, value in row.items()}
+def _count(db: Connection, table: Any, *where: Any) -> int:
+    return int(db.execute(select(func.count()).select_from(table).where(*where)).scalar_one())
+
+
+def _by_state(db: Connection, column: Any, states: type[_State]) -> dict[_State, int]:
+    query = select(column, func.count()).group_by(column).order_by(column)
+    return {states(state): int(n) for state, n in db.execute(query)}
+
+
+def _values(row: Any, **converted: Any) -> dict[str, Any]:
+    """The columns of ``row`` by name, with those replaced that are more than a plain value."""
+    return {**row._mapping, **converted}  # noqa: SLF001 - SQLAlchemy's documented name
+
+
+def _decision(kept: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[ConditionOutcome, ...]]:
+    return {rule: tuple(ConditionOutcome(**outcome) for outcome in outcomes) for rule, outcomes in kept.items()}
+
+
+def _run_report(kept: Mapping[str, Any]) -> RunReport:
+    return RunReport(**{**kept, "notes": tuple(RunNote(**note) for note in kept["notes"])})

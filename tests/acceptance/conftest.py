@@ -19,6 +19,7 @@ from dicom_node.app.compose import open_store
 from dicom_node.demo.pacs import OrthancPacs, Peer
 from dicom_node.demo.processes import Program, free_port
 from dicom_node.settings import load_settings
+from dicom_node.store.views import json_form
 
 if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger
@@ -132,10 +133,10 @@ class RunningNode:
         return self._ledger
 
     def jobs(self) -> list[dict]:
-        return self.ledger().overview.jobs(50)
+        return [json_form(row) for row in self.ledger().overview.jobs(50)]
 
     def job(self, number: int) -> dict:
-        return self.ledger().overview.job(number)
+        return json_form(self.ledger().overview.job(number))
 
     def wait_for(self, wanted, limit_s: float = 120) -> dict:
         """The first job for which ``wanted(job)`` is true."""

@@ -11,6 +11,7 @@ from pydicom import dcmread
 
 from dicom_node.demo.pacs import Peer
 from dicom_node.demo.processes import Program, free_port
+from dicom_node.store.states import JobState
 from tests.unit.encode.raw_series import PLANES, ROOT, SURNAME, changed, padded, part10, plane_elements, tag_of
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def test_names_reach_the_archive_as_they_came_and_no_log(make_node, tmp_path) ->
         two = {"PatientName": "Müller".encode("latin-1")}
         assert node.send(write(tmp_path / "two", TWO_PATIENTS, two)).returncode == 0
         for number in NAMES:
-            node.wait_for_state(f"{ROOT}.9.{number}.2", "DELIVERED")
-        rejected = node.wait_for_state(f"{ROOT}.9.{TWO_PATIENTS}.2", "REJECTED")
+            node.wait_for_state(f"{ROOT}.9.{number}.2", JobState.DELIVERED)
+        rejected = node.wait_for_state(f"{ROOT}.9.{TWO_PATIENTS}.2", JobState.REJECTED)
         told = json.dumps(node.jobs()) + node.log_text()
     assert "Patient's Name differs: 2 values in 4 instances" in json.dumps(rejected)
     for secret in (SURNAME, "Zweifelm", "Tarou", "王", "Müller", "P-90210"):

@@ -21,6 +21,7 @@ from dicom_node.demo.processes import Program, free_port
 from dicom_node.demo.results import read_report
 from dicom_node.reconstruct import reconstruct
 from dicom_node.store.spool import Spool, read_series_folder
+from dicom_node.store.states import DeliveryState, JobState
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
 
@@ -90,7 +91,7 @@ def test_real_ct_comes_back_as_seg_and_sr_of_its_own_study(name, shared_data, or
     series = the_series(shared_data / name)
     sent = node.send(files_of(shared_data / name), *propose(series))
     assert sent.returncode == 0, sent.stderr[-2000:]
-    node.wait_for_state(series.series_instance_uid, "DELIVERED")
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
 
     seg, report = fetched(orthanc, series.study_instance_uid, tmp_path / "results")
     reconstruction = reconstruct(series)
@@ -112,7 +113,7 @@ def test_phantom_comes_back_with_right_on_the_right(orthanc, make_node, tmp_path
     write_series(made, tmp_path / "ct")
     series = the_series(tmp_path / "ct")
     assert node.send(files_of(tmp_path / "ct")).returncode == 0
-    job = node.wait_for_state(series.series_instance_uid, "DELIVERED", limit_s=300)
+    job = node.wait_for_state(series.series_instance_uid, JobState.DELIVERED, limit_s=300)
     assert node.job(job["id"])["model_identity"]["name"] == "phantom_demo_104"
     told = json.loads(node.ask("job", str(job["id"]), "--json").stdout)
     assert told == node.job(job["id"])
@@ -153,12 +154,12 @@ def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothin
     series, files = the_series(chest), files_of(chest)
     early = sorted(files, key=lambda path: float(dcmread(path, stop_before_pixels=True).ImagePositionPatient[2]))
     assert node.send(early[:-1]).returncode == 0
-    node.wait_for_state(series.series_instance_uid, "DELIVERED")
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     assert node.send(early[:-1]).returncode == 0
     time.sleep(4)
     assert len(node.jobs()) == 1
     assert node.send(early[-1:]).returncode == 0
-    node.wait_for_state(series.series_instance_uid, "DELIVERED", revision=2)
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED, revision=2)
 
     segs = [dcmread(path) for path in orthanc.fetch(series.study_instance_uid, "SEG", tmp_path / "results")]
     assert len(segs) == 2
@@ -189,15 +190,15 @@ def test_dead_pacs_gets_everything_when_it_is_back_and_delays_nobody(chest, orth
     node.start()
     series = the_series(chest)
     assert node.send(files_of(chest)).returncode == 0
-    job = node.wait_for(lambda job: job["state"] == "ENCODED")
+    job = node.wait_for(lambda job: job["state"] == JobState.ENCODED)
     wait_until(lambda: orthanc.fetch(series.study_instance_uid, "SR", tmp_path / "first"))
     states = {(d["destination"], d["state"]) for d in node.job(job["id"])["deliveries"]}
-    assert ("late", "WAITING") in states
+    assert ("late", DeliveryState.WAITING) in states
 
     (tmp_path / "late").mkdir()
     command = ["storescp", "-aet", dead.ae_title, "-od", str(tmp_path / "late"), "+xa", str(dead.port)]
     with Program("late PACS", command, tmp_path / "late.log"):
-        node.wait_for_state(series.series_instance_uid, "DELIVERED")
+        node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     late = {dcmread(path).SOPInstanceUID for path in files_of(tmp_path / "late")}
     first = {
         dcmread(p).SOPInstanceUID
@@ -232,12 +233,12 @@ def test_kill_9_loses_nothing_and_makes_one_result_set(moment, chest, orthanc, m
         assert node.send(files).returncode == 0
     else:
         assert node.send(files).returncode == 0
-        wanted = {"inference": "RUNNING", "send": "ENCODED"}[moment]
+        wanted = {"inference": JobState.RUNNING, "send": JobState.ENCODED}[moment]
         for _ in range(2):  # a third lost worker would be the end of the job's attempts
             kill_when(node, wanted)
             node.start()
-    node.wait_for_state(series.series_instance_uid, "DELIVERED", latest_revision(node, series), limit_s=180)
-    delivered = [job for job in node.jobs() if job["state"] == "DELIVERED"]
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED, latest_revision(node, series), limit_s=180)
+    delivered = [job for job in node.jobs() if job["state"] == JobState.DELIVERED]
     segs = orthanc.fetch(series.study_instance_uid, "SEG", tmp_path / "results")
     reports = orthanc.fetch(series.study_instance_uid, "SR", tmp_path / "results")
     assert (len(segs), len(reports)) == (len(delivered), len(delivered))
@@ -256,7 +257,7 @@ def kill_when(node, state, limit_s=60):
     """kill -9 at the moment that the ledger first shows the state; or when the job is through already."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        if {job["state"] for job in node.jobs()} & {state, "DELIVERED"}:
+        if {job["state"] for job in node.jobs()} & {state, JobState.DELIVERED}:
             break
         time.sleep(0.005)
     node.kill()
@@ -318,16 +319,16 @@ def test_bad_input_gets_its_reason_and_the_node_goes_on(shared_data, chest, orth
     for name, word in rejected.items():
         series = the_series(shared_data / name)
         assert node.send(files_of(shared_data / name), *propose(series)).returncode == 0
-        job = node.wait_for_state(series.series_instance_uid, "REJECTED")
+        job = node.wait_for_state(series.series_instance_uid, JobState.REJECTED)
         assert word in job["reason"], job["reason"]
     two = two_patients(chest, tmp_path / "two")
     assert node.send(files_of(two)).returncode == 0
-    job = node.wait_for_state(the_series(two).series_instance_uid, "REJECTED")
+    job = node.wait_for_state(the_series(two).series_instance_uid, JobState.REJECTED)
     assert "patient" in job["reason"].casefold()
     assert "Intruder" not in node.log_text()
 
     assert node.send(files_of(chest)).returncode == 0
-    node.wait_for_state(the_series(chest).series_instance_uid, "DELIVERED")
+    node.wait_for_state(the_series(chest).series_instance_uid, JobState.DELIVERED)
 
 
 def two_patients(source: Path, folder: Path) -> Path:
@@ -349,7 +350,7 @@ def test_results_sent_back_to_the_node_start_nothing(chest, orthanc, make_node, 
     node.start()
     series = the_series(chest)
     assert node.send(files_of(chest)).returncode == 0
-    node.wait_for_state(series.series_instance_uid, "DELIVERED")
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     for result in fetched(orthanc, series.study_instance_uid, tmp_path / "results"):
         returned = node.send([result])
         assert returned.returncode != 0, "SEG and SR are not negotiated"
@@ -363,7 +364,7 @@ def test_no_rule_is_a_row_with_the_condition_that_failed(chest, orthanc, make_no
     node.start()
     series = the_series(chest)
     assert node.send(files_of(chest)).returncode == 0
-    job = node.wait_for_state(series.series_instance_uid, "REJECTED")
+    job = node.wait_for_state(series.series_instance_uid, JobState.REJECTED)
     assert "Modality" in job["reason"]
     explained = node.ask("rules", "explain", series.series_instance_uid)
     assert explained.returncode == 0
@@ -401,7 +402,7 @@ def test_count_of_the_sender_completes_the_series_at_once(chest, orthanc, make_n
     series, files = the_series(chest), files_of(chest)
     orthanc.take(outgoing_files(files), lambda _: None)
     assert node.send(files, sender="DEMOPACS").returncode == 0
-    job = node.wait_for_state(series.series_instance_uid, "DELIVERED")
+    job = node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     reason = node.job(job["id"])["series"]["reason"]
     assert f"{len(files)} of {len(files)} instances that the sender counts" in reason
 
@@ -411,7 +412,7 @@ def test_no_line_of_the_log_names_the_patient(chest, orthanc, make_node):
     node.start()
     series = the_series(chest)
     assert node.send(files_of(chest)).returncode == 0
-    node.wait_for_state(series.series_instance_uid, "DELIVERED")
+    node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     header = series.instances[0].header
     text = node.log_text()
     assert '"event": "job"' in text

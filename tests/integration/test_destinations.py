@@ -19,6 +19,7 @@ from dicom_node.demo.processes import free_port
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.states import JobState
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 from dicom_node.work.pool import WorkerPool
 from tests.integration.deliver.peers import scripted_pacs
@@ -45,7 +46,7 @@ def configured(folder, entries, ports):
 def delivered(tmp_path):
     """What a run sends, by destination: ``delivered(entries, classes)``, both by name."""
 
-    def run(entries, classes, step_mm=2.5, state="DELIVERED"):
+    def run(entries, classes, step_mm=2.5, state=JobState.DELIVERED):
         with ExitStack() as peers:
             opened = {name: peers.enter_context(scripted_pacs(classes=known)) for name, known in classes.items()}
             ports = {name: port for name, (port, _) in opened.items()}
@@ -63,7 +64,7 @@ def delivered(tmp_path):
             for name in opened:
                 pipeline.deliver(name)
             (job,) = ledger.overview.jobs(2)
-            assert job["state"] == state, job
+            assert job.state is state, job
         return {name: [event.dataset for event, _ in stored] for name, (_, stored) in opened.items()}
 
     return run
@@ -142,7 +143,7 @@ def test_everything_of_one_run_is_delivered(delivered) -> None:
 def test_who_wants_to_know_is_told_why_a_series_was_rejected(delivered) -> None:
     entries = ["pacs", {"to": "archive", "notice": True}]
     classes = dict.fromkeys(("pacs", "archive"), REPORT_AND_SEG)
-    got = delivered(entries, classes, step_mm=0.0, state="REJECTED")
+    got = delivered(entries, classes, step_mm=0.0, state=JobState.REJECTED)
     assert got["pacs"] == []
     (notice,) = got["archive"]
     assert notice.SeriesDescription.startswith("Not processed by tissue")

@@ -20,12 +20,13 @@ from dicom_node.app.compose import open_store
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
 from tests.received_series import receive
 from tests.scripted_worker import Script
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = ("DELIVERED", "FAILED", "REJECTED")
+ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.REJECTED)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ class Node:
     def jobs(self):
         """(state, attempts) by the number of the series."""
         found = self.ledger.overview.jobs(50)
-        return {self.numbers[job["series_instance_uid"]]: (job["state"], job["attempts"]) for job in found}
+        return {self.numbers[job.series_instance_uid]: (job.state, job.attempts) for job in found}
 
     def states(self):
         return sorted(state for state, _ in self.jobs().values())
@@ -127,17 +128,17 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
         script.wait_for("infer 1 begins")
         script.wait_for("prepare 2 ends")  # read and reconstructed, too
         assert "infer 1 ends" not in script.events()
-        assert node.states() == ["QUEUED"] * 3 + ["RUNNING"] * 2
+        assert node.states() == [JobState.QUEUED] * 3 + [JobState.RUNNING] * 2
         script.release("infer 1")
         script.wait_for("infer 2 begins")
         script.wait_for("prepare 3 ends")
         node.wait_for(lambda: at_the_desk == [1])
-        assert node.states() == ["QUEUED"] * 2 + ["RUNNING"] * 3
+        assert node.states() == [JobState.QUEUED] * 2 + [JobState.RUNNING] * 3
         script.release("infer 2")
         may_encode.set()
         node.wait_for_all()
     assert at_the_desk == [1, 2, 3, 4, 5]
-    assert node.jobs() == dict.fromkeys(range(1, 6), ("DELIVERED", 1))
+    assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.DELIVERED, 1))
     for line in (line for line in log if line["event"] == "job"):
         assert list(line["stage_seconds"]) == [
             "read", "reconstruct", "prepare", "wait", "segment", "measure", "encode", "store",
@@ -164,13 +165,13 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
     script.wait_for("infer 1 begins")
     script.wait_for("prepare 2 begins")
     script.release("infer 1")  # it takes the second one along
-    node.wait_for(lambda: node.jobs()[2] != ("RUNNING", 1))
+    node.wait_for(lambda: node.jobs()[2] != (JobState.RUNNING, 1))
     script.release("prepare 2")
     node.wait_for_all()
-    assert node.jobs() == {1: ("FAILED", 3), 2: ("DELIVERED", 2), 3: ("DELIVERED", 1)}
-    (failed,) = [job for job in node.ledger.overview.jobs(5) if job["state"] == "FAILED"]
-    assert "signal SIGKILL" in failed["reason"]
-    assert "out of memory" in failed["reason"]
+    assert node.jobs() == {1: (JobState.FAILED, 3), 2: (JobState.DELIVERED, 2), 3: (JobState.DELIVERED, 1)}
+    (failed,) = [job for job in node.ledger.overview.jobs(5) if job.state is JobState.FAILED]
+    assert "signal SIGKILL" in failed.reason
+    assert "out of memory" in failed.reason
 
 
 def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
@@ -183,7 +184,7 @@ def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
     time.sleep(0.5)  # the others have nothing but the door to stop them
     script.release("infer 1")
     node.wait_for_all()
-    assert node.jobs() == {1: ("DELIVERED", 2), **dict.fromkeys((2, 3, 4), ("DELIVERED", 1))}
+    assert node.jobs() == {1: (JobState.DELIVERED, 2), **dict.fromkeys((2, 3, 4), (JobState.DELIVERED, 1))}
     events = script.events()
     again = events.index("prepare 1 ends") - 1
     assert events[again : again + 4] == ["prepare 1 begins", "prepare 1 ends", "infer 1 begins", "infer 1 ends"]
@@ -195,7 +196,7 @@ def test_memory_that_fails_once_costs_an_attempt_and_no_job(make_node, script, m
     script.fail("infer 1", "memory")
     node.run()
     node.wait_for_all()
-    assert node.jobs() == {1: ("DELIVERED", 2), 2: ("DELIVERED", 1)}
+    assert node.jobs() == {1: (JobState.DELIVERED, 2), 2: (JobState.DELIVERED, 1)}
 
 
 def work_process(node):
@@ -213,7 +214,7 @@ def test_kill_9_with_several_jobs_under_way_loses_none_and_makes_each_result_onc
     finally:
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
-    assert node.states() == ["QUEUED"] * 2 + ["RUNNING"] * 2
+    assert node.states() == [JobState.QUEUED] * 2 + [JobState.RUNNING] * 2
     script.release("infer 1")
     second = work_process(node)
     try:
@@ -221,7 +222,7 @@ def test_kill_9_with_several_jobs_under_way_loses_none_and_makes_each_result_onc
     finally:
         second.terminate()
         second.wait(30)
-    assert node.jobs() == {number: ("DELIVERED", 2 if number < 3 else 1) for number in (1, 2, 3, 4)}
-    kinds = [sorted(result["kind"] for result in node.ledger.overview.job(n)["results"]) for n in (1, 2, 3, 4)]
+    assert node.jobs() == {number: (JobState.DELIVERED, 2 if number < 3 else 1) for number in (1, 2, 3, 4)}
+    kinds = [sorted(result.kind for result in node.ledger.overview.job(n).results) for n in (1, 2, 3, 4)]
     assert len(kinds) == 4
     assert all(one == kinds[0] and len(set(one)) == 2 for one in kinds)

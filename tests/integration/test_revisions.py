@@ -15,6 +15,7 @@ from dicom_node.app.compose import open_store
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
 from tests.integration.deliver.peers import scripted_pacs
 from tests.received_series import receive_instances
@@ -170,7 +171,7 @@ def test_who_is_told_of_a_refusal_learns_the_reason_once(node, slices) -> None:
     assert notice.SeriesDescription == "Not processed: only originals"
     assert notice.StudyInstanceUID == slices[0].header.StudyInstanceUID
     (job,) = node.ledger.overview.jobs(2)
-    assert (job["state"], job["model"]) == ("REJECTED", None)
+    assert (job.state, job.model) == (JobState.REJECTED, None)
     assert node.run(slices) == []
 
 

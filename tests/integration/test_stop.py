@@ -19,6 +19,7 @@ from dicom_node.demo.processes import free_port
 from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
 from tests.received_series import receive
 from tests.scripted_worker import Script
@@ -61,7 +62,7 @@ def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(confi
     for thread in running:
         thread.join(10)
         assert not thread.is_alive()
-    assert [(job["state"], job["attempts"]) for job in ledger.overview.jobs(5)] == [("QUEUED", 0)] * 3
+    assert [(job.state, job.attempts) for job in ledger.overview.jobs(5)] == [(JobState.QUEUED, 0)] * 3
     ledger.close()
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the test's own, on loopback, ended by PID."""
+"""A ledger on either of its databases; the PostgreSQL server is the test's own, on loopback, and ended by PID."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from dicom_node.store.database import Database
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,3 +86,25 @@ def postgresql_url() -> Iterator[str]:
         pytest.skip("PostgreSQL is not installed (apt: postgresql)")
     with running_server() as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request, tmp_path):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
+    base = request.getfixturevalue("postgresql_url")
+    _fresh_schema(base)
+    return base
+
+
+def _fresh_schema(url):
+    with Database(url).write() as db:
+        db.exec_driver_sql("DROP SCHEMA public CASCADE")
+        db.exec_driver_sql("CREATE SCHEMA public")
+
+
+@pytest.fixture
+def ledger(url, tmp_path):
+    opened = Ledger(url, Spool(tmp_path / "spool"))
+    yield opened
+    opened.close()

@@ -98,7 +98,7 @@ def test_a_file_that_was_adopted_before_the_listener_came_to_its_row_is_kept(spo
     written = spooled(spool)
     adopt(spool, ledger)
     assert recorded(ledger, written) is Receipt.NEW
-    assert ledger.overview.counts()["instances"]["current"] == 1
+    assert ledger.overview.counts().instances["current"] == 1
 
 
 def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):

@@ -8,8 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 
 import pytest
 from alembic import command
@@ -18,119 +17,33 @@ from sqlalchemy import select
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.route.requests import NOTICE_ALONE
 from dicom_node.store import deliveries, jobs
-from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import job
 from dicom_node.store.spool import Spool
+from dicom_node.store.states import JobState
 from dicom_node.types import (
     Decision,
-    DeliveryOutcome,
     Receipt,
     ReceivedInstance,
-    ResultInstance,
     ResultKind,
     ResultRequest,
-    SegmentationForm,
 )
-from inference.types import ModelIdentity, RunNote, RunReport
-
-NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
-SERIES = "1.2.840.1"
-IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
-RUN = RunReport(
-    "numpy 2.3.4", "CPU", "float32", (RunNote("fell back to the CPU", changes_answer=True),), {"infer": 1.5}
+from tests.integration.store.rows import (
+    DECISION,
+    IDENTITY,
+    NOW,
+    REQUESTS,
+    RUN,
+    SERIES,
+    arrive,
+    claim,
+    complete,
+    deliver,
+    outcome,
+    queued_job,
+    some_results,
+    state_of,
 )
-REQUESTS = {
-    "pacs": ResultRequest(),
-    "archive": ResultRequest(SegmentationForm.AUTO, structures=("liver",), notice=True),
-}
-DECISION = Decision(rule="ct", model="tissue", requests=REQUESTS, priority=5)
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request, tmp_path):
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
-    base = request.getfixturevalue("postgresql_url")
-    _fresh_schema(base)
-    return base
-
-
-def _fresh_schema(url):
-    with Database(url).write() as db:
-        db.exec_driver_sql("DROP SCHEMA public CASCADE")
-        db.exec_driver_sql("CREATE SCHEMA public")
-
-
-@pytest.fixture
-def ledger(url, tmp_path):
-    opened = Ledger(url, Spool(tmp_path / "spool"))
-    yield opened
-    opened.close()
-
-
-def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES):
-    return ledger.arrivals.record_instance(
-        ReceivedInstance(
-            sop_instance_uid=f"{series}.{number}",
-            sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
-            series_instance_uid=series,
-            study_instance_uid="1.2.840.9",
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
-            spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
-            dataset_sha256=f"{content}{number}".ljust(64, "0"),
-            size_bytes=100,
-            calling_ae="PACS",
-            peer_address="127.0.0.1",
-            association_id=association,
-            received_at=at,
-            position_mm=float(number),
-            orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
-            instance_number=number,
-        )
-    )
-
-
-def complete(ledger, at=NOW):
-    (revision,) = ledger.arrivals.due_revisions(at)
-    assert ledger.arrivals.complete(revision, "regular", at)
-    (whole,) = ledger.routing.due_revisions()
-    return whole
-
-
-def queued_job(ledger, decision=DECISION, at=NOW):
-    arrive(ledger, 1, at=at)
-    whole = complete(ledger, at)
-    (job_id,) = ledger.routing.route(whole, [decision], None, at)
-    return job_id
-
-
-def claim(ledger, at=NOW, lease_s=60):
-    return ledger.jobs.claim("worker", at, at + timedelta(seconds=lease_s))
-
-
-def some_results(destinations=("pacs", "archive")):
-    return [
-        (
-            ResultInstance(
-                kind=kind,
-                sop_class_uid="1.2.3",
-                sop_instance_uid=f"2.25.{n}",
-                series_instance_uid=f"2.25.9{n}",
-                transfer_syntax_uid="1.2.840.10008.1.2.1",
-                path=Path("/nowhere"),
-                sha256="0" * 64,
-                size_bytes=7,
-                destinations=destinations,
-            ),
-            f"results/{n}",
-        )
-        for n, kind in enumerate((ResultKind.SEGMENTATION, ResultKind.REPORT), 1)
-    ]
-
-
-def state_of(ledger, job_id):
-    return ledger.overview.job(job_id)["state"]
 
 
 def test_migrated_tables_are_the_tables_of_the_code(ledger):
@@ -158,19 +71,13 @@ def test_jobs_of_a_ledger_that_knew_names_alone_get_the_default(url, ledger, tmp
 def test_a_job_shows_the_report_of_its_run(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {"segment": 2.0}, NOW)
-    assert ledger.overview.job(job_id)["run_report"] == {
-        "backend": "numpy 2.3.4",
-        "device": "CPU",
-        "precision": "float32",
-        "notes": [{"text": "fell back to the CPU", "changes_answer": True}],
-        "stage_seconds": {"infer": 1.5},
-    }
+    assert ledger.overview.job(job_id).run_report == RUN
 
 
 def test_a_segmentation_that_no_run_of_ours_made_has_no_report(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, None, {}, NOW)
-    assert ledger.overview.job(job_id)["run_report"] is None
+    assert ledger.overview.job(job_id).run_report is None
 
 
 def test_each_result_goes_to_those_who_asked_for_it(ledger):
@@ -181,8 +88,8 @@ def test_each_result_goes_to_those_who_asked_for_it(ledger):
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
     (due,) = ledger.deliveries.due("archive", NOW, 10)
     assert due.instance.sop_instance_uid == seg.sop_instance_uid
-    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
-    assert state_of(ledger, job_id) == "DELIVERED"
+    ledger.deliveries.record(due, outcome(due, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
 def a_notice(uid="2.25.1", destinations=("pacs",)):
@@ -196,7 +103,7 @@ def test_a_notice_is_sent_and_leaves_the_job_as_it_is(ledger, end):
     assert getattr(ledger.jobs, end)(claim(ledger), "no HU", NOW, a_notice())
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
     assert due.instance.kind is ResultKind.NOTICE
-    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    ledger.deliveries.record(due, outcome(due, delivered=True), None, NOW)
     assert state_of(ledger, job_id) == end.upper()
 
 
@@ -206,7 +113,7 @@ def test_a_notice_that_is_owed_keeps_a_rejected_series_and_one_that_was_sent_doe
     future = NOW + timedelta(days=30)
     assert ledger.retention.purge_due(future, future, 100) == ()
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
-    ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+    ledger.deliveries.record(due, outcome(due, delivered=True), None, NOW)
     assert "results/notice" in ledger.retention.purge_due(future, future, 100)
 
 
@@ -215,7 +122,7 @@ def test_a_retry_withdraws_the_notice_and_queues_the_job(ledger):
     ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
     assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
-    assert state_of(ledger, job_id) == "QUEUED"
+    assert state_of(ledger, job_id) == JobState.QUEUED
 
 
 def test_a_lost_lease_writes_no_notice(ledger):
@@ -243,14 +150,14 @@ def test_identical_resend_changes_nothing_and_other_bytes_replace(ledger):
     assert arrive(ledger, 1, content="b", at=NOW + timedelta(seconds=2)) is Receipt.REPLACEMENT
     (reopened,) = ledger.arrivals.due_revisions(NOW)
     assert (reopened.revision, reopened.evidence.instance_count) == (2, 1)
-    assert ledger.overview.counts()["instances"]["replaced"] == 1
+    assert ledger.overview.counts().instances["replaced"] == 1
 
 
 def test_same_sop_instance_uid_in_two_series_is_kept_twice(ledger):
     arrive(ledger, 1)
     other = replace(_received_of(SERIES + ".7"), sop_instance_uid=f"{SERIES}.1")
     assert ledger.arrivals.record_instance(other) is Receipt.NEW
-    assert ledger.overview.counts()["instances"]["current"] == 2
+    assert ledger.overview.counts().instances["current"] == 2
 
 
 def _received_of(series):
@@ -362,14 +269,9 @@ def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger)
     arrive(ledger, 2)
     whole = complete(ledger)
     (second,) = ledger.routing.route(whole, [DECISION], None, NOW)
-    assert state_of(ledger, first) == "SUPERSEDED"
+    assert state_of(ledger, first) == JobState.SUPERSEDED
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
     assert claim(ledger).id == second
-
-
-def deliver(ledger, destination, at=NOW):
-    for due in ledger.deliveries.due(destination, at, 10):
-        ledger.deliveries.record(due, _outcome(due, delivered=True), None, at)
 
 
 def held(ledger, whole, model=DECISION.model):
@@ -429,8 +331,8 @@ def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(l
     arrive(ledger, 2)
     whole = complete(ledger)
     ledger.routing.route(whole, [DECISION], None, NOW)
-    ledger.deliveries.record(first, _outcome(first, delivered=True), None, NOW)
-    ledger.deliveries.record(second, _outcome(second, delivered=False), NOW, NOW)
+    ledger.deliveries.record(first, outcome(first, delivered=True), None, NOW)
+    ledger.deliveries.record(second, outcome(second, delivered=False), NOW, NOW)
     assert held(ledger, whole) == {"pacs": ["2.25.1"]}
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
@@ -448,11 +350,11 @@ def test_a_notice_that_nobody_took_does_not_fail_the_job_that_succeeds_after_it(
     job_id = queued_job(ledger)
     ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
     (notice,) = ledger.deliveries.due("pacs", NOW, 10)
-    ledger.deliveries.record(notice, _outcome(notice, delivered=False), None, NOW)
+    ledger.deliveries.record(notice, outcome(notice, delivered=False), None, NOW)
     assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
-    assert state_of(ledger, job_id) == "DELIVERED"
+    assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
 REFUSAL = Decision("perfusion", None, {"pacs": NOTICE_ALONE}, 0, {}, "no HU")
@@ -462,7 +364,7 @@ def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(le
     arrive(ledger, 1)
     whole = complete(ledger)
     (refused,) = ledger.routing.route(whole, [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
-    assert state_of(ledger, refused) == "REJECTED"
+    assert state_of(ledger, refused) == JobState.REJECTED
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
     assert (due.job_id, due.instance.sop_instance_uid) == (refused, "2.25.77")
     assert ledger.retention.purge_due(NOW + timedelta(days=1), NOW, 10) == ()
@@ -493,7 +395,7 @@ def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
     whole = complete(ledger)
     assert ledger.jobs.retry(first, NOW) == "the job is queued again"
     (second,) = ledger.routing.route(whole, [DECISION], None, NOW)
-    assert state_of(ledger, first) == "SUPERSEDED"
+    assert state_of(ledger, first) == JobState.SUPERSEDED
     ledger.jobs.failed(claim(ledger), "the model said no", NOW)
     assert ledger.jobs.retry(first, NOW) is None
     assert ledger.jobs.retry(second, NOW) == "the job is queued again"
@@ -503,7 +405,7 @@ def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
     first = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     for due in ledger.deliveries.due("pacs", NOW, 10):
-        ledger.deliveries.record(due, _outcome(due, delivered=False), None, NOW)
+        ledger.deliveries.record(due, outcome(due, delivered=False), None, NOW)
     arrive(ledger, 2)
     ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     assert ledger.jobs.retry(first, NOW) is None
@@ -514,7 +416,7 @@ def test_a_job_that_is_given_back_has_used_no_attempt(ledger):
     job_id = queued_job(ledger)
     for _ in range(5):
         assert ledger.jobs.give_back(claim(ledger), "the node was stopped")
-    assert ledger.overview.job(job_id)["attempts"] == 0
+    assert ledger.overview.job(job_id).attempts == 0
     assert claim(ledger).attempt == 1
 
 
@@ -525,7 +427,7 @@ def test_running_job_of_an_old_revision_can_write_nothing(ledger):
     ledger.routing.route(complete(ledger), [DECISION], None, NOW)
     assert not ledger.jobs.renew_lease(claimed, NOW, 0.5, "segment")
     assert not ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {}, NOW)
-    assert ledger.overview.counts()["deliveries"] == {}
+    assert ledger.overview.counts().deliveries == {}
 
 
 def test_worker_that_lost_its_lease_is_fenced_off(ledger):
@@ -544,8 +446,8 @@ def test_poison_series_ends_in_failed_after_its_attempts(ledger):
     for _ in range(2):
         claim(ledger, lease_s=-1)
         ledger.jobs.recover_stalled(NOW, attempts_limit=2)
-    assert state_of(ledger, job_id) == "FAILED"
-    assert "2 times" in ledger.overview.job(job_id)["reason"]
+    assert state_of(ledger, job_id) == JobState.FAILED
+    assert "2 times" in ledger.overview.job(job_id).reason
     assert claim(ledger) is None
 
 
@@ -565,7 +467,7 @@ def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledge
     arrive(ledger, 1)
     (job_id,) = ledger.routing.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
     shown = ledger.overview.job(job_id)
-    assert (shown["state"], shown["reason"]) == ("REJECTED", "no rule is configured")
+    assert (shown.state, shown.reason) == (JobState.REJECTED, "no rule is configured")
     assert ledger.jobs.retry(job_id, NOW) == "the series goes through the rules again"
     assert len(ledger.routing.due_revisions()) == 1
 
@@ -577,9 +479,9 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
         due = ledger.deliveries.due(destination, NOW, 10)
         ledger.deliveries.starting(due, NOW)
         for one in due:
-            assert state_of(ledger, job_id) == "ENCODED"
-            ledger.deliveries.record(one, _outcome(one, delivered=True), None, NOW)
-    assert state_of(ledger, job_id) == "DELIVERED"
+            assert state_of(ledger, job_id) == JobState.ENCODED
+            ledger.deliveries.record(one, outcome(one, delivered=True), None, NOW)
+    assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -598,11 +500,11 @@ def test_the_last_two_answers_may_come_at_once(ledger, monkeypatch):
     monkeypatch.setattr(deliveries, "_settle_job", settle_together)
     with ThreadPoolExecutor(2) as threads:
         answers = [
-            threads.submit(ledger.deliveries.record, due, _outcome(due, delivered=True), None, NOW) for due in both
+            threads.submit(ledger.deliveries.record, due, outcome(due, delivered=True), None, NOW) for due in both
         ]
         for answer in answers:
             answer.result()
-    assert state_of(ledger, job_id) == "DELIVERED"
+    assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
@@ -625,7 +527,7 @@ def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(
         ledger.routing.route(whole, [DECISION], None, NOW)
         routed.set()
         encoded.result()
-    assert state_of(ledger, first) == "SUPERSEDED"
+    assert state_of(ledger, first) == JobState.SUPERSEDED
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
@@ -633,19 +535,15 @@ def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
     job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     good, bad = ledger.deliveries.due("pacs", NOW, 10)
-    ledger.deliveries.record(good, _outcome(good, delivered=True), None, NOW)
+    ledger.deliveries.record(good, outcome(good, delivered=True), None, NOW)
     later = NOW + timedelta(minutes=1)
-    ledger.deliveries.record(bad, _outcome(bad, delivered=False, retry=True), later, NOW)
+    ledger.deliveries.record(bad, outcome(bad, delivered=False, retry=True), later, NOW)
     assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
-    ledger.deliveries.record(bad, _outcome(bad, delivered=False), None, later)
-    assert state_of(ledger, job_id) == "FAILED"
+    ledger.deliveries.record(bad, outcome(bad, delivered=False), None, later)
+    assert state_of(ledger, job_id) == JobState.FAILED
     assert ledger.jobs.retry(job_id, later) == "1 deliveries are tried again now"
     assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
-    assert state_of(ledger, job_id) == "ENCODED"
-
-
-def _outcome(due, *, delivered, retry=False):
-    return DeliveryOutcome(due.instance.sop_instance_uid, delivered, retry, 0 if delivered else 0xC000, "said so")
+    assert state_of(ledger, job_id) == JobState.ENCODED
 
 
 def test_retention_never_takes_what_is_owed(ledger):
@@ -654,7 +552,7 @@ def test_retention_never_takes_what_is_owed(ledger):
     future = NOW + timedelta(days=30)
     assert ledger.retention.purge_due(future, future, 100) == ()
     for due in ledger.deliveries.due("pacs", NOW, 10):
-        ledger.deliveries.record(due, _outcome(due, delivered=True), None, NOW)
+        ledger.deliveries.record(due, outcome(due, delivered=True), None, NOW)
     assert ledger.retention.purge_due(NOW - timedelta(seconds=1), future, 100) == ()
     purged = ledger.retention.purge_due(future, future, 100)
     assert set(purged) == {"results/1", "results/2", f"{SERIES}-1-a-{NOW.timestamp()}"}
@@ -663,7 +561,7 @@ def test_retention_never_takes_what_is_owed(ledger):
     again = complete(ledger, future)
     assert not ledger.routing.content_already_routed(again)
     assert again.first_revision_with_content == 1
-    assert state_of(ledger, job_id) == "DELIVERED"
+    assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
 def test_looking_for_what_may_go_keeps_no_arrival_waiting(url, ledger, tmp_path, monkeypatch):
@@ -711,6 +609,6 @@ def test_locked_database_is_a_named_error_and_nothing_is_half_written(tmp_path, 
     with pytest.raises(StoreUnavailable, match="locked"):
         arrive(ledger, 1)
     holder.execute("ROLLBACK")
-    assert ledger.overview.counts()["instances"]["current"] == 0
+    assert ledger.overview.counts().instances["current"] == 0
     assert arrive(ledger, 1) is Receipt.NEW
     holder.close()

@@ -1,0 +1,172 @@
+"""What people and programs read of the ledger: frozen values without patient data, and their JSON form.
+
+The names of the fields are the keys of the JSON that ``dicom-node status``, ``jobs`` and ``job`` print, which programs
+read: a field may be added, none renamed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from _typeshed import DataclassInstance
+
+    from dicom_node.store.states import DeliveryState, JobState, RevisionState
+    from dicom_node.types import ConditionOutcome, ResultKind
+    from inference.types import ModelIdentity, RunReport
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many of each are in which state. ``associations`` has ``open``; ``instances`` have ``current``, ``replaced``
+    (newer bytes came under the same UID) and ``purged``.
+    """
+
+    associations: Mapping[str, int]
+    instances: Mapping[str, int]
+    series: Mapping[RevisionState, int]
+    jobs: Mapping[JobState, int]
+    deliveries: Mapping[DeliveryState, int]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSeries:
+    """A series that is still arriving; ``look_again_at`` is None where there is news to look at now."""
+
+    series_instance_uid: str
+    revision: int
+    sending_ae: str
+    first_arrival: datetime
+    last_arrival: datetime
+    look_again_at: datetime | None
+    expected_count: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One line of the list of jobs; ``progress`` is a fraction (0..1)."""
+
+    id: int
+    state: JobState
+    model: str | None
+    rule: str | None
+    priority: int
+    attempts: int
+    progress: float
+    stage: str
+    reason: str
+    created_at: datetime
+    ended_at: datetime | None
+    series_instance_uid: str
+    study_instance_uid: str
+    revision: int
+    sending_ae: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionView:
+    """The revision of a series that a job works on, and the evidence by which it was taken as whole."""
+
+    id: int
+    series_instance_uid: str
+    study_instance_uid: str
+    sending_ae: str
+    revision: int
+    state: RevisionState
+    version: int
+    first_arrival: datetime
+    last_arrival: datetime
+    look_again_at: datetime | None
+    expected_count: int | None
+    count_asked_version: int | None
+    completed_at: datetime | None
+    reason: str | None
+    evidence: Mapping[str, Any] | None
+    content_digest: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultView:
+    """One result of a job; ``purged_at`` says since when its bytes are gone."""
+
+    id: int
+    job_id: int
+    kind: ResultKind
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    transfer_syntax_uid: str
+    spool_name: str
+    sha256: str
+    size_bytes: int
+    purged_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryView:
+    """One result at one destination, and what was answered last (``last_status``: the DIMSE status)."""
+
+    id: int
+    result_id: int
+    destination: str
+    state: DeliveryState
+    attempts: int
+    refusals: int
+    first_attempt_at: datetime | None
+    next_attempt_at: datetime | None
+    delivered_at: datetime | None
+    last_status: int | None
+    last_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """Everything about one job. ``decision`` has the outcomes of each rule's conditions by the name of the rule,
+    ``destinations`` the options of each destination as they were when the series was routed.
+    """
+
+    id: int
+    revision_id: int
+    rule: str | None
+    model: str | None
+    destinations: Mapping[str, Mapping[str, Any]]
+    priority: int
+    decision: Mapping[str, tuple[ConditionOutcome, ...]]
+    state: JobState
+    reason: str
+    attempts: int
+    claimed_by: str | None
+    lease_until: datetime | None
+    not_before: datetime | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: float
+    stage: str
+    stage_seconds: Mapping[str, float] | None
+    model_identity: ModelIdentity | None
+    run_report: RunReport | None
+    series: RevisionView
+    results: tuple[ResultView, ...]
+    deliveries: tuple[DeliveryView, ...]
+
+
+def json_form(view: DataclassInstance) -> dict[str, Any]:
+    """``view`` as dicts, lists and plain values, ready for :func:`json.dumps`; times as ISO 8601."""
+    return {field.name: _plain(getattr(view, field.name)) for field in fields(view)}
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return json_form(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return value

@@ -1,0 +1,102 @@
+"""Rows of a ledger for tests: a series that arrives, its job, its results and what destinations say to them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from dicom_node.types import (
+    Decision,
+    DeliveryOutcome,
+    ReceivedInstance,
+    ResultInstance,
+    ResultKind,
+    ResultRequest,
+    SegmentationForm,
+)
+from inference.types import ModelIdentity, RunNote, RunReport
+
+NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
+SERIES = "1.2.840.1"
+IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
+RUN = RunReport(
+    "numpy 2.3.4", "CPU", "float32", (RunNote("fell back to the CPU", changes_answer=True),), {"infer": 1.5}
+)
+REQUESTS = {
+    "pacs": ResultRequest(),
+    "archive": ResultRequest(SegmentationForm.AUTO, structures=("liver",), notice=True),
+}
+DECISION = Decision(rule="ct", model="tissue", requests=REQUESTS, priority=5)
+
+
+def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES):
+    return ledger.arrivals.record_instance(
+        ReceivedInstance(
+            sop_instance_uid=f"{series}.{number}",
+            sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
+            series_instance_uid=series,
+            study_instance_uid="1.2.840.9",
+            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
+            dataset_sha256=f"{content}{number}".ljust(64, "0"),
+            size_bytes=100,
+            calling_ae="PACS",
+            peer_address="127.0.0.1",
+            association_id=association,
+            received_at=at,
+            position_mm=float(number),
+            orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+            instance_number=number,
+        )
+    )
+
+
+def complete(ledger, at=NOW):
+    (revision,) = ledger.arrivals.due_revisions(at)
+    assert ledger.arrivals.complete(revision, "regular", at)
+    (whole,) = ledger.routing.due_revisions()
+    return whole
+
+
+def queued_job(ledger, decision=DECISION, at=NOW):
+    arrive(ledger, 1, at=at)
+    whole = complete(ledger, at)
+    (job_id,) = ledger.routing.route(whole, [decision], None, at)
+    return job_id
+
+
+def claim(ledger, at=NOW, lease_s=60):
+    return ledger.jobs.claim("worker", at, at + timedelta(seconds=lease_s))
+
+
+def some_results(destinations=("pacs", "archive")):
+    return [
+        (
+            ResultInstance(
+                kind=kind,
+                sop_class_uid="1.2.3",
+                sop_instance_uid=f"2.25.{n}",
+                series_instance_uid=f"2.25.9{n}",
+                transfer_syntax_uid="1.2.840.10008.1.2.1",
+                path=Path("/nowhere"),
+                sha256="0" * 64,
+                size_bytes=7,
+                destinations=destinations,
+            ),
+            f"results/{n}",
+        )
+        for n, kind in enumerate((ResultKind.SEGMENTATION, ResultKind.REPORT), 1)
+    ]
+
+
+def state_of(ledger, job_id):
+    return ledger.overview.job(job_id).state
+
+
+def deliver(ledger, destination, at=NOW):
+    for due in ledger.deliveries.due(destination, at, 10):
+        ledger.deliveries.record(due, outcome(due, delivered=True), None, at)
+
+
+def outcome(due, *, delivered, retry=False):
+    return DeliveryOutcome(due.instance.sop_instance_uid, delivered, retry, 0 if delivered else 0xC000, "said so")
