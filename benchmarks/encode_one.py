@@ -29,8 +29,9 @@ from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.reread import refuse_other_identity, reread
 from dicom_node.encode.run import encode_in_turn, encoded_result
-from dicom_node.encode.seg import binary as seg
-from dicom_node.encode.seg.binary import highdicom_segmentation, segment_description
+from dicom_node.encode.seg import attributes
+from dicom_node.encode.seg.attributes import highdicom_segmentation
+from dicom_node.encode.seg.descriptions import segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source.series import PreparedSource, prepare
 from dicom_node.encode.sr.check import refuse_other_measurements
@@ -105,7 +106,7 @@ def highdicom(case: Case, what: str, folder: Path) -> list[Path]:
         descriptions = [segment_description(segment, provenance.model) for segment in segments]
         kind = ResultKind.SEGMENTATION if what == "BINARY" else ResultKind.LABELMAP
         syntax = RLELossless if what == "LABELMAP" else ExplicitVRLittleEndian
-        with patch.object(seg, "ExplicitVRLittleEndian", syntax):
+        with patch.object(attributes, "ExplicitVRLittleEndian", syntax):
             numbers_zyx = table[case.labels.labels_zyx]
             dataset = highdicom_segmentation(kind, numbers_zyx, descriptions, provenance, source.planes)
         dataset["PixelData"].VR = "OB"

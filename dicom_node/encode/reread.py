@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
 
-from dicom_node.encode.source.series import raw_element
-from dicom_node.encode.tags import PER_FRAME_FUNCTIONAL_GROUPS
+from dicom_node.encode import tags
+from dicom_node.encode.source.elements import raw_element
 from dicom_node.errors import EncodingError
-from dicom_node.standard.part10 import PREAMBLE_LENGTH, elements
+from dicom_node.standard.part10 import PREAMBLE_LENGTH, elements, values
 
 if TYPE_CHECKING:
     from dicom_node.encode.source.series import PreparedSource
@@ -35,7 +35,9 @@ def reread(content: memoryview) -> Dataset:
     Raises:
         EncodingError: the bytes are not those of a file.
     """
-    starts = (part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag >= PER_FRAME_FUNCTIONAL_GROUPS)
+    starts = (
+        part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag >= tags.PER_FRAME_FUNCTIONAL_GROUPS
+    )
     end = next(starts, len(content) - PREAMBLE_LENGTH)
     return dcmread(BytesIO(content[: PREAMBLE_LENGTH + end]))
 
@@ -67,3 +69,24 @@ def _refuse_other_uid(dataset: Dataset, keyword: str, expected: str) -> None:
 def text_of(value: memoryview) -> str:
     """A value of ASCII text without its padding."""
     return bytes(value).rstrip(b" \0").decode("ascii")
+
+
+class SourceFrames:
+    """The frames of ``source``, by what a result refers to them as."""
+
+    def __init__(self, source: PreparedSource) -> None:
+        self._planes = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
+
+    def plane(self, reference: memoryview, what: str) -> int:
+        """The plane of the frame that the item ``reference`` of ``what`` refers to (PS3.3 table 10-3).
+
+        Raises:
+            EncodingError: it is not of the source series.
+        """
+        parts = values(reference)
+        number = parts.get(tags.REFERENCED_FRAME_NUMBER)
+        uid, frame = text_of(parts[tags.REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(text_of(number))
+        k = self._planes.get((uid, frame))
+        if k is None:
+            raise EncodingError(f"{what} refers to instance {uid} frame {frame}, not of the source series")
+        return k

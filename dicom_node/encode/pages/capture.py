@@ -19,8 +19,9 @@ from highdicom.sc import SCImage
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
-from pydicom.valuerep import DSfloat
 
+from dicom_node.encode import tags
+from dicom_node.encode.decimals import decimal, decimals
 from dicom_node.encode.pages.overlay import Burner, Legend, Palette, enlarged, enlargement, isotropic, marks, toward
 from dicom_node.encode.pages.page import Page, pages_as_images
 from dicom_node.encode.pages.planes import Upright, upright
@@ -36,7 +37,6 @@ from dicom_node.encode.provenance import (
     software_versions,
     stamp,
 )
-from dicom_node.encode.tags import PIXEL_DATA
 from dicom_node.standard.part10 import (
     PREAMBLE_LENGTH,
     element,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicom_node.encode.segments import Segment
-    from dicom_node.encode.source.series import SourcePlane
+    from dicom_node.encode.source.planes import SourcePlane
     from dicom_node.types import Reconstruction
 
 _PAGES, _AXIAL, _CORONAL = 0, 1, 2
@@ -64,12 +64,7 @@ _LABELS = 256
 _SOURCE_IMAGES, _CORONAL_IMAGES = 40, 24
 """At most so many images in the overlay series: 0.8 MB each, and as many deliveries."""
 _PREAMBLE = bytes(PREAMBLE_LENGTH - 4) + b"DICM"
-_FILE_META_GROUP, _META_LENGTH, _GROUP_LENGTH_SIZE = 0x0002, 0x00020000, 12
-_MEDIA_STORAGE_SOP_INSTANCE_UID = 0x00020003
-_SOP_INSTANCE_UID = 0x00080018
-_SOURCE_IMAGE = 0x00082112
-_INSTANCE_NUMBER = 0x00200013
-_IMAGE_POSITION = 0x00200032
+_FILE_META_GROUP, _GROUP_LENGTH_SIZE = 0x0002, 12
 _FIRST_TO_LAST = {0: 1, 1: 1, 2: -1}
 """People look at images from right to left, from front to back, from head to feet (LPS axes)."""
 
@@ -133,10 +128,10 @@ def _source_images(
     source = provenance.source
     right, down = np.array(source.orientation[:3]), np.array(source.orientation[3:])
     template = _overlay_template(provenance, _AXIAL, "source", (right, down))
-    template.SliceThickness = _decimal(source.slice_thickness_mm)
+    template.SliceThickness = decimal(source.slice_thickness_mm)
     template.DerivationDescription = "CT image with segmented structures painted over it"
     paint = _Painter((source.rows, source.columns), (right, down), segments, palette, provenance)
-    template.PixelSpacing = _decimals((source.row_spacing_mm / paint.factor, source.column_spacing_mm / paint.factor))
+    template.PixelSpacing = decimals((source.row_spacing_mm / paint.factor, source.column_spacing_mm / paint.factor))
     corner = paint.corner_mm(right * source.column_spacing_mm, down * source.row_spacing_mm)
     planes = _chosen(sorted(frozenset[int]().union(*(segment.planes for segment in segments))), _SOURCE_IMAGES)
     normal = np.cross(right, down)
@@ -148,8 +143,8 @@ def _source_images(
         plane = source.planes[k]
         image = paint(reconstruction.source.voxels_zyx[k], labels_zyx[k])
         changes = {
-            _IMAGE_POSITION: _position(np.array(plane.position_lps_mm) + corner),
-            _SOURCE_IMAGE: sequence(_SOURCE_IMAGE, [item_of(_source_image(plane))]),
+            tags.IMAGE_POSITION_PATIENT: _position(np.array(plane.position_lps_mm) + corner),
+            tags.SOURCE_IMAGE: sequence(tags.SOURCE_IMAGE, [item_of(_source_image(plane))]),
         }
         yield series.file(provenance.identity.uid(f"{ResultKind.CAPTURE} source instance {k}"), image, changes)
 
@@ -169,7 +164,7 @@ def _coronal_images(
     like, _, (row_mm, column_mm) = isotropic(patient.hu_zyx[::-1, 0], patient.labels_zyx[::-1, 0], dz, dx)
     paint = _Painter(like.shape, (right, down), segments, palette, provenance)
     template = _overlay_template(provenance, _CORONAL, "coronal", (right, down))
-    template.PixelSpacing = _decimals((row_mm / paint.factor, column_mm / paint.factor))
+    template.PixelSpacing = decimals((row_mm / paint.factor, column_mm / paint.factor))
     template.DerivationDescription = "Coronal reformation with segmented structures painted over it"
     # the image keeps its corner where its pixels change their size
     corner = (row_mm - dz) / 2 * down + (column_mm - dx) / 2 * right
@@ -181,7 +176,7 @@ def _coronal_images(
         yield series.file(
             provenance.identity.uid(f"{ResultKind.CAPTURE} coronal instance {j}"),
             paint(hu, labels_of_plane),
-            {_IMAGE_POSITION: _position(first[:3] + corner)},
+            {tags.IMAGE_POSITION_PATIENT: _position(first[:3] + corner)},
         )
 
 
@@ -272,7 +267,7 @@ def _overlay_template(
     dataset.BurnedInAnnotation = "NO"  # letters of direction and the intended use, nothing of the patient
     dataset.FrameOfReferenceUID = provenance.source.frame_of_reference_uid
     dataset.PositionReferenceIndicator = provenance.source.position_reference_indicator
-    dataset.ImageOrientationPatient = _decimals(np.concatenate(directions))
+    dataset.ImageOrientationPatient = decimals(np.concatenate(directions))
     dataset.PatientOrientation = [toward(direction) for direction in directions]
     return dataset
 
@@ -304,13 +299,15 @@ class _Series:
         self._images += 1
         parts = {
             **self._elements,
-            _MEDIA_STORAGE_SOP_INSTANCE_UID: text_element(_MEDIA_STORAGE_SOP_INSTANCE_UID, b"UI", sop_instance_uid),
-            _SOP_INSTANCE_UID: text_element(_SOP_INSTANCE_UID, b"UI", sop_instance_uid),
-            _INSTANCE_NUMBER: text_element(_INSTANCE_NUMBER, b"IS", str(self._images)),
+            tags.MEDIA_STORAGE_SOP_INSTANCE_UID: text_element(
+                tags.MEDIA_STORAGE_SOP_INSTANCE_UID, b"UI", sop_instance_uid
+            ),
+            tags.SOP_INSTANCE_UID: text_element(tags.SOP_INSTANCE_UID, b"UI", sop_instance_uid),
+            tags.INSTANCE_NUMBER: text_element(tags.INSTANCE_NUMBER, b"IS", str(self._images)),
             **(changes or {}),
         }
         meta = sum(len(part) for tag, part in parts.items() if tag >> 16 == _FILE_META_GROUP) - _GROUP_LENGTH_SIZE
-        parts[_META_LENGTH] = element(_META_LENGTH, b"UL", struct.pack("<I", meta))
+        parts[tags.FILE_META_GROUP_LENGTH] = element(tags.FILE_META_GROUP_LENGTH, b"UL", struct.pack("<I", meta))
         pixels = np.ascontiguousarray(image)
         padding = bytes(pixels.size % 2)
         return memoryview(
@@ -318,7 +315,7 @@ class _Series:
                 (
                     _PREAMBLE,
                     *(parts[tag] for tag in sorted(parts)),
-                    element_header(PIXEL_DATA, b"OB", pixels.size + len(padding)),
+                    element_header(tags.PIXEL_DATA, b"OB", pixels.size + len(padding)),
                     pixels.data.cast("B"),
                     padding,
                 )
@@ -327,12 +324,6 @@ class _Series:
 
 
 def _position(position_lps_mm: Sequence[float] | NDArray[np.float64]) -> bytes:
-    return text_element(_IMAGE_POSITION, b"DS", "\\".join(str(value) for value in _decimals(position_lps_mm)))
-
-
-def _decimals(values: Sequence[float] | NDArray[np.float64]) -> list[DSfloat]:
-    return [_decimal(float(value)) for value in values]
-
-
-def _decimal(value: float) -> DSfloat:
-    return DSfloat(value, auto_format=True)
+    return text_element(
+        tags.IMAGE_POSITION_PATIENT, b"DS", "\\".join(str(value) for value in decimals(position_lps_mm))
+    )

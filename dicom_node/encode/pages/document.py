@@ -5,13 +5,12 @@ from __future__ import annotations
 from highdicom.base import SOPClass
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
+from dicom_node.encode import tags
 from dicom_node.encode.pages.page import TITLE, Page, pages_as_pdf
 from dicom_node.encode.provenance import MANUFACTURER, MODEL_NAME, series_number, stamp
 from dicom_node.encode.references import references
 from dicom_node.standard.part10 import file_of, rewritten
 from dicom_node.types import ResultKind
-
-_SOURCE_INSTANCES = 0x00420013
 
 
 def document_file(page: Page) -> memoryview:
@@ -42,4 +41,4 @@ def document_file(page: Page) -> memoryview:
     dataset.EncapsulatedDocumentLength = len(document)
     dataset.EncapsulatedDocument = document + bytes(len(document) % 2)
     content = memoryview(file_of(dataset))
-    return memoryview(rewritten(content, {_SOURCE_INSTANCES: references(_SOURCE_INSTANCES, source)}))
+    return memoryview(rewritten(content, {tags.SOURCE_INSTANCE: references(tags.SOURCE_INSTANCE, source)}))

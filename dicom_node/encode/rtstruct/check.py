@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dicom_node.encode.rtstruct.structure_set import ROI_CONTOURS, places_lps_mm
+from dicom_node.encode import tags
+from dicom_node.encode.reread import SourceFrames, text_of
+from dicom_node.encode.rtstruct.structure_set import places_lps_mm
 from dicom_node.errors import EncodingError
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, items, values
 
@@ -16,13 +18,6 @@ if TYPE_CHECKING:
     from dicom_node.encode.segments import Segment
     from dicom_node.encode.source.series import PreparedSource
 
-_REFERENCED_SOP_INSTANCE_UID = 0x00081155
-_REFERENCED_FRAME_NUMBER = 0x00081160
-_CONTOUR_IMAGE = 0x30060016
-_CONTOURS = 0x30060040
-_NUMBER_OF_POINTS = 0x30060046
-_CONTOUR_DATA = 0x30060050
-_REFERENCED_ROI_NUMBER = 0x30060084
 _POSITION_TOLERANCE_MM = 1e-3
 _COORDINATES = 3
 
@@ -43,33 +38,28 @@ def refuse_other_contours(
     Raises:
         EncodingError: it does not; the message counts the voxels that differ.
     """
-    plane_of = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
-    rois = [values(roi) for roi in items(values(content[PREAMBLE_LENGTH:])[ROI_CONTOURS])]
-    numbers = [int(_text(roi[_REFERENCED_ROI_NUMBER])) for roi in rois]
+    frames = SourceFrames(source)
+    rois = [values(roi) for roi in items(values(content[PREAMBLE_LENGTH:])[tags.ROI_CONTOUR])]
+    numbers = [int(text_of(roi[tags.REFERENCED_ROI_NUMBER])) for roi in rois]
     if numbers != [segment.number for segment in segments]:
         raise EncodingError(f"the structure set has contours of ROIs {numbers} for {len(segments)} structures")
     different = 0
     for roi, segment in zip(rois, segments, strict=True):
-        contours = _contours(roi[_CONTOURS], plane_of)
+        contours = _contours(roi[tags.CONTOUR], frames)
         voxels, common = _enclosed(contours, labels_zyx, segment.label, source)
         different += max(voxels, segment.measurement.voxel_count) - common
     if different:
         raise EncodingError(f"at least {different} of {labels_zyx.size} voxels lie on the wrong side of the contours")
 
 
-def _contours(value: memoryview, plane_of: dict[tuple[str, int | None], int]) -> _Contours:
+def _contours(value: memoryview, frames: SourceFrames) -> _Contours:
     planes, counts, texts = [], [], []
     for contour in items(value):
         parts = values(contour)
-        (image,) = items(parts[_CONTOUR_IMAGE])
-        reference = values(image)
-        number = reference.get(_REFERENCED_FRAME_NUMBER)
-        key = (_text(reference[_REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(_text(number)))
-        if key not in plane_of:
-            raise EncodingError(f"a contour refers to instance {key[0]} frame {key[1]}, not of the source series")
-        planes.append(plane_of[key])
-        counts.append(int(_text(parts[_NUMBER_OF_POINTS])))
-        texts.append(_text(parts[_CONTOUR_DATA]))
+        (image,) = items(parts[tags.CONTOUR_IMAGE])
+        planes.append(frames.plane(image, "a contour"))
+        counts.append(int(text_of(parts[tags.NUMBER_OF_CONTOUR_POINTS])))
+        texts.append(text_of(parts[tags.CONTOUR_DATA]))
         coordinates = texts[-1].count("\\") + 1
         if coordinates != _COORDINATES * counts[-1]:
             raise EncodingError(f"a contour of {counts[-1]} points has {coordinates} coordinates")
@@ -136,7 +126,3 @@ def _filled(row: NDArray[np.int64], column: NDArray[np.int64]) -> tuple[NDArray[
     # the last crossing of a row leads out: nothing lies right of it
     inside = np.logical_xor.accumulate(odd, axis=1)[:, :-1]
     return inside, slice(top, top + height), slice(left, left + width - 1)
-
-
-def _text(value: memoryview) -> str:
-    return bytes(value).rstrip(b" \0").decode("ascii")

@@ -13,10 +13,11 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
-from pydicom.valuerep import DSfloat
 from scipy.ndimage import find_objects
 
+from dicom_node.encode import tags
 from dicom_node.encode.codes import concept
+from dicom_node.encode.decimals import decimal, decimal_strings, longest_text
 from dicom_node.encode.provenance import (
     Provenance,
     algorithm_identification,
@@ -27,7 +28,6 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.encode.rtstruct.contours import outlines
-from dicom_node.encode.rtstruct.decimals import decimal_strings, longest_text
 from dicom_node.encode.segments import TRUNCATED
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, element, elements, file_of, sequence, text_element
 from dicom_node.types import ResultKind
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicom_node.encode.segments import Segment
-    from dicom_node.encode.source.series import PreparedSource, SourcePlane
+    from dicom_node.encode.source.planes import SourcePlane
+    from dicom_node.encode.source.series import PreparedSource
 
-ROI_CONTOURS = 0x30060039
 _DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"
 """What every structure set names as the class of its study (PS3.3 C.8.8.5); retired as a class of its own."""
 _LONGEST_CONTOUR_DATA = 2**16 - 2
 _COORDINATES = 3
-_CLOSED_PLANAR = text_element(0x30060042, b"CS", "CLOSED_PLANAR")
+_CLOSED_PLANAR = text_element(tags.CONTOUR_GEOMETRIC_TYPE, b"CS", "CLOSED_PLANAR")
 _ANATOMICAL_STRUCTURE = "123037004"
 
 
@@ -64,10 +64,11 @@ def contours_file(labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], 
     outlined = _outlines(labels_zyx, segments, provenance.source)
     images = [_image(plane) for plane in provenance.source.planes]
     contours = sequence(
-        ROI_CONTOURS, (_roi_contour(segment, outlined[segment.label], images, provenance) for segment in segments)
+        tags.ROI_CONTOUR,
+        (_roi_contour(segment, outlined[segment.label], images, provenance) for segment in segments),
     )
     content = memoryview(file_of(_dataset(segments, provenance)))
-    after = next(part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag > ROI_CONTOURS)
+    after = next(part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag > tags.ROI_CONTOUR)
     after += PREAMBLE_LENGTH
     return memoryview(b"".join((content[:after], contours, content[after:])))
 
@@ -134,7 +135,7 @@ def _roi(segment: Segment, provenance: Provenance) -> Dataset:
     roi.ReferencedFrameOfReferenceUID = provenance.source.frame_of_reference_uid
     roi.ROIName = plain(structure.name, 64)
     roi.ROIDescription = plain(f"{structure.title}. {TRUNCATED if measurement.truncated else ''}", 1024)
-    roi.ROIVolume = DSfloat(measurement.volume_ml, auto_format=True)
+    roi.ROIVolume = decimal(measurement.volume_ml)
     roi.ROIGenerationAlgorithm = "AUTOMATIC"
     roi.ROIGenerationDescription = model_name(provenance.model)
     roi.ROIDerivationAlgorithmIdentificationSequence = algorithm_identification(provenance.model)
@@ -198,9 +199,9 @@ def _roi_contour(segment: Segment, outlined: list[_Outline], images: list[bytes]
             (
                 images[outline.plane],
                 _CLOSED_PLANAR,
-                text_element(0x30060046, b"IS", str(len(outline.vertices))),
-                text_element(0x30060048, b"IS", str(number)),
-                element(0x30060050, b"DS", text + b" " * (len(text) % 2)),
+                text_element(tags.NUMBER_OF_CONTOUR_POINTS, b"IS", str(len(outline.vertices))),
+                text_element(tags.CONTOUR_NUMBER, b"IS", str(number)),
+                element(tags.CONTOUR_DATA, b"DS", text + b" " * (len(text) % 2)),
             )
         )
         for number, (outline, text) in enumerate(zip(outlined, texts, strict=True), start=1)
@@ -208,9 +209,9 @@ def _roi_contour(segment: Segment, outlined: list[_Outline], images: list[bytes]
     color = "\\".join(str(value) for value in segment.structure.rgb)
     return b"".join(
         (
-            text_element(0x3006002A, b"IS", color),
-            sequence(0x30060040, contours),
-            text_element(0x30060084, b"IS", str(segment.number)),
+            text_element(tags.ROI_DISPLAY_COLOR, b"IS", color),
+            sequence(tags.CONTOUR, contours),
+            text_element(tags.REFERENCED_ROI_NUMBER, b"IS", str(segment.number)),
         )
     )
 
@@ -243,9 +244,9 @@ def places_lps_mm(
 def _image(plane: SourcePlane) -> bytes:
     """The Contour Image Sequence of a contour on ``plane``."""
     parts = [
-        text_element(0x00081150, b"UI", plane.sop_class_uid),
-        text_element(0x00081155, b"UI", plane.sop_instance_uid),
+        text_element(tags.REFERENCED_SOP_CLASS_UID, b"UI", plane.sop_class_uid),
+        text_element(tags.REFERENCED_SOP_INSTANCE_UID, b"UI", plane.sop_instance_uid),
     ]
     if plane.frame_number is not None:
-        parts.append(text_element(0x00081160, b"IS", str(plane.frame_number)))
-    return sequence(0x30060016, [b"".join(parts)])
+        parts.append(text_element(tags.REFERENCED_FRAME_NUMBER, b"IS", str(plane.frame_number)))
+    return sequence(tags.CONTOUR_IMAGE, [b"".join(parts)])

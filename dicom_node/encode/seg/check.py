@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dicom_node.encode.reread import text_of
+from dicom_node.encode import tags
+from dicom_node.encode.reread import SourceFrames, text_of
 from dicom_node.encode.seg.rle import decoded_runs
-from dicom_node.encode.tags import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
 from dicom_node.errors import EncodingError
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, fragments, items, values
 
@@ -25,27 +25,6 @@ _DECIMAL_TOLERANCE = 1e-6
 """What a decimal string of 16 characters may round off spacings and cosines, and more."""
 _PIXEL_VALUES = 256
 
-_REFERENCED_SOP_INSTANCE_UID = 0x00081155
-_REFERENCED_FRAME_NUMBER = 0x00081160
-_SOURCE_IMAGE = 0x00082112
-_DERIVATION_IMAGE = 0x00089124
-_IMAGE_POSITION = 0x00200032
-_IMAGE_ORIENTATION = 0x00200037
-_PLANE_POSITION = 0x00209113
-_PLANE_ORIENTATION = 0x00209116
-_NUMBER_OF_FRAMES = 0x00280008
-_ROWS = 0x00280010
-_COLUMNS = 0x00280011
-_PIXEL_SPACING = 0x00280030
-_PIXEL_MEASURES = 0x00289110
-_SEGMENTS = 0x00620002
-_SEGMENT_NUMBER = 0x00620004
-_SEGMENT_LABEL = 0x00620005
-_SEGMENT_TRACKING_UID = 0x00620021
-_SEGMENT_IDENTIFICATION = 0x0062000A
-_REFERENCED_SEGMENT_NUMBER = 0x0062000B
-_SHARED_GROUPS = 0x52009229
-
 
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
@@ -59,7 +38,7 @@ def refuse_other_labels(
     label_of = {segment.number: segment.label for segment in segments}
     size = labels_zyx[0].size
     parts = values(content[PREAMBLE_LENGTH:])
-    packed = np.frombuffer(parts[PIXEL_DATA], dtype=np.uint8)
+    packed = np.frombuffer(parts[tags.PIXEL_DATA], dtype=np.uint8)
     seen: set[tuple[int, int]] = set()
     voxels = common = 0
     _refuse_other_segments(parts, segments)
@@ -74,9 +53,7 @@ def refuse_other_labels(
     _refuse_other_grid(parts, len(seen), source)
     _refuse_other_end(packed, len(seen) * size)
     # no pair of plane and segment came twice, so that every voxel was counted at most once
-    different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
-    if different:
-        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+    _refuse_different_voxels(voxels, common, segments, labels_zyx.size)
 
 
 def refuse_other_labelmap(
@@ -88,11 +65,11 @@ def refuse_other_labelmap(
         EncodingError: it does not hold ``segments``; the message counts the voxels that differ.
     """
     parts = values(content[PREAMBLE_LENGTH:])
-    plane_of = _plane_numbers(source)
+    source_frames = SourceFrames(source)
     _refuse_other_segments(parts, segments)
-    planes = [_plane(values(group), plane_of, source) for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS])]
+    planes = [_plane(values(group), source_frames, source) for group in items(parts[tags.PER_FRAME_FUNCTIONAL_GROUPS])]
     _refuse_other_grid(parts, len(planes), source)
-    frames = fragments(parts[PIXEL_DATA])
+    frames = fragments(parts[tags.PIXEL_DATA])
     if len(planes) != len(frames) or len(set(planes)) != len(frames):
         raise EncodingError(f"{len(frames)} frames and {len(planes)} functional groups on {len(set(planes))} planes")
     label_of = np.zeros(_PIXEL_VALUES, dtype=np.uint8)
@@ -107,19 +84,24 @@ def refuse_other_labelmap(
             )
         voxels += int(repeats[numbers != 0].sum())
         common += int(np.count_nonzero((found == truth) & (found != 0)))
+    _refuse_different_voxels(voxels, common, segments, labels_zyx.size)
+
+
+def _refuse_different_voxels(voxels: int, common: int, segments: tuple[Segment, ...], size: int) -> None:
+    """``voxels`` of the SEG are set, ``common`` of them as in the label map, which has ``size`` voxels."""
     different = max(voxels, sum(segment.measurement.voxel_count for segment in segments)) - common
     if different:
-        raise EncodingError(f"at least {different} of {labels_zyx.size} voxels of the SEG differ from the label map")
+        raise EncodingError(f"at least {different} of {size} voxels of the SEG differ from the label map")
 
 
 def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment, ...]) -> None:
     """Each number must be described as its segment: an exchange of names would be one of left and right."""
     described = []
-    for item in items(parts[_SEGMENTS]):
+    for item in items(parts[tags.SEGMENT]):
         segment = values(item)
-        if _SEGMENT_TRACKING_UID in segment:  # a background has none
-            number = int.from_bytes(segment[_SEGMENT_NUMBER], "little")
-            described.append((number, text_of(segment[_SEGMENT_LABEL]), text_of(segment[_SEGMENT_TRACKING_UID])))
+        if tags.TRACKING_UID in segment:  # a background has none
+            number = int.from_bytes(segment[tags.SEGMENT_NUMBER], "little")
+            described.append((number, text_of(segment[tags.SEGMENT_LABEL]), text_of(segment[tags.TRACKING_UID])))
     expected = [(segment.number, segment.structure.name, segment.tracking_uid) for segment in segments]
     if described != expected:
         raise EncodingError(f"the SEG describes {len(described)} segments that are not the {len(expected)} put in")
@@ -128,16 +110,16 @@ def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment
 def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: PreparedSource) -> None:
     """Size, spacing and orientation of the ``frames`` must be those of the source images."""
     size = (
-        int(text_of(parts[_NUMBER_OF_FRAMES])),
-        *(int.from_bytes(parts[tag], "little") for tag in (_ROWS, _COLUMNS)),
+        int(text_of(parts[tags.NUMBER_OF_FRAMES])),
+        *(int.from_bytes(parts[tag], "little") for tag in (tags.ROWS, tags.COLUMNS)),
     )
     expected = (frames, source.rows, source.columns)
     if size != expected:
         raise EncodingError(f"the SEG states {size} frames, rows, columns, expected {expected}")
-    (shared,) = items(parts[_SHARED_GROUPS])
+    (shared,) = items(parts[tags.SHARED_FUNCTIONAL_GROUPS])
     groups = values(shared)
-    spacing = _decimals_of_group(groups, _PIXEL_MEASURES, _PIXEL_SPACING)
-    orientation = _decimals_of_group(groups, _PLANE_ORIENTATION, _IMAGE_ORIENTATION)
+    spacing = _decimals_of_group(groups, tags.PIXEL_MEASURES, tags.PIXEL_SPACING)
+    orientation = _decimals_of_group(groups, tags.PLANE_ORIENTATION, tags.IMAGE_ORIENTATION_PATIENT)
     if _largest_difference(spacing, (source.row_spacing_mm, source.column_spacing_mm)) > _DECIMAL_TOLERANCE:
         raise EncodingError(f"the SEG has a pixel spacing of {spacing} mm, not that of the source images")
     if _largest_difference(orientation, source.orientation) > _DECIMAL_TOLERANCE:
@@ -181,41 +163,30 @@ def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, N
 
 def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
     """Plane and segment number of each frame; what thousands of frames share is looked at once."""
-    plane_of = _plane_numbers(source)
-    (shared,) = items(parts[_SHARED_GROUPS])
-    identification = values(shared).get(_SEGMENT_IDENTIFICATION, memoryview(b""))
+    frames = SourceFrames(source)
+    (shared,) = items(parts[tags.SHARED_FUNCTIONAL_GROUPS])
+    identification = values(shared).get(tags.SEGMENT_IDENTIFICATION, memoryview(b""))
     planes: dict[bytes, int] = {}
     numbers: dict[bytes, int] = {}
-    for group in items(parts[PER_FRAME_FUNCTIONAL_GROUPS]):
+    for group in items(parts[tags.PER_FRAME_FUNCTIONAL_GROUPS]):
         functional = values(group)
-        place = bytes(functional[_PLANE_POSITION]) + bytes(functional[_DERIVATION_IMAGE])
+        place = bytes(functional[tags.PLANE_POSITION]) + bytes(functional[tags.DERIVATION_IMAGE])
         if place not in planes:
-            planes[place] = _plane(functional, plane_of, source)
-        identified = bytes(functional.get(_SEGMENT_IDENTIFICATION, identification))
+            planes[place] = _plane(functional, frames, source)
+        identified = bytes(functional.get(tags.SEGMENT_IDENTIFICATION, identification))
         if identified not in numbers:
             (item,) = items(memoryview(identified))
-            numbers[identified] = int.from_bytes(values(item)[_REFERENCED_SEGMENT_NUMBER], "little")
+            numbers[identified] = int.from_bytes(values(item)[tags.REFERENCED_SEGMENT_NUMBER], "little")
         yield planes[place], numbers[identified]
 
 
-def _plane_numbers(source: PreparedSource) -> dict[tuple[str, int | None], int]:
-    return {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
-
-
-def _plane(
-    functional: dict[int, memoryview], plane_of: dict[tuple[str, int | None], int], source: PreparedSource
-) -> int:
+def _plane(functional: dict[int, memoryview], frames: SourceFrames, source: PreparedSource) -> int:
     """The plane that the functional groups of a frame refer to, after a look at where they say that it lies."""
-    (derivation,) = items(functional[_DERIVATION_IMAGE])
-    (image,) = items(values(derivation)[_SOURCE_IMAGE])
-    reference = values(image)
-    number = reference.get(_REFERENCED_FRAME_NUMBER)
-    key = (text_of(reference[_REFERENCED_SOP_INSTANCE_UID]), None if number is None else int(text_of(number)))
-    k = plane_of.get(key)
-    if k is None:
-        raise EncodingError(f"a frame refers to instance {key[0]} frame {key[1]}, not of the source series")
-    (place,) = items(functional[_PLANE_POSITION])
-    position = tuple(float(value) for value in text_of(values(place)[_IMAGE_POSITION]).split("\\"))
+    (derivation,) = items(functional[tags.DERIVATION_IMAGE])
+    (image,) = items(values(derivation)[tags.SOURCE_IMAGE])
+    k = frames.plane(image, "a frame")
+    (place,) = items(functional[tags.PLANE_POSITION])
+    position = tuple(float(value) for value in text_of(values(place)[tags.IMAGE_POSITION_PATIENT]).split("\\"))
     distance = _largest_difference(position, source.planes[k].position_lps_mm)
     if distance > _POSITION_TOLERANCE_MM:
         raise EncodingError(f"a frame of plane {k} lies {distance:.4f} mm from its source frame")

@@ -17,14 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydicom.uid import RLELossless
 
-from dicom_node.encode.seg.binary import (
-    attributes,
-    functional_groups,
-    is_regular,
-    one_plane,
-)
+from dicom_node.encode import tags
+from dicom_node.encode.seg.attributes import attributes, one_plane
+from dicom_node.encode.seg.functional_groups import functional_groups, is_regular
 from dicom_node.encode.seg.rle import encoded_frames
-from dicom_node.encode.tags import PER_FRAME_FUNCTIONAL_GROUPS, PIXEL_DATA
 from dicom_node.standard.part10 import element_header, encapsulated, item, item_of
 from dicom_node.types import ResultKind
 
@@ -71,9 +67,9 @@ def labelmap_file(
                     is_volume=is_regular(planes, source),
                     background=described,
                 ),
-                element_header(PER_FRAME_FUNCTIONAL_GROUPS, b"SQ", len(encoded_groups)),
+                element_header(tags.PER_FRAME_FUNCTIONAL_GROUPS, b"SQ", len(encoded_groups)),
                 encoded_groups,
-                *encapsulated(PIXEL_DATA, frames[::-1]),
+                *encapsulated(tags.PIXEL_DATA, frames[::-1]),
             )
         )
     )

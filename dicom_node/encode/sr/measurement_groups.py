@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pydicom.valuerep import DSfloat
-
+from dicom_node.encode import tags
 from dicom_node.encode.codes import (
     ATTENUATION_COEFFICIENT,
     CUBIC_MILLIMETER,
@@ -44,6 +43,7 @@ from dicom_node.encode.codes import (
     VOLUME,
     concept,
 )
+from dicom_node.encode.decimals import decimal
 from dicom_node.encode.provenance import plain
 from dicom_node.errors import EncodingError
 from dicom_node.standard.part10 import (
@@ -64,18 +64,6 @@ if TYPE_CHECKING:
     from inference.structures import Code, Structure
     from inference.types import ShapeMeasurement
 
-_CODE_VALUE = 0x00080100
-_REFERENCED_SOP_INSTANCE_UID = 0x00081155
-_REFERENCED_SOP = 0x00081199
-_CONCEPT_NAME = 0x0040A043
-_UID = 0x0040A124
-_TEXT = 0x0040A160
-_FLOATING_POINT_VALUE = 0x0040A161
-_CONCEPT = 0x0040A168
-_MEASURED_VALUE = 0x0040A300
-_NUMERIC_VALUE = 0x0040A30A
-_CONTENT = 0x0040A730
-_REFERENCED_SEGMENT_NUMBER = 0x0062000B
 
 _IMAGING_MEASUREMENTS = "126010"
 _TRACKING_IDENTIFIER = "112039"
@@ -171,16 +159,16 @@ def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: b
         EncodingError: a measurement is not finite.
     """
     children = []
-    for child in items(values(report)[_CONTENT]):
+    for child in items(values(report)[tags.CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
-            (group,) = items(values(child)[_CONTENT])
+            (group,) = items(values(child)[tags.CONTENT])
             template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes)
             container = encoded_elements(child)
-            container[_CONTENT] = sequence(_CONTENT, map(template.filled, found))
+            container[tags.CONTENT] = sequence(tags.CONTENT, map(template.filled, found))
             children.append(b"".join(container.values()))
         else:
             children.append(bytes(child))
-    return {_CONTENT: sequence(_CONTENT, children)}
+    return {tags.CONTENT: sequence(tags.CONTENT, children)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +184,7 @@ class _GroupTemplate:
 
     @classmethod
     def of(cls, group: memoryview, *, ibsi_codes: bool) -> _GroupTemplate:
-        children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[_CONTENT]))
+        children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[tags.CONTENT]))
         return cls(encoded_elements(group), children, ibsi_codes)
 
     def filled(self, finding: Finding) -> bytes:
@@ -204,11 +192,11 @@ class _GroupTemplate:
         segment, structure = finding.segment, finding.segment.structure
         site, side = finding_site(structure)
         changes = {
-            _TRACKING_IDENTIFIER: {_TEXT: text_element(_TEXT, b"UT", plain(structure.name, 64))},
-            _TRACKING_UID: {_UID: text_element(_UID, b"UI", segment.tracking_uid)},
-            _FINDING_CATEGORY: {_CONCEPT: _concept(structure.category)},
-            _FINDING: {_CONCEPT: _concept(structure.type)},
-            _FINDING_SITE: {_CONCEPT: _concept(site)},
+            _TRACKING_IDENTIFIER: {tags.TEXT_VALUE: text_element(tags.TEXT_VALUE, b"UT", plain(structure.name, 64))},
+            _TRACKING_UID: {tags.UID: text_element(tags.UID, b"UI", segment.tracking_uid)},
+            _FINDING_CATEGORY: {tags.CONCEPT_CODE: _concept(structure.category)},
+            _FINDING: {tags.CONCEPT_CODE: _concept(structure.type)},
+            _FINDING_SITE: {tags.CONCEPT_CODE: _concept(site)},
         }
         measured = iter(measured_values(segment, ibsi_codes=self.ibsi_codes))
         contents = []
@@ -217,39 +205,41 @@ class _GroupTemplate:
                 continue
             changed = child | changes.get(name, {})
             if name == _FINDING_SITE:
-                changed[_CONTENT] = b"" if side is None else within(child, _CONTENT, {_CONCEPT: _concept(side)})
+                changed[tags.CONTENT] = (
+                    b"" if side is None else within(child, tags.CONTENT, {tags.CONCEPT_CODE: _concept(side)})
+                )
             elif name == _REFERENCED_SEGMENT and finding.reference is not None:
                 uid = finding.reference.sop_instance_uid
                 changes_of_sop = {
-                    _REFERENCED_SOP_INSTANCE_UID: text_element(_REFERENCED_SOP_INSTANCE_UID, b"UI", uid),
-                    _REFERENCED_SEGMENT_NUMBER: element(
-                        _REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)
+                    tags.REFERENCED_SOP_INSTANCE_UID: text_element(tags.REFERENCED_SOP_INSTANCE_UID, b"UI", uid),
+                    tags.REFERENCED_SEGMENT_NUMBER: element(
+                        tags.REFERENCED_SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)
                     ),
                 }
-                changed[_REFERENCED_SOP] = within(child, _REFERENCED_SOP, changes_of_sop)
-            elif _MEASURED_VALUE in child:
+                changed[tags.REFERENCED_SOP] = within(child, tags.REFERENCED_SOP, changes_of_sop)
+            elif tags.MEASURED_VALUE in child:
                 value = next(measured)[1]
                 if value is None:
                     continue
-                changed[_MEASURED_VALUE] = within(child, _MEASURED_VALUE, _number(value))
+                changed[tags.MEASURED_VALUE] = within(child, tags.MEASURED_VALUE, _number(value))
             contents.append(b"".join(changed.values()))
-        return b"".join((self.group | {_CONTENT: sequence(_CONTENT, contents)}).values())
+        return b"".join((self.group | {tags.CONTENT: sequence(tags.CONTENT, contents)}).values())
 
 
 def _number(value: float) -> dict[int, bytes]:
     """Both forms of a number: exact, and as the decimal of at most 16 characters that older readers know."""
     return {
-        _FLOATING_POINT_VALUE: element(_FLOATING_POINT_VALUE, b"FD", struct.pack("<d", value)),
-        _NUMERIC_VALUE: text_element(_NUMERIC_VALUE, b"DS", str(DSfloat(value, auto_format=True))),
+        tags.FLOATING_POINT_VALUE: element(tags.FLOATING_POINT_VALUE, b"FD", struct.pack("<d", value)),
+        tags.NUMERIC_VALUE: text_element(tags.NUMERIC_VALUE, b"DS", str(decimal(value))),
     }
 
 
 @lru_cache(maxsize=1024)
 def _concept(code: Code) -> bytes:
-    return sequence(_CONCEPT, [item_of(concept(code))])
+    return sequence(tags.CONCEPT_CODE, [item_of(concept(code))])
 
 
 def _name(content_item: memoryview) -> str:
     """The code of the Concept Name of a Content Item."""
-    (name,) = items(values(content_item)[_CONCEPT_NAME])
-    return bytes(values(name)[_CODE_VALUE]).rstrip(b" ").decode("ascii")
+    (name,) = items(values(content_item)[tags.CONCEPT_NAME_CODE])
+    return bytes(values(name)[tags.CODE_VALUE]).rstrip(b" ").decode("ascii")

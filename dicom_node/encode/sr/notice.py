@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from highdicom.sr import CodeContentItem, Comprehensive3DSR, ContainerContentItem, ContentSequence
 from highdicom.sr import LanguageOfContentItemAndDescendants as Language
 from highdicom.sr import RelationshipTypeValues as Relationship
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.encode.codes import (
@@ -104,7 +104,7 @@ def _report(
     common = common_header(series.study_instance_uid)
     dataset: Dataset = Comprehensive3DSR(
         evidence=[
-            evidence_instance(common, sop_class, uid, series.series_instance_uid) for sop_class, uid in series.instances
+            evidence_instance(common, CTImageStorage, uid, series.series_instance_uid) for _, uid in series.instances
         ],
         content=_content(_sentences(series, model, reason, context, replaced), context),
         series_instance_uid=derived_uid("dicom-node notice series", *identity),
@@ -121,12 +121,24 @@ def _report(
         previous_versions=predecessors(replaced),
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
+    _state_classes(dataset, series)
     dataset.SeriesDescription = plain(_title(model, reason, context), _LO)
     dataset.SoftwareVersions = NODE_SOFTWARE
     dataset.ContributingEquipmentSequence = equipment_without_algorithm(series.acquisition_equipment, context)
     dataset.AuthorObserverSequence = [author(MODEL_NAME, context.device_uid, context.station_name)]
     stamp_identity(dataset, series.identity, context, in_time_zone(context.started_at, series.timezone_offset))
     return dataset
+
+
+def _state_classes(dataset: Dataset, series: NamedSeries) -> None:
+    """Put the SOP Classes of the source into the evidence: highdicom (0.28.2) fails on one that its tables don't have,
+    and a notice may be of a private one.
+    """
+    classes = {uid: sop_class for sop_class, uid in series.instances}
+    (study,) = dataset.CurrentRequestedProcedureEvidenceSequence
+    for evidence in study.ReferencedSeriesSequence:
+        for reference in evidence.ReferencedSOPSequence:
+            reference.ReferencedSOPClassUID = classes[reference.ReferencedSOPInstanceUID]
 
 
 def _title(model: str | None, reason: str, context: ResultContext) -> str:

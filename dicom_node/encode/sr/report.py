@@ -64,14 +64,15 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.segments import TRUNCATED
-from dicom_node.encode.source.series import TYPE_2
+from dicom_node.encode.source.identity import TYPE_2
 from dicom_node.encode.sr.measurement_groups import finding_site, measured_values, with_everything, with_groups
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from dicom_node.encode.segments import Finding, Segment
-    from dicom_node.encode.source.series import PreparedSource, SourcePlane
+    from dicom_node.encode.source.planes import SourcePlane
+    from dicom_node.encode.source.series import PreparedSource
     from dicom_node.types import EarlierResult, ResultContext
 
 _DEFINITION = (

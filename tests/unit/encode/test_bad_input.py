@@ -19,7 +19,8 @@ from pydicom.datadict import keyword_for_tag
 
 from dicom_node.encode.pages.banner import IN_HEADER, NOT_STATED, banner
 from dicom_node.encode.run import encode, encode_notice
-from dicom_node.encode.source.series import TYPE_2, name_series, prepare
+from dicom_node.encode.source.identity import TYPE_2
+from dicom_node.encode.source.series import name_series, prepare
 from dicom_node.errors import ConfigurationError, EncodingError, IdentityConflict, SeriesRejected
 from dicom_node.reconstruct import reconstruct
 from dicom_node.route.requests import OPTIONS, read_requests

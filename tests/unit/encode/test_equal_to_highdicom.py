@@ -16,7 +16,8 @@ from pydicom.uid import SegmentationStorage
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.run import encode
-from dicom_node.encode.seg.binary import highdicom_segmentation, segment_description
+from dicom_node.encode.seg.attributes import highdicom_segmentation
+from dicom_node.encode.seg.descriptions import segment_description
 from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source.series import prepare
 from dicom_node.encode.sr.report import highdicom_report, report_file

@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path
 from scipy.ndimage import gaussian_filter
 
+from dicom_node.encode.decimals import decimal_strings, longest_text
 from dicom_node.encode.rtstruct.contours import outlines
-from dicom_node.encode.rtstruct.decimals import decimal_strings, longest_text
 from dicom_node.errors import EncodingError
 
 UNBOUNDED = 10**6

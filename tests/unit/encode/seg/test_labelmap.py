@@ -16,8 +16,9 @@ from pydicom.uid import RLELossless
 from dicom_node.encode.identity import RunIdentity
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.run import encode
-from dicom_node.encode.seg.binary import highdicom_segmentation, segment_description
+from dicom_node.encode.seg.attributes import highdicom_segmentation
 from dicom_node.encode.seg.check import refuse_other_labelmap
+from dicom_node.encode.seg.descriptions import segment_description
 from dicom_node.encode.segments import Segment, present_segments
 from dicom_node.encode.source.series import PreparedSource, prepare
 from dicom_node.errors import EncodingError

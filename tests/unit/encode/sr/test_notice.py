@@ -96,6 +96,15 @@ def test_headers_of_which_no_volume_can_be_made_are_enough() -> None:
     assert len(series.ReferencedSOPSequence) == len(source) - 1
 
 
+def test_a_series_of_a_private_sop_class_has_its_notice_too() -> None:
+    source = headers()
+    for header in source:
+        header.SOPClassUID = "1.2.840.999.1"
+    (study,) = notice(source).CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    assert {item.ReferencedSOPClassUID for item in series.ReferencedSOPSequence} == {"1.2.840.999.1"}
+
+
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "StudyInstanceUID"])
 def test_of_two_patients_nothing_is_said(keyword: str) -> None:
     source = headers()

@@ -1,14 +1,17 @@
-"""Decimal strings (PS3.5 table 6.2-1, VR DS) by the million, as bytes."""
+"""Numbers as decimal strings (PS3.5 table 6.2-1, VR DS): a few for pydicom, or coordinates by the million as bytes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydicom.valuerep import DSfloat
 
 from dicom_node.errors import EncodingError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from numpy.typing import NDArray
 
 _DECIMALS = 4
@@ -18,6 +21,16 @@ _LARGEST = 10**10
 """With a sign, ten digits, the point and the decimals: the 16 characters a DS may have."""
 _OTHERS = 3
 """Characters of a value besides its digits: sign, point, and the backslash after it."""
+
+
+def decimal(value: float) -> DSfloat:
+    """``value`` to as many digits as 16 characters hold."""
+    return DSfloat(float(value), auto_format=True)
+
+
+def decimals(values: Iterable[float]) -> list[DSfloat]:
+    """Each of ``values`` as :func:`decimal`."""
+    return [decimal(value) for value in values]
 
 
 def longest_text(largest: float) -> int:

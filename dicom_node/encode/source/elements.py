@@ -1,0 +1,113 @@
+"""Elements of a header copied as the bytes that came.
+
+No library decodes, checks or repairs them on the way, so that a name in any character set, valid or not, comes back
+exactly. What can't be copied so is refused by the name of its attribute.
+"""
+
+from __future__ import annotations
+
+from pydicom import Dataset
+from pydicom.charset import convert_encodings
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VR, keyword_for_tag
+from pydicom.dataelem import RawDataElement
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_data_element
+from pydicom.tag import Tag
+from pydicom.valuerep import STR_VR, VR
+
+from dicom_node.errors import EncodingError
+
+_LONGEST_VALUE = 0xFFFE
+"""Bytes of a value with a 16-bit length."""
+
+
+def raw_element(header: Dataset, keyword: str) -> RawDataElement | None:
+    """The element as the bytes that came, whatever VR they came with; None where it is absent.
+
+    pydicom 3 forgets the bytes of an element that somebody has read, names included; such a one is written back in its
+    character set, which gives the same bytes where they were sound.
+
+    Raises:
+        EncodingError: it has no VR of the standard, is a sequence, or too long; or it was read, and its bytes were not
+            sound.
+    """
+    return _raw_element(header, keyword) if keyword in header else None
+
+
+def _raw_element(header: Dataset, keyword: str) -> RawDataElement:
+    try:
+        element = header.get_item(keyword)
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} cannot be read") from error
+    if element.VR == VR.SQ:
+        raise EncodingError(f"{dictionary_description(keyword)} is a sequence, expected {dictionary_VR(keyword)}")
+    return raw(keyword, element.value or b"" if isinstance(element, RawDataElement) else _written(header, keyword))
+
+
+def raw(keyword: str, value: bytes) -> RawDataElement:
+    """``value``, without its padding, as an element in Explicit VR Little Endian.
+
+    Raises:
+        EncodingError: it is too long.
+    """
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    if len(value) > _LONGEST_VALUE:
+        raise EncodingError(
+            f"{dictionary_description(keyword)} has {len(value)} bytes, expected at most {_LONGEST_VALUE}"
+        )
+    if len(value) % 2:
+        value += b"\0" if vr == VR.UI else b" "
+    return RawDataElement(tag, vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
+
+
+def _written(header: Dataset, keyword: str) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, True
+    try:
+        element = header[keyword]
+        is_sound = "\ufffd" not in str(element.value)
+        write_data_element(buffer, element, header.get("SpecificCharacterSet") or "iso8859")
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} cannot be written in its character set") from error
+    if not is_sound:
+        raise EncodingError(f"{dictionary_description(keyword)} has bytes that its character set does not know")
+    return buffer.getvalue()[8:]
+
+
+def keep_bytes(dataset: Dataset) -> None:
+    """Tell pydicom that raw elements already are in the encoding and character set that ``dataset`` is written in."""
+    # an item of a sequence has no character set of its own: pydicom holds its default against that of this call
+    own = dataset.get("SpecificCharacterSet")
+    dataset.set_original_encoding(
+        is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
+    )
+
+
+def raw_items(header: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence, their standard attributes of text and sequences of such as the bytes that came.
+
+    Raises:
+        EncodingError: it is no sequence.
+    """
+    if keyword not in header:
+        return []
+    try:
+        return [_raw_item(item) for item in header[keyword].value or ()]
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} is no sequence that can be read") from error
+
+
+def _raw_item(item: Dataset) -> Dataset:
+    result = Dataset()
+    for tag in item.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
+        if not dictionary_has_tag(tag):
+            continue
+        keyword = keyword_for_tag(tag)
+        vr = dictionary_VR(tag)
+        if vr == VR.SQ:
+            setattr(result, keyword, raw_items(item, keyword))
+        elif vr in STR_VR:
+            result[tag] = _raw_element(item, keyword)
+    keep_bytes(result)
+    return result

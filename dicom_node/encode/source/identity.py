@@ -1,0 +1,142 @@
+"""Whose the series is: patient, study and character set for its results, the same in all its instances.
+
+Names and IDs are copied as bytes, beside the Specific Character Set that they were written in. Everything else is
+copied where it is valid and left out where it is not (type 3) or left empty (type 2), because an archive may refuse a
+result for a value that it once accepted in the source.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydicom import Dataset
+from pydicom.datadict import dictionary_description
+
+from dicom_node.encode.source.elements import raw, raw_element, raw_items
+from dicom_node.encode.source.values import valid_texts
+from dicom_node.errors import EncodingError, IdentityConflict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+PATIENT_STUDY_SERIES = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+)
+_SAME_IN_ALL = (*PATIENT_STUDY_SERIES, "FrameOfReferenceUID")
+_KEPT_AS_THEY_CAME = (
+    "SpecificCharacterSet",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "OtherPatientNames",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""Identify the patient or the request: a changed byte would make another patient or request of them."""
+_KEPT_WHERE_VALID = (
+    "TypeOfPatientID",
+    "PatientBirthDate",
+    "PatientBirthTime",
+    "PatientSex",
+    "EthnicGroup",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "TimezoneOffsetFromUTC",
+)
+_SEQUENCES = (
+    "IssuerOfPatientIDQualifiersSequence",
+    "IssuerOfAccessionNumberSequence",
+    "DeidentificationMethodCodeSequence",
+)
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""Patient and General Study attributes that must be there and may be empty (PS3.3 C.7.1.1, C.7.2.1)."""
+_ESCAPE = b"\x1b"
+
+
+def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = _SAME_IN_ALL) -> None:
+    """Every header must state the same patient, study, series and Frame of Reference.
+
+    highdicom takes them from the first image and does not look at the others; here is where two patients stop. The
+    message counts values and never shows them.
+
+    Raises:
+        IdentityConflict: something differs.
+    """
+    for keyword in keywords:
+        values = {_comparable(header, keyword) for header in headers}
+        if len(values) > 1:
+            raise IdentityConflict(
+                f"{dictionary_description(keyword)} differs: {len(values)} values in {len(headers)} instances"
+            )
+
+
+def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
+    """The bytes of the value without padding and without trailing empty name components, and what they are written in.
+
+    The same bytes are another name in another character set; all character sets have the letters of ASCII in common.
+    """
+    element = raw_element(header, keyword)
+    value = b"" if element is None else (element.value or b"").rstrip(b" \0^")
+    if value.isascii() and _ESCAPE not in value:
+        return value, b""
+    character_set = raw_element(header, "SpecificCharacterSet")
+    return value, b"" if character_set is None else (character_set.value or b"").rstrip(b" \0")
+
+
+def identity_of(header: Dataset) -> Dataset:
+    """Patient, study and character set of ``header``, every type 2 attribute present.
+
+    Raises:
+        EncodingError: a name or an ID cannot be copied; the message names the attribute and shows no value.
+    """
+    identity = valid_attributes(header, _KEPT_WHERE_VALID)
+    for keyword in _KEPT_AS_THEY_CAME:
+        element = raw_element(header, keyword)
+        if element is not None:
+            identity[element.tag] = element
+    for keyword in _SEQUENCES:
+        items = raw_items(header, keyword)
+        if items:
+            setattr(identity, keyword, items)
+    for keyword in TYPE_2:
+        if keyword not in identity:
+            identity[keyword] = raw(keyword, b"")
+    return identity
+
+
+def valid_attributes(header: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Those of the attributes that have valid values."""
+    result = Dataset()
+    for keyword in keywords:
+        try:
+            element = raw_element(header, keyword)  # before the look at its text, which would forget its bytes
+        except EncodingError:
+            continue
+        if element is not None and valid_texts(header, keyword):
+            result[element.tag] = raw(keyword, (element.value or b"").rstrip(b" \0"))
+    return result

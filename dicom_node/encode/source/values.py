@@ -1,0 +1,113 @@
+"""Single values of a header, where they are valid for their VR and their attribute."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date
+from typing import TYPE_CHECKING
+
+from pydicom import config
+from pydicom.datadict import dictionary_description, dictionary_VM, dictionary_VR
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+from pydicom.uid import UID
+from pydicom.valuerep import VR, validate_value
+
+from dicom_node.errors import EncodingError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+_ALLOWED = {
+    "PatientSex": "[MFO]",
+    "Laterality": "[RL]",
+    "PatientIdentityRemoved": "YES|NO",
+    "TypeOfPatientID": "TEXT|RFID|BARCODE",
+    "TimezoneOffsetFromUTC": r"[+-](0[0-9]|1[0-4])[0-5][0-9]",
+}
+"""Values that PS3.3 allows, where it is stricter than the VR."""
+_SEVERAL_LINES = ("LT", "ST", "UT")
+
+
+def valid_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
+    """The values of a text attribute, where all are there and valid, and not more than it may have; else none."""
+    tag = Tag(keyword)
+    vr = dictionary_VR(tag)
+    try:
+        value = header.get(keyword)
+        texts = tuple(str(part).strip(" \0") for part in (value if isinstance(value, MultiValue) else (value or "",)))
+        for text in texts:
+            validate_value(vr, text, config.RAISE)
+            if vr == VR.DA:
+                date.fromisoformat(text)  # a day of the calendar, and no range of them as in a query
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, it is not valid
+        return ()
+    sound = all(_is_sound(text, keyword, vr) for text in texts)
+    return texts if sound and (len(texts) == 1 or dictionary_VM(tag) == "1-n") else ()
+
+
+def _is_sound(text: str, keyword: str, vr: str) -> bool:
+    if not text or "\ufffd" in text or not re.fullmatch(_ALLOWED.get(keyword, ".*"), text, re.DOTALL):
+        return False
+    if vr == VR.TM:
+        return "-" not in text  # pydicom lets the ranges of a query pass
+    return vr in _SEVERAL_LINES or text.isprintable()
+
+
+def valid_text(header: Dataset, keyword: str) -> str | None:
+    """The value of a single-valued attribute as text where it is there, not empty, and valid for its VR; else None."""
+    texts = valid_texts(header, keyword)
+    return texts[0] if len(texts) == 1 else None
+
+
+def ascii_text(header: Dataset, keyword: str) -> str:
+    """The value where it is valid and the same in every character set; else empty."""
+    text = valid_text(header, keyword) or ""
+    return text if text.isascii() else ""
+
+
+def valid_uid(header: Dataset, keyword: str) -> str:
+    """The value of a UID that a result cannot do without.
+
+    Raises:
+        EncodingError: it is missing or not valid.
+    """
+    value = valid_text(header, keyword)
+    if value is None or not UID(value).is_valid:
+        raise EncodingError(f"{dictionary_description(keyword)} is missing or no valid UID")
+    return value
+
+
+def finite_numbers(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """The ``count`` values of a numeric attribute.
+
+    Raises:
+        EncodingError: there are more or fewer, or one is not a finite number.
+    """
+    try:
+        value = dataset[keyword].value
+        numbers = tuple(float(part) for part in (value if isinstance(value, MultiValue) else (value,)))
+    except Exception as error:
+        raise EncodingError(f"{dictionary_description(keyword)} is missing or not numeric") from error
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise EncodingError(f"{dictionary_description(keyword)} has not {count} finite values")
+    return numbers
+
+
+def positive_number(dataset: Dataset, keyword: str) -> float | None:
+    """The value where it is a number above 0; else None."""
+    try:
+        (number,) = finite_numbers(dataset, keyword, 1)
+    except EncodingError:
+        return None
+    return number if number > 0 else None
+
+
+def series_number(header: Dataset) -> int:
+    """Series Number; 0 where there is none."""
+    try:
+        return int(header.get("SeriesNumber") or 0)
+    except Exception:  # noqa: BLE001 - pydicom converts lazily; without a sound number the series has none
+        return 0
