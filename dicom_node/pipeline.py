@@ -31,7 +31,7 @@ from dicom_node.receive import completion
 from dicom_node.receive.count import expected_count
 from dicom_node.reconstruct import check_extent, labels_on_source, reconstruct
 from dicom_node.route.rules import decide
-from dicom_node.store.spool import read_headers
+from dicom_node.standard.files import read_headers
 from dicom_node.types import Decision, ResultContext, ResultKind, Series
 from dicom_node.work.gate import Gate
 from dicom_node.work.models import minimum_extent

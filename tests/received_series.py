@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicom_node.receive.adopt import adopt_unclaimed
-from dicom_node.store.spool import FileMeta
+from dicom_node.standard.part10 import FileMeta
 from tests.unit.reconstruct.synthetic import Stack, write
 
 if TYPE_CHECKING:

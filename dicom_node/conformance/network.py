@@ -7,25 +7,17 @@ from typing import TYPE_CHECKING, Any
 from pydicom.datadict import dictionary_description
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
 from dicom_node.conformance.created import sop_class_name
 from dicom_node.conformance.markdown import table
 from dicom_node.deliver.abilities import REMEMBERED_S
-from dicom_node.deliver.association import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
 from dicom_node.deliver.retry import REFUSALS_SPREAD_OVER
 from dicom_node.deliver.scu import NAMED_STATUSES, STATUS_RANGES, UNKNOWN_STATUS
+from dicom_node.network.requestor import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
+from dicom_node.network.transport import ABORTS, KEEPALIVE_IDLE_S, LARGEST_ASSOCIATE_RQ
 from dicom_node.pipeline import DELIVERIES_PER_ASSOCIATION
 from dicom_node.receive.count import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, PENDING, query_identifier
-from dicom_node.receive.policy import (
-    APPLICATION_CONTEXT,
-    REJECTIONS,
-    STATUSES,
-    STORED_SOP_CLASSES,
-    UNCOMPRESSED,
-    VERIFICATION,
-    decodable_transfer_syntaxes,
-)
+from dicom_node.receive.policy import REJECTIONS, STATUSES
 from dicom_node.receive.scp import (
     LARGEST_COMMAND_SET,
     MOST_WAITING,
@@ -34,7 +26,6 @@ from dicom_node.receive.scp import (
     SLOWEST_BYTES_PER_S,
     STOP_DEADLINE_S,
 )
-from dicom_node.receive.upper_layer import ABORTS, KEEPALIVE_IDLE_S, LARGEST_ASSOCIATE_RQ
 from dicom_node.settings import (
     CompletionSettings,
     DeliverySettings,
@@ -45,7 +36,9 @@ from dicom_node.settings import (
     Settings,
     SourceSettings,
 )
-from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
+from dicom_node.standard.transfer_syntaxes import UNCOMPRESSED, decodable
+from dicom_node.standard.uids import APPLICATION_CONTEXT, CT_SOP_CLASSES, STUDY_ROOT_FIND, VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -55,7 +48,6 @@ if TYPE_CHECKING:
     from dicom_node.conformance.created import CreatedObject
     from dicom_node.deliver.scu import StatusMeaning
 
-FIND = str(StudyRootQueryRetrieveInformationModelFind)
 _DATA_FLOW = """
 ```
                     C-STORE, C-ECHO                                          C-STORE, C-ECHO
@@ -139,12 +131,12 @@ def sections(created: Sequence[CreatedObject], settings: Settings, *, is_configu
         ("4.1.3 Sequencing of real-world activities", _SEQUENCING),
         ("4.2 AE specifications", ""),
         ("4.2.1 RECEIVE", ""),
-        ("4.2.1.1 SOP Classes", _sop_classes((VERIFICATION, *sorted(STORED_SOP_CLASSES)), scp=True)),
+        ("4.2.1.1 SOP Classes", _sop_classes((VERIFICATION, *sorted(CT_SOP_CLASSES)), scp=True)),
         ("4.2.1.2 Association policies", _receive_policies(settings)),
         ("4.2.1.3 Association initiation policy", _RECEIVE_INITIATION),
         ("4.2.1.4 Association acceptance policy", _acceptance()),
         ("4.2.2 COUNT", ""),
-        ("4.2.2.1 SOP Classes", _sop_classes((FIND,), scp=False)),
+        ("4.2.2.1 SOP Classes", _sop_classes((STUDY_ROOT_FIND,), scp=False)),
         ("4.2.2.2 Association policies", _count_policies()),
         ("4.2.2.3 Association initiation policy", _count_initiation()),
         ("4.2.2.4 Association acceptance policy", _COUNT_SCP),
@@ -167,7 +159,7 @@ def facts(created: Sequence[CreatedObject], settings: Settings) -> dict[str, Any
     """The tables for programs."""
     return {
         "implementation_class_uid": IMPLEMENTATION_CLASS_UID,
-        "implementation_version_name": IMPLEMENTATION_VERSION_NAME,
+        "implementation_version_name": VERSION_NAME,
         "ae_title": settings.node.ae_title,
         "port": settings.node.port,
         "accepted": [{"sop_class": uid, "transfer_syntaxes": list(syntaxes)} for uid, syntaxes in accepted().items()],
@@ -182,8 +174,8 @@ def facts(created: Sequence[CreatedObject], settings: Settings) -> dict[str, Any
 
 def accepted() -> dict[str, tuple[str, ...]]:
     """Transfer syntaxes by abstract syntax, as RECEIVE accepts them from a source that may use both services."""
-    stored = tuple(sorted(decodable_transfer_syntaxes(), key=lambda uid: [int(part) for part in uid.split(".")]))
-    return {VERIFICATION: tuple(sorted(UNCOMPRESSED))} | dict.fromkeys(sorted(STORED_SOP_CLASSES), stored)
+    stored = tuple(sorted(decodable(), key=lambda uid: [int(part) for part in uid.split(".")]))
+    return {VERIFICATION: tuple(sorted(UNCOMPRESSED))} | dict.fromkeys(sorted(CT_SOP_CLASSES), stored)
 
 
 def proposed(created: Sequence[CreatedObject]) -> list[tuple[str, str]]:
@@ -204,7 +196,7 @@ def _identification() -> list[tuple[str, object]]:
     return [
         ("application context name", APPLICATION_CONTEXT),
         ("Implementation Class UID", IMPLEMENTATION_CLASS_UID),
-        ("Implementation Version Name", IMPLEMENTATION_VERSION_NAME),
+        ("Implementation Version Name", VERSION_NAME),
         ("outstanding asynchronous operations", "1 (not negotiated)"),
     ]
 
@@ -290,7 +282,10 @@ def _count_initiation() -> str:
         )
         for element in identifier
     ]
-    contexts = [(sop_class_name(FIND), FIND, UID(syntax).name, syntax, "SCU") for syntax in _find_transfer_syntaxes()]
+    contexts = [
+        (sop_class_name(STUDY_ROOT_FIND), STUDY_ROOT_FIND, UID(syntax).name, syntax, "SCU")
+        for syntax in _find_transfer_syntaxes()
+    ]
     pending = ", ".join(f"{status:04X}" for status in PENDING)
     return f"""
 {_COUNT_BEHAVIOUR.strip()} Pending: {pending}.
@@ -307,7 +302,7 @@ Table 4-6: keys of the query
 
 def _find_transfer_syntaxes() -> list[str]:
     """Pynetdicom's own choice, which COUNT leaves as it is."""
-    return [str(syntax) for syntax in build_context(FIND).transfer_syntax]
+    return [str(syntax) for syntax in build_context(STUDY_ROOT_FIND).transfer_syntax]
 
 
 # ---- DELIVER

@@ -9,8 +9,8 @@ from dicom_node.conformance import annexes, network
 from dicom_node.conformance.created import CreatedObject, created_objects, sop_class_name
 from dicom_node.conformance.markdown import document, table
 from dicom_node.encode.provenance import MANUFACTURER, MODEL_NAME
-from dicom_node.receive.policy import STORED_SOP_CLASSES, VERIFICATION
 from dicom_node.settings import Settings
+from dicom_node.standard.uids import CT_SOP_CLASSES, STUDY_ROOT_FIND, VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,11 +114,11 @@ def _overview(created: Sequence[CreatedObject]) -> str:
             sop_class_name(uid),
             uid,
             "yes" if uid in sent else "no",
-            "yes" if uid in STORED_SOP_CLASSES else "no",
+            "yes" if uid in CT_SOP_CLASSES else "no",
         )
-        for uid in (*sorted(STORED_SOP_CLASSES), *sent)
+        for uid in (*sorted(CT_SOP_CLASSES), *sent)
     ]
-    rows.append(("Query/Retrieve", sop_class_name(network.FIND), network.FIND, "yes", "no"))
+    rows.append(("Query/Retrieve", sop_class_name(STUDY_ROOT_FIND), STUDY_ROOT_FIND, "yes", "no"))
     rows.append(("Verification", sop_class_name(VERIFICATION), VERIFICATION, "yes", "yes"))
     services = table(("service", "SOP Class", "UID", "user (SCU)", "provider (SCP)"), rows)
     return f"""

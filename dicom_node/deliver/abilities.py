@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from dicom_node.deliver.association import Association
 from dicom_node.errors import DeliveryError
+from dicom_node.network.requestor import Association
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 
 if TYPE_CHECKING:

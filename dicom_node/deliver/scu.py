@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydicom.uid import ImplicitVRLittleEndian
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made by the library at import
 
-from dicom_node.deliver.association import Association, OutgoingFile
 from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
+from dicom_node.network.requestor import Association, OutgoingFile
+from dicom_node.standard.uids import VERIFICATION
 from dicom_node.types import DeliveryOutcome
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def send(
 def echo(destination: DestinationSettings, our_ae: str) -> tuple[bool, str]:
     """C-ECHO ``destination``: whether it answered Success, and what it answered, for people."""
     try:
-        with Association(destination, our_ae, [(str(Verification), str(ImplicitVRLittleEndian))]) as association:
+        with Association(destination, our_ae, [(VERIFICATION, str(ImplicitVRLittleEndian))]) as association:
             status = association.echo()
     except DeliveryError as error:
         return False, str(error)

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from dicom_node.deliver.association import Association, OutgoingFile
 from dicom_node.deliver.scu import classify
 from dicom_node.demo.processes import Program, ProgramFailed, free_port
+from dicom_node.network.requestor import Association, OutgoingFile
 from dicom_node.settings import DestinationSettings
 
 if TYPE_CHECKING:

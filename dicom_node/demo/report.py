@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from dicom_node.deliver.association import OutgoingFile
+    from dicom_node.network.requestor import OutgoingFile
     from inference.phantom import Phantom
     from inference.types import Volume
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
-    from dicom_node.deliver.association import OutgoingFile
+    from dicom_node.network.requestor import OutgoingFile
 
 DEMO_MODEL = "phantom_demo_104"
 _MODEL_FOLDER = Path(__file__).resolve().parents[2] / "config" / "models" / DEMO_MODEL

@@ -18,7 +18,7 @@ from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
 from dicom_node.encode.source.elements import keep_bytes, raw
-from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
@@ -296,7 +296,7 @@ def stamp_identity(dataset: Dataset, identity: Dataset, context: ResultContext, 
     dataset.DeviceSerialNumber = context.device_uid
     dataset.StationName = plain(context.station_name, _SH)
     dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    dataset.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    dataset.file_meta.ImplementationVersionName = VERSION_NAME
     keep_bytes(dataset)
 
 

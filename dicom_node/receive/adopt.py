@@ -19,7 +19,8 @@ from pydicom.filereader import read_file_meta_info
 
 from dicom_node.errors import InstanceRefused
 from dicom_node.receive.header import MalformedDataset, read_header
-from dicom_node.receive.policy import STORED_SOP_CLASSES, check_dataset
+from dicom_node.receive.policy import check_dataset
+from dicom_node.standard.uids import CT_SOP_CLASSES
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
     try:
         meta = read_file_meta_info(path)
         sop_class_uid, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-        if sop_class_uid not in STORED_SOP_CLASSES:
+        if sop_class_uid not in CT_SOP_CLASSES:
             return None
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
             dataset = bytes(whole[_META_PREFIX_BYTES + int(meta.FileMetaInformationGroupLength) :])

@@ -14,7 +14,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
 
 if TYPE_CHECKING:
     from dicom_node.settings import SourceSettings
@@ -44,7 +44,7 @@ def _ask(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -
     _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
     entity = AE(ae_title=our_ae)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.implementation_version_name = VERSION_NAME
     entity.connection_timeout = CONNECT_TIMEOUT_S
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_TIMEOUT_S
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)

@@ -6,25 +6,20 @@ The conformance statement is made from them (:mod:`dicom_node.conformance`).
 from __future__ import annotations
 
 import ipaddress
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    RLELossless,
-)
 from pynetdicom.presentation import PresentationContext
 
 from dicom_node.errors import InstanceRefused
+from dicom_node.network.pdu import (
+    APPLICATION_CONTEXT_NOT_SUPPORTED,
+    CALLED_AE_NOT_RECOGNISED,
+    CALLING_AE_NOT_RECOGNISED,
+    LOCAL_LIMIT_EXCEEDED,
+    Rejection,
+)
+from dicom_node.standard.transfer_syntaxes import UNCOMPRESSED
+from dicom_node.standard.uids import CT_SOP_CLASSES, VERIFICATION, is_well_formed_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -56,49 +51,9 @@ STATUSES: Mapping[int, tuple[str, str]] = {
 }
 """Every status that the listener answers (PS3.7 annex C, PS3.4 B.2.3): its meaning, and when."""
 
-VERIFICATION = "1.2.840.10008.1.1"
-STORED_SOP_CLASSES = frozenset(
-    {
-        "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
-        "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
-        "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
-    }
-)
-UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
-_COMPRESSED = (
-    JPEGLosslessSV1,
-    JPEGLossless,
-    JPEGLSLossless,
-    JPEG2000Lossless,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    RLELossless,
-)
-"""Syntaxes that are lossless by definition. Not: deflated (a file of 1.5 MB inflates to 1.5 GB), big endian (retired),
-.81, .91 and .203 (may be lossy)."""
-
-_UID = re.compile(r"[0-9]+(?:\.[0-9]+)*")
-_LONGEST_UID = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why an association is rejected: the triple of the A-ASSOCIATE-RJ, and a reason for people."""
-
-    result: int
-    source: int
-    diagnostic: int
-    reason: str
-
-
 ACCEPTED = 0
 _ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
 _TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
-APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
-APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
-CALLING_AE_NOT_RECOGNISED = (1, 1, 3)
-CALLED_AE_NOT_RECOGNISED = (1, 1, 7)
-LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 REJECTIONS: Mapping[tuple[int, int, int], tuple[str, str]] = {
     APPLICATION_CONTEXT_NOT_SUPPORTED: ("application-context-name-not-supported", "it is not DICOM's"),
     CALLED_AE_NOT_RECOGNISED: ("called-AE-title-not-recognized", "it is not that of the node"),
@@ -134,12 +89,6 @@ def _comes_from(source: SourceSettings, address: str) -> bool:
     return any(peer in ipaddress.ip_network(network, strict=False) for network in source.addresses)
 
 
-def decodable_transfer_syntaxes() -> frozenset[str]:
-    """What is accepted: uncompressed little endian, and the lossless syntaxes whose decoders are installed."""
-    compressed = (uid for uid in _COMPRESSED if get_decoder(uid).is_available)
-    return frozenset(str(uid) for uid in (*UNCOMPRESSED, *compressed))
-
-
 def negotiate(
     proposed: Iterable[PresentationContext], source: SourceSettings, transfer_syntaxes: frozenset[str]
 ) -> list[PresentationContext]:
@@ -151,7 +100,7 @@ def negotiate(
     if "echo" in source.services:
         spoken[VERIFICATION] = frozenset(str(uid) for uid in UNCOMPRESSED)
     if "store" in source.services:
-        spoken |= dict.fromkeys(STORED_SOP_CLASSES, transfer_syntaxes)
+        spoken |= dict.fromkeys(CT_SOP_CLASSES, transfer_syntaxes)
     return [_answer(context, spoken) for context in proposed]
 
 
@@ -169,22 +118,17 @@ def _answer(proposed: PresentationContext, spoken: dict[str, frozenset[str]]) ->
     return answer
 
 
-def is_valid_uid(uid: str) -> bool:
-    """Digits in components, 64 characters at most (PS3.5 9.1); leading zeros occur in the wild and are let in."""
-    return len(uid) <= _LONGEST_UID and _UID.fullmatch(uid) is not None
-
-
 def check_announcement(context_sop_class: str, sop_class: str, sop_instance: str) -> None:
     """What the command set says, before a byte of the data set is kept.
 
     Raises:
         InstanceRefused: 0122, A900 or 0117.
     """
-    if sop_class not in STORED_SOP_CLASSES:
+    if sop_class not in CT_SOP_CLASSES:
         raise InstanceRefused(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported")
     if sop_class != context_sop_class:
         raise InstanceRefused(DATASET_MISMATCH, "SOP class is not that of the context")
-    if not is_valid_uid(sop_instance):
+    if not is_well_formed_uid(sop_instance):
         raise InstanceRefused(INVALID_SOP_INSTANCE, "Affected SOP Instance UID is not a UID")
 
 
@@ -198,7 +142,7 @@ def check_dataset(sop_class: str, sop_instance: str, header: InstanceHeader) -> 
         raise InstanceRefused(DATASET_MISMATCH, "SOP Class UID differs from the command set")
     if header.sop_instance_uid != sop_instance:
         raise InstanceRefused(DATASET_MISMATCH, "SOP Instance UID differs from the command set")
-    if not is_valid_uid(header.series_instance_uid):
+    if not is_well_formed_uid(header.series_instance_uid):
         raise InstanceRefused(DATASET_MISMATCH, "Series Instance UID missing or not a UID")
-    if not is_valid_uid(header.study_instance_uid):
+    if not is_well_formed_uid(header.study_instance_uid):
         raise InstanceRefused(DATASET_MISMATCH, "Study Instance UID missing or not a UID")

@@ -17,11 +17,11 @@ from dicom_node.receive.policy import (
     check_announcement,
     check_dataset,
 )
-from dicom_node.store.spool import FileMeta
+from dicom_node.standard.part10 import FileMeta
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
-    from dicom_node.receive.command import Command
+    from dicom_node.network.dimse import Command
     from dicom_node.store.disk import DiskWatermark
     from dicom_node.store.spool import InstanceWriter, Spool
 

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.receive import command as dimse
-from dicom_node.receive import policy, upper_layer
+from dicom_node.network import dimse, pdu
+from dicom_node.network import transport as upper_layer
+from dicom_node.network.transport import ConnectionLost, Fragment, ProtocolFault, Transport
+from dicom_node.receive import policy
 from dicom_node.receive.reception import Answer, ReceiptLedger, Reception, Sender
-from dicom_node.receive.upper_layer import ConnectionLost, Fragment, ProtocolFault, Transport
+from dicom_node.standard import transfer_syntaxes
+from dicom_node.standard.uids import APPLICATION_CONTEXT, VERIFICATION
 from dicom_node.store.disk import DiskWatermark
 
 if TYPE_CHECKING:
@@ -108,7 +111,7 @@ class Listener:
 
     def __init__(self, settings: Settings, spool: Spool, ledger: ReceiptLedger) -> None:
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
-        self._node = _Node(settings, spool, ledger, disk, policy.decodable_transfer_syntaxes())
+        self._node = _Node(settings, spool, ledger, disk, transfer_syntaxes.decodable())
         self._connections = _Connections(settings.receive.maximum_associations)
         self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._log = structlog.get_logger()
@@ -244,7 +247,7 @@ class _Connection:
         """Negotiate; False if the association was rejected."""
         request = transport.read_association_request(REQUEST_DEADLINE_S)
         admitted = self._admit(request)
-        if isinstance(admitted, policy.Rejection):
+        if isinstance(admitted, pdu.Rejection):
             self._log.warning("association.rejected", reason=admitted.reason)
             transport.close_after(upper_layer.rejection(admitted))
             return False
@@ -258,9 +261,9 @@ class _Connection:
         transport.send(upper_layer.acceptance(request, answers, self._limits.maximum_pdu_bytes))
         return True
 
-    def _admit(self, request: A_ASSOCIATE) -> SourceSettings | policy.Rejection:
-        if str(request.application_context_name) != policy.APPLICATION_CONTEXT:
-            return policy.Rejection(*policy.APPLICATION_CONTEXT_NOT_SUPPORTED, "application context is not DICOM's")
+    def _admit(self, request: A_ASSOCIATE) -> SourceSettings | pdu.Rejection:
+        if str(request.application_context_name) != APPLICATION_CONTEXT:
+            return pdu.Rejection(*pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "application context is not DICOM's")
         settings = self._node.settings
         admitted = policy.admit(
             settings.sources,
@@ -269,11 +272,9 @@ class _Connection:
             request.called_ae_title or "",
             self.address,
         )
-        if isinstance(admitted, policy.Rejection) or self._connections.associate(self):
+        if isinstance(admitted, pdu.Rejection) or self._connections.associate(self):
             return admitted
-        return policy.Rejection(
-            *policy.LOCAL_LIMIT_EXCEEDED, f"{self._limits.maximum_associations} associations are open"
-        )
+        return pdu.Rejection(*pdu.LOCAL_LIMIT_EXCEEDED, f"{self._limits.maximum_associations} associations are open")
 
     def _converse(self, transport: Transport) -> None:
         """Serve PDUs until the peer releases."""
@@ -377,7 +378,7 @@ class _Connection:
         return reception
 
     def _answer_without_dataset(self, request: dimse.Command) -> Answer:
-        if request.field == dimse.C_ECHO_RQ and self._contexts[self._context_id][0] == policy.VERIFICATION:
+        if request.field == dimse.C_ECHO_RQ and self._contexts[self._context_id][0] == VERIFICATION:
             return Answer(policy.SUCCESS)
         if request.field == dimse.C_STORE_RQ:
             return Answer(policy.CANNOT_UNDERSTAND, "C-STORE without a data set")

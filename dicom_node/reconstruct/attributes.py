@@ -6,7 +6,6 @@ Nothing here quotes a value that was read from a text attribute; numbers and UID
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_description
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from dicom_node.errors import SeriesRejected
-
-_UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
-_LONGEST_UID = 64
 
 
 def text(header: Dataset, keyword: str) -> str:
@@ -51,11 +47,6 @@ def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
     except Exception:  # noqa: BLE001 - see text
         return ()
     return value if isinstance(value, DicomSequence) else ()
-
-
-def is_valid_uid(value: str) -> bool:
-    """Whether ``value`` is a UID of PS3.5 section 9.1: components without leading zeros, at most 64 characters."""
-    return len(value) <= _LONGEST_UID and _UID.fullmatch(value) is not None
 
 
 def finite_numbers(

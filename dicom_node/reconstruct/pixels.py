@@ -18,19 +18,13 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     UID,
     ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
     RLELossless,
 )
 
 from dicom_node.errors import PixelDataInvalid
 from dicom_node.reconstruct.attributes import text, whole_number
+from dicom_node.standard import transfer_syntaxes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,15 +35,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from dicom_node.types import SourceInstance
-
-NATIVE_SYNTAXES = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
-JPEG_SYNTAXES = frozenset({JPEGLossless, JPEGLosslessSV1, JPEGLSLossless})
-JPEG_2000_SYNTAXES = frozenset({JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL})
-LOSSLESS_SYNTAXES = NATIVE_SYNTAXES | JPEG_SYNTAXES | JPEG_2000_SYNTAXES | {RLELossless}
-"""Deflated is left out: it can grow by a factor of 1032 before anything can be checked.
-
-The factor is zlib's (https://zlib.net/zlib_tech.html). pydicom 3.0.2 inflates the whole file, even with
-``stop_before_pixels=True``: 1.5 MB took more than 1.5 GB of memory."""
 
 _PIXEL_DATA = (0x7FE0, 0x0010)
 _UNDEFINED_LENGTH = 0xFFFFFFFF
@@ -109,7 +94,7 @@ def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
         stated = _element_length(file, description.transfer_syntax, where)
         offset = file.tell()
         available = instance.path.stat().st_size - offset
-        if description.transfer_syntax in NATIVE_SYNTAXES:
+        if description.transfer_syntax in transfer_syntaxes.NATIVE:
             length = _native_length(description, stated, available, where)
         else:
             length = _encapsulated_length(file, stated, available, where)
@@ -124,7 +109,7 @@ def stored_frames(source: PixelSource) -> Iterator[NDArray[np.integer]]:
     """
     with source.path.open("rb") as file:
         file.seek(source.offset)
-        if source.description.transfer_syntax in NATIVE_SYNTAXES:
+        if source.description.transfer_syntax in transfer_syntaxes.NATIVE:
             yield from _native_frames(file, source)
         else:
             yield from _compressed_frames(file, source)
@@ -132,7 +117,7 @@ def stored_frames(source: PixelSource) -> Iterator[NDArray[np.integer]]:
 
 def _description(header: Dataset, frames: int, where: str) -> PixelDescription:
     syntax = UID(text(header.file_meta, "TransferSyntaxUID")) if hasattr(header, "file_meta") else UID("")
-    if syntax not in LOSSLESS_SYNTAXES:
+    if syntax not in transfer_syntaxes.LOSSLESS:
         raise PixelDataInvalid(f"{where}: transfer syntax {syntax.name or 'missing'} is not an accepted lossless one")
     rows, columns, allocated, stored, representation = (
         whole_number(header, keyword, PixelDataInvalid, where)
@@ -262,7 +247,7 @@ def _refuse_lying_frame(frame: bytes, source: PixelSource) -> None:
         if len(frame) > description.frame_bytes * 2 + 64:
             raise PixelDataInvalid(f"{source.where}: {len(frame)} bytes of RLE for {description.frame_bytes} of pixels")
         return
-    found = _jpeg_2000_size(frame) if description.transfer_syntax in JPEG_2000_SYNTAXES else _jpeg_size(frame)
+    found = _jpeg_2000_size(frame) if description.transfer_syntax in transfer_syntaxes.JPEG_2000 else _jpeg_size(frame)
     if found != (description.rows, description.columns, 1):
         raise PixelDataInvalid(
             f"{source.where}: the compressed frame states (rows, columns, components) {found}, the header "

@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_description
 from pydicom.dataelem import RawDataElement
-from pydicom.uid import (
-    UID,
-    CTImageStorage,
-    EnhancedCTImageStorage,
-    LegacyConvertedEnhancedCTImageStorage,
-)
+from pydicom.uid import UID
 
 from dicom_node.errors import IdentityConflict, NotEligible
-from dicom_node.reconstruct.attributes import is_valid_uid, items, text, texts
+from dicom_node.reconstruct.attributes import items, text, texts
+from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES, is_valid_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,9 +18,6 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
     from dicom_node.types import Series
-
-MULTI_FRAME_SOP_CLASSES = frozenset({EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage})
-CT_SOP_CLASSES = MULTI_FRAME_SOP_CLASSES | {CTImageStorage}
 
 _IDENTITY = (
     "PatientID",
@@ -77,7 +70,7 @@ def refuse_without_frame_of_reference(series: Series) -> None:
 
 def is_multi_frame(header: Dataset) -> bool:
     """Whether the header belongs to an Enhanced or Legacy Converted Enhanced CT object."""
-    return text(header, "SOPClassUID") in MULTI_FRAME_SOP_CLASSES
+    return text(header, "SOPClassUID") in MULTI_FRAME_CT_SOP_CLASSES
 
 
 def refuse_mixed_identity(series: Series) -> None:

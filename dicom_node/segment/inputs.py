@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
 from dicom_node.reconstruct import labels_on_source, reconstruct
-from dicom_node.reconstruct.attributes import is_valid_uid
 from dicom_node.segment.nifti import grid_of, read_volume
-from dicom_node.store.spool import read_headers, try_instance
+from dicom_node.standard.files import read_headers, try_instance
+from dicom_node.standard.uids import is_valid_uid
 from dicom_node.types import Series
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ times is therefore written once by pydicom and repeated as bytes (PS3.5 section 
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
 from dicom_node.errors import EncodingError
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -224,3 +226,35 @@ def _unpacked(layout: struct.Struct, encoded: memoryview, start: int) -> tuple[A
 
 def _cut_short(encoded: memoryview, start: int) -> EncodingError:
     return EncodingError(f"{len(encoded) - start} bytes where an element or item was expected")
+
+
+@dataclass(frozen=True, slots=True)
+class FileMeta:
+    """What the File Meta Information of a received instance says (PS3.10 7.1)."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    source_ae: str = ""
+
+    def encoded(self) -> bytes:
+        """Preamble of zeros, prefix and group 0002 in Explicit VR Little Endian."""
+        elements = b"".join(
+            (
+                struct.pack("<HH2sHIH", 2, 1, b"OB", 0, 2, 0x0100),
+                _short_element(0x0002, b"UI", self.sop_class_uid),
+                _short_element(0x0003, b"UI", self.sop_instance_uid),
+                _short_element(0x0010, b"UI", self.transfer_syntax_uid),
+                _short_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
+                _short_element(0x0013, b"SH", VERSION_NAME),
+                _short_element(0x0016, b"AE", self.source_ae) if self.source_ae else b"",
+            )
+        )
+        return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements)) + elements
+
+
+def _short_element(element: int, vr: bytes, value: str) -> bytes:
+    encoded = value.encode("ascii")
+    if len(encoded) % 2:
+        encoded += b"\0" if vr == b"UI" else b" "
+    return struct.pack("<HH2sH", 2, element, vr, len(encoded)) + encoded

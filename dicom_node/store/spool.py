@@ -14,7 +14,6 @@ import errno
 import hashlib
 import mmap
 import os
-import struct
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,75 +23,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import structlog
-from pydicom import dcmread
-from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
-
-from dicom_node import __version__
-from dicom_node.errors import PixelDataInvalid, StoreUnavailable
-from dicom_node.types import ResultInstance, Series, SourceInstance
+from dicom_node.errors import StoreUnavailable
+from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pydicom import Dataset
-
+    from dicom_node.standard.part10 import FileMeta
     from dicom_node.types import EncodedResult
-
-IMPLEMENTATION_CLASS_UID = "2.25.230527419337446921067063318462370115849"
-IMPLEMENTATION_VERSION_NAME = f"DICOM_NODE_{__version__}"[:16]
 
 _PART = ".part"
 _FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
-_UNWANTED_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-    BytesLengthException,
-)
-"""What pydicom raises, besides its own errors, on files that are not sound DICOM."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileMeta:
-    """What the File Meta Information of a received instance says (PS3.10 7.1)."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    source_ae: str = ""
-
-    def encoded(self) -> bytes:
-        """Preamble of zeros, prefix and group 0002 in Explicit VR Little Endian."""
-        elements = b"".join(
-            (
-                struct.pack("<HH2sHIH", 2, 1, b"OB", 0, 2, 0x0100),
-                _short_element(0x0002, b"UI", self.sop_class_uid),
-                _short_element(0x0003, b"UI", self.sop_instance_uid),
-                _short_element(0x0010, b"UI", self.transfer_syntax_uid),
-                _short_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-                _short_element(0x0013, b"SH", IMPLEMENTATION_VERSION_NAME),
-                _short_element(0x0016, b"AE", self.source_ae) if self.source_ae else b"",
-            )
-        )
-        return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements)) + elements
-
-
-def _short_element(element: int, vr: bytes, value: str) -> bytes:
-    encoded = value.encode("ascii")
-    if len(encoded) % 2:
-        encoded += b"\0" if vr == b"UI" else b" "
-    return struct.pack("<HH2sH", 2, element, vr, len(encoded)) + encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,64 +320,6 @@ class Spool:
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime <= newest:
                         yield path
-
-
-def read_headers(paths: Iterable[Path]) -> tuple[SourceInstance, ...]:
-    """The headers (all but pixel data) of spooled instances, in the order given.
-
-    Raises:
-        PixelDataInvalid: a file is not readable as DICOM.
-        StoreUnavailable: a file is missing or the disk fails.
-    """
-    return tuple(SourceInstance(path, _read_header(path)) for path in paths)
-
-
-def read_series_folder(folder: Path) -> tuple[Series, ...]:
-    """Every series under ``folder`` (recursively), ordered by Series Instance UID; one instance per SOP Instance UID.
-
-    Files that are no DICOM instance of a series (other formats, DICOMDIR, damaged, deflated) and repeated SOP
-    Instance UIDs are left out; how many of each goes to the log.
-    """
-    found: dict[str, dict[str, SourceInstance]] = {}
-    skipped = repeated = 0
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        instance = try_instance(path)
-        if instance is None:
-            skipped += 1
-            continue
-        members = found.setdefault(str(instance.header.SeriesInstanceUID), {})
-        repeated += str(instance.header.SOPInstanceUID) in members
-        members.setdefault(str(instance.header.SOPInstanceUID), instance)
-    structlog.get_logger().info("folder.read", series=len(found), skipped=skipped, repeated=repeated)
-    return tuple(
-        Series(
-            series_instance_uid=uid,
-            study_instance_uid=str(next(iter(members.values())).header.get("StudyInstanceUID", "")),
-            instances=tuple(members.values()),
-        )
-        for uid, members in sorted(found.items())
-    )
-
-
-def try_instance(path: Path) -> SourceInstance | None:
-    """The instance of a series in the file at ``path``; None where there is none, or a damaged or deflated one."""
-    try:
-        # pydicom inflates the whole of a deflated file even to read its header: leave those alone (bombs)
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            return None
-        header = dcmread(path, stop_before_pixels=True)
-        return SourceInstance(path, header) if header.SeriesInstanceUID and header.SOPInstanceUID else None
-    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS):
-        return None
-
-
-def _read_header(path: Path) -> Dataset:
-    try:
-        return dcmread(path, stop_before_pixels=True)
-    except OSError as error:
-        raise StoreUnavailable(f"spool file {path.name}: {_name(error)}") from error
-    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS) as error:
-        raise PixelDataInvalid(f"spool file {path.name} is not readable as DICOM: {type(error).__name__}") from error
 
 
 def _write_durably(part: Path, content: bytes | memoryview) -> str:

@@ -20,7 +20,8 @@ from dicom_node.demo.phantom_series import write_series
 from dicom_node.demo.processes import Program, free_port
 from dicom_node.demo.results import read_report
 from dicom_node.reconstruct import reconstruct
-from dicom_node.store.spool import Spool, read_series_folder
+from dicom_node.standard.files import read_series_folder
+from dicom_node.store.spool import Spool
 from dicom_node.store.states import DeliveryState, JobState
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter

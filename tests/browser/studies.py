@@ -16,7 +16,7 @@ from pydicom import dcmread
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.encode.run import encode
 from dicom_node.reconstruct import reconstruct
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import ResultContext
 from inference.measure import measure
 from inference.phantom import Phantom, phantom

@@ -225,7 +225,7 @@ def test_memory_stays_bounded_for_a_whole_body_segmentation(storescp, tmp_path):
     program = textwrap.dedent(
         f"""
         import resource, pathlib
-        from dicom_node.deliver.association import Association, OutgoingFile
+        from dicom_node.network.requestor import Association, OutgoingFile
         from dicom_node.settings import DestinationSettings
         peer = DestinationSettings(host="127.0.0.1", port={storescp[0]}, ae_title="PACS")
         file = OutgoingFile(pathlib.Path({str(result.path)!r}), {result.sop_class_uid!r},

@@ -17,7 +17,7 @@ from pydicom import dcmread
 
 from dicom_node.encode.run import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import structure
 from inference.types import Geometry, Measurements, ModelIdentity, Segmentation

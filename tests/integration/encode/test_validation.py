@@ -14,7 +14,7 @@ import pytest
 
 from dicom_node.encode.run import encode, encode_notice
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.measure import measure
 from inference.types import ModelIdentity

@@ -12,10 +12,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SegmentationStorage
 
-from dicom_node.deliver.association import Association
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.pacs import outgoing_files
 from dicom_node.demo.processes import Program, free_port
+from dicom_node.network.requestor import Association
 from dicom_node.settings import DestinationSettings
 from inference.types import Geometry, Volume
 from tests.integration.deliver.peers import scripted_pacs

@@ -23,7 +23,7 @@ from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, Se
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.reconstruct.geometry import regular_grid
 from dicom_node.reconstruct.planes import planes_of
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import Series, SourceInstance
 
 pytestmark = pytest.mark.filterwarnings("ignore")

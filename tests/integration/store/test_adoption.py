@@ -11,8 +11,9 @@ from pydicom import Dataset, dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
+from dicom_node.standard.part10 import FileMeta
 from dicom_node.store.ledger import Ledger
-from dicom_node.store.spool import FileMeta, Spool
+from dicom_node.store.spool import Spool
 from dicom_node.types import Receipt, ReceivedInstance
 
 

@@ -14,7 +14,7 @@ from pydicom import dcmread
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.route.rules import decide, load_rules
 from dicom_node.settings import load_settings
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from inference.types import Geometry, Volume
 
 ROOT = Path(__file__).parents[3]

@@ -9,7 +9,7 @@ import numpy as np
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import CTImageStorage
 
-from dicom_node.store.spool import read_headers
+from dicom_node.standard.files import read_headers
 from dicom_node.types import Series
 
 if TYPE_CHECKING:

@@ -18,7 +18,9 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
-from dicom_node.store.spool import FileMeta, Spool, read_headers, read_series_folder
+from dicom_node.standard.files import read_headers, read_series_folder
+from dicom_node.standard.part10 import FileMeta
+from dicom_node.store.spool import Spool
 from dicom_node.types import EncodedResult, ResultKind
 
 META = FileMeta(CTImageStorage, "1.2.3.4.5", ImplicitVRLittleEndian, "SENDER")

@@ -15,7 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.encode.run import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter

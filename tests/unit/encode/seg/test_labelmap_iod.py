@@ -12,7 +12,7 @@ from pydicom import Dataset
 
 from dicom_node.encode.run import encode
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
-from dicom_node.store.spool import read_series_folder
+from dicom_node.standard.files import read_series_folder
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, Reconstruction, ResultRequest, SegmentationForm
 from inference.structures import paper_labels
 from tests.unit.encode.seg.labelmap_iod import TABLE, violations

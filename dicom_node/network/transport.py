@@ -23,14 +23,14 @@ from pynetdicom.pdu_primitives import (
     MaximumLengthNotification,
 )
 
-from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from pynetdicom.presentation import PresentationContext
 
-    from dicom_node.receive.policy import Rejection
+    from dicom_node.network.pdu import Rejection
 
 ASSOCIATE_RQ, P_DATA, RELEASE_RQ, ABORT = 0x01, 0x04, 0x05, 0x07
 _RELEASE_RP = 0x06
@@ -220,7 +220,7 @@ def acceptance(request: A_ASSOCIATE, contexts: Sequence[PresentationContext], la
     class_uid = ImplementationClassUIDNotification()
     class_uid.implementation_class_uid = IMPLEMENTATION_CLASS_UID
     version_name = ImplementationVersionNameNotification()
-    version_name.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    version_name.implementation_version_name = VERSION_NAME
     primitive.user_information = [maximum_length, class_uid, version_name]
     return A_ASSOCIATE_AC(primitive).encode()
 

@@ -31,7 +31,8 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made by the library at import
 
 from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
-from dicom_node.store.spool import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
+from dicom_node.standard.uids import APPLICATION_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from dicom_node.settings import DestinationSettings
 
-_APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 LARGEST_ANSWER_BYTES = 1 << 20
 _LARGEST_OFFERED_CONTEXTS = 128
 RELEASE_WAIT_S = 5.0
@@ -351,7 +351,7 @@ def with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
 
 def _association_request(destination: DestinationSettings, our_ae: str, wanted: list[tuple[str, str]]) -> bytes:
     request = A_ASSOCIATE()
-    request.application_context_name = UID(_APPLICATION_CONTEXT)
+    request.application_context_name = UID(APPLICATION_CONTEXT)
     request.calling_ae_title = our_ae
     request.called_ae_title = destination.ae_title
     contexts = []
@@ -367,7 +367,7 @@ def _association_request(destination: DestinationSettings, our_ae: str, wanted: 
     )
     largest.maximum_length_received = destination.maximum_pdu_bytes
     implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    version.implementation_version_name = VERSION_NAME
     request.user_information = [largest, implementation, version]
     return A_ASSOCIATE_RQ(request).encode()
 

@@ -1,0 +1,30 @@
+"""UIDs that several rooms know by name, and what makes a UID valid."""
+
+from __future__ import annotations
+
+import re
+
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+
+APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+"""DICOM's only Application Context Name (PS3.7 A.2.1)."""
+VERIFICATION = "1.2.840.10008.1.1"
+STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
+"""Study Root Query/Retrieve Information Model - FIND."""
+
+MULTI_FRAME_CT_SOP_CLASSES = frozenset({str(EnhancedCTImageStorage), str(LegacyConvertedEnhancedCTImageStorage)})
+CT_SOP_CLASSES = MULTI_FRAME_CT_SOP_CLASSES | {str(CTImageStorage)}
+
+_LONGEST = 64
+_VALID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
+_WELL_FORMED = re.compile(r"[0-9]+(?:\.[0-9]+)*")
+
+
+def is_valid_uid(value: str) -> bool:
+    """Whether ``value`` is a UID of PS3.5 section 9.1: components without leading zeros, at most 64 characters."""
+    return len(value) <= _LONGEST and _VALID.fullmatch(value) is not None
+
+
+def is_well_formed_uid(value: str) -> bool:
+    """Whether ``value`` has the form of a UID. Leading zeros, which PS3.5 forbids and senders write, are let in."""
+    return len(value) <= _LONGEST and _WELL_FORMED.fullmatch(value) is not None
