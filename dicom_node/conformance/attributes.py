@@ -1,4 +1,4 @@
-"""The attributes of created objects, in the modules of their IOD (PS3.3 annex A, as highdicom's tables have it)."""
+"""The attributes of created objects, in the modules of their IOD (PS3.3 annex A)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import count
 from typing import TYPE_CHECKING
 from zlib import crc32
 
-from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map, get_sop_class_iod_map
 from pydicom.datadict import dictionary_description, tag_for_keyword
 from pydicom.tag import Tag
 
+from dicom_node.conformance import iods
 from dicom_node.conformance.observation import OUTSIDE, Part, Seen, findings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from pydicom import DataElement, Dataset
 
@@ -80,7 +80,7 @@ def attributes(samples: Sequence[Sample]) -> tuple[Attribute, ...]:
                 tag=f"({tag.group:04X},{tag.element:04X})",
                 name="private" if tag.is_private else dictionary_description(tag),
                 vr=finding.vr,
-                type=_types(module).get(finding.path, ""),
+                type=_type(module, finding.path),
                 presence=finding.presence,
                 source=finding.source,
                 follows_from=finding.follows_from,
@@ -93,11 +93,7 @@ def attributes(samples: Sequence[Sample]) -> tuple[Attribute, ...]:
 
 def modules(sop_class: str) -> list[tuple[str, str]]:
     """The modules of the IOD of ``sop_class`` with their usage (M, C or U), in the order of PS3.3."""
-    return [(_title(module["key"]), module["usage"]) for module in _iod(sop_class)]
-
-
-def _iod(sop_class: str) -> list[Mapping[str, str]]:
-    return list(get_iod_module_map()[get_sop_class_iod_map()[sop_class]])
+    return [(_title(module.key), module.usage) for module in iods.modules(sop_class)]
 
 
 def _title(key: str) -> str:
@@ -168,18 +164,16 @@ def _parts(sample: Sample) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def _type(module: str, path: tuple[str, ...]) -> str:
+    return iods.attribute_types(module).get(path, "") if module else ""
+
+
 @cache
 def _module(sop_class: str, keyword: str) -> str:
     """The module that an attribute is stated under: a mandatory one first, then that of the strictest type."""
     candidates = [
-        (module["usage"] != "M", _TYPES.index(type_), place, module["key"])
-        for place, module in enumerate(_iod(sop_class))
-        if (type_ := _types(module["key"]).get((keyword,))) is not None
+        (module.usage != "M", _TYPES.index(type_), place, module.key)
+        for place, module in enumerate(iods.modules(sop_class))
+        if (type_ := iods.attribute_types(module.key).get((keyword,))) is not None
     ]
     return min(candidates)[-1] if candidates else ""
-
-
-@cache
-def _types(module: str) -> dict[tuple[str, ...], str]:
-    """Type by path of every attribute of a module."""
-    return {(*each["path"], each["keyword"]): each["type"] for each in get_module_attribute_map().get(module, [])}

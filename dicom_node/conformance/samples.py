@@ -2,8 +2,8 @@
 
 What the statement says on an attribute of a created object is what these objects show: it is there in all of them or
 not, its value is that of the source, follows from a condition, or is the same in all. The headers of the source hold
-every attribute of patient, study, series, equipment and image in general that the standard knows (highdicom's tables of
-PS3.3), so that whatever the node copies is seen to be copied.
+every attribute of patient, study, series, equipment and image in general that the standard knows
+(PS3.3), so that whatever the node copies is seen to be copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from highdicom._standard_utils import get_iod_module_map, get_module_attribute_map
 from pydicom import Dataset
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import (
@@ -29,6 +28,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
+from dicom_node.conformance import iods
 from dicom_node.encode.run import encode, encode_notice
 from dicom_node.types import (
     EarlierResult,
@@ -276,19 +276,18 @@ def _common_header(condition: Condition, geometry: Geometry) -> Dataset:
 @cache
 def _filled(source: int) -> Dataset:
     """A header with every attribute of the entities that an image shares with its series, and of images in general."""
-    modules = [module["key"] for module in get_iod_module_map()["ct-image"] if module["ie"] in _SOURCE_ENTITIES]
+    modules = [module.key for module in iods.modules(CTImageStorage) if module.entity in _SOURCE_ENTITIES]
     header, numbers = Dataset(), count(1)
     for module in dict.fromkeys((*modules, *_SOURCE_MODULES)):
-        attributes = get_module_attribute_map()[module]
-        for attribute in attributes:
-            keyword = attribute["keyword"]
-            if attribute["path"] or keyword in header:
+        paths = tuple(iods.attribute_types(module))
+        for *sequences, keyword in paths:
+            if sequences or keyword in header:
                 continue
             if dictionary_VR(_tag(keyword)) == "SQ":
                 item = Dataset()
-                for child in attributes:
-                    if child["path"] == [keyword]:
-                        _put_value(item, child["keyword"], source, next(numbers))
+                for *parents, child in paths:
+                    if parents == [keyword]:
+                        _put_value(item, child, source, next(numbers))
                 setattr(header, keyword, [item])
             else:
                 _put_value(header, keyword, source, next(numbers))
