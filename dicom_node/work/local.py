@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicom_node.errors import SegmentationImpossible, WorkerLost
+from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped
 from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
@@ -158,7 +158,7 @@ class LocalWorker:
             self._discard_child()
 
     def close(self) -> None:
-        """:meth:`unload` for good: later calls raise WorkerLost."""
+        """End the child for good; a volume that is under way, and every later call, ends with Stopping."""
         self._closed = True
         self.unload()
         self._starter.shutdown()
@@ -181,7 +181,7 @@ class LocalWorker:
                     raise WorkerLost(reason) from error
             if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
                 self._discard_child()
-                raise WorkerLost(f"the worker of model {self._name!r} is being closed")
+                raise Stopping
             self._load(self._child)
             return self._child
 
@@ -237,6 +237,8 @@ class LocalWorker:
             except queue.Empty:
                 continue
             if message is None:
+                if self._closed:
+                    raise Stopping
                 raise WorkerLost(f"the worker of model {self._name!r} {child.loss}")
             return message
 
