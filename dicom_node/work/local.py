@@ -29,7 +29,7 @@ from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped
 from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
-from inference.types import InvalidValueError, ModelIdentity, Segmentation
+from inference.types import ModelIdentity, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,7 +109,7 @@ class LocalWorker:
     def infer(self, prepared: PreparedVolume, on_progress: OnProgress) -> Segmentation:
         """The labels of a prepared volume; prepares it anew where its child was lost while it waited.
 
-        Raises: like :meth:`prepare`.
+        Raises: like :meth:`prepare`, and InvalidValueError where the labels contradict the names of the model.
         """
         if prepared.child.is_lost:
             prepared = self.prepare(prepared.volume, on_progress)
@@ -118,10 +118,7 @@ class LocalWorker:
         child.send({"infer": prepared.number})
         self._wait_for(child, prepared.number, "done", deadline, on_progress)
         child.forget(prepared.number)
-        try:
-            return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
-        except InvalidValueError as error:
-            raise SegmentationImpossible(f"model {self._name!r} gave an invalid label map: {error}") from error
+        return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
 
     def identity(self) -> ModelIdentity:
         """Which model is loaded; loads it where it is not yet. Raises like :meth:`prepare`."""
