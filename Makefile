@@ -5,7 +5,7 @@ VENV := .venv
 TORCH_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test check setup test-setup peers clean
+.PHONY: demo test check wheel setup test-setup peers clean
 
 demo: setup ## set up and run the whole job once: PACS -> node -> SEG and SR -> PACS, with a table and a picture
 	$(BIN)/dicom-node demo $(if $(SERIES),--series "$(SERIES)") $(if $(MODEL),--model "$(MODEL)")
@@ -13,11 +13,16 @@ demo: setup ## set up and run the whole job once: PACS -> node -> SEG and SR -> 
 test: test-setup peers ## set up and pass the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-check: test-setup ## lint, types, imports
+check: test-setup ## lint, types, imports, declared dependencies
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry dicom_node inference
+	$(BIN)/deptry tests benchmarks --ignore DEP002,DEP004
+
+wheel: test-setup ## build the wheel and use it outside the checkout
+	.ci/wheel
 
 setup: $(VENV)/.runtime
 test-setup: $(VENV)/.tests
@@ -29,11 +34,11 @@ $(VENV)/.python:
 # torch first: what depends on it would otherwise choose another build
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,postgresql]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,test,postgresql]'
 	touch $@
 
 peers: ## the DICOM peers that the tests talk to

@@ -1,3 +1,3 @@
 """A DICOM node that segments CT: receive, reconstruct, segment, encode, deliver. Research software."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

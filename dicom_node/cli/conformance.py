@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from dicom_node.cli.context import is_given
 from dicom_node.cli.output import json_option
+
+if TYPE_CHECKING:
+    from dicom_node.cli.context import Context
 
 
 @click.command()
 @click.option("--out", type=click.File("w", encoding="utf-8", atomic=True), default="-", help="Default: stdout.")
 @json_option
-@click.pass_context
-def conformance(ctx: click.Context, *, out: TextIO, as_json: bool) -> None:
+@click.pass_obj
+def conformance(context: Context, *, out: TextIO, as_json: bool) -> None:
     """Write the DICOM Conformance Statement.
 
     In Markdown. It describes the product with its defaults or, if --config or DICOM_NODE_CONFIG is given, the node
@@ -23,5 +25,5 @@ def conformance(ctx: click.Context, *, out: TextIO, as_json: bool) -> None:
     """
     from dicom_node.conformance.statement import conformance_statement, facts  # noqa: PLC0415
 
-    settings = ctx.obj.settings() if is_given(ctx, "config") else None
+    settings = context.settings() if context.given else None
     out.write(json.dumps(facts(settings), indent=1) + "\n" if as_json else conformance_statement(settings))

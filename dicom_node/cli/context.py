@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,8 +26,10 @@ class Context:
     Libraries are imported inside the methods, so that ``--help`` loads none of them.
     """
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, given: bool) -> None:
         self.config = config
+        self.given = given
+        """Whether the file was named, on the command line or in the environment."""
 
     def settings(self) -> Settings:
         """The settings in the configuration file.
@@ -39,8 +42,18 @@ class Context:
         return load_settings(self.config)
 
     def models_folder(self) -> Path:
-        """Where models are installed; beside the configuration where there is none, as its default says."""
-        return self.settings().models_folder if self.config.is_file() else self.config.parent / "models"
+        """Where models are installed: ``models_folder`` of the configuration, else the folder of this user.
+
+        A configuration that was not named counts where this user can read it.
+
+        Raises:
+            ConfigurationError: the configuration can't be used.
+        """
+        from dicom_node.app.places import models_folder_without_configuration  # noqa: PLC0415
+
+        if self.given or os.access(self.config, os.R_OK):
+            return self.settings().models_folder
+        return models_folder_without_configuration()
 
     def ledger(self) -> Ledger:
         """The ledger of the configured node, with its schema up to date."""

@@ -43,7 +43,14 @@ def evaluate(arguments: tuple[str, ...]) -> None:
 @click.command(context_settings=_PASSED_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def train(arguments: tuple[str, ...]) -> None:
-    """Train the demo model on phantoms."""
-    from inference.training.demo_model import main as run  # noqa: PLC0415
+    """Train the demo model on phantoms.
 
+    It needs nnU-Net: pip install 'dicom-node[train]'.
+    """
+    try:
+        from inference.training.demo_model import main as run  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "nnunetv2":
+            raise
+        raise click.ClickException("training needs nnU-Net: pip install 'dicom-node[train]'") from error
     run(arguments)

@@ -9,8 +9,10 @@ from pathlib import Path
 import click
 
 from dicom_node import __version__
+from dicom_node.app.places import DEFAULT_CONFIGURATION
+from dicom_node.cli.config import config
 from dicom_node.cli.conformance import conformance
-from dicom_node.cli.context import Context, RootGroup
+from dicom_node.cli.context import Context, RootGroup, is_given
 from dicom_node.cli.demo import demo
 from dicom_node.cli.look import check, job, jobs, retry, status
 from dicom_node.cli.models import models
@@ -25,19 +27,21 @@ from dicom_node.log import configure_logging
 @click.version_option(__version__, prog_name="dicom-node")
 @click.option(
     "--config",
+    "configuration",
     envvar="DICOM_NODE_CONFIG",
     type=click.Path(path_type=Path, dir_okay=False),
-    default=Path("config/node.yaml"),
+    default=DEFAULT_CONFIGURATION,
     show_default=True,
-    help="The node's configuration file.",
+    show_envvar=True,
+    help="The node's configuration file. `dicom-node config init` writes one.",
 )
 @click.pass_context
-def main(ctx: click.Context, config: Path) -> None:
+def main(ctx: click.Context, configuration: Path) -> None:
     """A DICOM node that segments CT: C-STORE in, DICOM SEG and TID 1500 SR out.
 
     Research software, not a medical device.
     """
-    ctx.obj = Context(config)
+    ctx.obj = Context(configuration, given=is_given(ctx, "configuration"))
     # stdout belongs to the answer (tables, JSON); `serve`, `listen` and `work` send their log there themselves
     configure_logging(ctx.invoked_subcommand or "", sys.stderr, logging.WARNING)
 
@@ -45,7 +49,7 @@ def main(ctx: click.Context, config: Path) -> None:
 for _command in (
     *(serve, listen, work),
     *(status, jobs, job, retry, check),
-    *(rules, segment, models, conformance),
+    *(config, rules, segment, models, conformance),
     *(phantom, demo, evaluate, train),
 ):
     main.add_command(_command)

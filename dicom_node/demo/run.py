@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 from pydicom import dcmread
@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from dicom_node.app.compose import open_store
+from dicom_node.app.places import DEMO_MODEL, shipped_model
 from dicom_node.demo.pacs import PACS_AE_TITLE, Pacs, Peer, choose_pacs, outgoing_files
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.demo.processes import Program, ProgramFailed, free_port
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
     from dicom_node.network.requestor import OutgoingFile
 
-DEMO_MODEL = "phantom_demo_104"
-_MODEL_FOLDER = Path(__file__).resolve().parents[2] / "config" / "models" / DEMO_MODEL
 _PHANTOM_SPACING_XYZ_MM = (1.5, 1.5, 3.0)
 _CT_CLASSES = (CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage)
 _POLL_S = 0.3
@@ -70,7 +69,7 @@ def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) ->
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="dicom-node-demo-") as work:
-            _run(console, _case(console, series, seed, Path(work)), _model(console, series, model), Path(work), out)
+            _run(console, _case(console, series, seed, Path(work)), _model(series, model), Path(work), out)
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything that was started has been ended[/]")
         return _INTERRUPTED
@@ -140,27 +139,15 @@ def _largest_ct_series(folder: Path) -> list[OutgoingFile]:
     return max(by_series.values(), key=len)
 
 
-def _model(console: Console, series: Path | None, model: str | None) -> str:
-    if model is not None:
-        return model
-    if series is not None:
-        return "tissue"
-    if _MODEL_FOLDER.exists():
-        return DEMO_MODEL
-    console.print(
-        f"[yellow]the demo model is not at {escape(str(_MODEL_FOLDER))}; tissue classes are shown instead[/]",
-        soft_wrap=True,
-    )
-    return "tissue"
+def _model(series: Path | None, model: str | None) -> str:
+    return model or (DEMO_MODEL if series is None else "tissue")
 
 
 # ---- the node
 
 
 def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path:
-    models: dict[str, Any] = {"tissue": {"kind": "tissue"}}
-    if _MODEL_FOLDER.exists():
-        models[DEMO_MODEL] = {"kind": "nnunet", "package": str(_MODEL_FOLDER)}
+    models = {"tissue": {"kind": "tissue"}, DEMO_MODEL: {"kind": "nnunet", "package": str(shipped_model(DEMO_MODEL))}}
     if model not in models:
         raise UnexpectedResult(f"model {model!r} is unknown to the demonstration; known: {', '.join(models)}")
     settings = {

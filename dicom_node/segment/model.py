@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dicom_node.app.places import DEMO_MODEL, shipped_model
 from dicom_node.errors import ConfigurationError
 from dicom_node.work.models import identity_of, models_of, open_segmenter
 from inference.errors import InferenceError, UnknownStructureError
@@ -45,7 +46,7 @@ class Model:
 
 
 def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
-    """The model called ``name`` in the library ``models_folder``, or the package in the folder ``name``.
+    """The model ``name`` of the library ``models_folder``, or shipped, or the package in the folder ``name``.
 
     Its identity is that of the results of a run with ``options``.
 
@@ -62,11 +63,13 @@ def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
     try:
         if name in installed:
             package = library.read(models_folder, name)
+        elif (shipped := shipped_model(name)) is not None:
+            package = read_package(shipped)
         elif Path(name).is_dir():
             package = read_package(Path(name))
         else:
             raise ConfigurationError(
-                f"no model is called {name!r}, and no folder; {TISSUE} is always there, "
+                f"no model is called {name!r}, and no folder; {TISSUE} and {DEMO_MODEL} are always there, "
                 f"installed in {models_folder}: {', '.join(installed) or 'none'}"
             )
         identity = identity_of(models_of(package), options)

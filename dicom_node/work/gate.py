@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-from dicom_node.errors import Stopping
+from dicom_node.errors import WorkerLost
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,7 +24,7 @@ class Gate:
         """Wait for the turn; the place is held until the pass is given up.
 
         Raises:
-            Stopping: the gate was closed before the turn came.
+            WorkerLost: the gate was closed before the turn came.
         """
         mine = Pass(self)
         with self._changed:
@@ -32,7 +32,7 @@ class Gate:
             self._changed.wait_for(lambda: self._closed or self._queue[0] is mine)
             if self._closed:
                 self._queue.remove(mine)
-                raise Stopping
+                raise WorkerLost("the node is being stopped")
         return mine
 
     def close(self) -> None:

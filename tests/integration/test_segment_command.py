@@ -87,8 +87,11 @@ def package(tmp_path_factory):
     return random_package(tmp_path_factory.mktemp("models"))
 
 
-def call(*arguments, config="no/node.yaml"):
-    return CliRunner().invoke(main, ["--config", str(config), "segment", *map(str, arguments)])
+def call(*arguments, config=None):
+    """Without ``config`` as a user has it who never configured a node."""
+    named = [] if config is None else ["--config", str(config)]
+    environment = {"DICOM_NODE_CONFIG": None}
+    return CliRunner().invoke(main, [*named, "segment", *map(str, arguments)], env=environment)
 
 
 def nifti(path, array, affine=None) -> Path:
@@ -179,6 +182,7 @@ def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path
     library = package.folder.parent
     config = library.parent / "node.yaml"
     (library.parent / "models").symlink_to(library)
+    config.write_text("")
     answered = call(file, "--model", "test", "--out", tmp_path / "one", "--json", config=config)
     assert answered.exit_code == 0, answered.output
     (summary,) = json.loads(answered.stdout)

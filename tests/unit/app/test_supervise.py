@@ -20,6 +20,11 @@ class Clock:
         return self.now
 
 
+@pytest.fixture(autouse=True)
+def _log_of_this_test():
+    structlog.reset_defaults()  # a test that ran before may have left out what is no warning
+
+
 @pytest.fixture
 def clock():
     return Clock()
