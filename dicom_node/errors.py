@@ -95,6 +95,10 @@ class Stopping(DicomNodeError):
 
     disposition = Disposition.RETRY
 
+    def __init__(self) -> None:
+        """The message is always the same."""
+        super().__init__("the node is being stopped")
+
 
 class SegmentationError(DicomNodeError):
     """Inference did not give a label map."""

@@ -88,6 +88,24 @@ class Geometry:
         return bool(np.abs((self.affine_lps - other.affine_lps) @ corners).max() <= tolerance_mm)
 
 
+@dataclass(frozen=True, slots=True)
+class MinimumExtent:
+    """The least that a model needs of a volume: ``slices``, and along every axis ``extent_mm`` (voxels x spacing)."""
+
+    slices: int = 1
+    extent_mm: float = 0.0
+
+    def refusal(self, geometry: Geometry) -> str | None:
+        """Why a volume on ``geometry`` is too small, with the numbers; None when it is large enough."""
+        if geometry.shape_zyx[0] < self.slices:
+            return f"{geometry.shape_zyx[0]} slices; the model needs at least {self.slices}"
+        extent_xyz_mm = [n * mm for n, mm in zip(geometry.shape_zyx[::-1], geometry.spacing_xyz_mm, strict=True)]
+        if min(extent_xyz_mm) < self.extent_mm:
+            seen = " x ".join(f"{extent:.1f}" for extent in extent_xyz_mm)
+            return f"the volume measures {seen} mm; the model needs at least {self.extent_mm:g} mm along every axis"
+        return None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
     """A CT volume in Hounsfield units; the array is made read-only.

@@ -10,18 +10,29 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dicom_node.app.signals import stop_on_signals
+from dicom_node.deliver.abilities import Abilities
 from dicom_node.errors import ConfigurationError, StoreUnavailable
 from dicom_node.operate.housekeeping import purge_expired
 from dicom_node.operate.schedule import Schedule, Sweep
-from dicom_node.pipeline import Pipeline, now_utc
+from dicom_node.pipeline.completing import Completing
+from dicom_node.pipeline.delivering import Asking, Delivering
+from dicom_node.pipeline.job import Means
+from dicom_node.pipeline.notices import Notices
+from dicom_node.pipeline.outcomes import Settling
+from dicom_node.pipeline.places import Places
+from dicom_node.pipeline.results import Installation, ResultStore
+from dicom_node.pipeline.routing import Routing
+from dicom_node.pipeline.running import Running
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.receive.scp import Listener
 from dicom_node.route.rules import load_rules
+from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
@@ -30,6 +41,7 @@ from dicom_node.work.pool import WorkerPool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings
 
 _IDLE_PAUSE_S = 0.3
@@ -58,6 +70,34 @@ def open_store(settings: Settings) -> tuple[Spool, Ledger]:
     return spool, Ledger(settings.effective_ledger_url, spool)
 
 
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """The rooms of the work process, wired to one ledger and one spool."""
+
+    completing: Completing
+    routing: Routing
+    running: Running
+    delivering: Delivering
+
+
+def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules, workers: WorkerPool) -> Pipeline:
+    """Wire the rooms of the work process; each gets the part of settings and ledger that it needs."""
+    node = settings.node
+    abilities = Abilities(node.ae_title)
+    results = ResultStore(ledger.jobs, ledger.results, spool, Installation(node.station_name, ledger.device_uid()))
+    notices = Notices(spool, results)
+    asking = Asking(settings.destinations, abilities)
+    means = Means(settings.models, spool, workers, Places(), asking, results)
+    settling = Settling(ledger.jobs, spool, notices)
+    worker_name = f"{node.station_name}/local"
+    return Pipeline(
+        completing=Completing(ledger.arrivals, settings.completion, settings.sources, node.ae_title),
+        routing=Routing(ledger.routing, spool, rules, notices),
+        running=Running(ledger.jobs, means, settling, worker_name, settings.work.attempts),
+        delivering=Delivering(ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title),
+    )
+
+
 def run_listener(settings: Settings) -> None:
     """The listener, until SIGTERM or SIGINT."""
     stop = stop_on_signals()
@@ -80,8 +120,8 @@ def run_work(settings: Settings) -> None:
     spool, ledger = open_store(settings)
     rules = load_rules(settings.rules_file, settings)
     workers = WorkerPool(settings.models, settings.work)
-    pipeline = Pipeline(settings, ledger, spool, rules, workers, ledger.device_uid())
-    pipeline.recover_jobs(at_start=True)
+    pipeline = open_pipeline(settings, ledger, spool, rules, workers)
+    pipeline.running.recover_jobs(at_start=True)
     schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
     schedule.start()
     structlog.get_logger().info(
@@ -90,7 +130,7 @@ def run_work(settings: Settings) -> None:
 
     def end_job() -> None:
         stop.wait()
-        pipeline.stop()
+        pipeline.running.stop()
 
     def preload() -> None:
         for name in settings.work.preload:
@@ -99,7 +139,7 @@ def run_work(settings: Settings) -> None:
     threading.Thread(target=end_job, name="stop", daemon=True).start()
     threading.Thread(target=preload, name="preload", daemon=True).start()
     try:
-        _run_jobs(pipeline, stop, settings.work.jobs_at_once)
+        _run_jobs(pipeline.running, stop, settings.work.jobs_at_once)
     finally:
         schedule.stop()
         workers.close()
@@ -111,11 +151,11 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     watermark = DiskWatermark(settings.node.data_folder, settings.operate)
 
     def complete_and_route() -> None:
-        pipeline.complete_series()
-        pipeline.route_series()
+        pipeline.completing.complete_due()
+        pipeline.routing.route_complete()
 
     def deliver_to(name: str) -> Callable[[], None]:
-        return lambda: pipeline.deliver(name)
+        return lambda: pipeline.delivering.deliver(name)
 
     def adopt() -> None:
         adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), _UNCLAIMED_AGE_S)
@@ -126,28 +166,28 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
 
     return [
         Sweep("completion", every, complete_and_route),
-        Sweep("recovery", _RECOVERY_SWEEP_S, pipeline.recover_jobs),
+        Sweep("recovery", _RECOVERY_SWEEP_S, pipeline.running.recover_jobs),
         Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
     ]
 
 
-def _run_jobs(pipeline: Pipeline, stop: threading.Event, at_once: int) -> None:
+def _run_jobs(running: Running, stop: threading.Event, at_once: int) -> None:
     """As many threads as jobs may be under way; a fault in one of them stops all and is raised here."""
     with ThreadPoolExecutor(at_once, thread_name_prefix="job") as runners:
-        running = [runners.submit(_run_one_after_another, pipeline, stop) for _ in range(at_once)]
-        wait(running, return_when=FIRST_EXCEPTION)
+        threads = [runners.submit(_run_one_after_another, running, stop) for _ in range(at_once)]
+        wait(threads, return_when=FIRST_EXCEPTION)
         stop.set()
-    for runner in running:
-        runner.result()
+    for thread in threads:
+        thread.result()
 
 
-def _run_one_after_another(pipeline: Pipeline, stop: threading.Event) -> None:
+def _run_one_after_another(running: Running, stop: threading.Event) -> None:
     log = structlog.get_logger()
     while not stop.is_set():
         try:
-            pipeline.run_next_job(_IDLE_PAUSE_S)
+            running.run_next_job(_IDLE_PAUSE_S)
         except StoreUnavailable as error:
             log.warning("ledger.unavailable", reason=str(error))
             stop.wait(_LEDGER_PAUSE_S)

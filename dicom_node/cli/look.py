@@ -100,7 +100,7 @@ def retry(context: Context, *, job_id: int, as_json: bool) -> None:
 
     A failed or rejected job runs again; of a finished one, results that were not delivered are sent again.
     """
-    from dicom_node.pipeline import now_utc  # noqa: PLC0415
+    from dicom_node.store.clock import now_utc  # noqa: PLC0415
 
     answer = context.ledger().jobs.retry(job_id, now_utc())
     if answer is None:

@@ -15,7 +15,7 @@ from dicom_node.deliver.retry import REFUSALS_SPREAD_OVER
 from dicom_node.deliver.scu import NAMED_STATUSES, STATUS_RANGES, UNKNOWN_STATUS
 from dicom_node.network.requestor import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
 from dicom_node.network.transport import ABORTS, KEEPALIVE_IDLE_S, LARGEST_ASSOCIATE_RQ
-from dicom_node.pipeline import DELIVERIES_PER_ASSOCIATION
+from dicom_node.pipeline.delivering import DELIVERIES_PER_ASSOCIATION
 from dicom_node.receive.count import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, PENDING, query_identifier
 from dicom_node.receive.policy import REJECTIONS, STATUSES
 from dicom_node.receive.scp import (

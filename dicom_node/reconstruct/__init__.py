@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from dicom_node.types import Series
 
-__all__ = ["ReconstructionLimits", "check_extent", "labels_on_source", "reconstruct"]
+__all__ = ["ReconstructionLimits", "labels_on_source", "reconstruct"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +94,6 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
         shear_xy_pixels_per_plane=grid.shear_xy_pixels_per_plane,
         notes=_notes(series, grid),
     )
-
-
-def check_extent(reconstruction: Reconstruction, minimum_planes: int, minimum_extent_mm: float) -> None:
-    """Whether the volume is large enough for a model; the extent is planes x spacing, likewise in rows and columns.
-
-    Raises:
-        NotEligible: fewer planes, or less extent along any axis.
-    """
-    geometry = reconstruction.volume.geometry
-    if geometry.shape_zyx[0] < minimum_planes:
-        raise NotEligible(f"planes: {geometry.shape_zyx[0]}, the model needs at least {minimum_planes}")
-    shape_xyz = geometry.shape_zyx[::-1]
-    extent = [count * spacing for count, spacing in zip(shape_xyz, geometry.spacing_xyz_mm, strict=True)]
-    if min(extent) < minimum_extent_mm:
-        listed = " x ".join(f"{length:.1f}" for length in extent)
-        raise NotEligible(f"extent {listed} mm, the model needs at least {minimum_extent_mm:g} mm along every axis")
 
 
 def labels_on_source(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -253,6 +253,11 @@ class Spool:
         finally:
             writing.end()
 
+    def discard(self, stored: Iterable[tuple[ResultInstance, str]]) -> None:
+        """Remove results that no ledger row will name."""
+        for _, name in stored:
+            self.delete(name)
+
     def path(self, spool_name: str) -> Path:
         """Where ``spool_name`` lies.
 

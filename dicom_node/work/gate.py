@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Self
 
-from dicom_node.errors import WorkerLost
+from dicom_node.errors import Stopping
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,7 +24,7 @@ class Gate:
         """Wait for the turn; the place is held until the pass is given up.
 
         Raises:
-            WorkerLost: the gate was closed before the turn came.
+            Stopping: the gate was closed before the turn came.
         """
         mine = Pass(self)
         with self._changed:
@@ -32,7 +32,7 @@ class Gate:
             self._changed.wait_for(lambda: self._closed or self._queue[0] is mine)
             if self._closed:
                 self._queue.remove(mine)
-                raise WorkerLost("the node is being stopped")
+                raise Stopping
         return mine
 
     def close(self) -> None:

@@ -25,11 +25,11 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicom_node.errors import SegmentationImpossible, WorkerLost
+from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped
 from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
-from inference.types import InvalidValueError, ModelIdentity, Segmentation
+from inference.types import ModelIdentity, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -109,7 +109,7 @@ class LocalWorker:
     def infer(self, prepared: PreparedVolume, on_progress: OnProgress) -> Segmentation:
         """The labels of a prepared volume; prepares it anew where its child was lost while it waited.
 
-        Raises: like :meth:`prepare`.
+        Raises: like :meth:`prepare`, and InvalidValueError where the labels contradict the names of the model.
         """
         if prepared.child.is_lost:
             prepared = self.prepare(prepared.volume, on_progress)
@@ -118,10 +118,7 @@ class LocalWorker:
         child.send({"infer": prepared.number})
         self._wait_for(child, prepared.number, "done", deadline, on_progress)
         child.forget(prepared.number)
-        try:
-            return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
-        except InvalidValueError as error:
-            raise SegmentationImpossible(f"model {self._name!r} gave an invalid label map: {error}") from error
+        return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
 
     def identity(self) -> ModelIdentity:
         """Which model is loaded; loads it where it is not yet. Raises like :meth:`prepare`."""
@@ -158,7 +155,7 @@ class LocalWorker:
             self._discard_child()
 
     def close(self) -> None:
-        """:meth:`unload` for good: later calls raise WorkerLost."""
+        """End the child for good; a volume that is under way, and every later call, ends with Stopping."""
         self._closed = True
         self.unload()
         self._starter.shutdown()
@@ -181,7 +178,7 @@ class LocalWorker:
                     raise WorkerLost(reason) from error
             if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
                 self._discard_child()
-                raise WorkerLost(f"the worker of model {self._name!r} is being closed")
+                raise Stopping
             self._load(self._child)
             return self._child
 
@@ -237,6 +234,8 @@ class LocalWorker:
             except queue.Empty:
                 continue
             if message is None:
+                if self._closed:
+                    raise Stopping
                 raise WorkerLost(f"the worker of model {self._name!r} {child.loss}")
             return message
 

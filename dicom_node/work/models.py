@@ -11,9 +11,10 @@ from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSe
 from dicom_node.work.memory import machine_bytes
 from inference.errors import InferenceError
 from inference.nnunet.contract import EngineOptions
+from inference.types import MinimumExtent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from inference.models.package import ModelPackage
     from inference.types import ModelIdentity, Segmenter
@@ -150,19 +151,25 @@ def _weights_bytes(package: ModelPackage) -> int:
     return sum(path.stat().st_size for part in package.parts for path in part.weights)
 
 
-def minimum_extent(name: str, model: TissueModelSettings | NnunetModelSettings) -> tuple[int, float]:
-    """How many slices, and how many millimetres along every axis, a volume must have for ``model`` and its crop.
+def minimum_extent(name: str, model: TissueModelSettings | NnunetModelSettings) -> MinimumExtent:
+    """What a volume must have for ``model`` and for the models that find what it crops to.
 
     Raises:
         ConfigurationError: the manifest of either is not sound.
     """
     if not isinstance(model, NnunetModelSettings):
-        return 1, 0.0
+        return MinimumExtent()
     try:
         models = models_of(_read_nnunet(model, check_weights=False), check_weights=False)
     except InferenceError as error:
         raise ConfigurationError(f"model {name!r}: {error}") from error
-    return max(one.minimum_slices for one in models), max(one.minimum_extent_mm for one in models)
+    return minimum_of(models)
+
+
+def minimum_of(models: Iterable[ModelPackage]) -> MinimumExtent:
+    """The least that all of ``models`` need."""
+    minima = [model.minimum for model in models]
+    return MinimumExtent(max(one.slices for one in minima), max(one.extent_mm for one in minima))
 
 
 def _read_nnunet(model: NnunetModelSettings, *, check_weights: bool = True) -> ModelPackage:

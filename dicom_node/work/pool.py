@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from dicom_node.errors import DicomNodeError, WorkerLost
+from dicom_node.errors import DicomNodeError, Stopping
 from dicom_node.work.gate import Gate
 from dicom_node.work.local import LocalWorker
 from dicom_node.work.memory import machine_bytes, resident_bytes
@@ -111,7 +111,7 @@ class WorkerPool:
         """Wait for the device, first come, first served.
 
         Raises:
-            WorkerLost: the pool was closed meanwhile.
+            Stopping: the pool was closed meanwhile.
         """
         return Turn(self, self._device.enter())
 
@@ -139,7 +139,7 @@ class WorkerPool:
             }
 
     def close(self) -> None:
-        """End all workers, at once and for good; volumes under way in other threads end with WorkerLost."""
+        """End all workers, at once and for good; volumes under way in other threads end with Stopping."""
         self._device.close()
         with self._changed:
             self._closed = True
@@ -150,7 +150,7 @@ class WorkerPool:
     def _infer(self, order: Order, on_progress: OnProgress) -> Segmentation:
         resident = self._residents[order.model]
         if not self._begin(resident, may_wait=True):
-            raise WorkerLost("the node is being stopped")
+            raise Stopping
         try:
             prepared = order.prepared or resident.worker.prepare(order.volume, on_progress)
             return resident.worker.infer(prepared, self._watching(on_progress))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from inference.errors import ModelDigestError, ModelPackageError
 from inference.models import checks
-from inference.types import ModelIdentity
+from inference.types import MinimumExtent, ModelIdentity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,6 +121,11 @@ class ModelPackage:
     """Structures that the parts find and the result leaves out, as background."""
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
     """Which files of weights were looked at; a file that is changed or replaced gets another stamp."""
+
+    @property
+    def minimum(self) -> MinimumExtent:
+        """The least that the model needs of a volume."""
+        return MinimumExtent(self.minimum_slices, self.minimum_extent_mm)
 
     def check_unchanged(self, part: Part) -> None:
         """Raises ModelDigestError if a file of ``part`` is not the one whose digest was compared.

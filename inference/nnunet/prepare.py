@@ -180,16 +180,9 @@ def check(volume: Volume, package: ModelPackage, options: EngineOptions) -> None
     geometry, voxels = volume.geometry, volume.voxels_zyx
     if not geometry.is_orthogonal:
         raise SegmentationRefusedError("the axes of the volume are not perpendicular")
-    if geometry.shape_zyx[0] < package.minimum_slices:
-        raise SegmentationRefusedError(
-            f"{geometry.shape_zyx[0]} slices; the model needs at least {package.minimum_slices}"
-        )
-    extents = [n * mm for n, mm in zip(geometry.shape_zyx[::-1], geometry.spacing_xyz_mm, strict=True)]
-    if min(extents) < package.minimum_extent_mm:
-        seen = " x ".join(f"{extent:.1f}" for extent in extents)
-        raise SegmentationRefusedError(
-            f"the volume measures {seen} mm; the model needs {package.minimum_extent_mm:g} mm along every axis"
-        )
+    too_small = package.minimum.refusal(geometry)
+    if too_small is not None:
+        raise SegmentationRefusedError(too_small)
     _check_memory(geometry, package, options)
     lowest, highest = voxels.min(), voxels.max()
     if not np.isfinite([lowest, highest]).all():

@@ -14,9 +14,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.demo.processes import free_port
-from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
@@ -57,12 +56,12 @@ def delivered(tmp_path):
             workers = WorkerPool(settings.models, settings.work)
             peers.callback(workers.close)
             rules = load_rules(settings.rules_file, settings)
-            pipeline = Pipeline(settings, ledger, spool, rules, workers, "2.25.1")
-            pipeline.complete_series()
-            pipeline.route_series()
-            assert pipeline.run_next_job()
+            pipeline = open_pipeline(settings, ledger, spool, rules, workers)
+            pipeline.completing.complete_due()
+            pipeline.routing.route_complete()
+            assert pipeline.running.run_next_job()
             for name in opened:
-                pipeline.deliver(name)
+                pipeline.delivering.deliver(name)
             (job,) = ledger.overview.jobs(2)
             assert job.state is state, job
         return {name: [event.dataset for event, _ in stored] for name, (_, stored) in opened.items()}
@@ -114,21 +113,21 @@ def test_a_peer_that_changes_its_mind_gets_a_label_map_refused_and_binary_from_t
     settings = configured(tmp_path, [{"to": "pacs", "segmentation": "auto"}], {"pacs": port})
     spool, ledger = open_store(settings)
     workers = WorkerPool(settings.models, settings.work)
-    pipeline = Pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers, "2.25.1")
+    pipeline = open_pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers)
 
     def run(name, hu):
         receive(spool, ledger, tmp_path / name, hu)
-        pipeline.complete_series()
-        pipeline.route_series()
-        assert pipeline.run_next_job()
+        pipeline.completing.complete_due()
+        pipeline.routing.route_complete()
+        assert pipeline.running.run_next_job()
 
     with closing(ledger), closing(workers):
         with scripted_pacs(classes=EVERYTHING, port=port):
             run("first", 1)
         with scripted_pacs(classes=REPORT_AND_SEG, port=port) as (_, stored):
-            pipeline.deliver("pacs")
+            pipeline.delivering.deliver("pacs")
             run("second", 2)
-            pipeline.deliver("pacs")
+            pipeline.delivering.deliver("pacs")
     assert kinds(event.dataset for event, _ in stored) == [Comprehensive3DSRStorage, *REPORT_AND_SEG]
 
 

@@ -9,15 +9,16 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import structlog
 import yaml
 
-import dicom_node.pipeline
-from dicom_node.app.compose import open_store
-from dicom_node.pipeline import Pipeline
+import dicom_node.encode.run
+import dicom_node.pipeline.outcomes
+from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
@@ -50,16 +51,15 @@ class Node:
         self.settings = load_settings(self.config)
         self.spool, self.ledger = open_store(self.settings)
         self.numbers = {receive(self.spool, self.ledger, folder / f"ct{n}", n): n for n in range(1, series + 1)}
-        self.pipeline = Pipeline(
+        self.pipeline = open_pipeline(
             self.settings,
             self.ledger,
             self.spool,
             load_rules(self.settings.rules_file, self.settings),
             WorkerPool(self.settings.models, self.settings.work),
-            "2.25.1",
         )
-        self.pipeline.complete_series()
-        self.pipeline.route_series()
+        self.pipeline.completing.complete_due()
+        self.pipeline.routing.route_complete()
         self._runners = ThreadPoolExecutor(self.settings.work.jobs_at_once)
         self._stop = threading.Event()
 
@@ -70,7 +70,7 @@ class Node:
 
     def _run(self):
         while not self._stop.is_set():
-            self.pipeline.run_next_job(0.01)
+            self.pipeline.running.run_next_job(0.01)
 
     def jobs(self):
         """(state, attempts) by the number of the series."""
@@ -91,7 +91,7 @@ class Node:
 
     def close(self):
         self._stop.set()
-        self.pipeline.stop()
+        self.pipeline.running.stop()
         self._runners.shutdown()
         self.ledger.close()
 
@@ -119,8 +119,8 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
         assert may_encode.wait(60)
         return original(reconstruction, *rest)
 
-    original = dicom_node.pipeline.encode_in_turn
-    monkeypatch.setattr(dicom_node.pipeline, "encode_in_turn", encode)
+    original = dicom_node.encode.run.encode_in_turn
+    monkeypatch.setattr(dicom_node.encode.run, "encode_in_turn", encode)
     script.hold("infer 1")
     script.hold("infer 2")
     with structlog.testing.capture_logs() as log:
@@ -156,7 +156,7 @@ def test_one_at_a_time_is_one_after_another(make_node, script):
 
 
 def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_node, script, monkeypatch):
-    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0.05)
+    monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta(seconds=0.05))
     node = make_node(3)
     script.fail("infer 1", "always kill")
     script.hold("infer 1")
@@ -175,7 +175,7 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
 
 
 def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
-    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0)
+    monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta())
     node = make_node(4)
     script.fail("prepare 1", "kill")
     script.hold("infer 1")
@@ -191,7 +191,7 @@ def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
 
 
 def test_memory_that_fails_once_costs_an_attempt_and_no_job(make_node, script, monkeypatch):
-    monkeypatch.setattr(dicom_node.pipeline, "_RETRY_PAUSE_S", 0.05)
+    monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta(seconds=0.05))
     node = make_node(2)
     script.fail("infer 1", "memory")
     node.run()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from dicom_node.errors import SegmentationImpossible, WorkerLost
+from dicom_node.errors import SegmentationImpossible, Stopping
 from dicom_node.settings import Settings, TissueModelSettings, WorkSettings
 from dicom_node.work.gate import Gate
 from dicom_node.work.memory import machine_bytes, resident_bytes
@@ -200,12 +200,12 @@ def test_closing_ends_who_works_and_who_waits(make_pool, script):
         pids = [process_of(pool, name) for name in "ab"]
         pool.close()
         for ended in (works, waits):
-            with pytest.raises(WorkerLost):
+            with pytest.raises(Stopping):
                 ended.result()
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-    with pytest.raises(WorkerLost):
+    with pytest.raises(Stopping):
         segment(pool, "a", 3)
 
 

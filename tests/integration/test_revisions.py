@@ -11,8 +11,7 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 
-from dicom_node.app.compose import open_store
-from dicom_node.pipeline import Pipeline
+from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
@@ -54,23 +53,23 @@ class Node:
         workers = WorkerPool(self._settings.models, self._settings.work)
         self._cleanup.callback(workers.close)
         rules = load_rules(self._settings.rules_file, self._settings)
-        self.pipeline = Pipeline(self._settings, self.ledger, self.spool, rules, workers, "2.25.1")
+        self.pipeline = open_pipeline(self._settings, self.ledger, self.spool, rules, workers)
 
     def take(self, instances):
         receive_instances(self.spool, self.ledger, instances)
-        self.pipeline.complete_series()
-        self.pipeline.route_series()
+        self.pipeline.completing.complete_due()
+        self.pipeline.routing.route_complete()
 
     def deliver(self, name="pacs"):
         """What is delivered now."""
         before = len(self._stored)
-        self.pipeline.deliver(name)
+        self.pipeline.delivering.deliver(name)
         return [event.dataset for event, _ in self._stored[before:]]
 
     def run(self, instances):
         """Receive, process and deliver; what the PACS got."""
         self.take(instances)
-        while self.pipeline.run_next_job():
+        while self.pipeline.running.run_next_job():
             pass
         return self.deliver()
 
@@ -141,7 +140,7 @@ def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:
     assert node.deliver("late") == []  # nobody there
     seg, sr = node.run(slices[4:])
     stored = node.open_late()
-    node.pipeline.deliver("late")
+    node.pipeline.delivering.deliver("late")
     late_seg, late = [event.dataset for event, _ in stored]
     assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
     assert predecessors(late) == []

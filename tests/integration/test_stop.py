@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.demo.processes import free_port
-from dicom_node.pipeline import Pipeline
 from dicom_node.route.rules import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
@@ -50,15 +49,15 @@ def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(confi
     for number in (1, 2, 3):
         receive(spool, ledger, tmp_path / f"ct{number}", number)
     workers = WorkerPool(settings.models, settings.work)
-    pipeline = Pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers, "2.25.1")
-    pipeline.complete_series()
-    pipeline.route_series()
-    running = [threading.Thread(target=pipeline.run_next_job) for _ in range(3)]
+    pipeline = open_pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers)
+    pipeline.completing.complete_due()
+    pipeline.routing.route_complete()
+    running = [threading.Thread(target=pipeline.running.run_next_job) for _ in range(3)]
     for thread in running:
         thread.start()
     script.wait_for("infer 1 begins")
     script.wait_for("prepare 2 ends")
-    pipeline.stop()
+    pipeline.running.stop()
     for thread in running:
         thread.join(10)
         assert not thread.is_alive()

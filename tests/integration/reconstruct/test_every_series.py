@@ -47,7 +47,7 @@ DECISIONS = {
     # choice: the header itself says that the values (0 and 1) are not HU
     "QIICR+dcmqi/24x38x3_image": Refused(NotEligible, "not Hounsfield units"),
     "QIICR+dcmqi/24x38x3_legacy-enhanced-CT": Refused(NotEligible, "not Hounsfield units"),
-    # choice: three planes are a volume; a model's own minimum is asked later (check_extent)
+    # choice: three planes are a volume; a model's own minimum is asked later (MinimumExtent)
     "QIICR+dcmqi/ct-3slice": ACCEPTED,
     "QIICR+dcmqi/sr-example_SEG-and-TID1500-SR": Refused(NotEligible, "SOP class"),
     "ShahinSHH+COVID-CT-MD/cap001_subset": ACCEPTED,

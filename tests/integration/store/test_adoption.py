@@ -59,7 +59,7 @@ def test_instance_without_a_row_is_recorded_as_it_was_received(spool, ledger):
 
 
 def ledger_clock():
-    from dicom_node.pipeline import now_utc  # noqa: PLC0415 - the node's own clock
+    from dicom_node.store.clock import now_utc  # noqa: PLC0415 - the node's own clock
 
     return now_utc()
 

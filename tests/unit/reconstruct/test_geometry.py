@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dicom_node.errors import GeometryRefused, NotEligible
-from dicom_node.reconstruct import ReconstructionLimits, check_extent, reconstruct
+from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from tests.unit.reconstruct.synthetic import AXIAL, Stack, bent, noise, write
 
 PLANES = 6
@@ -196,12 +196,3 @@ def test_limits(series, limits, said):
 def test_two_planes_are_no_volume(series):
     with pytest.raises(NotEligible, match="planes: 2, a volume needs at least 3"):
         reconstruct(replace(series, instances=series.instances[:2]))
-
-
-def test_extent_of_a_model(series):
-    result = reconstruct(series)  # 7 x 0.5, 5 x 0.75, 6 x 2.5 mm
-    check_extent(result, 6, 3.5)
-    with pytest.raises(NotEligible, match="planes: 6, the model needs at least 7"):
-        check_extent(result, 7, 0)
-    with pytest.raises(NotEligible, match=r"extent 3\.5 x 3\.8 x 15\.0 mm, the model needs at least 3\.6 mm"):
-        check_extent(result, 1, 3.6)

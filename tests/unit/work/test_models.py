@@ -20,6 +20,7 @@ from inference.errors import ModelDigestError, ModelPackageError
 from inference.models.package import Crop, manifest_digest, read_package
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
+from inference.types import MinimumExtent
 from tests.nnunet_models import write_model, write_package
 
 WORK = WorkSettings(threads=1)
@@ -84,7 +85,7 @@ def test_the_model_that_is_cropped_by_is_counted_and_must_be_there(library, tmp_
     sizes = {name: sum(f.stat().st_size for f in (library / name).glob("*.safetensors")) for name in ("plain", "inner")}
     bare = estimated_bytes(TissueModelSettings(kind="tissue"))
     assert estimated_bytes(settings(library, "inner")) == bare + 2 * sum(sizes.values())
-    assert minimum_extent("m", settings(library, "inner")) == (9, 50.0)
+    assert minimum_extent("m", settings(library, "inner")) == MinimumExtent(slices=9, extent_mm=50.0)
     shutil.copytree(library / "inner", tmp_path / "inner")
     lonely = settings(tmp_path, "inner")
     with pytest.raises(ConfigurationError, match=r"inner works inside what plain finds: .* holds no model called"):

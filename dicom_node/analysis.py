@@ -1,0 +1,202 @@
+"""What happens to a CT: read, reconstruct, infer, back to the source grid, measure, encode, keep.
+
+:func:`analyse` is the only place that knows this order; a job of the node and an input of ``dicom-node segment`` are
+both a :class:`Case` of it. The case says how each step is done where it runs: where the images are, which process
+infers, when it is the turn of this one to be encoded, and where the results go. What the steps do to the values is
+below, each a function of its own.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from dicom_node.errors import NotEligible, SegmentationImpossible
+from dicom_node.reconstruct import labels_on_source, reconstruct
+from dicom_node.types import Series
+from inference.measure import measure
+from inference.types import InvalidValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from dicom_node.types import EncodedResult, Reconstruction, ResultContext, ResultRequest
+    from inference.types import Measurements, MinimumExtent, Segmentation, Volume
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ct:
+    """A CT in memory: ``volume`` is what a model gets, ``source`` the grid that results lie on.
+
+    They are one object unless the gantry was tilted. ``reconstruction`` ties the planes to their source images; None
+    for a volume that no DICOM object can refer to.
+    """
+
+    volume: Volume
+    source: Volume
+    reconstruction: Reconstruction | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Findings:
+    """What the model found in ``ct``: labels on the source grid, and what they measure there."""
+
+    ct: Ct
+    segmentation: Segmentation
+    measurements: Measurements
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know: of the images, and of a run that did not go as planned."""
+        of_images = self.ct.reconstruction.notes if self.ct.reconstruction else ()
+        of_run = self.segmentation.run.notes if self.segmentation.run else ()
+        return (*of_images, *(note.text for note in of_run))
+
+
+class Case(Protocol):
+    """One CT on its way, as :func:`analyse` sees it."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model, for messages."""
+        ...
+
+    @property
+    def minimum(self) -> MinimumExtent:
+        """The least that the model needs of a volume."""
+        ...
+
+    @property
+    def structures(self) -> Sequence[str]:
+        """Keep only these of the structures that the model finds; all where it is empty."""
+        ...
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of the block as stage ``name``."""
+        ...
+
+    def read(self) -> Series | Volume:
+        """The images, their pixel data still on disk; or a volume from a format without images."""
+        ...
+
+    def infer(self, volume: Volume) -> Segmentation:
+        """The labels of ``volume``, on its grid."""
+        ...
+
+    def requests(self) -> Mapping[str, ResultRequest] | None:
+        """What each destination gets (none named: the default objects); None: no DICOM objects."""
+        ...
+
+    def encoding(self) -> AbstractContextManager[object]:
+        """Wait until this case may be measured and encoded, and hold the place for the block."""
+        ...
+
+    def context(self) -> ResultContext:
+        """What the results state beside the findings."""
+        ...
+
+    def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
+        """Store everything; each of ``results`` is encoded when it is asked for."""
+        ...
+
+
+def analyse(case: Case) -> None:
+    """Take one CT from its files to its results.
+
+    Raises:
+        SeriesRejected: the images form no CT volume, or one too small for the model.
+        SegmentationImpossible: the model says no, or its labels contradict themselves.
+        EncodingError: a result could not be built, or did not read back equal.
+        DicomNodeError: whatever the case raises.
+    """
+    with case.stage("read"):
+        images = case.read()
+    with case.stage("reconstruct"):
+        ct = reconstructed(images)
+        refuse_too_small(ct, case.minimum)
+    with _sound_labels(case.model):
+        labels = case.infer(ct.volume)
+    requests = case.requests()
+    with case.encoding():
+        with case.stage("measure"), _sound_labels(case.model):
+            with_shape = any(request.shape for request in (requests or {}).values())
+            findings = measured(ct, on_source_grid(ct, labels, case.structures), with_shape=with_shape)
+        case.keep(findings, _encoded(case, findings, requests))
+
+
+def reconstructed(images: Series | Volume) -> Ct:
+    """The volume of ``images``.
+
+    Raises:
+        SeriesRejected: see :func:`dicom_node.reconstruct.reconstruct`.
+        StoreUnavailable: a file is missing or the disk fails.
+    """
+    if isinstance(images, Series):
+        reconstruction = reconstruct(images)
+        return Ct(reconstruction.volume, reconstruction.source, reconstruction)
+    return Ct(images, images)
+
+
+def refuse_too_small(ct: Ct, minimum: MinimumExtent) -> None:
+    """Whether ``ct`` is large enough for the model.
+
+    Raises:
+        NotEligible: fewer slices than ``minimum``, or less extent along an axis.
+    """
+    refusal = minimum.refusal(ct.volume.geometry)
+    if refusal is not None:
+        raise NotEligible(refusal)
+
+
+def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ()) -> Segmentation:
+    """``labels`` of the volume, plane by plane on the source images; only ``structures`` of them, where some are named.
+
+    Raises:
+        InvalidValueError: the labels lie on another grid than the volume.
+    """
+    if not labels.geometry.same_grid(ct.volume.geometry):
+        raise InvalidValueError(
+            f"labels on a grid of {labels.geometry.shape_zyx} for a volume of {ct.volume.geometry.shape_zyx}"
+        )
+    labels_zyx, names = labels.labels_zyx, labels.names_by_label
+    if ct.reconstruction is not None:
+        labels_zyx = labels_on_source(ct.reconstruction, labels_zyx)
+    if structures:
+        names = {label: name for label, name in names.items() if name in structures}
+        kept = np.zeros(256, np.uint8)
+        kept[list(names)] = list(names)
+        labels_zyx = kept[labels_zyx]
+    if labels_zyx is labels.labels_zyx:
+        return labels
+    return replace(labels, labels_zyx=labels_zyx, geometry=ct.source.geometry, names_by_label=names)
+
+
+def measured(ct: Ct, segmentation: Segmentation, *, with_shape: bool) -> Findings:
+    """The findings of ``segmentation``, which lies on the source grid.
+
+    Raises:
+        InvalidValueError: see :func:`inference.measure.measure`.
+    """
+    return Findings(ct, segmentation, measure(ct.source, segmentation, with_shape=with_shape))
+
+
+def _encoded(case: Case, findings: Findings, requests: Mapping[str, ResultRequest] | None) -> Iterator[EncodedResult]:
+    reconstruction = findings.ct.reconstruction
+    if reconstruction is None or requests is None:
+        return
+    from dicom_node.encode.run import encode_in_turn  # noqa: PLC0415 - loads highdicom, for DICOM results only
+
+    yield from encode_in_turn(reconstruction, findings.segmentation, findings.measurements, case.context(), requests)
+
+
+@contextmanager
+def _sound_labels(model: str) -> Iterator[None]:
+    """The border to the values of ``inference``: labels that contradict themselves are the model's fault."""
+    try:
+        yield
+    except InvalidValueError as error:
+        raise SegmentationImpossible(f"model {model!r} gave an invalid label map: {error}") from error

@@ -1,0 +1,76 @@
+"""One attempt of one job while it lasts, and the canonical log line that it leaves."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dicom_node.analysis import Findings
+    from dicom_node.pipeline.results import StoredResults
+    from dicom_node.store.jobs import ClaimedJob
+    from dicom_node.store.states import JobState
+
+
+class Attempt:
+    """Where the attempt is and how long each stage took."""
+
+    def __init__(self, claimed: ClaimedJob) -> None:
+        self.claimed = claimed
+        self.progress = 0.0
+        self.stage_name = ""
+        self.stage_seconds: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other job may run beside it: whatever ended the first attempt must not cost others theirs."""
+        return self.claimed.attempt > 1
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time of the block as part of stage ``name``."""
+        self.stage_name = name
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.stage_seconds[name] = round(self.stage_seconds.get(name, 0) + time.monotonic() - start, 3)
+
+    def on_progress(self, fraction: float, stage: str) -> None:
+        """Note what the worker says."""
+        self.progress, self.stage_name = fraction, stage
+
+    def log(self, state: JobState, reason: str, stored: StoredResults, findings: Findings | None = None) -> None:
+        """The canonical line: everything about this attempt."""
+        claimed = self.claimed
+        model = findings.segmentation.model if findings else None
+        run = findings.segmentation.run if findings else None
+        structlog.get_logger().info(
+            "job",
+            job=claimed.id,
+            attempt=claimed.attempt,
+            state=state,
+            reason=reason,
+            rule=claimed.rule,
+            model=claimed.model,
+            model_version=model.version if model else None,
+            model_digest=model.digest if model else None,
+            backend=run.backend if run else None,
+            device=run.device if run else None,
+            precision=run.precision if run else None,
+            notes=list(findings.notes) if findings else [],
+            series=claimed.revision.series_instance_uid,
+            revision=claimed.revision.revision,
+            shape_zyx=list(findings.ct.source.geometry.shape_zyx) if findings else None,
+            results=[instance.sop_instance_uid for instance, _ in stored],
+            result_bytes=sum(instance.size_bytes for instance, _ in stored),
+            seconds=round(time.monotonic() - self._started, 3),
+            stage_seconds=self.stage_seconds,
+            engine_seconds={name: round(seconds, 3) for name, seconds in run.stage_seconds.items()} if run else {},
+        )

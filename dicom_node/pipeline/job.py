@@ -1,0 +1,115 @@
+"""A job of the node as a case of the analysis: images from the spool, labels from a warm worker, results to the spool.
+
+Several jobs are under way at once, each in a thread of its own; :mod:`dicom_node.pipeline.places` says which of their
+steps may coincide.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dicom_node.errors import SegmentationImpossible
+from dicom_node.pipeline.results import read_series
+from dicom_node.store.clock import now_utc
+from dicom_node.store.states import JobState
+from dicom_node.work.models import minimum_extent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
+
+    from dicom_node.analysis import Findings
+    from dicom_node.pipeline.attempt import Attempt
+    from dicom_node.pipeline.delivering import Asking
+    from dicom_node.pipeline.places import Places
+    from dicom_node.pipeline.results import ResultStore
+    from dicom_node.settings import NnunetModelSettings, TissueModelSettings
+    from dicom_node.store.spool import Spool
+    from dicom_node.types import EncodedResult, ResultContext, ResultRequest, Series
+    from dicom_node.work.gate import Pass
+    from dicom_node.work.pool import WorkerPool
+    from inference.types import MinimumExtent, Segmentation, Volume
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What every job works with."""
+
+    models: Mapping[str, TissueModelSettings | NnunetModelSettings]
+    spool: Spool
+    workers: WorkerPool
+    places: Places
+    asking: Asking
+    results: ResultStore
+
+
+class JobCase:
+    """One attempt of one job, as :func:`dicom_node.analysis.analyse` sees it; made when it may begin.
+
+    Raises:
+        SegmentationImpossible: the model is not configured any more.
+        ConfigurationError: its manifest is not sound.
+    """
+
+    structures = ()
+
+    def __init__(self, attempt: Attempt, intake: Pass, means: Means) -> None:
+        self._attempt = attempt
+        self._claimed = attempt.claimed
+        self._intake = intake
+        self._means = means
+        self._started_at = now_utc()
+        self.model = self._claimed.model
+        if self.model not in means.models:
+            raise SegmentationImpossible(f"model {self.model!r} is not configured any more")
+        self.minimum: MinimumExtent = minimum_extent(self.model, means.models[self.model])
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of the block."""
+        return self._attempt.stage(name)
+
+    def read(self) -> Series:
+        """The headers, from the spool."""
+        return read_series(self._means.spool, self._claimed.revision)
+
+    def infer(self, volume: Volume) -> Segmentation:
+        """Have the volume prepared, wait for the device, let the next job in and infer."""
+        places, workers, attempt = self._means.places, self._means.workers, self._attempt
+        places.refuse_if_closed()
+        with self.stage("prepare"):
+            order = workers.prepare(self.model, volume, attempt.on_progress)
+        with self.stage("wait"):
+            turn = workers.turn()
+        with turn:
+            if not attempt.is_alone:
+                self._intake.leave()
+            with self.stage("segment"):
+                return turn.infer(order, attempt.on_progress)
+
+    def requests(self) -> Mapping[str, ResultRequest]:
+        """What each destination gets, after a question to those whose form depends on what they accept."""
+        requests = self._claimed.requests
+        if not any(request.asks_peer for request in requests.values()):
+            return requests
+        with self.stage("ask"):
+            return self._means.asking.answered(requests)
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Hold the place for encoding."""
+        with self.stage("wait"):
+            place = self._means.places.encoding.enter()
+        with place:
+            yield
+
+    def context(self) -> ResultContext:
+        """What results of this attempt state."""
+        return self._means.results.context(self._claimed.revision, self.model, self._started_at)
+
+    def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
+        """Store and record the results; those of a job that another worker has taken over meanwhile are discarded."""
+        stored = self._means.results.keep(self._attempt, findings, results)
+        state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
+        self._attempt.log(state, "", stored or [], findings)

@@ -1,0 +1,90 @@
+"""From what ended an attempt to the state of its job: the one place that decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from dicom_node.errors import DicomNodeError, Disposition, Stopping
+from dicom_node.store.clock import now_utc
+from dicom_node.store.states import JobState
+
+if TYPE_CHECKING:
+    from dicom_node.pipeline.attempt import Attempt
+    from dicom_node.pipeline.notices import Notices
+    from dicom_node.pipeline.results import StoredResults
+    from dicom_node.store.jobs import Jobs
+    from dicom_node.store.spool import Spool
+
+FIRST_PAUSE = timedelta(seconds=5)
+"""Before the second attempt; it doubles with each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What becomes of a job whose attempt ended with an error.
+
+    ``pause``: how long to wait before the next attempt, where there is one. ``counts``: whether the attempt counts
+    towards the limit.
+    """
+
+    state: JobState
+    reason: str
+    pause: timedelta = timedelta()
+    counts: bool = True
+
+
+def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, stopping: bool) -> Outcome:
+    """What ``error`` in attempt number ``attempt`` of at most ``attempts`` makes of job number ``job``.
+
+    ``stopping``: the node is being stopped, which may be what the error comes from.
+    """
+    disposition, reason = _disposition(error, job)
+    if disposition is Disposition.REJECT:
+        return Outcome(JobState.REJECTED, reason)
+    if isinstance(error, Stopping) or (disposition is Disposition.RETRY and stopping):
+        return Outcome(JobState.QUEUED, "the node was stopped; queued again", counts=False)
+    if disposition is Disposition.RETRY and attempt < attempts:
+        return Outcome(JobState.QUEUED, reason, pause=FIRST_PAUSE * 2 ** (attempt - 1))
+    return Outcome(JobState.FAILED, reason)
+
+
+def _disposition(error: Exception, job: int) -> tuple[Disposition, str]:
+    match error:
+        case DicomNodeError():
+            return error.disposition, str(error)
+        case MemoryError():
+            return Disposition.RETRY, "out of memory"
+        case _:  # its message may quote patient data: the type is all we repeat
+            return Disposition.FAIL, f"unexpected {type(error).__name__}; see the log of job {job}"
+
+
+class Settling:
+    """Records outcomes in the ledger, with the notices that destinations ask for."""
+
+    def __init__(self, jobs: Jobs, spool: Spool, notices: Notices) -> None:
+        self._jobs = jobs
+        self._spool = spool
+        self._notices = notices
+
+    def settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        """RUNNING -> the state of ``outcome``, unless the job was lost to another worker; then nothing is written."""
+        claimed = attempt.claimed
+        notices: StoredResults = []
+        if outcome.state is not JobState.QUEUED:
+            notices = self._notices.write(claimed.revision, claimed.model, outcome.reason, claimed.requests)
+        changed = self._record(attempt, outcome, notices)
+        if not changed:
+            self._spool.discard(notices)
+        attempt.log(outcome.state if changed else JobState.SUPERSEDED, outcome.reason, notices)
+
+    def _record(self, attempt: Attempt, outcome: Outcome, notices: StoredResults) -> bool:
+        claimed, now = attempt.claimed, now_utc()
+        if outcome.state is JobState.REJECTED:
+            return self._jobs.rejected(claimed, outcome.reason, now, notices)
+        if outcome.state is JobState.FAILED:
+            return self._jobs.failed(claimed, f"{outcome.reason} (attempt {claimed.attempt})", now, notices)
+        if not outcome.counts:
+            return self._jobs.give_back(claimed, outcome.reason)
+        return self._jobs.put_back(claimed, outcome.reason, now + outcome.pause)

@@ -1,0 +1,74 @@
+"""Which model, and where to? Puts every complete series before the rules and queues the jobs that they ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.errors import DicomNodeError
+from dicom_node.pipeline.results import read_series
+from dicom_node.route.rules import decide
+from dicom_node.store.clock import now_utc
+from dicom_node.types import Decision
+
+if TYPE_CHECKING:
+    from dicom_node.pipeline.notices import Notices
+    from dicom_node.pipeline.results import StoredResults
+    from dicom_node.route.rules import Rules
+    from dicom_node.store import routing as store
+    from dicom_node.store.revisions import CompleteRevision
+    from dicom_node.store.spool import Spool
+
+_NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
+
+
+class Routing:
+    """Turns complete revisions into jobs."""
+
+    def __init__(self, revisions: store.Routing, spool: Spool, rules: Rules, notices: Notices) -> None:
+        self._revisions = revisions
+        self._spool = spool
+        self._rules = rules
+        self._notices = notices
+        self._log = structlog.get_logger()
+
+    def route_complete(self) -> None:
+        """Route every complete revision; one whose content was routed before needs no second job."""
+        for revision in self._revisions.due_revisions():
+            if self._revisions.content_already_routed(revision):
+                self._revisions.skip(revision)
+                self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
+            else:
+                self._route(revision)
+
+    def _route(self, revision: CompleteRevision) -> None:
+        decisions, reason = self._decide(revision)
+        notices = self._refusal_notices(revision, decisions)
+        jobs = self._revisions.route(revision, decisions, reason, now_utc(), notices)
+        if not jobs:  # another process routed it first
+            self._spool.discard(notices)
+        self._log.info(
+            "series.routed",
+            series=revision.series_instance_uid,
+            revision=revision.revision,
+            jobs=list(jobs),
+            rules=[decision.rule for decision in decisions],
+            reason=reason or "; ".join(decision.reason for decision in decisions),
+        )
+
+    def _decide(self, revision: CompleteRevision) -> tuple[tuple[Decision, ...], str | None]:
+        try:
+            return decide(read_series(self._spool, revision), self._rules), None
+        except DicomNodeError as error:
+            return (_NO_RULE,), str(error)
+        except Exception as error:  # noqa: BLE001 - a series nobody foresaw must not stop the others
+            self._log.exception("series.unreadable", series=revision.series_instance_uid)
+            return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
+
+    def _refusal_notices(self, revision: CompleteRevision, decisions: tuple[Decision, ...]) -> StoredResults:
+        """For the destinations that a rule which refuses the series names."""
+        (decision, *others) = decisions
+        if others or decision.model is not None or decision.refusal is None:
+            return []
+        return self._notices.write(revision, None, decision.refusal, decision.requests)

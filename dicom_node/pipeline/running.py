@@ -1,0 +1,97 @@
+"""Claims jobs and takes each through one attempt, whatever becomes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.analysis import analyse
+from dicom_node.errors import DicomNodeError, Stopping
+from dicom_node.pipeline.attempt import Attempt
+from dicom_node.pipeline.job import JobCase
+from dicom_node.pipeline.lease import LEASE, lease_renewed
+from dicom_node.pipeline.outcomes import outcome_of
+from dicom_node.store.clock import now_utc
+
+if TYPE_CHECKING:
+    from dicom_node.pipeline.job import Means
+    from dicom_node.pipeline.outcomes import Settling
+    from dicom_node.store.jobs import Jobs
+    from dicom_node.work.gate import Pass
+
+
+class Running:
+    """Runs jobs, in as many threads as call it.
+
+    Args:
+        jobs: the queue.
+        means: what every job works with.
+        settling: records what becomes of a job that ends with an error.
+        worker_name: ours in the ledger.
+        attempts: how often a job is tried.
+    """
+
+    def __init__(self, jobs: Jobs, means: Means, settling: Settling, worker_name: str, attempts: int) -> None:
+        self._jobs = jobs
+        self._means = means
+        self._settling = settling
+        self._worker_name = worker_name
+        self._attempts = attempts
+        self._log = structlog.get_logger()
+
+    def run_next_job(self, idle_pause_s: float = 0.0) -> bool:
+        """Claim the most urgent job and take it to ENCODED, REJECTED, FAILED or back into the queue.
+
+        Returns whether there was a job. Where there is none it waits ``idle_pause_s`` at the intake, so that of all
+        threads only one asks the ledger.
+        """
+        places = self._means.places
+        try:
+            intake = places.intake.enter()
+        except Stopping:
+            return False
+        with intake:
+            now = now_utc()
+            claimed = self._jobs.claim(self._worker_name, now, now + LEASE)
+            if claimed is None:
+                places.wait_until_closed(idle_pause_s)
+                return False
+            with places.job_under_way():
+                self._run(Attempt(claimed), intake)
+        return True
+
+    def stop(self) -> None:
+        """End the running jobs, from another thread: they are queued again, and the attempts do not count.
+
+        Only what is being encoded already is finished.
+        """
+        self._means.places.close()
+        self._means.workers.close()
+
+    def recover_jobs(self, *, at_start: bool = False) -> None:
+        """Queue jobs whose worker died again, or fail them when their attempts are used up."""
+        requeued, failed = self._jobs.recover_stalled(
+            now_utc(), self._attempts, self._worker_name if at_start else None
+        )
+        if requeued or failed:
+            self._log.warning("jobs.recovered", requeued=requeued, failed=failed)
+
+    def _run(self, attempt: Attempt, intake: Pass) -> None:
+        try:
+            with lease_renewed(self._jobs, attempt):
+                if attempt.is_alone:
+                    with attempt.stage("wait"):
+                        self._means.places.wait_for_others()
+                analyse(JobCase(attempt, intake, self._means))
+        except Exception as error:  # noqa: BLE001 - no job may end the node: each gets a state and a reason
+            if not isinstance(error, DicomNodeError | MemoryError):
+                self._log.exception("job.crashed", job=attempt.claimed.id)
+            outcome = outcome_of(
+                error,
+                job=attempt.claimed.id,
+                attempt=attempt.claimed.attempt,
+                attempts=self._attempts,
+                stopping=self._means.places.is_closed,
+            )
+            self._settling.settle(attempt, outcome)
