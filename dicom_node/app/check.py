@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from dicom_node.app.compose import open_store
 from dicom_node.deliver.scu import echo
 from dicom_node.errors import DicomNodeError
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import DestinationSettings, Settings, load_settings
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.work.local import describe_model

@@ -31,7 +31,7 @@ from dicom_node.pipeline.routing import Routing
 from dicom_node.pipeline.running import Running
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.receive.scp import Listener
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules_file import load_rules
 from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.ledger import Ledger

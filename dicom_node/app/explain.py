@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node.app.compose import open_store
 from dicom_node.errors import ConfigurationError
-from dicom_node.route.rules import decide, explain, load_rules
+from dicom_node.route.rules import decide, explain
+from dicom_node.route.rules_file import load_rules
 from dicom_node.standard.files import read_headers, read_series_folder
 from dicom_node.types import Series
 

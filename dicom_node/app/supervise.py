@@ -14,7 +14,7 @@ import structlog
 
 from dicom_node.app.compose import open_store
 from dicom_node.app.signals import stop_on_signals
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules_file import load_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

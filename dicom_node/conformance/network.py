@@ -309,7 +309,7 @@ def _find_transfer_syntaxes() -> list[str]:
 
 
 def _deliver_policies() -> str:
-    defaults = DestinationSettings(host="", port=0, ae_title="x")
+    defaults = DestinationSettings(host="any", port=104, ae_title="ANY")
     rows = [
         *_identification(),
         ("associations as requestor, at once", "1 per destination"),
@@ -449,7 +449,7 @@ def _permitted(schema: dict[str, Any]) -> str:
         (each for each in (schema, *schema.get("anyOf", ())) if each.get("type") not in (None, "null")), {}
     )
     limits = [
-        f"{words} {kind[key]:g}{unit}"
+        f"{words} {_shown(kind[key])}{unit}"
         for key, words, unit in (
             ("minimum", "at least", ""),
             ("exclusiveMinimum", "above", ""),

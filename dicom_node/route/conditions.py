@@ -123,10 +123,6 @@ OPERATORS: Mapping[str, Callable[[InstanceValues, Operand], bool]] = {
 }
 """Each is asked only about values that are there. Text is compared without regard to case and outer blanks."""
 
-NUMERIC_OPERATORS = frozenset({"at_least", "at_most", "greater_than", "less_than"})
-LIST_OPERATORS = frozenset({"in", "not_in"})
-PATTERN_OPERATORS = frozenset({"matches", "not_matches"})
-
 
 def _number(value: str | float) -> float | None:
     try:

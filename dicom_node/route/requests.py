@@ -2,118 +2,89 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import AfterValidator, model_validator
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.route.yaml_core import load_yaml
-from dicom_node.route.yaml_values import entries, known, mapping, text, truth
+from dicom_node.settings.loader import parse
+from dicom_node.settings.models import Truth  # noqa: TC001 - pydantic reads it
+from dicom_node.settings.places import shown
+from dicom_node.settings.validation import Closed, checked, configured, did_you_mean
 from dicom_node.types import ResultRequest, SegmentationForm
 from inference.structures import STRUCTURES
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-
-_SWITCHES = ("background", "report", "ibsi_codes", "shape", "capture", "document", "notice")
-_SELECTIONS = ("structures", "contours")
-OPTIONS = ("segmentation", "split", *_SELECTIONS, *_SWITCHES)
-"""The keys that may stand beside ``to``."""
-_SELECTABLE = frozenset(name for structure in STRUCTURES for name in (structure.name, structure.group))
 NOTICE_ALONE = ResultRequest(segmentation=SegmentationForm.NONE, report=False, notice=True)
 _GROUPS = tuple(dict.fromkeys(structure.group for structure in STRUCTURES))
+_SELECTABLE = frozenset(structure.name for structure in STRUCTURES) | frozenset(_GROUPS)
 
 
-def read_requests(value: Any, place: str, destinations: Collection[str]) -> Mapping[str, ResultRequest]:
-    """The request of each destination in the list ``value``, in its order.
-
-    Raises:
-        ConfigurationError: an unknown destination, option, form, structure or group, a destination that stands twice,
-            or options that contradict each other.
-    """
-    requests: dict[str, ResultRequest] = {}
-    for number, entry in enumerate(entries(value, place)):
-        name, request = _request(entry, f"{place}[{number}]", destinations)
-        if name in requests:
-            raise ConfigurationError(f"{place} names a destination more than once")
-        requests[name] = request
-    return requests
+def _selectable(name: str) -> str:
+    if name not in _SELECTABLE:
+        known = f"the names of inference/structures.csv and the groups {', '.join(_GROUPS)}"
+        raise ValueError(f"no structure is called {shown(name)}{did_you_mean(name, _SELECTABLE)}; known: {known}")
+    return name
 
 
-def read_notices(value: Any, place: str, destinations: Collection[str]) -> Mapping[str, ResultRequest]:
-    """As :func:`read_requests` for a rule that refuses, which can give a notice and nothing else.
+Selection = tuple[Annotated[str, AfterValidator(_selectable)], ...]
 
-    Raises:
-        ConfigurationError: an unknown destination, one that stands twice, or anything but ``notice: true`` beside it.
-    """
-    requests: dict[str, ResultRequest] = {}
-    for number, entry in enumerate(entries(value, place)):
-        fields = mapping(entry, f"{place}[{number}]", {"to", "notice"}, set())
-        name = known(fields["to"], f"{place}[{number}].to", "destination", destinations)
-        if not truth(fields["notice"], f"{place}[{number}] ({name}).notice"):
-            raise ConfigurationError(f"{place}[{number}] ({name}).notice must be true: the rule refuses")
-        if name in requests:
-            raise ConfigurationError(f"{place} names a destination more than once")
-        requests[name] = NOTICE_ALONE
-    return requests
+
+class RequestOptions(Closed):
+    """The keys that say what is wanted; those left out have the defaults of :class:`ResultRequest`."""
+
+    segmentation: SegmentationForm = SegmentationForm.BINARY
+    split: Literal["group"] = "group"
+    structures: Selection = ()
+    contours: Selection = ()
+    background: Truth = True
+    report: Truth = True
+    ibsi_codes: Truth = False
+    shape: Truth = False
+    capture: Truth = False
+    document: Truth = False
+    notice: Truth = False
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> RequestOptions:
+        try:
+            self.request()
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def request(self) -> ResultRequest:
+        """What is asked for.
+
+        Raises:
+            ConfigurationError: the options contradict each other.
+        """
+        chosen = {key: getattr(self, key) for key in OPTIONS if key in self.model_fields_set}
+        if chosen.pop("split", None):
+            chosen["split_by_group"] = True
+        return ResultRequest(**chosen)
+
+
+OPTIONS = tuple(RequestOptions.model_fields)
+
+
+class DestinationRequest(RequestOptions):
+    """One entry of a rule's ``destinations``."""
+
+    to: Annotated[str, AfterValidator(configured("destination"))]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, entry: Any) -> Any:
+        return {"to": entry} if isinstance(entry, str) else entry
 
 
 def read_request(options: str) -> ResultRequest:
     """The request of who keeps files: the keys of a destination but ``to``, as ``segmentation: labelmap, shape: true``.
 
     Raises:
-        ConfigurationError: as :func:`read_requests`; ``auto`` and ``notice`` have no meaning without a destination.
+        ConfigurationError: as for a destination; ``auto`` and ``notice`` have no meaning without one.
     """
-    place = "results"
-    try:
-        fields = load_yaml(f"{{{options}}}")
-    except yaml.YAMLError:
-        raise ConfigurationError(f"{place} must be 'key: value, key: value', not {options!r}") from None
-    request = _asked(mapping(fields, place, set(), set(OPTIONS)), place)
+    request = checked(parse(f"{{{options}}}", "results", has_lines=False), RequestOptions).request()
     if request.asks_peer or request.notice:
-        raise ConfigurationError(f"{place}: segmentation: auto and notice have no meaning without a destination")
+        raise ConfigurationError("results: segmentation: auto and notice have no meaning without a destination")
     return request
-
-
-def _request(entry: Any, place: str, destinations: Collection[str]) -> tuple[str, ResultRequest]:
-    if not isinstance(entry, dict):
-        return known(entry, place, "destination", destinations), ResultRequest()
-    fields = mapping(entry, place, {"to"}, set(OPTIONS))
-    name = known(fields["to"], f"{place}.to", "destination", destinations)
-    return name, _asked(fields, f"{place} ({name})")
-
-
-def _asked(fields: Mapping[str, Any], place: str) -> ResultRequest:
-    chosen: dict[str, Any] = {
-        **{key: truth(fields[key], f"{place}.{key}") for key in _SWITCHES if key in fields},
-        **{key: _selection(fields[key], f"{place}.{key}") for key in _SELECTIONS if key in fields},
-    }
-    if "segmentation" in fields:
-        chosen["segmentation"] = _form(fields["segmentation"], f"{place}.segmentation")
-    if "split" in fields:
-        if fields["split"] != "group":
-            raise ConfigurationError(f"{place}.split can only be group, not {fields['split']!r}")
-        chosen["split_by_group"] = True
-    try:
-        return ResultRequest(**chosen)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{place}: {error}") from error
-
-
-def _form(value: Any, place: str) -> SegmentationForm:
-    name = text(value, place)
-    try:
-        return SegmentationForm(name)
-    except ValueError:
-        raise ConfigurationError(f"{place} must be one of {', '.join(SegmentationForm)}, not {name!r}") from None
-
-
-def _selection(value: Any, place: str) -> tuple[str, ...]:
-    names = tuple(text(name, f"{place}[{number}]") for number, name in enumerate(entries(value, place)))
-    unknown = [name for name in names if name not in _SELECTABLE]
-    if unknown:
-        raise ConfigurationError(
-            f"{place}: no structure is called {', '.join(unknown)}; known: the names of inference/structures.csv and "
-            f"the groups {', '.join(_GROUPS)}"
-        )
-    return names

@@ -16,8 +16,8 @@ from dicom_node.settings.models import (
     SourceSettings,
     TissueModelSettings,
     WorkSettings,
-    load_settings,
 )
+from dicom_node.settings.node_file import load_settings
 
 __all__ = [
     "AeTitle",

@@ -1,79 +1,151 @@
-"""The closed settings of a node: YAML plus environment, read once, frozen, an unknown key is an error.
+"""The closed settings of a node, frozen; an unknown key is an error.
 
-``DICOM_NODE__NODE__PORT=11112`` in the environment overrides ``node.port`` of the file (two underscores between
-levels). Every key stands, commented, in ``config/node.yaml``; ``tests/test_docs.py`` keeps the two equal.
+Every key is explained in ``config/node.yaml``; ``tests/test_docs.py`` keeps the two equal. Numbers and truth values are
+strict: ``"104"`` in quotes is text, and no number.
 """
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, field_validator, model_validator
 
-from dicom_node.errors import ConfigurationError
+from dicom_node.settings.places import shown
+from dicom_node.settings.validation import Closed, misplaced, no_such
 
-AeTitle = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[ !-\[\]-~]+$")]
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
+
+
+def _ae_title(value: str) -> str:
+    if not re.fullmatch(r"[ !-\[\]-~]+", value) or not value.strip():
+        raise ValueError(f"an AE title is printable ASCII without backslash, not blank (PS3.5 6.2); not {shown(value)}")
+    return value
+
+
+def _short_string(value: str) -> str:
+    if not value.isprintable() or "\\" in value or not value.strip():
+        raise ValueError("must be printable, without backslash and not blank (PS3.5 6.2, VR SH)")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        examples = "10.1.2.3, 10.1.0.0/16, 2001:db8::/32"
+        raise ValueError(f"{shown(value)} is no IP address or network (examples: {examples})") from None
+    return value
+
+
+def _ip_address(value: str) -> str:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        raise ValueError(f"{shown(value)} is no IP address; 0.0.0.0 or :: listens on every interface") from None
+    return value
+
+
+def _host(value: str) -> str:
+    """A host name (RFC 1123, and ``_``, which container networks use) or an IP address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        if not re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", value) or re.fullmatch(r"[0-9.]+", value):
+            raise ValueError("a host name or IP address is expected, without port or scheme") from None
+    return value
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and (not value.strip() or not value.isprintable()):
+        raise ValueError("a path must be printable and not empty")
+    if isinstance(value, str) and value.startswith("~"):
+        raise ValueError("~ is not expanded; write the whole path")
+    return value
+
+
+def _database_url(value: str) -> str:
+    if not re.match(r"[a-z0-9]+(\+[a-z0-9]+)?://", value):  # never quoted: a password may be in it
+        raise ValueError("an SQLAlchemy URL is expected, such as postgresql+psycopg://user@host/database")
+    return value
+
+
+def _digest(value: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
+        raise ValueError(f"64 hexadecimal digits are expected, not {len(value)} characters")
+    return value
+
+
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Truth = Annotated[bool, Strict()]
+AeTitle = Annotated[str, Field(min_length=1, max_length=16), AfterValidator(_ae_title)]
 """PS3.5 table 6.2-1, VR AE: 1 to 16 characters of the default repertoire without backslash and control characters."""
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0)]
+ShortString = Annotated[str, Field(min_length=1, max_length=16), AfterValidator(_short_string)]
+"""PS3.5 table 6.2-1, VR SH."""
+ListeningPort = Annotated[Whole, Field(ge=0, le=65535)]
+"""0: the operating system chooses."""
+Port = Annotated[Whole, Field(ge=1, le=65535)]
+Host = Annotated[str, AfterValidator(_host)]
+Seconds = Annotated[Number, Field(ge=0)]
+PathS = Annotated[Path, BeforeValidator(_path)]
+"""A relative one is relative to the folder of node.yaml."""
+LargestPdu = Annotated[Whole, Field(ge=4096, le=2**32 - 1)]
+"""PS3.8 D.1: 32 bits."""
 
 
-class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSettings(_Closed):
+class NodeSettings(Closed):
     """Who we are and where we listen."""
 
     ae_title: AeTitle = "DICOMNODE"
-    bind_address: str = "127.0.0.1"
-    port: Port = 11112
-    station_name: str = Field(default="dicom-node", max_length=16)
-    data_folder: Path = Path("/var/lib/dicom-node")
+    bind_address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
+    port: ListeningPort = 11112
+    station_name: ShortString = "dicom-node"
+    data_folder: PathS = Path("/var/lib/dicom-node")
     """Spool, ledger (unless a URL is given) and work files; must be on one local file system."""
 
 
-class ReceiveSettings(_Closed):
+class ReceiveSettings(Closed):
     """Limits of the listener: without them one peer can exhaust its memory, threads or disk."""
 
-    maximum_associations: int = Field(default=64, ge=1)
-    maximum_pdu_bytes: int = Field(default=131072, ge=4096)
+    maximum_associations: Whole = Field(default=64, ge=1)
+    maximum_pdu_bytes: LargestPdu = 131072
     network_timeout_s: Seconds = 60
     dimse_timeout_s: Seconds = 60
-    maximum_instance_bytes: int = Field(default=4 * 1024**3, ge=1024)
-    minimum_free_disk_bytes: int = Field(default=1024**3, ge=0)
+    maximum_instance_bytes: Whole = Field(default=4 * 1024**3, ge=1024)
+    minimum_free_disk_bytes: Whole = Field(default=1024**3, ge=0)
     """Below this much free space every C-STORE is answered 0xA700 (Out of Resources)."""
 
 
-class SourceSettings(_Closed):
+class SourceSettings(Closed):
     """A peer that may send to us. No source configured means that nobody may."""
 
     ae_title: AeTitle
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """IP addresses or networks it may come from; empty: any."""
     services: tuple[Literal["echo", "store"], ...] = ("echo", "store")
-    count_host: str | None = None
+    count_host: Host | None = None
     """Where to ask, by C-FIND, how many instances a series has (Study Root, SERIES level); None: don't ask."""
     count_port: Port = 104
     count_ae_title: AeTitle | None = None
 
 
-class DestinationSettings(_Closed):
+class DestinationSettings(Closed):
     """A peer that results go to."""
 
-    host: str
+    host: Host
     port: Port
     ae_title: AeTitle
-    maximum_pdu_bytes: int = Field(default=131072, ge=4096)
+    maximum_pdu_bytes: LargestPdu = 131072
     connect_timeout_s: Seconds = 10
     response_timeout_s: Seconds = 60
     give_up_after_s: Seconds = 7 * 86400
 
 
-class CompletionSettings(_Closed):
+class CompletionSettings(Closed):
     """When a series counts as whole (see dicom_node/receive/completion.py)."""
 
     count_reached_quiet_s: Seconds = 0
@@ -82,132 +154,119 @@ class CompletionSettings(_Closed):
     hard_limit_s: Seconds = 7200
 
 
-class TissueModelSettings(_Closed):
+class TissueModelSettings(Closed):
     """The rule-based commissioning model: HU classes, no training, no weights."""
 
     kind: Literal["tissue"]
 
 
-class NnunetModelSettings(_Closed):
+class NnunetModelSettings(Closed):
     """An nnU-Net v2 model, installed by ``dicom-node models install``."""
 
     kind: Literal["nnunet"]
-    package: Path
+    package: PathS
     """Its folder in the library of models."""
-    digest: str | None = None
+    digest: Annotated[str, AfterValidator(_digest)] | None = None
     """As ``dicom-node models list`` prints it; a model that differs is not loaded."""
     answer: Literal["best", "parity"] = "best"
     """``parity``: voxel by voxel what TotalSegmentator answers; ``best``: faster, and labels with smooth surfaces."""
-    body_crop: bool = True
+    body_crop: Truth = True
     """Leave out the air around the patient (never for ``parity``)."""
 
 
 ModelSettings = Annotated[TissueModelSettings | NnunetModelSettings, Field(discriminator="kind")]
 
 
-class WorkSettings(_Closed):
+class WorkSettings(Closed):
     """The worker processes that keep the models warm."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of the convolutions; auto: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
-    threads: int = Field(default=0, ge=0)
+    threads: Whole = Field(default=0, ge=0)
     """CPU threads of a worker; 0: all cores."""
-    cache_folder: Path | None = None
+    cache_folder: PathS | None = None
     """Compiled networks; None: ``cache`` in the data folder."""
     preload: tuple[str, ...] = ()
     """Models that are loaded at the start, so that the first series finds them warm."""
-    resident_memory_percent: float = Field(default=60, gt=0, le=100)
+    resident_memory_percent: Number = Field(default=60, gt=0, le=100)
     """Of the machine's memory, and of the accelerator's: what the models may hold together. The one that was not used
     for the longest time is closed first; one alone may hold more.
     """
-    jobs_at_once: int = Field(default=3, ge=1)
+    jobs_at_once: Whole = Field(default=3, ge=1)
     """Volumes in memory: one is read and prepared, one inferred, one encoded; 1: strictly one after another."""
-    attempts: int = Field(default=3, ge=1)
+    attempts: Whole = Field(default=3, ge=1)
     job_limit_s: Seconds = 3600
     heartbeat_limit_s: Seconds = 120
 
 
-class DeliverySettings(_Closed):
+class DeliverySettings(Closed):
     """Back-off of deliveries: first, then doubled up to the longest, with jitter."""
 
     first_retry_s: Seconds = 30
     longest_retry_s: Seconds = 900
-    refused_attempts: int = Field(default=3, ge=1)
+    refused_attempts: Whole = Field(default=3, ge=1)
     """How often an object that the peer refuses for good is offered before it is FAILED."""
 
 
-class OperateSettings(_Closed):
+class OperateSettings(Closed):
     """Sweeps and retention."""
 
     sweep_s: Seconds = 1.0
-    retention_days: float = Field(default=7, ge=0)
+    retention_days: Number = Field(default=7, ge=0)
     """Spool files of a series are deleted this long after its last job ended; never before results are delivered."""
-    disk_stop_percent: float = Field(default=85, gt=0, le=100)
-    disk_resume_percent: float = Field(default=80, gt=0, le=100)
+    disk_stop_percent: Number = Field(default=85, gt=0, le=100)
+    disk_resume_percent: Number = Field(default=80, gt=0, le=100)
 
     @model_validator(mode="after")
     def _watermarks_in_order(self) -> Self:
         if self.disk_resume_percent > self.disk_stop_percent:
-            raise ValueError("operate.disk_resume_percent must not be above operate.disk_stop_percent")
+            text = (
+                f"must not be above disk_stop_percent ({self.disk_stop_percent:g}), but is {self.disk_resume_percent:g}"
+            )
+            raise misplaced([(("disk_resume_percent",), text)])
         return self
 
 
-class Settings(BaseSettings):
+class Settings(Closed):
     """Everything that can be set. Each room gets its own part."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        env_prefix="DICOM_NODE__",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-    )
-
     node: NodeSettings = NodeSettings()
-    ledger_url: str | None = None
+    ledger_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
+        default=None, json_schema_extra={"writeOnly": True}
+    )
     """SQLAlchemy URL, e.g. postgresql+psycopg://...; None: SQLite in the data folder."""
     receive: ReceiveSettings = ReceiveSettings()
     sources: tuple[SourceSettings, ...] = ()
-    destinations: dict[str, DestinationSettings] = {}
+    destinations: dict[str, DestinationSettings] = Field(default={})
     completion: CompletionSettings = CompletionSettings()
-    models: dict[str, ModelSettings] = {}
-    models_folder: Path = Path("models")
+    models: dict[str, ModelSettings] = Field(default={})
+    models_folder: PathS = Path("models")
     """The library that ``dicom-node models`` installs into, lists and verifies."""
     work: WorkSettings = WorkSettings()
     delivery: DeliverySettings = DeliverySettings()
     operate: OperateSettings = OperateSettings()
-    rules_file: Path = Path("rules.yaml")
+    rules_file: PathS = Path("rules.yaml")
     """Relative paths are relative to the folder of node.yaml."""
 
     @field_validator("sources")
     @classmethod
     def _one_entry_per_ae(cls, sources: tuple[SourceSettings, ...]) -> tuple[SourceSettings, ...]:
         titles = [source.ae_title.strip() for source in sources]
-        twice = sorted({title for title in titles if titles.count(title) > 1})
+        twice = [number for number, title in enumerate(titles) if title in titles[:number]]
         if twice:
-            raise ValueError(f"sources: AE titles listed more than once: {', '.join(twice)}")
+            raise misplaced(((number, "ae_title"), "the AE title of another source too") for number in twice)
         return sources
 
-    @model_validator(mode="after")
-    def _preloaded_models_exist(self) -> Self:
-        unknown = sorted(set(self.work.preload) - set(self.models))
-        if unknown:
-            raise ValueError(f"work.preload: no model is called {', '.join(unknown)}")
-        return self
-
+    @field_validator("work")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic's
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The environment wins over the file."""
-        return (env_settings, init_settings)
+    def _preloaded_models_exist(cls, work: WorkSettings, others: ValidationInfo) -> WorkSettings:
+        models = others.data.get("models", work.preload)  # where they are wrong, that is said already
+        unknown = [(number, name) for number, name in enumerate(work.preload) if name not in models]
+        if unknown:
+            raise misplaced((("preload", number), no_such("model", name, models)) for number, name in unknown)
+        return work
 
     @property
     def spool_folder(self) -> Path:
@@ -223,51 +282,3 @@ class Settings(BaseSettings):
     def ledger_file(self) -> Path:
         """The ledger where no URL is given."""
         return self.node.data_folder / "ledger.sqlite3"
-
-
-def load_settings(file: Path) -> Settings:
-    """Read and check ``file``; relative paths in it are taken from its folder.
-
-    Raises:
-        ConfigurationError: file missing, not YAML, an unknown key or a value out of range, each named.
-    """
-    try:
-        content: Any = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        # never the library's own text: it quotes the line, and a password may stand there
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        what = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigurationError(f"{file} is not YAML: {where}{what}") from None
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"{file} must hold a mapping of settings, not a {type(content).__name__}")
-    try:
-        settings = Settings(**content)
-    except ValidationError as error:
-        lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise ConfigurationError(f"{file}: " + "; ".join(lines)) from error
-    return _with_absolute_paths(settings, file.resolve().parent)
-
-
-def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
-    models = {
-        name: model.model_copy(update={"package": folder / model.package})
-        if isinstance(model, NnunetModelSettings)
-        else model
-        for name, model in settings.models.items()
-    }
-    node = settings.node.model_copy(update={"data_folder": folder / settings.node.data_folder})
-    work = settings.work.model_copy(
-        update={"cache_folder": folder / (settings.work.cache_folder or node.data_folder / "cache")}
-    )
-    return settings.model_copy(
-        update={
-            "models": models,
-            "models_folder": folder / settings.models_folder,
-            "node": node,
-            "work": work,
-            "rules_file": folder / settings.rules_file,
-        }
-    )

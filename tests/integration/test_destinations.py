@@ -16,7 +16,7 @@ from pydicom.uid import (
 
 from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.demo.processes import free_port
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE

@@ -257,8 +257,8 @@ def test_every_kind_of_result_is_to_be_had(series, tmp_path):
         ("to: pacs", "to"),
         ("colour: red", "colour"),
         ("contours: [spline]", "spline"),
-        ("segmentation: [", "must be"),
-        ("}, {", "must be"),
+        ("segmentation: [", "results: not YAML"),
+        ("}, {", "results: not YAML: something follows the end"),
     ],
 )
 def test_results_that_cannot_be_had_are_refused_by_name(results, says, series, tmp_path):

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from dicom_node.app import places
 from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
-from dicom_node.route.rules import load_rules
+from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from inference.models.package import read_package
 

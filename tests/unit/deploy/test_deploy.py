@@ -12,7 +12,8 @@ import yaml
 from pydicom import dcmread
 
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
-from dicom_node.route.rules import decide, load_rules
+from dicom_node.route.rules import decide
+from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.standard.files import read_series_folder
 from inference.types import Geometry, Volume

@@ -4,6 +4,7 @@ names the attribute. Nothing else ever comes out, and no refusal shows a patient
 
 from __future__ import annotations
 
+import json
 import subprocess
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -23,7 +24,10 @@ from dicom_node.encode.source.identity import TYPE_2
 from dicom_node.encode.source.series import name_series, prepare
 from dicom_node.errors import ConfigurationError, EncodingError, IdentityConflict, SeriesRejected
 from dicom_node.reconstruct import reconstruct
-from dicom_node.route.requests import OPTIONS, read_requests
+from dicom_node.route.requests import OPTIONS
+from dicom_node.route.rules import Rules
+from dicom_node.route.rules_file import load_rules
+from dicom_node.settings import DestinationSettings, Settings, TissueModelSettings
 from dicom_node.types import EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.errors import UnknownStructureError
 from inference.measure import measure
@@ -467,6 +471,10 @@ def test_a_structure_without_codes_is_no_structure() -> None:
 
 # ---- what destinations ask for
 
+SETTINGS = Settings(
+    models={"tissue": TissueModelSettings(kind="tissue")},
+    destinations={"pacs": DestinationSettings(host="127.0.0.1", port=104, ae_title="PACS")},
+)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["liver", "pacs"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["to", *OPTIONS, "x"]), inner),
@@ -475,14 +483,18 @@ ANYTHING = st.recursive(
 
 
 @given(
-    ANYTHING
+    value=ANYTHING
     | st.lists(st.fixed_dictionaries({"to": st.just("pacs")}, optional=dict.fromkeys(OPTIONS, ANYTHING)), max_size=2)
 )
-def test_whatever_is_asked_for_is_understood_or_refused_with_its_place(value) -> None:
-    said, requests = "", {}
+def test_whatever_is_asked_for_is_understood_or_refused_with_its_place(value, tmp_path_factory) -> None:
+    rules_file = tmp_path_factory.mktemp("rules") / "rules.yaml"
+    rule = {"name": "r", "model": "tissue", "when": [], "destinations": value}
+    rules_file.write_text(json.dumps({"rules": [rule]}))
+    said, rules = "", Rules(())
     try:
-        requests = read_requests(value, "rules[0].destinations", {"pacs": None})
+        rules = load_rules(rules_file, SETTINGS)
     except ConfigurationError as error:
         said = str(error)
-    assert not said or said.startswith("rules[0].destinations")
-    assert all(isinstance(request, ResultRequest) for request in requests.values())
+    assert all(line.startswith(f"{rules_file}:1: rules[0].destinations") for line in said.splitlines())
+    assert all(isinstance(request, ResultRequest) for rule in rules.rules for request in rule.requests.values())
+    assert said or rules.rules

@@ -15,9 +15,10 @@ from pydicom.sequence import Sequence
 from pydicom.tag import Tag
 
 from dicom_node.errors import ConfigurationError
-from dicom_node.route.conditions import NUMERIC_OPERATORS, OPERATORS, Condition
+from dicom_node.route.conditions import OPERATORS, Condition
 from dicom_node.route.requests import NOTICE_ALONE, OPTIONS
-from dicom_node.route.rules import Rules, decide, explain, load_rules
+from dicom_node.route.rules import Rules, decide, explain
+from dicom_node.route.rules_file import load_rules
 from dicom_node.route.values import FACT_ALIASES, FACTS
 from dicom_node.settings import DestinationSettings, NnunetModelSettings, Settings, TissueModelSettings
 from dicom_node.types import ResultRequest, SegmentationForm, Series, SourceInstance
@@ -129,7 +130,7 @@ def test_conditions_that_do_not_hold(tmp_path, condition):
 
 operands = {
     **{name: st.sampled_from(["CT", "x", 3.0]) for name in OPERATORS},
-    **dict.fromkeys(NUMERIC_OPERATORS, st.floats(-5, 5)),
+    **dict.fromkeys(("at_least", "at_most", "greater_than", "less_than"), st.floats(-5, 5)),
     "in": st.just(("CT", 3.0)),
     "not_in": st.just(("CT", 3.0)),
 }
@@ -394,87 +395,136 @@ def test_every_destination_may_get_something_else(tmp_path):
 
 RULE = "{{name: r, model: tissue, when: [{}]}}".format
 WRONG = {
-    "not a mapping": ("[]", "the file must be a mapping with rules"),
-    "empty": ("", "the file must be a mapping with rules"),
-    "not YAML": ("rules: [", "is not YAML"),
-    "key twice": ("rules: []\nrules: []", "key 'rules' stands more than once"),
-    "unknown top key": ("rules: []\nmodel: x", "the file: unknown key model; known: rules"),
-    "rules not a list": ("rules: {}", "rules must be a list"),
-    "unknown key": ("rules: [{name: a, model: tissue, when: [], if: x}]", "rules[0]: unknown key if"),
+    "not a mapping": ("[]", "rules.yaml:1: a mapping is expected, not a list"),
+    "empty": ("", "rules.yaml:1: nothing is written here"),
+    "not YAML": ("rules: [", "rules.yaml:1: not YAML"),
+    "key twice": ("rules: []\nrules: []", "rules.yaml:2: rules: the same key again, first on line 1"),
+    "unknown top key": ("rules: []\nmodel: x", "rules.yaml:2: model: unknown key; known: rules"),
+    "rules not a list": ("rules: {}", "rules: a list is expected, not a mapping"),
+    "unknown key": ("rules: [{name: a, model: tissue, when: [], if: x}]", "rules[0].if: unknown key; known: name, "),
     "no when": ("rules: [{name: a, model: tissue}]", "rules[0]: when is missing"),
-    "unknown model": ("rules: [{name: a, model: x, when: []}]", "rules[0] (a).model: unknown model 'x'; configured: "),
+    "unknown model": (
+        "rules: [{name: a, model: x, when: []}]",
+        "rules[0].model: no model is called 'x'; configured: phantom_demo_104, tissue",
+    ),
     "unknown destination": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, y]}]",
-        "rules[0] (a).destinations[1]: unknown destination 'y'; configured: pacs, research",
+        "rules[0].destinations[1]: no destination is called 'y'; configured: pacs, research",
     ),
     "destination twice": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, pacs]}]",
-        "rules[0] (a).destinations names a destination more than once",
+        "rules[0].destinations[1]: 'pacs' appears a second time",
     ),
     **{
         name: (f"rules: [{{name: a, model: tissue, when: [], destinations: [{{to: pacs, {options}}}]}}]", said)
         for name, options, said in (
-            ("unknown option", "as: binary", "rules[0] (a).destinations[0]: unknown key as; known: background, "),
-            ("unknown form", "segmentation: seg", "destinations[0] (pacs).segmentation must be one of none, binary, "),
-            ("unknown structure", "structures: [liver, lvier]", "(pacs).structures: no structure is called lvier; "),
+            ("unknown option", "as: binary", "rules[0].destinations[0].as: unknown key; known: segmentation, "),
+            ("unknown form", "segmentation: seg", "destinations[0].segmentation: must be 'none', 'binary', "),
+            (
+                "unknown structure",
+                "structures: [liver, lvier]",
+                "structures[1]: no structure is called 'lvier' (did you mean 'liver'?); ",
+            ),
             ("unknown contour", "contours: [bones]", "the groups organ, vessel, bone, muscle, tissue"),
-            ("no structure", "structures: []", "(pacs): structures must not be empty"),
-            ("unknown split", "split: side", "(pacs).split can only be group, not 'side'"),
-            ("no truth value", "report: 1", "(pacs).report must be true or false, not 1"),
+            ("no structure", "structures: []", "destinations[0]: structures must not be empty"),
+            ("unknown split", "split: side", "destinations[0].split: must be 'group', not 'side'"),
+            ("no truth value", "report: 1", "destinations[0].report: true or false is expected, not 1"),
             ("split of nothing", "segmentation: none, split: group", "split has no meaning without a segmentation"),
             ("background of nothing", "background: false", "background has no meaning with segmentation: binary"),
             ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes has no meaning without a report"),
             ("shape of nothing", "report: false, shape: true", "shape has no meaning without a report"),
-            ("nothing", "segmentation: none, report: false", "(pacs): nothing is asked for"),
+            ("nothing", "segmentation: none, report: false", "destinations[0]: nothing is asked for"),
         )
     },
     "destination without name": (
         "rules: [{name: a, model: tissue, when: [], destinations: [{report: true}]}]",
-        "rules[0] (a).destinations[0]: to is missing",
+        "rules[0].destinations[0]: to is missing",
     ),
     "destination twice in two ways": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, {to: pacs, report: false}]}]",
-        "rules[0] (a).destinations names a destination more than once",
+        "rules[0].destinations[1].to: 'pacs' appears a second time",
     ),
-    "model and refuse": ("rules: [{name: a, model: tissue, refuse: b, when: []}]", "either model or refuse"),
-    "neither": ("rules: [{name: a, when: []}]", "either model or refuse"),
-    "refuse with priority": ("rules: [{name: a, refuse: b, when: [], priority: 1}]", "priority has no meaning there"),
+    "model and refuse": (
+        "rules: [{name: a, model: tissue, refuse: b, when: []}]",
+        "rules[0]: exactly one of model and refuse is expected",
+    ),
+    "neither": ("rules: [{name: a, when: []}]", "rules[0]: exactly one of model and refuse is expected"),
+    "refuse with priority": (
+        "rules: [{name: a, refuse: b, when: [], priority: 1}]",
+        "rules[0].priority: has no meaning in a rule that refuses",
+    ),
     "refuse with results": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true, capture: true}]}]",
-        "capture",
+        "rules[0].destinations[0]: a rule that refuses can only give a notice",
     ),
-    "refuse to a name": ("rules: [{name: a, refuse: b, when: [], destinations: [pacs]}]", "destinations[0]"),
+    "refuse to a name": (
+        "rules: [{name: a, refuse: b, when: [], destinations: [pacs]}]",
+        "rules[0].destinations[0]: a rule that",
+    ),
     "refuse in silence": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: false}]}]",
-        "destinations[0] (pacs).notice must be true",
+        "rules[0].destinations[0]: a rule that refuses can only give a notice",
     ),
     "refuse and tell twice": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true}, {to: pacs, notice: true}]}]",
-        "names a destination more than once",
+        "rules[0].destinations[1].to: 'pacs' appears a second time",
     ),
     "refuse and tell nobody known": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: nowhere, notice: true}]}]",
-        "nowhere",
+        "rules[0].destinations[0].to: no destination is called 'nowhere'; configured: pacs, research",
     ),
-    "priority": ("rules: [{name: a, model: tissue, when: [], priority: high}]", "priority must be a whole number"),
-    "same name": ("rules: [{name: a, refuse: b, when: []}, {name: a, refuse: b, when: []}]", "more than once: a"),
-    "no subject": (f"rules: [{RULE('{equals: CT}')}]", "rules[0] (r).when[0] must have either attribute or fact"),
-    "two subjects": (f"rules: [{RULE('{attribute: KVP, fact: kernel, equals: 1}')}]", "either attribute or fact"),
-    "no operator": (f"rules: [{RULE('{attribute: KVP}')}]", "must have exactly one of exists, equals"),
-    "two operators": (f"rules: [{RULE('{attribute: KVP, at_least: 1, at_most: 2}')}]", "it has 2"),
-    "bad operator": (f"rules: [{RULE('{attribute: KVP, is: 1}')}]", "rules[0] (r).when[0]: unknown key is"),
-    "bad quantifier": (f"rules: [{RULE('{attribute: KVP, of: most, equals: 1}')}]", "of must be all or any"),
-    "unknown attribute": (f"rules: [{RULE('{attribute: Kvp, equals: 1}')}]", "'Kvp' is no keyword"),
+    "priority": (
+        "rules: [{name: a, model: tissue, when: [], priority: high}]",
+        "priority: a whole number is expected, not 'high'",
+    ),
+    "same name": (
+        "rules: [{name: a, refuse: b, when: []}, {name: a, refuse: b, when: []}]",
+        "rules[1].name: 'a' appears a second time",
+    ),
+    "no subject": (
+        f"rules: [{RULE('{equals: CT}')}]",
+        "rules[0].when[0]: exactly one of attribute and fact is expected",
+    ),
+    "two subjects": (
+        f"rules: [{RULE('{attribute: KVP, fact: kernel, equals: 1}')}]",
+        "exactly one of attribute and fact is expected",
+    ),
+    "no operator": (f"rules: [{RULE('{attribute: KVP}')}]", "rules[0].when[0]: exactly one of exists, equals"),
+    "two operators": (f"rules: [{RULE('{attribute: KVP, at_least: 1, at_most: 2}')}]", "is expected, not 2"),
+    "bad operator": (
+        f"rules: [{RULE('{attribute: KVP, is: 1}')}]",
+        "rules[0].when[0].is: unknown key; known: attribute, fact, of, exists, equals, ",
+    ),
+    "bad quantifier": (
+        f"rules: [{RULE('{attribute: KVP, of: most, equals: 1}')}]",
+        "of: must be 'all' or 'any', not 'most'",
+    ),
+    "unknown attribute": (
+        f"rules: [{RULE('{attribute: Kvp, equals: 1}')}]",
+        "'Kvp' is no keyword of a standard attribute with a text or number value (did you mean 'KVP'?)",
+    ),
     "sequence": (f"rules: [{RULE('{attribute: SourceImageSequence, exists: true}')}]", "is no keyword"),
     "unknown fact": (f"rules: [{RULE('{fact: slices, equals: 1}')}]", "unknown fact 'slices'; known: slice_count"),
-    "truth value": (f"rules: [{RULE('{attribute: KVP, equals: true}')}]", "must be text or a number, not True"),
-    "exists false": (f"rules: [{RULE('{attribute: KVP, exists: false}')}]", "exists can only be true"),
-    "text limit": (f"rules: [{RULE('{attribute: KVP, at_least: many}')}]", "at_least must be a number"),
-    "list limit": (f"rules: [{RULE('{attribute: KVP, at_least: [1]}')}]", "takes one value, not a list"),
-    "in without list": (f"rules: [{RULE('{attribute: KVP, in: 1}')}]", "in must be a list"),
-    "empty list": (f"rules: [{RULE('{attribute: KVP, in: []}')}]", "in must not be empty"),
-    "empty text": (f"rules: [{RULE('{attribute: KVP, equals: ' + repr('') + '}')}]", "must not be empty"),
-    "bad pattern": (f"rules: [{RULE('{attribute: KVP, matches: ' + repr('(') + '}')}]", "is no regular expression"),
+    "truth value": (f"rules: [{RULE('{attribute: KVP, equals: true}')}]", "text or a number is expected, not true"),
+    "exists false": (f"rules: [{RULE('{attribute: KVP, exists: false}')}]", "exists: can only be true"),
+    "text limit": (
+        f"rules: [{RULE('{attribute: KVP, at_least: many}')}]",
+        "a finite number is expected, not text",
+    ),
+    "list limit": (
+        f"rules: [{RULE('{attribute: KVP, at_least: [1]}')}]",
+        "a finite number is expected, not a list",
+    ),
+    "in without list": (f"rules: [{RULE('{attribute: KVP, in: 1}')}]", "in: a list is expected, as [CT, MR]"),
+    "empty list": (
+        f"rules: [{RULE('{attribute: KVP, in: []}')}]",
+        "in: the list must not be empty",
+    ),
+    "empty text": (f"rules: [{RULE('{attribute: KVP, equals: ' + repr('') + '}')}]", "equals: must not be empty"),
+    "bad pattern": (
+        f"rules: [{RULE('{attribute: KVP, matches: ' + repr('(') + '}')}]",
+        "matches: no regular expression: missing )",
+    ),
 }
 
 

@@ -1,0 +1,69 @@
+"""The settings of a node: its file, and what the environment overrides.
+
+``DICOM_NODE__NODE__PORT=11112`` overrides ``node.port`` (two underscores between levels). The value is written as in
+the file, so that ``DICOM_NODE__WORK__PRELOAD='[tissue]'`` is a list; where text is expected it needs no quotes.
+pydantic-settings would ignore a variable that names no setting, and could not tell which one a fault is in.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from dicom_node.settings.loader import parse, read_file
+from dicom_node.settings.models import NnunetModelSettings, Settings
+from dicom_node.settings.places import Place, Tree
+from dicom_node.settings.validation import checked, schemas_at
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+PREFIX = "DICOM_NODE__"
+
+
+def load_settings(file: Path) -> Settings:
+    """Read and check ``file`` and the environment; relative paths are taken from the folder of ``file``.
+
+    Raises:
+        ConfigurationError: file missing, not in the dialect of :mod:`dicom_node.settings.loader`, an unknown key or a
+            value out of range; each on a line of its own, with its place in the file or its variable.
+    """
+    tree = _overridden(read_file(file), os.environ)
+    return _with_absolute_paths(checked(tree, Settings), file.resolve().parent)
+
+
+def _overridden(tree: Tree, environment: Mapping[str, str]) -> Tree:
+    schema = Settings.model_json_schema()
+    for name in sorted(environment):
+        if name.upper().startswith(PREFIX):
+            steps = name[len(PREFIX) :].lower().split("__")
+            expected = schemas_at(schema, steps)
+            if not expected or any(each.get("type") == "string" for each in expected):
+                entry = Tree(environment[name], Place(name))
+            else:
+                entry = parse(environment[name], name, has_lines=False)
+            tree = tree.with_entry(steps, entry)
+    return tree
+
+
+def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
+    models = {
+        name: model.model_copy(update={"package": folder / model.package})
+        if isinstance(model, NnunetModelSettings)
+        else model
+        for name, model in settings.models.items()
+    }
+    node = settings.node.model_copy(update={"data_folder": folder / settings.node.data_folder})
+    work = settings.work.model_copy(
+        update={"cache_folder": folder / (settings.work.cache_folder or node.data_folder / "cache")}
+    )
+    return settings.model_copy(
+        update={
+            "models": models,
+            "models_folder": folder / settings.models_folder,
+            "node": node,
+            "work": work,
+            "rules_file": folder / settings.rules_file,
+        }
+    )

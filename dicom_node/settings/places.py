@@ -1,0 +1,147 @@
+"""What a configuration says, and where: every value keeps the line it was written on.
+
+A fault then names the place (``config/node.yaml:12``, or the environment variable), the key and what is wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dicom_node.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Scalar = str | int | float | bool | None
+_LONGEST_SHOWN = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where something was written: a line (from 1) of a file, or a source without lines such as a variable."""
+
+    source: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One value with its place; that of an entry of a mapping is the place of its key."""
+
+    content: Mapping[str, Tree] | tuple[Tree, ...] | Scalar
+    place: Place
+
+    def plain(self) -> Any:
+        """The value alone, as dict, list, str, int, float, bool or None."""
+        if isinstance(self.content, tuple):
+            return [entry.plain() for entry in self.content]
+        if isinstance(self.content, Scalar):
+            return self.content
+        return {key: entry.plain() for key, entry in self.content.items()}
+
+    def size(self) -> int:
+        """How many values there are, counting each alias in full."""
+        return 1 + sum(entry.size() for entry in self._entries())
+
+    def depth(self) -> int:
+        """Levels of mappings and lists; a single value has none."""
+        return (
+            0 if isinstance(self.content, Scalar) else 1 + max((entry.depth() for entry in self._entries()), default=0)
+        )
+
+    def find(self, path: Sequence[str | int]) -> tuple[Tree, tuple[str | int, ...]]:
+        """The innermost value on ``path`` that exists, and the steps to it; steps that lead nowhere are skipped.
+
+        (Pydantic's locations also hold the kind of a union that was chosen.)
+        """
+        tree, steps = self, list[str | int]()
+        for step in path:
+            entry = tree.entry(step)
+            if entry is not None:
+                tree = entry
+                steps.append(step)
+        return tree, tuple(steps)
+
+    def entry(self, step: str | int) -> Tree | None:
+        """One entry of a mapping or list; None where there is none."""
+        if isinstance(self.content, tuple):
+            return self.content[step] if isinstance(step, int) and step < len(self.content) else None
+        if isinstance(self.content, Scalar) or not isinstance(step, str):
+            return None
+        return self.content.get(step)
+
+    def with_entry(self, steps: Sequence[str], entry: Tree) -> Tree:
+        """This mapping with ``entry`` at ``steps``; what is there already is merged if both are mappings.
+
+        A value on the way that is no mapping stays, so that it is reported as the fault that it is.
+        """
+        if not isinstance(self.content, dict):
+            return self
+        first, rest = self._written(steps[0]), steps[1:]
+        present = self.content.get(first)
+        if rest:
+            entry = (present or Tree({}, entry.place)).with_entry(rest, entry)
+        elif present is not None and isinstance(entry.content, dict):
+            for key, inner in entry.content.items():
+                present = present.with_entry([key], inner)
+            entry = present
+        return replace(self, content={**self.content, first: entry})
+
+    def _written(self, key: str) -> str:
+        """``key`` as it is written here: variables have no case."""
+        assert isinstance(self.content, dict)
+        return next((present for present in self.content if present.lower() == key.lower()), key)
+
+    def _entries(self) -> Iterable[Tree]:
+        if isinstance(self.content, tuple):
+            return self.content
+        return () if isinstance(self.content, Scalar) else self.content.values()
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with the value at ``path``, and what is expected."""
+
+    place: Place
+    path: tuple[str | int, ...]
+    text: str
+
+    def __str__(self) -> str:
+        key = "".join(f"[{step}]" if isinstance(step, int) else f".{shown_key(step)}" for step in self.path)
+        return ": ".join(part for part in (str(self.place), key.removeprefix("."), self.text) if part)
+
+
+def refusal(faults: Iterable[Fault]) -> ConfigurationError:
+    """An error that states all of them, a line each, in the order of the file."""
+    ordered = sorted(dict.fromkeys(faults), key=lambda fault: (fault.place.source, fault.place.line or 0))
+    return ConfigurationError("\n".join(str(fault) for fault in ordered))
+
+
+def shown_key(key: str) -> str:
+    """``key`` for a message; not what may be an address with a password that lacks its key."""
+    return key if key.isprintable() and len(key) <= _LONGEST_SHOWN and not _may_be_secret(key) else "(not shown)"
+
+
+def shown(value: Any) -> str:
+    """A value for a message: short, on one line, and not an address that may hold a password."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return str(value).lower()
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case str() if _may_be_secret(value):
+            return "text"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _may_be_secret(text: str) -> bool:
+    return "://" in text or "@" in text
