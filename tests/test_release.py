@@ -7,7 +7,11 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import dicom_node
+from dicom_node.types import ResultKind
+from tests.patient_texts import digest, fault, recorded, texts
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,3 +36,31 @@ def test_releases_are_in_order_and_each_is_dated_but_the_next():
     assert versions == sorted(set(versions), reverse=True)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in RELEASES[1:])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d|unreleased", RELEASES[0][1])
+
+
+def test_texts_of_a_released_version_stay_as_they_are():
+    """UIDs of results derive from the version, not from each text: other texts under one UID would be two objects."""
+    released = RELEASES[0][1] != "unreleased"
+    assert fault(dicom_node.__version__, digest(texts()), recorded(), released=released) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "current", "released", "says"),
+    [
+        ("0.2.0", "as it was", True, None),
+        ("0.2.0", "another", True, "bump the version"),
+        ("0.3.0", "another", True, "record its texts"),
+        ("0.3.0", "another", False, None),
+        ("0.2.0", "as it was", False, "calls it unreleased"),
+    ],
+)
+def test_other_texts_need_another_version(version, current, released, says):
+    seen = fault(version, current, {"0.2.0": "as it was"}, released=released)
+    assert seen is None if says is None else says in seen
+
+
+def test_the_texts_are_those_of_every_kind_of_object():
+    lines = texts()
+    assert {line.split(" ", 1)[0] for line in lines} == {str(kind) for kind in ResultKind}
+    assert any("research software" in line.lower() for line in lines)
+    assert digest([*lines, "one more"]) != digest(lines)
