@@ -41,7 +41,7 @@ from dicom_node.types import (
 )
 from inference.measure import measure
 from inference.structures import STRUCTURES
-from inference.types import Geometry, ModelIdentity, Segmentation, Volume
+from inference.types import Geometry, ModelIdentity, RunNote, RunReport, Segmentation, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -365,7 +365,8 @@ def _segmentation(condition: Condition, reconstruction: Reconstruction) -> Segme
         first_column = 3 * (label - 1) if len(found) > 1 else 4
         labels_zyx[1 + condition.labels : 4, 3:9, first_column : first_column + 3] = label
     names = dict(enumerate((structure.name for structure in (*found, *missing)), start=1))
-    return Segmentation(labels_zyx, geometry, names, _MODELS[condition.model])
+    run = RunReport("numpy", "CPU", "float32", (RunNote("fell back to another engine", changes_answer=True),))
+    return Segmentation(labels_zyx, geometry, names, _MODELS[condition.model], run if condition.run else None)
 
 
 def _structures(labels: int) -> tuple[list[Structure], list[Structure]]:

@@ -33,6 +33,9 @@ class RunIdentity:
     """What makes a run of the node different from every other run, and the UIDs that follow from it.
 
     ``variant`` tells objects of one kind apart, which several destinations want differently; empty for the default.
+    ``deviations`` say what went otherwise than planned and may have changed the labels (the notes of a
+    :class:`~inference.types.RunReport` with ``changes_answer``): other voxels need other UIDs. A run that went as
+    planned has none, and the UIDs do not depend on what it ran on.
     """
 
     source_series_uid: str
@@ -40,11 +43,18 @@ class RunIdentity:
     model: ModelIdentity
     revision: int
     variant: str = ""
+    deviations: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, source_series_uid: str, model: ModelIdentity, context: ResultContext) -> RunIdentity:
+    def of(
+        cls,
+        source_series_uid: str,
+        model: ModelIdentity,
+        context: ResultContext,
+        deviations: tuple[str, ...] = (),
+    ) -> RunIdentity:
         """The identity of the run that ``context`` describes."""
-        return cls(source_series_uid, context.content_digest, model, context.revision)
+        return cls(source_series_uid, context.content_digest, model, context.revision, deviations=deviations)
 
     def uid(self, kind: str) -> str:
         """The UID of the one object of this ``kind`` and variant in the run, e.g. ``"SEG series"``."""
@@ -62,6 +72,7 @@ class RunIdentity:
             model.digest,
             self.revision,
             what,
+            *self.deviations,
         )
 
     def tracking_uid(self, structure_name: str) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from dicom_node.encode.variants import ReportVariant, Variant
     from dicom_node.types import EarlierResult, Reconstruction, ResultContext, ResultRequest
-    from inference.types import Measurements, Segmentation
+    from inference.types import Measurements, RunReport, Segmentation
 
 _SOP_CLASSES = {
     ResultKind.SEGMENTATION: str(SegmentationStorage),
@@ -119,8 +119,9 @@ class _Run:
     ) -> None:
         self._reconstruction = reconstruction
         self._source = prepare(reconstruction)
-        identity = RunIdentity.of(self._source.series_instance_uid, segmentation.model, context)
-        said = statements(context, segmentation.model, len(self._source.planes), reconstruction.notes)
+        deviations = _deviations(segmentation.run)
+        identity = RunIdentity.of(self._source.series_instance_uid, segmentation.model, context, deviations)
+        said = statements(context, segmentation.model, len(self._source.planes), reconstruction.notes, deviations)
         self._provenance = Provenance(identity, context, self._source, said)
         self._labels_zyx = segmentation.labels_zyx
         self._not_found = measurements.not_found
@@ -201,6 +202,13 @@ class _Run:
         dataset = reread(content)
         refuse_other_identity(dataset, self._source)
         return encoded_result(kind, dataset, content)
+
+
+def _deviations(run: RunReport | None) -> tuple[str, ...]:
+    """What changed the labels of ``run`` against one that went as planned; each once."""
+    if run is None:
+        return ()
+    return tuple(dict.fromkeys(note.text for note in run.notes if note.changes_answer))
 
 
 def encoded_result(kind: ResultKind, dataset: Dataset, content: memoryview) -> EncodedResult:

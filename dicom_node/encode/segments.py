@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _LABELS = 256
 TRUNCATED = "Truncated by the field of view: the volume is a lower bound."
+NOTHING_FOUND = "Analysis complete; none of the target structures was found."
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,17 +54,17 @@ class Selection:
         provenance = replacing(replace(provenance, identity=identity), replaced)
         if self.chosen is None and self.group is None:
             return provenance
-        asked = f"the group {self.group}" if self.group else ", ".join(self.chosen or ())
-        said = plain(f"Holds what was asked for alone: {asked}.", 1024)
+        asked = f"group {self.group}" if self.group else ", ".join(self.chosen or ())
+        said = plain(f"Contains only the requested structures: {asked}.", 1024)
         statements = (*provenance.statements, said)
-        return replace(provenance, statements=statements, part=f"of {self._title}")
+        return replace(provenance, statements=statements, part=f"({self._title})")
 
     @property
     def _title(self) -> str:
         if self.group is not None:
             return self.group
         names = self.chosen or ()
-        return ", ".join(names) if len(names) <= _NAMES_IN_DESCRIPTION else f"{len(names)} chosen"
+        return ", ".join(names) if len(names) <= _NAMES_IN_DESCRIPTION else f"{len(names)} structures"
 
     def _holds(self, name: str, group: str) -> bool:
         if self.group not in (None, group):

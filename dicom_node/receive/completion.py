@@ -31,14 +31,14 @@ def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) 
     hard_end = evidence.first_arrival + timedelta(seconds=policy.hard_limit_s)
     if now >= hard_end:
         return Completion(
-            complete=True, reason=f"{what_is_known}; hard limit: {policy.hard_limit_s:g} s since the first of them"
+            complete=True, reason=f"{what_is_known}; hard limit of {policy.hard_limit_s:g} s after the first instance"
         )
     quiet_end = evidence.last_arrival + timedelta(seconds=quiet_s)
     if now >= quiet_end:
-        return Completion(complete=True, reason=f"{what_is_known}; quiet for {quiet_s:g} s")
+        return Completion(complete=True, reason=f"{what_is_known}; no new instance for {quiet_s:g} s")
     return Completion(
         complete=False,
-        reason=f"{what_is_known}; waiting for {quiet_s:g} s of quiet",
+        reason=f"{what_is_known}; waiting for {quiet_s:g} s without a new instance",
         look_again_at=min(quiet_end, hard_end),
     )
 
@@ -47,18 +47,18 @@ def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, 
     """How many seconds without an arrival are enough, and what is known."""
     count, expected = evidence.instance_count, evidence.expected_count
     if expected is not None:
-        known = f"{count} of {expected} instances that the sender counts"
+        known = f"{count} of {expected} instances reported by the sender"
         return (policy.count_reached_quiet_s if count >= expected else policy.otherwise_quiet_s), known
     if evidence.open_associations:
         return policy.otherwise_quiet_s, f"{count} instances, {evidence.open_associations} associations still open"
     if evidence.aborted_associations:  # a stack that was cut off is regular too
-        return policy.otherwise_quiet_s, f"{count} instances, {evidence.aborted_associations} associations broken off"
+        return policy.otherwise_quiet_s, f"{count} instances, {evidence.aborted_associations} associations aborted"
     if evidence.multi_frame:
         return policy.regular_quiet_s, f"{count} multi-frame instances, association released"
     irregular = _irregularity(evidence)
     if irregular is not None:
         return policy.otherwise_quiet_s, f"{count} instances, {irregular}"
-    return policy.regular_quiet_s, f"{count} instances regular and gap-free, association released"
+    return policy.regular_quiet_s, f"{count} instances, evenly spaced without gaps, association released"
 
 
 def _irregularity(evidence: SeriesEvidence) -> str | None:
@@ -70,12 +70,12 @@ def _irregularity(evidence: SeriesEvidence) -> str | None:
     if evidence.orientations != 1:
         return f"{evidence.orientations} orientations"
     if len(positions) < 2:  # noqa: PLR2004 - a spacing needs two slices
-        return "too few for a spacing"
+        return "too few slices to determine a spacing"
     gaps = [b - a for a, b in pairwise(positions)]
     spacing = median(gaps)
     smallest, largest = min(gaps), max(gaps)
     if smallest <= _SPACING_TOLERANCE * spacing:
-        return "several at one position"
+        return "several slices at one position"
     if max(spacing - smallest, largest - spacing) > _SPACING_TOLERANCE * spacing:
-        return f"slice distances from {smallest:.3f} to {largest:.3f} mm"
+        return f"slice spacing from {smallest:.3f} to {largest:.3f} mm"
     return None

@@ -128,11 +128,11 @@ def _notes(series: Series, grid: RegularGrid) -> tuple[str, ...]:
     headers = [instance.header for instance in series.instances]
     notes = []
     if grid.shear_xy_pixels_per_plane != (0.0, 0.0):
-        notes.append(f"gantry tilt of {grid.tilt_degrees:.1f} degrees, sheared upright for the model")
+        notes.append(f"gantry tilt of {grid.tilt_degrees:.1f} degrees, corrected by shearing before segmentation")
     if any(text(header, "LossyImageCompression") == "01" for header in headers):
-        notes.append("the images state that they were once compressed with loss")
+        notes.append("the source images have undergone lossy compression")
     if any(texts(header, "ImageType")[:1] == ("DERIVED",) for header in headers):
-        notes.append("Image Type is DERIVED")
+        notes.append("the source images are derived (Image Type DERIVED)")
     if any(not is_multi_frame(header) and not text(header, "Modality") for header in headers):
-        notes.append("Modality is missing; taken as CT by the SOP class")
+        notes.append("Modality is missing; treated as CT because of the SOP Class")
     return tuple(notes)

@@ -405,7 +405,7 @@ def test_count_of_the_sender_completes_the_series_at_once(chest, orthanc, make_n
     assert node.send(files, sender="DEMOPACS").returncode == 0
     job = node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     reason = node.job(job["id"])["series"]["reason"]
-    assert f"{len(files)} of {len(files)} instances that the sender counts" in reason
+    assert f"{len(files)} of {len(files)} instances reported by the sender" in reason
 
 
 def test_no_line_of_the_log_names_the_patient(chest, orthanc, make_node):

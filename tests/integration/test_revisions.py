@@ -114,9 +114,9 @@ def test_the_report_of_a_late_image_names_the_report_that_it_replaces(node, slic
     seg, sr = node.run(slices[4:])
     assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
     assert sr.PredecessorDocumentsSequence[0].StudyInstanceUID == old.StudyInstanceUID
-    assert f"Replaces what revision 1 gave in series {old_seg.SeriesInstanceUID}." in seg.ImageComments
+    assert f"Supersedes the results of revision 1 (series {old_seg.SeriesInstanceUID})." in seg.ImageComments
     assert {"rev 2" in each.SeriesDescription for each in (seg, sr)} == {True}
-    assert "replaces earlier results" in seg.ContentDescription
+    assert "supersedes earlier results" in seg.ContentDescription
     assert len({each.SeriesInstanceUID for each in (old, old_seg, seg, sr)}) == 4
 
 
@@ -158,7 +158,7 @@ def test_reports_and_notices_replace_each_other(node, slices) -> None:
     assert predecessors(notice) == [(first.SeriesInstanceUID, first.SOPInstanceUID)]
     last_seg, last = node.run(slices[3:4])
     assert predecessors(last) == [(notice.SeriesInstanceUID, notice.SOPInstanceUID)]
-    assert f"Replaces what revision 1 gave in series {seg.SeriesInstanceUID}." in last_seg.ImageComments
+    assert f"Supersedes the results of revision 1 (series {seg.SeriesInstanceUID})." in last_seg.ImageComments
 
 
 REFUSE = {"name": "no-derived", "refuse": "only originals", "destinations": [{"to": "pacs", "notice": True}]}

@@ -129,7 +129,7 @@ def _source_images(
     right, down = np.array(source.orientation[:3]), np.array(source.orientation[3:])
     template = _overlay_template(provenance, _AXIAL, "source", (right, down))
     template.SliceThickness = decimal(source.slice_thickness_mm)
-    template.DerivationDescription = "CT image with segmented structures painted over it"
+    template.DerivationDescription = "CT image with segmentation overlay"
     paint = _Painter((source.rows, source.columns), (right, down), segments, palette, provenance)
     template.PixelSpacing = decimals((source.row_spacing_mm / paint.factor, source.column_spacing_mm / paint.factor))
     corner = paint.corner_mm(right * source.column_spacing_mm, down * source.row_spacing_mm)
@@ -165,7 +165,7 @@ def _coronal_images(
     paint = _Painter(like.shape, (right, down), segments, palette, provenance)
     template = _overlay_template(provenance, _CORONAL, "coronal", (right, down))
     template.PixelSpacing = decimals((row_mm / paint.factor, column_mm / paint.factor))
-    template.DerivationDescription = "Coronal reformation with segmented structures painted over it"
+    template.DerivationDescription = "Coronal reformation with segmentation overlay"
     # the image keeps its corner where its pixels change their size
     corner = (row_mm - dz) / 2 * down + (column_mm - dx) / 2 * right
     corner += paint.corner_mm(right * column_mm, down * row_mm)
@@ -263,7 +263,7 @@ def _overlay_template(
     name: str,
     directions: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> Dataset:
-    dataset = _template(provenance, index, name, f"overlay {name}")
+    dataset = _template(provenance, index, name, f"{name} overlay")
     dataset.BurnedInAnnotation = "NO"  # letters of direction and the intended use, nothing of the patient
     dataset.FrameOfReferenceUID = provenance.source.frame_of_reference_uid
     dataset.PositionReferenceIndicator = provenance.source.position_reference_indicator

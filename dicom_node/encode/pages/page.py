@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dicom_node.encode.provenance import Provenance
     from dicom_node.encode.segments import Segment
 
-TITLE = "Automatic CT segmentation report"
+TITLE = "Automated CT segmentation report"
 
 _WIDTH_IN, _HEIGHT_IN = 11.69, 8.27
 """A4, landscape."""
@@ -77,7 +77,7 @@ PAPER = Theme("#ffffff", "#14181f", "#5b6472", "#a84a00")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """What the pages show; ``upright`` holds image and labels, ``not_found`` what was looked for in vain."""
+    """What the pages show; ``upright`` holds image and labels, ``not_found`` the names of absent structures."""
 
     upright: Upright
     segments: tuple[Segment, ...]
@@ -185,7 +185,7 @@ class _Sheet:
         study = (
             f"Study {who.study_date}",
             f"Accession {who.accession_number}",
-            f"Series {series or 'without number'}, {len(page.provenance.source.planes)} images",
+            f"Series {series or 'number not stated'}, {len(page.provenance.source.planes)} images",
             "" if who.study_description == NOT_STATED else who.study_description,
         )
         self._text(_MARGIN_IN, y - 0.46, "    ".join(filter(None, study)), _SMALL, theme.faint, room=half)

@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from dicom_node.encode.segments import NOTHING_FOUND
 from inference.structures import STRUCTURES
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _TITLE_LINES = 2
 _LINES_WORTH_A_TITLE = 2
 _NOTE_CHARACTERS = 190
 _TRUNCATED = (
-    "\u2265  Reaches the border of the imaged region: the volume is a lower bound, the HU are of the part seen."
+    "\u2265  Truncated by the field of view: the volume is a lower bound; HU values are those of the visible part."
 )
 
 
@@ -81,7 +82,7 @@ Block = Section | Note
 
 
 def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Block]:
-    """Everything that the page says of ``segments``, and of what was looked for and ``not_found``."""
+    """Everything that the page says of ``segments``, and of the structures that were ``not_found``."""
     found: list[Block] = []
     for group in dict.fromkeys(segment.structure.group for segment in segments):
         members = {segment.structure.name: segment for segment in segments if segment.structure.group == group}
@@ -93,14 +94,14 @@ def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Bl
         if single:
             found.append(Section(f"{group}s", single, _COLUMNS))
         if pairs:
-            found.append(Section(f"{group}s in pairs", pairs, _COLUMNS_OF_PAIRS))
+            found.append(Section(f"paired {group}s", pairs, _COLUMNS_OF_PAIRS))
     if not segments:
-        found.append(Note("", ("Analysed; none of the structures that were looked for was found.",), warns=True))
+        found.append(Note("", (NOTHING_FOUND,), warns=True))
     if any(segment.measurement.truncated for segment in segments):
         found.append(Note("truncated", (_TRUNCATED,), warns=True))
     if not_found:
         names = ", ".join(name.replace("_", " ") for name in not_found)
-        found.append(Note("looked for and not found", tuple(textwrap.wrap(names, _NOTE_CHARACTERS))))
+        found.append(Note("searched for but not found", tuple(textwrap.wrap(names, _NOTE_CHARACTERS))))
     return found
 
 

@@ -181,9 +181,9 @@ def _sentences(
     by = "" if model is None else f" by model {_name(model)}"
     return (
         f"Not processed: {reason.rstrip('.')}.",
-        f"Nothing was measured{by}; this says nothing about what the images show.",
+        f"No measurements were made{by}; this notice is not a statement about the image content.",
         f"{NODE_SOFTWARE} is research software, not a medical device.",
-        f"Revision {context.revision} of series {series.series_instance_uid}, {len(series.instances)} instances.",
+        f"Revision {context.revision} of series {series.series_instance_uid} ({len(series.instances)} instances).",
         *((replacement(replaced),) if replaced else ()),
     )
 

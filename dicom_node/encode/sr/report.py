@@ -63,7 +63,7 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.encode.references import with_all_evidence
-from dicom_node.encode.segments import TRUNCATED
+from dicom_node.encode.segments import NOTHING_FOUND, TRUNCATED
 from dicom_node.encode.source.identity import TYPE_2
 from dicom_node.encode.sr.measurement_groups import finding_site, measured_values, with_everything, with_groups
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
@@ -76,13 +76,13 @@ if TYPE_CHECKING:
     from dicom_node.types import EarlierResult, ResultContext
 
 _DEFINITION = (
-    "Volume is the number of voxels times the voxel volume, attenuation over the same voxels, both on the grid of the "
-    "source images; the standard deviation is that of the voxels."
+    "Volume is the number of voxels times the voxel volume. Attenuation statistics are taken over the same voxels; the "
+    "standard deviation is that of the voxel values. Both refer to the grid of the source images."
 )
 _SHAPE_DEFINITION = (
-    "The mesh is that of marching cubes half way between voxel centres; axes are four times the standard deviation of "
-    "the voxel centres along their principal components, elongation and flatness the minor and the least one by the "
-    "major one. The shape of a truncated structure is that of its part within the images."
+    "The mesh is computed by marching cubes, half way between voxel centres. Axis lengths are four times the standard "
+    "deviation of the voxel centres along their principal axes; elongation is minor by major axis length, flatness "
+    "least by major axis length. The shape of a truncated structure is that of its visible part."
 )
 
 
@@ -272,14 +272,14 @@ def _evaluations(
 
 
 def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[str]:
-    sentences = [_DEFINITION] if segments else ["Analysed; none of the structures that were looked for was found."]
+    sentences = [_DEFINITION] if segments else [NOTHING_FOUND]
     if any(segment.measurement.shape for segment in segments):
         sentences.append(_SHAPE_DEFINITION)
     truncated = [segment.structure.name for segment in segments if segment.measurement.truncated]
     if truncated:
-        sentences.append(f"Truncated by the field of view, their volumes are lower bounds: {', '.join(truncated)}.")
+        sentences.append(f"Truncated by the field of view (volumes are lower bounds): {', '.join(truncated)}.")
     if not_found:
-        sentences.append(f"Looked for and not found: {', '.join(not_found)}.")
+        sentences.append(f"Searched for but not found: {', '.join(not_found)}.")
     return sentences
 
 

@@ -261,14 +261,14 @@ def test_analysed_and_nothing_found_is_said_with_the_algorithm_that_found_nothin
     assert summary(evaluations) == "All algorithms succeeded; without findings"
     assert_names_the_algorithm(evaluations)
     said = " ".join(child.TextValue for child in children(evaluations, "Comment"))
-    assert "none of the structures that were looked for was found" in said
+    assert "none of the target structures was found" in said
     assert all(name in said for name in NAMES.values())
 
 
 def test_what_was_looked_for_and_not_found_is_said_beside_findings(objects) -> None:
     (evaluations,) = children(objects[ResultKind.REPORT][0], "Qualitative Evaluations")
     assert summary(evaluations) == "All algorithms succeeded; with findings"
-    assert "Looked for and not found: liver." in [child.TextValue for child in children(evaluations, "Comment")]
+    assert "Searched for but not found: liver." in [child.TextValue for child in children(evaluations, "Comment")]
 
 
 def test_a_series_that_is_not_suitable_is_answered_with_the_reason(objects) -> None:

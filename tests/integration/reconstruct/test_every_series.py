@@ -227,7 +227,7 @@ def test_tilted_head(shared_data):
     assert result.volume.geometry.spacing_xyz_mm[2] == pytest.approx(2.5 * np.cos(np.radians(18.5)), abs=1e-4)
     assert result.source.geometry.spacing_xyz_mm[2] == pytest.approx(2.5, abs=1e-9)
     np.testing.assert_allclose(result.shear_xy_pixels_per_plane, (0, -2.5 * 0.3173047 / 0.482421875), atol=1e-5)
-    assert result.notes == ("gantry tilt of 18.5 degrees, sheared upright for the model",)
+    assert result.notes == ("gantry tilt of 18.5 degrees, corrected by shearing before segmentation",)
     # bone by threshold on the upright volume, brought back, is bone on the source but for the interpolation
     bone_upright = (result.volume.voxels_zyx > 300).astype(np.uint8)
     returned = labels_on_source(result, bone_upright).astype(bool)

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 texts = st.text(min_size=1, max_size=20)
 models = st.builds(ModelIdentity, name=texts, version=texts, digest=texts, family=texts)
-runs = st.builds(RunIdentity, texts, texts, models, st.integers(1, 1000))
+runs = st.builds(
+    RunIdentity, texts, texts, models, st.integers(1, 1000), deviations=st.lists(texts, max_size=2).map(tuple)
+)
 
 
 @given(runs, texts)
@@ -34,6 +36,7 @@ def test_any_change_makes_another_uid(run: RunIdentity, kind: str, change: str) 
         replace(run, source_series_uid=run.source_series_uid + change),
         replace(run, content_digest=run.content_digest + change),
         replace(run, revision=run.revision + 1),
+        replace(run, deviations=(*run.deviations, change)),
         replace(run, model=replace(model, name=model.name + change)),
         replace(run, model=replace(model, version=model.version + change)),
         replace(run, model=replace(model, digest=model.digest + change)),

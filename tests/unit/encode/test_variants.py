@@ -212,7 +212,7 @@ def test_a_split_has_a_series_for_each_group_that_was_found() -> None:
     assert numbers == sorted(set(numbers))
     descriptions = [seg.dataset.SeriesDescription for seg in segs]
     assert descriptions == [
-        f"phantom-demo segmentation of {group} - Research use only" for group in ("organ", "vessel", "bone", "tissue")
+        f"phantom-demo segmentation ({group}) - Research use only" for group in ("organ", "vessel", "bone", "tissue")
     ]
 
 
@@ -221,17 +221,17 @@ def test_a_filter_is_stated_and_limits_what_is_said_not_to_be_found() -> None:
     labels_zyx[np.isin(labels_zyx, [9, 201])] = 0
     seg, sr = one(ResultRequest(structures=("organ",)), labels=segmentation(GRID, NAMES, labels_zyx))
     assert names_of(seg) == ["kidney_left", "kidney_right"]
-    assert "Holds what was asked for alone: organ." in seg.dataset.ImageComments
-    assert seg.dataset.SeriesDescription == "phantom-demo segmentation of organ - Research use only"
+    assert "Contains only the requested structures: organ." in seg.dataset.ImageComments
+    assert seg.dataset.SeriesDescription == "phantom-demo segmentation (organ) - Research use only"
     said = [item.TextValue for item in sr.dataset.ContentSequence[-1].ContentSequence if "TextValue" in item]
-    assert "Looked for and not found: liver." in said
+    assert "Searched for but not found: liver." in said
 
 
 def test_a_filter_that_matches_nothing_gives_a_report_alone_that_says_so() -> None:
     (sr,) = one(ResultRequest(structures=("spleen",)))
     assert sr.kind is ResultKind.REPORT
     said = [item.TextValue for item in sr.dataset.ContentSequence[-1].ContentSequence if "TextValue" in item]
-    assert "Analysed; none of the structures that were looked for was found." in said
+    assert "Analysis complete; none of the target structures was found." in said
 
 
 def test_a_report_for_a_reader_without_segmentation_refers_to_none() -> None:

@@ -145,7 +145,7 @@ def test_what_was_accepted_and_should_be_known_is_noted(series):
     assert reconstruct(series).notes == ()
     change = assign(LossyImageCompression="01", ImageType=["DERIVED", "SECONDARY"], Modality="")
     assert reconstruct(bent(series, change)).notes == (
-        "the images state that they were once compressed with loss",
-        "Image Type is DERIVED",
-        "Modality is missing; taken as CT by the SOP class",
+        "the source images have undergone lossy compression",
+        "the source images are derived (Image Type DERIVED)",
+        "Modality is missing; treated as CT because of the SOP Class",
     )

@@ -234,7 +234,7 @@ def test_what_is_said_about_origin_and_use() -> None:
     seg = encoded(source, labels, context)[0].dataset
     assert seg.SeriesDescription == "phantom-demo segmentation rev 2 - Research use only"
     assert seg.ContentLabel == "RESEARCH USE"
-    assert seg.ContentDescription == "Revision 2, replaces earlier results, 5 images, hard limit of 72"
+    assert seg.ContentDescription == "Revision 2, supersedes earlier results, 5 images, hard limit of"
     for part in ("Research use only - not for clinical use", "series 1.2.9", "hard limit of 7200 s, 5 images"):
         assert part in seg.ImageComments
     assert (seg.SeriesNumber // 100_000, seg.SeriesNumber % 100) == (5, 1)

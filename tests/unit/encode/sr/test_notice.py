@@ -52,7 +52,7 @@ def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
     )
     context = replace(CONTEXT, revision=3)
     sr = dcmread(BytesIO(notice_file(headers(), "phantom-demo", REASON, context, earlier)))
-    said = "Replaces what revision 1 gave in series 2.25.11, 2.25.12 and revision 2 gave in series 2.25.13."
+    said = "Supersedes the results of revision 1 (series 2.25.11, 2.25.12) and revision 2 (series 2.25.13)."
     assert texts(sr.ContentSequence[-1])[-1] == said
     (study,) = sr.PredecessorDocumentsSequence
     assert study.StudyInstanceUID == "2.25.10"
@@ -64,7 +64,7 @@ def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
 def test_a_series_that_no_model_was_to_segment_names_none() -> None:
     sr = dcmread(BytesIO(notice_file(headers(), None, "no HU", CONTEXT)))
     assert sr.SeriesDescription == "Not processed: no HU"
-    assert texts(sr.ContentSequence[-1])[1].startswith("Nothing was measured; ")
+    assert texts(sr.ContentSequence[-1])[1].startswith("No measurements were made; ")
 
 
 def test_it_is_the_patients_own() -> None:

@@ -137,9 +137,9 @@ def test_who_asks_for_shape_gets_it_and_nobody_else_does() -> None:
     (definition,) = (
         text
         for text in comments(children(shaped.dataset, "Qualitative Evaluations")[0])
-        if text.startswith("The mesh is that of marching cubes")
+        if text.startswith("The mesh is computed by marching cubes")
     )
-    assert definition.endswith("The shape of a truncated structure is that of its part within the images.")
+    assert definition.endswith("The shape of a truncated structure is that of its visible part.")
 
 
 UNITS_OF_SHAPE = ["mm3", "mm2", "1", "mm", "mm", "mm", "mm", "1", "1"]
@@ -153,7 +153,7 @@ def test_truncation_is_said_of_the_truncated_structure_alone() -> None:
         assert said == (["Yes"] if expected.truncated else [])
         assert comments(group[0]) == ([TRUNCATED] if expected.truncated else [])
     (evaluations,) = children(results[ResultKind.REPORT], "Qualitative Evaluations")
-    assert "Truncated by the field of view, their volumes are lower bounds: kidney_right." in comments(evaluations)
+    assert "Truncated by the field of view (volumes are lower bounds): kidney_right." in comments(evaluations)
 
 
 def test_use_provenance_and_what_was_not_found_are_said() -> None:
@@ -162,7 +162,7 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
     (evaluations,) = children(sr, "Qualitative Evaluations")
     said = comments(evaluations)
     assert said[0] == "Research use only - not for clinical use."
-    assert "Looked for and not found: liver." in said
+    assert "Searched for but not found: liver." in said
     assert any(CONTEXT.completion_reason in sentence for sentence in said)
     (summary,) = children(evaluations, "CAD Processing and Findings Summary")
     assert summary.ConceptCodeSequence[0].CodeValue == "111242"
@@ -179,8 +179,8 @@ def test_a_result_of_an_incomplete_series_says_so_where_people_look() -> None:
     assert "INCOMPLETE" in seg.ContentDescription
     assert sr.CompletionFlag == "PARTIAL"
     (evaluations,) = children(sr, "Qualitative Evaluations")
-    assert any("counts 4 instances more" in sentence for sentence in comments(evaluations))
-    assert "counts 4 instances more" in seg.ImageComments
+    assert any("Missing instances according to the sender: 4" in sentence for sentence in comments(evaluations))
+    assert "Missing instances according to the sender: 4" in seg.ImageComments
 
 
 def test_device_and_algorithm_are_named() -> None:
@@ -215,7 +215,7 @@ def test_nothing_found_gives_a_report_that_says_so_and_no_segmentation() -> None
     (summary,) = children(evaluations, "CAD Processing and Findings Summary")
     assert summary.ConceptCodeSequence[0].CodeValue == "111241"
     said = comments(evaluations)
-    assert "Analysed; none of the structures that were looked for was found." in said
+    assert "Analysis complete; none of the target structures was found." in said
     assert any(all(name in sentence for name in NAMES.values()) for sentence in said)
 
 
