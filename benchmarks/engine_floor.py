@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from inference.models.package import read_package
-from inference.nnunet.weights import shape_by_name
+from inference.models.weights import shape_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.phantom_series import write_phantom
 from inference.models.install import Stated, install
+from inference.models.network import build_network
 from inference.models.package import read_package
-from inference.nnunet.torch_network import build_network
-from inference.nnunet.weights import head_name
+from inference.models.weights import head_name
 from inference.types import Geometry, Volume
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from dicom_node.segment.inputs import find_inputs
 from inference.models.package import read_package
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.engine import NnunetSegmenter
-from inference.nnunet.prepare import prepare
-from inference.nnunet.tiles import Windows
+from inference.nnunet.host.prepare import prepare
+from inference.nnunet.windows import Windows
 
 if TYPE_CHECKING:
     from inference.models.package import ModelPackage

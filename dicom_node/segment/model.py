@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from dicom_node.app.places import DEMO_MODEL, shipped_model
 from dicom_node.errors import ConfigurationError
-from dicom_node.work.models import identity_of, models_of, open_segmenter
 from inference.errors import InferenceError, UnknownStructureError
 from inference.models import library
 from inference.models.package import ModelPackage, read_package
+from inference.opening import identity_of, models_of, open_segmenter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

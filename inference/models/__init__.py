@@ -2,6 +2,9 @@
 
 ============== ================================================================================================
 package        the values of an installed package, read from its manifest.json; digests; identity
+architecture   the design of a network as data, checked
+weights        which weights an architecture has, and a file that holds exactly those
+network        the network of an architecture, built by torch
 nnunet_folder  plans.json and dataset.json of a model folder of nnU-Net, checked against closed lists and bounds
 checkpoint     the weights of a checkpoint, nothing of it executed
 tasks          what TotalSegmentator does with each of its weights, as data (tasks.json)

@@ -16,7 +16,7 @@ import torch
 from inference.errors import ModelPackageError
 from inference.models.archive import ZIP_ERRORS, opened_zip
 from inference.models.checks import WEIGHTS_LIMIT_BYTES
-from inference.nnunet.torch_network import build_network
+from inference.models.network import build_network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

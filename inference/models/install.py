@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from inference.errors import ModelPackageError
 from inference.models import checks
+from inference.models.architecture import architecture_entry
 from inference.models.nnunet_folder import read_nnunet_folder
-from inference.models.package import (
-    FAMILY,
-    MANIFEST_NAME,
-    ModelPackage,
-    architecture_entry,
-    file_digest,
-    manifest_text,
-    read_package,
-)
+from inference.models.package import FAMILY, MANIFEST_NAME, ModelPackage, file_digest, manifest_text, read_package
 from inference.models.sources import check_task, gather
 from inference.models.tasks import task
 from inference.structures import structure

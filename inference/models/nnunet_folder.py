@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from inference.errors import ModelPackageError
 from inference.models import checks
-from inference.models.package import (
-    PATCH_BOUNDS,
-    SPACING_BOUNDS_MM,
-    read_architecture,
-    read_normalisation,
-)
+from inference.models.architecture import read_architecture
+from inference.models.package import PATCH_BOUNDS, SPACING_BOUNDS_MM, read_normalisation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from inference.models.package import Architecture, Normalisation
+    from inference.models.architecture import Architecture
+    from inference.models.package import Normalisation
 
 DEFAULT_CONFIGURATION = "3d_fullres"
 _RESAMPLING = "resample_data_or_seg_to_shape"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 from inference.errors import ModelDigestError, ModelPackageError
 from inference.models import checks
+from inference.models.architecture import Architecture, read_architecture
 from inference.types import MinimumExtent, ModelIdentity
 
 if TYPE_CHECKING:
@@ -36,25 +37,6 @@ Resampling = Literal["corners", "nnunet"]
 ``corners``: as TotalSegmentator does before nnU-Net sees the volume, linear, the outermost voxel centres kept.
 ``nnunet``: as nnU-Net's own preprocessing does (cubic, voxel borders kept, planes apart where they are thick).
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A U-Net, every number bounded and every layer one of ours; per-stage tuples run from full resolution down."""
-
-    network: str
-    """``PlainConvUNet`` or ``ResidualEncoderUNet``."""
-    features_per_stage: tuple[int, ...]
-    kernel_sizes: tuple[tuple[int, ...], ...]
-    strides: tuple[tuple[int, ...], ...]
-    blocks_per_stage: tuple[int, ...]
-    convolutions_per_decoder_stage: tuple[int, ...]
-    conv_bias: bool
-    norm_eps: float
-    norm_affine: bool
-    nonlin: str
-    negative_slope: float
-    nonlin_first: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,46 +172,8 @@ def manifest_digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def architecture_entry(architecture: Architecture) -> dict[str, Any]:
-    """The form of an architecture in a manifest."""
-    return cast("dict[str, Any]", json.loads(json.dumps(asdict(architecture))))
-
-
-def _fields(kind: type[Architecture | Normalisation | Crop]) -> tuple[str, ...]:
+def _fields(kind: type[Normalisation | Crop]) -> tuple[str, ...]:
     return tuple(field.name for field in fields(kind))
-
-
-def read_architecture(content: object) -> Architecture:
-    """An architecture from its form in a manifest.
-
-    Raises:
-        ModelPackageError: a layer that is not ours or a number out of bounds.
-    """
-    given = checks.closed(content, "architecture", _fields(Architecture))
-    stages = len(checks.listed(given["features_per_stage"], "features_per_stage", 8))
-    checks.whole_in(stages, "number of stages", 2, 8)
-    kernel_sizes = checks.triples(given["kernel_sizes"], stages, "kernel_sizes", 7)
-    strides = checks.triples(given["strides"], stages, "strides", 4)
-    if any(size % 2 == 0 for kernel in kernel_sizes for size in kernel):
-        raise ModelPackageError(f"kernel_sizes {list(map(list, kernel_sizes))} must be odd: others move the image")
-    if max(strides[0]) > 1:
-        raise ModelPackageError(f"strides begin with {list(strides[0])}: the first stage must keep the resolution")
-    return Architecture(
-        network=checks.one_of(given["network"], "network", ("PlainConvUNet", "ResidualEncoderUNet")),
-        features_per_stage=checks.per_stage(given["features_per_stage"], stages, "features_per_stage", 1024),
-        kernel_sizes=kernel_sizes,
-        strides=strides,
-        blocks_per_stage=checks.per_stage(given["blocks_per_stage"], stages, "blocks_per_stage", 12),
-        convolutions_per_decoder_stage=checks.per_stage(
-            given["convolutions_per_decoder_stage"], stages - 1, "convolutions_per_decoder_stage", 12
-        ),
-        conv_bias=checks.truth(given["conv_bias"], "conv_bias"),
-        norm_eps=checks.number_in(given["norm_eps"], "norm_eps", 1e-12, 1e-1),
-        norm_affine=checks.truth(given["norm_affine"], "norm_affine"),
-        nonlin=checks.one_of(given["nonlin"], "nonlin", ("LeakyReLU", "ReLU")),
-        negative_slope=checks.number_in(given["negative_slope"], "negative_slope", 0.0, 1.0),
-        nonlin_first=checks.truth(given["nonlin_first"], "nonlin_first"),
-    )
 
 
 def read_normalisation(content: object) -> Normalisation:

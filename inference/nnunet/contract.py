@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from inference.models.package import Part
+
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of the convolutions; ``auto``: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
 
@@ -85,3 +87,13 @@ class Head:
         if self.bias is not None:
             product += self.bias
         return product
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenPart:
+    """A part, its networks in memory: one of all folds; in parity one of each fold, since nnU-Net rounds each."""
+
+    part: Part
+    networks: tuple[WindowNetwork, ...]
+    head: Head
+    label_by_channel: NDArray[np.uint8]

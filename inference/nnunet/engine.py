@@ -6,17 +6,20 @@ import itertools
 import time
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from inference.nnunet.contract import EngineOptions
-from inference.nnunet.device.ladder import is_out_of_memory
-from inference.nnunet.open_networks import effective_device, first_line, open_networks
-from inference.nnunet.prepare import check, prepare, usable_cores
-from inference.nnunet.restore import Restorer
-from inference.nnunet.tiles import Windows, averaged, averaged_half
+from inference.nnunet.contract import EngineOptions, OpenPart
+from inference.nnunet.failures import first_line, is_out_of_memory
+from inference.nnunet.host.averaging import averaged, averaged_half
+from inference.nnunet.host.prepare import prepare
+from inference.nnunet.host.restore import Restorer
+from inference.nnunet.limits import check
+from inference.nnunet.machine import effective_device, usable_cores
+from inference.nnunet.networks.open_networks import open_networks
+from inference.nnunet.windows import Windows
 from inference.types import Segmentation
 
 if TYPE_CHECKING:
@@ -25,9 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import ModelPackage, Part
-    from inference.nnunet.contract import Head, WindowNetwork
     from inference.nnunet.device.run import DeviceRun
-    from inference.nnunet.prepare import Grid, Prepared
+    from inference.nnunet.prepared import Grid, Prepared
     from inference.types import ModelIdentity, Volume
 
     Progress = Callable[[float, str], None]
@@ -35,16 +37,6 @@ if TYPE_CHECKING:
 
 _PREPARED_SHARE = 0.05
 """Part of the work, for the progress display, that is done before the first window."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenPart:
-    """A part, its networks in memory: one of all folds; in parity one of each fold, since nnU-Net rounds each."""
-
-    part: Part
-    networks: tuple[WindowNetwork, ...]
-    head: Head
-    label_by_channel: NDArray[np.uint8]
 
 
 class NnunetSegmenter:

@@ -12,7 +12,8 @@ from inference.nnunet.device.network import can_compile  # noqa: E402
 from inference.nnunet.device.run import DeviceRun, DeviceSettings  # noqa: E402
 from inference.nnunet.device.source import resampled, uploaded  # noqa: E402
 from inference.nnunet.engine import NnunetSegmenter  # noqa: E402
-from inference.nnunet.grid import Canonical, resample  # noqa: E402
+from inference.nnunet.grid import Canonical  # noqa: E402
+from inference.nnunet.host.resample import resample  # noqa: E402
 from inference.types import Geometry, Volume  # noqa: E402
 from tests.nnunet_models import plans, write_model, write_package  # noqa: E402
 

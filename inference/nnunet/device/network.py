@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import Part
+    from inference.nnunet.contract import OpenPart
     from inference.nnunet.device.windows import TensorNetwork
-    from inference.nnunet.engine import OpenPart
 
 
 class ResidentParts:

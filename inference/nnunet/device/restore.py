@@ -1,9 +1,9 @@
 """Labels on the source grid from slabs of channels, densely and on the device.
 
-The answer is :class:`inference.nnunet.restore.Restorer`'s: in each cell of the network's grid the channels that win at
-its corners compete, by interpolated logits. A GPU computes the logits of every source voxel sooner than it would find
-those on borders: values are interpolated (they are features wherever these are fewer), the head makes logits of them,
-and the best of the eight corners' channels is taken, a few source planes at a time.
+The answer is that of :class:`inference.nnunet.host.restore.Restorer`: in each cell of the network's grid the channels
+that win at its corners compete, by interpolated logits. A GPU computes the logits of every source voxel sooner than it
+would find those on borders: values are interpolated (they are features wherever these are fewer), the head makes logits
+of them, and the best of the eight corners' channels is taken, a few source planes at a time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from inference.nnunet.axes import axis_between
 from inference.nnunet.device.source import uploaded
-from inference.nnunet.restore import axis_between
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from inference.nnunet.axes import Alignment, Interpolation
     from inference.nnunet.contract import Head
-    from inference.nnunet.restore import Alignment, Interpolation
 
 _CORNERS = 8
 

@@ -1,4 +1,4 @@
-"""From HU to labels on one device, part after part, and down the ladder where memory runs out."""
+"""From HU to labels on one device, part after part, with less memory for each where it runs out."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-import numpy as np
 import torch
 
-from inference.nnunet.device.ladder import Ladder, is_out_of_memory
+from inference.models.weights import shape_by_name
+from inference.nnunet.device.fallback import MemoryFallback
 from inference.nnunet.device.network import CapturedNetwork, CompiledNetwork, ResidentParts, can_compile
 from inference.nnunet.device.restore import DeviceRestorer
-from inference.nnunet.device.source import DeviceGrid, grid_on_device, uploaded
+from inference.nnunet.device.volume import DeviceVolume
 from inference.nnunet.device.windows import Queued, averaged_half_slabs, averaged_slabs
-from inference.nnunet.prepare import spacing_zyx_mm
-from inference.nnunet.tiles import Windows
-from inference.nnunet.weights import shape_by_name
+from inference.nnunet.failures import is_out_of_memory
+from inference.nnunet.windows import Windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from inference.models.package import ModelPackage, Part
-    from inference.nnunet.contract import EngineOptions
-    from inference.nnunet.device.ladder import Rung
+    from inference.nnunet.contract import EngineOptions, OpenPart
+    from inference.nnunet.device.fallback import Placement
     from inference.nnunet.device.restore import DeviceHead
+    from inference.nnunet.device.source import DeviceGrid
     from inference.nnunet.device.windows import TensorNetwork
-    from inference.nnunet.engine import OpenPart
-    from inference.nnunet.prepare import Prepared
+    from inference.nnunet.prepared import Prepared
 
     HostPart = Callable[[int, OpenPart | None, NDArray[np.uint8], Callable[[int], None]], None]
 
@@ -98,7 +98,7 @@ class DeviceRun:
 
     @property
     def notes(self) -> Sequence[str]:
-        """Every step that the last volume took down the ladder, and why."""
+        """Every fall-back of the last volume, and why."""
         return tuple(self._notes)
 
     @property
@@ -141,37 +141,37 @@ class DeviceRun:
         """
         self._notes, self._seconds = [], {}
         queued = Queued(self._device, len(self._package.parts), on_windows)
-        ladder = Ladder(self._settings.batch or self._batch())
-        work = _Work(prepared, self._device)
+        fallback = MemoryFallback(self._settings.batch or self._batch())
+        work = DeviceVolume(prepared, self._device)
         with self._arithmetic():
             for number, part in enumerate(self._package.parts):
-                self._part(number, part, work, ladder, queued)
+                self._part(number, part, work, fallback, queued)
             with self._timed("download"):
                 labels = work.labels_on_host()
         return labels
 
-    def _part(self, number: int, part: Part, work: _Work, ladder: Ladder, queued: Queued) -> None:
-        """Segment one part, on the highest rung that holds; a part that failed half way is done again whole."""
+    def _part(self, number: int, part: Part, work: DeviceVolume, fallback: MemoryFallback, queued: Queued) -> None:
+        """Segment one part, where there is enough memory; a part that failed half way is run again whole."""
         while True:
-            failure = self._attempt(number, part, work, ladder.rung, queued)
+            failure = self._attempt(number, part, work, fallback.placement, queued)
             if failure is None:
                 return
-            if not ladder.step_down(f"part {part.name}", failure, leave_device=not work.is_on_device):
+            if not fallback.reduce(f"part {part.name}", failure, leave_device=not work.is_on_device):
                 raise MemoryError(f"part {part.name} does not fit into memory, not even on the CPU: {failure}")
-            self._notes = list(ladder.notes)
-            if ladder.rung.place != "device":
+            self._notes = list(fallback.notes)
+            if fallback.placement.place != "device":
                 work.leave_device()
-            if ladder.rung.place == "cpu" or self._settings.captured:  # a graph keeps the memory of its batch
+            if fallback.placement.place == "cpu" or self._settings.captured:  # a graph keeps the memory of its batch
                 self._parts.release()
             self._free()
 
-    def _attempt(self, number: int, part: Part, work: _Work, rung: Rung, queued: Queued) -> str | None:
+    def _attempt(self, number: int, part: Part, work: DeviceVolume, placement: Placement, queued: Queued) -> str | None:
         """Run one part; what was said where memory ran out."""
         try:
-            if rung.place == "device":
-                self._on_device(number, part, work, rung.batch, queued)
+            if placement.place == "device":
+                self._on_device(number, part, work, placement.batch, queued)
             else:
-                one = self._parts.get(number)[0] if rung.place == "host sums" else None
+                one = self._parts.get(number)[0] if placement.place == "host sums" else None
                 queued.start(number)
                 with self._timed("host"):
                     self._on_host(number, one, work.labels_on_host(), queued.add)
@@ -182,7 +182,7 @@ class DeviceRun:
             return str(error).partition("\n")[0][:200] or type(error).__name__
         return None
 
-    def _on_device(self, number: int, part: Part, work: _Work, batch: int, queued: Queued) -> None:
+    def _on_device(self, number: int, part: Part, work: DeviceVolume, batch: int, queued: Queued) -> None:
         with self._timed("prepare"):
             grid = work.grid(number, self._package, self._options, self._work_bytes())
         with self._timed("load"):
@@ -208,7 +208,7 @@ class DeviceRun:
             return averaged_half_slabs(image, windows, networks, batch, queued)
         return averaged_slabs(image, windows, networks[0], batch, queued)
 
-    def _restorer(self, one: OpenPart, head: DeviceHead, grid: DeviceGrid, work: _Work) -> DeviceRestorer:
+    def _restorer(self, one: OpenPart, head: DeviceHead, grid: DeviceGrid, work: DeviceVolume) -> DeviceRestorer:
         axes = one.part.axes
         within_borders = self._package.resampling == "nnunet"
         labels, backwards = work.labels_view(grid)
@@ -238,7 +238,7 @@ class DeviceRun:
         return replace(one, networks=networks)
 
     def _batch(self) -> int:
-        """How many windows are likely to fit; the ladder mends a guess that was too high."""
+        """How many windows are likely to fit; a guess that was too high costs a fall-back."""
         if self._device.type != "cuda":
             return _LARGEST_BATCH
         number = 4 if self._options.parity or self._options.precision == "float32" else 2
@@ -279,83 +279,6 @@ class DeviceRun:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-class _Work:
-    """One volume and its label map: on the device, until it has to leave it."""
-
-    def __init__(self, prepared: Prepared, device: torch.device) -> None:
-        self._prepared = prepared
-        self._device = device
-        self._shape = prepared.volume.geometry.shape_zyx
-        self._source: torch.Tensor | None = None
-        self._grids: dict[object, DeviceGrid] = {}
-        self._labels: torch.Tensor | None = None
-        self._host_labels: NDArray[np.uint8] | None = None
-
-    @property
-    def is_on_device(self) -> bool:
-        """Whether the volume, a grid and the label map have found room on the device."""
-        return bool(self._grids) and self._labels is not None
-
-    def grid(self, number: int, package: ModelPackage, options: EngineOptions, working_bytes: int) -> DeviceGrid:
-        """What part ``number`` looks at; parts with the same spacing share it."""
-        if self._labels is None:
-            self._labels = torch.zeros(self._shape, dtype=torch.uint8, device=self._device)
-        if self._prepared.grids:
-            prepared = self._prepared.grids[number]
-            return self._kept(id(prepared), lambda: DeviceGrid.of(prepared, self._device))
-        wanted = spacing_zyx_mm(package.parts[number])
-        return self._kept(wanted, lambda: self._resampled(wanted, package, options, working_bytes))
-
-    def _kept(self, key: object, make: Callable[[], DeviceGrid]) -> DeviceGrid:
-        if key not in self._grids:
-            self._grids[key] = make()
-        return self._grids[key]
-
-    def _resampled(
-        self, wanted: tuple[float, float, float], package: ModelPackage, options: EngineOptions, working_bytes: int
-    ) -> DeviceGrid:
-        volume, canonical = self._prepared.volume, self._prepared.canonical
-        if self._source is None:
-            self._source = uploaded(volume.voxels_zyx, self._device)
-        return grid_on_device(
-            self._source,
-            canonical,
-            canonical.spacing_mm(volume.geometry),
-            wanted,
-            package.parts,
-            crops_to_body=options.body_crop and not options.parity,
-            working_bytes=working_bytes,
-        )
-
-    def labels_view(self, grid: DeviceGrid) -> tuple[torch.Tensor, tuple[bool, bool, bool]]:
-        """What ``grid`` spans of the label map, in canonical order of axes, and which of these run backwards."""
-        if self._labels is None:
-            raise RuntimeError("the label map has left the device")
-        canonical = self._prepared.canonical
-        view = self._labels.permute(canonical.source_axes)
-        box = [
-            slice(n - span.stop, n - span.start) if backwards else span
-            for n, span, backwards in zip(view.shape, grid.source_box, canonical.reversed_axes, strict=True)
-        ]
-        return view[tuple(box)], canonical.reversed_axes
-
-    def leave_device(self) -> None:
-        """Keep the labels so far, on the host; give up everything on the device."""
-        self.labels_on_host()
-        self._labels = self._source = None
-        self._grids.clear()
-
-    def labels_on_host(self) -> NDArray[np.uint8]:
-        """The labels so far; once they have left the device, always the same array."""
-        if self._host_labels is not None:
-            return self._host_labels
-        labels: NDArray[np.uint8] = (
-            np.zeros(self._shape, np.uint8) if self._labels is None else self._labels.cpu().numpy()
-        )
-        self._host_labels = labels
-        return labels
 
 
 def _weight_shapes(part: Part) -> Iterator[tuple[int, ...]]:

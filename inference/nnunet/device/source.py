@@ -10,7 +10,7 @@ import torch
 
 from inference.nnunet.body import cube_shape, mask_of_means
 from inference.nnunet.grid import resampled_shape, sample_positions
-from inference.nnunet.prepare import box_around
+from inference.nnunet.prepared import box_around
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from inference.models.package import Normalisation, Part
     from inference.nnunet.grid import Canonical
-    from inference.nnunet.prepare import Grid
+    from inference.nnunet.prepared import Grid
 
 Box = tuple[slice, slice, slice]
 _BYTES_PER_VOXEL = 40
@@ -36,7 +36,7 @@ def uploaded(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 def resampled(
     source_zyx: torch.Tensor, canonical: Canonical, new_shape: tuple[int, int, int], working_bytes: int
 ) -> torch.Tensor:
-    """What :func:`inference.nnunet.grid.resample` makes of the canonical view of ``source_zyx``, bit for bit; int16.
+    """The canonical view of ``source_zyx`` resampled to int16 as :mod:`inference.nnunet.host.resample` does.
 
     The same products and sums in double precision and in the same order, a few planes at a time.
     """
@@ -65,7 +65,7 @@ def resampled(
 
 
 class _Linear:
-    """Two neighbours of every sample of an axis and their weights, as :mod:`inference.nnunet.grid` has them."""
+    """Two neighbours of every sample of an axis and their weights, as in :mod:`inference.nnunet.host.resample`."""
 
     def __init__(self, count: int, source_count: int, *, backwards: bool, device: torch.device) -> None:
         positions = sample_positions(count, source_count)
@@ -80,7 +80,7 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceGrid:
-    """As :class:`inference.nnunet.prepare.Grid`, its voxels on a device; ``body_zyx`` stays on the host."""
+    """As :class:`inference.nnunet.prepared.Grid`, its voxels on a device; ``body_zyx`` stays on the host."""
 
     voxels_zyx: torch.Tensor
     source_box: Box
@@ -114,7 +114,7 @@ def grid_on_device(
     crops_to_body: bool,
     working_bytes: int,
 ) -> DeviceGrid:
-    """The grid of corner-aligned voxels that :func:`inference.nnunet.prepare.prepare` makes of the same volume.
+    """The grid of corner-aligned voxels that :func:`inference.nnunet.host.prepare.prepare` makes of the same volume.
 
     Args:
         source_zyx: HU on the source grid.

@@ -1,7 +1,7 @@
 """Overlapping windows in batches on one device, averaged with Gaussian weights; the host waits for none of it.
 
-Windows, weights, sums and their order are those of :mod:`inference.nnunet.tiles`; here the sums lie on the device, and
-several windows with the same first plane go through the network together.
+Windows, weights, sums and their order are those of :mod:`inference.nnunet.host.averaging`; here the sums lie on the
+device, and several windows with the same first plane go through the network together.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 
 from inference.nnunet.contract import WindowNetwork
 from inference.nnunet.device.source import uploaded
-from inference.nnunet.tiles import gaussian_weights
+from inference.nnunet.windows import gaussian_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from inference.nnunet.tiles import Windows
+    from inference.nnunet.windows import Windows
 
 _BATCHES_AHEAD = 4
 """How far the host runs ahead of the device: the queue never empties, and progress is of what is done."""
@@ -81,7 +81,7 @@ class Queued:
 def averaged_slabs(
     image_zyx: torch.Tensor, windows: Windows, network: TensorNetwork, batch: int, queued: Queued
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As :func:`inference.nnunet.tiles.averaged`, on the device of ``image_zyx`` and ``network``.
+    """As :func:`inference.nnunet.host.averaging.averaged`, on the device of ``image_zyx`` and ``network``.
 
     ``batch`` is the most windows that go through the network at a time; ``queued`` is told of each batch.
     """
@@ -99,7 +99,7 @@ def averaged_slabs(
 def averaged_half_slabs(
     image_zyx: torch.Tensor, windows: Windows, networks: Sequence[TensorNetwork], batch: int, queued: Queued
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As :func:`inference.nnunet.tiles.averaged_half`: sums, weights, quotients and the mean of folds in half."""
+    """As :func:`inference.nnunet.host.averaging.averaged_half`: sums, weights, quotients, mean in half."""
     image = _padded(image_zyx, windows)
     weights = uploaded(gaussian_weights(windows.patch), image.device)
     for first, of_folds, total in _summed(image, windows, networks, weights, batch, queued):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from inference.errors import ModelPackageError
+from inference.models.network import build_network
 from inference.models.nnunet_folder import read_nnunet_folder
-from inference.nnunet.torch_network import build_network
 from inference.structures import paper_labels
 from tests.nnunet_models import plans, write_model, write_package
 

@@ -13,13 +13,12 @@ from dicom_node.work.models import (
     estimated_bytes,
     load_segmenter,
     minimum_extent,
-    models_of,
-    open_segmenter,
 )
 from inference.errors import ModelDigestError, ModelPackageError
 from inference.models.package import Crop, manifest_digest, read_package
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
+from inference.opening import models_of, open_segmenter
 from inference.types import MinimumExtent
 from tests.nnunet_models import write_model, write_package
 

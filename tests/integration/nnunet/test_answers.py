@@ -14,13 +14,13 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from safetensors.torch import load_file
 from scipy import ndimage
 
+from inference.models.network import build_network
 from inference.models.package import read_package
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.engine import NnunetSegmenter
-from inference.nnunet.torch_network import build_network
 from inference.phantom import phantom
 
-MODEL = Path(__file__).parents[2] / "config" / "models" / "phantom_demo_104"
+MODEL = Path(__file__).parents[3] / "config" / "models" / "phantom_demo_104"
 SPACING_XYZ_MM = (2.5, 2.5, 4.0)
 LEAST_VOXELS = 50
 

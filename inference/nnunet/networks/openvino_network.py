@@ -21,7 +21,7 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-from inference.nnunet.weights import head_name, projection_name, read_weights
+from inference.models.weights import head_name, projection_name, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from openvino import Node
 
-    from inference.models.package import Architecture, Part
+    from inference.models.architecture import Architecture
+    from inference.models.package import Part
 
 _ELEMENT_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16}
 _NAMES = {element_type: name for name, element_type in _ELEMENT_TYPES.items()}

@@ -9,7 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
-from inference.nnunet.tiles import Windows, averaged, averaged_half, gaussian_weights, window_starts
+from inference.nnunet.host.averaging import averaged, averaged_half
+from inference.nnunet.windows import Windows, gaussian_weights, window_starts
 from tests.nnunet_reference import half_logits
 
 PATCH = (16, 12, 20)

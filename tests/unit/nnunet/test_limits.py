@@ -5,26 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inference.nnunet import prepare as prepare_module
 from inference.nnunet.contract import EngineOptions
-from inference.nnunet.open_networks import channel_count
-from inference.nnunet.prepare import available_memory_bytes, memory_estimate_bytes
+from inference.nnunet.limits import memory_estimate_bytes
+from inference.nnunet.networks.open_networks import channel_count
 from inference.types import Geometry
 from tests.nnunet_models import plans, random_package, write_model, write_package
 
 OPTIONS = EngineOptions(device="cpu", precision="float32")
 GEOMETRY = Geometry((200, 300, 300), np.diag([1.0, 1.0, 1.0, 1.0]))
-
-
-def test_pages_of_files_that_nobody_uses_are_not_counted_against_a_control_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_module, "_CONTROL_GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("9000000\n")
-    (tmp_path / "memory.current").write_text("8000000\n")
-    assert available_memory_bytes() == 1_000_000
-    (tmp_path / "memory.stat").write_text("anon 2000000\ninactive_file 5500000\nactive_file 500000\n")
-    assert available_memory_bytes() == 6_500_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_memory_bytes() > 100_000_000
 
 
 def test_sums_are_counted_of_the_channels_that_are_summed(tmp_path):

@@ -5,15 +5,16 @@ torch takes seconds and hundreds of MB to import, so it is imported only where i
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from inference.errors import InferenceError
+from inference.models.weights import read_head
 from inference.nnunet.contract import Head
-from inference.nnunet.weights import read_head
+from inference.nnunet.failures import first_line
+from inference.nnunet.machine import effective_device, effective_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from inference.models.package import Part
     from inference.nnunet.contract import EngineOptions, WindowNetwork
 
-Device = Literal["cpu", "cuda"]
 
 _FEATURES_PER_CLASS = 1.5
 """Up to here features cost less than logits: the last layer is computed once at each voxel, not in each window."""
@@ -46,32 +46,6 @@ def open_networks(
     features = output == "auto" and _gives_features(part)
     network = _network(part, options, note, features=features)
     return network, _head(part) if features else Head(None, None)
-
-
-def effective_device(options: EngineOptions) -> Device:
-    """Where the convolutions run.
-
-    Raises:
-        InferenceError: CUDA was asked for, and is not here.
-    """
-    if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
-        return "cpu"
-    if _cuda_is_available():
-        return "cuda"
-    if options.device == "cuda":
-        raise InferenceError("device cuda was asked for, but torch finds no CUDA device here")
-    return "cpu"
-
-
-def effective_precision(options: EngineOptions) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision of the convolutions; parity is float32 unless another is asked for."""
-    if options.precision != "auto":
-        return options.precision
-    if options.parity:
-        return "float32"
-    if effective_device(options) == "cuda":
-        return "float16"
-    return "bfloat16" if "avx512_bf16" in _cpu_flags() else "float32"
 
 
 def channel_count(part: Part) -> int:
@@ -103,7 +77,7 @@ def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *,
         raise InferenceError(f"backend openvino runs float32 and bfloat16 on a CPU, not {precision} on {device}")
     if not _torch_is_wanted(options, precision) and (device, precision) in _OPENVINO_RUNS and _has_openvino():
         try:
-            from inference.nnunet.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
+            from inference.nnunet.networks.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
 
             return OpenVinoNetwork(
                 part,
@@ -119,14 +93,9 @@ def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *,
         note(f"OpenVINO can't run {part.name} and torch does: {reason}")
     if options.backend == "openvino":
         raise InferenceError("backend openvino was asked for, but it is not installed")
-    from inference.nnunet.torch_network import TorchNetwork  # noqa: PLC0415 - see above
+    from inference.nnunet.networks.torch_network import TorchNetwork  # noqa: PLC0415 - see above
 
     return TorchNetwork(part, features=features, precision=precision, device=device, threads=options.threads)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says: the rest of OpenVINO's are lines of its own code."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _OPENVINO_RUNS = {("cpu", "float32"), ("cpu", "bfloat16")}
@@ -143,25 +112,3 @@ def _torch_is_wanted(options: EngineOptions, precision: str) -> bool:
 
 def _has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
-
-
-def _cuda_is_available() -> bool:
-    """Asks the driver first: without one, torch need not be imported to know."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return False
-    import torch  # noqa: PLC0415 - see above
-
-    return torch.cuda.is_available()
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:  # noqa: PTH123 - not a path of ours
-            return next((set(line.split()) for line in file if line.startswith("flags")), set())
-    except OSError:
-        return set()

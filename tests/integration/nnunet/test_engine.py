@@ -15,7 +15,7 @@ from inference.models.package import Crop
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
 from inference.nnunet.engine import NnunetSegmenter
-from inference.nnunet.prepare import memory_estimate_bytes
+from inference.nnunet.limits import memory_estimate_bytes
 from inference.types import Geometry, ModelIdentity, Segmentation, Segmenter, Volume
 from tests.nnunet_models import plans, random_network, random_package, write_model, write_package
 from tests.nnunet_reference import totalsegmentator
@@ -318,7 +318,7 @@ def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
     described = plans(patch=(64, 96, 96), spacing=(1.5, 1.5, 1.5), features=(16, 32))
     package = random_package(tmp_path, described=described)
     run = [sys.executable, "-c", MEASURED, str(package.folder)]
-    output = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
+    output = subprocess.run(run, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout
     taken, uses_torch = output.split()
     geometry = Geometry((64, 130, 130), np.diag([1.5, 1.5, 1.5, 1]))
     estimate = memory_estimate_bytes(geometry, package, BEST)

@@ -13,11 +13,13 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from inference.errors import InferenceError, ModelPackageError
-from inference.models.package import Architecture, Normalisation, Part
+from inference.models.architecture import Architecture
+from inference.models.network import build_network
+from inference.models.package import Normalisation, Part
+from inference.models.weights import shape_by_name
 from inference.nnunet.contract import EngineOptions
-from inference.nnunet.open_networks import channel_count, effective_device, effective_precision, open_networks
-from inference.nnunet.torch_network import build_network
-from inference.nnunet.weights import shape_by_name
+from inference.nnunet.machine import effective_device, effective_precision
+from inference.nnunet.networks.open_networks import channel_count, open_networks
 
 CUBE, SLICE, POINT = (3, 3, 3), (1, 3, 3), (1, 1, 1)
 HALVED = (2, 2, 2)
@@ -171,7 +173,7 @@ import numpy as np
 from pathlib import Path
 from inference.models.package import Architecture, Normalisation, Part
 from inference.nnunet.contract import EngineOptions
-from inference.nnunet.open_networks import open_networks
+from inference.nnunet.networks.open_networks import open_networks
 part = Part("part", (Path({str(tmp_path / "fold_0.safetensors")!r}),), {PLAIN!r}, Normalisation(-1.0, 1.0, 0.0, 1.0),
             (0, 1, 2), (3.0, 3.0, 3.0), (16, 16, 32), {{1: "liver", 2: "spleen"}})
 network, head = open_networks(part, EngineOptions())
@@ -185,7 +187,7 @@ print(network.description, network.run(np.zeros((1, 16, 16, 32), np.float32)).sh
 def test_torch_stands_in_where_openvino_is_missing(tmp_path, monkeypatch):
     part = _part(tmp_path)
     monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "inference.nnunet.openvino_network", raising=False)
+    monkeypatch.delitem(sys.modules, "inference.nnunet.networks.openvino_network", raising=False)
     network, _ = open_networks(part, replace(FLOAT32, backend="auto"))
     assert network.description.startswith("torch ")
     with pytest.raises(InferenceError, match="openvino"):

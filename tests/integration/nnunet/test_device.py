@@ -12,9 +12,11 @@ from inference.nnunet.device.restore import DeviceHead, DeviceRestorer
 from inference.nnunet.device.run import DeviceRun, DeviceSettings
 from inference.nnunet.device.source import grid_on_device, resampled, uploaded
 from inference.nnunet.engine import NnunetSegmenter
-from inference.nnunet.grid import Canonical, resample
-from inference.nnunet.prepare import prepare, spacing_zyx_mm
-from inference.nnunet.restore import Restorer
+from inference.nnunet.grid import Canonical
+from inference.nnunet.host.prepare import prepare
+from inference.nnunet.host.resample import resample
+from inference.nnunet.host.restore import Restorer
+from inference.nnunet.prepared import spacing_zyx_mm
 from inference.types import Geometry, Volume
 from tests.nnunet_models import plans, write_model, write_package
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference.models.package import Architecture
+    from inference.models.architecture import Architecture
 
 _POINT = (1, 1, 1)
 _NAMED_IN_MESSAGES = 3

@@ -8,13 +8,8 @@ from nnunetv2.preprocessing.resampling.default_resampling import compute_new_sha
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from inference.nnunet.grid import (
-    Canonical,
-    resample,
-    resample_within_borders,
-    resampled_shape,
-    shape_within_borders,
-)
+from inference.nnunet.grid import Canonical, resampled_shape, shape_within_borders
+from inference.nnunet.host.resample import resample, resample_within_borders
 from inference.types import Geometry
 from tests.nnunet_reference import change_spacing
 

@@ -1,23 +1,9 @@
-"""Labels on the source grid from values on the network's grid.
-
-``smooth``: in a cell (the box between 2 x 2 x 2 neighbouring network voxels) whose eight corners agree, that label; in
-any other cell the logits of the labels at its corners are interpolated trilinearly and the highest wins. Borders are
-then smooth surfaces through the cells, neighbours share them without gap, a label never appears where none of the
-surrounding network voxels has it, and a source voxel that coincides with a network voxel has its label. Only the cells
-on borders cost time.
-``nearest``: the label of the nearest network voxel, which is what TotalSegmentator does by default
-(``scipy.ndimage.zoom(order=0)``).
-
-The network's grid is cut into strips of rows. Each strip takes the planes in their order on its own, with the logits of
-two planes in memory, and strips run in threads.
-"""
+"""Some rows of the network's grid on their way to labels: the work of one thread of a :class:`Restorer`."""
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,176 +12,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from inference.nnunet.axes import Axis
     from inference.nnunet.contract import Head
 
-Interpolation = Literal["smooth", "nearest"]
-Alignment = Literal["corners", "centres"]
-"""What the two grids share: the centres of their outermost voxels (``corners``, as ``scipy.ndimage.zoom``), or the
-outer borders of these voxels (``centres``, as nnU-Net resamples: the i-th centre lies at (i + 1/2) / n of the extent).
-"""
-
-_SNAP = 1e-6
-"""Source voxels nearer than this (in network voxels) to a network voxel coincide with it."""
-_STRIP_BYTES = 4 << 20
-_SMALLEST_STRIP = 8
 _BATCH = 1 << 16
 """Source voxels per batch of border cells: the few arrays of that size stay in the second-level cache."""
-
-
-class Restorer:
-    """Takes slabs of a network's values in ascending order and writes labels into the view of the source label map.
-
-    Args:
-        labels: uint8 view [z, y, x] on the source grid in the network's axis order, written in place. Voxels that a
-            part calls background keep what is there, so that a later part overwrites an earlier one.
-        network_shape: the whole resampled grid.
-        offset: first voxel of the box of that grid which the network sees; outside is background.
-        shape: size of that box.
-        label_by_channel: uint8, the number to write for each output channel.
-        head: makes logits of the values.
-        threads: how many work at once; 0: one for each processor of this process.
-    """
-
-    def __init__(
-        self,
-        labels: NDArray[np.uint8],
-        network_shape: tuple[int, int, int],
-        offset: tuple[int, int, int],
-        shape: tuple[int, int, int],
-        label_by_channel: NDArray[np.uint8],
-        head: Head,
-        *,
-        interpolation: Interpolation,
-        alignment: Alignment,
-        threads: int = 0,
-    ) -> None:
-        nearest = interpolation == "nearest"
-        # written in the order of memory: axes that run backwards are turned round together with their positions
-        backwards = [step < 0 for step in labels.strides]
-        labels = labels[tuple(slice(None, None, -1 if flip else 1) for flip in backwards)]
-        z, y, x = (
-            axis_between(*sizes, alignment=alignment, nearest=nearest, backwards=flip)
-            for *sizes, flip in zip(labels.shape, network_shape, offset, shape, backwards, strict=True)
-        )
-        self._shape = shape
-        self._reads_slabs = head.weights is None
-        self._next = 0
-        self._threads = threads or len(os.sched_getaffinity(0))
-        channels = len(label_by_channel)
-        rows = _rows_per_strip(shape, channels, self._threads)
-        self._strips = [
-            _Strip(labels, (z, y.part(first, min(first + rows, shape[1])), x), label_by_channel, head, nearest=nearest)
-            for first in range(0, shape[1], rows)
-        ]
-
-    def accept(self, first: int, values: NDArray[np.float32]) -> None:
-        """Restore what lies in a slab [K, plane, y, x] whose first plane is ``first`` (of the box).
-
-        Slabs come in ascending order without gap; the slab may be overwritten after the call.
-
-        Raises:
-            ValueError: the slab is not the next one, or not as wide as the box.
-        """
-        if first != self._next or values.shape[2:] != self._shape[1:]:
-            raise ValueError(
-                f"slab {values.shape[1:]} at plane {first}; expected (any, {self._shape[1]}, {self._shape[2]}) "
-                f"at plane {self._next}"
-            )
-        self._next += values.shape[1]
-        if self._reads_slabs:
-            values = np.ascontiguousarray(values)
-        if self._threads == 1 or len(self._strips) == 1:
-            for strip in self._strips:
-                strip.accept(first, values)
-            return
-        with ThreadPoolExecutor(min(self._threads, len(self._strips))) as pool:
-            for done in [pool.submit(strip.accept, first, values) for strip in self._strips]:
-                done.result()
-
-
-def _rows_per_strip(shape: tuple[int, int, int], channels: int, threads: int) -> int:
-    """Two strips for each thread, unless they get too thin (one row of each is computed twice) or too large."""
-    rows = max(_SMALLEST_STRIP, -(-shape[1] // (2 * threads)))
-    return max(1, min(rows, _STRIP_BYTES // (4 * channels * shape[2])))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Axis:
-    """Where the source voxels of one axis lie among network voxels; cell i reaches from voxel i to i + 1.
-
-    The last cell ends in its own voxel, so that every position is a cell and a weight below 1.
-    """
-
-    inside: slice
-    """The source voxels that lie in the cells."""
-    first: int
-    """The first cell."""
-    upper: NDArray[np.intp]
-    """[cell]: the voxel at the end of each cell, counted from ``first``."""
-    lower: NDArray[np.intp]
-    """[source voxel of ``inside``]: its cell, counted from ``first``."""
-    weight: NDArray[np.float32]
-    """[source voxel of ``inside``]: of the upper voxel, 0 <= weight < 1."""
-
-    def part(self, first: int, end: int) -> Axis:
-        """The cells from ``first`` to ``end``."""
-        places = np.flatnonzero((self.lower >= first) & (self.lower < end))
-        here = slice(places[0], places[-1] + 1) if places.size else slice(0, 0)
-        return Axis(
-            slice(self.inside.start + here.start, self.inside.start + here.stop),
-            first,
-            self.upper[first:end] - first,
-            self.lower[here] - first,
-            self.weight[here],
-        )
-
-    def counts(self) -> NDArray[np.intp]:
-        """[cell]: how many source voxels lie in it."""
-        return np.bincount(self.lower, minlength=len(self.upper))
-
-    def starts(self) -> NDArray[np.intp]:
-        """[cell]: the first source voxel in it, counted from the start of ``inside``; 0 in an empty cell."""
-        starts = np.zeros(len(self.upper), np.intp)
-        cells, places = np.unique(self.lower, return_index=True)
-        starts[cells] = places
-        return starts
-
-    def members(self) -> NDArray[np.intp]:
-        """[member, cell]: the source voxels in each cell; in one that is not the fullest, the last repeats."""
-        counts = self.counts()
-        member = np.minimum(np.arange(counts.max(initial=0))[:, None], np.maximum(counts - 1, 0))
-        return self.starts() + member
-
-
-def axis_between(
-    count: int, network_count: int, offset: int, size: int, *, alignment: Alignment, nearest: bool, backwards: bool
-) -> Axis:
-    """The source voxels of an axis among the ``size`` network voxels of the box, which begins at ``offset``.
-
-    ``nearest``: each source voxel at its nearest network voxel, all weights 0. ``backwards``: the source voxels run
-    against the network's.
-    """
-    index = np.arange(count, dtype=np.float64)
-    if alignment == "corners":
-        # index times step, as scipy computes it: halves then fall on the same side
-        positions = index * ((network_count - 1) / (count - 1) if count > 1 else 1.0)
-    else:
-        positions = (index + 0.5) * (network_count / count) - 0.5
-    positions = np.clip(positions, 0, network_count - 1)
-    if backwards:
-        positions = positions[::-1]
-    rounded = np.floor(positions + 0.5) - offset
-    places = np.flatnonzero((rounded >= 0) & (rounded < size))
-    inside = slice(int(places[0]), int(places[-1]) + 1) if places.size else slice(0, 0)
-    within = rounded[inside] if nearest else np.clip(_snapped(positions[inside] - offset), 0, size - 1)
-    lower = np.floor(within).astype(np.intp)
-    upper = np.minimum(np.arange(1, size + 1), size - 1)
-    return Axis(inside, 0, upper, lower, (within - lower).astype(np.float32))
-
-
-def _snapped(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    whole = np.rint(positions)
-    return np.where(np.abs(positions - whole) < _SNAP, whole, positions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +34,7 @@ class _Plane:
         return self.flat.take(places[None] * self.place_step + channels[:, None].astype(np.intp) * self.channel_step)
 
 
-class _Strip:
+class Strip:
     """Some rows of cells, through all planes."""
 
     def __init__(

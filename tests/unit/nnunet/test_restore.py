@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from inference.nnunet.contract import Head
-from inference.nnunet.restore import Restorer
+from inference.nnunet.host.restore import Restorer
 
 LOGITS = Head(None, None)
 sizes = st.tuples(*[st.integers(1, 9)] * 3)

@@ -3,29 +3,30 @@
 import pytest
 import torch
 
-from inference.nnunet.device.ladder import Ladder, Rung, is_out_of_memory
+from inference.nnunet.device.fallback import MemoryFallback, Placement
+from inference.nnunet.failures import is_out_of_memory
 
 
 def test_batches_are_halved_then_the_host_sums_then_the_cpu_computes():
-    ladder = Ladder(6)
-    seen = [ladder.rung]
-    while ladder.step_down("part a", "no room"):
-        seen.append(ladder.rung)
-    assert seen == [Rung("device", n) for n in (6, 3, 1)] + [Rung("host sums", 1), Rung("cpu", 1)]
-    assert ladder.notes[0] == "part a: 6 windows at a time failed (no room); went on with 3 windows at a time"
-    assert ladder.notes[-1] == "part a: sums on the host failed (no room); went on with the CPU"
-    assert len(ladder.notes) == len(seen) - 1
+    fallback = MemoryFallback(6)
+    seen = [fallback.placement]
+    while fallback.reduce("part a", "no room"):
+        seen.append(fallback.placement)
+    assert seen == [Placement("device", n) for n in (6, 3, 1)] + [Placement("host sums", 1), Placement("cpu", 1)]
+    assert fallback.notes[0] == "part a: 6 windows at a time failed (no room); went on with 3 windows at a time"
+    assert fallback.notes[-1] == "part a: sums on the host failed (no room); went on with the CPU"
+    assert len(fallback.notes) == len(seen) - 1
 
 
 def test_smaller_batches_are_not_tried_where_the_volume_itself_did_not_fit():
-    ladder = Ladder(8)
-    assert ladder.step_down("part a", "no room", leave_device=True)
-    assert ladder.rung == Rung("host sums", 1)
+    fallback = MemoryFallback(8)
+    assert fallback.reduce("part a", "no room", leave_device=True)
+    assert fallback.placement == Placement("host sums", 1)
 
 
 def test_a_batch_holds_at_least_one_window():
     with pytest.raises(ValueError, match="not 0"):
-        Ladder(0)
+        MemoryFallback(0)
 
 
 @pytest.mark.parametrize(

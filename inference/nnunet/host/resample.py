@@ -1,0 +1,118 @@
+"""HU on the network's grid: linear as TotalSegmentator resamples, or cubic as nnU-Net's own preprocessing does."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.ndimage import zoom
+
+from inference.nnunet.grid import sample_positions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def resample(voxels_zyx: NDArray[Any], new_shape: Sequence[int], threads: int = 1) -> NDArray[np.int16]:
+    """Resample by linear interpolation, the outermost voxel centres kept, and truncate to whole HU.
+
+    Bit-equal with ``scipy.ndimage.zoom(order=1, mode="nearest")`` of the [x, y, z] array in double precision followed
+    by ``astype(int32)``, which is TotalSegmentator's ``change_spacing``: products and sums come in the same order, for
+    what a sum of weights just below 1 gives is truncated too, and air at -1024 HU may become -1023. HU beyond 16 bits
+    are clipped. One plane at a time, so that hardly more than the result is held.
+    """
+    axes = [_Linear.between(n, old) for n, old in zip(new_shape, voxels_zyx.shape, strict=True)]
+    resampled = np.empty(tuple(new_shape), np.int16)
+    bounds = np.iinfo(np.int16)
+    workers = max(1, min(threads, len(resampled)))
+
+    def every_nth_plane(first: int) -> None:
+        for k in range(first, len(resampled), workers):
+            resampled[k] = np.clip(_plane(voxels_zyx, k, *axes), bounds.min, bounds.max)
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(every_nth_plane, range(workers)))
+    return resampled
+
+
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """Two neighbours of every sample of an axis, and their weights."""
+
+    voxels: tuple[NDArray[np.int64], NDArray[np.int64]]
+    weights: tuple[NDArray[np.float64], NDArray[np.float64]]
+
+    @classmethod
+    def between(cls, count: int, source_count: int) -> _Linear:
+        positions = sample_positions(count, source_count)
+        below = np.floor(positions)
+        lower = below.astype(np.int64)
+        first = 1.0 - (positions - below)  # and the second is what the first leaves of 1, as in scipy's C
+        return cls((lower, np.minimum(lower + 1, source_count - 1)), (first, 1.0 - first))
+
+
+def _plane(voxels_zyx: NDArray[Any], k: int, z: _Linear, y: _Linear, x: _Linear) -> NDArray[np.float64]:
+    """Plane ``k`` of the resampled volume, summed over its 2 x 2 x 2 neighbours with x outermost and z innermost."""
+    rows = len(y.voxels[0])
+    every_row = np.concatenate(y.voxels)
+    lines = [voxels_zyx[plane[k]][every_row] for plane in z.voxels]
+    total = np.zeros((rows, len(x.voxels[0])))
+    term = np.empty_like(total)
+    for columns, x_weight in zip(x.voxels, x.weights, strict=True):
+        values = [line[:, columns] for line in lines]
+        for part, y_weight in zip((slice(0, rows), slice(rows, None)), y.weights, strict=True):
+            for value, z_weight in zip(values, z.weights, strict=True):
+                np.multiply(value[part], x_weight, out=term)
+                term *= y_weight[:, None]
+                term *= z_weight[k]
+                total += term
+    return total
+
+
+_ANISOTROPIC = 3.0
+"""nnU-Net treats planes apart where they are more than three times as far from each other as their pixels."""
+
+
+def resample_within_borders(
+    values_zyx: NDArray[np.float32],
+    new_shape: Sequence[int],
+    spacing_mm: Sequence[float],
+    new_spacing_mm: Sequence[float],
+) -> NDArray[np.float32]:
+    """Resample as nnU-Net's preprocessing does: cubic, the outer borders of the outermost voxels kept.
+
+    Where planes are thick, on either grid, they are resampled one by one and then the nearest is taken
+    (nnunetv2/preprocessing/resampling/default_resampling.py with order 3, order_z 0).
+    """
+    if tuple(new_shape) == values_zyx.shape:
+        return values_zyx
+    values = values_zyx.astype(np.float64)
+    axis = _thick_axis(spacing_mm, new_spacing_mm)
+    if axis is None:
+        return _cubic(values, new_shape).astype(np.float32)
+    planes = np.moveaxis(values, axis, 0)
+    new_plane = [n for a, n in enumerate(new_shape) if a != axis]
+    resampled = np.stack([_cubic(plane, new_plane) for plane in planes])
+    count, new_count = len(planes), new_shape[axis]
+    nearest = np.floor((count / new_count) * (np.arange(new_count) + 0.5) - 0.5 + 0.5).astype(np.int64)
+    whole: NDArray[np.float32] = np.moveaxis(resampled[np.clip(nearest, 0, count - 1)], 0, axis).astype(np.float32)
+    return whole
+
+
+def _thick_axis(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) -> int | None:
+    for spacing in (spacing_mm, new_spacing_mm):
+        if max(spacing) / min(spacing) > _ANISOTROPIC:
+            thickest = [axis for axis, mm in enumerate(spacing) if mm == max(spacing)]
+            return thickest[0] if len(thickest) == 1 else None
+    return None
+
+
+def _cubic(values: NDArray[np.float64], new_shape: Sequence[int]) -> NDArray[np.float64]:
+    """``skimage.transform.resize(order=3, mode="edge", anti_aliasing=False)``, which keeps to the range of values."""
+    factors = [new / old for new, old in zip(new_shape, values.shape, strict=True)]
+    zoomed: NDArray[np.float64] = zoom(values, factors, order=3, mode="nearest", grid_mode=True)
+    return np.clip(zoomed, values.min(), values.max(), out=zoomed)
