@@ -17,9 +17,10 @@ import yaml
 
 from dicom_node.app.compose import open_store
 from dicom_node.demo.pacs import OrthancPacs, Peer
-from dicom_node.demo.processes import Program, free_port
+from dicom_node.demo.processes import Program
 from dicom_node.settings import load_settings
 from dicom_node.store.views import json_form
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from dicom_node.store.ledger import Ledger

@@ -10,14 +10,15 @@ import yaml
 from pydicom import dcmread
 
 from dicom_node.demo.pacs import Peer
-from dicom_node.demo.processes import Program, free_port
+from dicom_node.demo.processes import Program
 from dicom_node.store.states import JobState
-from tests.unit.encode.raw_series import PLANES, ROOT, SURNAME, changed, padded, part10, plane_elements, tag_of
+from tests.support.ports import free_port
+from tests.support.raw_series import PLANES, ROOT, SURNAME, changed, padded, part10, plane_elements, tag_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.encode.raw_series import Change
+    from tests.support.raw_series import Change
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.filterwarnings("ignore")]
 

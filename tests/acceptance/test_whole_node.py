@@ -17,7 +17,7 @@ from pydicom import dcmread
 
 from dicom_node.demo.pacs import Peer, outgoing_files
 from dicom_node.demo.phantom_series import write_series
-from dicom_node.demo.processes import Program, free_port
+from dicom_node.demo.processes import Program
 from dicom_node.demo.results import read_report
 from dicom_node.reconstruct import reconstruct
 from dicom_node.standard.files import read_series_folder
@@ -25,6 +25,8 @@ from dicom_node.store.spool import Spool
 from dicom_node.store.states import DeliveryState, JobState
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,13 +209,6 @@ def test_dead_pacs_gets_everything_when_it_is_back_and_delays_nobody(chest, orth
         for p in orthanc.fetch(series.study_instance_uid, m, tmp_path / "r")
     }
     assert late == first
-
-
-def wait_until(condition, limit_s=60):
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.3)
 
 
 @pytest.mark.parametrize("moment", ["receive", "inference", "send"])

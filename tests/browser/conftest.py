@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from dicom_node.demo.processes import Program, free_port
+from dicom_node.demo.processes import Program
 from dicom_node.settings import DestinationSettings
 from tests.browser.origin import serve
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 OHIF_VERSION = re.search(r"^version=(\S+)$", (ROOT / "deploy" / "fetch-ohif.sh").read_text(), re.MULTILINE)[1]

@@ -15,7 +15,7 @@ from inference.nnunet.engine import NnunetSegmenter  # noqa: E402
 from inference.nnunet.grid import Canonical  # noqa: E402
 from inference.nnunet.host.resample import resample  # noqa: E402
 from inference.types import Geometry, Volume  # noqa: E402
-from tests.nnunet_models import plans, write_model, write_package  # noqa: E402
+from tests.support.nnunet_models import plans, write_model, write_package  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

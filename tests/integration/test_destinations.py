@@ -15,14 +15,14 @@ from pydicom.uid import (
 )
 
 from dicom_node.app.compose import open_pipeline, open_store
-from dicom_node.demo.processes import free_port
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 from dicom_node.work.pool import WorkerPool
-from tests.integration.deliver.peers import scripted_pacs
-from tests.received_series import receive
+from tests.support.dicom_peers import scripted_pacs
+from tests.support.ports import free_port
+from tests.support.received_series import receive
 
 REPORT_AND_SEG = (SegmentationStorage, Comprehensive3DSRStorage)
 EVERYTHING = (*REPORT_AND_SEG, LABEL_MAP_SEGMENTATION_STORAGE)

@@ -23,8 +23,9 @@ from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
-from tests.received_series import receive
-from tests.scripted_worker import Script
+from tests.support.received_series import receive
+from tests.support.scripted_worker import Script
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.REJECTED)
@@ -81,10 +82,7 @@ class Node:
         return sorted(state for state, _ in self.jobs().values())
 
     def wait_for(self, wanted):
-        end = time.monotonic() + 60
-        while not wanted():
-            assert time.monotonic() < end, self.ledger.overview.jobs(50)
-            time.sleep(0.02)
+        wait_until(wanted, otherwise=lambda: self.ledger.overview.jobs(50))
 
     def wait_for_all(self):
         self.wait_for(lambda: all(state in ENDED for state in self.states()))

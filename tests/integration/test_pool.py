@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +13,8 @@ from dicom_node.work.gate import Gate
 from dicom_node.work.memory import machine_bytes, resident_bytes
 from dicom_node.work.pool import WorkerPool
 from inference.types import Geometry, Volume
-from tests.scripted_worker import Script
+from tests.support.scripted_worker import Script
+from tests.support.waiting import wait_until
 
 MIB = 1024**2
 A_MODEL = 400
@@ -50,13 +50,6 @@ def numbered(number):
 
 def nothing(*_):
     pass
-
-
-def wait_until(condition):
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.01)
 
 
 def segment(pool, model, number):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import ExitStack
 
 import numpy as np
@@ -16,9 +15,10 @@ from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
-from tests.integration.deliver.peers import scripted_pacs
-from tests.received_series import receive_instances
-from tests.unit.reconstruct.synthetic import Stack, write
+from tests.support.ct_series import Stack, write
+from tests.support.dicom_peers import scripted_pacs
+from tests.support.ports import free_port
+from tests.support.received_series import receive_instances
 
 REPORT_AND_SEG = (SegmentationStorage, Comprehensive3DSRStorage)
 EVERY_CT = {"name": "every", "model": "tissue", "when": []}
@@ -77,12 +77,6 @@ class Node:
         """The unreachable destination comes back; gives what it takes."""
         _, stored = self._cleanup.enter_context(scripted_pacs(classes=REPORT_AND_SEG, port=self._late_port))
         return stored
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

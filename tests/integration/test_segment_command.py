@@ -45,9 +45,9 @@ from inference.measure import measure
 from inference.models.package import Crop
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
-from tests.nnunet_models import random_package, write_model, write_package
-from tests.unit.reconstruct.synthetic import Stack, noise
-from tests.unit.reconstruct.synthetic import write as write_ct
+from tests.support.ct_series import Stack, noise
+from tests.support.ct_series import write as write_ct
+from tests.support.nnunet_models import random_package, write_model, write_package
 
 if TYPE_CHECKING:
     from pathlib import Path

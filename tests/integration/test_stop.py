@@ -7,24 +7,20 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from dicom_node.app.compose import open_pipeline, open_store
-from dicom_node.demo.processes import free_port
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
-from tests.received_series import receive
-from tests.scripted_worker import Script
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tests.support.ports import free_port
+from tests.support.received_series import receive
+from tests.support.scripted_worker import Script
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,13 +61,6 @@ def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(confi
     ledger.close()
 
 
-def wait_for(condition: Callable[[], bool], limit_s: float = 30) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def children_of(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in found.read_text().split()]
@@ -91,13 +80,13 @@ def test_no_process_of_the_node_outlives_a_killed_watcher(config, tmp_path):
         )
     children: list[int] = []
     try:
-        wait_for(lambda: "listener.started" in (tmp_path / "log").read_text())
-        wait_for(lambda: "work.started" in (tmp_path / "log").read_text())
+        wait_until(lambda: "listener.started" in (tmp_path / "log").read_text())
+        wait_until(lambda: "work.started" in (tmp_path / "log").read_text())
         children = children_of(node.pid)
         assert len(children) == 2
         node.kill()
         node.wait()
-        wait_for(lambda: not any(is_alive(child) for child in children))
+        wait_until(lambda: not any(is_alive(child) for child in children))
     finally:
         node.kill()
         node.wait()

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSe
 from dicom_node.work.local import LocalWorker, describe_model
 from inference.tissue import TissueSegmenter
 from inference.types import Geometry, Volume
-from tests.nnunet_models import plans, write_model, write_package
-from tests.scripted_worker import Script
+from tests.support.nnunet_models import plans, write_model, write_package
+from tests.support.scripted_worker import Script
+from tests.support.waiting import wait_until
 
 WORK = WorkSettings(device="cpu", threads=1, heartbeat_limit_s=20, job_limit_s=120)
 TISSUE = TissueModelSettings(kind="tissue")
@@ -41,13 +41,6 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -323,6 +316,7 @@ import sys, threading, time
 import numpy as np
 from dicom_node.settings import TissueModelSettings, WorkSettings
 from dicom_node.work.local import LocalWorker
+from tests.support.waiting import wait_until
 worker = LocalWorker("tissue", TissueModelSettings(kind="tissue"), WorkSettings(device="cpu", threads=1))
 if sys.argv[1] == "thread":
     thread = threading.Thread(target=worker.identity)

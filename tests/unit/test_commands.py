@@ -20,8 +20,8 @@ from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings
 from dicom_node.types import Decision, ReceivedInstance
-from tests.unit.reconstruct.synthetic import Stack, noise
-from tests.unit.reconstruct.synthetic import write as write_ct
+from tests.support.ct_series import Stack, noise
+from tests.support.ct_series import write as write_ct
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SERIES = "1.2.840.1"

@@ -1,11 +1,12 @@
 import shutil
-import socket
 import subprocess
 
 import pytest
 
 from dicom_node.types import ResultKind
-from tests.integration.deliver.peers import ANY_HOST, make_result, wait_for_port
+from tests.support.dicom_peers import make_result
+from tests.support.ports import free_port
+from tests.support.waiting import wait_for_port
 
 
 @pytest.fixture
@@ -21,8 +22,7 @@ def storescp(tmp_path):
         pytest.skip("storescp (Debian package dcmtk) is not installed")
     folder = tmp_path / "storescp"
     folder.mkdir()
-    with socket.create_server((ANY_HOST, 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         ["storescp", "--aetitle", "PACS", "--output-directory", str(folder), "--accept-all", "+B", str(port)],
         stdout=subprocess.DEVNULL,

@@ -6,9 +6,9 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from dicom_node.deliver.abilities import Abilities
-from dicom_node.demo.processes import free_port
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
-from tests.integration.deliver.peers import destination, scripted_pacs
+from tests.support.dicom_peers import destination, scripted_pacs
+from tests.support.ports import free_port
 
 BOTH = (SegmentationStorage, LABEL_MAP_SEGMENTATION_STORAGE)
 

@@ -16,7 +16,7 @@ from pynetdicom import evt
 from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 from dicom_node.deliver.scu import echo, send
-from tests.integration.deliver.peers import destination, make_result, raw_peer, scripted_pacs
+from tests.support.dicom_peers import destination, make_result, raw_peer, scripted_pacs
 
 pytestmark = pytest.mark.timeout(60)
 

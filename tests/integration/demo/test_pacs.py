@@ -10,9 +10,10 @@ from pydicom import dcmread
 
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.pacs import EmbeddedPacs, OrthancPacs, Peer, outgoing_files
-from dicom_node.demo.processes import Program, ProgramFailed, free_port
+from dicom_node.demo.processes import Program, ProgramFailed
 from inference.types import Geometry, Volume
-from tests.integration.deliver.peers import scripted_pacs
+from tests.support.dicom_peers import scripted_pacs
+from tests.support.ports import free_port
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ORTHANC = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")

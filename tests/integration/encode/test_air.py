@@ -30,7 +30,7 @@ from dicom_node.types import (
 )
 from inference.measure import measure
 from inference.structures import structure
-from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, MODEL, geometry, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -16,7 +16,7 @@ import pytest
 
 from dicom_node.types import ResultKind
 from tests.integration.encode.test_validation import SERIES, results
-from tests.unit.encode.synthetic import GRIDS, reconstruction, with_headers
+from tests.support.analysis_results import GRIDS, reconstruction, with_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

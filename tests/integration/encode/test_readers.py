@@ -21,7 +21,7 @@ from dicom_node.standard.files import read_series_folder
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import structure
 from inference.types import Geometry, Measurements, ModelIdentity, Segmentation
-from tests.unit.encode.synthetic import CONTEXT, GRIDS, MODEL, measured, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, GRIDS, MODEL, measured, reconstruction, segmentation
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat", 201: "liver"}
 TISSUES = {11: "air_in_body", 22: "body_fat", 33: "soft_tissue", 44: "bone_tissue", 201: "liver"}

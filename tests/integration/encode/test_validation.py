@@ -18,7 +18,7 @@ from dicom_node.standard.files import read_series_folder
 from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest, SegmentationForm
 from inference.measure import measure
 from inference.types import ModelIdentity
-from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
+from tests.support.analysis_results import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

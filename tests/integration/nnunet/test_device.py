@@ -18,7 +18,7 @@ from inference.nnunet.host.resample import resample
 from inference.nnunet.host.restore import Restorer
 from inference.nnunet.prepared import spacing_zyx_mm
 from inference.types import Geometry, Volume
-from tests.nnunet_models import plans, write_model, write_package
+from tests.support.nnunet_models import plans, write_model, write_package
 
 CPU = torch.device("cpu")
 FLOAT32 = EngineOptions(device="cpu", backend="torch", precision="float32", threads=1)

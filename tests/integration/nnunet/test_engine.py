@@ -17,8 +17,8 @@ from inference.nnunet.cropped import CroppedSegmenter
 from inference.nnunet.engine import NnunetSegmenter
 from inference.nnunet.limits import memory_estimate_bytes
 from inference.types import Geometry, ModelIdentity, Segmentation, Segmenter, Volume
-from tests.nnunet_models import plans, random_network, random_package, write_model, write_package
-from tests.nnunet_reference import totalsegmentator
+from tests.support.nnunet_models import plans, random_network, random_package, write_model, write_package
+from tests.support.nnunet_reference import totalsegmentator
 
 PATCH = (32, 24, 40)
 PARITY = EngineOptions(device="cpu", threads=1, parity=True)

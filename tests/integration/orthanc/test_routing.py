@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import time
 import urllib.request
 from pathlib import Path
 
@@ -14,11 +13,13 @@ from pydicom.uid import SegmentationStorage
 
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.pacs import outgoing_files
-from dicom_node.demo.processes import Program, free_port
+from dicom_node.demo.processes import Program
 from dicom_node.network.requestor import Association
 from dicom_node.settings import DestinationSettings
 from inference.types import Geometry, Volume
-from tests.integration.deliver.peers import scripted_pacs
+from tests.support.dicom_peers import scripted_pacs
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 CONFIGURATION = Path(__file__).parents[3] / "orthanc" / "orthanc.json"
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -73,15 +74,6 @@ def _ct_files(folder, seed, **changes):
     return sorted(folder.iterdir())
 
 
-def _wait_until(condition, limit_s=30):
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
-
-
 def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc, tmp_path):
     kept = [
         *_ct_files(tmp_path / "seg", 1, SOPClassUID=SegmentationStorage, Modality="SEG"),
@@ -93,8 +85,8 @@ def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc
         base = start_orthanc(port)
         for path in (*kept, *wanted):  # the series to keep become stable first
             _upload(base, path)
-        assert _wait_until(lambda: len(stored) >= len(wanted))
-        assert _wait_until(lambda: _verdicts(tmp_path) == 4)
+        wait_until(lambda: len(stored) >= len(wanted))
+        wait_until(lambda: _verdicts(tmp_path) == 4)
     expected = {str(dcmread(path).SOPInstanceUID) for path in wanted}
     assert {str(event.request.AffectedSOPInstanceUID) for event, _ in stored} == expected
     assert len(stored) == len(wanted)
@@ -109,7 +101,7 @@ def test_what_came_from_the_node_does_not_go_back(start_orthanc, tmp_path):
         orthanc = DestinationSettings(host="127.0.0.1", port=dicom_port, ae_title="ORTHANC")
         with Association(orthanc, "NODE", [(files[0].sop_class_uid, files[0].transfer_syntax_uid)]) as association:
             assert [association.store(file) for file in files] == [0] * 4
-        assert _wait_until(lambda: _verdicts(tmp_path) == 1)
+        wait_until(lambda: _verdicts(tmp_path) == 1)
     assert not stored
     assert "came from the node" in (tmp_path / "orthanc.log").read_text()
 
@@ -121,11 +113,11 @@ def test_what_the_node_could_not_take_is_offered_again(start_orthanc, tmp_path):
     for path in files:
         _upload(base, path)
     log = tmp_path / "orthanc.log"
-    assert _wait_until(lambda: "Connection refused" in log.read_text())
+    wait_until(lambda: "Connection refused" in log.read_text())
     with scripted_pacs(classes=[CT], port=away) as (_, stored):
         for path in _ct_files(tmp_path / "next", 7):
             _upload(base, path)
-        assert _wait_until(lambda: len(stored) >= 2 * len(files))
+        wait_until(lambda: len(stored) >= 2 * len(files))
 
 
 def test_what_the_node_does_not_take_for_days_is_not_offered_for_ever(start_orthanc, tmp_path):
@@ -138,13 +130,13 @@ def test_what_the_node_does_not_take_for_days_is_not_offered_for_ever(start_orth
     for path in _ct_files(tmp_path / "ct", 8):
         _upload(base, path)
     log = tmp_path / "orthanc.log"
-    assert _wait_until(lambda: "Connection refused" in log.read_text())
+    wait_until(lambda: "Connection refused" in log.read_text())
     with scripted_pacs(classes=[CT], port=away) as (_, stored):
         for seed in (9, 10):  # the second is looked at when the script is through with the first
             for path in _ct_files(tmp_path / str(seed), seed):
                 _upload(base, path)
-            assert _wait_until(lambda seen=seed - 7: _verdicts(tmp_path) == seen)
-        assert _wait_until(lambda: len(stored) == 8)
+            wait_until(lambda seen=seed - 7: _verdicts(tmp_path) == seen)
+        wait_until(lambda: len(stored) == 8)
     assert "offered to" not in log.read_text()
 
 

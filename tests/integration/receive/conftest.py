@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import time
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - a dataclass field
 from typing import TYPE_CHECKING
@@ -141,13 +140,6 @@ def encoded(dataset: Dataset, syntax: str) -> bytes:
     buffer.is_little_endian, buffer.is_implicit_VR = True, syntax == ImplicitVRLittleEndian
     write_dataset(buffer, dataset)
     return buffer.getvalue()
-
-
-def wait_for(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Ver
 
 from dicom_node.receive.count import expected_count
 from dicom_node.settings import SourceSettings
+from tests.support.ports import free_port
 
 INDEX = {("1.2", "1.2.1"): 300, ("1.2", "1.2.2"): 0}
 
@@ -86,9 +87,7 @@ def test_a_peer_that_rejects_us(archive):
 
 
 def test_a_peer_that_is_away():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=port)
     assert expected_count(source, "NODE", "1.2", "1.2.1") is None
 

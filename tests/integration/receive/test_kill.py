@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from sqlalchemy import select
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import association, instance
 from dicom_node.store.spool import Spool
+from tests.support.ports import free_port
 
 from .conftest import ct_slice, dataset_digest, encoded
 from .peer import Peer, pdv_command, pdv_data, store_command
@@ -59,9 +59,7 @@ def start(folder: Path, port: int) -> subprocess.Popen:
 
 
 def test_nothing_acknowledged_is_lost(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     acknowledged: dict[str, str] = {}
     moments = random.Random(1)
     for number in range(ROUNDS):

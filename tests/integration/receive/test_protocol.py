@@ -11,7 +11,9 @@ import time
 import pytest
 from pydicom.uid import CTImageStorage
 
-from .conftest import ct_slice, encoded, wait_for
+from tests.support.waiting import wait_until
+
+from .conftest import ct_slice, encoded
 from .peer import Peer, association_request, pdu, pdv, pdv_command, pdv_data, store_command
 
 ABORT = 7
@@ -38,7 +40,7 @@ def test_connect_and_close_leaves_nothing_behind(node):
     for _ in range(500):
         socket.create_connection(("127.0.0.1", node.port)).close()
     assert echo(node)
-    wait_for(lambda: not node.listener._connections.all())
+    wait_until(lambda: not node.listener._connections.all())
 
 
 FAULTS = {
@@ -71,7 +73,7 @@ def test_broken_protocol_is_aborted_and_leaves_nothing(node, sent):
     assert body[2] == 2  # by the service provider
     assert peer.read_pdu() == (0, b"")
     peer.close()
-    wait_for(lambda: node.files() == set())
+    wait_until(lambda: node.files() == set())
     assert echo(node)
 
 
@@ -112,7 +114,7 @@ def test_silence_ends_the_association_and_removes_the_part(start_node, silence):
         peer.send(pdu(4, bytes(100), length=1000))
     assert peer.read_pdu() == (0, b"")
     peer.close()
-    wait_for(lambda: node.files() == set() and not node.listener._connections.all())
+    wait_until(lambda: node.files() == set() and not node.listener._connections.all())
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
@@ -128,10 +130,10 @@ def test_an_instance_that_breaks_off_is_gone(node, fraction, how):
     else:
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
-    wait_for(lambda: not node.listener._connections.all())
+    wait_until(lambda: not node.listener._connections.all())
     assert node.files() == set()
     assert node.rows() == []
-    wait_for(lambda: [(a.aborted, a.closed_at is not None) for a in node.associations()] == [(True, True)])
+    wait_until(lambda: [(a.aborted, a.closed_at is not None) for a in node.associations()] == [(True, True)])
 
 
 def test_what_was_acknowledged_before_an_abort_stays(node):
@@ -143,7 +145,7 @@ def test_what_was_acknowledged_before_an_abort_stays(node):
         assert peer.status() == 0
     peer.send(pdu(ABORT, bytes(4)))
     peer.close()
-    wait_for(lambda: not node.listener._connections.all())
+    wait_until(lambda: not node.listener._connections.all())
     assert len(node.rows()) == 3
     node.assert_consistent()
 
@@ -197,7 +199,7 @@ def test_stop_lets_the_current_instance_finish_and_aborts_who_is_idle(node):
     idle, sending = Peer(port), Peer(port)
     sending.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
     sending.send(pdv_data(1, data[:500], last=False))
-    wait_for(lambda: node.files() != set())
+    wait_until(lambda: node.files() != set())
     stopper = threading.Thread(target=node.listener.stop)
     stopper.start()
     assert idle.read_pdu()[0] == ABORT
@@ -218,7 +220,7 @@ def test_stop_does_not_wait_for_a_sender_that_hangs(node, monkeypatch):
     monkeypatch.setattr("dicom_node.receive.scp.STOP_DEADLINE_S", 0.3)
     peer = Peer(node.port)
     peer.send(STORE + pdv_data(1, bytes(1000), last=False))
-    wait_for(lambda: node.files() != set())
+    wait_until(lambda: node.files() != set())
     node.listener.stop()
     assert node.files() == set()
     assert [a.aborted for a in node.associations()] == [True]

@@ -31,7 +31,9 @@ from pynetdicom import AE, build_context
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification
 
-from .conftest import ct_slice, dataset_bytes, encoded, wait_for
+from tests.support.waiting import wait_until
+
+from .conftest import ct_slice, dataset_bytes, encoded
 
 LOSSLESS = [
     ImplicitVRLittleEndian,
@@ -100,7 +102,7 @@ def test_dcmtk_sends_a_series(node, ct_files):
     assert len(node.rows()) == len(ct_files)
     assert {row.position_mm for row in node.rows()} == {2.0 * k for k in range(10)}
     node.assert_consistent()
-    wait_for(lambda: [a.aborted for a in node.associations() if a.closed_at] == [False])
+    wait_until(lambda: [a.aborted for a in node.associations() if a.closed_at] == [False])
 
 
 def test_identical_copy_changes_nothing_and_other_bytes_replace(node):
@@ -173,7 +175,7 @@ def test_above_the_cap_rejection_is_transient_and_ends_with_a_place(start_node):
     assert "Local Limit Exceeded" in result.stderr
     for association in held:
         association.release()
-    wait_for(lambda: subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0)
+    wait_until(lambda: subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0)
 
 
 # ---- refused by name, nothing kept
@@ -233,8 +235,8 @@ def test_an_instance_above_the_limit_is_aborted_and_gone(start_node):
     dataset = ct_slice(1, rows=512)
     association = associate(node, [build_context(CTImageStorage)])
     assert "Status" not in association.send_c_store(dataset)
-    wait_for(lambda: association.is_aborted)
-    wait_for(lambda: node.files() == set())
+    wait_until(lambda: association.is_aborted)
+    wait_until(lambda: node.files() == set())
     small = ct_slice(2)
     assert send(node, encoded(small, ExplicitVRLittleEndian), small.SOPInstanceUID) == 0
 

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -18,6 +17,8 @@ import pytest
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,7 @@ def running_server() -> Iterator[str]:
         user=user,
         cwd=folder,
     )
-    port = _free_port()
+    port = free_port()
     server = subprocess.Popen(
         [programs / "postgres", "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", folder],
         user=user,
@@ -54,9 +55,7 @@ def running_server() -> Iterator[str]:
     )
     try:
         ready = [programs / "pg_isready", "-h", "127.0.0.1", "-p", str(port), "-t", "1"]
-        for _ in range(60):
-            if subprocess.run(ready, capture_output=True, check=False).returncode == 0:
-                break
+        wait_until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0)
         yield f"postgresql+psycopg://node@127.0.0.1:{port}/postgres"
     finally:
         server.send_signal(signal.SIGINT)  # the fast shutdown: SIGTERM would wait for every open connection
@@ -71,12 +70,6 @@ def _unprivileged_user(folder: Path) -> str | None:
     account = pwd.getpwnam("postgres")
     os.chown(folder, account.pw_uid, account.pw_gid)
     return "postgres"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from dicom_node.demo.results import UnexpectedResult, dice_by_name, read_report,
 from dicom_node.encode.run import encode
 from inference.measure import measure
 from inference.structures import STRUCTURES
-from tests.unit.encode.synthetic import CONTEXT, ORIENTATIONS, geometry, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, ORIENTATIONS, geometry, reconstruction, segmentation
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 200: "liver"}
 

@@ -33,15 +33,15 @@ from inference.errors import UnknownStructureError
 from inference.measure import measure
 from inference.structures import _required_code
 from inference.types import InvalidValueError, Segmentation
-from tests.unit.encode import raw_series
-from tests.unit.encode.raw_series import PATIENT_ID, SURNAME, changed, encoded, padded, plane_elements, sequence, tag_of
-from tests.unit.encode.synthetic import CONTEXT, MODEL, asymmetric_labels, geometry, reconstruction, segmentation
+from tests.support import raw_series
+from tests.support.analysis_results import CONTEXT, MODEL, asymmetric_labels, geometry, reconstruction, segmentation
+from tests.support.raw_series import PATIENT_ID, SURNAME, changed, encoded, padded, plane_elements, sequence, tag_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from tests.unit.encode.raw_series import Change
+    from tests.support.raw_series import Change
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -11,7 +11,7 @@ import pytest
 from dicom_node.encode.run import encode
 from dicom_node.types import EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.types import RunNote, RunReport
-from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, geometry, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset

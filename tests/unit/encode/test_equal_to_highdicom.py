@@ -25,7 +25,7 @@ from dicom_node.standard.part10 import file_of
 from dicom_node.types import Reconstruction, ResultKind
 from inference.measure import measure
 from inference.structures import STRUCTURES, paper_labels
-from tests.unit.encode.synthetic import (
+from tests.support.analysis_results import (
     CONTEXT,
     GRIDS,
     MODEL,

@@ -23,7 +23,7 @@ from dicom_node.settings import NnunetModelSettings, load_settings
 from dicom_node.types import ResultKind
 from inference.models.package import read_package
 from inference.types import ModelIdentity
-from tests.unit.encode.synthetic import CONTEXT, MODEL, reconstruction, with_headers
+from tests.support.analysis_results import CONTEXT, MODEL, reconstruction, with_headers
 
 
 def model(name: str, intended_use: str = MODEL.intended_use) -> ModelIdentity:

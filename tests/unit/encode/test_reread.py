@@ -17,7 +17,7 @@ from dicom_node.encode.source.series import PreparedSource, prepare
 from dicom_node.encode.sr.check import refuse_other_measurements
 from dicom_node.errors import EncodingError
 from dicom_node.standard.part10 import file_of
-from tests.unit.encode.synthetic import CONTEXT, MODEL, findings, geometry, measured, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, MODEL, findings, geometry, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -19,7 +19,7 @@ from dicom_node.encode.run import encode
 from dicom_node.errors import ConfigurationError, EncodingError
 from dicom_node.types import EarlierResult, EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.structures import structure
-from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, geometry, measured, reconstruction, segmentation
 
 if TYPE_CHECKING:
     from pydicom import Dataset

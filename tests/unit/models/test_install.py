@@ -18,7 +18,7 @@ from inference.models.library import installed, read, remove
 from inference.models.package import Crop
 from inference.models.tasks import Task, TaskPart
 from inference.structures import catalogue, paper_labels
-from tests.nnunet_models import plans, write_model
+from tests.support.nnunet_models import plans, write_model
 from tests.unit.models.web import serving
 
 ROOT = Path(__file__).parents[3]

@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from dicom_node.cli import main
-from tests.nnunet_models import write_model
+from tests.support.nnunet_models import write_model
 
 
 @pytest.fixture

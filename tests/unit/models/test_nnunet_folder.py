@@ -13,7 +13,7 @@ from inference.errors import ModelPackageError
 from inference.models.network import build_network
 from inference.models.nnunet_folder import read_nnunet_folder
 from inference.structures import paper_labels
-from tests.nnunet_models import plans, write_model, write_package
+from tests.support.nnunet_models import plans, write_model, write_package
 
 
 def edit(folder, file, change):

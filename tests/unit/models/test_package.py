@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from inference.errors import ModelDigestError, ModelPackageError
 from inference.models.package import Crop, check_digest, manifest_digest, manifest_text, read_package
-from tests.nnunet_models import plans, write_model, write_package
+from tests.support.nnunet_models import plans, write_model, write_package
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from inference.nnunet.grid import Canonical, resampled_shape, shape_within_borders
 from inference.nnunet.host.resample import resample, resample_within_borders
 from inference.types import Geometry
-from tests.nnunet_reference import change_spacing
+from tests.support.nnunet_reference import change_spacing
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[list(order)] * signs

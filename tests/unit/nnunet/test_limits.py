@@ -9,7 +9,7 @@ from inference.nnunet.contract import EngineOptions
 from inference.nnunet.limits import memory_estimate_bytes
 from inference.nnunet.networks.open_networks import channel_count
 from inference.types import Geometry
-from tests.nnunet_models import plans, random_package, write_model, write_package
+from tests.support.nnunet_models import plans, random_package, write_model, write_package
 
 OPTIONS = EngineOptions(device="cpu", precision="float32")
 GEOMETRY = Geometry((200, 300, 300), np.diag([1.0, 1.0, 1.0, 1.0]))

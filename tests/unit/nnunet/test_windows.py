@@ -11,7 +11,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compu
 
 from inference.nnunet.host.averaging import averaged, averaged_half
 from inference.nnunet.windows import Windows, gaussian_weights, window_starts
-from tests.nnunet_reference import half_logits
+from tests.support.nnunet_reference import half_logits
 
 PATCH = (16, 12, 20)
 SHAPES = [(40, 21, 30), PATCH, (5, 30, 9), (17, 12, 45), (1, 1, 1), (33, 25, 41)]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dicom_node.errors import GeometryRefused, NotEligible
 from dicom_node.reconstruct import ReconstructionLimits, reconstruct
-from tests.unit.reconstruct.synthetic import AXIAL, Stack, bent, noise, write
+from tests.support.ct_series import AXIAL, Stack, bent, noise, write
 
 PLANES = 6
 

@@ -23,7 +23,7 @@ from pydicom.uid import (
 from dicom_node.errors import PixelDataInvalid, StoreUnavailable
 from dicom_node.reconstruct import reconstruct
 from dicom_node.types import SourceInstance
-from tests.unit.reconstruct.synthetic import Stack, bent, noise, write
+from tests.support.ct_series import Stack, bent, noise, write
 
 SHAPE = (3, 40, 34)
 

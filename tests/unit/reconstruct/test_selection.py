@@ -9,7 +9,7 @@ from pydicom.uid import EnhancedCTImageStorage, MRImageStorage, SecondaryCapture
 
 from dicom_node.errors import IdentityConflict, NotEligible, PixelDataInvalid, SeriesRejected
 from dicom_node.reconstruct import reconstruct
-from tests.unit.reconstruct.synthetic import Stack, bent, noise, write
+from tests.support.ct_series import Stack, bent, noise, write
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from dicom_node.errors import GeometryRefused
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.reconstruct.tilt import back_on_source, upright
 from inference.types import Geometry, Volume
-from tests.unit.reconstruct.synthetic import Stack, noise, write
+from tests.support.ct_series import Stack, noise, write
 
 
 def tilted_axes(degrees):

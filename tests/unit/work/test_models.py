@@ -20,7 +20,7 @@ from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
 from inference.opening import models_of, open_segmenter
 from inference.types import MinimumExtent
-from tests.nnunet_models import write_model, write_package
+from tests.support.nnunet_models import write_model, write_package
 
 WORK = WorkSettings(threads=1)
 

@@ -17,8 +17,8 @@ from dicom_node.encode.pages.capture import capture_files
 from dicom_node.encode.pages.document import document_file
 from dicom_node.encode.sr.notice import notice_file
 from inference.structures import STRUCTURES
+from tests.support.analysis_results import CONTEXT, GRIDS, geometry, reconstruction
 from tests.unit.encode.pages.test_capture import page_of
-from tests.unit.encode.synthetic import CONTEXT, GRIDS, geometry, reconstruction
 
 if TYPE_CHECKING:
     from pathlib import Path

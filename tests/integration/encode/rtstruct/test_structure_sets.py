@@ -20,7 +20,7 @@ from dicom_node.types import Reconstruction, ResultKind, ResultRequest, Segmenta
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
 from inference.types import ModelIdentity, Segmentation
-from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation
+from tests.support.analysis_results import CONTEXT, GRIDS, measured, reconstruction, segmentation
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat"}
 TISSUES = {33: "soft_tissue", 44: "bone_tissue"}

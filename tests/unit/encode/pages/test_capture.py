@@ -23,7 +23,7 @@ from dicom_node.encode.source.series import prepare
 from dicom_node.types import Reconstruction
 from inference.structures import STRUCTURES, structure
 from inference.types import Geometry, Volume
-from tests.unit.encode.synthetic import (
+from tests.support.analysis_results import (
     CONTEXT,
     GRIDS,
     MODEL,

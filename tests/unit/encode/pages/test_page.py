@@ -17,8 +17,8 @@ from dicom_node.encode.pages.page import SCREEN, Page, _figures, _number
 from dicom_node.encode.pages.table import Note, Section, blocks, sheets
 from dicom_node.encode.pages.views import View, arranged
 from inference.structures import STRUCTURES
+from tests.support.analysis_results import geometry, reconstruction, with_headers
 from tests.unit.encode.pages.test_capture import page_of
-from tests.unit.encode.synthetic import geometry, reconstruction, with_headers
 
 if TYPE_CHECKING:
     from pydicom import Dataset

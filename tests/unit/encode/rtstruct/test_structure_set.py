@@ -29,7 +29,7 @@ from dicom_node.standard.part10 import file_of
 from dicom_node.types import Reconstruction, ResultKind, ResultRequest
 from inference.phantom import phantom
 from inference.structures import paper_labels
-from tests.unit.encode.synthetic import (
+from tests.support.analysis_results import (
     CONTEXT,
     GRIDS,
     MODEL,

@@ -25,7 +25,7 @@ from dicom_node.errors import EncodingError
 from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, ResultKind, ResultRequest
 from inference.structures import STRUCTURES, paper_labels, structure
 from inference.types import Geometry, ModelIdentity, Segmentation
-from tests.unit.encode.synthetic import (
+from tests.support.analysis_results import (
     CONTEXT,
     GRIDS,
     MODEL,

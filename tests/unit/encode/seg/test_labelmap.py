@@ -32,7 +32,7 @@ from dicom_node.types import (
     SegmentationForm,
 )
 from inference.structures import paper_labels
-from tests.unit.encode.synthetic import (
+from tests.support.analysis_results import (
     CONTEXT,
     GRIDS,
     MODEL,

@@ -15,8 +15,8 @@ from dicom_node.reconstruct import ReconstructionLimits, reconstruct
 from dicom_node.standard.files import read_series_folder
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, Reconstruction, ResultRequest, SegmentationForm
 from inference.structures import paper_labels
+from tests.support.analysis_results import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
 from tests.unit.encode.seg.labelmap_iod import TABLE, violations
-from tests.unit.encode.synthetic import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
 
 REAL_SERIES = ("derived/legacy_enhanced_CT_STS_008", "theibsi+data_sets/ibsi2_orientation")
 MODULES_OF_OTHER_OBJECTS = {

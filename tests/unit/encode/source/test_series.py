@@ -19,7 +19,7 @@ from dicom_node.encode.source.series import prepare
 from dicom_node.errors import EncodingError, IdentityConflict
 from dicom_node.types import Reconstruction, ResultKind
 from inference.types import Geometry, Volume
-from tests.unit.encode.synthetic import CONTEXT, geometry, measured, reconstruction, segmentation, with_headers
+from tests.support.analysis_results import CONTEXT, geometry, measured, reconstruction, segmentation, with_headers
 
 if TYPE_CHECKING:
     from pathlib import Path

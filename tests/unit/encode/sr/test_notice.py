@@ -12,7 +12,7 @@ from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from dicom_node.encode.sr.notice import notice_file
 from dicom_node.errors import EncodingError, IdentityConflict
 from dicom_node.types import EarlierResult, ResultKind
-from tests.unit.encode.synthetic import CONTEXT, reconstruction
+from tests.support.analysis_results import CONTEXT, reconstruction
 
 REASON = "2 slices are missing between z = 12.0 and 18.0 mm"
 

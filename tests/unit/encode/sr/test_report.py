@@ -13,7 +13,15 @@ from dicom_node.encode.segments import TRUNCATED
 from dicom_node.errors import EncodingError
 from dicom_node.types import ResultKind, ResultRequest
 from inference.measure import measure
-from tests.unit.encode.synthetic import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation, without_mean
+from tests.support.analysis_results import (
+    CONTEXT,
+    MODEL,
+    geometry,
+    measured,
+    reconstruction,
+    segmentation,
+    without_mean,
+)
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -8,7 +8,7 @@ import numpy as np
 
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.standard.part10 import FileMeta
-from tests.unit.reconstruct.synthetic import Stack, write
+from tests.support.ct_series import Stack, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

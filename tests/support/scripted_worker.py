@@ -28,7 +28,7 @@ _LONGEST_S = 60
 _MIB = 1024**2
 _PLUG = """
 from dicom_node.work import models
-from tests.scripted_worker import ScriptedSegmenter
+from tests.support.scripted_worker import ScriptedSegmenter
 models.load_segmenter = lambda name, model, work: ScriptedSegmenter(name)
 """
 

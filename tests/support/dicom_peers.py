@@ -3,11 +3,9 @@
 import hashlib
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import numpy as np
-import pytest
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ComprehensiveSRStorage, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
@@ -112,14 +110,3 @@ def raw_peer(serve):
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(5)
-
-
-def wait_for_port(port):
-    for _ in range(200):
-        try:
-            socket.create_connection((ANY_HOST, port), 1).close()
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail(f"nothing listens on port {port}")
