@@ -16,6 +16,11 @@
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
     │   └── SegmentationImpossible  FAIL    the model itself says no (volume too small or too large, bad package)
     ├── EncodingError               FAIL    a result object could not be built or did not read back equal
+    ├── NetworkError                        an association failed; deliver and count translate it
+    │   ├── ConnectionLost          RETRY   peer away or silent, connection closed or reset, association aborted
+    │   ├── ProtocolFault           RETRY   the peer broke PS3.7, PS3.8 or a limit of ours
+    │   ├── AssociationRejected     RETRY   the peer rejects us, for now or (``permanent``) for good
+    │   └── NotSendable             FAIL    no presentation context for this object, or its file cannot be read
     └── DeliveryError
         ├── DeliveryDelayed         RETRY   peer away, busy or out of resources: again later
         └── DeliveryRefused         FAIL    peer will not take this object: a person must look
@@ -116,6 +121,42 @@ class SegmentationImpossible(SegmentationError):
 
 class EncodingError(DicomNodeError):
     """A result object could not be built, or did not read back equal to what was put in."""
+
+
+class NetworkError(DicomNodeError):
+    """An association did not do what it was made for."""
+
+
+class ConnectionLost(NetworkError):
+    """The peer is away, closed or reset the connection, aborted, or was silent too long: nothing more can be said."""
+
+    disposition = Disposition.RETRY
+
+
+class ProtocolFault(NetworkError):
+    """The peer broke PS3.7, PS3.8 or a limit; it gets an A-ABORT with ``abort_reason`` (PS3.8 table 9-26)."""
+
+    disposition = Disposition.RETRY
+
+    def __init__(self, abort_reason: int, what: str) -> None:
+        """``what``: what was seen, and expected."""
+        super().__init__(what)
+        self.abort_reason = abort_reason
+
+
+class AssociationRejected(NetworkError):
+    """The peer answered with an A-ASSOCIATE-RJ; ``permanent`` as it says (PS3.8 table 9-21)."""
+
+    disposition = Disposition.RETRY
+
+    def __init__(self, what: str, *, permanent: bool) -> None:
+        """``what``: who rejects, and the reason stated."""
+        super().__init__(what)
+        self.permanent = permanent
+
+
+class NotSendable(NetworkError):
+    """This request cannot go on this association; others can."""
 
 
 class DeliveryError(DicomNodeError):

@@ -5,27 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pydicom.datadict import dictionary_description
-from pydicom.uid import UID, ImplicitVRLittleEndian
-from pynetdicom import AE, build_context
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom_node.conformance.created import sop_class_name
 from dicom_node.conformance.markdown import table
 from dicom_node.deliver.abilities import REMEMBERED_S
 from dicom_node.deliver.retry import REFUSALS_SPREAD_OVER
 from dicom_node.deliver.scu import NAMED_STATUSES, STATUS_RANGES, UNKNOWN_STATUS
+from dicom_node.network.acceptor import ABORTS, REQUEST_DEADLINE_S, SLOWEST_BYTES_PER_S
+from dicom_node.network.dimse import LARGEST_COMMAND_SET, PENDING
+from dicom_node.network.pdu import LARGEST_ASSOCIATE
 from dicom_node.network.requestor import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
-from dicom_node.network.transport import ABORTS, KEEPALIVE_IDLE_S, LARGEST_ASSOCIATE_RQ
+from dicom_node.network.transport import KEEPALIVE_IDLE_S
 from dicom_node.pipeline.delivering import DELIVERIES_PER_ASSOCIATION
-from dicom_node.receive.count import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, PENDING, query_identifier
+from dicom_node.receive.count import ANSWER_TIMEOUT_S, CONNECT_TIMEOUT_S, LARGEST_PDU_BYTES, query_identifier
 from dicom_node.receive.policy import REJECTIONS, STATUSES
-from dicom_node.receive.scp import (
-    LARGEST_COMMAND_SET,
-    MOST_WAITING,
-    MOST_WAITING_PER_ADDRESS,
-    REQUEST_DEADLINE_S,
-    SLOWEST_BYTES_PER_S,
-    STOP_DEADLINE_S,
-)
+from dicom_node.receive.scp import MOST_WAITING, MOST_WAITING_PER_ADDRESS, STOP_DEADLINE_S
 from dicom_node.settings import (
     CompletionSettings,
     DeliverySettings,
@@ -75,8 +70,9 @@ state that they supersede the earlier ones. An instance that comes again with th
 other bytes it takes the place of the earlier one in a new revision.
 """
 _RECEIVE_GENERAL = """
-RECEIVE proposes nothing itself and takes no SCP/SCU role selection, extended negotiation, asynchronous operations or
-user identity: such items are ignored, the defaults of the standard hold.
+RECEIVE proposes nothing itself. SCP/SCU role selection is answered: a peer is granted the role of SCU where it proposes
+it; a presentation context for which it proposes the role of SCP alone is answered user-rejection (1). Items of extended
+negotiation, asynchronous operations and user identity are ignored: the defaults of the standard hold.
 """
 _RECEIVE_INITIATION = "RECEIVE initiates no association."
 _RECEIVE_ACCEPTANCE = """
@@ -211,7 +207,7 @@ def _receive_policies(settings: Settings) -> str:
         ("associations as acceptor, at once", limits.maximum_associations),
         ("associations as requestor", 0),
         ("largest PDU received, in bytes", limits.maximum_pdu_bytes),
-        ("largest A-ASSOCIATE-RQ, in bytes", LARGEST_ASSOCIATE_RQ),
+        ("largest A-ASSOCIATE-RQ, in bytes", LARGEST_ASSOCIATE),
         ("largest command set, in bytes", LARGEST_COMMAND_SET),
         ("largest data set, in bytes", limits.maximum_instance_bytes),
         ("connections without an association at once, in all", MOST_WAITING),
@@ -234,8 +230,8 @@ def _acceptance() -> str:
     ]
     contexts_table = table(("abstract syntax", "UID", "transfer syntax", "UID", "role", "negotiation"), contexts)
     statuses = [(f"{status:04X}", meaning, when) for status, (meaning, when) in STATUSES.items()]
-    rejections = [(*triple, name, when) for triple, (name, when) in REJECTIONS.items()]
-    aborts = [(reason, name, when) for reason, (name, when) in ABORTS.items()]
+    rejections = [(each.result, each.source, each.diagnostic, each.term, when) for each, when in REJECTIONS.items()]
+    aborts = [(int(reason), reason.term, when) for reason, when in ABORTS.items()]
     return f"""
 Table 4-1: presentation contexts accepted
 
@@ -265,7 +261,7 @@ def _count_policies() -> str:
         *_identification(),
         ("associations as requestor, at once", 1),
         ("associations as acceptor", 0),
-        ("largest PDU received, in bytes", AE().maximum_pdu_size),
+        ("largest PDU received, in bytes", LARGEST_PDU_BYTES),
         ("a connection may take", f"{CONNECT_TIMEOUT_S:g} s"),
         ("silence that ends a question", f"{ANSWER_TIMEOUT_S:g} s"),
     ]
@@ -284,7 +280,7 @@ def _count_initiation() -> str:
     ]
     contexts = [
         (sop_class_name(STUDY_ROOT_FIND), STUDY_ROOT_FIND, UID(syntax).name, syntax, "SCU")
-        for syntax in _find_transfer_syntaxes()
+        for _, syntax in with_fallback([(STUDY_ROOT_FIND, str(ExplicitVRLittleEndian))])
     ]
     pending = ", ".join(f"{status:04X}" for status in PENDING)
     return f"""
@@ -298,11 +294,6 @@ Table 4-6: keys of the query
 
 {table(("attribute", "tag", "value"), keys)}
 """
-
-
-def _find_transfer_syntaxes() -> list[str]:
-    """Pynetdicom's own choice, which COUNT leaves as it is."""
-    return [str(syntax) for syntax in build_context(STUDY_ROOT_FIND).transfer_syntax]
 
 
 # ---- DELIVER

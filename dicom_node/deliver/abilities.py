@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from dicom_node.errors import DeliveryError
+from dicom_node.deliver.scu import peer_of
+from dicom_node.errors import NetworkError
 from dicom_node.network.requestor import Association
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 
@@ -46,9 +47,9 @@ class Abilities:
         if known is not None and self._clock() - known.at < REMEMBERED_S:
             return known.accepts
         try:
-            with Association(destination, self._our_ae, (_LABEL_MAP, _SEGMENTATION)) as association:
+            with Association(peer_of(destination), self._our_ae, (_LABEL_MAP, _SEGMENTATION)) as association:
                 answer = association.accepts(*_LABEL_MAP)
-        except DeliveryError:
+        except NetworkError:
             return False
         with self._lock:
             self._answers[destination] = _Answer(self._clock(), answer)

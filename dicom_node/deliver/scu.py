@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING
 
 from pydicom.uid import ImplicitVRLittleEndian
 
-from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
-from dicom_node.network.requestor import Association, OutgoingFile
+from dicom_node.errors import (
+    AssociationRejected,
+    DeliveryDelayed,
+    DeliveryError,
+    DeliveryRefused,
+    NetworkError,
+    NotSendable,
+)
+from dicom_node.network.requestor import Association, OutgoingFile, Peer
 from dicom_node.standard.uids import VERIFICATION
 from dicom_node.types import DeliveryOutcome
 
@@ -90,31 +97,49 @@ def send(
         return ()
     try:
         offers = [(file.sop_class_uid, file.transfer_syntax_uid) for file in files]
-        with Association(destination, our_ae, offers) as association:
+        with Association(peer_of(destination), our_ae, offers) as association:
             for file in files:
                 settle(_store(association, file))
-    except (DeliveryDelayed, DeliveryRefused) as error:
+    except NetworkError as error:
         for file in files[len(outcomes) :]:
-            settle(_not_delivered(file, error))
+            settle(_not_delivered(file, translated(error)))
     return tuple(outcomes)
 
 
 def echo(destination: DestinationSettings, our_ae: str) -> tuple[bool, str]:
     """C-ECHO ``destination``: whether it answered Success, and what it answered, for people."""
     try:
-        with Association(destination, our_ae, [(VERIFICATION, str(ImplicitVRLittleEndian))]) as association:
+        with Association(peer_of(destination), our_ae, [(VERIFICATION, str(ImplicitVRLittleEndian))]) as association:
             status = association.echo()
-    except DeliveryError as error:
+    except NetworkError as error:
         return False, str(error)
     return status == 0, f"C-ECHO answered with 0x{status:04X}"
 
 
+def peer_of(destination: DestinationSettings) -> Peer:
+    """The Application Entity to call."""
+    return Peer(
+        ae_title=destination.ae_title,
+        host=destination.host,
+        port=destination.port,
+        connect_timeout_s=destination.connect_timeout_s,
+        response_timeout_s=destination.response_timeout_s,
+        largest_pdu_bytes=destination.maximum_pdu_bytes,
+    )
+
+
+def translated(error: NetworkError) -> DeliveryError:
+    """The border: what a failed association means for a delivery."""
+    is_final = isinstance(error, NotSendable) or (isinstance(error, AssociationRejected) and error.permanent)
+    return DeliveryRefused(str(error)) if is_final else DeliveryDelayed(str(error))
+
+
 def _store(association: Association, file: OutgoingFile) -> DeliveryOutcome:
-    """One instance's outcome; a lost association goes up as DeliveryDelayed, since it concerns the others too."""
+    """One instance's outcome; what concerns the others too goes up as a NetworkError."""
     try:
         status = association.store(file)
-    except DeliveryRefused as error:
-        return _not_delivered(file, error)
+    except NotSendable as error:
+        return _not_delivered(file, translated(error))
     meaning = classify(status)
     return DeliveryOutcome(
         sop_instance_uid=file.sop_instance_uid,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 
-from dicom_node.deliver.scu import classify
+from dicom_node.deliver.scu import classify, peer_of
 from dicom_node.demo.processes import Program, ProgramFailed, free_port
 from dicom_node.network.requestor import Association, OutgoingFile
 from dicom_node.settings import DestinationSettings
@@ -238,7 +238,7 @@ def outgoing_files(paths: Sequence[Path]) -> list[OutgoingFile]:
 
 def _c_store(files: Sequence[OutgoingFile], to: Peer, our_ae: str, progress: Callable[[int], None]) -> None:
     offers = {(file.sop_class_uid, file.transfer_syntax_uid) for file in files}
-    with Association(to.as_destination(), our_ae, sorted(offers)) as association:
+    with Association(peer_of(to.as_destination()), our_ae, sorted(offers)) as association:
         for count, file in enumerate(files, start=1):
             meaning = classify(association.store(file))
             if not meaning.delivered:

@@ -1,38 +1,28 @@
-"""One association as requestor, on a plain socket: C-ECHO and C-STORE straight from a file.
+"""An association as requestor: C-ECHO, C-STORE straight from a file, C-FIND.
 
-pynetdicom builds and reads the PDUs of the negotiation; the transport is our own, because its requestor queues a whole
-object in memory before the first byte leaves (a binary SEG of a whole body has 345 MB), starts the response timer
-when the transmission starts (a slow peer is taken for a silent one) and waits without end for a peer that stops
-reading. Here every wait is a wait on silence, and one PDU at a time is in memory.
-
-Peers are trusted with nothing: an answer is bounded (``LARGEST_ANSWER_BYTES``), and whatever a peer does becomes a
-:class:`DeliveryDelayed` or a :class:`DeliveryRefused`.
+Peers are trusted with nothing: an answer is bounded (``LARGEST_ANSWER_BYTES``), every wait ends, and whatever a peer
+does becomes a :class:`~dicom_node.errors.NetworkError`.
 """
 
 from __future__ import annotations
 
+import math
 import socket
-import struct
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-from pydicom import Dataset, dcmread
+from pydicom.filebase import DicomBytesIO
+from pydicom.filereader import read_dataset
+from pydicom.filewriter import write_dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import build_context
-from pynetdicom.dsutils import decode, encode
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made by the library at import
 
-from dicom_node.errors import DeliveryDelayed, DeliveryError, DeliveryRefused
-from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
-from dicom_node.standard.uids import APPLICATION_CONTEXT
+from dicom_node.errors import AssociationRejected, ConnectionLost, NetworkError, NotSendable, ProtocolFault
+from dicom_node.network import dimse, pdu
+from dicom_node.network.pdu import AbortReason, ContextResult, PduType
+from dicom_node.network.transport import Transport
+from dicom_node.standard.part10 import seek_data_set
+from dicom_node.standard.uids import VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -40,22 +30,31 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import BinaryIO
 
-    from dicom_node.settings import DestinationSettings
+    from pydicom import Dataset
+
+    from dicom_node.network.dimse import Message, Request
+    from dicom_node.network.pdu import Fragment
 
 LARGEST_ANSWER_BYTES = 1 << 20
-_LARGEST_OFFERED_CONTEXTS = 128
 RELEASE_WAIT_S = 5.0
-_SEND_BUFFER_BYTES = 512 * 1024
 SMALLEST_PDU_BYTES = 1024
 """A peer that announces less would make every object a storm of tiny PDUs; nobody does."""
+_SEND_BUFFER_BYTES = 512 * 1024
 
-_ASSOCIATE_AC, _ASSOCIATE_RJ, _P_DATA, _RELEASE_RQ, _RELEASE_RP, _ABORT = 2, 3, 4, 5, 6, 7
-_C_STORE_RQ, _C_STORE_RSP, _C_ECHO_RQ, _C_ECHO_RSP = 0x0001, 0x8001, 0x0030, 0x8030
-_COMMAND, _LAST = 0x01, 0x02
-_PDU_HEADER = struct.Struct(">BxI")
-_PDV_HEADER = struct.Struct(">IBB")
-_NO_DATASET, _WITH_DATASET = 0x0101, 0x0001
-_REJECTED_FOR_GOOD = 1
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An Application Entity to call. A timeout of 0 s is none; ``largest_pdu_bytes`` is what we take from it."""
+
+    ae_title: str
+    host: str
+    port: int
+    connect_timeout_s: float
+    response_timeout_s: float
+    largest_pdu_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.ae_title} at {self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,46 +68,58 @@ class OutgoingFile:
 
 
 class Association:
-    """An accepted association with ``destination``; a context manager that releases it, or aborts it on an exception.
+    """An accepted association with ``peer``; a context manager that releases it, or aborts it on an exception.
 
     ``offers`` are the pairs (SOP Class UID, Transfer Syntax UID) that will be needed; each becomes one presentation
     context, so that the peer's answer is known per pair (PS3.8 7.1.1.13). For Explicit VR Little Endian, Implicit VR
     Little Endian is offered in addition, for peers that accept nothing else.
 
     Raises:
-        DeliveryDelayed: peer away, silent, busy (rejected as transient), or its answer is no DICOM.
-        DeliveryRefused: peer rejects the association for good (PS3.8 9.3.4, result 1).
+        ConnectionLost: peer away or silent.
+        AssociationRejected: by an A-ASSOCIATE-RJ (PS3.8 9.3.4).
+        ProtocolFault: its answer is no DICOM.
+        NotSendable: more offers than one association can hold.
     """
 
-    def __init__(self, destination: DestinationSettings, our_ae: str, offers: Collection[tuple[str, str]]) -> None:
-        self._peer = f"{destination.ae_title} at {destination.host}:{destination.port}"
-        self._response_timeout_s = destination.response_timeout_s
-        self._message_id = 0
+    def __init__(self, peer: Peer, our_ae: str, offers: Collection[tuple[str, str]]) -> None:
+        self._peer = peer
+        self._silence_s = peer.response_timeout_s or math.inf
+        self._message_id = self._asked = 0
         wanted = with_fallback(offers)
-        self._socket = self._connect(destination)
+        self._transport = Transport(connect(peer), peer.largest_pdu_bytes, acknowledges_at_once=True)
         try:
-            request = _association_request(destination, our_ae, wanted)
-            with self._translated("sending the association request"):
-                self._socket.sendall(request)
-            self._accepted, self._largest_pdv = self._read_acceptance(wanted, destination.maximum_pdu_bytes)
+            request = _association_request(peer, our_ae, wanted)
+            acceptance = self._negotiate(request)
+            results = {answer.context_id: answer.result for answer in acceptance.contexts}
+            self._accepted = {
+                pair: context.context_id
+                for pair, context in zip(wanted, request.contexts, strict=True)
+                if results.get(context.context_id) == ContextResult.ACCEPTED
+            }
         except BaseException:
-            self._socket.close()
+            self._transport.close()
             raise
+        largest_pdu = min(acceptance.largest_pdu or peer.largest_pdu_bytes, peer.largest_pdu_bytes)
+        self._largest_fragment = max(largest_pdu, SMALLEST_PDU_BYTES) - pdu.PDV_HEADER.size
+        self._assembly = dimse.Assembly(self._accepted.values())
+        self._fragments: Iterator[Fragment] = iter(())
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
-            if kind is None:
-                self._release()
+            if error is None:
+                self._transport.send(pdu.release_request(), RELEASE_WAIT_S)
+                self._transport.read_pdu(RELEASE_WAIT_S)
+            elif isinstance(error, ProtocolFault):
+                self._transport.send(pdu.provider_abort(error.abort_reason), RELEASE_WAIT_S)
             else:
-                self._socket.settimeout(RELEASE_WAIT_S)
-                self._socket.sendall(_PDU_HEADER.pack(_ABORT, 4) + bytes(4))
-        except (OSError, DeliveryError):
+                self._transport.send(pdu.user_abort(), RELEASE_WAIT_S)
+        except NetworkError:
             pass  # every status that matters is known already
         finally:
-            self._socket.close()
+            self._transport.close()
 
     def accepts(self, sop_class: str, syntax: str) -> bool:
         """Whether the peer accepted the presentation context of this pair."""
@@ -118,14 +129,14 @@ class Association:
         """C-ECHO (PS3.7 9.1.5); returns the status.
 
         Raises:
-            DeliveryRefused: Verification was not accepted.
-            DeliveryDelayed: association lost, or no answer in time.
+            NotSendable: Verification was not accepted.
+            ConnectionLost: association lost, or no answer in time.
+            ProtocolFault: the answer is none.
         """
-        context_id = self._accepted.get((Verification, ImplicitVRLittleEndian))
-        if context_id is None:
-            raise DeliveryRefused(f"{self._peer} does not accept the Verification SOP Class")
-        self._send_command(context_id, _C_ECHO_RQ, AffectedSOPClassUID=Verification, CommandDataSetType=_NO_DATASET)
-        return self._read_status(_C_ECHO_RSP)
+        context_id, _ = self._context(VERIFICATION, ImplicitVRLittleEndian)
+        with self._named("a C-ECHO"):
+            self._send(context_id, dimse.echo_request(VERIFICATION))
+            return self._response().command.number(dimse.Element.STATUS)
 
     def store(self, file: OutgoingFile) -> int:
         """C-STORE (PS3.7 9.1.1) one file, its data set byte for byte as it lies on disk; returns the status.
@@ -133,189 +144,155 @@ class Association:
         Where the peer takes an explicit little endian object in implicit form only, the form is changed on the way.
 
         Raises:
-            DeliveryRefused: the peer accepted no presentation context for it, or the file can't be read.
-            DeliveryDelayed: association lost, or no answer in time.
+            NotSendable: the peer accepted no presentation context for it, or the file can't be read.
+            ConnectionLost: association lost, or no answer in time.
+            ProtocolFault: the answer is none.
         """
-        sop_class, syntax = file.sop_class_uid, file.transfer_syntax_uid
-        context_id = self._accepted.get((sop_class, syntax))
-        as_implicit = False
-        if context_id is None and syntax == ExplicitVRLittleEndian:
-            context_id = self._accepted.get((sop_class, ImplicitVRLittleEndian))
-            as_implicit = True
-        if context_id is None:
-            raise DeliveryRefused(f"{self._peer} accepts no {UID(sop_class).name} in {UID(syntax).name}")
+        context_id, syntax = self._context(file.sop_class_uid, file.transfer_syntax_uid)
         try:
             stream = file.path.open("rb")
         except OSError as error:
-            raise DeliveryRefused(f"file of {file.sop_instance_uid} can't be read: {error.strerror}") from error
+            raise NotSendable(f"file of {file.sop_instance_uid} can't be read: {error.strerror}") from error
         with stream:
-            head = _seek_data_set(stream, as_implicit=as_implicit)
-            self._send_command(
-                context_id,
-                _C_STORE_RQ,
-                AffectedSOPClassUID=sop_class,
-                Priority=0,
-                CommandDataSetType=_WITH_DATASET,
-                AffectedSOPInstanceUID=file.sop_instance_uid,
-            )
-            self._send_data_set(context_id, head, stream)
-        return self._read_status(_C_STORE_RSP)
+            head = _data_set(stream, as_implicit=syntax != file.transfer_syntax_uid)
+            with self._named("a C-STORE"):
+                request = dimse.store_request(file.sop_class_uid, file.sop_instance_uid)
+                self._send(context_id, request, _Joined(head, stream))
+                return self._response().command.number(dimse.Element.STATUS)
 
-    def _connect(self, destination: DestinationSettings) -> socket.socket:
-        try:
-            connection = socket.create_connection(
-                (destination.host, destination.port), timeout=destination.connect_timeout_s or None
-            )
-        except OSError as error:
-            raise DeliveryDelayed(f"{self._peer} can't be reached: {error.strerror or error}") from error
-        connection.settimeout(self._response_timeout_s or None)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # What waits in our kernel's buffer must not be taken for a peer's silence: keep it small against the timeout.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        return connection
+    def find(self, sop_class: str, identifier: Dataset) -> Iterator[tuple[int, Dataset | None]]:
+        """C-FIND (PS3.7 9.1.2): the status of each response, pending ones and the last, and its identifier.
 
-    def _read_acceptance(
-        self, wanted: list[tuple[str, str]], our_largest_pdu: int
-    ) -> tuple[dict[tuple[str, str], int], int]:
-        """Context ID per accepted pair, and the largest fragment that fits the peer's PDU."""
-        kind, body = self._read_pdu("the association request")
-        raw = _PDU_HEADER.pack(kind, len(body)) + body
-        if kind == _ASSOCIATE_RJ:
-            raise self._rejection(raw)
-        if kind != _ASSOCIATE_AC:
-            raise self._unexpected(kind, "the association request")
-        acceptance = A_ASSOCIATE_AC()
-        try:
-            acceptance.decode(raw)
-            accepted = {
-                wanted[(item.context_id - 1) // 2]: item.context_id
-                for item in acceptance.presentation_context
-                if item.result == 0 and item.context_id is not None
-            }
-            theirs = acceptance.user_information.maximum_length if acceptance.user_information else None
-        except Exception as error:
-            # the library raises whatever a malformed answer makes it stumble over
-            raise DeliveryDelayed(f"{self._peer} answers the association request with a malformed PDU") from error
-        if not acceptance.presentation_context:
-            raise DeliveryDelayed(f"{self._peer} accepts the association without a word on any presentation context")
-        largest_pdu = max(min(theirs or our_largest_pdu, our_largest_pdu), SMALLEST_PDU_BYTES)
-        return accepted, largest_pdu - _PDV_HEADER.size
+        Must be read to its end, or left by an exception, before the association is used for anything else.
 
-    def _rejection(self, raw: bytes) -> DeliveryError:
-        """Transient (result 2) or for good (result 1); PS3.8 9.3.4."""
-        rejection = A_ASSOCIATE_RJ()
-        try:
-            rejection.decode(raw)
-            meaning = f"{self._peer} rejects the association: {rejection.source_str}, {rejection.reason_str}"
-        except Exception:  # noqa: BLE001 - codes outside the standard make the library stumble
-            return DeliveryDelayed(f"{self._peer} rejects the association with unknown codes")
-        return DeliveryRefused(meaning) if rejection.result == _REJECTED_FOR_GOOD else DeliveryDelayed(meaning)
+        Raises:
+            NotSendable: no presentation context for ``sop_class`` was accepted.
+            ConnectionLost: association lost, or no answer in time.
+            ProtocolFault: an answer is none.
+        """
+        context_id, syntax = self._context(sop_class, ExplicitVRLittleEndian)
+        is_implicit = syntax == ImplicitVRLittleEndian
+        encoded = BytesIO(_encoded(identifier, is_implicit=is_implicit))
+        with self._named("a C-FIND"):
+            self._send(context_id, dimse.find_request(sop_class), encoded)
+            while True:
+                response = self._response()
+                status = response.command.number(dimse.Element.STATUS)
+                yield status, _decoded(response.data_set, is_implicit=is_implicit)
+                if status not in dimse.PENDING:
+                    return
 
-    def _send_command(self, context_id: int, command_field: int, **elements: Any) -> None:
+    def _negotiate(self, request: pdu.AssociationRequest) -> pdu.AssociationAcceptance:
+        with self._named("the association request"):
+            self._transport.send(request.encoded(), self._silence_s)
+            kind, body = self._transport.read_pdu(self._silence_s, pdu.LARGEST_ASSOCIATE)
+            if kind == PduType.ASSOCIATE_RJ:
+                raise self._rejected(pdu.Rejection.decode(body))
+            if kind != PduType.ASSOCIATE_AC:
+                raise _unexpected(kind)
+            acceptance = pdu.AssociationAcceptance.decode(body)
+            if not acceptance.contexts:
+                raise ProtocolFault(AbortReason.INVALID_PARAMETER, "accepted without a presentation context")
+            return acceptance
+
+    def _rejected(self, rejection: pdu.Rejection) -> AssociationRejected:
+        what = f"{self._peer} rejects the association: {rejection.term}"
+        return AssociationRejected(what, permanent=rejection.is_permanent)
+
+    def _context(self, sop_class: str, syntax: str) -> tuple[int, str]:
+        """ID and transfer syntax of the presentation context to use.
+
+        Raises:
+            NotSendable: none was accepted.
+        """
+        for accepted in (syntax, *((str(ImplicitVRLittleEndian),) if syntax == ExplicitVRLittleEndian else ())):
+            context_id = self._accepted.get((sop_class, accepted))
+            if context_id is not None:
+                return context_id, accepted
+        raise NotSendable(f"{self._peer} accepts no {UID(sop_class).name} in {UID(syntax).name}")
+
+    def _send(self, context_id: int, request: Request, data_set: _Readable | None = None) -> None:
         self._message_id = self._message_id % 0xFFFF + 1
-        command = Dataset()
-        command.CommandField = command_field
-        command.MessageID = self._message_id
-        for keyword, value in elements.items():
-            setattr(command, keyword, value)
-        encoded = encode(command, is_implicit_vr=True, is_little_endian=True) or b""
-        group_length = struct.pack("<HHII", 0x0000, 0x0000, 4, len(encoded))
-        self._send_fragments(context_id, _COMMAND, BytesIO(group_length + encoded))
+        self._asked = request.field
+        command = request.command(self._message_id).encoded()
+        self._send_fragments(context_id, pdu.COMMAND, BytesIO(command))
+        if data_set is not None:
+            self._send_fragments(context_id, 0, data_set)
 
-    def _send_data_set(self, context_id: int, head: bytes, rest: BinaryIO) -> None:
-        self._send_fragments(context_id, 0, _Joined(head, rest))
-
-    def _send_fragments(self, context_id: int, control: int, source: BinaryIO | _Joined) -> None:
+    def _send_fragments(self, context_id: int, control: int, source: _Readable) -> None:
         """Send ``source`` as P-DATA-TF PDUs (PS3.8 9.3.5), one fragment ahead to mark the last one."""
-        fragment = source.read(self._largest_pdv)
+        fragment = source.read(self._largest_fragment)
         while True:
-            following = source.read(self._largest_pdv)
-            flags = control if following else control | _LAST
-            header = _PDU_HEADER.pack(_P_DATA, len(fragment) + _PDV_HEADER.size)
-            header += _PDV_HEADER.pack(len(fragment) + 2, context_id, flags)
-            with self._translated("sending an object"):
-                self._socket.sendall(header + fragment)
+            following = source.read(self._largest_fragment)
+            flags = control if following else control | pdu.LAST
+            self._transport.send(pdu.p_data(context_id, flags, fragment), self._silence_s)
             if not following:
                 return
             fragment = following
 
-    def _read_status(self, expected_response: int) -> int:
-        encoded = b""
+    def _response(self) -> Message:
+        """The next response to the last request.
+
+        Raises:
+            ConnectionLost: association lost or aborted, or no answer in time.
+            ProtocolFault: something else, or more than ``LARGEST_ANSWER_BYTES``.
+        """
+        data_set = b""
         while True:
-            kind, body = self._read_pdu("a C-STORE or C-ECHO request")
-            if kind != _P_DATA:
-                raise self._unexpected(kind, "a request")
-            for flags, fragment in _fragments(body):
-                if flags & _COMMAND:
-                    encoded += fragment
-                if flags & _COMMAND and flags & _LAST:
-                    return self._status_of(encoded, expected_response)
-            if len(encoded) > LARGEST_ANSWER_BYTES:
-                raise DeliveryDelayed(f"{self._peer} answers with an endless command set")
+            fragment = self._next_fragment()
+            is_whole_command = self._assembly.take(fragment)
+            command = self._assembly.command
+            if command is None:
+                continue
+            if is_whole_command:
+                self._check_answers(command)
+            else:
+                data_set += fragment.data
+            if len(data_set) > LARGEST_ANSWER_BYTES:
+                raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"answer of more than {LARGEST_ANSWER_BYTES} bytes")
+            if fragment.is_last and not (is_whole_command and command.has_data_set):
+                self._assembly.end()
+                return dimse.Message(command, data_set if command.has_data_set else None)
 
-    def _status_of(self, encoded: bytes, expected_response: int) -> int:
-        try:
-            command = decode(BytesIO(encoded), is_implicit_vr=True, is_little_endian=True)
-            field, answered, status = command.CommandField, command.MessageIDBeingRespondedTo, command.Status
-        except Exception as error:
-            # pydicom raises whatever a malformed command set makes it stumble over
-            raise DeliveryDelayed(f"{self._peer} answers with a malformed command set") from error
-        if (field, answered) != (expected_response, self._message_id):
-            raise DeliveryDelayed(
-                f"{self._peer} answers command 0x{field:04X} to message {answered},"
-                f" expected 0x{expected_response:04X} to {self._message_id}"
+    def _next_fragment(self) -> Fragment:
+        while True:
+            for fragment in self._fragments:
+                return fragment
+            kind, body = self._transport.read_pdu(self._silence_s)
+            if kind != PduType.P_DATA:
+                raise _unexpected(kind)
+            self._fragments = pdu.fragments(body)
+
+    def _check_answers(self, command: dimse.CommandSet) -> None:
+        expected = self._asked | dimse.RESPONSE
+        if (command.field, command.message_id) != (expected, self._message_id):
+            raise ProtocolFault(
+                AbortReason.INVALID_PARAMETER,
+                f"command 0x{command.field:04X} about message {command.message_id},"
+                f" expected 0x{expected:04X} about {self._message_id}",
             )
-        return int(status)
 
-    def _release(self) -> None:
-        self._socket.settimeout(RELEASE_WAIT_S)
-        self._socket.sendall(_PDU_HEADER.pack(_RELEASE_RQ, 4) + bytes(4))
-        self._read_pdu("the release request")
-
-    def _read_pdu(self, answered: str) -> tuple[int, bytes]:
-        with self._translated(f"waiting for the answer to {answered}"):
-            kind, length = _PDU_HEADER.unpack(self._receive(_PDU_HEADER.size))
-            if length > LARGEST_ANSWER_BYTES:
-                raise DeliveryDelayed(f"{self._peer} announces an answer of {length} bytes")
-            return kind, self._receive(length)
-
-    def _receive(self, count: int) -> bytes:
-        received = bytearray()
-        while len(received) < count:
-            # The kernel forgets this option; without it the ACK of a split answer waits 40 ms (Nagle at the peer).
-            if hasattr(socket, "TCP_QUICKACK"):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            part = self._socket.recv(count - len(received))
-            if not part:
-                raise ConnectionResetError("connection closed by the peer")
-            received += part
-        return bytes(received)
-
-    def _unexpected(self, kind: int, answered: str) -> DeliveryDelayed:
-        names = {_ABORT: "aborts the association", _RELEASE_RQ: "releases the association"}
-        what = names.get(kind, f"answers with PDU type 0x{kind:02X}")
-        return DeliveryDelayed(f"{self._peer} {what} instead of answering {answered}")
-
-    def _translated(self, doing: str) -> _Translated:
-        return _Translated(self._peer, doing)
+    def _named(self, request: str) -> _Named:
+        return _Named(self._peer, request)
 
 
-class _Translated:
-    """The border: what the socket raises becomes a DeliveryDelayed that says what we were doing."""
+class _Named:
+    """What the layers below raise gets the name of the peer, and of what was asked of it."""
 
-    def __init__(self, peer: str, doing: str) -> None:
+    def __init__(self, peer: Peer, request: str) -> None:
         self._peer = peer
-        self._doing = doing
+        self._request = request
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, TimeoutError):
-            raise DeliveryDelayed(f"{self._peer} is silent: timeout while {self._doing}") from error
-        if isinstance(error, OSError):
-            raise DeliveryDelayed(f"{self._peer} lost while {self._doing}: {error.strerror or error}") from error
+        if isinstance(error, ConnectionLost):
+            raise ConnectionLost(f"{self._peer} lost during {self._request}: {error}") from error
+        if isinstance(error, ProtocolFault):
+            raise ProtocolFault(
+                error.abort_reason, f"{self._peer} answers {self._request} with a malformed message: {error}"
+            ) from error
 
 
 class _Joined:
@@ -333,95 +310,82 @@ class _Joined:
         return part
 
 
+_Readable = BytesIO | _Joined
+
+
+def connect(peer: Peer) -> socket.socket:
+    """A connection to ``peer``.
+
+    Raises:
+        ConnectionLost: it can't be reached.
+    """
+    try:
+        connection = socket.create_connection((peer.host, peer.port), timeout=peer.connect_timeout_s or None)
+    except OSError as error:
+        raise ConnectionLost(f"{peer} can't be reached: {error.strerror or error}") from error
+    # What waits in our kernel's buffer must not be taken for a peer's silence: keep it small against the timeout.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+    return connection
+
+
 def with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
     """The presentation contexts proposed for ``offers``, each a SOP class and one transfer syntax.
 
     Raises:
-        DeliveryRefused: more than an association can propose.
+        NotSendable: more than an association can propose.
     """
     wanted = list(dict.fromkeys(offers))
     for sop_class, syntax in tuple(wanted):
         fallback = (sop_class, str(ImplicitVRLittleEndian))
         if syntax == ExplicitVRLittleEndian and fallback not in wanted:
             wanted.append(fallback)
-    if len(wanted) > _LARGEST_OFFERED_CONTEXTS:
-        raise DeliveryRefused(f"{len(wanted)} presentation contexts needed, one association can offer 128")
+    if len(wanted) > pdu.MOST_CONTEXTS:
+        raise NotSendable(f"{len(wanted)} presentation contexts needed, one association can offer {pdu.MOST_CONTEXTS}")
     return wanted
 
 
-def _association_request(destination: DestinationSettings, our_ae: str, wanted: list[tuple[str, str]]) -> bytes:
-    request = A_ASSOCIATE()
-    request.application_context_name = UID(APPLICATION_CONTEXT)
-    request.calling_ae_title = our_ae
-    request.called_ae_title = destination.ae_title
-    contexts = []
-    for index, (sop_class, syntax) in enumerate(wanted):
-        context = build_context(sop_class, syntax)
-        context.context_id = 2 * index + 1
-        contexts.append(context)
-    request.presentation_context_definition_list = contexts
-    largest, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
+def _association_request(peer: Peer, our_ae: str, wanted: list[tuple[str, str]]) -> pdu.AssociationRequest:
+    return pdu.AssociationRequest(
+        calling_ae=our_ae,
+        called_ae=peer.ae_title,
+        contexts=tuple(
+            pdu.ProposedContext(2 * index + 1, sop_class, (syntax,)) for index, (sop_class, syntax) in enumerate(wanted)
+        ),
+        largest_pdu=peer.largest_pdu_bytes,
     )
-    largest.maximum_length_received = destination.maximum_pdu_bytes
-    implementation.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = VERSION_NAME
-    request.user_information = [largest, implementation, version]
-    return A_ASSOCIATE_RQ(request).encode()
 
 
-def _fragments(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """The presentation data values of one P-DATA-TF PDU: (message control header, fragment)."""
-    place = 0
-    while place + _PDV_HEADER.size <= len(body):
-        length, _, flags = _PDV_HEADER.unpack_from(body, place)
-        yield flags, body[place + _PDV_HEADER.size : place + 4 + length]
-        place += 4 + max(length, 2)
+def _unexpected(kind: int) -> NetworkError:
+    if kind == PduType.ABORT:
+        return ConnectionLost("aborted by the peer")
+    return ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} at the wrong moment")
 
 
-def _seek_data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
+def _data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
     """Place ``stream`` where the bytes to send go on, and return those that come before.
 
-    Unchanged form: at the first byte after the file meta information, nothing before. Implicit form: the header is
-    encoded anew; native pixel data are the same bytes in both forms and go on from the file.
-
     Raises:
-        DeliveryRefused: not a readable DICOM Part 10 file.
+        NotSendable: not a readable DICOM Part 10 file.
     """
     try:
-        if as_implicit:
-            return _implicit_head(stream)
-        stream.seek(_meta_end(stream))
+        return seek_data_set(stream, as_implicit=as_implicit)
     except Exception as error:
         # pydicom raises whatever it stumbles over
-        raise DeliveryRefused(f"result file is no readable DICOM Part 10 file ({type(error).__name__})") from error
-    return b""
+        raise NotSendable(f"result file is no readable DICOM Part 10 file ({type(error).__name__})") from error
 
 
-def _implicit_head(stream: BinaryIO) -> bytes:
-    """The data set in implicit form up to the pixel values, where ``stream`` is left (at its end if there are none)."""
-    header = dcmread(stream, stop_before_pixels=True)
-    head = encode(header, is_implicit_vr=True, is_little_endian=True)
-    if head is None:
-        raise ValueError("header can't be encoded in implicit form")
-    element = stream.read(12)
-    if not element:
-        return head
-    group, number, _, length = struct.unpack("<HH4sI", element)
-    values_at = stream.tell()
-    if stream.seek(0, 2) != values_at + length:
-        raise ValueError("elements behind the pixel data")
-    stream.seek(values_at)
-    return head + struct.pack("<HHI", group, number, length)
+def _encoded(identifier: Dataset, *, is_implicit: bool) -> bytes:
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, is_implicit
+    write_dataset(buffer, identifier)
+    return buffer.getvalue()
 
 
-def _meta_end(stream: BinaryIO) -> int:
-    """Offset of the first byte after the file meta information (PS3.10 7.1: preamble, prefix, group 0002)."""
-    stream.seek(0)
-    start = stream.read(144)
-    tag, representation, value = start[132:136], start[136:138], start[140:144]
-    if start[128:132] != b"DICM" or tag != b"\x02\x00\x00\x00" or representation != b"UL":
-        raise ValueError("no file meta information with group length")
-    return 144 + int(struct.unpack("<I", value)[0])
+def _decoded(encoded: bytes | None, *, is_implicit: bool) -> Dataset | None:
+    if encoded is None:
+        return None
+    try:
+        return read_dataset(BytesIO(encoded), is_implicit_VR=is_implicit, is_little_endian=True)
+    except Exception as error:
+        # as above
+        raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"identifier: {type(error).__name__}") from error

@@ -20,6 +20,7 @@ from pydicom.filereader import read_file_meta_info
 from dicom_node.errors import InstanceRefused
 from dicom_node.receive.header import MalformedDataset, read_header
 from dicom_node.receive.policy import check_dataset
+from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import CT_SOP_CLASSES
 from dicom_node.types import Receipt, ReceivedInstance
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 _LEFTOVER_AGE_S = 600.0
 """No writer, however slow its sender or disk, leaves a temporary file alone for so long."""
-_META_PREFIX_BYTES = 128 + 4 + 12
-"""Preamble, DICM and the group length element, whose value counts the rest of the meta information (PS3.10 7.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         if sop_class_uid not in CT_SOP_CLASSES:
             return None
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
-            dataset = bytes(whole[_META_PREFIX_BYTES + int(meta.FileMetaInformationGroupLength) :])
+            dataset = whole[data_set_start(whole[:HEAD_LENGTH]) :]
         header = read_header(dataset, syntax)
         check_dataset(sop_class_uid, str(meta.MediaStorageSOPInstanceUID), header)
     except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, OSError, ValueError):

@@ -10,18 +10,22 @@ from typing import TYPE_CHECKING
 
 import structlog
 from pydicom import Dataset
-from pydicom.uid import UID
-from pynetdicom import AE, _config
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
+from dicom_node.network.dimse import PENDING
+from dicom_node.network.requestor import Association, Peer
+from dicom_node.standard.uids import STUDY_ROOT_FIND
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dicom_node.settings import SourceSettings
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 5.0
-PENDING = (0xFF00, 0xFF01)
+LARGEST_PDU_BYTES = 16384
+MOST_ANSWERS = 1000
+"""More series than a study has: such a peer ignores what it was asked."""
 
 
 def expected_count(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -> int | None:
@@ -40,36 +44,27 @@ def expected_count(source: SourceSettings, our_ae: str, study_uid: str, series_u
 
 
 def _ask(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -> int | None:
-    # identifiers and answers would go into pynetdicom's log otherwise
-    _config.LOG_REQUEST_IDENTIFIERS = _config.LOG_RESPONSE_IDENTIFIERS = False
-    entity = AE(ae_title=our_ae)
-    entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    entity.implementation_version_name = VERSION_NAME
-    entity.connection_timeout = CONNECT_TIMEOUT_S
-    entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = ANSWER_TIMEOUT_S
-    entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-    association = entity.associate(
-        source.count_host or "", source.count_port, ae_title=source.count_ae_title or source.ae_title
+    peer = Peer(
+        ae_title=source.count_ae_title or source.ae_title,
+        host=source.count_host or "",
+        port=source.count_port,
+        connect_timeout_s=CONNECT_TIMEOUT_S,
+        response_timeout_s=ANSWER_TIMEOUT_S,
+        largest_pdu_bytes=LARGEST_PDU_BYTES,
     )
-    if not association.is_established:
-        return None
-    try:
-        answers = association.send_c_find(
-            query_identifier(study_uid, series_uid), StudyRootQueryRetrieveInformationModelFind
-        )
-        counts = [
-            int(identifier.NumberOfSeriesRelatedInstances)
-            for status, identifier in answers
-            if "Status" in status
-            and status.Status in PENDING
-            and identifier is not None
-            and identifier.get("SeriesInstanceUID") == series_uid
-            and identifier.get("NumberOfSeriesRelatedInstances") is not None
-        ]
-    finally:
-        if association.is_established:
-            association.release()
+    with Association(peer, our_ae, [(STUDY_ROOT_FIND, str(ExplicitVRLittleEndian))]) as association:
+        answers = association.find(STUDY_ROOT_FIND, query_identifier(study_uid, series_uid))
+        counts = [count for count in _counts(answers, series_uid) if count is not None]
     return counts[0] if len(counts) == 1 else None
+
+
+def _counts(answers: Iterator[tuple[int, Dataset | None]], series_uid: str) -> Iterator[int | None]:
+    for number, (status, identifier) in enumerate(answers, start=1):
+        if number > MOST_ANSWERS:
+            raise ValueError(f"more than {MOST_ANSWERS} answers")
+        if status in PENDING and identifier is not None and identifier.get("SeriesInstanceUID") == series_uid:
+            count = identifier.get("NumberOfSeriesRelatedInstances")
+            yield None if count is None else int(count)
 
 
 def query_identifier(study_uid: str, series_uid: str) -> Dataset:

@@ -17,6 +17,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.uid import ImplicitVRLittleEndian
 
 from dicom_node.errors import DicomNodeError
+from dicom_node.standard.part10 import LONG_VRS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,6 @@ _LONGEST_VALUE = 1024
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
-_LONG_VRS = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _STUDY_UID, _SERIES_UID = 0x0020000D, 0x0020000E
 _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAMES = 0x00200013, 0x00200032, 0x00200037, 0x00280008
@@ -172,7 +172,7 @@ class _Walk:
             self._offset = start + 8
             return _implicit_vr(tag), _LONG.unpack_from(self._bytes, start + 4)[0]
         vr = bytes(self._bytes[start + 4 : start + 6])
-        if vr in _LONG_VRS:
+        if vr in LONG_VRS:
             if start + 12 > self._length:
                 raise MalformedDataset(f"byte {start}: the data set ends inside an element header")
             self._offset = start + 12

@@ -8,9 +8,9 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING
 
-from pynetdicom.presentation import PresentationContext
-
 from dicom_node.errors import InstanceRefused
+from dicom_node.network.acceptor import Refused, Served
+from dicom_node.network.dimse import SUCCESS, UNRECOGNISED_OPERATION
 from dicom_node.network.pdu import (
     APPLICATION_CONTEXT_NOT_SUPPORTED,
     CALLED_AE_NOT_RECOGNISED,
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from dicom_node.receive.header import InstanceHeader
     from dicom_node.settings import SourceSettings
 
-SUCCESS = 0x0000
 INVALID_SOP_INSTANCE = 0x0117
 SOP_CLASS_NOT_SUPPORTED = 0x0122
-UNRECOGNISED_OPERATION = 0x0211
 OUT_OF_RESOURCES = 0xA700
 DATASET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
@@ -51,33 +49,27 @@ STATUSES: Mapping[int, tuple[str, str]] = {
 }
 """Every status that the listener answers (PS3.7 annex C, PS3.4 B.2.3): its meaning, and when."""
 
-ACCEPTED = 0
-_ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
-_TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
-REJECTIONS: Mapping[tuple[int, int, int], tuple[str, str]] = {
-    APPLICATION_CONTEXT_NOT_SUPPORTED: ("application-context-name-not-supported", "it is not DICOM's"),
-    CALLED_AE_NOT_RECOGNISED: ("called-AE-title-not-recognized", "it is not that of the node"),
-    CALLING_AE_NOT_RECOGNISED: (
-        "calling-AE-title-not-recognized",
-        "it is not configured as a source, or comes from an address that it may not come from",
-    ),
-    LOCAL_LIMIT_EXCEEDED: ("local-limit-exceeded", "the largest number of associations is open"),
+REJECTIONS: Mapping[Rejection, str] = {
+    APPLICATION_CONTEXT_NOT_SUPPORTED: "it is not DICOM's",
+    CALLED_AE_NOT_RECOGNISED: "it is not that of the node",
+    CALLING_AE_NOT_RECOGNISED: "it is not configured as a source, or comes from an address that it may not come from",
+    LOCAL_LIMIT_EXCEEDED: "the largest number of associations is open",
 }
-"""Every rejection by (result, source, reason) of PS3.8 9.3.4: its name, and when."""
+"""Every rejection, and when."""
 
 
 def admit(
     sources: Iterable[SourceSettings], our_ae: str, calling_ae: str, called_ae: str, address: str
-) -> SourceSettings | Rejection:
+) -> SourceSettings | Refused:
     """The configured source that asks, or why it is turned away. Nobody who is not configured gets in."""
     if called_ae.strip() != our_ae.strip():
-        return Rejection(*CALLED_AE_NOT_RECOGNISED, "called AE title is not ours")
+        return Refused(CALLED_AE_NOT_RECOGNISED, "called AE title is not ours")
     for source in sources:
         if source.ae_title.strip() == calling_ae.strip():
             if _comes_from(source, address):
                 return source
-            return Rejection(*CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} may not come from this address")
-    return Rejection(*CALLING_AE_NOT_RECOGNISED, "calling AE title is not configured as a source")
+            return Refused(CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} may not come from this address")
+    return Refused(CALLING_AE_NOT_RECOGNISED, "calling AE title is not configured as a source")
 
 
 def _comes_from(source: SourceSettings, address: str) -> bool:
@@ -89,33 +81,14 @@ def _comes_from(source: SourceSettings, address: str) -> bool:
     return any(peer in ipaddress.ip_network(network, strict=False) for network in source.addresses)
 
 
-def negotiate(
-    proposed: Iterable[PresentationContext], source: SourceSettings, transfer_syntaxes: frozenset[str]
-) -> list[PresentationContext]:
-    """Answer each proposed presentation context (PS3.8 9.3.3.2): 0 accepted, 3 and 4 refused for its syntaxes.
-
-    Of several transfer syntaxes the first one that we speak is taken, since senders put first what they have.
-    """
-    spoken: dict[str, frozenset[str]] = {}
+def served(source: SourceSettings, transfer_syntaxes: frozenset[str]) -> dict[str, Served]:
+    """What ``source`` is served, by abstract syntax: it is SCU of all of it."""
+    served: dict[str, Served] = {}
     if "echo" in source.services:
-        spoken[VERIFICATION] = frozenset(str(uid) for uid in UNCOMPRESSED)
+        served[VERIFICATION] = Served(frozenset(str(uid) for uid in UNCOMPRESSED))
     if "store" in source.services:
-        spoken |= dict.fromkeys(CT_SOP_CLASSES, transfer_syntaxes)
-    return [_answer(context, spoken) for context in proposed]
-
-
-def _answer(proposed: PresentationContext, spoken: dict[str, frozenset[str]]) -> PresentationContext:
-    ours = spoken.get(str(proposed.abstract_syntax))
-    common = [str(uid) for uid in proposed.transfer_syntax if ours is not None and str(uid) in ours]
-    answer = PresentationContext()
-    answer.context_id = proposed.context_id
-    answer.abstract_syntax = proposed.abstract_syntax
-    answer.transfer_syntax = [common[0] if common else proposed.transfer_syntax[0]]
-    if ours is None:
-        answer.result = _ABSTRACT_SYNTAX_NOT_SUPPORTED
-    else:
-        answer.result = ACCEPTED if common else _TRANSFER_SYNTAXES_NOT_SUPPORTED
-    return answer
+        served |= dict.fromkeys(CT_SOP_CLASSES, Served(transfer_syntaxes))
+    return served
 
 
 def check_announcement(context_sop_class: str, sop_class: str, sop_instance: str) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from dicom_node.errors import InstanceRefused, StoreUnavailable
+from dicom_node.network.dimse import SUCCESS, Response
 from dicom_node.receive.header import InstanceHeader, MalformedDataset, read_header
 from dicom_node.receive.policy import (
     CANNOT_UNDERSTAND,
     OUT_OF_RESOURCES,
-    SUCCESS,
     check_announcement,
     check_dataset,
 )
@@ -21,7 +21,8 @@ from dicom_node.standard.part10 import FileMeta
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
-    from dicom_node.network.dimse import Command
+    from dicom_node.network.acceptor import AcceptedContext
+    from dicom_node.network.dimse import CommandSet
     from dicom_node.store.disk import DiskWatermark
     from dicom_node.store.spool import InstanceWriter, Spool
 
@@ -48,14 +49,6 @@ class Sender:
     association_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A status for the wire, and the Error Comment to it."""
-
-    status: int
-    comment: str = ""
-
-
 class Reception:
     """One instance on its way in.
 
@@ -65,20 +58,20 @@ class Reception:
 
     def __init__(
         self,
-        command: Command,
-        context: tuple[str, str],
+        command: CommandSet,
+        context: AcceptedContext,
         sender: Sender,
         store: tuple[Spool, ReceiptLedger],
         disk: DiskWatermark,
     ) -> None:
-        """``context``: abstract and transfer syntax of the presentation context the command came on."""
+        """``context``: the presentation context that the command came on."""
         self._command = command
-        self._abstract_syntax, self._transfer_syntax = context
+        self._abstract_syntax, self._transfer_syntax = context.abstract_syntax, context.transfer_syntax
         self._sender = sender
         self._spool, self._ledger = store
         self._disk = disk
         self._writer: InstanceWriter | None = None
-        self._failure: Answer | None = None
+        self._failure: Response | None = None
         with _Guard(self):
             self._open()
 
@@ -88,13 +81,13 @@ class Reception:
             with _Guard(self):
                 self._writer.write(fragment)
 
-    def conclude(self) -> Answer:
+    def conclude(self) -> Response:
         """After the last fragment: make the instance durable, record it, and say how it went."""
         if self._failure is None:
             with _Guard(self):
                 self._keep()
         self.discard()
-        return self._failure or Answer(SUCCESS)
+        return self._failure or Response(SUCCESS)
 
     def discard(self) -> None:
         """Forget an instance that will not be completed; nothing of it stays."""
@@ -102,7 +95,7 @@ class Reception:
             self._writer.__exit__(None, None, None)
             self._writer = None
 
-    def fail(self, answer: Answer) -> None:
+    def fail(self, answer: Response) -> None:
         """Keep ``answer`` for the end of the data set, and nothing of the data."""
         self._failure = answer
         self.discard()
@@ -178,14 +171,14 @@ class _Guard:
         if error is None:
             return False
         if isinstance(error, InstanceRefused):
-            self._reception.fail(Answer(error.status, str(error)))
+            self._reception.fail(Response(error.status, str(error)))
         elif isinstance(error, StoreUnavailable):
             structlog.get_logger().error("store.unavailable", reason=str(error))
-            self._reception.fail(Answer(OUT_OF_RESOURCES, "storage is not available at present"))
+            self._reception.fail(Response(OUT_OF_RESOURCES, "storage is not available at present"))
         elif isinstance(error, Exception):
             # our own fault, not the instance's: the sender may try again
             structlog.get_logger().error("reception.crashed", exc_info=error)
-            self._reception.fail(Answer(OUT_OF_RESOURCES, "internal error"))
+            self._reception.fail(Response(OUT_OF_RESOURCES, "internal error"))
         else:
             return False
         return True

@@ -18,34 +18,35 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.errors import StoreUnavailable
+from dicom_node.errors import ConnectionLost, ProtocolFault, StoreUnavailable
 from dicom_node.network import dimse, pdu
-from dicom_node.network import transport as upper_layer
-from dicom_node.network.transport import ConnectionLost, Fragment, ProtocolFault, Transport
+from dicom_node.network.acceptor import Acceptor, Limits, Refused
+from dicom_node.network.dimse import Response
 from dicom_node.receive import policy
-from dicom_node.receive.reception import Answer, ReceiptLedger, Reception, Sender
+from dicom_node.receive.reception import ReceiptLedger, Reception, Sender
 from dicom_node.standard import transfer_syntaxes
-from dicom_node.standard.uids import APPLICATION_CONTEXT, VERIFICATION
+from dicom_node.standard.uids import VERIFICATION
 from dicom_node.store.disk import DiskWatermark
 
 if TYPE_CHECKING:
-    from pynetdicom.pdu_primitives import A_ASSOCIATE
+    from collections.abc import Mapping
 
-    from dicom_node.settings import Settings, SourceSettings
+    from dicom_node.network.acceptor import AcceptedContext, Served
+    from dicom_node.network.dimse import CommandSet
+    from dicom_node.network.pdu import AssociationRequest
+    from dicom_node.settings import Settings
     from dicom_node.store.spool import Spool
 
 __all__ = ["Listener", "ReceiptLedger"]
 
-REQUEST_DEADLINE_S = 10.0
 MOST_WAITING = 64
 MOST_WAITING_PER_ADDRESS = 8
-LARGEST_COMMAND_SET = 16 * 1024
-SLOWEST_BYTES_PER_S = 10_000
 STOP_DEADLINE_S = 8.0
 _FORCED_STOP_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 128
 _LEFTOVER_AGE_S = 60.0
+_NOT_SUPPORTED = Response(dimse.UNRECOGNISED_OPERATION, "operation not supported")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class _Connections:
 
     def _cut_waiting(self, connection: _Connection) -> None:
         self.waiting.remove(connection)
-        connection.cut()
+        connection.acceptor.cut()
 
 
 class Listener:
@@ -145,13 +146,13 @@ class Listener:
         self._socket.close()
         remaining = self._connections.all()
         for connection in remaining:
-            connection.stop_when_idle()
+            connection.acceptor.stop_when_idle()
         deadline = time.monotonic() + STOP_DEADLINE_S
         for connection in remaining:
             connection.thread.join(max(deadline - time.monotonic(), 0))
         for connection in remaining:
             if connection.thread.is_alive():
-                connection.cut()
+                connection.acceptor.cut()
                 connection.thread.join(_FORCED_STOP_S)
         self._log.info("listener.stopped")
 
@@ -170,231 +171,124 @@ class Listener:
                 connection.thread.start()
             except RuntimeError:
                 self._log.error("listener.no_thread")
-                connection.close()
+                self._connections.remove(connection)
+                accepted.close()
 
 
 class _Connection:
-    """One TCP connection and the association that may come of it."""
+    """One TCP connection, and what is served on the association that may come of it (an acceptor's ``Service``)."""
 
     def __init__(self, accepted: socket.socket, address: str, node: _Node, connections: _Connections) -> None:
         self.address = address
         self.thread = threading.Thread(target=self._run, name=f"association from {address}", daemon=True)
-        self._socket = accepted
+        limits = node.settings.receive
+        self.acceptor = Acceptor(
+            accepted,
+            self,
+            Limits(
+                largest_pdu_bytes=limits.maximum_pdu_bytes,
+                largest_data_set_bytes=limits.maximum_instance_bytes,
+                idle_s=limits.network_timeout_s,
+                message_s=limits.dimse_timeout_s,
+            ),
+        )
         self._node = node
         self._connections = connections
-        self._limits = node.settings.receive
         self._association_id = uuid.uuid4().hex
         self._log = structlog.get_logger().bind(association=self._association_id, peer=address)
         self._calling_ae = ""
-        self._contexts: dict[int, tuple[str, str]] = {}
-        self._command_set = bytearray()
-        self._request: dimse.Command | None = None
         self._reception: Reception | None = None
-        self._context_id = 0
-        self._started = 0.0
-        self._size_bytes = 0
         self._opened = False
         self._stored = 0
         self._refused = 0
 
-    # ---- from other threads
-
-    def cut(self) -> None:
-        """End it now, whatever it does."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def stop_when_idle(self) -> None:
-        """End it as soon as no message is under way (PS3.8 has no other way to say so than A-ABORT)."""
-        if not self._is_busy():
-            with suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RD)
-
-    def close(self) -> None:
-        """Give the socket and the place back."""
-        self._connections.remove(self)
-        with suppress(OSError):
-            self._socket.close()
-
-    # ---- in its own thread
-
     def _run(self) -> None:
         released = False
         try:
-            transport = Transport(self._socket, self._limits.maximum_pdu_bytes, REQUEST_DEADLINE_S)
-        except OSError:
-            self.close()  # reset before we came to it
-            return
-        try:
-            if self._establish(transport):
-                self._converse(transport)
-                released = True
+            released = self.acceptor.run()
         except ConnectionLost as lost:
-            if self._connections.stopping:
-                transport.close_after(upper_layer.provider_abort(upper_layer.NOT_SPECIFIED))
-            elif self._calling_ae:
+            if self._calling_ae and not self._connections.stopping:
                 self._log.warning("association.lost", calling_ae=self._calling_ae, reason=str(lost))
         except ProtocolFault as fault:
             self._log.warning("association.fault", calling_ae=self._calling_ae, reason=str(fault))
-            transport.close_after(upper_layer.provider_abort(fault.abort_reason))
         except Exception:  # noqa: BLE001 - the border: one association may fail, the listener may not
             self._log.exception("association.crashed")
-            transport.close_after(upper_layer.provider_abort(upper_layer.NOT_SPECIFIED))
         finally:
             self._end(released=released)
 
-    def _establish(self, transport: Transport) -> bool:
-        """Negotiate; False if the association was rejected."""
-        request = transport.read_association_request(REQUEST_DEADLINE_S)
-        admitted = self._admit(request)
-        if isinstance(admitted, pdu.Rejection):
-            self._log.warning("association.rejected", reason=admitted.reason)
-            transport.close_after(upper_layer.rejection(admitted))
-            return False
-        self._calling_ae = admitted.ae_title.strip()
-        answers = policy.negotiate(request.presentation_context_definition_list, admitted, self._node.transfer_syntaxes)
-        self._contexts = {
-            int(answer.context_id or 0): (str(answer.abstract_syntax), str(answer.transfer_syntax[0]))
-            for answer in answers
-            if answer.result == policy.ACCEPTED
-        }
-        transport.send(upper_layer.acceptance(request, answers, self._limits.maximum_pdu_bytes))
-        return True
+    # ---- what the acceptor asks
 
-    def _admit(self, request: A_ASSOCIATE) -> SourceSettings | pdu.Rejection:
-        if str(request.application_context_name) != APPLICATION_CONTEXT:
-            return pdu.Rejection(*pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "application context is not DICOM's")
+    def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
+        """See Service."""
         settings = self._node.settings
         admitted = policy.admit(
-            settings.sources,
-            settings.node.ae_title,
-            request.calling_ae_title or "",
-            request.called_ae_title or "",
-            self.address,
+            settings.sources, settings.node.ae_title, request.calling_ae, request.called_ae, self.address
         )
-        if isinstance(admitted, pdu.Rejection) or self._connections.associate(self):
+        if not isinstance(admitted, Refused) and not self._connections.associate(self):
+            most = settings.receive.maximum_associations
+            admitted = Refused(pdu.LOCAL_LIMIT_EXCEEDED, f"{most} associations are open")
+        if isinstance(admitted, Refused):
+            self._log.warning("association.rejected", reason=admitted.reason)
             return admitted
-        return pdu.Rejection(*pdu.LOCAL_LIMIT_EXCEEDED, f"{self._limits.maximum_associations} associations are open")
+        self._calling_ae = admitted.ae_title.strip()
+        return policy.served(admitted, self._node.transfer_syntaxes)
 
-    def _converse(self, transport: Transport) -> None:
-        """Serve PDUs until the peer releases."""
-        while True:
-            if not self._is_busy():
-                if self._connections.stopping:
-                    raise ConnectionLost("stopping")
-                transport.set_deadline(self._limits.network_timeout_s)
-            kind, body = transport.read_pdu()
-            if kind == upper_layer.P_DATA:
-                for fragment in upper_layer.fragments(body):
-                    self._take(transport, fragment)
-            elif kind == upper_layer.RELEASE_RQ and not self._is_busy():
-                transport.send(upper_layer.release_response())
-                return
-            elif kind == upper_layer.ABORT:
-                raise ConnectionLost("aborted by the peer")
-            else:
-                raise ProtocolFault(upper_layer.UNEXPECTED_PDU, f"PDU type {kind} at the wrong moment")
+    def answer(self, request: CommandSet, context: AcceptedContext) -> Response:
+        """See Service."""
+        if request.field == dimse.C_ECHO_RQ and context.abstract_syntax == VERIFICATION:
+            return Response(dimse.SUCCESS)
+        if request.field == dimse.C_STORE_RQ:
+            return Response(policy.CANNOT_UNDERSTAND, "C-STORE without a data set")
+        return _NOT_SUPPORTED
 
-    def _is_busy(self) -> bool:
-        return bool(self._command_set) or self._request is not None
-
-    def _take(self, transport: Transport, fragment: Fragment) -> None:
-        if not self._is_busy():
-            self._context_id = fragment.context_id
-            self._started = time.monotonic()
-            self._size_bytes = 0
-            transport.set_deadline(self._limits.dimse_timeout_s)
-        if fragment.context_id != self._context_id or fragment.context_id not in self._contexts:
-            raise ProtocolFault(upper_layer.INVALID_PDU_PARAMETER, f"presentation context {fragment.context_id}")
-        if fragment.is_command == (self._request is not None):
-            raise ProtocolFault(upper_layer.UNEXPECTED_PDU, "command set and data set out of order")
-        if fragment.is_command:
-            self._take_command(transport, fragment)
-        else:
-            self._take_data(transport, fragment)
-
-    def _take_command(self, transport: Transport, fragment: Fragment) -> None:
-        self._command_set += fragment.data
-        if len(self._command_set) > LARGEST_COMMAND_SET:
-            raise ProtocolFault(upper_layer.INVALID_PDU_PARAMETER, f"command set of {len(self._command_set)} bytes")
-        if not fragment.is_last:
+    def begin(self, request: CommandSet, context: AcceptedContext) -> None:
+        """See Service; of a request other than C-STORE the data set is let pass."""
+        if request.field != dimse.C_STORE_RQ:
             return
-        try:
-            self._request = dimse.decode(bytes(self._command_set))
-        except ValueError as error:
-            raise ProtocolFault(upper_layer.INVALID_PDU_PARAMETER, str(error)) from error
-        self._command_set.clear()
-        if self._request.has_dataset:
-            if self._request.field == dimse.C_STORE_RQ:
-                self._reception = self._begin(self._request)
-        else:
-            self._answer(transport, self._request, self._answer_without_dataset(self._request))
-
-    def _take_data(self, transport: Transport, fragment: Fragment) -> None:
-        assert self._request is not None
-        self._size_bytes += len(fragment.data)
-        self._check_pace()
-        if self._reception is not None:
-            self._reception.write(fragment.data)
-        if not fragment.is_last:
-            return
-        if self._reception is None:
-            self._answer(transport, self._request, Answer(policy.UNRECOGNISED_OPERATION, "operation not supported"))
-            return
-        answer = self._reception.conclude()
-        self._reception = None
-        if answer.status == policy.SUCCESS:
-            self._stored += 1
-        else:
-            self._refused += 1
-        self._answer(transport, self._request, answer)
-
-    def _check_pace(self) -> None:
-        if self._size_bytes > self._limits.maximum_instance_bytes:
-            raise ProtocolFault(
-                upper_layer.INVALID_PDU_PARAMETER,
-                f"data set of more than {self._limits.maximum_instance_bytes} bytes",
-            )
-        seconds = time.monotonic() - self._started
-        if seconds > self._limits.dimse_timeout_s and self._size_bytes < SLOWEST_BYTES_PER_S * seconds:
-            raise ProtocolFault(upper_layer.NOT_SPECIFIED, f"{self._size_bytes} bytes in {seconds:.0f} s")
-
-    def _begin(self, request: dimse.Command) -> Reception:
-        reception = Reception(
+        self._reception = Reception(
             request,
-            self._contexts[self._context_id],
+            context,
             Sender(self._calling_ae, self.address, self._association_id),
             (self._node.spool, self._node.ledger),
             self._node.disk,
         )
-        if not self._opened:
-            try:
-                self._node.ledger.association_opened(
-                    self._association_id, self._calling_ae, self.address, datetime.now(UTC)
-                )
-                self._opened = True
-            except StoreUnavailable:
-                reception.fail(Answer(policy.OUT_OF_RESOURCES, "ledger is not available at present"))
-        return reception
+        self._open(self._reception)
 
-    def _answer_without_dataset(self, request: dimse.Command) -> Answer:
-        if request.field == dimse.C_ECHO_RQ and self._contexts[self._context_id][0] == VERIFICATION:
-            return Answer(policy.SUCCESS)
-        if request.field == dimse.C_STORE_RQ:
-            return Answer(policy.CANNOT_UNDERSTAND, "C-STORE without a data set")
-        return Answer(policy.UNRECOGNISED_OPERATION, "operation not supported")
+    def write(self, fragment: memoryview) -> None:
+        """See Service."""
+        if self._reception is not None:
+            self._reception.write(fragment)
 
-    def _answer(self, transport: Transport, request: dimse.Command, answer: Answer) -> None:
-        if dimse.is_request(request):
-            response = dimse.encode_response(request, answer.status, answer.comment)
-            transport.send(upper_layer.p_data_command(self._context_id, response))
-        self._request = None
+    def conclude(self) -> Response:
+        """See Service."""
+        if self._reception is None:
+            return _NOT_SUPPORTED
+        response = self._reception.conclude()
+        self._reception = None
+        if response.status == dimse.SUCCESS:
+            self._stored += 1
+        else:
+            self._refused += 1
+        return response
 
-    def _end(self, *, released: bool) -> None:
+    def discard(self) -> None:
+        """See Service."""
         if self._reception is not None:
             self._reception.discard()
-        with suppress(OSError):
-            self._socket.close()
+
+    def _open(self, reception: Reception) -> None:
+        """The ledger knows the association before its first instance."""
+        if self._opened:
+            return
+        try:
+            self._node.ledger.association_opened(
+                self._association_id, self._calling_ae, self.address, datetime.now(UTC)
+            )
+            self._opened = True
+        except StoreUnavailable:
+            reception.fail(Response(policy.OUT_OF_RESOURCES, "ledger is not available at present"))
+
+    def _end(self, *, released: bool) -> None:
         if self._opened:
             try:
                 self._node.ledger.association_closed(self._association_id, datetime.now(UTC), aborted=not released)
@@ -408,4 +302,4 @@ class _Connection:
                 stored=self._stored,
                 refused=self._refused,
             )
-        self.close()
+        self._connections.remove(self)

@@ -17,6 +17,7 @@ from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.segment.nifti import grid_of, read_volume
 from dicom_node.standard.files import read_headers, try_instance
+from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import is_valid_uid
 from dicom_node.types import Series
 
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from inference.types import Volume
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
-_META_PREFIX = b"DICM\x02\x00\x00\x00UL\x04\x00"
-"""Where File Meta Information begins, after the preamble: prefix, group length, VR and length (PS3.10 7.1)."""
-_PREAMBLE_BYTES = 128
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -229,9 +227,15 @@ def _content_digest(paths: Sequence[Path]) -> str:
 def _data_set_sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            head = file.read(_PREAMBLE_BYTES + len(_META_PREFIX) + 4)
-            is_dicom = head[_PREAMBLE_BYTES:-4] == _META_PREFIX
-            file.seek(len(head) + int.from_bytes(head[-4:], "little") if is_dicom else 0)
+            file.seek(_data_set_start(file.read(HEAD_LENGTH)))
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StoreUnavailable(f"a file can't be read: {error.strerror}") from error
+
+
+def _data_set_start(head: bytes) -> int:
+    """Of a file that is no Part 10 file, all of it counts."""
+    try:
+        return data_set_start(head)
+    except ValueError:
+        return 0

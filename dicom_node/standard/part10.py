@@ -12,7 +12,7 @@ from io import BytesIO
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydicom import Dataset, dcmwrite
+from pydicom import Dataset, dcmread, dcmwrite
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
@@ -21,14 +21,20 @@ from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from typing import BinaryIO
 
-PREAMBLE_LENGTH = 132
-"""128 bytes and the prefix ``DICM`` (PS3.10 section 7.1)."""
+PREAMBLE = bytes(128) + b"DICM"
+"""As we write it (PS3.10 section 7.1)."""
+PREAMBLE_LENGTH = len(PREAMBLE)
+_GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
+"""Header of File Meta Information Group Length (0002,0000), with which the File Meta Information begins."""
+HEAD_LENGTH = PREAMBLE_LENGTH + len(_GROUP_LENGTH) + 4
+"""Bytes that must be seen to know where the data set begins."""
 LONGEST_VALUE, _LONGEST_SHORT_VALUE = 2**32 - 2, 2**16 - 1
 """Bytes that a length of 32 or 16 bits can tell; 2**32 - 1 means an undefined length."""
 _UNDEFINED_LENGTH = 2**32 - 1
 
-_LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
+LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 """VRs with a 32-bit length (PS3.5 table 7.1-1)."""
 _ITEM = 0xFFFEE000
 _SEQUENCE_DELIMITATION = 0xFFFEE0DD
@@ -123,9 +129,9 @@ def element_header(tag: int, vr: bytes, length: int) -> bytes:
     Raises:
         EncodingError: no element may be that long.
     """
-    if length > (LONGEST_VALUE if vr in _LONG_VRS else _LONGEST_SHORT_VALUE):
+    if length > (LONGEST_VALUE if vr in LONG_VRS else _LONGEST_SHORT_VALUE):
         raise EncodingError(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) would have {length} bytes")
-    if vr in _LONG_VRS:
+    if vr in LONG_VRS:
         return _LONG.pack(tag >> 16, tag & 0xFFFF, vr, 0, length)
     return _SHORT.pack(tag >> 16, tag & 0xFFFF, vr, length)
 
@@ -203,7 +209,7 @@ def _places(encoded: memoryview) -> Iterator[tuple[int, int, int, int]]:
         try:
             group, number, vr, length = _SHORT.unpack_from(encoded, start)
             first = start + _SHORT.size
-            if vr in _LONG_VRS:
+            if vr in LONG_VRS:
                 *_, length = _LONG.unpack_from(encoded, start)
                 first = start + _LONG.size
                 if vr == b"OB" and length == _UNDEFINED_LENGTH:
@@ -241,20 +247,60 @@ class FileMeta:
         """Preamble of zeros, prefix and group 0002 in Explicit VR Little Endian."""
         elements = b"".join(
             (
-                struct.pack("<HH2sHIH", 2, 1, b"OB", 0, 2, 0x0100),
-                _short_element(0x0002, b"UI", self.sop_class_uid),
-                _short_element(0x0003, b"UI", self.sop_instance_uid),
-                _short_element(0x0010, b"UI", self.transfer_syntax_uid),
-                _short_element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID),
-                _short_element(0x0013, b"SH", VERSION_NAME),
-                _short_element(0x0016, b"AE", self.source_ae) if self.source_ae else b"",
+                element(0x00020001, b"OB", b"\x00\x01"),
+                text_element(0x00020002, b"UI", self.sop_class_uid),
+                text_element(0x00020003, b"UI", self.sop_instance_uid),
+                text_element(0x00020010, b"UI", self.transfer_syntax_uid),
+                text_element(0x00020012, b"UI", IMPLEMENTATION_CLASS_UID),
+                text_element(0x00020013, b"SH", VERSION_NAME),
+                text_element(0x00020016, b"AE", self.source_ae) if self.source_ae else b"",
             )
         )
-        return bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(elements)) + elements
+        return PREAMBLE + _GROUP_LENGTH + struct.pack("<I", len(elements)) + elements
 
 
-def _short_element(element: int, vr: bytes, value: str) -> bytes:
-    encoded = value.encode("ascii")
-    if len(encoded) % 2:
-        encoded += b"\0" if vr == b"UI" else b" "
-    return struct.pack("<HH2sH", 2, element, vr, len(encoded)) + encoded
+def data_set_start(head: bytes | memoryview) -> int:
+    """Offset of the data set of a Part 10 file that begins with ``head``, of which HEAD_LENGTH bytes are looked at.
+
+    Raises:
+        ValueError: no preamble, or no File Meta Information that states its length.
+    """
+    prefix, group_length = bytes(head[128:PREAMBLE_LENGTH]), bytes(head[PREAMBLE_LENGTH:HEAD_LENGTH])
+    if prefix != b"DICM" or len(group_length) != len(_GROUP_LENGTH) + 4 or not group_length.startswith(_GROUP_LENGTH):
+        raise ValueError("no File Meta Information with its group length")
+    return HEAD_LENGTH + int.from_bytes(group_length[-4:], "little")
+
+
+def seek_data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
+    """Place ``stream`` where the encoded data set goes on, and return those of its bytes that come before.
+
+    Unchanged form: the stream is at the first byte of the data set, and nothing comes before. ``as_implicit``, for an
+    explicit little endian file: the header is encoded anew; native pixel data are the same bytes in both forms and go
+    on from the file.
+
+    Raises:
+        Exception: whatever pydicom stumbles over in a file that is not sound.
+    """
+    if as_implicit:
+        return _implicit_head(stream)
+    stream.seek(0)
+    stream.seek(data_set_start(stream.read(HEAD_LENGTH)))
+    return b""
+
+
+def _implicit_head(stream: BinaryIO) -> bytes:
+    """The data set in implicit form up to the pixel values, where ``stream`` is left (at its end if there are none)."""
+    header = dcmread(stream, stop_before_pixels=True)
+    buffer = DicomBytesIO()
+    buffer.is_little_endian, buffer.is_implicit_VR = True, True
+    write_dataset(buffer, header)
+    head = buffer.getvalue()
+    pixel_data = stream.read(_LONG.size)
+    if not pixel_data:
+        return head
+    group, number, _, _, length = _LONG.unpack(pixel_data)
+    values_at = stream.tell()
+    if stream.seek(0, 2) != values_at + length:
+        raise ValueError("elements behind the pixel data")
+    stream.seek(values_at)
+    return head + _ITEM_HEADER.pack(group, number, length)

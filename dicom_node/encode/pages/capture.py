@@ -38,6 +38,7 @@ from dicom_node.encode.provenance import (
     stamp,
 )
 from dicom_node.standard.part10 import (
+    PREAMBLE,
     PREAMBLE_LENGTH,
     element,
     element_header,
@@ -63,7 +64,6 @@ _PAGES, _AXIAL, _CORONAL = 0, 1, 2
 _LABELS = 256
 _SOURCE_IMAGES, _CORONAL_IMAGES = 40, 24
 """At most so many images in the overlay series: 0.8 MB each, and as many deliveries."""
-_PREAMBLE = bytes(PREAMBLE_LENGTH - 4) + b"DICM"
 _FILE_META_GROUP, _GROUP_LENGTH_SIZE = 0x0002, 12
 _FIRST_TO_LAST = {0: 1, 1: 1, 2: -1}
 """People look at images from right to left, from front to back, from head to feet (LPS axes)."""
@@ -313,7 +313,7 @@ class _Series:
         return memoryview(
             b"".join(
                 (
-                    _PREAMBLE,
+                    PREAMBLE,
                     *(parts[tag] for tag in sorted(parts)),
                     element_header(tags.PIXEL_DATA, b"OB", pixels.size + len(padding)),
                     pixels.data.cast("B"),

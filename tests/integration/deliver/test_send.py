@@ -132,7 +132,7 @@ def test_a_rejection_for_good_is_a_refusal(results):
     with scripted_pacs(require_calling_aet=["SOMEONE"]) as (port, _):
         outcomes = _send(port, results)
     assert {(o.delivered, o.retry, o.status) for o in outcomes} == {(False, False, None)}
-    assert "Calling AE title not recognised" in outcomes[0].reason
+    assert "calling-AE-title-not-recognized" in outcomes[0].reason
 
 
 def test_a_transient_rejection_is_a_delay(results):
@@ -145,7 +145,7 @@ def test_a_transient_rejection_is_a_delay(results):
     with raw_peer(reject) as port:
         outcomes = _send(port, results)
     assert {(o.delivered, o.retry) for o in outcomes} == {(False, True)}
-    assert "Local limit exceeded" in outcomes[0].reason
+    assert "local-limit-exceeded" in outcomes[0].reason
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,8 @@ def test_memory_stays_bounded_for_a_whole_body_segmentation(storescp, tmp_path):
     program = textwrap.dedent(
         f"""
         import resource, pathlib
-        from dicom_node.network.requestor import Association, OutgoingFile
-        from dicom_node.settings import DestinationSettings
-        peer = DestinationSettings(host="127.0.0.1", port={storescp[0]}, ae_title="PACS")
+        from dicom_node.network.requestor import Association, OutgoingFile, Peer
+        peer = Peer("PACS", "127.0.0.1", {storescp[0]}, 10, 60, 131072)
         file = OutgoingFile(pathlib.Path({str(result.path)!r}), {result.sop_class_uid!r},
                             {result.sop_instance_uid!r}, {result.transfer_syntax_uid!r})
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,6 +11,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import SegmentationStorage
 
+from dicom_node.deliver.scu import peer_of
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.demo.pacs import outgoing_files
 from dicom_node.demo.processes import Program
@@ -99,7 +100,9 @@ def test_what_came_from_the_node_does_not_go_back(start_orthanc, tmp_path):
         with urllib.request.urlopen(f"{base}/system", timeout=10) as answer:
             dicom_port = json.load(answer)["DicomPort"]
         orthanc = DestinationSettings(host="127.0.0.1", port=dicom_port, ae_title="ORTHANC")
-        with Association(orthanc, "NODE", [(files[0].sop_class_uid, files[0].transfer_syntax_uid)]) as association:
+        with Association(
+            peer_of(orthanc), "NODE", [(files[0].sop_class_uid, files[0].transfer_syntax_uid)]
+        ) as association:
             assert [association.store(file) for file in files] == [0] * 4
         wait_until(lambda: _verdicts(tmp_path) == 1)
     assert not stored

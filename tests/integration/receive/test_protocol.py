@@ -89,7 +89,7 @@ def test_what_is_no_association_request(node, sent):
 
 
 def test_an_association_request_that_comes_byte_by_byte_has_a_deadline(node, monkeypatch):
-    monkeypatch.setattr("dicom_node.receive.scp.REQUEST_DEADLINE_S", 1.0)
+    monkeypatch.setattr("dicom_node.network.acceptor.REQUEST_DEADLINE_S", 1.0)
     peer = Peer(node.port, associated=False)
     request = association_request()
     sent = 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.network.pdu import Rejection
+from dicom_node.network.acceptor import Refused
 from dicom_node.receive.policy import admit
 from dicom_node.settings import SourceSettings
 
@@ -32,11 +32,11 @@ ANYWHERE = SourceSettings(ae_title="ANYWHERE")
 )
 def test_admission(calling, called, address, admitted):
     verdict = admit((SCANNER, ANYWHERE), "NODE", calling, called, address)
-    if isinstance(verdict, Rejection):
-        verdict = (verdict.result, verdict.source, verdict.diagnostic)
+    if isinstance(verdict, Refused):
+        verdict = (verdict.rejection.result, verdict.rejection.source, verdict.rejection.diagnostic)
     assert verdict == admitted
 
 
 @given(st.text(max_size=16))
 def test_without_sources_nobody_gets_in(calling):
-    assert isinstance(admit((), "NODE", calling, "NODE", "127.0.0.1"), Rejection)
+    assert isinstance(admit((), "NODE", calling, "NODE", "127.0.0.1"), Refused)

@@ -1,0 +1,292 @@
+"""An association as acceptor: negotiation, requests in and responses out, release and abort (PS3.8 7, PS3.7 annex D).
+
+What is served, and for whom, is the business of a :class:`Service`. It sees whole command sets and, of a data set, one
+fragment at a time, so that an instance of any size goes straight to the disk.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from dicom_node.errors import ConnectionLost, ProtocolFault
+from dicom_node.network import dimse, pdu
+from dicom_node.network.pdu import AbortReason, ContextResult, PduType, Rejection, Roles
+from dicom_node.network.transport import Transport, interrupt
+from dicom_node.standard.uids import APPLICATION_CONTEXT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dicom_node.network.dimse import CommandSet, Response
+    from dicom_node.network.pdu import AnsweredContext, AssociationRequest, Fragment, ProposedContext
+
+REQUEST_DEADLINE_S = 10.0
+"""For the A-ASSOCIATE-RQ, from the connection to its last byte (ARTIM, PS3.8 9.1.4)."""
+SLOWEST_BYTES_PER_S = 10_000
+ABORTS: Mapping[AbortReason, str] = {
+    AbortReason.NOT_SPECIFIED: "the node stops, a data set comes too slowly, or a fault of the node",
+    AbortReason.UNRECOGNISED_PDU: "a PDU type that PS3.8 does not know",
+    AbortReason.UNEXPECTED_PDU: "a PDU or message fragment at the wrong moment",
+    AbortReason.INVALID_PARAMETER: (
+        "a PDU, command set or data set above its limit or unreadable, or a presentation context not accepted"
+    ),
+}
+"""Every reason that an acceptor aborts for, and when."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An abstract syntax that is served: in which transfer syntaxes, and the roles that its requestor may take."""
+
+    transfer_syntaxes: frozenset[str]
+    requestor_roles: Roles = pdu.DEFAULT_ROLES
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why an association is not accepted: what the peer is told, and a reason for people."""
+
+    rejection: Rejection
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedContext:
+    """A presentation context that both sides agreed on; ``roles`` are those of the requestor."""
+
+    abstract_syntax: str
+    transfer_syntax: str
+    roles: Roles
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one peer may take: bytes, and seconds of silence between messages and within one."""
+
+    largest_pdu_bytes: int
+    largest_data_set_bytes: int
+    idle_s: float
+    message_s: float
+
+
+class Service(Protocol):
+    """What is served on one association. A request with a data set is begun, written and concluded, or discarded."""
+
+    def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
+        """What this peer is served, by abstract syntax; or why nothing."""
+
+    def answer(self, request: CommandSet, context: AcceptedContext) -> Response:
+        """The response to a request without a data set."""
+
+    def begin(self, request: CommandSet, context: AcceptedContext) -> None:
+        """A request whose data set follows."""
+
+    def write(self, fragment: memoryview) -> None:
+        """The next bytes of the data set; valid during this call."""
+
+    def conclude(self) -> Response:
+        """The data set is whole: the response to its request."""
+
+    def discard(self) -> None:
+        """The association ended before the data set was whole, if one was begun."""
+
+
+class Acceptor:
+    """One accepted connection and the association that may come of it. :meth:`run` may be called once."""
+
+    def __init__(self, connection: socket.socket, service: Service, limits: Limits) -> None:
+        """``connection``: just accepted, with its TLS handshake done where there is one."""
+        self._socket = connection
+        self._service = service
+        self._limits = limits
+        self._contexts: dict[int, AcceptedContext] = {}
+        self._assembly = dimse.Assembly(self._contexts)
+        self._stopping = False
+        self._started = 0.0
+        self._size_bytes = 0
+
+    # ---- from other threads
+
+    def cut(self) -> None:
+        """End it now, whatever it does."""
+        interrupt(self._socket, socket.SHUT_RDWR)
+
+    def stop_when_idle(self) -> None:
+        """Abort it as soon as no message is under way (PS3.8 has no other way to say so)."""
+        self._stopping = True
+        if not self._assembly.is_under_way:
+            interrupt(self._socket, socket.SHUT_RD)
+
+    # ---- in its own thread
+
+    def run(self) -> bool:
+        """Serve until the association ends: True if the peer released it, False if it was not accepted.
+
+        Raises:
+            ConnectionLost: the peer went away or aborted, or :meth:`stop_when_idle` was obeyed.
+            ProtocolFault: the peer was aborted for this.
+        """
+        self._transport = Transport(self._socket, self._limits.largest_pdu_bytes)
+        try:
+            return self._establish() and self._converse()
+        except ConnectionLost:
+            if self._stopping:
+                self._abort(AbortReason.NOT_SPECIFIED)
+            raise
+        except ProtocolFault as fault:
+            self._abort(fault.abort_reason)
+            raise
+        except Exception:
+            self._abort(AbortReason.NOT_SPECIFIED)
+            raise
+        finally:
+            self._service.discard()
+            self._transport.close()
+
+    def _abort(self, reason: int) -> None:
+        self._transport.close_after(pdu.provider_abort(reason))
+
+    def _establish(self) -> bool:
+        request = self._read_association_request()
+        admitted = self._admit(request)
+        if isinstance(admitted, Refused):
+            self._transport.close_after(admitted.rejection.encoded())
+            return False
+        answer = negotiate(request, admitted, self._limits.largest_pdu_bytes)
+        self._contexts.update(accepted_contexts(request, answer))
+        self._transport.send(answer.encoded(), self._limits.message_s)
+        return True
+
+    def _admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
+        if request.application_context != APPLICATION_CONTEXT:
+            return Refused(pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "application context is not DICOM's")
+        return self._service.admit(request)
+
+    def _read_association_request(self) -> AssociationRequest:
+        ends = time.monotonic() + REQUEST_DEADLINE_S
+        kind, length = self._transport.read_header(ends)
+        if kind != PduType.ASSOCIATE_RQ:
+            raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} first")
+        if length > pdu.LARGEST_ASSOCIATE:
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"association request of {length} bytes")
+        return pdu.AssociationRequest.decode(self._transport.read_body(length, ends))
+
+    def _converse(self) -> bool:
+        """Serve PDUs until the peer releases."""
+        while True:
+            is_busy = self._assembly.is_under_way
+            if self._stopping and not is_busy:
+                raise ConnectionLost("stopping")
+            kind, body = self._transport.read_pdu(self._limits.message_s if is_busy else self._limits.idle_s)
+            if kind == PduType.P_DATA:
+                for fragment in pdu.fragments(body):
+                    self._take(fragment)
+            elif kind == PduType.RELEASE_RQ and not is_busy:
+                self._transport.send(pdu.release_response(), self._limits.message_s)
+                return True
+            elif kind == PduType.ABORT:
+                raise ConnectionLost("aborted by the peer")
+            else:
+                raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} at the wrong moment")
+
+    def _take(self, fragment: Fragment) -> None:
+        assembly = self._assembly
+        if not assembly.is_under_way:
+            self._started = time.monotonic()
+            self._size_bytes = 0
+        is_whole_command = assembly.take(fragment)
+        if assembly.command is None:
+            return
+        if is_whole_command:
+            self._take_command(assembly.command)
+        else:
+            self._take_data(assembly.command, fragment)
+
+    def _take_command(self, command: CommandSet) -> None:
+        context = self._contexts[self._assembly.context_id]
+        if command.has_data_set:
+            self._service.begin(command, context)
+        else:
+            self._respond(command, self._service.answer(command, context))
+
+    def _take_data(self, command: CommandSet, fragment: Fragment) -> None:
+        self._size_bytes += len(fragment.data)
+        self._check_pace()
+        self._service.write(fragment.data)
+        if fragment.is_last:
+            self._respond(command, self._service.conclude())
+
+    def _check_pace(self) -> None:
+        largest = self._limits.largest_data_set_bytes
+        if self._size_bytes > largest:
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"data set of more than {largest} bytes")
+        seconds = time.monotonic() - self._started
+        if seconds > self._limits.message_s and self._size_bytes < SLOWEST_BYTES_PER_S * seconds:
+            raise ProtocolFault(AbortReason.NOT_SPECIFIED, f"{self._size_bytes} bytes in {seconds:.0f} s")
+
+    def _respond(self, request: CommandSet, response: Response) -> None:
+        if request.wants_response:
+            context_id = self._assembly.context_id
+            encoded = response.command(request).encoded()
+            answer = pdu.p_data(context_id, pdu.COMMAND | pdu.LAST, encoded)
+            if response.data_set is not None:
+                answer += pdu.p_data(context_id, pdu.LAST, response.data_set)
+            self._transport.send(answer, self._limits.message_s)
+        self._assembly.end()
+
+
+# ---- negotiation
+
+
+def negotiate(request: AssociationRequest, served: Mapping[str, Served], largest_pdu: int) -> pdu.AssociationAcceptance:
+    """Answer each presentation context (PS3.8 9.3.3.2) and each role that is proposed (PS3.7 D.3.3.4).
+
+    Of several transfer syntaxes the first one that is served is taken, since senders put first what they have. A role
+    is granted where it was proposed and the requestor may take it; a context that leaves the requestor no role is
+    refused (user-rejection).
+    """
+    granted = {
+        uid: roles
+        for uid, proposed in request.roles.items()
+        if uid in served and (roles := proposed & served[uid].requestor_roles)
+    }
+    return pdu.AssociationAcceptance(
+        calling_ae=request.calling_ae,
+        called_ae=request.called_ae,
+        contexts=tuple(
+            _answer(context, served.get(context.abstract_syntax), request.roles) for context in request.contexts
+        ),
+        largest_pdu=largest_pdu,
+        roles=granted,
+        application_context=request.application_context,
+    )
+
+
+def accepted_contexts(request: AssociationRequest, acceptance: pdu.AssociationAcceptance) -> dict[int, AcceptedContext]:
+    """The presentation contexts that ``acceptance`` accepts, by their ID."""
+    proposed = {context.context_id: context.abstract_syntax for context in request.contexts}
+    return {
+        answer.context_id: AcceptedContext(
+            proposed[answer.context_id],
+            answer.transfer_syntax,
+            acceptance.roles.get(proposed[answer.context_id], pdu.DEFAULT_ROLES),
+        )
+        for answer in acceptance.contexts
+        if answer.result == ContextResult.ACCEPTED
+    }
+
+
+def _answer(proposed: ProposedContext, served: Served | None, roles: Mapping[str, Roles]) -> AnsweredContext:
+    common = [uid for uid in proposed.transfer_syntaxes if served is not None and uid in served.transfer_syntaxes]
+    if served is None:
+        result = ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED
+    elif not common:
+        result = ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED
+    elif not roles.get(proposed.abstract_syntax, pdu.DEFAULT_ROLES) & served.requestor_roles:
+        result = ContextResult.USER_REJECTION
+    else:
+        result = ContextResult.ACCEPTED
+    return pdu.AnsweredContext(proposed.context_id, result, (common or proposed.transfer_syntaxes)[0])
