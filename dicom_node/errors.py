@@ -15,6 +15,7 @@
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
     │   └── SegmentationImpossible  FAIL    the model itself says no (volume too small or too large, bad package)
+    ├── ResultUnreadable            FAIL    a file that was given as a result is none that can be read
     ├── EncodingError               FAIL    a result object could not be built or did not read back equal
     ├── NetworkError                        an association failed; deliver and count translate it
     │   ├── ConnectionLost          RETRY   peer away or silent, connection closed or reset, association aborted
@@ -117,6 +118,10 @@ class WorkerLost(SegmentationError):
 
 class SegmentationImpossible(SegmentationError):
     """The model cannot segment this volume, or cannot be loaded; trying again would change nothing."""
+
+
+class ResultUnreadable(DicomNodeError):
+    """A file that was given as a result of a node is none, or does not fit the images it was said to be of."""
 
 
 class EncodingError(DicomNodeError):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from dicom_node.demo.results import Segment
+    from dicom_node.results import StoredSegment
     from inference.types import Volume
 
     Box = tuple[slice, slice, slice]
@@ -66,7 +66,7 @@ def write_picture(
     volume: Volume,
     labels_zyx: NDArray[np.uint8],
     *,
-    segments: Sequence[Segment],
+    segments: Sequence[StoredSegment],
     groups: Mapping[str, Sequence[LegendEntry]],
     title: str,
     subtitle: str,
@@ -212,13 +212,13 @@ def _draw_swatch(axes: Axes, colours: Sequence[tuple[float, float, float]], box:
 
 
 def legend_groups(
-    segments: Sequence[Segment], volume_ml: Mapping[str, float], group_of: Mapping[str, str]
+    segments: Sequence[StoredSegment], volume_ml: Mapping[str, float], group_of: Mapping[str, str]
 ) -> dict[str, list[LegendEntry]]:
     """The legend: segments by group, the numbered ones (ribs, vertebrae) gathered into one line, largest first.
 
     ``volume_ml`` and ``group_of`` are by the segment's name; segments without group come last.
     """
-    gathered: dict[tuple[str, str], list[Segment]] = {}
+    gathered: dict[tuple[str, str], list[StoredSegment]] = {}
     for segment in segments:
         key = (group_of.get(segment.name, "other"), _family(segment.name))
         gathered.setdefault(key, []).append(segment)

@@ -10,15 +10,9 @@ from pydicom import dcmread
 from rich.table import Table
 
 from dicom_node.demo.picture import legend_groups, write_picture
-from dicom_node.demo.results import (
-    ReceivedSegmentation,
-    ReceivedValues,
-    UnexpectedResult,
-    dice_by_name,
-    read_report,
-    read_segmentation,
-)
+from dicom_node.demo.scores import UnexpectedResult, dice_by_name
 from dicom_node.reconstruct import reconstruct
+from dicom_node.results import StoredSegmentation, StoredStructure, read_report, read_segmentation
 from dicom_node.types import Series, SourceInstance
 from inference.structures import STRUCTURES
 
@@ -59,7 +53,7 @@ class Row:
 
     name: str
     group: str
-    values: ReceivedValues
+    values: StoredStructure
     dice: float | None
 
 
@@ -67,16 +61,17 @@ def show_results(console: Console, case: Case, results: Received, out: Path) -> 
     """Read the objects, print the table, and write ``structures.csv`` and ``result.png`` into ``out``.
 
     Raises:
-        UnexpectedResult: the objects do not fit the CT that was sent, or each other.
+        UnexpectedResult: the objects do not fit each other.
+        ResultUnreadable: they do not fit the CT that was sent, or are no SEG and no report.
     """
     volume = _volume(case)
     received = read_segmentation(results.segmentation, volume.geometry)
-    by_tracking_uid = read_report(results.report)
+    by_tracking_uid = {stored.tracking_uid: stored for stored in read_report(results.report)}
     dice = _dice(case, volume, received)
     rows = _rows(received, by_tracking_uid, dice)
     _print_table(console, rows, dice)
     _write_table(out / "structures.csv", rows)
-    volume_ml = {row.name: row.values.volume_ml for row in rows}
+    volume_ml = {row.name: row.values.volume_ml or 0.0 for row in rows}
     group_of = {row.name: row.group for row in rows}
     score = f", mean Dice {sum(dice.values()) / len(dice):.3f}" if dice else ""
     picture = out / "result.png"
@@ -100,7 +95,7 @@ def _volume(case: Case) -> Volume:
     return reconstruct(Series(case.series_uid, case.study_uid, instances)).source
 
 
-def _dice(case: Case, volume: Volume, received: ReceivedSegmentation) -> dict[str, float]:
+def _dice(case: Case, volume: Volume, received: StoredSegmentation) -> dict[str, float]:
     if case.truth is None:
         return {}
     truth = case.truth.truth
@@ -112,7 +107,7 @@ def _dice(case: Case, volume: Volume, received: ReceivedSegmentation) -> dict[st
 
 
 def _rows(
-    received: ReceivedSegmentation, by_tracking_uid: Mapping[str, ReceivedValues], dice: Mapping[str, float]
+    received: StoredSegmentation, by_tracking_uid: Mapping[str, StoredStructure], dice: Mapping[str, float]
 ) -> list[Row]:
     group_of = {entry.name: entry.group for entry in STRUCTURES}
     rows = []
@@ -132,7 +127,12 @@ def _print_table(console: Console, rows: Sequence[Row], dice: Mapping[str, float
         table.add_column("Dice (truth)", justify="right")
     for row in rows:
         mean_hu = "" if row.values.mean_hu is None else f"{row.values.mean_hu:.1f}"
-        cells = [row.name.replace("_", " "), row.group, f"{row.values.volume_ml:.1f}", mean_hu]
+        cells = [
+            row.name.replace("_", " "),
+            row.group,
+            "" if row.values.volume_ml is None else f"{row.values.volume_ml:.1f}",
+            mean_hu,
+        ]
         table.add_row(*cells, *([f"{row.dice:.3f}" if row.dice is not None else "-"] if dice else []))
     console.print(table)
     if dice:

@@ -25,7 +25,7 @@ from dicom_node.demo.pacs import PACS_AE_TITLE, Pacs, Peer, choose_pacs, outgoin
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.demo.processes import Program, ProgramFailed, free_port
 from dicom_node.demo.report import Case, Received, show_results
-from dicom_node.demo.results import UnexpectedResult
+from dicom_node.demo.scores import UnexpectedResult
 from dicom_node.errors import DicomNodeError
 from dicom_node.settings import Settings, load_settings
 from dicom_node.store.states import JobState

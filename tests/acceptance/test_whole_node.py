@@ -18,8 +18,8 @@ from pydicom import dcmread
 from dicom_node.demo.pacs import Peer, outgoing_files
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.demo.processes import Program
-from dicom_node.demo.results import read_report
 from dicom_node.reconstruct import reconstruct
+from dicom_node.results import read_report
 from dicom_node.standard.files import read_series_folder
 from dicom_node.store.spool import Spool
 from dicom_node.store.states import DeliveryState, JobState

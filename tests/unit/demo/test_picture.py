@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node.demo.picture import legend_groups, write_picture
-from dicom_node.demo.results import Segment
 from dicom_node.encode.pages.planes import edges, upright
+from dicom_node.results import StoredSegment
 from inference.types import Geometry, Volume
 
 AXES = [
@@ -55,7 +55,7 @@ def test_ribs_and_pairs_share_a_line_of_the_legend():
         "Kidney right",
         "liver",
     ]
-    segments = [Segment(i + 1, name, "", (0.1, 0.2, 0.3)) for i, name in enumerate(names)]
+    segments = [StoredSegment(i + 1, name, "", (20000, 30000, 32000)) for i, name in enumerate(names)]
     groups = legend_groups(
         segments, dict.fromkeys(names, 10.0), {"liver": "organ", "kidney_left": "organ", "Kidney right": "organ"}
     )
@@ -69,7 +69,7 @@ def test_a_picture_is_written_for_tall_and_for_flat_volumes(shape, tmp_path):
     labels = np.zeros(shape, np.uint8)
     middle = tuple(slice(n // 4, 3 * n // 4) for n in shape)
     voxels[middle], labels[middle] = 40, 1
-    segments = [Segment(1, "liver", "1.2", (0.8, 0.2, 0.1))]
+    segments = [StoredSegment(1, "liver", "1.2", (30000, 45000, 42000))]
     groups = legend_groups(segments, {"liver": 1500.0}, {"liver": "organ"})
     path = tmp_path / "picture.png"
     volume = Volume(voxels, Geometry(shape, np.diag([2.0, 2.0, 3.0, 1.0])))

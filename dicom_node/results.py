@@ -1,0 +1,284 @@
+"""Results read back into values: the label map out of a SEG, the measurements out of a report.
+
+Read with pydicom and numpy, not with the code that wrote the objects, so that what is read proves what was written. The
+objects are those of this node; segmentations of others are read too where each voxel is of one segment at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels.utils import pixel_array
+
+from dicom_node.errors import ResultUnreadable
+from inference.types import Geometry, InvalidValueError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_HIGHEST_LABEL = 255
+_LARGEST_OFFSET_VOXELS = 0.05
+_MEASUREMENT_GROUP = "125007"
+_TRACKING_IDENTIFIER = "112039"
+_TRACKING_UID = "112040"
+_DERIVATION = "121401"
+_VOLUME = "118565006"
+_ATTENUATION = "112031"
+_MEAN = "373098007"
+_GREY = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSegment:
+    """One segment of a SEG.
+
+    ``label`` is its Segment Number, ``name`` its Segment Label (a name of :mod:`inference.structures` in our objects),
+    ``cielab`` its Recommended Display CIELab Value as it is encoded (PS3.3 C.10.7.1.1), empty where it has none.
+    """
+
+    label: int
+    name: str
+    tracking_uid: str
+    cielab: tuple[int, ...]
+
+    @property
+    def rgb(self) -> tuple[float, float, float]:
+        """The recommended colour in sRGB, 0..1 each; grey where none is recommended."""
+        if not self.cielab:
+            return _GREY
+        from highdicom.color import CIELabColor  # noqa: PLC0415 - takes longer to load than a SEG to read
+
+        red, green, blue = CIELabColor.from_dicom_value(list(self.cielab)).to_rgb()
+        return red / 255, green / 255, blue / 255
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSegmentation:
+    """The label map of a SEG: ``labels_zyx`` is uint8 on ``geometry``, 0 where no segment is.
+
+    ``algorithm`` is the Segment Algorithm Name of the first segment.
+    """
+
+    labels_zyx: NDArray[np.uint8]
+    geometry: Geometry
+    segments: tuple[StoredSegment, ...]
+    algorithm: str
+
+    @property
+    def names_by_label(self) -> Mapping[int, str]:
+        """The name of every segment, present or not."""
+        return {segment.label: segment.name for segment in self.segments}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValue:
+    """One numeric measurement: Code Value and meaning of its concept, of its derivation ("" for none), UCUM unit."""
+
+    concept: str
+    meaning: str
+    derivation: str
+    derivation_meaning: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStructure:
+    """One Measurement Group of a TID 1500 report; ``name`` is its Tracking Identifier."""
+
+    name: str
+    tracking_uid: str
+    values: tuple[StoredValue, ...]
+
+    @property
+    def volume_ml(self) -> float | None:
+        """Volume in ml; None where the group states none."""
+        return self._value(_VOLUME, "", "ml")
+
+    @property
+    def mean_hu(self) -> float | None:
+        """Mean attenuation in HU; None where the group states none."""
+        return self._value(_ATTENUATION, _MEAN, "[hnsf'U]")
+
+    def _value(self, concept: str, derivation: str, unit: str) -> float | None:
+        for stated in self.values:
+            if (stated.concept, stated.derivation, stated.unit) == (concept, derivation, unit):
+                return stated.value
+        return None
+
+
+def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSegmentation:
+    """Unpack a binary SEG or a label map; each frame goes to the plane where it says it lies.
+
+    ``geometry``: the grid of the images it was made from, on which the labels are then; without it they are on the
+    smallest grid that holds every frame, since frames without a voxel are usually left out.
+
+    Raises:
+        ResultUnreadable: it is no SEG, no binary one or label map, has labels above 255 or segments that overlap, its
+            planes are not evenly spaced, or a frame lies on no plane of ``geometry``.
+    """
+    dataset = _read(path)
+    if dataset.get("SegmentationType") not in ("BINARY", "LABELMAP"):
+        kind = dataset.get("SegmentationType") or dataset.get("Modality")
+        raise ResultUnreadable(f"{path.name}: expected a binary segmentation or a label map, found {kind}")
+    segments = tuple(_segment(item) for item in dataset.SegmentSequence if item.SegmentNumber)
+    if any(segment.label > _HIGHEST_LABEL for segment in segments):
+        raise ResultUnreadable(f"{path.name}: {len(segments)} segments, at most {_HIGHEST_LABEL} can be read")
+    positions = np.array([_position(dataset, frame) for frame in range(int(dataset.NumberOfFrames))])
+    grid = geometry if geometry is not None else _grid_of(dataset, positions, path.name)
+    if grid.shape_zyx[1:] != (dataset.Rows, dataset.Columns):
+        seen = f"{dataset.Rows} x {dataset.Columns}"
+        raise ResultUnreadable(
+            f"{path.name}: frames of {seen}, expected {grid.shape_zyx[1]} x {grid.shape_zyx[2]} as the images"
+        )
+    labels_zyx = np.zeros(grid.shape_zyx, np.uint8)
+    for frame, plane in enumerate(_planes(positions, grid, path.name)):
+        _put(labels_zyx[plane], dataset, frame, path.name)
+    first = dataset.SegmentSequence[0] if segments else Dataset()
+    return StoredSegmentation(labels_zyx, grid, segments, str(first.get("SegmentAlgorithmName", "")))
+
+
+def read_report(path: Path) -> tuple[StoredStructure, ...]:
+    """Every Measurement Group of a TID 1500 report, in its order.
+
+    Raises:
+        ResultUnreadable: it is no Structured Report.
+    """
+    dataset = _read(path)
+    if dataset.get("Modality") != "SR":
+        raise ResultUnreadable(f"{path.name}: expected a Structured Report, found {dataset.get('Modality')}")
+    return tuple(_structure(group) for group in _containers(dataset, _MEASUREMENT_GROUP))
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        return dcmread(path)
+    except OSError as error:
+        raise ResultUnreadable(f"can't read {path}: {error.strerror}") from error
+    except InvalidDicomError as error:
+        raise ResultUnreadable(f"{path.name} is no DICOM file") from error
+
+
+# ---- segmentations
+
+
+def _segment(item: Dataset) -> StoredSegment:
+    return StoredSegment(
+        label=int(item.SegmentNumber),
+        name=str(item.SegmentLabel),
+        tracking_uid=str(item.get("TrackingUID", "")),
+        cielab=tuple(int(value) for value in item.get("RecommendedDisplayCIELabValue") or ()),
+    )
+
+
+def _position(dataset: Dataset, frame: int) -> list[float]:
+    return [float(value) for value in _group(dataset, frame, "PlanePositionSequence").ImagePositionPatient]
+
+
+def _group(dataset: Dataset, frame: int, keyword: str) -> Dataset:
+    """A functional group of one frame; what is the same in all frames may be shared (PS3.3 C.7.6.16.1)."""
+    own = dataset.PerFrameFunctionalGroupsSequence[frame]
+    item: Dataset = (own if keyword in own else dataset.SharedFunctionalGroupsSequence[0])[keyword].value[0]
+    return item
+
+
+def _grid_of(dataset: Dataset, positions: NDArray[np.float64], name: str) -> Geometry:
+    """The grid that ends at the outermost frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.3 and C.7.6.16.2.4)."""
+    orientation = _group(dataset, 0, "PlaneOrientationSequence").ImageOrientationPatient
+    row, column = np.array(orientation, np.float64).reshape(2, 3)
+    measures = _group(dataset, 0, "PixelMeasuresSequence")
+    row_mm, column_mm = (float(value) for value in measures.PixelSpacing)
+    normal = np.cross(row, column)
+    heights = positions @ normal
+    lowest, highest = int(heights.argmin()), int(heights.argmax())
+    thickness = float(measures.get("SpacingBetweenSlices") or measures.SliceThickness)
+    planes = round(float(heights[highest] - heights[lowest]) / thickness) + 1
+    step = (positions[highest] - positions[lowest]) / (planes - 1) if planes > 1 else normal * thickness
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = (
+        row * column_mm,
+        column * row_mm,
+        step,
+        positions[lowest],
+    )
+    try:
+        return Geometry((planes, int(dataset.Rows), int(dataset.Columns)), affine)
+    except InvalidValueError as error:
+        raise ResultUnreadable(f"{name}: its frames form no grid: {error}") from error
+
+
+def _planes(positions: NDArray[np.float64], grid: Geometry, name: str) -> list[int]:
+    """The plane of ``grid`` that each frame lies on."""
+    homogeneous = np.column_stack([positions, np.ones(len(positions))])
+    indices = homogeneous @ np.linalg.inv(grid.affine_lps).T[:, :3]
+    planes = np.rint(indices[:, 2]).astype(int)
+    offsets = np.abs(indices - np.column_stack([np.zeros((len(planes), 2)), planes])).max(axis=1)
+    for frame, (plane, offset) in enumerate(zip(planes, offsets, strict=True)):
+        if offset > _LARGEST_OFFSET_VOXELS or not 0 <= plane < grid.shape_zyx[0]:
+            raise ResultUnreadable(
+                f"{name}: frame {frame + 1} lies at {positions[frame].tolist()}, which is no plane of the images"
+            )
+    return [int(plane) for plane in planes]
+
+
+def _put(labels_yx: NDArray[np.uint8], dataset: Dataset, frame: int, name: str) -> None:
+    if dataset.SegmentationType == "LABELMAP":
+        values = pixel_array(dataset, index=frame)
+        if values.max(initial=0) > _HIGHEST_LABEL:
+            raise ResultUnreadable(f"{name}: a label of {values.max()}, at most {_HIGHEST_LABEL} can be read")
+        labels_yx[...] = values
+        return
+    inside = _frame_bits(dataset, frame)
+    if labels_yx[inside].any():
+        raise ResultUnreadable(f"{name}: segments overlap in frame {frame + 1}, which no label map can show")
+    labels_yx[inside] = _group(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
+
+
+def _frame_bits(dataset: Dataset, frame: int) -> NDArray[np.bool_]:
+    """Frames follow each other bit by bit, without padding, least significant bit first (PS3.5 8.1.1, 8.2)."""
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
+    first = frame * rows * columns
+    octets = packed[first // 8 : -(-(first + rows * columns) // 8)]
+    bits = np.unpackbits(octets, bitorder="little")[first % 8 :][: rows * columns]
+    return bits.reshape(rows, columns).astype(bool)
+
+
+# ---- reports
+
+
+def _structure(group: Dataset) -> StoredStructure:
+    name, tracking_uid, values = "", "", []
+    for item in group.ContentSequence:
+        code, meaning = _code(item.get("ConceptNameCodeSequence"))
+        if code == _TRACKING_IDENTIFIER:
+            name = str(item.TextValue)
+        elif code == _TRACKING_UID:
+            tracking_uid = str(item.UID)
+        elif item.ValueType == "NUM" and item.get("MeasuredValueSequence"):
+            (measured,) = item.MeasuredValueSequence
+            children = item.get("ContentSequence", ())
+            derivations = (child for child in children if _code(child.ConceptNameCodeSequence)[0] == _DERIVATION)
+            derived = _code(next(derivations, Dataset()).get("ConceptCodeSequence"))
+            unit = _code(measured.MeasurementUnitsCodeSequence)[0]
+            values.append(StoredValue(code, meaning, *derived, float(measured.NumericValue), unit))
+    return StoredStructure(name, tracking_uid, tuple(values))
+
+
+def _code(sequence: Any) -> tuple[str, str]:
+    return (str(sequence[0].CodeValue), str(sequence[0].CodeMeaning)) if sequence else ("", "")
+
+
+def _containers(content: Dataset, concept: str) -> Iterator[Dataset]:
+    for item in content.get("ContentSequence", ()):
+        if item.ValueType == "CONTAINER" and _code(item.get("ConceptNameCodeSequence"))[0] == concept:
+            yield item
+        else:
+            yield from _containers(item, concept)
