@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -179,7 +178,8 @@ def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
     script.hold("infer 1")
     node.run()
     script.wait_for("infer 1 begins")
-    time.sleep(0.5)  # the others have nothing but the door to stop them
+    intake = node.pipeline.running._means.places.intake
+    wait_until(lambda: len(intake._queue) == node.settings.work.jobs_at_once)  # the others are held at the intake
     script.release("infer 1")
     node.wait_for_all()
     assert node.jobs() == {1: (JobState.DELIVERED, 2), **dict.fromkeys((2, 3, 4), (JobState.DELIVERED, 1))}

@@ -11,7 +11,7 @@ import pty
 import shutil
 import subprocess
 import sys
-import time
+import threading
 import warnings
 from contextlib import suppress
 from dataclasses import replace
@@ -509,14 +509,17 @@ def test_no_name_of_a_file_leads_out_of_the_folder_of_results(tmp_path):
 
 
 def test_what_cannot_be_encoded_leaves_its_reason_alone(series, tmp_path, monkeypatch):
-    def slowly(folder, *given, write=outputs.write_label_map):
-        time.sleep(0.5)
+    failed = threading.Event()
+
+    def after_the_failure(folder, *given, write=outputs.write_label_map):
+        assert failed.wait(60)
         write(folder, *given)
 
     def fail(*_):
+        failed.set()
         raise EncodingError("the SEG did not read back equal")
 
-    monkeypatch.setattr(outputs, "write_label_map", slowly)
+    monkeypatch.setattr(outputs, "write_label_map", after_the_failure)
     monkeypatch.setattr(outputs, "write_results", fail)
     assert call(series, "--model", "tissue", "--out", tmp_path).exit_code == 3
     assert names_in(tmp_path) == {"summary.json"}
