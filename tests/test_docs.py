@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -82,13 +84,42 @@ def test_environment_overrides_one_key_of_the_file(monkeypatch):
     assert settings.completion == CompletionSettings(regular_quiet_s=9)
 
 
-def test_commands_named_in_the_documents_exist():
-    named = set()
-    for document in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        named |= set(re.findall(r"dicom-node (?:--config \S+ )?([a-z]+)\b", document.read_text()))
-    named -= {"node", "project"}  # of config/node.yaml, and of the name of the manufacturer
-    unknown = {name for name in named if name not in main.commands}
-    assert not unknown
+def calls_in(text: str) -> list[list[str]]:
+    """Every call of dicom-node, without that word: lines of code blocks and spans of code that begin with it."""
+    blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+    program = re.compile(r"^\s*(?:sudo -u \S+ )?(?:\S*/bin/)?dicom-node (.+)")
+    found = [program.match(candidate) for candidate in (*lines, *spans)]
+    return [shlex.split(match[1].replace("…", "PLACE"), comments=True) for match in found if match]
+
+
+def unknown_word(call: list[str]) -> str | None:
+    """The first command or option of ``call`` that does not exist."""
+    words, command = list(call), main
+    while words and isinstance(command, click.Group):
+        word = words.pop(0)
+        if word in ("--config", "--help", "--version"):
+            words = words[1:]
+        elif word in command.commands:
+            command = command.commands[word]
+        else:
+            return word
+    if command.context_settings.get("ignore_unknown_options"):  # evaluate and train have a parser of their own
+        return None
+    known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
+    return next((word for word in words if word.startswith("--") and word not in known), None)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_and_options_named_in_the_documents_exist(document):
+    wrong = {" ".join(call): unknown_word(call) for call in calls_in(document.read_text(encoding="utf-8"))}
+    assert {call: word for call, word in wrong.items() if word} == {}
+
+
+def test_a_command_or_option_that_does_not_exist_is_found():
+    text = "`dicom-node segmnt x` and\n\n```\nsudo -u a dicom-node --config b segment c --modle d  # e\n```\n"
+    assert sorted(map(unknown_word, calls_in(text))) == ["--modle", "segmnt"]
 
 
 def anchors_of(document: Path) -> set[str]:
@@ -143,3 +174,8 @@ def test_documents_cited_anywhere_are_in_the_repository():
         if cited not in names
     }
     assert sorted(unknown) == []
+
+
+def test_the_page_on_configuration_lists_every_section():
+    page = (ROOT / "docs" / "operators" / "configuration.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(Settings.model_fields)
