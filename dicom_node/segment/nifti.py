@@ -1,8 +1,13 @@
-"""NIfTI-1 as it stands in the file: the volume of a CT, and label maps that lie on its very grid.
+"""NIfTI-1: the volume of a CT, and label maps that lie on its very grid.
 
-Read and written here and not by SimpleITK, because a label map must overlay its CT in every program: SimpleITK takes
-the qform where the sform says something else (nibabel, and with it TotalSegmentator, takes the sform), and what it
-writes differs in the last bits of the affine. Here the geometry of a label map is the CT's, byte for byte.
+The header is nibabel's (``Nifti1Header``: fields, byte orders, quaternions, extensions). The voxels are not: nibabel
+5.4.2 read 512 x 512 x 300 voxels from ``.nii.gz`` in 0.62 s and 300 MB, of float64 in 3.6 s and 1.4 GB; plane by plane
+through one buffer it takes 0.46 s and 155 MB, and 1.8 s and 161 MB (medians of three). It also reads extensions, which
+nobody needs here, of any size that a header declares, and repairs headers that are refused here.
+
+SimpleITK is no alternative, because a label map must overlay its CT in every program: SimpleITK takes the qform where
+the sform says something else (nibabel, and with it TotalSegmentator, takes the sform), and what it writes differs in
+the last bits of the affine. Here the geometry of a label map is the CT's, bit for bit.
 
 Source: nifti1.h (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h). NIfTI's space is RAS (+x to the patient's
 Right, +y Anterior), so the first two rows of an affine change their sign on the way to LPS.
@@ -10,14 +15,17 @@ Right, +y Anterior), so the first two rows of an affine change their sign on the
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Extension, Nifti1Header, data_type_codes
+from nibabel.quaternions import fillpositive, quat2mat
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, StoreUnavailable
 from inference.structures import catalogue
@@ -29,52 +37,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_HEADER = np.dtype(
-    [
-        ("sizeof_hdr", "i4"),
-        ("data_type", "S10"),
-        ("db_name", "S18"),
-        ("extents", "i4"),
-        ("session_error", "i2"),
-        ("regular", "S1"),
-        ("dim_info", "u1"),
-        ("dim", "i2", 8),
-        ("intent_p", "f4", 3),
-        ("intent_code", "i2"),
-        ("datatype", "i2"),
-        ("bitpix", "i2"),
-        ("slice_start", "i2"),
-        ("pixdim", "f4", 8),
-        ("vox_offset", "f4"),
-        ("scl_slope", "f4"),
-        ("scl_inter", "f4"),
-        ("slice_end", "i2"),
-        ("slice_code", "u1"),
-        ("xyzt_units", "u1"),
-        ("cal_max", "f4"),
-        ("cal_min", "f4"),
-        ("slice_duration", "f4"),
-        ("toffset", "f4"),
-        ("glmax", "i4"),
-        ("glmin", "i4"),
-        ("descrip", "S80"),
-        ("aux_file", "S24"),
-        ("qform_code", "i2"),
-        ("sform_code", "i2"),
-        ("quatern", "f4", 3),
-        ("qoffset", "f4", 3),
-        ("srow", "f4", (3, 4)),
-        ("intent_name", "S16"),
-        ("magic", "S4"),
-    ]
-).newbyteorder("<")
 _HEADER_BYTES, _NIFTI_2_HEADER_BYTES = 348, 540
 _FIRST_VOXEL = 352
 """Of a file without extensions: the header and the four bytes that announce them."""
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
-"""DT_* codes whose voxels are single real numbers."""
-_UINT8, _MILLIMETRES, _SCANNER, _LABELS = 2, 2, 1, 1002
-"""Codes: DT_UINT8, NIFTI_UNITS_MM, NIFTI_XFORM_SCANNER_ANAT, NIFTI_INTENT_LABEL."""
+_MILLIMETRES, _SCANNER, _LABELS = 2, 1, 1002
+"""Codes: NIFTI_UNITS_MM, NIFTI_XFORM_SCANNER_ANAT, NIFTI_INTENT_LABEL."""
+_GEOMETRY = (
+    *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+_LONGEST_NUMBER_BYTES = 8
+_QUATERNION_ROUNDING = -1e-5
+"""The least square of the quaternion's first part, which is left out in the file: 0 but for the rounding of float32."""
 _SPATIAL_UNITS = {1: "metres", 3: "micrometres"}
 _UNKNOWN_EXTENSION = 0
 """NIFTI_ECODE_IGNORE: TotalSegmentator looks for Caret's table of names under this code, and nibabel gives out the
@@ -86,7 +60,6 @@ _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 1e-3, 1e3
 _DEFLATE_RATIO = 1032
 """No gzip file holds more than that many bytes for each of its own."""
 _CHUNK_BYTES = 1 << 20
-_BYTE_ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _GZIP_MAGIC, _GZIP_WINDOW = b"\x1f\x8b", 31
 _FASTEST = 1
 _INT16 = np.iinfo(np.int16)
@@ -100,7 +73,7 @@ class FileGrid:
     A left-handed grid (LAS, as many programs write) becomes right-handed by taking the planes in reverse.
     """
 
-    header: bytes
+    header: Nifti1Header
     reversed_planes: bool = False
 
 
@@ -118,9 +91,9 @@ def read_volume(path: Path) -> tuple[Volume, FileGrid]:
     """
     with _translated(), path.open("rb") as file:
         stream = _inflated(file) if file.peek(2)[:2] == _GZIP_MAGIC else file
-        header, order = _read_header(stream)
+        header = _read_header(stream)
         shape_zyx = _shape_zyx(header)
-        dtype = _stored_dtype(header, order)
+        dtype = _stored_dtype(header)
         affine = _affine_lps(header)
         reversed_planes = bool(np.linalg.det(affine[:3, :3]) < 0)
         if reversed_planes:
@@ -131,23 +104,20 @@ def read_volume(path: Path) -> tuple[Volume, FileGrid]:
         _skip(stream, int(header["vox_offset"]) - _HEADER_BYTES)
         voxels = _hounsfield(stream, shape_zyx, dtype, _scaling(header))
         stream.read(1)  # a gzip stream compares its checksum when it is read to the end
-    grid = FileGrid(header.astype(_HEADER).tobytes(), reversed_planes)
-    return Volume(voxels[::-1] if reversed_planes else voxels, geometry), grid
+    return Volume(voxels[::-1] if reversed_planes else voxels, geometry), FileGrid(header, reversed_planes)
 
 
 def grid_of(geometry: Geometry) -> FileGrid:
     """A file grid for a volume that came from no NIfTI file; the sform holds a tilted gantry's shear, a qform can't."""
-    header = np.zeros((), _HEADER)
-    header["sizeof_hdr"], header["regular"], header["magic"] = _HEADER_BYTES, b"r", b"n+1"
-    header["xyzt_units"] = _MILLIMETRES
-    header["dim"] = (3, *geometry.shape_zyx[::-1], 1, 1, 1, 1)
+    header = Nifti1Header(endianness="<")
+    header.set_data_shape(geometry.shape_zyx[::-1])
+    header.set_xyzt_units("mm")
     affine = _LPS_OF_RAS @ geometry.affine_lps
-    header["pixdim"] = (1, *geometry.spacing_xyz_mm, 0, 0, 0, 0)
-    header["sform_code"], header["srow"] = _SCANNER, affine[:3]
+    header["pixdim"][1:4] = geometry.spacing_xyz_mm
+    header.set_sform(affine, _SCANNER)
     if geometry.is_orthogonal:
-        header["qform_code"], header["qoffset"] = _SCANNER, affine[:3, 3]
-        header["quatern"] = _quaternion(affine[:3, :3] / np.array(geometry.spacing_xyz_mm))
-    return FileGrid(header.tobytes())
+        header.set_qform(affine, _SCANNER)
+    return FileGrid(header)
 
 
 def write_labels(
@@ -160,42 +130,36 @@ def write_labels(
     Raises:
         OSError: it can't be written.
     """
-    source = np.frombuffer(grid.header, _HEADER)[0]
-    header = np.zeros((), _HEADER)
-    for field in ("sizeof_hdr", "regular", "dim", "xyzt_units", "qform_code", "sform_code", "magic"):
-        header[field] = source[field]
-    for field in ("pixdim", "quatern", "qoffset", "srow"):
-        header[field] = source[field]
-    extension = _label_table(names)
-    header["datatype"], header["bitpix"] = _UINT8, 8
-    header["vox_offset"] = _FIRST_VOXEL + len(extension)
-    header["scl_slope"], header["intent_code"] = 1, _LABELS
+    header = Nifti1Header(endianness="<")
+    for field in _GEOMETRY:
+        header[field] = grid.header[field]
+    header.set_data_dtype(np.uint8)
+    header["scl_slope"], header["scl_inter"], header["intent_code"] = 1, 0, _LABELS
     header["descrip"] = description.encode("ascii", "replace")[:79]
-    compressor = zlib.compressobj(_FASTEST, zlib.DEFLATED, _GZIP_WINDOW)
-    with path.open("wb") as file:
-        file.write(compressor.compress(header.tobytes() + bytes((1, 0, 0, 0)) + extension))
+    header.extensions.append(Nifti1Extension(_UNKNOWN_EXTENSION, _label_table(names)))
+    # no name and no time, which would make other bytes of the same labels
+    with path.open("wb") as file, gzip.GzipFile("", "wb", _FASTEST, file, mtime=0) as stream:
+        header.write_to(stream)
         for plane in labels_zyx[::-1] if grid.reversed_planes else labels_zyx:
-            file.write(compressor.compress(plane.tobytes()))
-        file.write(compressor.flush())
+            stream.write(np.ascontiguousarray(plane).data)
 
 
 # ---- header
 
 
-def _read_header(stream: BinaryIO) -> tuple[np.void, str]:
-    """The header in little-endian fields, and the byte order of the voxels."""
+def _read_header(stream: BinaryIO) -> Nifti1Header:
+    """The header in the byte order of the file, which is that of the voxels too."""
     content = stream.read(_HEADER_BYTES)
     if len(content) < _HEADER_BYTES:
         raise PixelDataInvalid(f"{len(content)} bytes, a NIfTI-1 header has {_HEADER_BYTES}")
-    for order in _BYTE_ORDERS:
-        (size,) = struct.unpack_from(f"{order}i", content)
-        if size == _HEADER_BYTES:
-            header = np.frombuffer(content, _HEADER.newbyteorder(order))[0]
-            break
-        if size == _NIFTI_2_HEADER_BYTES:
-            raise NotEligible("NIfTI-2; expected NIfTI-1")
-    else:
+    sizes = {order: struct.unpack_from(f"{order}i", content)[0] for order in ("<", ">")}
+    if _NIFTI_2_HEADER_BYTES in sizes.values():
+        raise NotEligible("NIfTI-2; expected NIfTI-1")
+    orders = [order for order, size in sizes.items() if size == _HEADER_BYTES]
+    if not orders:
         raise NotEligible("not a NIfTI file: its first four bytes are not 348")
+    # nibabel would take the byte order from the number of dimensions, and its checks repair what we refuse
+    header = Nifti1Header(content, orders[0], check=False)
     if header["magic"] == b"ni1":
         raise NotEligible("header of an .hdr/.img pair; expected one .nii file")
     if header["magic"] != b"n+1":
@@ -208,10 +172,10 @@ def _read_header(stream: BinaryIO) -> tuple[np.void, str]:
     offset = float(header["vox_offset"])
     if not (_FIRST_VOXEL <= offset < _MAXIMUM_VOXELS and offset.is_integer()):
         raise PixelDataInvalid(f"the voxels are said to start at byte {offset:g}, expected {_FIRST_VOXEL} or later")
-    return header, order
+    return header
 
 
-def _shape_zyx(header: np.void) -> tuple[int, int, int]:
+def _shape_zyx(header: Nifti1Header) -> tuple[int, int, int]:
     count, *sizes = (int(n) for n in header["dim"])
     if not 1 <= count <= len(sizes):
         raise PixelDataInvalid(f"{count} dimensions are stated, NIfTI has 1 to {len(sizes)}")
@@ -227,14 +191,15 @@ def _shape_zyx(header: np.void) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _stored_dtype(header: np.void, order: str) -> np.dtype[np.generic]:
+def _stored_dtype(header: Nifti1Header) -> np.dtype[np.generic]:
     code = int(header["datatype"])
-    if code not in _DTYPES:
+    dtype: np.dtype[np.generic] | None = data_type_codes.dtype.get(code)
+    if dtype is None or dtype.kind not in "iuf" or dtype.itemsize > _LONGEST_NUMBER_BYTES:
         raise NotEligible(f"voxels of NIfTI data type {code}, expected integers or real numbers of at most 64 bits")
-    return np.dtype(order + _DTYPES[code])
+    return dtype.newbyteorder(header.endianness)
 
 
-def _scaling(header: np.void) -> tuple[float, float] | None:
+def _scaling(header: Nifti1Header) -> tuple[float, float] | None:
     """Slope and intercept; None where the stored values are meant (nifti1.h: slope 0)."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1.0, 0.0):
@@ -244,54 +209,34 @@ def _scaling(header: np.void) -> tuple[float, float] | None:
     return slope, intercept
 
 
-def _affine_lps(header: np.void) -> NDArray[np.float64]:
+def _affine_lps(header: Nifti1Header) -> NDArray[np.float64]:
     """Voxel index (x, y, z, 1) of the file to LPS mm, in float64 from the float32 of the file."""
-    affine = np.eye(4)
     if header["sform_code"] > 0:
-        affine[:3] = header["srow"]
+        affine = header.get_sform()
     elif header["qform_code"] > 0:
-        spacing = header["pixdim"][1:4].astype(np.float64)
-        if header["pixdim"][0] < 0:
-            spacing[2] *= -1
-        affine[:3, :3] = _rotation(header["quatern"].astype(np.float64)) * spacing
-        affine[:3, 3] = header["qoffset"]
+        affine = _qform(header)
     else:
         raise GeometryRefused("neither sform nor qform is set: the file does not say where left and right are")
     if not np.isfinite(affine).all():
         raise GeometryRefused("the affine is not finite")
-    return _LPS_OF_RAS @ affine
+    affine_lps: NDArray[np.float64] = _LPS_OF_RAS @ affine
+    return affine_lps
 
 
-def _rotation(bcd: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix of the unit quaternion (a, b, c, d) with a >= 0 left out in the file."""
-    rest = 1.0 - float(bcd @ bcd)
-    if not rest > -1e-5:  # noqa: PLR2004 - float32 rounding; also for NaN
-        raise GeometryRefused("the qform holds no rotation")
-    a = np.sqrt(max(rest, 0.0))
-    b, c, d = bcd / max(1.0, float(np.sqrt(bcd @ bcd)))
-    return np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
-
-
-def _quaternion(rotation: NDArray[np.float64]) -> tuple[float, float, float]:
-    """b, c, d with a >= 0: the eigenvector of the largest eigenvalue of Bar-Itzhack's matrix, stable at half turns."""
-    r = rotation
-    symmetric = np.array(
-        [
-            [r[0, 0] + r[1, 1] + r[2, 2], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
-            [r[2, 1] - r[1, 2], r[0, 0] - r[1, 1] - r[2, 2], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
-            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], r[1, 2] + r[2, 1]],
-            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1]],
-        ]
-    )
-    a, b, c, d = np.linalg.eigh(symmetric)[1][:, -1]
-    sign = -1.0 if a < 0 else 1.0
-    return sign * b, sign * c, sign * d
+def _qform(header: Nifti1Header) -> NDArray[np.float64]:
+    """Unlike nibabel's, it takes a ``pixdim[0]`` of 0, which nifti1.h defines as 1, and rounded quaternions."""
+    affine = np.eye(4)
+    spacing = header["pixdim"][1:4].astype(np.float64)
+    if header["pixdim"][0] < 0:
+        spacing[2] *= -1
+    stored = np.array([header[f"quatern_{part}"] for part in "bcd"], dtype=np.float64)
+    try:
+        quaternion = fillpositive(stored, _QUATERNION_ROUNDING)
+    except ValueError as error:
+        raise GeometryRefused("the qform holds no rotation") from error
+    affine[:3, :3] = quat2mat(quaternion) * spacing
+    affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
+    return affine
 
 
 def _geometry(shape_zyx: tuple[int, int, int], affine_lps: NDArray[np.float64]) -> Geometry:
@@ -416,7 +361,7 @@ def _translated() -> Iterator[None]:
 
 
 def _label_table(names: Mapping[int, str]) -> bytes:
-    """One NIfTI extension of a multiple of 16 bytes: Caret's XML with a name and a colour for each label."""
+    """Caret's XML with a name and a colour for each label."""
     known = catalogue()
     rows = []
     for label, name in names.items():
@@ -425,10 +370,8 @@ def _label_table(names: Mapping[int, str]) -> bytes:
             f'<Label Key="{label}" Red="{red:.4f}" Green="{green:.4f}" Blue="{blue:.4f}" Alpha="1">'
             f"<![CDATA[{name}]]></Label>"
         )
-    xml = (
+    return (
         '<?xml version="1.0" encoding="UTF-8"?>\n<CaretExtension><VolumeInformation Index="0"><LabelTable>\n'
         + "\n".join(rows)
         + "\n</LabelTable><VolumeType><![CDATA[Label]]></VolumeType></VolumeInformation></CaretExtension>\n"
     ).encode()
-    content = xml + b" " * (-(len(xml) + 8) % 16)
-    return struct.pack("<ii", len(content) + 8, _UNKNOWN_EXTENSION) + content

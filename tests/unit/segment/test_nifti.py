@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from contextlib import suppress
 
 import nibabel as nib
@@ -151,6 +152,36 @@ def test_the_sform_counts_and_the_qform_where_there_is_none(tmp_path):
         affine = RAS_OF_LPS @ nib.load(tmp_path / "ct.nii").affine
         assert np.allclose(volume.geometry.affine_lps, affine, atol=1e-5)
         assert np.allclose(affine, RAS_OF_LPS @ (oblique() if sform else other), atol=1e-4)
+
+
+@pytest.mark.parametrize("qfac", [-1, 0, 1])
+def test_a_qform_alone_is_enough_whatever_its_handedness_says(tmp_path, qfac):
+    """nifti1.h: a ``pixdim[0]`` of 0 means 1; nibabel's own reader puts it right in the same way."""
+    header_bent(tmp_path / "ct.nii", sform_code=0, pixdim=[qfac, 0.7, 1.3, 3.1, 0, 0, 0, 0])
+    image = nib.load(tmp_path / "ct.nii")
+    volume, _ = read_volume(tmp_path / "ct.nii")
+    for index in ((0, 0, 0), (4, 0, 6), (2, 5, 1)):
+        ras = nib.affines.apply_affine(image.affine, index)
+        assert hu_at(volume, RAS_OF_LPS[:3, :3] @ ras) == hu()[index]
+
+
+def test_an_extension_of_any_declared_size_takes_no_memory(tmp_path):
+    """A file of 64 kB whose header puts the voxels behind 64 MB."""
+    path = tmp_path / "ct.nii"
+    saved(path, hu(), oblique())
+    content = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(content[:348]), check=False)
+    header["vox_offset"] = 2**26
+    path = tmp_path / "ct.nii.gz"
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(2**26 - 348) + content[352:]))
+    tracemalloc.start()
+    try:
+        volume, _ = read_volume(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(volume.voxels_zyx, hu().transpose(2, 1, 0))
+    assert peak < 2**23
 
 
 def test_trailing_dimensions_of_one_are_one_volume(tmp_path):
