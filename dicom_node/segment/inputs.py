@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
-from dicom_node.reconstruct import labels_on_source, reconstruct
-from dicom_node.segment.nifti import grid_of, read_volume
+from dicom_node.segment.nifti import read_volume
 from dicom_node.standard.files import read_headers, try_instance
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import is_valid_uid
@@ -24,35 +22,18 @@ from dicom_node.types import Series
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from dicom_node.segment.nifti import FileGrid
-    from dicom_node.types import Reconstruction
     from inference.types import Volume
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scan:
-    """A CT in memory: ``volume`` for the segmenter, ``source`` on the grid that results lie on.
+class Opened:
+    """An input whose pixel data may still be on disk; ``grid`` is that of the file where it has one of its own."""
 
-    ``content_digest`` is that of the ledger for the same instances, so that a run of this command and one of a node
-    derive the same UIDs; ``reconstruction`` is None for NIfTI, which no DICOM object could refer to.
-    """
-
-    volume: Volume
-    source: Volume
-    grid: FileGrid
-    content_digest: str
-    reconstruction: Reconstruction | None = None
-
-    def on_source(self, labels_zyx: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Labels of ``volume`` on the grid of ``source``."""
-        if self.reconstruction is None:
-            return labels_zyx
-        return labels_on_source(self.reconstruction, labels_zyx)
+    images: Series | Volume
+    grid: FileGrid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,25 +59,24 @@ class DicomSeries:
             "bytes": _size(self.paths),
         }
 
-    def read(self) -> Scan:
-        """Headers, then voxels, while another thread hashes the files.
+    def read(self) -> Opened:
+        """The headers.
 
         Raises:
-            SeriesRejected: not one regular CT volume, see :func:`dicom_node.reconstruct.reconstruct`.
+            SeriesRejected: a file holds no instance that can be read.
             StoreUnavailable: a file is missing or the disk fails.
         """
-        with ThreadPoolExecutor(1) as thread:
-            digest = thread.submit(_content_digest, self.paths)
-            instances = read_headers(self.paths)
-            study = str(instances[0].header.get("StudyInstanceUID", ""))
-            reconstruction = reconstruct(Series(self.series_instance_uid, study, instances))
-            return Scan(
-                volume=reconstruction.volume,
-                source=reconstruction.source,
-                grid=grid_of(reconstruction.source.geometry),
-                content_digest=digest.result(),
-                reconstruction=reconstruction,
-            )
+        instances = read_headers(self.paths)
+        study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
+        return Opened(Series(self.series_instance_uid, study_instance_uid, instances))
+
+    def content_digest(self) -> str:
+        """That of the ledger for the same instances: this command and a node derive the same UIDs.
+
+        Raises:
+            StoreUnavailable: a file is missing or the disk fails.
+        """
+        return _content_digest(self.paths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +91,22 @@ class NiftiFile:
         """What a summary says about it; not its name, which people choose and which may be a patient's."""
         return {"kind": "nifti", "files": 1, "bytes": _size((self.path,))}
 
-    def read(self) -> Scan:
-        """Read the volume.
+    def read(self) -> Opened:
+        """The volume.
 
         Raises:
             SeriesRejected: see :func:`dicom_node.segment.nifti.read_volume`.
             StoreUnavailable: it can't be read.
         """
-        with ThreadPoolExecutor(1) as thread:
-            digest = thread.submit(_content_digest, (self.path,))
-            volume, grid = read_volume(self.path)
-            return Scan(volume, volume, grid, digest.result())
+        return Opened(*read_volume(self.path))
+
+    def content_digest(self) -> str:
+        """Of the bytes of the file.
+
+        Raises:
+            StoreUnavailable: it can't be read.
+        """
+        return _content_digest((self.path,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +126,17 @@ class Unreadable:
         """What a summary says about it."""
         return {"kind": "unknown", "files": 1, "bytes": _size((self.path,))}
 
-    def read(self) -> Scan:
+    def read(self) -> Opened:
         """Always refuses.
 
         Raises:
             NotEligible: with the reason.
         """
         raise NotEligible(self.reason)
+
+    def content_digest(self) -> str:
+        """Of the bytes of the file."""
+        return _content_digest((self.path,))
 
 
 Input = DicomSeries | NiftiFile | Unreadable

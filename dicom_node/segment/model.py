@@ -11,7 +11,8 @@ from dicom_node.errors import ConfigurationError
 from inference.errors import InferenceError, UnknownStructureError
 from inference.models import library
 from inference.models.package import ModelPackage, read_package
-from inference.opening import identity_of, models_of, open_segmenter
+from inference.opening import identity_of, minimum_extent, models_of, open_segmenter
+from inference.types import MinimumExtent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ class Model:
 
     identity: ModelIdentity
     names_by_label: Mapping[int, str]
+    minimum: MinimumExtent
     package: ModelPackage | None
 
     def load(self, options: EngineOptions) -> Segmenter:
@@ -58,7 +60,7 @@ def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
         from inference.tissue import TissueSegmenter  # noqa: PLC0415
 
         segmenter = TissueSegmenter()
-        return Model(segmenter.identity, segmenter.names_by_label, None)
+        return Model(segmenter.identity, segmenter.names_by_label, MinimumExtent(), None)
     installed = library.installed(models_folder)
     try:
         if name in installed:
@@ -72,10 +74,10 @@ def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
                 f"no model is called {name!r}, and no folder; {TISSUE} and {DEMO_MODEL} are always there, "
                 f"installed in {models_folder}: {', '.join(installed) or 'none'}"
             )
-        identity = identity_of(models_of(package), options)
+        models = models_of(package)
     except InferenceError as error:
         raise ConfigurationError(f"model {name}: {error}") from error
-    return Model(identity, package.names_by_label, package)
+    return Model(identity_of(models, options), package.names_by_label, minimum_extent(models), package)
 
 
 def refuse_unknown(structures: Iterable[str], model: Model) -> None:

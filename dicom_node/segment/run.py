@@ -6,41 +6,51 @@ import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import structlog
 
 from dicom_node import __version__
+from dicom_node.analysis import analyse
 from dicom_node.encode.identity import derived_uid
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.segment import outputs
+from dicom_node.segment.nifti import grid_of
 from dicom_node.types import ResultContext
 from inference.errors import InferenceError
-from inference.measure import measure
-from inference.types import Segmentation
+from inference.types import RunNote, RunReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
-    from dicom_node.segment.inputs import Input, Scan
+    from dicom_node.analysis import Findings
+    from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
-    from dicom_node.types import EncodedResult, ResultRequest
+    from dicom_node.segment.nifti import FileGrid
+    from dicom_node.types import EncodedResult, ResultRequest, Series
     from inference.nnunet.contract import EngineOptions
-    from inference.types import Measurements, Segmenter
+    from inference.types import Segmentation, Segmenter, Volume
 
 SEGMENTED, REFUSED = "segmented", "refused"
 _STATION_NAME = "dicom-node"
 _DEVICE_UID = derived_uid("dicom-node segment", "device")
 """The command keeps no ledger and hence no UID of an installation: its results name this one device everywhere."""
 _COMPLETION_REASON = "these are all files that the segment command was given"
-_READ, _SEGMENTED = 0.05, 0.9
-"""Where these stages end on the progress bar."""
+_BEGINS_AT = {
+    "read": 0.0,
+    "reconstruct": 0.02,
+    "load": 0.05,
+    "segment": 0.05,
+    "measure": 0.9,
+    "encode": 0.92,
+    "write": 0.98,
+}
+"""Where each stage begins on the progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +86,7 @@ class SegmentRun:
         self._model = model
         self._options = options
         self._wanted = wanted
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="segment")
+        self._beside = ThreadPoolExecutor(2, thread_name_prefix="segment")
         self._loading: Future[Segmenter] | None = None
 
     def __enter__(self) -> Self:
@@ -99,24 +109,14 @@ class SegmentRun:
         Raises:
             ConfigurationError: the folder can't be written, or the model can't be loaded; no CT can be segmented then.
         """
-        started_at = datetime.now(UTC)
-        stages = _Stages(on_progress)
         outputs.make_folder(folder)
         if self._loading is None:  # while the first one is read
             self._loading = self._beside.submit(self._model.load, self._options)
-        status, reason, produced = SEGMENTED, None, dict[str, Any]()
-        try:
-            produced = self._work(entry, folder, started_at, stages)
-        except ConfigurationError:
-            raise
-        except (DicomNodeError, InferenceError) as error:
-            status, reason = REFUSED, str(error)
-        except MemoryError:
-            status, reason = REFUSED, "out of memory"
-        except Exception as error:  # noqa: BLE001 - an input nobody foresaw must not stop the others
-            structlog.get_logger().exception("input.crashed", kind=entry.facts["kind"])
-            status, reason = REFUSED, f"unexpected {type(error).__name__}; the log tells where"
-        if status == REFUSED:
+        stages = _Stages(on_progress)
+        case = _FileCase(entry, folder, self._model, self._loading, self._wanted, stages, self._beside)
+        reason = _refusal(case, entry)
+        status = SEGMENTED if reason is None else REFUSED
+        if reason is not None:
             outputs.remove_earlier(folder)
         summary = {
             "status": status,
@@ -124,8 +124,8 @@ class SegmentRun:
             "statement": f"{self._model.identity.intended_use}. Research software, not a medical device.",
             "input": entry.facts,
             **self._asked(),
-            **produced,
-            "started_at": started_at.isoformat(),
+            **(case.produced if reason is None else {}),
+            "started_at": case.started_at.isoformat(),
             "seconds": stages.total(),
             "stage_seconds": stages.seconds,
             "peak_rss_bytes": _peak_rss_bytes(),
@@ -152,89 +152,152 @@ class SegmentRun:
             },
         }
 
-    def _work(self, entry: Input, folder: Path, started_at: datetime, stages: _Stages) -> dict[str, Any]:
-        with stages.measured("read", 0.0):
-            scan = entry.read()
-        asked = self._wanted.results
-        if scan.reconstruction is not None and asked is not None:
-            self._beside.submit(_import_encoder)
-        with stages.measured("load", _READ):
-            segmenter = self._loaded()
-        with stages.measured("segment", _READ):
-            upright = segmenter.segment(scan.volume, stages.part(_READ, _SEGMENTED))
-            segmentation = self._wanted_part(scan, upright)
-        # a model by rules has no stages, notes and backend to tell of
-        stages.seconds |= {name: round(s, 3) for name, s in getattr(segmenter, "stage_seconds", {}).items()}
-        with stages.measured("measure", _SEGMENTED):
-            measurements = measure(scan.source, segmentation, with_shape=asked is not None and asked.shape)
-        outputs.remove_earlier(folder)
-        writing = self._beside.submit(outputs.write_label_map, folder, segmentation, scan.grid)
-        results: list[dict[str, str]] = []
-        try:
-            if scan.reconstruction is not None and asked is not None:
-                with stages.measured("encode", _SEGMENTED):
-                    encoded = self._encoded(scan, segmentation, measurements, started_at, asked)
-                    results = outputs.write_results(folder, encoded)
-            with stages.measured("write", 1.0):
-                outputs.write_measurements(folder, measurements)
-        finally:
-            wait([writing])  # also where encoding fails: what is refused leaves no file behind
-        writing.result()
-        geometry = scan.source.geometry
-        return {
-            "content_sha256": scan.content_digest,
-            "grid": {"shape_zyx": geometry.shape_zyx, "spacing_xyz_mm": geometry.spacing_xyz_mm},
-            "notes": [*(scan.reconstruction.notes if scan.reconstruction else ()), *getattr(segmenter, "notes", ())],
-            "backend": getattr(segmenter, "description", None),
-            "structures_found": len(measurements.structures),
-            "results": results,
-        }
 
-    def _loaded(self) -> Segmenter:
-        assert self._loading is not None
-        try:
-            return self._loading.result()
-        except InferenceError as error:
-            raise ConfigurationError(f"model {self._model.identity.name}: {error}") from error
+def _refusal(case: _FileCase, entry: Input) -> str | None:
+    """Why ``case`` could not be segmented; None where it was."""
+    try:
+        analyse(case)
+    except ConfigurationError:
+        raise
+    except (DicomNodeError, InferenceError) as error:
+        return str(error)
+    except MemoryError:
+        return "out of memory"
+    except Exception as error:  # noqa: BLE001 - an input nobody foresaw must not stop the others
+        structlog.get_logger().exception("input.crashed", kind=entry.facts["kind"])
+        return f"unexpected {type(error).__name__}; see the log"
+    return None
 
-    def _wanted_part(self, scan: Scan, upright: Segmentation) -> Segmentation:
-        labels, names = scan.on_source(upright.labels_zyx), dict(upright.names_by_label)
-        if self._wanted.structures:
-            names = {label: name for label, name in names.items() if name in self._wanted.structures}
-            kept = np.zeros(256, np.uint8)
-            kept[list(names)] = list(names)
-            labels = kept[labels]
-        return Segmentation(labels, scan.source.geometry, names, upright.model)
 
-    def _encoded(
+class _FileCase:
+    """One input, as :func:`dicom_node.analysis.analyse` sees it: files in, files out.
+
+    ``beside`` does what need not be waited for: the digest of the input, loading the encoder, writing the label map.
+    """
+
+    def __init__(
         self,
-        scan: Scan,
-        segmentation: Segmentation,
-        measurements: Measurements,
-        started_at: datetime,
-        asked: ResultRequest,
-    ) -> Sequence[EncodedResult]:
-        from dicom_node.encode.run import encode  # noqa: PLC0415 - loads highdicom, for DICOM input only
+        entry: Input,
+        folder: Path,
+        model: Model,
+        loading: Future[Segmenter],
+        wanted: Wanted,
+        stages: _Stages,
+        beside: ThreadPoolExecutor,
+    ) -> None:
+        self._entry = entry
+        self._folder = folder
+        self._loading = loading
+        self._wanted = wanted
+        self._stages = stages
+        self._beside = beside
+        self._grid: FileGrid | None = None
+        self._digest: Future[str] | None = None
+        self.model = model.identity.name
+        self.minimum = model.minimum
+        self.structures = wanted.structures
+        self.started_at = datetime.now(UTC)
+        self.produced: dict[str, Any] = {}
+        """What the summary says about the results."""
 
-        assert scan.reconstruction is not None
-        context = ResultContext(
-            started_at=started_at,
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Count the time of the block, and show it."""
+        return self._stages.measured(name)
+
+    def read(self) -> Series | Volume:
+        """Open the files; their digest is made beside what follows."""
+        opened = self._entry.read()
+        self._grid = opened.grid
+        self._digest = self._beside.submit(self._entry.content_digest)
+        return opened.images
+
+    def infer(self, volume: Volume) -> Segmentation:
+        """Segment in this process, once the model is loaded."""
+        if self._grid is None and self._wanted.results is not None:
+            self._beside.submit(_import_encoder)
+        with self.stage("load"):
+            try:
+                segmenter = self._loading.result()
+            except InferenceError as error:
+                raise ConfigurationError(f"model {self.model}: {error}") from error
+        with self.stage("segment"):
+            labels = segmenter.segment(volume, self._stages.part("segment", "measure"))
+        if labels.run is None:
+            labels = replace(labels, run=_report_of(segmenter))
+        self._stages.add(labels.run.stage_seconds if labels.run else {})
+        return labels
+
+    def requests(self) -> Mapping[str, ResultRequest] | None:
+        """One destination: the files."""
+        return None if self._wanted.results is None else {"files": self._wanted.results}
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Nobody else is encoded in this process."""
+        return nullcontext()
+
+    def context(self) -> ResultContext:
+        """What the results state; the choice of structures is part of what their UIDs derive from."""
+        return ResultContext(
+            started_at=self.started_at,
             revision=1,
-            content_digest=self._run_digest(scan.content_digest),
+            content_digest=self._run_digest(),
             station_name=_STATION_NAME,
             device_uid=_DEVICE_UID,
             completion_reason=_COMPLETION_REASON,
         )
-        return encode(scan.reconstruction, segmentation, measurements, context, {"files": asked})
 
-    def _run_digest(self, content_digest: str) -> str:
+    def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
+        """Write everything into the folder; whoever reads it there finds the summary last."""
+        geometry = findings.ct.source.geometry
+        grid = self._grid or grid_of(geometry)
+        outputs.remove_earlier(self._folder)
+        writing = self._beside.submit(outputs.write_label_map, self._folder, findings.segmentation, grid)
+        try:
+            with self.stage("encode"):
+                written = outputs.write_results(self._folder, tuple(results))
+            with self.stage("write"):
+                outputs.write_measurements(self._folder, findings.measurements)
+        finally:
+            wait([writing])  # also where encoding fails: what is refused leaves no file behind
+        writing.result()
+        run = findings.segmentation.run
+        self.produced = {
+            "content_sha256": self._content_digest(),
+            "grid": {"shape_zyx": geometry.shape_zyx, "spacing_xyz_mm": geometry.spacing_xyz_mm},
+            "notes": list(findings.notes),
+            "backend": run.backend if run else None,
+            "device": run.device if run else None,
+            "precision": run.precision if run else None,
+            "structures_found": len(findings.measurements.structures),
+            "results": written,
+        }
+
+    def _content_digest(self) -> str:
+        assert self._digest is not None
+        return self._digest.result()
+
+    def _run_digest(self) -> str:
         """What, beside the identity of the model, the UIDs derive from: the input, and the choice of structures.
 
         Anything that changes the answer makes other UIDs, so that no archive takes two answers for one instance.
         """
+        content_digest = self._content_digest()
         if not self._wanted.structures:
             return content_digest  # as a node
         return hashlib.sha256(json.dumps([content_digest, *self._wanted.structures]).encode()).hexdigest()
+
+
+def _report_of(segmenter: Segmenter) -> RunReport | None:
+    """From an engine that does not report by itself yet."""
+    if not hasattr(segmenter, "description"):
+        return None
+    return RunReport(
+        backend=segmenter.description,
+        device="",
+        precision="",
+        notes=tuple(RunNote(note) for note in getattr(segmenter, "notes", ())),
+        stage_seconds=getattr(segmenter, "stage_seconds", {}),
+    )
 
 
 class _Stages:
@@ -246,17 +309,22 @@ class _Stages:
         self._start = time.monotonic()
 
     @contextmanager
-    def measured(self, name: str, fraction: float) -> Iterator[None]:
-        self._on_progress(fraction, name)
+    def measured(self, name: str) -> Iterator[None]:
+        self._on_progress(_BEGINS_AT[name], name)
         start = time.monotonic()
         try:
             yield
         finally:
             self.seconds[name] = round(time.monotonic() - start, 3)
 
-    def part(self, first: float, last: float) -> Callable[[float, str], None]:
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Stages that the engine measured itself."""
+        self.seconds |= {name: round(value, 3) for name, value in seconds.items()}
+
+    def part(self, stage: str, following: str) -> Callable[[float, str], None]:
         """Progress of one stage as a part of the whole."""
-        return lambda fraction, stage: self._on_progress(first + (last - first) * fraction, stage)
+        first, last = _BEGINS_AT[stage], _BEGINS_AT[following]
+        return lambda fraction, word: self._on_progress(first + (last - first) * fraction, word)
 
     def total(self) -> float:
         return round(time.monotonic() - self._start, 3)
