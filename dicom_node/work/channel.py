@@ -22,6 +22,7 @@ import mmap
 import os
 import socket
 import threading
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +43,12 @@ class Channel:
         self._socket = end
         self._lock = threading.Lock()
         self._unread = b""
+        self._unclaimed: deque[int] = deque()
+        """Descriptors of messages that are not handed out yet; one read may bring those of a later message."""
 
     def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one message; raises OSError when the other end is gone."""
-        line = json.dumps(message).encode() + b"\n"
+        line = json.dumps({**message, "descriptors": len(descriptors)}).encode() + b"\n"
         with self._lock:
             if descriptors:
                 sent = socket.send_fds(self._socket, [line], list(descriptors))
@@ -57,13 +60,13 @@ class Channel:
 
         Raises:
             TimeoutError: nothing whole came in time.
+            ValueError: it is no message.
         """
-        descriptors: list[int] = []
         self._socket.settimeout(timeout_s)
         try:
             while b"\n" not in self._unread:
                 content, received, _, _ = socket.recv_fds(self._socket, 65536, _DESCRIPTORS)
-                descriptors += received
+                self._unclaimed += received
                 if not content or len(self._unread) > _MESSAGE_LIMIT_BYTES:
                     return None
                 self._unread += content
@@ -72,13 +75,19 @@ class Channel:
         finally:
             self._socket.settimeout(None)
         line, self._unread = self._unread.split(b"\n", 1)
-        return json.loads(line), descriptors
+        message: dict[str, Any] = json.loads(line)
+        stated, came = message.pop("descriptors"), len(self._unclaimed)
+        if stated > came:
+            raise ValueError(f"{stated} descriptors are stated, {came} came")
+        return message, [self._unclaimed.popleft() for _ in range(stated)]
 
     def close(self) -> None:
         """Close this end; the other end receives None, and so does a thread that waits at this one."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+        while self._unclaimed:
+            os.close(self._unclaimed.popleft())
 
 
 def anonymous_memory(size_bytes: int) -> int:

@@ -1,0 +1,64 @@
+"""Messages and the memory that travels with them, however the socket cuts the stream into reads."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import numpy as np
+import pytest
+
+from dicom_node.work.channel import Channel, anonymous_memory, mapped
+
+
+@pytest.fixture
+def ends():
+    ours, theirs = map(Channel, socket.socketpair())
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def memory_of(value: int) -> int:
+    descriptor = anonymous_memory(8)
+    mapped(descriptor, (8,), np.dtype(np.uint8))[...] = value
+    return descriptor
+
+
+def value_in(descriptor: int) -> int:
+    value = int(mapped(descriptor, (8,), np.dtype(np.uint8))[0])
+    os.close(descriptor)
+    return value
+
+
+def test_descriptors_stay_with_their_message_when_one_read_brings_several(ends):
+    node, worker = ends
+    sent = [memory_of(value) for value in (1, 2, 3, 4)]
+    node.send({"infer": 1})  # without the reader in between: the kernel joins this one to the next
+    node.send({"prepare": 2}, sent[:2])
+    node.send({"prepare": 3}, sent[2:])
+    for descriptor in sent:
+        os.close(descriptor)
+    received = [worker.receive() for _ in range(3)]
+    assert [message for message, _ in received] == [{"infer": 1}, {"prepare": 2}, {"prepare": 3}]
+    assert [[value_in(each) for each in descriptors] for _, descriptors in received] == [[], [1, 2], [3, 4]]
+
+
+def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
+    node, worker = ends
+    memory = memory_of(1)
+    node.send({"infer": 1})
+    node.send({"prepare": 2}, [memory])
+    os.close(memory)
+    before = len(os.listdir("/proc/self/fd"))
+    worker.receive()
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    worker.close()
+    assert len(os.listdir("/proc/self/fd")) == before - 1  # the socket, too
+
+
+def test_a_message_that_lacks_its_descriptors_is_refused(ends):
+    node, worker = ends
+    node._socket.sendall(b'{"prepare": 1, "descriptors": 2}\n')
+    with pytest.raises(ValueError, match="2 descriptors are stated, 0 came"):
+        worker.receive()
