@@ -182,7 +182,7 @@ def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path
     library = package.folder.parent
     config = library.parent / "node.yaml"
     (library.parent / "models").symlink_to(library)
-    config.write_text("")
+    config.write_text("models_folder: models")
     answered = call(file, "--model", "test", "--out", tmp_path / "one", "--json", config=config)
     assert answered.exit_code == 0, answered.output
     (summary,) = json.loads(answered.stdout)
