@@ -36,6 +36,7 @@ from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
+from dicom_node.store.workers import WorkerName
 from dicom_node.work.pool import WorkerPool
 
 if TYPE_CHECKING:
@@ -89,11 +90,10 @@ def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules
     asking = Asking(settings.destinations, abilities)
     means = Means(settings.models, spool, workers, Places(), asking, results)
     settling = Settling(ledger.jobs, spool, notices)
-    worker_name = f"{node.station_name}/local"
     return Pipeline(
         completing=Completing(ledger.arrivals, settings.completion, settings.sources, node.ae_title),
         routing=Routing(ledger.routing, spool, rules, notices),
-        running=Running(ledger.jobs, means, settling, worker_name, settings.work.attempts),
+        running=Running(ledger.jobs, means, settling, WorkerName.own(), settings.work.attempts),
         delivering=Delivering(ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title),
     )
 
@@ -121,7 +121,7 @@ def run_work(settings: Settings) -> None:
     rules = load_rules(settings.rules_file, settings)
     workers = WorkerPool(settings.models, settings.work)
     pipeline = open_pipeline(settings, ledger, spool, rules, workers)
-    pipeline.running.recover_jobs(at_start=True)
+    pipeline.running.recover_jobs()
     schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
     schedule.start()
     structlog.get_logger().info(

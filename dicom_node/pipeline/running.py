@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dicom_node.pipeline.job import Means
     from dicom_node.pipeline.outcomes import Settling
     from dicom_node.store.jobs import Jobs
+    from dicom_node.store.workers import WorkerName
     from dicom_node.work.gate import Pass
 
 
@@ -28,15 +29,15 @@ class Running:
         jobs: the queue.
         means: what every job works with.
         settling: records what becomes of a job that ends with an error.
-        worker_name: ours in the ledger.
+        worker: the name by which this process claims jobs.
         attempts: how often a job is tried.
     """
 
-    def __init__(self, jobs: Jobs, means: Means, settling: Settling, worker_name: str, attempts: int) -> None:
+    def __init__(self, jobs: Jobs, means: Means, settling: Settling, worker: WorkerName, attempts: int) -> None:
         self._jobs = jobs
         self._means = means
         self._settling = settling
-        self._worker_name = worker_name
+        self._worker = worker
         self._attempts = attempts
         self._log = structlog.get_logger()
 
@@ -53,7 +54,7 @@ class Running:
             return False
         with intake:
             now = now_utc()
-            claimed = self._jobs.claim(self._worker_name, now, now + LEASE)
+            claimed = self._jobs.claim(self._worker, now, now + LEASE)
             if claimed is None:
                 places.wait_until_closed(idle_pause_s)
                 return False
@@ -69,11 +70,9 @@ class Running:
         self._means.places.close()
         self._means.workers.close()
 
-    def recover_jobs(self, *, at_start: bool = False) -> None:
+    def recover_jobs(self) -> None:
         """Queue jobs whose worker died again, or fail them when their attempts are used up."""
-        requeued, failed = self._jobs.recover_stalled(
-            now_utc(), self._attempts, self._worker_name if at_start else None
-        )
+        requeued, failed = self._jobs.recover_stalled(self._worker, now_utc(), self._attempts)
         if requeued or failed:
             self._log.warning("jobs.recovered", requeued=requeued, failed=failed)
 

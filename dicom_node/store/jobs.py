@@ -18,11 +18,14 @@ from dicom_node.store.revisions import CompleteRevision, complete_revision
 from dicom_node.store.routing import has_successor
 from dicom_node.store.schema import delivery, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
+from dicom_node.store.workers import WorkerName
 from dicom_node.types import ResultInstance, ResultRequest, SegmentationForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
+
+    from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
     from inference.types import ModelIdentity, RunReport
@@ -47,7 +50,7 @@ class Jobs:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def claim(self, worker: str, now: datetime, lease_until: datetime) -> ClaimedJob | None:
+    def claim(self, worker: WorkerName, now: datetime, lease_until: datetime) -> ClaimedJob | None:
         """QUEUED -> RUNNING for the most urgent job that may start; the attempt is counted before it starts."""
         with self._database.write() as db:
             row = db.execute(
@@ -66,7 +69,7 @@ class Jobs:
                 .values(
                     state=JobState.RUNNING,
                     attempts=attempt,
-                    claimed_by=worker,
+                    claimed_by=str(worker),
                     lease_until=lease_until,
                     started_at=now,
                     reason="",
@@ -154,17 +157,17 @@ class Jobs:
             lease_until=None,
         )
 
-    def recover_stalled(self, now: datetime, attempts_limit: int, claimed_by: str | None = None) -> tuple[int, int]:
+    def recover_stalled(self, worker: WorkerName, now: datetime, attempts_limit: int) -> tuple[int, int]:
         """RUNNING without a live worker -> QUEUED, or FAILED when its attempts are used up.
 
-        Stalled is a job whose lease has ended, or any job of ``claimed_by`` (at the start of that very worker).
-        Returns (requeued, failed).
+        A job is stalled when its lease has ended, and before that when ``worker``, who asks, can tell that the process
+        that claimed it is dead. Returns (requeued, failed).
         """
-        stalled = and_(
-            job.c.state == JobState.RUNNING,
-            or_(job.c.lease_until < now, job.c.claimed_by == claimed_by) if claimed_by else job.c.lease_until < now,
-        )
         with self._database.write() as db:
+            stalled = and_(
+                job.c.state == JobState.RUNNING,
+                or_(job.c.lease_until < now, job.c.claimed_by.in_(_dead_claimants(db, worker))),
+            )
             failed = db.execute(
                 update(job)
                 .where(stalled, job.c.attempts >= attempts_limit)
@@ -246,6 +249,13 @@ class Jobs:
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
             return bool(db.execute(update(job).where(_held(claimed)).values(**values)).rowcount)
+
+
+def _dead_claimants(db: Connection, worker: WorkerName) -> list[str]:
+    """Those who claimed a running job and are known to be dead; each name is one process, so none claims again."""
+    claimants = db.execute(select(job.c.claimed_by).where(job.c.state == JobState.RUNNING).distinct()).scalars()
+    names = {text: WorkerName.parse(text) for text in claimants if text is not None}
+    return [text for text, name in names.items() if name is not None and name.is_known_dead(worker)]
 
 
 def _held(claimed: ClaimedJob) -> Any:

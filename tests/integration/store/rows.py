@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from dicom_node.store.workers import WorkerName
 from dicom_node.types import (
     Decision,
     DeliveryOutcome,
@@ -18,6 +19,7 @@ from inference.types import ModelIdentity, RunNote, RunReport
 
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 SERIES = "1.2.840.1"
+WORKER = WorkerName.own()
 IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
 RUN = RunReport(
     "numpy 2.3.4", "CPU", "float32", (RunNote("fell back to the CPU", changes_answer=True),), {"infer": 1.5}
@@ -65,8 +67,8 @@ def queued_job(ledger, decision=DECISION, at=NOW):
     return job_id
 
 
-def claim(ledger, at=NOW, lease_s=60):
-    return ledger.jobs.claim("worker", at, at + timedelta(seconds=lease_s))
+def claim(ledger, at=NOW, lease_s=60, worker=WORKER):
+    return ledger.jobs.claim(worker, at, at + timedelta(seconds=lease_s))
 
 
 def some_results(destinations=("pacs", "archive")):

@@ -35,6 +35,7 @@ from tests.integration.store.rows import (
     REQUESTS,
     RUN,
     SERIES,
+    WORKER,
     arrive,
     claim,
     complete,
@@ -433,7 +434,7 @@ def test_running_job_of_an_old_revision_can_write_nothing(ledger):
 def test_worker_that_lost_its_lease_is_fenced_off(ledger):
     queued_job(ledger)
     old = claim(ledger, lease_s=-1)
-    assert ledger.jobs.recover_stalled(NOW, attempts_limit=3) == (1, 0)
+    assert ledger.jobs.recover_stalled(WORKER, NOW, attempts_limit=3) == (1, 0)
     new = claim(ledger)
     assert (old.attempt, new.attempt) == (1, 2)
     assert not ledger.jobs.encoded(old, some_results(), IDENTITY, RUN, {}, NOW)
@@ -445,7 +446,7 @@ def test_poison_series_ends_in_failed_after_its_attempts(ledger):
     job_id = queued_job(ledger)
     for _ in range(2):
         claim(ledger, lease_s=-1)
-        ledger.jobs.recover_stalled(NOW, attempts_limit=2)
+        ledger.jobs.recover_stalled(WORKER, NOW, attempts_limit=2)
     assert state_of(ledger, job_id) == JobState.FAILED
     assert "2 times" in ledger.overview.job(job_id).reason
     assert claim(ledger) is None

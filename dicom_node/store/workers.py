@@ -1,0 +1,93 @@
+"""The names by which workers claim jobs, and whether the process behind a name is known to be dead.
+
+A process is known by the boot and the PID namespace in which it runs, its PID, and its start time, because PIDs are
+used again. Whether it lives can be told only within the same boot and namespace; anywhere else (another machine,
+another container, before a restart of either) a claim is trusted until its lease ends, which no worker renews after
+its death. The host name is for people: machines may share one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from dicom_node.errors import ConfigurationError
+
+_PROC = Path("/proc")
+_STATE, _START_TIME = 0, 19
+"""Places in ``/proc/PID/stat`` after the name in parentheses: fields 3 and 22 of proc(5)."""
+_DEAD_STATES = "ZX"
+_PARTS_BESIDE_HOST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerName:
+    """One process for ever. ``started_ticks`` is its start time in clock ticks since the boot (proc(5))."""
+
+    host: str
+    boot_id: str
+    pid_namespace: int
+    pid: int
+    started_ticks: int
+
+    def __str__(self) -> str:
+        """The text that the ledger keeps; :meth:`parse` reads it."""
+        return f"{self.host}/{self.boot_id}/{self.pid_namespace}/{self.pid}/{self.started_ticks}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self | None:
+        """The name in ``text``; None where there is none (version 0.1.0 wrote the station name)."""
+        host, *others = text.rsplit("/", _PARTS_BESIDE_HOST)
+        if len(others) != _PARTS_BESIDE_HOST:
+            return None
+        boot_id, *numbers = others
+        if not all(number.isascii() and number.isdecimal() for number in numbers):
+            return None
+        pid_namespace, pid, started_ticks = map(int, numbers)
+        return cls(host, boot_id, pid_namespace, pid, started_ticks)
+
+    @classmethod
+    def own(cls) -> Self:
+        """The name of this process.
+
+        Raises:
+            ConfigurationError: ``/proc`` can't be read.
+        """
+        pid = os.getpid()
+        try:
+            return cls(
+                host=socket.gethostname(),
+                boot_id=(_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip(),
+                pid_namespace=(_PROC / "self/ns/pid").stat().st_ino,
+                pid=pid,
+                started_ticks=int(_process_status(pid)[_START_TIME]),
+            )
+        except OSError as error:
+            raise ConfigurationError(f"a worker needs /proc for its name: {error.strerror}") from error
+
+    def is_known_dead(self, seen_from: WorkerName) -> bool:
+        """Whether ``seen_from``, a living process, can tell that this one has ended.
+
+        False says nothing where the two run in different boots or namespaces.
+        """
+        if (self.boot_id, self.pid_namespace) != (seen_from.boot_id, seen_from.pid_namespace):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            pass  # alive, and another user's
+        try:
+            status = _process_status(self.pid)
+        except OSError:
+            return False  # hidden from us (hidepid in proc(5)), or it ended just now
+        return status[_STATE] in _DEAD_STATES or int(status[_START_TIME]) != self.started_ticks
+
+
+def _process_status(pid: int) -> list[str]:
+    """The fields of ``/proc/PID/stat`` from the third on; the second, a name in parentheses, may hold anything."""
+    return (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()

@@ -1,0 +1,119 @@
+"""A job whose worker is dead is queued again: at once where that can be known, else when its lease has ended."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+from dicom_node.store.states import JobState
+from dicom_node.store.workers import WorkerName
+from tests.integration.store.rows import (
+    DECISION,
+    NOW,
+    SERIES,
+    WORKER,
+    arrive,
+    claim,
+    queued_job,
+    state_of,
+)
+
+LATER = NOW + timedelta(seconds=30)
+AFTER_THE_LEASE = NOW + timedelta(seconds=61)
+OTHER_MACHINE = replace(WORKER, boot_id="4cf1a0d6-8a5e-4b8c-9a0f-6d3c1b2a7e55")
+CLAIM_AND_WAIT = """
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+from dicom_node.store.workers import WorkerName
+
+url, spool, at = sys.argv[1:]
+now = datetime.fromisoformat(at)
+claimed = Ledger(url, Spool(Path(spool))).jobs.claim(WorkerName.own(), now, now + timedelta(seconds=60))
+print(claimed.id, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def working_process(url, spool):
+    """A process that has claimed the next job, and lives on."""
+    command = [sys.executable, "-c", CLAIM_AND_WAIT, url, str(spool), NOW.isoformat()]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, int(process.stdout.readline())
+        finally:
+            process.kill()
+
+
+def recover(ledger, now=LATER, worker=WORKER, attempts_limit=3):
+    return ledger.jobs.recover_stalled(worker, now, attempts_limit)
+
+
+def queued_jobs(ledger, number):
+    """Jobs of that many series."""
+    for n in range(number):
+        arrive(ledger, 1, series=f"{SERIES}.{n}")
+    for revision in ledger.arrivals.due_revisions(NOW):
+        ledger.arrivals.complete(revision, "regular", NOW)
+    return [ledger.routing.route(whole, [DECISION], None, NOW)[0] for whole in ledger.routing.due_revisions()]
+
+
+def test_job_of_a_killed_worker_is_recovered_at_once_and_that_of_a_living_one_is_not(url, ledger, tmp_path):
+    queued_jobs(ledger, 2)
+    spool = tmp_path / "spool"
+    with working_process(url, spool) as (killed, lost), working_process(url, spool) as (_, kept):
+        killed.kill()
+        killed.wait()
+        assert recover(ledger) == (1, 0)
+        assert (state_of(ledger, lost), state_of(ledger, kept)) == (JobState.QUEUED, JobState.RUNNING)
+        assert claim(ledger).id == lost
+        assert recover(ledger) == (0, 0)
+
+
+def test_a_worker_that_is_killed_time_after_time_ends_in_failed(url, ledger, tmp_path):
+    job_id = queued_job(ledger)
+    for expected in ((1, 0), (0, 1)):
+        with working_process(url, tmp_path / "spool") as (worker, _):
+            worker.kill()
+            worker.wait()
+            assert recover(ledger, attempts_limit=2) == expected
+    assert state_of(ledger, job_id) is JobState.FAILED
+
+
+def test_two_machines_never_take_each_others_jobs(url, ledger, tmp_path):
+    """Both have the default station name and the same PIDs."""
+    here, there = queued_jobs(ledger, 2)
+    other = Ledger(url, Spool(tmp_path / "other"))
+    assert claim(ledger).id == here
+    assert claim(other, worker=OTHER_MACHINE).id == there
+    assert (recover(ledger), recover(other, worker=OTHER_MACHINE)) == ((0, 0), (0, 0))
+    other.close()
+    assert (state_of(ledger, here), state_of(ledger, there)) == (JobState.RUNNING, JobState.RUNNING)
+
+
+def test_what_another_machine_left_behind_waits_for_the_lease(ledger):
+    job_id = queued_job(ledger)
+    claim(ledger, worker=replace(OTHER_MACHINE, pid=1, started_ticks=0))
+    assert recover(ledger) == (0, 0)
+    assert recover(ledger, AFTER_THE_LEASE) == (1, 0)
+    assert state_of(ledger, job_id) is JobState.QUEUED
+
+
+def test_a_process_that_got_the_pid_of_a_dead_worker_keeps_nothing_from_being_recovered(ledger):
+    queued_job(ledger)
+    claim(ledger, worker=replace(WORKER, started_ticks=WORKER.started_ticks - 1))
+    assert recover(ledger) == (1, 0)
+
+
+def test_the_name_of_a_worker_is_shown_with_its_job(ledger):
+    job_id = queued_job(ledger)
+    claim(ledger)
+    assert WorkerName.parse(ledger.overview.job(job_id).claimed_by) == WORKER

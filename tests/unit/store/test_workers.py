@@ -1,0 +1,91 @@
+"""A worker's name is one process for ever, and says no more of its end than can be known from here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dicom_node.errors import ConfigurationError
+from dicom_node.store import workers
+from dicom_node.store.workers import WorkerName
+
+NUMBERS = st.integers(0, 2**32)
+NAMES = st.builds(
+    WorkerName, st.text(st.characters(codec="ascii"), max_size=64), st.uuids().map(str), NUMBERS, NUMBERS, NUMBERS
+)
+NAME_OF_THIS_PROCESS = "from dicom_node.store.workers import WorkerName; print(WorkerName.own(), flush=True); input()"
+
+
+@contextmanager
+def other_process():
+    """A process that lives until its standard input ends, and its own name."""
+    with subprocess.Popen(
+        [sys.executable, "-c", NAME_OF_THIS_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process, WorkerName.parse(process.stdout.readline().rstrip("\n"))
+        finally:
+            process.kill()
+
+
+@given(NAMES)
+def test_text_and_back(name):
+    assert WorkerName.parse(str(name)) == name
+
+
+@pytest.mark.parametrize("text", ["", "dicom-node/local", "worker", "a/b/c/d/e", "a/b/1/2/-3", "a/b/1/2/³"])
+def test_other_texts_are_no_names(text):
+    assert WorkerName.parse(text) is None
+
+
+def test_longest_name_fits_its_column():
+    longest = WorkerName("h" * 64, WorkerName.own().boot_id, 2**32 - 1, 2**22, 2**63)
+    assert len(str(longest)) <= 255
+
+
+def test_a_living_process_is_not_dead():
+    own = WorkerName.own()
+    assert own == WorkerName.own()
+    assert not own.is_known_dead(own)
+    with other_process() as (_, other):
+        assert other != own
+        assert not other.is_known_dead(own)
+
+
+def test_a_killed_process_is_dead_before_and_after_its_parent_has_read_its_status():
+    own = WorkerName.own()
+    with other_process() as (process, other):
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie from now on
+        assert other.is_known_dead(own)
+        process.wait()
+        assert other.is_known_dead(own)
+
+
+def test_a_process_that_has_the_pid_of_a_dead_one_is_not_that_one():
+    own = WorkerName.own()
+    with other_process() as (_, other):
+        assert replace(other, started_ticks=other.started_ticks - 1).is_known_dead(own)
+
+
+@pytest.mark.parametrize("elsewhere", [{"boot_id": "4cf1a0d6-8a5e-4b8c-9a0f-6d3c1b2a7e55"}, {"pid_namespace": 1}])
+def test_of_another_boot_or_container_nothing_is_known(elsewhere):
+    own = WorkerName.own()
+    with other_process() as (process, other):
+        process.kill()
+        process.wait()
+        assert not replace(other, **elsewhere).is_known_dead(own)
+        assert other.is_known_dead(own)
+
+
+def test_without_proc_there_is_a_named_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "_PROC", tmp_path)
+    with pytest.raises(ConfigurationError, match="/proc"):
+        WorkerName.own()
