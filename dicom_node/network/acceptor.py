@@ -6,7 +6,6 @@ fragment at a time, so that an instance of any size goes straight to the disk.
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -14,14 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 from dicom_node.errors import ConnectionLost, ProtocolFault
 from dicom_node.network import dimse, pdu
 from dicom_node.network.pdu import AbortReason, ContextResult, PduType, Rejection, Roles
-from dicom_node.network.transport import Transport, interrupt
+from dicom_node.network.transport import Transport, cut
 from dicom_node.standard.uids import APPLICATION_CONTEXT
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Mapping
 
     from dicom_node.network.dimse import CommandSet, Response
     from dicom_node.network.pdu import AnsweredContext, AssociationRequest, Fragment, ProposedContext
+    from dicom_node.network.transport import StopSignal
 
 REQUEST_DEADLINE_S = 10.0
 """For the A-ASSOCIATE-RQ, from the connection to its last byte (ARTIM, PS3.8 9.1.4)."""
@@ -97,43 +98,35 @@ class Service(Protocol):
 class Acceptor:
     """One accepted connection and the association that may come of it. :meth:`run` may be called once."""
 
-    def __init__(self, connection: socket.socket, service: Service, limits: Limits) -> None:
-        """``connection``: just accepted, with its TLS handshake done where there is one."""
+    def __init__(self, connection: socket.socket, service: Service, limits: Limits, stop: StopSignal) -> None:
+        """``connection``: just accepted, with its TLS handshake done where there is one. ``stop``: given to abort the
+        association as soon as no message is under way (PS3.8 has no other way to say so).
+        """
         self._socket = connection
         self._service = service
         self._limits = limits
         self._contexts: dict[int, AcceptedContext] = {}
         self._assembly = dimse.Assembly(self._contexts)
-        self._stopping = False
+        self._stop = stop
         self._started = 0.0
         self._size_bytes = 0
 
-    # ---- from other threads
-
     def cut(self) -> None:
-        """End it now, whatever it does."""
-        interrupt(self._socket, socket.SHUT_RDWR)
-
-    def stop_when_idle(self) -> None:
-        """Abort it as soon as no message is under way (PS3.8 has no other way to say so)."""
-        self._stopping = True
-        if not self._assembly.is_under_way:
-            interrupt(self._socket, socket.SHUT_RD)
-
-    # ---- in its own thread
+        """End it now, whatever it does; from any thread."""
+        cut(self._socket)
 
     def run(self) -> bool:
         """Serve until the association ends: True if the peer released it, False if it was not accepted.
 
         Raises:
-            ConnectionLost: the peer went away or aborted, or :meth:`stop_when_idle` was obeyed.
+            ConnectionLost: the peer went away or aborted, or the node stops.
             ProtocolFault: the peer was aborted for this.
         """
         self._transport = Transport(self._socket, self._limits.largest_pdu_bytes)
         try:
             return self._establish() and self._converse()
         except ConnectionLost:
-            if self._stopping:
+            if self._stop.is_set:
                 self._abort(AbortReason.NOT_SPECIFIED)
             raise
         except ProtocolFault as fault:
@@ -167,7 +160,7 @@ class Acceptor:
 
     def _read_association_request(self) -> AssociationRequest:
         ends = time.monotonic() + REQUEST_DEADLINE_S
-        kind, length = self._transport.read_header(ends)
+        kind, length = self._transport.read_header(ends, self._stop)
         if kind != PduType.ASSOCIATE_RQ:
             raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} first")
         if length > pdu.LARGEST_ASSOCIATE:
@@ -178,9 +171,13 @@ class Acceptor:
         """Serve PDUs until the peer releases."""
         while True:
             is_busy = self._assembly.is_under_way
-            if self._stopping and not is_busy:
+            if self._stop.is_set and not is_busy:
                 raise ConnectionLost("stopping")
-            kind, body = self._transport.read_pdu(self._limits.message_s if is_busy else self._limits.idle_s)
+            kind, body = (
+                self._transport.read_pdu(self._limits.message_s)
+                if is_busy
+                else self._transport.read_pdu(self._limits.idle_s, stop=self._stop)
+            )
             if kind == PduType.P_DATA:
                 for fragment in pdu.fragments(body):
                     self._take(fragment)

@@ -23,8 +23,34 @@ _WANTS_READ = (BlockingIOError, ssl.SSLWantReadError)
 _WANTS_WRITE = ssl.SSLWantWriteError
 
 
+class StopSignal:
+    """Ends the wait for a peer's next message, of every transport that is told of it; given once, from any thread.
+
+    A descriptor that becomes readable, and stays so, rather than a shutdown of the peer's socket: OpenSSL takes the end
+    of its input for an attack, and nothing could be said to the peer any more.
+    """
+
+    def __init__(self) -> None:
+        self._waited_for, self._held_open = socket.socketpair()
+        self.is_set = False
+
+    def set(self) -> None:
+        """Give it."""
+        self.is_set = True
+        self._held_open.close()
+
+    def fileno(self) -> int:
+        """What to poll."""
+        return self._waited_for.fileno()
+
+    def close(self) -> None:
+        """Nobody waits for it any more."""
+        self._held_open.close()
+        self._waited_for.close()
+
+
 class Transport:
-    """PDUs over one connected socket. For one thread; another may call :func:`interrupt`.
+    """PDUs over one connected socket. For one thread; another may call :func:`cut`.
 
     ``acknowledges_at_once``: the peer gets its TCP acknowledgements without delay. One that answers in two small
     segments (Nagle) would wait for them 40 ms each time.
@@ -50,14 +76,14 @@ class Transport:
             connection.close()
             raise ConnectionLost(type(error).__name__) from error
 
-    def read_header(self, ends: float) -> tuple[int, int]:
+    def read_header(self, ends: float, stop: StopSignal | None = None) -> tuple[int, int]:
         """Type and length of the next PDU, there by ``ends`` (of the monotonic clock, infinity for no limit).
 
         Raises:
-            ConnectionLost: closed, reset or silent.
+            ConnectionLost: closed, reset or silent, or ``stop`` was given before it was there.
             ProtocolFault: a type that PS3.8 does not know.
         """
-        kind, length = HEADER.unpack(self._read(HEADER.size, ends))
+        kind, length = HEADER.unpack(self._read(HEADER.size, ends, stop))
         if kind not in KNOWN_TYPES:
             raise ProtocolFault(AbortReason.UNRECOGNISED_PDU, f"PDU type {kind}")
         return kind, length
@@ -73,17 +99,19 @@ class Transport:
             raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"PDU of {length} bytes")
         return self._read(length, ends)
 
-    def read_pdu(self, silence_s: float, largest: int | None = None) -> tuple[int, memoryview]:
+    def read_pdu(
+        self, silence_s: float, largest: int | None = None, stop: StopSignal | None = None
+    ) -> tuple[int, memoryview]:
         """The next PDU: its type and body, which is valid until the next call.
 
         The header may take ``silence_s`` to come, and then the rest as long again; infinity for no limit. ``largest``:
-        bytes that the body may have, where it is not what was negotiated.
+        bytes that the body may have, where it is not what was negotiated. ``stop``: given to end the wait for a header.
 
         Raises:
-            ConnectionLost: closed, reset or silent.
+            ConnectionLost: closed, reset or silent, or ``stop`` was given.
             ProtocolFault: unknown type, or larger than was negotiated.
         """
-        kind, length = self.read_header(time.monotonic() + silence_s)
+        kind, length = self.read_header(time.monotonic() + silence_s, stop)
         limit = self._largest_pdu if largest is None else largest
         if length > limit:
             raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"PDU of {length} bytes, expected at most {limit}")
@@ -118,7 +146,7 @@ class Transport:
             if isinstance(self._socket, ssl.SSLSocket):
                 with suppress(ssl.SSLError):
                     self._socket.unwrap()  # says close_notify; the peer's own is not waited for
-            interrupt(self._socket, socket.SHUT_WR)
+            socket.socket.shutdown(self._socket, socket.SHUT_WR)  # by its own method, see cut
             ends = time.monotonic() + _LINGER_S
             while time.monotonic() < ends:
                 self._start = self._end = 0
@@ -130,7 +158,7 @@ class Transport:
         with suppress(OSError):
             self._socket.close()
 
-    def _read(self, count: int, ends: float) -> memoryview:
+    def _read(self, count: int, ends: float, stop: StopSignal | None = None) -> memoryview:
         """The next ``count`` bytes, which are then read."""
         if self._start == self._end:
             self._start = self._end = 0
@@ -139,18 +167,18 @@ class Transport:
             self._start, self._end = 0, len(unread)
             self._buffer[: self._end] = unread
         while self._end - self._start < count:
-            self._receive(ends)
+            self._receive(ends, stop)
         self._start += count
         return self._buffer[self._start - count : self._start]
 
-    def _receive(self, ends: float) -> None:
+    def _receive(self, ends: float, stop: StopSignal | None = None) -> None:
         """At least one byte more."""
         room = self._buffer[self._end :]
         while True:
             try:
                 received = self._socket.recv_into(room, len(room))
             except _WANTS_READ:
-                self._wait(select.POLLIN, ends)
+                self._wait(select.POLLIN, ends, stop)
             except _WANTS_WRITE:
                 self._wait(select.POLLOUT, ends)
             except OSError as error:
@@ -161,7 +189,7 @@ class Transport:
                 self._end += received
                 return
 
-    def _wait(self, event: int, ends: float) -> None:
+    def _wait(self, event: int, ends: float, stop: StopSignal | None = None) -> None:
         if self._acknowledges_at_once and event == select.POLLIN:
             # the kernel forgets this option
             with suppress(OSError):
@@ -169,14 +197,19 @@ class Transport:
         left_ms = (ends - time.monotonic()) * 1e3
         poll = select.poll()
         poll.register(self._socket, event)
-        if left_ms <= 0 or not poll.poll(left_ms if left_ms < _LONGEST_POLL_MS else None):
+        if stop is not None:
+            poll.register(stop, select.POLLIN)
+        ready = poll.poll(left_ms if left_ms < _LONGEST_POLL_MS else None) if left_ms > 0 else []
+        if not ready:
             raise ConnectionLost("silent or too slow")
+        if stop is not None and ready[0][0] == stop.fileno() and len(ready) == 1:
+            raise ConnectionLost("stopping")
 
 
-def interrupt(connection: socket.socket, how: int) -> None:
-    """End reading (``socket.SHUT_RD``), writing or both under a thread that waits for it.
+def cut(connection: socket.socket) -> None:
+    """End a connection under a thread that waits for it.
 
-    On the connection itself: ``SSLSocket.shutdown`` would drop TLS, and that thread would read ciphertext.
+    By its own method: ``SSLSocket.shutdown`` would drop TLS, and that thread would go on in clear text.
     """
     with suppress(OSError):
-        socket.socket.shutdown(connection, how)
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -22,6 +22,7 @@ from dicom_node.errors import ConnectionLost, ProtocolFault, StoreUnavailable
 from dicom_node.network import dimse, pdu
 from dicom_node.network.acceptor import Acceptor, Limits, Refused
 from dicom_node.network.dimse import Response
+from dicom_node.network.transport import StopSignal
 from dicom_node.receive import policy
 from dicom_node.receive.reception import ReceiptLedger, Reception, Sender
 from dicom_node.standard import transfer_syntaxes
@@ -68,6 +69,7 @@ class _Connections:
     waiting: list[_Connection] = field(default_factory=list)
     associated: set[_Connection] = field(default_factory=set)
     stopping: bool = False
+    stop: StopSignal = field(default_factory=StopSignal)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, connection: _Connection) -> None:
@@ -144,9 +146,8 @@ class Listener:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._accepting.join(_FORCED_STOP_S)
         self._socket.close()
+        self._connections.stop.set()
         remaining = self._connections.all()
-        for connection in remaining:
-            connection.acceptor.stop_when_idle()
         deadline = time.monotonic() + STOP_DEADLINE_S
         for connection in remaining:
             connection.thread.join(max(deadline - time.monotonic(), 0))
@@ -154,6 +155,7 @@ class Listener:
             if connection.thread.is_alive():
                 connection.acceptor.cut()
                 connection.thread.join(_FORCED_STOP_S)
+        self._connections.stop.close()
         self._log.info("listener.stopped")
 
     def _accept(self) -> None:
@@ -191,6 +193,7 @@ class _Connection:
                 idle_s=limits.network_timeout_s,
                 message_s=limits.dimse_timeout_s,
             ),
+            connections.stop,
         )
         self._node = node
         self._connections = connections
