@@ -18,6 +18,21 @@ DEMO_MODEL = "phantom_demo_104"
 _LIBRARY_OF_ROOT = Path("/var/lib/dicom-node/models")
 
 
+def models_folder(configuration: Path | None) -> Path:
+    """Where models are installed: ``models_folder`` of the ``configuration`` file, which was named by somebody.
+
+    Without one (None) that of :data:`DEFAULT_CONFIGURATION`, where this user can read it; else the user's own.
+
+    Raises:
+        ConfigurationError: the configuration can't be used.
+    """
+    if configuration is None and not os.access(DEFAULT_CONFIGURATION, os.R_OK):
+        return models_folder_without_configuration()
+    from dicom_node.settings import load_settings  # noqa: PLC0415 - help needs the places, and not pydantic
+
+    return load_settings(configuration or DEFAULT_CONFIGURATION).models_folder
+
+
 def models_folder_without_configuration() -> Path:
     """The library of models of a user who has no configuration file.
 
@@ -29,6 +44,19 @@ def models_folder_without_configuration() -> Path:
     stated = Path(os.environ.get("XDG_DATA_HOME", ""))
     data = stated if stated.is_absolute() else Path.home() / ".local" / "share"
     return data / "dicom-node" / "models"
+
+
+def cache_folder_of_user() -> Path | None:
+    """Compiled networks of this user (XDG Base Directory Specification); None where nothing can be kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
+    if root is None:
+        return None
+    folder = Path(root) / "dicom-node"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def shipped_configuration() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -42,18 +41,14 @@ class Context:
         return load_settings(self.config)
 
     def models_folder(self) -> Path:
-        """Where models are installed: ``models_folder`` of the configuration, else the folder of this user.
-
-        A configuration that was not named counts where this user can read it.
+        """Where models are installed; see :func:`dicom_node.app.places.models_folder`.
 
         Raises:
             ConfigurationError: the configuration can't be used.
         """
-        from dicom_node.app.places import models_folder_without_configuration  # noqa: PLC0415
+        from dicom_node.app.places import models_folder  # noqa: PLC0415
 
-        if self.given or os.access(self.config, os.R_OK):
-            return self.settings().models_folder
-        return models_folder_without_configuration()
+        return models_folder(self.config if self.given else None)
 
     def ledger(self) -> Ledger:
         """The ledger of the configured node, with its schema up to date."""

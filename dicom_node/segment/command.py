@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dicom_node.app.places import cache_folder_of_user
 from dicom_node.segment.inputs import find_inputs
 from dicom_node.segment.model import find_model, refuse_unknown
 from dicom_node.segment.progress import progress_bar
@@ -14,6 +13,7 @@ from dicom_node.segment.run import REFUSED, SegmentRun, Wanted, result_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from inference.nnunet.contract import EngineOptions
 
@@ -67,7 +67,7 @@ def segment_inputs(
     refuse_unknown(wanted.structures, model)
     entries = find_inputs(given, recursive=recursive, series_instance_uid=series_instance_uid, without=out)
     folders = result_folders(entries, out, below=recursive or len(given) > 1)
-    options = replace(options, cache_folder=_cache_folder())
+    options = replace(options, cache_folder=cache_folder_of_user())
     with SegmentRun(model, options, wanted) as run:
         for entry, folder in zip(entries, folders, strict=True):
             earlier = None if again else run.finished(entry, folder)
@@ -77,16 +77,3 @@ def segment_inputs(
             with progress_bar(entry.name, shown=show_progress) as on_progress:
                 summary = run.segment(entry, folder, on_progress)
             yield Outcome(entry.name, folder, skipped=False, summary=summary)
-
-
-def _cache_folder() -> Path | None:
-    """Compiled networks of this user (XDG Base Directory Specification); None where nothing can be kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
-    if root is None:
-        return None
-    folder = Path(root) / "dicom-node"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -16,11 +15,10 @@ import structlog
 
 from dicom_node import __version__
 from dicom_node.analysis import analyse
-from dicom_node.encode.identity import derived_uid
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.segment import outputs
+from dicom_node.segment.context import context_of
 from dicom_node.segment.nifti import grid_of
-from dicom_node.types import ResultContext
 from inference.errors import InferenceError
 from inference.types import RunNote, RunReport
 
@@ -32,15 +30,11 @@ if TYPE_CHECKING:
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
     from dicom_node.segment.nifti import FileGrid
-    from dicom_node.types import EncodedResult, ResultRequest, Series
+    from dicom_node.types import EncodedResult, ResultContext, ResultRequest, Series
     from inference.nnunet.contract import EngineOptions
     from inference.types import Segmentation, Segmenter, Volume
 
 SEGMENTED, REFUSED = "segmented", "refused"
-_STATION_NAME = "dicom-node"
-_DEVICE_UID = derived_uid("dicom-node segment", "device")
-"""The command keeps no ledger and hence no UID of an installation: its results name this one device everywhere."""
-_COMPLETION_REASON = "these are all files that the segment command was given"
 _BEGINS_AT = {
     "read": 0.0,
     "reconstruct": 0.02,
@@ -236,15 +230,8 @@ class _FileCase:
         return nullcontext()
 
     def context(self) -> ResultContext:
-        """What the results state; the choice of structures is part of what their UIDs derive from."""
-        return ResultContext(
-            started_at=self.started_at,
-            revision=1,
-            content_digest=self._run_digest(),
-            station_name=_STATION_NAME,
-            device_uid=_DEVICE_UID,
-            completion_reason=_COMPLETION_REASON,
-        )
+        """What the results state beside the findings."""
+        return context_of(self._content_digest(), self.structures, self.started_at)
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
         """Write everything into the folder; whoever reads it there finds the summary last."""
@@ -275,16 +262,6 @@ class _FileCase:
     def _content_digest(self) -> str:
         assert self._digest is not None
         return self._digest.result()
-
-    def _run_digest(self) -> str:
-        """What, beside the identity of the model, the UIDs derive from: the input, and the choice of structures.
-
-        Anything that changes the answer makes other UIDs, so that no archive takes two answers for one instance.
-        """
-        content_digest = self._content_digest()
-        if not self._wanted.structures:
-            return content_digest  # as a node
-        return hashlib.sha256(json.dumps([content_digest, *self._wanted.structures]).encode()).hexdigest()
 
 
 def _report_of(segmenter: Segmenter) -> RunReport | None:

@@ -38,7 +38,7 @@ from dicom_node.encode.run import encode
 from dicom_node.errors import EncodingError
 from dicom_node.reconstruct import reconstruct
 from dicom_node.segment import outputs
-from dicom_node.segment.run import _COMPLETION_REASON, _DEVICE_UID
+from dicom_node.segment.context import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.standard.files import read_series_folder
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, ResultContext
 from inference.measure import measure

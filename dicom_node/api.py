@@ -1,0 +1,319 @@
+"""The public Python API: segment a CT, and read results back into values.
+
+What this module exports is what a release promises to keep (docs/developers/releases.md); every other module is
+internal. docs/developers/api.md has examples. Coordinates are those of DICOM: millimetres in LPS, arrays indexed
+``[plane, row, column]``.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from dicom_node.analysis import analyse
+from dicom_node.app.places import cache_folder_of_user, models_folder
+from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.results import (
+    StoredSegment,
+    StoredSegmentation,
+    StoredStructure,
+    StoredValue,
+    read_report,
+    read_segmentation,
+)
+from dicom_node.segment.context import context_of
+from dicom_node.segment.inputs import Opened, find_inputs
+from dicom_node.segment.model import find_model, refuse_unknown
+from dicom_node.segment.nifti import grid_of, write_labels
+from dicom_node.types import EncodedResult, ResultKind, ResultRequest, SegmentationForm
+from inference.errors import InferenceError
+from inference.nnunet.contract import EngineOptions
+from inference.types import (
+    Geometry,
+    InvalidValueError,
+    ModelIdentity,
+    RunNote,
+    RunReport,
+    ShapeMeasurement,
+    StructureMeasurement,
+    Volume,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from dicom_node.analysis import Findings
+    from dicom_node.segment.inputs import Input
+    from dicom_node.segment.model import Model
+    from dicom_node.segment.nifti import FileGrid
+    from dicom_node.types import ResultContext, Series
+    from inference.types import MinimumExtent, Segmentation, Segmenter
+
+__all__ = [
+    "ConfigurationError",
+    "DicomNodeError",
+    "EncodedResult",
+    "Geometry",
+    "InferenceError",
+    "InvalidValueError",
+    "ModelIdentity",
+    "OpenModel",
+    "Result",
+    "ResultKind",
+    "ResultRequest",
+    "RunNote",
+    "RunReport",
+    "SegmentationForm",
+    "ShapeMeasurement",
+    "StoredSegment",
+    "StoredSegmentation",
+    "StoredStructure",
+    "StoredValue",
+    "StructureMeasurement",
+    "Volume",
+    "open_model",
+    "read_report",
+    "read_segmentation",
+    "segment",
+    "volume",
+]
+
+_BEGINS_AT = {"read": 0.0, "reconstruct": 0.02, "segment": 0.05, "measure": 0.9, "encode": 0.95}
+"""Where each stage begins of the fraction that ``progress`` is told."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenModel:
+    """A model that is loaded and stays so: for one CT after the other. Made by :func:`open_model`."""
+
+    identity: ModelIdentity
+    names_by_label: Mapping[int, str]
+    """Every structure that it can find."""
+    _model: Model = field(repr=False)
+    _segmenter: Segmenter = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What was found in one CT.
+
+    ``labels_zyx`` is uint8 on ``geometry``, the grid of the images themselves (of NIfTI: its voxels, with the axes in
+    DICOM's order); 0 is background. ``structures`` are the measurements of all that was found, by ascending label.
+    ``run`` says what ran, and ``notes`` what a reader should know. ``objects`` are the DICOM results that were asked
+    for: ``object.content`` is a whole file.
+    """
+
+    labels_zyx: NDArray[np.uint8]
+    geometry: Geometry
+    names_by_label: Mapping[int, str]
+    structures: tuple[StructureMeasurement, ...]
+    not_found: tuple[str, ...]
+    model: ModelIdentity
+    run: RunReport | None
+    notes: tuple[str, ...]
+    objects: tuple[EncodedResult, ...]
+    _grid: FileGrid = field(repr=False)
+
+    def voxels_of(self, name: str) -> NDArray[np.bool_]:
+        """Where the structure ``name`` is, on the grid of ``labels_zyx``.
+
+        Raises:
+            KeyError: the model does not look for it.
+        """
+        label_of = {structure: label for label, structure in self.names_by_label.items()}
+        inside: NDArray[np.bool_] = self.labels_zyx == label_of[name]
+        return inside
+
+    def write_labels(self, path: str | os.PathLike[str]) -> None:
+        """Write the label map as NIfTI (``.nii.gz``); one of a NIfTI file lies on the very grid of that file."""
+        description = f"{self.model.name} {self.model.version}; research use only"
+        write_labels(Path(path), self.labels_zyx, self._grid, self.names_by_label, description)
+
+
+def volume(voxels_zyx: ArrayLike, affine_lps: ArrayLike) -> Volume:
+    """A CT from an array of Hounsfield units.
+
+    ``affine_lps`` (4 x 4) maps the index (column, row, plane, 1) to LPS millimetres; planes ascend along the cross
+    product of row and column direction. Whole numbers that fit become int16, others float32.
+
+    Raises:
+        InvalidValueError: the array is not of three dimensions, or the affine is singular or left-handed.
+    """
+    given = np.asarray(voxels_zyx)
+    if given.ndim != 3:  # noqa: PLR2004 - z, y, x
+        raise InvalidValueError(f"voxels_zyx must have three dimensions, not {given.ndim}")
+    geometry = Geometry((given.shape[0], given.shape[1], given.shape[2]), np.asarray(affine_lps))
+    int16 = np.iinfo(np.int16)
+    if np.issubdtype(given.dtype, np.integer) and int16.min <= given.min() and given.max() <= int16.max:
+        return Volume(given.astype(np.int16), geometry)
+    return Volume(given.astype(np.float32), geometry)
+
+
+def open_model(
+    name: str | os.PathLike[str],
+    *,
+    library: str | os.PathLike[str] | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    threads: int = 0,
+    parity: bool = False,
+    body_crop: bool = True,
+) -> OpenModel:
+    """Load a model, for any number of CTs.
+
+    ``name``: an installed model, ``phantom_demo_104``, ``tissue``, or the folder of a package. ``library``: where
+    models are installed; by default where `dicom-node models` installs them. The rest as the options of
+    `dicom-node segment`: ``threads`` 0 takes all cores, ``parity`` answers as TotalSegmentator does, ``body_crop``
+    leaves out the air around the patient.
+
+    Raises:
+        ConfigurationError: there is no such model, or it is damaged.
+        InferenceError: this machine has not what the options ask for.
+    """
+    options = EngineOptions(
+        device=device,
+        precision=precision,
+        threads=threads,
+        parity=parity,
+        body_crop=body_crop,
+        cache_folder=cache_folder_of_user(),
+    )
+    model = find_model(os.fspath(name), _library(library), options)
+    return OpenModel(model.identity, model.names_by_label, model, model.load(options))
+
+
+def segment(
+    images: str | os.PathLike[str] | Volume,
+    model: str | os.PathLike[str] | OpenModel,
+    *,
+    structures: Sequence[str] = (),
+    results: ResultRequest | None = None,
+    series_instance_uid: str | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> Result:
+    """Segment one CT and measure what was found.
+
+    ``images``: a folder with a DICOM series, a NIfTI file, or a :class:`Volume` (see :func:`volume`). ``model``: an
+    :class:`OpenModel`, or what :func:`open_model` takes, which is then loaded for this CT alone. ``structures``: only
+    these of all that the model finds. ``results``: the DICOM objects to make, of a DICOM series only; none by default.
+    ``series_instance_uid``: which series, where the folder has several. ``progress(fraction, stage)`` is called on the
+    way.
+
+    Raises:
+        ConfigurationError: no such model, not exactly one CT, or DICOM results of what is no DICOM series.
+        SeriesRejected: the images form no CT volume that the model is made for; the message says why.
+        SegmentationError: the model can't segment it.
+        EncodingError: a DICOM object could not be made.
+        InferenceError: a structure that the model does not find, or the engine fails.
+    """
+    entry = images if isinstance(images, Volume) else _only_input(Path(images), series_instance_uid)
+    opened = model if isinstance(model, OpenModel) else open_model(model)
+    refuse_unknown(structures, opened._model)  # noqa: SLF001 - of this module
+    case = _MemoryCase(entry, opened, tuple(sorted(set(structures))), results, progress or (lambda *_: None))
+    analyse(case)
+    return case.result()
+
+
+def _library(stated: str | os.PathLike[str] | None) -> Path:
+    if stated is not None:
+        return Path(stated)
+    named = os.environ.get("DICOM_NODE_CONFIG")
+    return models_folder(Path(named) if named else None)
+
+
+def _only_input(path: Path, series_instance_uid: str | None) -> Input:
+    found = find_inputs((path,), recursive=False, series_instance_uid=series_instance_uid, without=Path(os.devnull))
+    if len(found) != 1:
+        names = ", ".join(entry.name for entry in found)
+        raise ConfigurationError(f"{path} has {len(found)} CTs, expected one: {names}")
+    return found[0]
+
+
+class _MemoryCase:
+    """One CT, as :func:`dicom_node.analysis.analyse` sees it: values out."""
+
+    def __init__(
+        self,
+        entry: Input | Volume,
+        opened: OpenModel,
+        structures: tuple[str, ...],
+        results: ResultRequest | None,
+        progress: Callable[[float, str], None],
+    ) -> None:
+        self._entry = entry
+        self._opened = opened
+        self._results = results
+        self._progress = progress
+        self._grid: FileGrid | None = None
+        self._kept: tuple[Findings, tuple[EncodedResult, ...]] | None = None
+        self._started_at = datetime.now(UTC)
+        self.model = opened.identity.name
+        self.minimum: MinimumExtent = opened._model.minimum  # noqa: SLF001 - of this module
+        self.structures = structures
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Show it; how long it took is nobody's question here."""
+        self._progress(_BEGINS_AT[name], name)
+        yield
+
+    def read(self) -> Series | Volume:
+        """The headers of the series, or the volume."""
+        opened = Opened(self._entry) if isinstance(self._entry, Volume) else self._entry.read()
+        if self._results is not None and isinstance(opened.images, Volume):
+            raise ConfigurationError("DICOM results can be made of a DICOM series only")
+        self._grid = opened.grid
+        return opened.images
+
+    def infer(self, volume: Volume) -> Segmentation:
+        """Segment in this process."""
+        first, last = _BEGINS_AT["segment"], _BEGINS_AT["measure"]
+        return self._opened._segmenter.segment(  # noqa: SLF001 - of this module
+            volume, lambda fraction, word: self._progress(first + (last - first) * fraction, word)
+        )
+
+    def requests(self) -> Mapping[str, ResultRequest] | None:
+        """One destination: the caller."""
+        return None if self._results is None else {"caller": self._results}
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """Nobody else is encoded in this process."""
+        return nullcontext()
+
+    def context(self) -> ResultContext:
+        """As `dicom-node segment` states it, so that both make the same instances."""
+        assert not isinstance(self._entry, Volume)
+        return context_of(self._entry.content_digest(), self.structures, self._started_at)
+
+    def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
+        """Hold everything for :meth:`result`."""
+        self._progress(_BEGINS_AT["encode"], "encode")
+        self._kept = findings, tuple(results)
+        self._progress(1.0, "segmented")
+
+    def result(self) -> Result:
+        """What was kept."""
+        assert self._kept is not None
+        findings, objects = self._kept
+        segmentation, measurements = findings.segmentation, findings.measurements
+        return Result(
+            labels_zyx=segmentation.labels_zyx,
+            geometry=segmentation.geometry,
+            names_by_label=segmentation.names_by_label,
+            structures=measurements.structures,
+            not_found=measurements.not_found,
+            model=segmentation.model,
+            run=segmentation.run,
+            notes=findings.notes,
+            objects=objects,
+            _grid=self._grid or grid_of(segmentation.geometry),
+        )
