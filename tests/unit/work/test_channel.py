@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,10 @@ def value_in(descriptor: int) -> int:
     return value
 
 
+def open_descriptors() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
 def test_descriptors_stay_with_their_message_when_one_read_brings_several(ends):
     node, worker = ends
     sent = [memory_of(value) for value in (1, 2, 3, 4)]
@@ -50,11 +55,11 @@ def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
     node.send({"infer": 1})
     node.send({"prepare": 2}, [memory])
     os.close(memory)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     worker.receive()
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_descriptors() == before + 1
     worker.close()
-    assert len(os.listdir("/proc/self/fd")) == before - 1  # the socket, too
+    assert open_descriptors() == before - 1  # the socket, too
 
 
 def test_a_message_that_lacks_its_descriptors_is_refused(ends):

@@ -1,0 +1,73 @@
+"""Places where one job is at a time, and what becomes of those that wait when the node is stopped."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from dicom_node.errors import Stopping
+from dicom_node.pipeline.places import Places
+from tests.support.waiting import wait_until
+
+LONG_S = 60
+
+
+@pytest.fixture
+def places():
+    return Places()
+
+
+def test_a_job_that_wants_to_be_alone_waits_for_the_others(places):
+    entered, may_leave = threading.Event(), threading.Event()
+
+    def other():
+        with places.job_under_way():
+            entered.set()
+            assert may_leave.wait(LONG_S)
+
+    def alone():
+        with places.job_under_way():
+            places.wait_for_others()
+            return may_leave.is_set()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(other)
+        assert entered.wait(LONG_S)
+        waiting = threads.submit(alone)
+        wait_until(lambda: places._under_way == 2)
+        may_leave.set()
+        assert waiting.result(LONG_S)
+
+
+def test_a_job_that_fails_is_no_longer_under_way(places):
+    with pytest.raises(ValueError, match="fails"), places.job_under_way():
+        raise ValueError("fails")
+    with places.job_under_way():
+        places.wait_for_others()  # returns at once
+
+
+def test_closing_sends_away_whoever_waits_and_whoever_comes(places):
+    with ThreadPoolExecutor() as threads, places.intake.enter(), places.encoding.enter():
+        gates = [threads.submit(gate.enter) for gate in (places.intake, places.encoding)]
+
+        def alone():
+            with places.job_under_way(), places.job_under_way():
+                places.wait_for_others()
+
+        waiting = [*gates, threads.submit(alone), threads.submit(places.wait_until_closed, LONG_S)]
+        wait_until(lambda: places._under_way == 2)
+        places.refuse_if_closed()
+        places.close()
+        for each in waiting[:3]:
+            with pytest.raises(Stopping):
+                each.result(LONG_S)
+        waiting[3].result(LONG_S)
+    for gate in (places.intake, places.encoding):
+        with pytest.raises(Stopping):
+            gate.enter()
+    with pytest.raises(Stopping):
+        places.refuse_if_closed()
+    with places.job_under_way(), pytest.raises(Stopping):
+        places.wait_for_others()
