@@ -106,7 +106,7 @@ def retry(context: Context, *, job_id: int, as_json: bool) -> None:
     if answer is None:
         raise click.ClickException(
             f"job {job_id} can't be tried again: it does not exist, a newer revision of its series has replaced it, "
-            "or nothing of it is left to do"
+            "its images were deleted after the retention time, or nothing of it is left to do"
         )
     if as_json:
         print_json({"job": job_id, "answer": answer})

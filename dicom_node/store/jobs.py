@@ -15,7 +15,7 @@ from sqlalchemy import and_, or_, select, update
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, results_of, withdraw_notices
 from dicom_node.store.revisions import CompleteRevision, complete_revision
-from dicom_node.store.routing import has_successor
+from dicom_node.store.routing import has_successor, is_purged
 from dicom_node.store.schema import delivery, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.workers import WorkerName
@@ -188,11 +188,12 @@ class Jobs:
     def retry(self, job_id: int, now: datetime) -> str | None:
         """A person wants it again. Returns what happens now in words, or None when the job's state allows nothing.
 
-        Nor is anything tried again once a newer revision of the series was routed: the old result would come last.
+        Nor is anything tried again once a newer revision of the series was routed, since the old result would come
+        last, or once the images were deleted.
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
-            if row is None or has_successor(db, row.revision_id):
+            if row is None or has_successor(db, row.revision_id) or is_purged(db, row.revision_id):
                 return None
             waiting = db.execute(
                 update(delivery)

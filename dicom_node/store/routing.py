@@ -56,12 +56,7 @@ class Routing:
             jobs = db.execute(
                 select(func.count()).select_from(job).where(job.c.revision_id == previous.id)
             ).scalar_one()
-            purged = db.execute(
-                select(func.count())
-                .select_from(revision_instance.join(instance))
-                .where(revision_instance.c.revision_id == previous.id, instance.c.purged_at.is_not(None))
-            ).scalar_one()
-            return bool(jobs) and not purged
+            return bool(jobs) and not is_purged(db, previous.id)
 
     def route(
         self,
@@ -99,6 +94,16 @@ class Routing:
                 .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
                 .values(state=RevisionState.ROUTED)
             )
+
+
+def is_purged(db: Connection, revision_id: int) -> bool:
+    """Whether retention has deleted images of the revision."""
+    purged = (
+        select(instance.c.id)
+        .select_from(revision_instance.join(instance))
+        .where(revision_instance.c.revision_id == revision_id, instance.c.purged_at.is_not(None))
+    )
+    return db.execute(purged.limit(1)).one_or_none() is not None
 
 
 def has_successor(db: Connection, revision_id: int) -> bool:
