@@ -86,7 +86,7 @@ def _pattern(value: Any) -> str:
     pattern = str(_value(value))
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"no regular expression: {error}") from error
     return pattern
 

@@ -54,7 +54,7 @@ _MOST_DIGITS = 300
 """Longer ones are no setting, and Python refuses to read them beyond 4300."""
 
 _SYNTAX = {
-    "found character '\\t'": "a tab; indent with spaces, and put a value that begins with a tab in quotes",
+    "found character '\\t'": "a tab; indent with spaces",
     "found character": "a value begins with a reserved character; put text in quotes",
     "mapping values are not allowed": "a colon and a blank within text (put it in quotes), or wrong indentation",
     "could not find expected ':'": "a line without 'key: value'; is a colon or a closing quote missing?",
@@ -118,7 +118,7 @@ class _Builder:
         next(self._events)  # the start of the stream
         start = next(self._events)
         if isinstance(start, StreamEndEvent):
-            raise self._error(start, "nothing is written here")
+            raise ConfigurationError(f"{self._at(1)}: a value is expected, not nothing")
         if isinstance(start, DocumentStartEvent) and start.version not in (None, (1, 2)):
             raise self._error(start, "a %YAML directive; configurations are read as YAML 1.2")
         tree = self._value(next(self._events), ())
@@ -133,9 +133,10 @@ class _Builder:
             yield from yaml.parse(self._text, Loader=yaml.SafeLoader)
         except yaml.reader.ReaderError as error:
             line = self._text.count("\n", 0, error.position) + 1
-            raise ConfigurationError(
-                f"{self._at(line)}: not YAML: the character U+{ord(str(error.character)):04X} is not allowed"
-            ) from None
+            character = ord(self._text[error.position])
+            raise ConfigurationError(f"{self._at(line)}: not YAML: U+{character:04X} is not allowed") from None
+        except (ValueError, OverflowError):  # chr() of an escape such as \UFFFFFFFF
+            raise ConfigurationError(f"{self._source}: not YAML: a number is out of range in an escape") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             problem = error.problem or ""

@@ -256,7 +256,7 @@ class Settings(Closed):
         titles = [source.ae_title.strip() for source in sources]
         twice = [number for number, title in enumerate(titles) if title in titles[:number]]
         if twice:
-            raise misplaced(((number, "ae_title"), "the AE title of another source too") for number in twice)
+            raise misplaced(((number, "ae_title"), "another source has this AE title") for number in twice)
         return sources
 
     @field_validator("work")

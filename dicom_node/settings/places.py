@@ -77,10 +77,13 @@ class Tree:
     def with_entry(self, steps: Sequence[str], entry: Tree) -> Tree:
         """This mapping with ``entry`` at ``steps``; what is there already is merged if both are mappings.
 
-        A value on the way that is no mapping stays, so that it is reported as the fault that it is.
+        Raises:
+            ConfigurationError: a value on the way is no mapping.
         """
         if not isinstance(self.content, dict):
-            return self
+            raise ConfigurationError(
+                f"{entry.place}: {self.place} is no mapping of keys to override; override it whole"
+            )
         first, rest = self._written(steps[0]), steps[1:]
         present = self.content.get(first)
         if rest:

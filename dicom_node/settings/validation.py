@@ -21,6 +21,8 @@ Step = str | int
 JsonSchema = dict[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
+_NEAR = 0.7
+"""difflib's ratio: ``pasc`` and ``pacs`` have 0.75, ``gpu`` and ``cpu`` 0.67."""
 _TEXTS = {
     "string_type": "text is expected, not {seen}{quotes}",
     "int_type": "a whole number is expected, not {seen}",
@@ -36,10 +38,10 @@ _TEXTS = {
     "union_tag_invalid": "must be one of {expected_tags}, not {seen}{nearest}",
     "literal_error": "must be {expected}, not {seen}{nearest}",
     "enum": "must be {expected}, not {seen}{nearest}",
-    "greater_than_equal": "must be at least {ge:g}, not {seen}",
-    "greater_than": "must be above {gt:g}, not {seen}",
-    "less_than_equal": "must be at most {le:g}, not {seen}",
-    "less_than": "must be below {lt:g}, not {seen}",
+    "greater_than_equal": "must be at least {ge:.10g}, not {seen}",
+    "greater_than": "must be above {gt:.10g}, not {seen}",
+    "less_than_equal": "must be at most {le:.10g}, not {seen}",
+    "less_than": "must be below {lt:.10g}, not {seen}",
     "finite_number": "must be a finite number",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters, not {length}",
@@ -81,7 +83,7 @@ def misplaced(faults: Iterable[tuple[Sequence[Step], str]]) -> ValidationError:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'X'?)``, or nothing where none of ``known`` is near; case does not matter."""
     by_folded = {each.casefold(): each for each in known}
-    nearest = get_close_matches(name.casefold(), by_folded, n=1)
+    nearest = get_close_matches(name.casefold(), by_folded, n=1, cutoff=_NEAR)
     return f" (did you mean {by_folded[nearest[0]]!r}?)" if nearest else ""
 
 
@@ -111,16 +113,17 @@ def _fault(error: ErrorDetails, tree: Tree, schema: JsonSchema) -> Fault:
     if error["type"] == "extra_forbidden":
         return Fault(found.place, path, _unknown_key(str(location[-1]), schema, location[:-1]))
     value = found.plain()
-    is_secret = any(each.get("writeOnly") for each in schemas_at(schema, location))
     choices = re.findall(r"'([^']*)'", context.get("expected") or context.get("expected_tags") or "")
     text = _TEXTS.get(error["type"], error["msg"].replace("{", "{{").replace("}", "}}")).format(
         **context,
         last=location[-1] if location else "",
-        seen="what is there" if is_secret else shown(value),
+        seen=shown(value),
         quotes="; put it in quotes" if isinstance(value, int | float) else "",
         nearest=did_you_mean(value, choices) if isinstance(value, str) else "",
         length=len(str(value)),
     )
+    if any(each.get("writeOnly") for each in schemas_at(schema, location)):  # OpenAPI's mark of a secret
+        text = text.partition(", not ")[0]
     return Fault(found.place, path, text)
 
 

@@ -396,7 +396,7 @@ def test_every_destination_may_get_something_else(tmp_path):
 RULE = "{{name: r, model: tissue, when: [{}]}}".format
 WRONG = {
     "not a mapping": ("[]", "rules.yaml:1: a mapping is expected, not a list"),
-    "empty": ("", "rules.yaml:1: nothing is written here"),
+    "empty": ("", "rules.yaml:1: a value is expected, not nothing"),
     "not YAML": ("rules: [", "rules.yaml:1: not YAML"),
     "key twice": ("rules: []\nrules: []", "rules.yaml:2: rules: the same key again, first on line 1"),
     "unknown top key": ("rules: []\nmodel: x", "rules.yaml:2: model: unknown key; known: rules"),
