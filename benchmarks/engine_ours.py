@@ -61,14 +61,14 @@ def main() -> None:
         start, cpu = time.perf_counter(), cpu_seconds()
         result = segmenter.segment(scan.volume, lambda fraction, stage: None)  # noqa: ARG005
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
-        runs.append({"wall_s": wall, "cpu_s": cpu, "stages_s": dict(segmenter.stage_seconds)})
+        runs.append({"wall_s": wall, "cpu_s": cpu, "stages_s": dict(result.run.stage_seconds)})
     np.save(arguments.labels, scan.on_source(result.labels_zyx))
     answer = {
         "load_s": load_s,
         "runs": runs,
         "peak_bytes": peak_bytes(),
         "windows": window_counts(scan.volume, package, options),
-        "notes": list(segmenter.notes),
+        "notes": [note.text for note in result.run.notes],
         "names": {str(label): name for label, name in result.names_by_label.items()},
     }
     print(json.dumps(answer))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813 - as its documentation writes it
 from scipy import ndimage
 
 from inference.errors import SegmentationRefusedError
-from inference.types import ModelIdentity, Segmentation
+from inference.types import ModelIdentity, RunReport, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -77,6 +78,7 @@ class TissueSegmenter:
         voxels = volume.voxels_zyx
         if voxels.dtype == np.float32 and not np.isfinite(voxels).all():
             raise SegmentationRefusedError("the volume holds HU that are not finite numbers")
+        start = time.perf_counter()
         progress(0.0, "body")
         body = self._body(volume)
         progress(0.7, "tissue")
@@ -84,7 +86,9 @@ class TissueSegmenter:
         progress(0.8, "bone")
         self._move_small_islands_to_soft_tissue(labels, volume.geometry.voxel_volume_ml)
         progress(1.0, "done")
-        return Segmentation(labels, volume.geometry, NAMES_BY_LABEL, self._identity)
+        seconds = {"thresholds": time.perf_counter() - start}
+        run = RunReport(f"numpy {np.__version__}", "CPU", str(voxels.dtype), stage_seconds=seconds)
+        return Segmentation(labels, volume.geometry, NAMES_BY_LABEL, self._identity, run)
 
     def _body(self, volume: Volume) -> NDArray[np.bool_]:
         """The large regions of tissue and what they enclose in each slice; nothing, where all is air."""

@@ -12,13 +12,13 @@ Conventions, once and for all:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -172,6 +172,41 @@ class RunReport:
     precision: str
     notes: tuple[RunNote, ...] = ()
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_several(cls, runs: Sequence[RunReport]) -> RunReport:
+        """One report of models that ran one after the other; seconds of stages with the same name are added."""
+        seconds: dict[str, float] = {}
+        for run in runs:
+            for stage, spent in run.stage_seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent
+        return cls(
+            _joined(run.backend for run in runs),
+            _joined(run.device for run in runs),
+            _joined(run.precision for run in runs),
+            tuple(dict.fromkeys(note for run in runs for note in run.notes)),
+            seconds,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as values of JSON, read back by :meth:`from_json`."""
+        return {
+            "backend": self.backend,
+            "device": self.device,
+            "precision": self.precision,
+            "notes": [asdict(note) for note in self.notes],
+            "stage_seconds": dict(self.stage_seconds),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RunReport:
+        """The report that :meth:`to_json` wrote."""
+        return cls(**{**content, "notes": tuple(RunNote(**note) for note in content["notes"])})
+
+
+def _joined(values: Iterable[str]) -> str:
+    """Each of the values, which may be several joined ones, once and in order."""
+    return ", ".join(dict.fromkeys(word for value in values for word in value.split(", ") if word))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +20,6 @@ from dicom_node.segment import outputs
 from dicom_node.segment.context import context_of
 from dicom_node.segment.nifti import grid_of
 from inference.errors import InferenceError
-from inference.types import RunNote, RunReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,8 +215,6 @@ class _FileCase:
                 raise ConfigurationError(f"model {self.model}: {error}") from error
         with self.stage("segment"):
             labels = segmenter.segment(volume, self._stages.part("segment", "measure"))
-        if labels.run is None:
-            labels = replace(labels, run=_report_of(segmenter))
         self._stages.add(labels.run.stage_seconds if labels.run else {})
         return labels
 
@@ -262,19 +259,6 @@ class _FileCase:
     def _content_digest(self) -> str:
         assert self._digest is not None
         return self._digest.result()
-
-
-def _report_of(segmenter: Segmenter) -> RunReport | None:
-    """From an engine that does not report by itself yet."""
-    if not hasattr(segmenter, "description"):
-        return None
-    return RunReport(
-        backend=segmenter.description,
-        device="",
-        precision="",
-        notes=tuple(RunNote(note) for note in getattr(segmenter, "notes", ())),
-        stage_seconds=getattr(segmenter, "stage_seconds", {}),
-    )
 
 
 class _Stages:

@@ -121,7 +121,7 @@ class Jobs:
                     reason=_reason(claimed, is_owed=is_owed),
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),
-                    run_report=_run_json(run),
+                    run_report=None if run is None else run.to_json(),
                 )
             ).rowcount
             if not changed:
@@ -271,18 +271,6 @@ def _request_of(options: Mapping[str, Any]) -> ResultRequest:
     if "segmentation" in values:
         values["segmentation"] = SegmentationForm(values["segmentation"])
     return ResultRequest(**values)
-
-
-def _run_json(run: RunReport | None) -> dict[str, Any] | None:
-    if run is None:
-        return None
-    return {
-        "backend": run.backend,
-        "device": run.device,
-        "precision": run.precision,
-        "notes": [asdict(note) for note in run.notes],
-        "stage_seconds": dict(run.stage_seconds),
-    }
 
 
 def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:

@@ -10,7 +10,7 @@ from dicom_node.store.schema import association, delivery, instance, job, result
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.views import Counts, DeliveryView, JobRow, JobView, OpenSeries, ResultView, RevisionView
 from dicom_node.types import ConditionOutcome, ResultKind
-from inference.types import ModelIdentity, RunNote, RunReport
+from inference.types import ModelIdentity, RunReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +113,7 @@ class Overview:
             state=JobState(row.state),
             decision=_decision(row.decision),
             model_identity=ModelIdentity(**row.model_identity) if row.model_identity else None,
-            run_report=_run_report(row.run_report) if row.run_report else None,
+            run_report=RunReport.from_json(row.run_report) if row.run_report else None,
         )
         return JobView(
             **values,
@@ -139,7 +139,3 @@ def _values(row: Any, **converted: Any) -> dict[str, Any]:
 
 def _decision(kept: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[ConditionOutcome, ...]]:
     return {rule: tuple(ConditionOutcome(**outcome) for outcome in outcomes) for rule, outcomes in kept.items()}
-
-
-def _run_report(kept: Mapping[str, Any]) -> RunReport:
-    return RunReport(**{**kept, "notes": tuple(RunNote(**note) for note in kept["notes"])})

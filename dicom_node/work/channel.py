@@ -9,8 +9,9 @@ Every volume has a number, and two may be under way: one is made ready for the n
 node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype, affine_lps}`` with two descriptors;
                ``{"infer": number}`` for a volume that was prepared
 worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"broken": reason}`` (and the worker ends); of one volume:
-               ``{"volume": number}`` with ``progress: [fraction, stage]``, ``prepared``, ``done``,
-               or ``impossible: reason`` (the model says no, and the volume is forgotten)
+               ``{"volume": number}`` with ``progress: [fraction, stage]``, ``prepared``,
+               ``done: {...}`` (the labels are written; the report of the run, or null), or
+               ``impossible: reason`` (the model says no, and the volume is forgotten)
 ============== ====================================================================================================
 """
 

@@ -29,7 +29,7 @@ from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped
 from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
-from inference.types import ModelIdentity, Segmentation
+from inference.types import ModelIdentity, RunReport, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -116,9 +116,10 @@ class LocalWorker:
         deadline = time.monotonic() + self._work.job_limit_s - prepared.seconds
         child, volume = prepared.child, prepared.volume
         child.send({"infer": prepared.number})
-        self._wait_for(child, prepared.number, "done", deadline, on_progress)
+        report = self._wait_for(child, prepared.number, "done", deadline, on_progress)
         child.forget(prepared.number)
-        return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity)
+        run = None if report is None else RunReport.from_json(report)
+        return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity, run)
 
     def identity(self) -> ModelIdentity:
         """Which model is loaded; loads it where it is not yet. Raises like :meth:`prepare`."""

@@ -145,7 +145,8 @@ class _Server:
         except InferenceError as error:
             self._channel.send({"volume": number, "impossible": str(error)})
         else:
-            self._channel.send({"volume": number, "done": True, "device_bytes": _device_bytes()})
+            run = None if result.run is None else result.run.to_json()
+            self._channel.send({"volume": number, "done": run, "device_bytes": _device_bytes()})
 
     def _progress(self, number: int) -> Callable[[float, str], None]:
         return lambda done, stage: self._channel.send({"volume": number, "progress": [done, stage]})

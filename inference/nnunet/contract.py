@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import Part
+    from inference.types import RunNote
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 """Of the convolutions; ``auto``: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
@@ -45,6 +46,18 @@ class EngineOptions:
     cache_folder: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs a network; the words are those of :class:`inference.types.RunReport`."""
+
+    backend: str
+    """``OpenVINO 2026.4.1`` or ``torch 2.13.0``."""
+    device: str
+    """``CPU`` or ``cuda:0 NVIDIA H200``."""
+    precision: str
+    """Of the convolutions, as they run, which may not be what was asked for."""
+
+
 class WindowNetwork(Protocol):
     """A network, compiled and ready: windows of normalised HU in, channels out."""
 
@@ -54,8 +67,8 @@ class WindowNetwork(Protocol):
         ...
 
     @property
-    def description(self) -> str:
-        """What runs it, where and in which precision: ``OpenVINO 2026.4.1 CPU bfloat16``."""
+    def runtime(self) -> Runtime:
+        """What runs it, where and in which precision."""
         ...
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,3 +110,5 @@ class OpenPart:
     networks: tuple[WindowNetwork, ...]
     head: Head
     label_by_channel: NDArray[np.uint8]
+    notes: tuple[RunNote, ...] = ()
+    """Why its networks do not run as planned."""

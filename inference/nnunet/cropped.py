@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from inference.errors import ModelPackageError
 from inference.nnunet.body import bounding_box
-from inference.types import Geometry, Segmentation, Segmenter, Volume
+from inference.types import Geometry, RunReport, Segmentation, Segmenter, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -69,7 +69,6 @@ class CroppedSegmenter:
         self._first = first
         self._second = second
         self._crop = crop
-        self._first_s = 0.0
 
     @property
     def identity(self) -> ModelIdentity:
@@ -80,21 +79,6 @@ class CroppedSegmenter:
     def names_by_label(self) -> Mapping[int, str]:
         """Of the second model."""
         return self._second.names_by_label
-
-    @property
-    def stage_seconds(self) -> Mapping[str, float]:
-        """Of the second model, on the last volume; ``crop``: all that the first one took once it was prepared."""
-        return {**self._second.stage_seconds, "crop": self._first_s}
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Of both models."""
-        return (*getattr(self._first, "notes", ()), *self._second.notes)
-
-    @property
-    def description(self) -> str:
-        """Of the second model's networks."""
-        return self._second.description
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Label every voxel of ``volume``.
@@ -120,12 +104,15 @@ class CroppedSegmenter:
     def infer(self, prepared: PreparedCrop, progress: Progress) -> Segmentation:
         """Label every voxel of a prepared volume.
 
+        The report names what ran either model. Its stages are those of the second one, and ``crop``: all that the
+        first one took.
+
         Raises:
             MemoryError: more was needed than there is now; another time it may pass.
         """
         volume, start = prepared.volume, time.perf_counter()
         found = self._first.infer(prepared.for_first, _of_the_first(progress))
-        self._first_s = time.perf_counter() - start
+        runs = [replace(found.run, stage_seconds={"crop": time.perf_counter() - start})] if found.run else []
         labels = np.zeros(volume.geometry.shape_zyx, np.uint8)
         box = self._box(found)
         if box is not None:
@@ -134,9 +121,11 @@ class CroppedSegmenter:
                 progress(_FIRST_SHARE + (1 - _FIRST_SHARE) * done, stage)
 
             part = self._second.prepare(cropped(volume, box), of_the_rest, checked=True)
-            labels[box] = self._second.infer(part, of_the_rest).labels_zyx
+            rest = self._second.infer(part, of_the_rest)
+            labels[box] = rest.labels_zyx
+            runs += [rest.run] if rest.run else []
         progress(1.0, "done")
-        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity)
+        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity, RunReport.of_several(runs))
 
     def _box(self, found: Segmentation) -> tuple[slice, slice, slice] | None:
         wanted = np.zeros(256, bool)

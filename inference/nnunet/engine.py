@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from inference.nnunet.contract import EngineOptions, OpenPart
 from inference.nnunet.failures import first_line, is_out_of_memory
-from inference.nnunet.host.averaging import averaged, averaged_half
 from inference.nnunet.host.prepare import prepare
-from inference.nnunet.host.restore import Restorer
+from inference.nnunet.host.run import HostRun
 from inference.nnunet.limits import check
 from inference.nnunet.machine import effective_device, usable_cores
 from inference.nnunet.networks.open_networks import open_networks
-from inference.nnunet.windows import Windows
-from inference.types import Segmentation
+from inference.nnunet.record import RunRecord
+from inference.types import RunNote, Segmentation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from inference.models.package import ModelPackage, Part
     from inference.nnunet.device.run import DeviceRun
-    from inference.nnunet.prepared import Grid, Prepared
+    from inference.nnunet.prepared import Prepared
     from inference.types import ModelIdentity, Volume
 
     Progress = Callable[[float, str], None]
@@ -52,11 +48,8 @@ class NnunetSegmenter:
     def __init__(self, package: ModelPackage, options: EngineOptions | None = None) -> None:
         self._package = package
         self._options = options or EngineOptions()
-        self._threads = self._options.threads or usable_cores()
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._notes: list[str] = []
-        self._backends: dict[str, None] = {}
-        self._prepared: Prepared | None = None
+        self._host = HostRun(package, self._options, self._options.threads or usable_cores())
+        self._fallback: RunNote | None = None
         self._device = self._device_run() if effective_device(self._options) == "cuda" else None
         self._parts: dict[int, OpenPart] = {}
         if self._device is None:
@@ -71,22 +64,6 @@ class NnunetSegmenter:
     def names_by_label(self) -> Mapping[int, str]:
         """Every label the model can give."""
         return self._package.names_by_label
-
-    @property
-    def stage_seconds(self) -> Mapping[str, float]:
-        """Wall seconds of the stages of the last volume: prepare, inference, restore; a device adds its own."""
-        on_device = self._device.stage_seconds if self._device else {}
-        return {**self._seconds, **on_device}
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What went otherwise than planned, such as a fallback to another backend or to smaller batches."""
-        return (*self._notes, *(self._device.notes if self._device else ()))
-
-    @property
-    def description(self) -> str:
-        """Backend, version, device and precision of the networks, as reports print them."""
-        return ", ".join(self._backends)
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
         """Label every voxel of ``volume``.
@@ -116,75 +93,77 @@ class NnunetSegmenter:
         return replace(prepared, seconds=time.perf_counter() - start)
 
     def infer(self, prepared: Prepared, progress: Progress) -> Segmentation:
-        """Label every voxel of a prepared volume.
+        """Label every voxel of a prepared volume; the report of the run names the stages prepare, inference, restore.
 
         Raises:
             MemoryError: more was needed than there is now; another time it may pass.
         """
-        self._seconds = defaultdict(float, prepare=prepared.seconds)
+        record = RunRecord({"prepare": prepared.seconds})
 
         def on_windows(done: int, count: int) -> None:
             progress(_PREPARED_SHARE + (1 - _PREPARED_SHARE) * done / count, "inference")
 
         progress(_PREPARED_SHARE, "inference")
-        labels = self._on_device(prepared, on_windows) if self._device else self._on_cpu(prepared, on_windows)
+        if self._device is not None:
+            labels = self._on_device(self._device, prepared, record, on_windows)
+        else:
+            labels = self._on_cpu(prepared, record, on_windows)
         progress(1.0, "done")
-        return Segmentation(labels, prepared.volume.geometry, self.names_by_label, self.identity)
+        return Segmentation(labels, prepared.volume.geometry, self.names_by_label, self.identity, record.report())
 
     def _device_run(self) -> DeviceRun:
         import torch  # noqa: PLC0415 - a CPU does without
 
         from inference.nnunet.device.run import DeviceRun  # noqa: PLC0415 - see above
 
-        device = torch.device("cuda")
-        run = DeviceRun(self._package, self._options, self.open_part, self._on_host, device=device)
+        run = DeviceRun(self._package, self._options, self.open_part, device=torch.device("cuda"))
         run.load()
         return run
 
-    def _on_device(self, prepared: Prepared, on_windows: OnWindows) -> NDArray[np.uint8]:
-        assert self._device is not None
-        self._prepared = prepared
-        try:
-            return self._device.labels(prepared, on_windows)
-        finally:
-            self._prepared = None
+    def _on_device(
+        self, device: DeviceRun, prepared: Prepared, record: RunRecord, on_windows: OnWindows
+    ) -> NDArray[np.uint8]:
+        on_host = prepared
 
-    def _on_host(
-        self, number: int, opened: OpenPart | None, labels: NDArray[np.uint8], on_windows: Callable[[int], None]
-    ) -> None:
-        """One part of the volume that the device has at hand: what did not fit there."""
-        assert self._prepared is not None
-        if not self._prepared.grids:
-            self._prepared = prepare(self._prepared.volume, self._package, self._options)
-        if opened is None:
-            opened = self._parts.setdefault(number, self.open_part(self._package.parts[number], device="cpu"))
-        self._label(opened, self._prepared, number, labels, lambda: on_windows(1))
+        def label_on_host(
+            number: int, opened: OpenPart | None, labels: NDArray[np.uint8], on_window: Callable[[int], None]
+        ) -> None:
+            """One part of the volume that the device has at hand: what did not fit there."""
+            nonlocal on_host
+            if not on_host.grids:
+                with record.timed("prepare"):
+                    on_host = prepare(prepared.volume, self._package, self._options)
+            if opened is None:
+                opened = self._parts.setdefault(number, self.open_part(self._package.parts[number], device="cpu"))
+            self._host.label(number, opened, on_host, labels, record, lambda: on_window(1))
 
-    def _on_cpu(self, prepared: Prepared, on_windows: OnWindows) -> NDArray[np.uint8]:
+        return device.labels(prepared, record, label_on_host, on_windows)
+
+    def _on_cpu(self, prepared: Prepared, record: RunRecord, on_windows: OnWindows) -> NDArray[np.uint8]:
         try:
-            return self._labels(prepared, on_windows)
+            return self._host.labels(prepared, self._parts, record, on_windows)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
-            if "OpenVINO" not in self.description or isinstance(error, NotImplementedError | RecursionError):
+            if not self._runs_openvino() or isinstance(error, NotImplementedError | RecursionError):
                 raise
             self._fall_back(error)
+        record.begin_again()
         try:
-            return self._labels(prepared, on_windows)
+            return self._host.labels(prepared, self._parts, record, on_windows)
         except RuntimeError as error:
             _raise_if_out_of_memory(error)
             raise
 
+    def _runs_openvino(self) -> bool:
+        networks = (network for one in self._parts.values() for network in one.networks)
+        return any(network.runtime.backend.startswith("OpenVINO") for network in networks)
+
     def _fall_back(self, error: RuntimeError) -> None:
         """From OpenVINO, once it failed, to torch for the life of this segmenter."""
-        self._note(f"OpenVINO failed and torch took over: {first_line(error)}")
+        self._fallback = RunNote(f"OpenVINO failed and torch took over: {first_line(error)}", changes_answer=True)
         self._options = replace(self._options, backend="torch", device="cpu")
         self._parts = {}
-        self._backends = {}
         self._open()
-
-    def _note(self, sentence: str) -> None:
-        if sentence not in self._notes:
-            self._notes.append(sentence)
 
     def _open(self) -> None:
         for number, part in enumerate(self._package.parts):
@@ -197,89 +176,18 @@ class NnunetSegmenter:
         labels = np.zeros(len(part.names_by_channel) + 1, np.uint8)
         for channel, name in part.names_by_channel.items():
             labels[channel] = label_by_name.get(name, 0)  # the package knows every name, but not all are reported
+        notes = [] if self._fallback is None else [self._fallback]
         if not options.parity:
-            opened = [open_networks(part, options, output="auto", note=self._note)]
+            opened = [open_networks(part, options, output="auto", note=notes.append)]
         else:
             folds = [replace(part, weights=(path,)) for path in part.weights]
-            opened = [open_networks(fold, options, output="logits", note=self._note) for fold in folds]
+            opened = [open_networks(fold, options, output="logits", note=notes.append) for fold in folds]
         self._package.check_unchanged(part)  # long after the digests were compared, where a backend failed
         networks = tuple(network for network, _ in opened)
-        self._backends |= dict.fromkeys(network.description for network in networks)
-        return OpenPart(part, networks, opened[0][1], labels)
-
-    def _labels(self, prepared: Prepared, on_windows: OnWindows) -> NDArray[np.uint8]:
-        labels = np.zeros(prepared.volume.geometry.shape_zyx, np.uint8)
-        parts = self._package.parts
-        count = sum(self._windows(part, grid).count for part, grid in zip(parts, prepared.grids, strict=True))
-        windows_done = itertools.count(1)
-        for number in range(len(parts)):
-            self._label(self._parts[number], prepared, number, labels, lambda: on_windows(next(windows_done), count))
-        return labels
-
-    def _label(
-        self, one: OpenPart, prepared: Prepared, number: int, labels: NDArray[np.uint8], on_window: Callable[[], None]
-    ) -> None:
-        """Write the labels of one part, the ``number``-th, over those of earlier ones."""
-        grid = prepared.grids[number]
-        restorer = self._restorer(one, grid, prepared.canonical.view(labels))
-        slabs = self._slabs(one, grid.image(one.part), self._windows(one.part, grid), on_window)
-        for first, values in self._timed("inference", slabs):
-            with self._timing("restore"):
-                restorer.accept(first, values)
-        for network in one.networks:  # several parts: only the one at work may hold its activations
-            network.rest()
-
-    def _windows(self, part: Part, grid: Grid) -> Windows:
-        shape = [box.stop - box.start for box in grid.box]
-        return Windows.of(
-            [shape[axis] for axis in part.axes], part.patch_size, self._package.window_step, grid.needed(part)
-        )
-
-    def _slabs(
-        self, one: OpenPart, image: NDArray[np.float32], windows: Windows, on_window: Callable[[], None]
-    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        if self._options.parity:
-            return averaged_half(image, windows, one.networks, on_window)
-        return averaged(image, windows, one.networks[0], on_window, self._threads)
-
-    def _restorer(self, one: OpenPart, grid: Grid, view: NDArray[np.uint8]) -> Restorer:
-        axes = one.part.axes
-        within_borders = self._package.resampling == "nnunet"
-        return Restorer(
-            view[grid.source_box].transpose(axes),
-            _in_order(grid.voxels_zyx.shape, axes),
-            _in_order([box.start for box in grid.box], axes),
-            _in_order([box.stop - box.start for box in grid.box], axes),
-            one.label_by_channel,
-            one.head,
-            # nnU-Net itself interpolates logits where it resamples itself; TotalSegmentator takes the nearest label
-            interpolation="nearest" if self._options.parity and not within_borders else "smooth",
-            alignment="centres" if within_borders else "corners",
-            threads=self._threads,
-        )
-
-    @contextmanager
-    def _timing(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] += time.perf_counter() - start
-
-    def _timed(self, stage: str, items: Iterator[Any]) -> Iterator[Any]:
-        """The items, the time that each takes to come counted to ``stage``."""
-        while True:
-            with self._timing(stage):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
+        return OpenPart(part, networks, opened[0][1], labels, tuple(notes))
 
 
 def _raise_if_out_of_memory(error: RuntimeError) -> None:
     """Another backend would need as much; another time there may be enough."""
     if is_out_of_memory(error) or "bad_alloc" in str(error):
         raise MemoryError(first_line(error)) from error
-
-
-def _in_order(values: Sequence[int], axes: Sequence[int]) -> tuple[int, int, int]:
-    z, y, x = (values[axis] for axis in axes)
-    return z, y, x

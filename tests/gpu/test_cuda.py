@@ -61,7 +61,6 @@ def with_settings(package, options, settings, opened=None):
         package,
         options,
         opened(segmenter) if opened else segmenter.open_part,
-        segmenter._on_host,
         device=torch.device("cuda"),
         settings=settings,
     )
@@ -76,9 +75,10 @@ def test_resampling_is_the_host_s_bit_for_bit(volume):
 
 
 def test_float32_gives_the_labels_of_the_host(package, volume, of_host):
-    segmenter = NnunetSegmenter(package, FLOAT32)
-    assert np.mean(labels_of(segmenter, volume) == of_host) >= 0.9999
-    assert not segmenter.notes
+    result = NnunetSegmenter(package, FLOAT32).segment(volume, lambda *_: None)
+    assert np.mean(result.labels_zyx == of_host) >= 0.9999
+    assert not result.run.notes
+    assert result.run.device == f"cuda:0 {torch.cuda.get_device_name(0)}"
 
 
 def test_parity_gives_the_labels_of_the_host(package, volume):
@@ -124,7 +124,7 @@ class Greedy:
 
     def __init__(self, network, windows):
         self.network, self.windows = network, windows
-        self.channels, self.description = network.channels, network.description
+        self.channels, self.runtime = network.channels, network.runtime
 
     def run_tensor(self, windows):
         if len(windows) > self.windows:
@@ -150,5 +150,6 @@ def test_when_the_gpu_is_full_the_labels_still_come(package, volume, of_host, wi
         return scarce
 
     segmenter = with_settings(package, FLOAT32, DeviceSettings(batch=4), opened)
-    assert np.mean(labels_of(segmenter, volume) == of_host) >= 0.9999
-    assert segmenter.notes[-1].endswith(last)
+    result = segmenter.segment(volume, lambda *_: None)
+    assert np.mean(result.labels_zyx == of_host) >= 0.9999
+    assert result.run.notes[-1].text.endswith(last)

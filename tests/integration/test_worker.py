@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from dicom_node.errors import ConfigurationError, SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
 from dicom_node.work.local import LocalWorker, describe_model
+from dicom_node.work.pool import WorkerPool
 from inference.tissue import TissueSegmenter
 from inference.types import Geometry, Volume
 from tests.support.nnunet_models import plans, write_model, write_package
@@ -75,12 +77,49 @@ def test_the_child_gives_what_the_model_gives_here_and_stays_warm(tissue_worker,
     np.testing.assert_array_equal(result.labels_zyx, expected.labels_zyx)
     assert result.geometry is volume.geometry
     assert (result.model, result.names_by_label) == (expected.model, expected.names_by_label)
+    of_here = replace(expected.run, stage_seconds=result.run.stage_seconds)
+    assert (result.run, set(result.run.stage_seconds)) == (of_here, {"thresholds"})
     assert (steps[0][0], steps[-1]) == (0.0, (1.0, "done"))
     first = tissue_worker.process_id
     tissue_worker.segment(volume, nothing)
     assert tissue_worker.process_id == first
     assert tissue_worker.identity() == expected.model
     assert tissue_worker.names_by_label() == expected.names_by_label
+
+
+BROKEN_OPENVINO = """
+from inference.nnunet.networks.openvino_network import OpenVinoNetwork
+whole, runs = OpenVinoNetwork.run, []
+def run(self, windows):
+    runs.append(None)
+    if len(runs) == 3:
+        raise RuntimeError("Exception from src/inference: the plugin broke")
+    return whole(self, windows)
+OpenVinoNetwork.run = run
+"""
+
+
+def test_a_fall_back_in_the_child_is_in_the_report_that_the_pool_hands_on(slow_model, tmp_path, monkeypatch):
+    pool = WorkerPool({"slow": NnunetModelSettings(kind="nnunet", package=slow_model)}, WORK)
+    volume = volume_of()
+    with pool.turn() as turn:
+        planned = turn.infer(pool.prepare("slow", volume, nothing), nothing)
+    pool.close()
+    assert planned.run.backend.startswith("OpenVINO ")
+    assert (planned.run.device, planned.run.notes) == ("CPU", ())
+    assert set(planned.run.stage_seconds) == {"prepare", "inference", "restore"}
+
+    (tmp_path / "sitecustomize.py").write_text(BROKEN_OPENVINO)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = WorkerPool({"slow": NnunetModelSettings(kind="nnunet", package=slow_model)}, WORK)
+    with pool.turn() as turn:
+        fallen_back = turn.infer(pool.prepare("slow", volume, nothing), nothing)
+    pool.close()
+    (note,) = fallen_back.run.notes
+    assert "the plugin broke" in note.text
+    assert note.changes_answer
+    assert fallen_back.run.backend.startswith("torch ")
+    assert (fallen_back.labels_zyx == planned.labels_zyx).mean() > 0.95
 
 
 def test_a_child_killed_in_the_middle_is_lost_and_the_next_call_works(slow_worker):

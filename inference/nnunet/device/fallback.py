@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from inference.types import RunNote
+
 Place = Literal["device", "host sums", "cpu"]
 """``device``: everything. ``host sums``: only the network runs on the device. ``cpu``: nothing does."""
 
@@ -20,38 +22,32 @@ class Placement:
 class MemoryFallback:
     """Batches of ``batch`` windows on the device, halved down to 1, then the host's sums, then the CPU.
 
-    ``notes`` says in plain words why each step was taken. A step is never taken back: what did not fit for one part of
-    a model will not fit for the next.
+    A choice is never taken back: what did not fit for one part of a model will not fit for the next.
     """
 
     def __init__(self, batch: int) -> None:
         if batch < 1:
             raise ValueError(f"a batch holds at least one window, not {batch}")
         self._placement = Placement("device", batch)
-        self._notes: list[str] = []
 
     @property
     def placement(self) -> Placement:
         """The first placement that has not failed."""
         return self._placement
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """One sentence for each fall-back."""
-        return tuple(self._notes)
+    def reduce(self, work: str, reason: str, *, leave_device: bool = False) -> RunNote | None:
+        """Choose the placement that needs less memory, because ``work`` ran out of it; None where there is none.
 
-    def reduce(self, work: str, reason: str, *, leave_device: bool = False) -> bool:
-        """Choose the placement that needs less memory, because ``work`` ran out of it; False where there is none.
-
+        The note says so. Smaller batches leave the arithmetic as it is; elsewhere sums may round in another way.
         ``leave_device``: smaller batches would not help, for the batch was not what failed.
         """
         smaller = self._smaller(leave_device=leave_device)
         if smaller is None:
-            return False
+            return None
         failed, chosen = _described(self._placement), _described(smaller)
-        self._notes.append(f"{work}: {failed} failed ({reason}); went on with {chosen}")
         self._placement = smaller
-        return True
+        text = f"{work}: {failed} failed ({reason}); continued with {chosen}"
+        return RunNote(text, changes_answer=smaller.place != "device")
 
     def _smaller(self, *, leave_device: bool) -> Placement | None:
         match self._placement:

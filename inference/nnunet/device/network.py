@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import Part
-    from inference.nnunet.contract import OpenPart
+    from inference.nnunet.contract import OpenPart, Runtime
     from inference.nnunet.device.windows import TensorNetwork
 
 
@@ -84,9 +85,9 @@ class CapturedNetwork:
         return self._network.channels
 
     @property
-    def description(self) -> str:
+    def runtime(self) -> Runtime:
         """What runs it, where and in which precision."""
-        return f"{self._network.description}, captured"
+        return replace(self._network.runtime, backend=f"{self._network.runtime.backend} with CUDA graphs")
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x], both on the host, without a graph."""
@@ -133,9 +134,9 @@ class CompiledNetwork:
         return self._network.channels
 
     @property
-    def description(self) -> str:
+    def runtime(self) -> Runtime:
         """What runs it, where and in which precision."""
-        return f"{self._network.description}, compiled"
+        return replace(self._network.runtime, backend=f"{self._network.runtime.backend} compiled")
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x], both on the host, not compiled."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -17,11 +16,11 @@ from inference.nnunet.device.network import CapturedNetwork, CompiledNetwork, Re
 from inference.nnunet.device.restore import DeviceRestorer
 from inference.nnunet.device.volume import DeviceVolume
 from inference.nnunet.device.windows import Queued, averaged_half_slabs, averaged_slabs
-from inference.nnunet.failures import is_out_of_memory
+from inference.nnunet.failures import first_line, is_out_of_memory
 from inference.nnunet.windows import Windows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from inference.nnunet.device.source import DeviceGrid
     from inference.nnunet.device.windows import TensorNetwork
     from inference.nnunet.prepared import Prepared
+    from inference.nnunet.record import RunRecord
 
     HostPart = Callable[[int, OpenPart | None, NDArray[np.uint8], Callable[[int], None]], None]
 
@@ -63,6 +63,16 @@ class DeviceSettings:
     work_bytes: int | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """A volume under way."""
+
+    volume: DeviceVolume
+    record: RunRecord
+    queued: Queued
+    on_host: HostPart
+
+
 class DeviceRun:
     """A model on one device: everything from HU to labels, but for what does not fit.
 
@@ -70,9 +80,6 @@ class DeviceRun:
         package: the model.
         options: of the engine; ``parity`` and ``body_crop`` count here.
         opened: loads a part onto the device; its networks are :class:`TensorNetwork`.
-        on_host: segments one part (by number) with sums on the host and writes its labels [z, y, x] over those of
-            earlier parts; with the networks of the device or, where it is given None, with networks on the CPU. The
-            last argument is called with the number of windows that are done.
         device: CUDA; the CPU serves to test every step.
         settings: batches, chunks and how kernels are launched.
     """
@@ -82,29 +89,15 @@ class DeviceRun:
         package: ModelPackage,
         options: EngineOptions,
         opened: Callable[[Part], OpenPart],
-        on_host: HostPart,
         *,
         device: torch.device,
         settings: DeviceSettings = DeviceSettings(),
     ) -> None:
         self._package = package
         self._options = options
-        self._on_host = on_host
         self._device = device
         self._settings = settings
         self._parts = ResidentParts(package.parts, device, lambda part: self._launched(opened(part)))
-        self._notes: list[str] = []
-        self._seconds: dict[str, float] = {}
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """Every fall-back of the last volume, and why."""
-        return tuple(self._notes)
-
-    @property
-    def stage_seconds(self) -> Mapping[str, float]:
-        """Wall seconds of the stages of the last volume; the device may be at work on one while the next is queued."""
-        return dict(self._seconds)
 
     def load(self) -> None:
         """Put the weights of all parts onto the device; where they do not fit now, each volume tries again.
@@ -132,67 +125,72 @@ class DeviceRun:
         )
 
     @torch.inference_mode()
-    def labels(self, prepared: Prepared, on_windows: Callable[[int, int], None]) -> NDArray[np.uint8]:
+    def labels(
+        self, prepared: Prepared, record: RunRecord, on_host: HostPart, on_windows: Callable[[int, int], None]
+    ) -> NDArray[np.uint8]:
         """Label every voxel of a checked volume, [z, y, x] on its own grid.
 
         Args:
             prepared: with grids where the host resampled (which nnU-Net's own resampling needs), else without.
+            record: gets what ran, how long, and every fall-back.
+            on_host: segments one part (by number) with sums on the host and writes its labels [z, y, x] over those of
+                earlier parts; with the networks of the device or, where it is given None, with networks on the CPU.
+                The last argument is called with the number of windows that are done.
             on_windows: called with the windows done and all windows.
         """
-        self._notes, self._seconds = [], {}
         queued = Queued(self._device, len(self._package.parts), on_windows)
+        work = _Work(DeviceVolume(prepared, self._device), record, queued, on_host)
         fallback = MemoryFallback(self._settings.batch or self._batch())
-        work = DeviceVolume(prepared, self._device)
         with self._arithmetic():
-            for number, part in enumerate(self._package.parts):
-                self._part(number, part, work, fallback, queued)
-            with self._timed("download"):
-                labels = work.labels_on_host()
+            for number in range(len(self._package.parts)):
+                self._part(number, work, fallback)
+            with record.timed("download"):
+                labels = work.volume.labels_on_host()
         return labels
 
-    def _part(self, number: int, part: Part, work: DeviceVolume, fallback: MemoryFallback, queued: Queued) -> None:
+    def _part(self, number: int, work: _Work, fallback: MemoryFallback) -> None:
         """Segment one part, where there is enough memory; a part that failed half way is run again whole."""
-        while True:
-            failure = self._attempt(number, part, work, fallback.placement, queued)
-            if failure is None:
-                return
-            if not fallback.reduce(f"part {part.name}", failure, leave_device=not work.is_on_device):
-                raise MemoryError(f"part {part.name} does not fit into memory, not even on the CPU: {failure}")
-            self._notes = list(fallback.notes)
+        name = f"part {self._package.parts[number].name}"
+        while (failure := self._attempt(number, work, fallback.placement)) is not None:
+            note = fallback.reduce(name, failure, leave_device=not work.volume.is_on_device)
+            if note is None:
+                raise MemoryError(f"{name} does not fit into memory, not even on the CPU: {failure}")
+            work.record.note(note)
             if fallback.placement.place != "device":
-                work.leave_device()
+                work.volume.leave_device()
             if fallback.placement.place == "cpu" or self._settings.captured:  # a graph keeps the memory of its batch
                 self._parts.release()
             self._free()
 
-    def _attempt(self, number: int, part: Part, work: DeviceVolume, placement: Placement, queued: Queued) -> str | None:
+    def _attempt(self, number: int, work: _Work, placement: Placement) -> str | None:
         """Run one part; what was said where memory ran out."""
         try:
             if placement.place == "device":
-                self._on_device(number, part, work, placement.batch, queued)
+                self._on_device(number, work, placement.batch)
             else:
                 one = self._parts.get(number)[0] if placement.place == "host sums" else None
-                queued.start(number)
-                with self._timed("host"):
-                    self._on_host(number, one, work.labels_on_host(), queued.add)
+                work.queued.start(number)
+                work.on_host(number, one, work.volume.labels_on_host(), work.queued.add)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             # the error holds the frames of what failed, and these hold tensors: only its words may live on
-            return str(error).partition("\n")[0][:200] or type(error).__name__
+            return first_line(error)
         return None
 
-    def _on_device(self, number: int, part: Part, work: DeviceVolume, batch: int, queued: Queued) -> None:
-        with self._timed("prepare"):
-            grid = work.grid(number, self._package, self._options, self._work_bytes())
-        with self._timed("load"):
+    def _on_device(self, number: int, work: _Work, batch: int) -> None:
+        part, record = self._package.parts[number], work.record
+        with record.timed("prepare"):
+            grid = work.volume.grid(number, self._package, self._options, self._work_bytes())
+        with record.timed("load"):
             one, head = self._parts.get(number)
-        with self._timed("inference"):
+        with record.timed("inference"):
             windows = self._windows(part, grid)
-            queued.start(number, windows.count)
-            restorer = self._restorer(one, head, grid, work)
-            for first, values in self._slabs(one, grid.image(part), windows, batch, queued):
+            work.queued.start(number, windows.count)
+            restorer = self._restorer(one, head, grid, work.volume)
+            for first, values in self._slabs(one, grid.image(part), windows, batch, work.queued):
                 restorer.accept(first, values)
+        record.ran(one)
 
     def _windows(self, part: Part, grid: DeviceGrid) -> Windows:
         shape = [box.stop - box.start for box in grid.box]
@@ -208,10 +206,10 @@ class DeviceRun:
             return averaged_half_slabs(image, windows, networks, batch, queued)
         return averaged_slabs(image, windows, networks[0], batch, queued)
 
-    def _restorer(self, one: OpenPart, head: DeviceHead, grid: DeviceGrid, work: DeviceVolume) -> DeviceRestorer:
+    def _restorer(self, one: OpenPart, head: DeviceHead, grid: DeviceGrid, volume: DeviceVolume) -> DeviceRestorer:
         axes = one.part.axes
         within_borders = self._package.resampling == "nnunet"
-        labels, backwards = work.labels_view(grid)
+        labels, backwards = volume.labels_view(grid)
         return DeviceRestorer(
             labels.permute(axes),
             _in_order(backwards, axes),
@@ -266,14 +264,6 @@ class DeviceRun:
             torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False),
         ):
             yield
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + time.perf_counter() - start
 
     def _free(self) -> None:
         gc.collect()

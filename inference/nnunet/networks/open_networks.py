@@ -15,6 +15,7 @@ from inference.models.weights import read_head
 from inference.nnunet.contract import Head
 from inference.nnunet.failures import first_line
 from inference.nnunet.machine import effective_device, effective_precision
+from inference.types import RunNote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +33,12 @@ def open_networks(
     options: EngineOptions,
     *,
     output: Literal["auto", "logits"] = "auto",
-    note: Callable[[str], None] = lambda _: None,
+    note: Callable[[RunNote], None] = lambda _: None,
 ) -> tuple[WindowNetwork, Head]:
     """The network of ``part``, all its folds, ready to run, and the last layer that its values still need.
 
     ``auto``: the features before the last layer where these are fewer than the classes or hardly more, else logits.
-    ``note`` is told why OpenVINO does not run a network that it was to run.
+    ``note`` gets why OpenVINO does not run a network that it was to run, or not in the precision that was chosen.
 
     Raises:
         ModelPackageError: the weights are not those of the part's network.
@@ -71,7 +72,7 @@ def _head(part: Part) -> Head:
     return Head(weights.astype(np.float32), bias.astype(np.float32))
 
 
-def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *, features: bool) -> WindowNetwork:
+def _network(part: Part, options: EngineOptions, note: Callable[[RunNote], None], *, features: bool) -> WindowNetwork:
     device, precision = effective_device(options), effective_precision(options)
     if options.backend == "openvino" and (device, precision) not in _OPENVINO_RUNS:
         raise InferenceError(f"backend openvino runs float32 and bfloat16 on a CPU, not {precision} on {device}")
@@ -79,7 +80,7 @@ def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *,
         try:
             from inference.nnunet.networks.openvino_network import OpenVinoNetwork  # noqa: PLC0415 - only where it is used
 
-            return OpenVinoNetwork(
+            network = OpenVinoNetwork(
                 part,
                 features=features,
                 precision=precision,
@@ -88,9 +89,14 @@ def _network(part: Part, options: EngineOptions, note: Callable[[str], None], *,
             )
         except (ImportError, RuntimeError) as error:  # OpenVINO's own: torch may still run what it can't compile here
             reason = first_line(error)
+        else:
+            if (used := network.runtime.precision) != precision:
+                text = f"OpenVINO runs {part.name} in {used}: this processor can't run it in {precision}"
+                note(RunNote(text, changes_answer=True))
+            return network
         if options.backend == "openvino":
             raise InferenceError(f"backend openvino was asked for, but can't compile {part.name}: {reason}")
-        note(f"OpenVINO can't run {part.name} and torch does: {reason}")
+        note(RunNote(f"OpenVINO can't run {part.name}, torch does: {reason}", changes_answer=True))
     if options.backend == "openvino":
         raise InferenceError("backend openvino was asked for, but it is not installed")
     from inference.nnunet.networks.torch_network import TorchNetwork  # noqa: PLC0415 - see above

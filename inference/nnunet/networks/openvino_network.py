@@ -22,6 +22,7 @@ import openvino as ov
 from openvino import opset13 as ops
 
 from inference.models.weights import head_name, projection_name, read_weights
+from inference.nnunet.contract import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class OpenVinoNetwork:
         self._running: _Running | None = None
         self._channels = int(self._compiled.output(0).shape[1])
         used = _NAMES[self._compiled.get_property("INFERENCE_PRECISION_HINT")]
-        self._description = f"OpenVINO {ov.__version__.split('-')[0]} CPU {used}"
+        self._runtime = Runtime(f"OpenVINO {ov.__version__.split('-')[0]}", "CPU", used)
 
     @property
     def channels(self) -> int:
@@ -64,9 +65,9 @@ class OpenVinoNetwork:
         return self._channels
 
     @property
-    def description(self) -> str:
+    def runtime(self) -> Runtime:
         """What runs the network, in which precision."""
-        return self._description
+        return self._runtime
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x]; for one window the buffer that the next call overwrites."""

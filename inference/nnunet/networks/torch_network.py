@@ -10,6 +10,7 @@ from torch import nn
 from inference.errors import ModelPackageError
 from inference.models.network import build_network
 from inference.models.weights import read_weights
+from inference.nnunet.contract import Runtime
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ class TorchNetwork:
         classes = len(part.names_by_channel) + 1
         self._folds = [self._ready(_network(path, part.architecture, classes)) for path in part.weights]
         self._channels = part.architecture.features_per_stage[0] * len(self._folds) if features else classes
-        self._description = f"torch {torch.__version__} {device} {precision}"
+        self._runtime = Runtime(f"torch {torch.__version__}", _device_name(self.device), precision)
 
     def _ready(self, network: nn.Module) -> nn.Module:
         if self._features:
@@ -54,9 +55,9 @@ class TorchNetwork:
         return self._channels
 
     @property
-    def description(self) -> str:
+    def runtime(self) -> Runtime:
         """What runs the network, where, in which precision."""
-        return self._description
+        return self._runtime
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         """[n, z, y, x] -> [n, K, z, y, x]."""
@@ -82,6 +83,13 @@ class TorchNetwork:
     @property
     def _autocast_dtype(self) -> torch.dtype:
         return torch.bfloat16 if self._dtype == torch.float32 else self._dtype
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type.upper()
+    number = torch.cuda.current_device() if device.index is None else device.index
+    return f"cuda:{number} {torch.cuda.get_device_name(number)}"
 
 
 def _network(path: Path, architecture: Architecture, classes: int) -> nn.Module:

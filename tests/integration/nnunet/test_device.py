@@ -60,7 +60,6 @@ def segmenter_on(package, device=None, options=FLOAT32, settings=None, opened=No
             package,
             options,
             (lambda part: opened(segmenter.open_part(part))) if opened else segmenter.open_part,
-            segmenter._on_host,
             device=device,
             settings=settings or DeviceSettings(),
         )
@@ -89,9 +88,11 @@ def test_labels_are_those_of_the_host(package, rotation, body_crop):
     options = replace(FLOAT32, body_crop=body_crop)
     ours = segmenter_on(package, CPU, options)
     seen = []
-    labels = labels_of(ours, volume, lambda done, _: seen.append(done))
-    assert agreement(labels, labels_of(segmenter_on(package, options=options), volume)) >= 0.9999
-    assert not ours.notes
+    result = ours.segment(volume, lambda done, _: seen.append(done))
+    assert agreement(result.labels_zyx, labels_of(segmenter_on(package, options=options), volume)) >= 0.9999
+    assert not result.run.notes
+    assert (result.run.backend, result.run.device) == (f"torch {torch.__version__}", "CPU")
+    assert set(result.run.stage_seconds) == {"prepare", "load", "inference", "download"}
     assert seen[-1] == 1
     assert max(seen[:-1]) <= 1
 
@@ -133,7 +134,7 @@ class Scarce:
 
     def __init__(self, network, windows, error):
         self.network, self.windows, self.error = network, windows, error
-        self.channels, self.description = network.channels, network.description
+        self.channels, self.runtime = network.channels, network.runtime
 
     def run_tensor(self, windows):
         if len(windows) > self.windows:
@@ -175,9 +176,12 @@ CUDNN_SAYS = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
 def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, place, windows, error, steps):
     name = package.parts[place].name
     segmenter = segmenter_on(package, CPU, WHOLE, opened=scarce(windows, error, only=name))
-    assert agreement(labels_of(segmenter, ct()), undisturbed) >= 0.9999
-    assert [note.partition("went on with ")[2].partition(" at a time")[0] for note in segmenter.notes] == steps
-    assert all(name in note for note in segmenter.notes)
+    result = segmenter.segment(ct(), lambda *_: None)
+    assert agreement(result.labels_zyx, undisturbed) >= 0.9999
+    notes = result.run.notes
+    assert [note.text.partition("continued with ")[2].partition(" at a time")[0] for note in notes] == steps
+    assert [note.changes_answer for note in notes] == ["window" not in step for step in steps]
+    assert all(name in note.text for note in notes)
 
 
 class FullOnce(Scarce):
@@ -195,9 +199,10 @@ def test_a_part_that_failed_half_way_is_done_again(package, undisturbed):
         return replace(one, networks=tuple(FullOnce(network, 5, CUDA_SAYS) for network in one.networks))
 
     segmenter = segmenter_on(package, CPU, WHOLE, opened=opened)
-    assert agreement(labels_of(segmenter, ct()), undisturbed) >= 0.9999
+    result = segmenter.segment(ct(), lambda *_: None)
+    assert agreement(result.labels_zyx, undisturbed) >= 0.9999
     # each part once: 4, 2 and 1 windows at a time were not enough
-    assert len(segmenter.notes) == len(package.parts)
+    assert len(result.run.notes) == len(package.parts)
 
 
 def test_a_failure_that_is_none_of_memory_is_not_hidden(package):

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from inference.errors import ModelPackageError, SegmentationRefusedError
@@ -16,7 +17,7 @@ from inference.nnunet.contract import EngineOptions
 from inference.nnunet.cropped import CroppedSegmenter
 from inference.nnunet.engine import NnunetSegmenter
 from inference.nnunet.limits import memory_estimate_bytes
-from inference.types import Geometry, ModelIdentity, Segmentation, Segmenter, Volume
+from inference.types import Geometry, ModelIdentity, RunNote, RunReport, Segmentation, Segmenter, Volume
 from tests.support.nnunet_models import plans, random_network, random_package, write_model, write_package
 from tests.support.nnunet_reference import totalsegmentator
 
@@ -65,8 +66,9 @@ def test_parity_is_totalsegmentator_s_answer(tmp_path, axes, step):
     assert result.geometry is volume.geometry
     assert steps == sorted(steps, key=lambda one: one[0])
     assert steps[-1] == (1.0, "done")
-    assert set(engine.stage_seconds) == {"prepare", "inference", "restore"}
-    assert engine.notes == ()
+    assert set(result.run.stage_seconds) == {"prepare", "inference", "restore"}
+    assert (result.run.backend, result.run.device) == (f"torch {torch.__version__}", "CPU")
+    assert (result.run.precision, result.run.notes) == ("float32", ())
 
 
 def test_parity_with_transposed_axes_folds_and_parts_that_overwrite_each_other(tmp_path):
@@ -163,7 +165,8 @@ class FailingNetwork:
     """OpenVINO that breaks at the second window."""
 
     def __init__(self, network, reason):
-        self.network, self.channels, self.reason, self.runs = network, network.channels, reason, 0
+        self.network, self.channels, self.runtime = network, network.channels, network.runtime
+        self.reason, self.runs = reason, 0
 
     def run(self, windows):
         self.runs += 1
@@ -180,12 +183,17 @@ def break_down(engine, reason):
 def test_torch_takes_over_once_openvino_fails(tmp_path):
     package, volume = random_package(tmp_path, described=plans(patch=PATCH)), ct()
     engine = NnunetSegmenter(package, BEST)
-    expected = engine.segment(volume, lambda *_: None).labels_zyx
+    planned = engine.segment(volume, lambda *_: None)
+    assert planned.run.backend.startswith("OpenVINO ")
+    assert planned.run.notes == ()
     break_down(engine, "Exception from src/inference: bad plugin\nand more")
     for _ in range(2):
-        assert (engine.segment(volume, lambda *_: None).labels_zyx == expected).mean() > 0.999
-        (note,) = engine.notes
-        assert "bad plugin" in note
+        result = engine.segment(volume, lambda *_: None)
+        assert (result.labels_zyx == planned.labels_zyx).mean() > 0.999
+        (note,) = result.run.notes
+        assert "bad plugin" in note.text
+        assert note.changes_answer
+        assert result.run.backend == f"torch {torch.__version__}"  # no label is OpenVINO's
 
 
 @pytest.mark.parametrize("reason", ["std::bad_alloc", "DefaultCPUAllocator: can't allocate memory: you tried ..."])
@@ -194,7 +202,10 @@ def test_want_of_memory_may_pass_and_is_no_fault_of_the_backend(tmp_path, reason
     break_down(engine, reason)
     with pytest.raises(MemoryError):
         engine.segment(ct(), lambda *_: None)
-    assert engine.notes == ()
+    engine._parts[0] = engine.open_part(engine._parts[0].part)
+    result = engine.segment(ct(), lambda *_: None)
+    assert result.run.backend.startswith("OpenVINO ")
+    assert result.run.notes == ()
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +273,9 @@ class Finder:
         labels[0, 0, 0] = 8
         if self.box is not None:
             labels[self.box] = 7
-        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity)
+        note = RunNote("found in haste", changes_answer=True)
+        run = RunReport("numpy 2", "CPU", "int16", (note,), {"inference": 100.0})
+        return Segmentation(labels, volume.geometry, self.names_by_label, self.identity, run)
 
 
 def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
@@ -282,13 +295,21 @@ def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
     np.testing.assert_array_equal(result.labels_zyx, expected)
     assert expected.any()
     assert result.model == small_engine.identity
+    inner_run = small_engine.infer(prepared, lambda *_: None).run
+    assert result.run.backend == f"numpy 2, {inner_run.backend}"
+    assert (result.run.device, result.run.precision) == ("CPU", "int16, float32")
+    assert result.run.notes == (RunNote("found in haste", changes_answer=True),)
+    assert set(result.run.stage_seconds) == {"crop", "prepare", "inference", "restore"}
+    assert result.run.stage_seconds["inference"] < 100
     assert steps == sorted(steps, key=lambda one: one[0])
     assert steps[-1] == (1.0, "done")
 
 
 def test_nothing_to_crop_to_gives_an_empty_segmentation(small_engine):
     crop = Crop("finder", ("liver",), (5.0, 5.0, 5.0))
-    assert not CroppedSegmenter(Finder(None), small_engine, crop).segment(ct(), lambda *_: None).labels_zyx.any()
+    result = CroppedSegmenter(Finder(None), small_engine, crop).segment(ct(), lambda *_: None)
+    assert not result.labels_zyx.any()
+    assert (result.run.backend, set(result.run.stage_seconds)) == ("numpy 2", {"crop"})
     with pytest.raises(ModelPackageError, match="brain"):
         CroppedSegmenter(Finder(None), small_engine, replace(crop, structures=("brain",)))
 

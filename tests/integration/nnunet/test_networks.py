@@ -17,7 +17,7 @@ from inference.models.architecture import Architecture
 from inference.models.network import build_network
 from inference.models.package import Normalisation, Part
 from inference.models.weights import shape_by_name
-from inference.nnunet.contract import EngineOptions
+from inference.nnunet.contract import EngineOptions, Runtime
 from inference.nnunet.machine import effective_device, effective_precision
 from inference.nnunet.networks.open_networks import channel_count, open_networks
 
@@ -157,11 +157,12 @@ def test_bfloat16_stays_near_float32(tmp_path):
         _assert_close(_logits(part, reduced, windows), exact, relative=0.05)
 
 
-def test_the_description_names_backend_version_and_precision(tmp_path):
+def test_a_network_names_backend_version_device_and_precision(tmp_path):
     part = _part(tmp_path)
-    assert open_networks(part, FLOAT32)[0].description.startswith("OpenVINO 20")
-    assert open_networks(part, FLOAT32)[0].description.endswith(" CPU float32")
-    assert open_networks(part, TORCH)[0].description == f"torch {torch.__version__} cpu float32"
+    by_openvino, by_torch = (open_networks(part, options)[0].runtime for options in (FLOAT32, TORCH))
+    assert by_openvino.backend.startswith("OpenVINO 20")
+    assert (by_openvino.device, by_openvino.precision) == ("CPU", "float32")
+    assert by_torch == Runtime(f"torch {torch.__version__}", "CPU", "float32")
 
 
 def test_openvino_runs_without_torch(tmp_path):
@@ -177,7 +178,7 @@ from inference.nnunet.networks.open_networks import open_networks
 part = Part("part", (Path({str(tmp_path / "fold_0.safetensors")!r}),), {PLAIN!r}, Normalisation(-1.0, 1.0, 0.0, 1.0),
             (0, 1, 2), (3.0, 3.0, 3.0), (16, 16, 32), {{1: "liver", 2: "spleen"}})
 network, head = open_networks(part, EngineOptions())
-print(network.description, network.run(np.zeros((1, 16, 16, 32), np.float32)).shape)
+print(network.runtime.backend, network.run(np.zeros((1, 16, 16, 32), np.float32)).shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.startswith("OpenVINO ")
@@ -189,7 +190,7 @@ def test_torch_stands_in_where_openvino_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "inference.nnunet.networks.openvino_network", raising=False)
     network, _ = open_networks(part, replace(FLOAT32, backend="auto"))
-    assert network.description.startswith("torch ")
+    assert network.runtime.backend.startswith("torch ")
     with pytest.raises(InferenceError, match="openvino"):
         open_networks(part, FLOAT32)
 
@@ -200,9 +201,10 @@ def test_torch_stands_in_where_openvino_cannot_compile(tmp_path):
         open_networks(part, FLOAT32)
     notes = []
     network, _ = open_networks(part, replace(FLOAT32, backend="auto"), note=notes.append)
-    assert network.description.startswith("torch ")
+    assert network.runtime.backend.startswith("torch ")
     (note,) = notes
-    assert part.name in note
+    assert part.name in note.text
+    assert note.changes_answer
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

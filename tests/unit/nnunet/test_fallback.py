@@ -10,12 +10,15 @@ from inference.nnunet.failures import is_out_of_memory
 def test_batches_are_halved_then_the_host_sums_then_the_cpu_computes():
     fallback = MemoryFallback(6)
     seen = [fallback.placement]
-    while fallback.reduce("part a", "no room"):
+    notes = []
+    while (note := fallback.reduce("part a", "no room")) is not None:
+        notes.append(note)
         seen.append(fallback.placement)
     assert seen == [Placement("device", n) for n in (6, 3, 1)] + [Placement("host sums", 1), Placement("cpu", 1)]
-    assert fallback.notes[0] == "part a: 6 windows at a time failed (no room); went on with 3 windows at a time"
-    assert fallback.notes[-1] == "part a: sums on the host failed (no room); went on with the CPU"
-    assert len(fallback.notes) == len(seen) - 1
+    assert notes[0].text == "part a: 6 windows at a time failed (no room); continued with 3 windows at a time"
+    assert notes[-1].text == "part a: sums on the host failed (no room); continued with the CPU"
+    # as many sums in the same order, then sums elsewhere
+    assert [note.changes_answer for note in notes] == [False, False, True, True]
 
 
 def test_smaller_batches_are_not_tried_where_the_volume_itself_did_not_fit():
