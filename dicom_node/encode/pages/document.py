@@ -6,7 +6,8 @@ from highdicom.base import SOPClass
 from pydicom.uid import EncapsulatedPDFStorage, ExplicitVRLittleEndian
 
 from dicom_node.encode import tags
-from dicom_node.encode.pages.page import TITLE, Page, pages_as_pdf
+from dicom_node.encode.pages.page import Page, pages_as_pdf
+from dicom_node.encode.pages.sheet import TITLE
 from dicom_node.encode.provenance import MANUFACTURER, MODEL_NAME, series_number, stamp
 from dicom_node.encode.references import references
 from dicom_node.standard.part10 import file_of, rewritten

@@ -1,7 +1,7 @@
 """The result as pages that a radiologist reads: whose it is, three planes with overlay, every structure in numbers.
 
 Drawn once as pixels for a secondary capture (light on dark, for a reading room) and as vectors for a document (dark on
-white, for paper). No text is ever interpreted (``parse_math``), and no font or style of the machine has a say.
+white, for paper).
 """
 
 from __future__ import annotations
@@ -14,65 +14,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import PdfPages
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
-from dicom_node.encode.pages.banner import NOT_STATED, banner
-from dicom_node.encode.pages.lettering import fitted, font, width_in
-from dicom_node.encode.pages.table import LEFT, NOT_ASKED, RIGHT, Block, Section, blocks, sheets
-from dicom_node.encode.pages.views import GAP_IN, Box, View, arranged, height_needed_in, views
-from dicom_node.encode.provenance import MODEL_NAME, intended_use, model_name, model_version, plain
+from dicom_node.encode.pages.sheet import (
+    FOOTER_CHARACTERS,
+    FOOTER_LINE_IN,
+    HEADER_IN,
+    HEIGHT_IN,
+    LINE_IN,
+    MARGIN_IN,
+    PAPER,
+    ROOM_IN,
+    SCREEN,
+    TITLE,
+    Sheet,
+    Theme,
+)
+from dicom_node.encode.pages.table import Block, blocks, sheets
+from dicom_node.encode.pages.views import GAP_IN, View, height_needed_in, views
+from dicom_node.encode.provenance import MODEL_NAME, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from dicom_node.encode.pages.planes import Upright
     from dicom_node.encode.provenance import Provenance
     from dicom_node.encode.segments import Segment
 
-TITLE = "Automated CT segmentation report"
-
-_WIDTH_IN, _HEIGHT_IN = 11.69, 8.27
-"""A4, landscape."""
-_DPI = 144
-_MARGIN_IN, _HEADER_IN = 0.3, 0.86
-_ROOM_IN = _WIDTH_IN - 2 * _MARGIN_IN
-_LINE_IN, _FOOTER_LINE_IN, _FOOTER_CHARACTERS = 0.148, 0.125, 225
 _FEWEST_LINES = 4
 _SMALLEST_IMAGES_IN, _LARGEST_IMAGES_IN = 3.3, 5.4
-_LARGE, _MEDIUM, _SMALL, _TINY = 13.0, 8.5, 7.2, 6.2
-_LEFT_HALF = 0.6
-"""Of the header; the right one has what the page is."""
-_COLUMN_GAP_IN = 0.28
-_SWATCH_IN, _NAME_IN = 0.09, 0.14
-_NUMBERS_IN = (2.05, 2.78, 3.25)
-"""Where in a column the numbers of a structure end: volume, mean and SD, median."""
-_SIDES_IN = (1.42, 3.45)
-_NUMBERS_OF_SIDE_IN = (0.74, 1.46, 1.9)
-"""Where in a column of pairs the two sides begin, and where in each of them numbers end."""
-_BAR_IN, _BAR_EDGE_IN = 0.025, 0.012
-_INSET_IN = 0.09
-_MM_PER_CM = 10
-_TWO_DIGITS, _LEAST_SHOWN = 100, 0.1
-_STRIPE = 0.05
-"""How much of every second line is colour, so that the eye keeps to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Theme:
-    """Colours of a page."""
-
-    background: str
-    text: str
-    faint: str
-    warning: str
-
-
-SCREEN = Theme("#0b0e13", "#e6e9ef", "#98a1b3", "#ffb454")
-PAPER = Theme("#ffffff", "#14181f", "#5b6472", "#a84a00")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,13 +85,13 @@ def pages_as_pdf(page: Page) -> bytes:
 
 def _figures(page: Page, theme: Theme) -> Iterator[Figure]:
     footer = _footer(page)
-    top_in = _HEIGHT_IN - _MARGIN_IN - _HEADER_IN
-    room_in = top_in - _MARGIN_IN - _FOOTER_LINE_IN * len(footer) - GAP_IN
+    top_in = HEIGHT_IN - MARGIN_IN - HEADER_IN
+    room_in = top_in - MARGIN_IN - FOOTER_LINE_IN * len(footer) - GAP_IN
     shown = views(page.upright, page.segments)
     images_in, laid = _laid_out(blocks(page.segments, page.not_found), shown, room_in)
     for number, of_page in enumerate(laid, start=1):
-        sheet = _Sheet(theme)
-        sheet.header(page, f"Page {number} of {len(laid)}")
+        sheet = Sheet(theme)
+        sheet.header(page.provenance, f"Page {number} of {len(laid)}")
         if number == 1:
             sheet.views(shown, top_in, images_in)
         sheet.table(of_page, top_in - (images_in + GAP_IN if number == 1 else 0))
@@ -131,17 +103,14 @@ def _laid_out(said: list[Block], shown: tuple[View, View, View], room_in: float)
     """The height of the images, as large as leaves the number of pages small, and the blocks of each page."""
 
     def laid(images_in: float) -> list[list[Block]]:
-        below = int((room_in - images_in - GAP_IN) / _LINE_IN)
-        return sheets(said, below, max(_FEWEST_LINES, int(room_in / _LINE_IN)))
+        below = int((room_in - images_in - GAP_IN) / LINE_IN)
+        return sheets(said, below, max(_FEWEST_LINES, int(room_in / LINE_IN)))
 
-    heights = np.arange(_LARGEST_IMAGES_IN, _SMALLEST_IMAGES_IN, -_LINE_IN).tolist()
+    heights = np.arange(_LARGEST_IMAGES_IN, _SMALLEST_IMAGES_IN, -LINE_IN).tolist()
     fewest = len(laid(_SMALLEST_IMAGES_IN))
     images_in = next((height for height in heights if len(laid(height)) == fewest), _SMALLEST_IMAGES_IN)
-    images_in = height_needed_in(shown, _ROOM_IN, images_in)
+    images_in = height_needed_in(shown, ROOM_IN, images_in)
     return images_in, laid(images_in)
-
-
-# ---- what is said
 
 
 def _footer(page: Page) -> list[str]:
@@ -149,182 +118,4 @@ def _footer(page: Page) -> list[str]:
     made = f"{provenance.started_at:%Y-%m-%d %H:%M:%S %z}".strip()
     station = plain(provenance.context.station_name, 16)
     said = " ".join((*provenance.statements, f"Analysis started {made} on station {station}."))
-    return textwrap.wrap(said, _FOOTER_CHARACTERS)
-
-
-def _number(value: float) -> str:
-    if 0 < value < _LEAST_SHOWN / 2:
-        return f"< {_LEAST_SHOWN}"  # 0.0 would say that there is nothing
-    return f"{value:,.0f}" if abs(value) >= _TWO_DIGITS else f"{value:.1f}"
-
-
-# ---- what is drawn
-
-
-class _Sheet:
-    """One page; places are in inches from its lower left corner."""
-
-    def __init__(self, theme: Theme) -> None:
-        self._theme = theme
-        self.figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_DPI, facecolor=theme.background)
-
-    def header(self, page: Page, number: str) -> None:
-        theme, model = self._theme, page.provenance.model
-        who = banner(page.provenance.source.identity)
-        y = _HEIGHT_IN - _MARGIN_IN - 0.12
-        half = _LEFT_HALF * _ROOM_IN
-        other = _ROOM_IN - half - GAP_IN
-        name = f"Name {NOT_STATED}" if who.patient_name == NOT_STATED else who.patient_name
-        self._text(_MARGIN_IN, y, name, _LARGE, bold=True, room=half)
-        patient = f"ID {who.patient_id}    Born {who.birth_date}    Sex {who.sex}"
-        title = f"{TITLE}    {number}"
-        # an ID must not be cut where room is left: as long as one may be, it is whole
-        room = _ROOM_IN - width_in(title, _SMALL) - GAP_IN
-        self._text(_MARGIN_IN, y - 0.26, patient, _MEDIUM, room=room)
-        series = page.provenance.source.series_number
-        study = (
-            f"Study {who.study_date}",
-            f"Accession {who.accession_number}",
-            f"Series {series or 'number not stated'}, {len(page.provenance.source.planes)} images",
-            "" if who.study_description == NOT_STATED else who.study_description,
-        )
-        self._text(_MARGIN_IN, y - 0.46, "    ".join(filter(None, study)), _SMALL, theme.faint, room=half)
-        x = _WIDTH_IN - _MARGIN_IN
-        self._text(x, y, intended_use(model), _MEDIUM, theme.warning, "right", bold=True, room=other)
-        self._text(x, y - 0.26, title, _SMALL, theme.text, "right")
-        by = f"{model_name(model)} version {model_version(model)}"
-        self._text(x, y - 0.46, by, _SMALL, theme.faint, "right", room=other)
-        self._box(Box(_MARGIN_IN, y - 0.62, _ROOM_IN, 0.008), theme.faint)
-
-    def views(self, shown: tuple[View, View, View], top_in: float, height_in: float) -> None:
-        for view, box in zip(shown, arranged(shown, _ROOM_IN, height_in), strict=True):
-            self._view(view, box._replace(x=box.x + _MARGIN_IN, y=box.y + top_in - height_in))
-
-    def _view(self, view: View, box: Box) -> None:
-        rows, columns = view.image.shape[:2]
-        scale = min(box.width / columns, box.height / rows)
-        wide, high = columns * scale, rows * scale
-        left, bottom = box.x + (box.width - wide) / 2, box.y + (box.height - high) / 2
-        self._box(box, SCREEN.background)
-        axes = self.figure.add_axes((left / _WIDTH_IN, bottom / _HEIGHT_IN, wide / _WIDTH_IN, high / _HEIGHT_IN))
-        axes.imshow(view.image, aspect="auto", interpolation="bilinear")
-        axes.set_axis_off()
-        x, y = left + wide / 2, bottom + high / 2
-        # at the edges of the picture, or just outside of it where its frame is larger
-        sides = (
-            (max(box.x, left - 2 * _INSET_IN) + _INSET_IN, y),
-            (min(box.x + box.width, left + wide + 2 * _INSET_IN) - _INSET_IN, y),
-            (x, min(box.y + box.height, bottom + high + 2 * _INSET_IN) - _INSET_IN),
-            (x, max(box.y, bottom - 2 * _INSET_IN) + _INSET_IN),
-        )
-        for at, letter in zip(sides, view.sides, strict=True):
-            self._text(*at, letter, _MEDIUM, SCREEN.text, "center", bold=True, outlined=True)
-        caption = Box(box.x + 0.06, box.y + box.height - _INSET_IN, x - box.x - 3 * _INSET_IN, 0)
-        self._text(caption.x, caption.y, view.caption, _TINY, SCREEN.text, outlined=True, room=caption.width)
-        bar = Box(box.x + 0.06, box.y + 0.06, view.bar_mm / view.pixel_mm * scale, _BAR_IN)
-        for width, colour in ((_BAR_EDGE_IN, SCREEN.background), (0, SCREEN.text)):
-            outline = Box(bar.x - width, bar.y - width, bar.width + 2 * width, bar.height + 2 * width)
-            self._box(outline, colour, above=True)
-        length = f"{view.bar_mm // _MM_PER_CM} cm" if view.bar_mm >= _MM_PER_CM else f"{view.bar_mm} mm"
-        self._text(bar.x, bar.y + 0.09, length, _TINY, SCREEN.text, outlined=True)
-
-    def table(self, of_page: list[Block], top_in: float) -> None:
-        y = top_in
-        for block in of_page:
-            y -= 2 * _LINE_IN
-            title = y + 0.45 * _LINE_IN
-            room = (_SIDES_IN[0] if block.is_of_pairs else _NUMBERS_IN[0] - 0.3) - 0.05
-            self._text(_MARGIN_IN, title, block.title.upper(), _TINY, self._theme.faint, bold=True, room=room)
-            if isinstance(block, Section):
-                self._section(block, y, title)
-            else:
-                colour = self._theme.warning if block.warns else self._theme.text
-                for number, line in enumerate(block.text):
-                    self._text(_MARGIN_IN, y - (number + 0.5) * _LINE_IN, line, _SMALL, colour, room=_ROOM_IN)
-            y -= block.lines * _LINE_IN
-
-    def _section(self, section: Section, y: float, title: float) -> None:
-        width = (_ROOM_IN - _COLUMN_GAP_IN * (section.columns - 1)) / section.columns
-        starts, ends = ((0.0,), _NUMBERS_IN) if not section.is_of_pairs else (_SIDES_IN, _NUMBERS_OF_SIDE_IN)
-        for column in range(min(section.columns, -(-len(section.rows) // section.lines))):
-            x = _MARGIN_IN + column * (width + _COLUMN_GAP_IN)
-            for side, start in zip((RIGHT, LEFT), starts, strict=False):
-                if section.is_of_pairs:
-                    self._text(x + start, title, side.upper(), _TINY, self._theme.text, bold=True)
-                for end, words in zip(ends, ("ml", "HU mean ± SD", "median"), strict=True):
-                    self._text(x + start + end, title, words, _TINY, self._theme.faint, "right")
-            for line, row in enumerate(section.rows[column * section.lines : (column + 1) * section.lines]):
-                middle = y - (line + 0.5) * _LINE_IN
-                if line % 2 == 0:
-                    stripe = Box(x - 0.04, middle - _LINE_IN / 2, width + 0.08, _LINE_IN)
-                    self._box(stripe, self._theme.text, opacity=_STRIPE)
-                name_at = 0.0 if section.is_of_pairs else _NAME_IN
-                room = (starts[0] if section.is_of_pairs else ends[0] - 0.5) - name_at - 0.05
-                self._text(x + name_at, middle, row.title, _SMALL, room=room)
-                for cell, start in zip(row.cells, starts, strict=True):
-                    self._cell(cell, x + start, middle, ends)
-
-    def _cell(self, cell: Segment | str, x: float, y: float, ends: tuple[float, ...]) -> None:
-        theme = self._theme
-        if isinstance(cell, str):
-            colour = theme.faint if cell == NOT_ASKED else theme.warning
-            self._text(x + ends[0], y, cell, _SMALL, colour, "right")
-            return
-        measured = cell.measurement
-        swatch = Box(x, y - _SWATCH_IN / 2, _SWATCH_IN, _SWATCH_IN)
-        self._box(swatch, tuple(part / 255 for part in cell.structure.rgb))
-        # nothing can be said of how large a structure is of which less than the least is seen
-        volume = _number(measured.volume_ml)
-        if measured.truncated:
-            volume = f"\N{GREATER-THAN OR EQUAL TO} {0 if volume[0] == '<' else volume}"
-        values = (volume, f"{measured.mean_hu:.0f} ± {measured.sd_hu:.0f}", f"{measured.median_hu:.0f}")
-        for end, words in zip(ends, values, strict=True):
-            self._text(x + end, y, words, _SMALL, theme.warning if measured.truncated else theme.text, "right")
-
-    def footer(self, lines: list[str]) -> None:
-        for number, line in enumerate(reversed(lines)):
-            y = _MARGIN_IN + number * _FOOTER_LINE_IN
-            self._text(_MARGIN_IN, y, line, _TINY, self._theme.faint, room=_ROOM_IN)
-
-    def _text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        size: float,
-        colour: str | None = None,
-        across: str = "left",
-        *,
-        bold: bool = False,
-        outlined: bool = False,
-        room: float | None = None,
-    ) -> None:
-        if room is not None:
-            words, size = fitted(words, size, room, bold=bold)
-        if not words:
-            return
-        self.figure.text(
-            x / _WIDTH_IN,
-            y / _HEIGHT_IN,
-            words,
-            color=colour or self._theme.text,
-            ha=across,
-            va="center_baseline",
-            parse_math=False,
-            fontproperties=font(size, bold=bold),
-            path_effects=[withStroke(linewidth=2, foreground="black")] if outlined else None,
-        )
-
-    def _box(self, box: Box, colour: str | tuple[float, ...], *, opacity: float = 1.0, above: bool = False) -> None:
-        self.figure.add_artist(
-            Rectangle(
-                (box.x / _WIDTH_IN, box.y / _HEIGHT_IN),
-                box.width / _WIDTH_IN,
-                box.height / _HEIGHT_IN,
-                facecolor=colour,
-                alpha=opacity,
-                linewidth=0,
-                transform=self.figure.transFigure,
-                zorder=2 if above else -1,  # images are drawn at 0
-            )
-        )
+    return textwrap.wrap(said, FOOTER_CHARACTERS)

@@ -14,17 +14,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from highdicom.sr import CodeContentItem, Comprehensive3DSR, ContainerContentItem, ContentSequence
-from highdicom.sr import LanguageOfContentItemAndDescendants as Language
 from highdicom.sr import RelationshipTypeValues as Relationship
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from dicom_node import __version__
 from dicom_node.encode.codes import (
-    CT_UNSPECIFIED_BODY_REGION,
     FINDINGS_SUMMARY,
-    MEASUREMENT_REPORT,
     NOTHING_SUCCEEDED,
-    PROCEDURE_REPORTED,
     QUALITATIVE_EVALUATIONS,
 )
 from dicom_node.encode.identity import derived_uid
@@ -41,14 +37,13 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.reread import refuse_other_names, reread
 from dicom_node.encode.source.series import NamedSeries, name_series
-from dicom_node.encode.sr.report import (
+from dicom_node.encode.sr.common import (
     author,
     comment,
     common_header,
-    english,
     evidence_instance,
-    observation_context,
     predecessors,
+    root,
 )
 from dicom_node.errors import DicomNodeError, EncodingError
 from dicom_node.standard.part10 import file_of
@@ -155,20 +150,7 @@ def _content(sentences: Sequence[str], context: ResultContext) -> ContainerConte
             *(comment(plain(sentence, _UT)) for sentence in sentences),
         ]
     )
-    root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
-    content = ContentSequence()
-    content.extend(Language(english()))
-    content.extend(observation_context(context))
-    content.append(
-        CodeContentItem(
-            name=PROCEDURE_REPORTED,
-            value=CT_UNSPECIFIED_BODY_REGION,
-            relationship_type=Relationship.HAS_CONCEPT_MOD,
-        )
-    )
-    content.append(evaluations)
-    root.ContentSequence = content
-    return root
+    return root(context, [evaluations])
 
 
 def _sentences(

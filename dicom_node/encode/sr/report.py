@@ -13,37 +13,25 @@ from typing import TYPE_CHECKING, Any
 from highdicom.sr import (
     AlgorithmIdentification,
     CodeContentItem,
-    CodedConcept,
     Comprehensive3DSR,
     ContainerContentItem,
     ContentSequence,
-    DeviceObserverIdentifyingAttributes,
     FindingSite,
-    LanguageOfContentItemAndDescendants,
     Measurement,
-    ObservationContext,
-    ObserverContext,
     QualitativeEvaluation,
     ReferencedSegment,
     RelationshipTypeValues,
     SourceSeriesForSegmentation,
-    TextContentItem,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
 from highdicom.sr import MeasurementsAndQualitativeEvaluations as MeasurementGroup
-from pydicom import Dataset
-from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_node.encode.codes import (
     ANATOMY_COVERAGE_INCOMPLETE,
-    COMMENT,
-    CT_UNSPECIFIED_BODY_REGION,
     FINDINGS_SUMMARY,
     IMAGING_MEASUREMENTS,
-    MEASUREMENT_REPORT,
-    PROCEDURE_REPORTED,
     QUALITATIVE_EVALUATIONS,
     WITH_FINDINGS,
     WITHOUT_FINDINGS,
@@ -64,16 +52,17 @@ from dicom_node.encode.provenance import (
 )
 from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.segments import NOTHING_FOUND, TRUNCATED
-from dicom_node.encode.source.identity import TYPE_2
+from dicom_node.encode.sr.common import author, comment, common_header, evidence_instance, predecessors, root
 from dicom_node.encode.sr.measurement_groups import finding_site, measured_values, with_everything, with_groups
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
+    from pydicom import Dataset
+
     from dicom_node.encode.segments import Finding, Segment
     from dicom_node.encode.source.planes import SourcePlane
     from dicom_node.encode.source.series import PreparedSource
-    from dicom_node.types import EarlierResult, ResultContext
 
 _DEFINITION = (
     "Volume is the number of voxels times the voxel volume. Attenuation statistics are taken over the same voxels; the "
@@ -128,7 +117,7 @@ def highdicom_report(
         )
     dataset = Comprehensive3DSR(
         evidence=evidence,
-        content=_root(grouped, found, not_found, provenance, ibsi_codes=ibsi_codes),
+        content=_content(grouped, found, not_found, provenance, ibsi_codes=ibsi_codes),
         series_instance_uid=identity.uid("SR series"),
         series_number=series_number(provenance, ResultKind.REPORT),
         sop_instance_uid=identity.uid("SR instance"),
@@ -149,7 +138,7 @@ def highdicom_report(
     return dataset
 
 
-def _root(
+def _content(
     grouped: tuple[Finding, ...],
     found: tuple[Finding, ...],
     not_found: tuple[str, ...],
@@ -157,47 +146,15 @@ def _root(
     *,
     ibsi_codes: bool,
 ) -> ContainerContentItem:
-    root = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
-    content = ContentSequence()
-    content.extend(LanguageOfContentItemAndDescendants(english()))
-    content.extend(observation_context(provenance.context))
-    content.append(
-        CodeContentItem(
-            name=PROCEDURE_REPORTED,
-            value=CT_UNSPECIFIED_BODY_REGION,
-            relationship_type=RelationshipTypeValues.HAS_CONCEPT_MOD,
-        )
-    )
+    containers = []
     if found:
         measured = ContainerContentItem(name=IMAGING_MEASUREMENTS, relationship_type=RelationshipTypeValues.CONTAINS)
         measured.ContentSequence = ContentSequence()
         for finding in grouped:
             measured.ContentSequence.extend(_group(finding, provenance, ibsi_codes=ibsi_codes))
-        content.append(measured)
-    content.append(_evaluations(tuple(finding.segment for finding in found), not_found, provenance))
-    root.ContentSequence = content
-    return root
-
-
-def english() -> CodedConcept:
-    """The language of every report."""
-    return CodedConcept("en", "RFC5646", "English")
-
-
-def observation_context(context: ResultContext) -> ObservationContext:
-    """TID 1001: this node as the observer."""
-    return ObservationContext(
-        observer_device_context=ObserverContext(
-            observer_type=codes.DCM.Device,
-            observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-                uid=context.device_uid,
-                name=plain(context.station_name, 64),
-                manufacturer_name=MANUFACTURER,
-                model_name=MODEL_NAME,
-                serial_number=context.device_uid,
-            ),
-        )
-    )
+        containers.append(measured)
+    containers.append(_evaluations(tuple(finding.segment for finding in found), not_found, provenance))
+    return root(provenance.context, containers)
 
 
 def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
@@ -283,11 +240,6 @@ def _coverage(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list
     return sentences
 
 
-def comment(sentence: str) -> TextContentItem:
-    """One sentence for people."""
-    return TextContentItem(name=COMMENT, value=sentence, relationship_type=RelationshipTypeValues.CONTAINS)
-
-
 # ---- evidence
 
 
@@ -297,46 +249,3 @@ def _evidence(source: PreparedSource, instances: tuple[SourcePlane, ...]) -> lis
         evidence_instance(common, plane.sop_class_uid, plane.sop_instance_uid, source.series_instance_uid)
         for plane in instances
     ]
-
-
-def predecessors(replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
-    """The reports among ``replaced``, for the Predecessor Documents Sequence (PS3.3 C.17.2)."""
-    return [
-        evidence_instance(
-            common_header(each.study_instance_uid), each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid
-        )
-        for each in replaced
-        if each.kind.family is ResultKind.REPORT
-    ] or None
-
-
-def author(name: str, device_uid: str, station_name: str) -> Dataset:
-    """A device that made the content of a report (PS3.3 table C.17-3b), as a SEG names its Content Creator."""
-    device = Dataset()
-    device.ObserverType = "DEV"
-    device.Manufacturer = MANUFACTURER
-    device.ManufacturerModelName = name
-    device.DeviceUID = device_uid
-    device.StationName = plain(station_name, 16)
-    device.InstitutionName = ""
-    device.InstitutionCodeSequence = []
-    return device
-
-
-def common_header(study_instance_uid: str) -> Dataset:
-    """What the instances of one study share, as far as highdicom reads it from evidence."""
-    common = Dataset()
-    common.StudyInstanceUID = study_instance_uid
-    for keyword in TYPE_2:
-        setattr(common, keyword, "")
-    return common
-
-
-def evidence_instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
-    """As much of a header as highdicom reads from evidence."""
-    instance = Dataset()
-    instance.update(common)
-    instance.SOPClassUID = sop_class_uid
-    instance.SOPInstanceUID = sop_instance_uid
-    instance.SeriesInstanceUID = series_instance_uid
-    return instance

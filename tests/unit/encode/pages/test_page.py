@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from dicom_node.encode.pages.lettering import fitted, width_in
-from dicom_node.encode.pages.page import SCREEN, Page, _figures, _number
+from dicom_node.encode.pages.page import Page, _figures
+from dicom_node.encode.pages.sheet import SCREEN, rounded
 from dicom_node.encode.pages.table import Note, Section, blocks, sheets
 from dicom_node.encode.pages.views import View, arranged
 from inference.structures import STRUCTURES
@@ -89,7 +90,7 @@ def test_pages_hold_every_row_once_and_no_more_than_they_have_room_for(sizes, fi
     ("ml", "shown"), [(0.001, "< 0.1"), (0.06, "0.1"), (9.96, "10.0"), (99.4, "99.4"), (1267.4, "1,267")]
 )
 def test_small_volumes_are_not_nothing(ml: float, shown: str) -> None:
-    assert _number(ml) == shown
+    assert rounded(ml) == shown
 
 
 # ---- letters and frames
