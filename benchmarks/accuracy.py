@@ -89,12 +89,12 @@ def summary(cases: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def markdown(rows: dict[str, dict[str, float]], seeds: int, spacing: tuple[float, float, float]) -> str:
     x, y, z = spacing
     lines = [
-        "# What each choice of the engine costs or gains",
+        "# What each option of the engine costs or gains",
         "",
         f"`python benchmarks/accuracy.py --seeds {seeds}`: {seeds} unseen phantoms at {x:g} x {y:g} x {z:g} mm, the",
         "demo model (5 mm, 104 structures), OpenVINO on the CPU. Dice and surface Dice (3 mm) are against the truth;",
         f'"like float32" is the mean Dice against the labels of "{EXACT}" and, in brackets, of the worst phantom.',
-        "Seconds are the median of a case, for the ratio alone.",
+        "Seconds are the median of a case; compare their ratios only.",
         "",
         "| answer | Dice | surface Dice | lowest case | like float32 | s |",
         "|---|---|---|---|---|---|",

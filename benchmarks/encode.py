@@ -139,7 +139,7 @@ def table(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
 
 
 def bars(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
-    lines = ["| object | asked | measured |", "|---|---|---|"]
+    lines = ["| object | target | measured |", "|---|---|---|"]
     for what, asked in BARS.items():
         rounds = results[what][OURS]
         wall, cpu, peak = (median(rounds, key) for key in ("wall_s", "cpu_s", "peak_bytes"))
@@ -168,20 +168,20 @@ def report(content: dict[str, Any]) -> str:
     peers = ", ".join(f"{name} {number}" for name, number in content["peers"].items())
     served = next(iter(content["serving"].values()), None)
     lines = [
-        "# Encoding beside other writers",
+        "# Encoding, compared with other writers",
         "",
         f"Written by `{content['command']}` on {content['date']}: {content['machine']}.",
-        f"Medians of {content['rounds']} rounds in turn; dcmqi and TotalSegmentator wrote BINARY in the first alone.",
-        f"Load average when it began: {content['load']:.1f}. Peers: {peers}{content['absent']}.",
+        f"Medians of {content['rounds']} rounds in turn; dcmqi and TotalSegmentator wrote BINARY once.",
+        f"Load average at the start: {content['load']:.1f}. Peers: {peers}{content['absent']}.",
         f"One series of 512 x 512 x {content['planes']}, 104 structures.",
         "",
         *table(content["results"]),
         "",
-        "Peak memory is above what the series and its labels take; dcmqi's is that of the whole process. Ours includes",
+        "Peak memory is in addition to the series and its labels; dcmqi's is that of the whole process. Ours includes",
         "the check of the source, the read-back and fsync. highdicom's RLE is encoded by pydicom: GDCM takes less time",
-        "and ends the process on frames of an odd size. dcmqi's label map is not compressed.",
+        "but aborts the process on frames of an odd size. dcmqi's label map is not compressed.",
         "",
-        "## What was asked of it",
+        "## Targets",
         "",
         *bars(content["results"]),
         "",
@@ -193,7 +193,7 @@ def report(content: dict[str, Any]) -> str:
     else:
         lines += [
             f"By Orthanc {served['orthanc']} (DICOMweb plugin): STOW-RS, `/metadata`, and `/frames/N`, the median of",
-            f"{served['frames_asked']} frames, each asked for once.",
+            f"{served['frames_asked']} frames, each requested once.",
             "",
             *serving_table(content["serving"]),
             "",

@@ -354,11 +354,11 @@ def report(content: dict[str, Any]) -> str:
     rates = ", ".join(f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in floor["flop_per_s"].items())
     fastest = max(floor["flop_per_s"], key=floor["flop_per_s"].get)
     peer = ", ".join(f"{name} {version}" for name, version in content["peer"].items())
-    how = f"{content['rounds']} rounds in turn, medians; load average when it began {content['load']:.1f}"
+    how = f"{content['rounds']} rounds in turn, medians; load average at the start {content['load']:.1f}"
     if content["times_only"]:
         how += "; times only, so `warm` is the first volume of a loaded model"
     lines = [
-        "# The engine beside TotalSegmentator",
+        "# The engine, compared with TotalSegmentator",
         "",
         f"Written by `{content['command']}` on {content['date']}: {content['machine']}.",
         f"Peer: {peer}. CT: {content['ct']}. {how}.",
@@ -370,7 +370,7 @@ def report(content: dict[str, Any]) -> str:
         "",
         *stage_table(results),
         "",
-        f"One large convolution on this machine: {rates}. The floor is every window at {fastest}, nothing else.",
+        f"One large convolution on this machine: {rates}. The floor is every window at {fastest} and nothing else.",
         "",
         *floor_table(results, floor, fastest),
         "",

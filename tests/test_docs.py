@@ -179,3 +179,9 @@ def test_documents_cited_anywhere_are_in_the_repository():
 def test_the_page_on_configuration_lists_every_section():
     page = (ROOT / "docs" / "operators" / "configuration.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_places_of_the_repository_named_in_the_documents_exist(document):
+    named = re.findall(r"`((?:dicom_node|inference|tests|benchmarks|deploy|docs)/[\w./-]*)`", document.read_text())
+    assert [place for place in named if not (ROOT / place).exists()] == []
