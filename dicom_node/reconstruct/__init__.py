@@ -1,6 +1,6 @@
 """Reconstruct: a series becomes one regular volume in Hounsfield units, or is refused with the numbers.
 
-``reconstruct`` is the door. What a refusal means and in which order the checks stand:
+What a refusal means and in which order the checks stand:
 
 1. ``select``: is it CT, greyscale, referable, of one patient, study and Frame of Reference?
 2. ``planes``: does every frame say where it lies and how its values become HU?

@@ -109,10 +109,10 @@ def make_node(tmp_path):
 def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, script, monkeypatch):
     node = make_node(5)
     may_encode = threading.Event()
-    at_the_desk = []
+    encoding = []
 
     def encode(reconstruction, *rest):
-        at_the_desk.append(int(reconstruction.source.voxels_zyx[0, 0, 0]))
+        encoding.append(int(reconstruction.source.voxels_zyx[0, 0, 0]))
         assert may_encode.wait(60)
         return original(reconstruction, *rest)
 
@@ -129,12 +129,12 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
         script.release("infer 1")
         script.wait_for("infer 2 begins")
         script.wait_for("prepare 3 ends")
-        node.wait_for(lambda: at_the_desk == [1])
+        node.wait_for(lambda: encoding == [1])
         assert node.states() == [JobState.QUEUED] * 2 + [JobState.RUNNING] * 3
         script.release("infer 2")
         may_encode.set()
         node.wait_for_all()
-    assert at_the_desk == [1, 2, 3, 4, 5]
+    assert encoding == [1, 2, 3, 4, 5]
     assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.DELIVERED, 1))
     for line in (line for line in log if line["event"] == "job"):
         assert list(line["stage_seconds"]) == [

@@ -1,0 +1,26 @@
+"""A ledger and a spool for one room at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+
+
+@pytest.fixture
+def spool(tmp_path):
+    return Spool(tmp_path / "spool")
+
+
+@pytest.fixture
+def ledger(tmp_path, spool):
+    opened = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3", spool)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def result_files(tmp_path, spool):
+    """The names of all files that the spool holds."""
+    return lambda: sorted(path.name for path in (tmp_path / "spool").rglob("*") if path.is_file())

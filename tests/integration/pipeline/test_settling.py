@@ -1,0 +1,94 @@
+"""An outcome in the ledger, and the notice that says so."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import structlog
+from pydicom import dcmread
+
+from dicom_node.pipeline.attempt import Attempt
+from dicom_node.pipeline.notices import Notices
+from dicom_node.pipeline.outcomes import Outcome, Settling
+from dicom_node.pipeline.results import Installation, ResultStore
+from dicom_node.store.clock import now_utc
+from dicom_node.store.states import JobState
+from dicom_node.types import Decision, ResultRequest
+from tests.integration.store.rows import WORKER
+from tests.support.received_series import receive
+
+REQUESTS = {"told": ResultRequest(notice=True), "untold": ResultRequest()}
+
+
+@pytest.fixture
+def settling(ledger, spool):
+    results = ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1"))
+    return Settling(ledger.jobs, spool, Notices(spool, results))
+
+
+@pytest.fixture
+def attempt(ledger, spool, tmp_path):
+    """The first attempt of a job on a series that lies in the spool."""
+    receive(spool, ledger, tmp_path / "ct", 1)
+    (revision,) = ledger.arrivals.due_revisions(now_utc() + timedelta(days=1))
+    assert ledger.arrivals.complete(revision, "test", now_utc())
+    (whole,) = ledger.routing.due_revisions()
+    ledger.routing.route(whole, [Decision("all", "tissue", REQUESTS, 0)], None, now_utc())
+    return Attempt(ledger.jobs.claim(WORKER, now_utc(), now_utc() + timedelta(seconds=60)))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "attempts"),
+    [
+        (Outcome(JobState.REJECTED, "no CT"), "no CT", 1),
+        (Outcome(JobState.FAILED, "too large"), "too large (attempt 1)", 1),
+        (Outcome(JobState.QUEUED, "died", pause=timedelta(hours=1)), "died", 1),
+        (Outcome(JobState.QUEUED, "stopped", counts=False), "stopped", 0),
+    ],
+)
+def test_each_outcome_in_the_ledger(ledger, settling, attempt, outcome, reason, attempts):
+    with structlog.testing.capture_logs() as log:
+        settling.settle(attempt, outcome)
+    job = ledger.overview.job(attempt.claimed.id)
+    assert (job.state, job.reason, job.attempts) == (outcome.state, reason, attempts)
+    (line,) = [line for line in log if line["event"] == "job"]
+    assert (line["state"], line["reason"]) == (outcome.state, outcome.reason)
+    is_claimable = ledger.jobs.claim(WORKER, now_utc(), now_utc()) is not None
+    assert is_claimable == (not outcome.counts)
+
+
+@pytest.mark.parametrize("state", [JobState.REJECTED, JobState.FAILED])
+def test_whoever_wants_to_know_gets_a_notice(ledger, spool, settling, attempt, state):
+    settling.settle(attempt, Outcome(state, "gap of 5 mm"))
+    job = ledger.overview.job(attempt.claimed.id)
+    (notice,) = job.results
+    assert [delivery.destination for delivery in job.deliveries] == ["told"]
+    assert "gap of 5 mm" in str(dcmread(spool.path(notice.spool_name)))
+
+
+def test_nobody_is_told_of_what_is_tried_again(ledger, settling, attempt, result_files):
+    before = result_files()
+    settling.settle(attempt, Outcome(JobState.QUEUED, "died"))
+    assert (ledger.overview.job(attempt.claimed.id).results, result_files()) == ((), before)
+
+
+def test_the_outcome_of_a_job_that_was_lost_changes_nothing(ledger, settling, attempt, result_files):
+    later = now_utc() + timedelta(minutes=5)
+    ledger.jobs.recover_stalled(WORKER, later, 3)
+    before = result_files()
+    with structlog.testing.capture_logs() as log:
+        settling.settle(attempt, Outcome(JobState.FAILED, "no"))
+    job = ledger.overview.job(attempt.claimed.id)
+    assert (job.state, job.results, result_files()) == (JobState.QUEUED, (), before)
+    assert [line["state"] for line in log if line["event"] == "job"] == [JobState.SUPERSEDED]
+
+
+def test_a_notice_that_cannot_be_written_is_not_the_end(ledger, spool, settling, attempt):
+    for name in attempt.claimed.revision.spool_names:
+        spool.path(name).write_bytes(b"Doe^John")
+    with structlog.testing.capture_logs() as log:
+        settling.settle(attempt, Outcome(JobState.REJECTED, "no CT"))
+    assert ledger.overview.job(attempt.claimed.id).state is JobState.REJECTED
+    assert [line["event"] for line in log] == ["notice.not_written", "job"]
+    assert "Doe" not in str(log)
