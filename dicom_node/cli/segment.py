@@ -59,8 +59,8 @@ def segment(
     DICOM objects. Exit code 3: some inputs were refused, each with its reason.
     """
     from dicom_node.route.requests import read_request  # noqa: PLC0415
+    from dicom_node.segment.case import Wanted  # noqa: PLC0415
     from dicom_node.segment.command import segment_inputs  # noqa: PLC0415
-    from dicom_node.segment.run import Wanted  # noqa: PLC0415
     from inference.errors import UnknownStructureError  # noqa: PLC0415
     from inference.nnunet.contract import EngineOptions  # noqa: PLC0415
 

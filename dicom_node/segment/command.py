@@ -9,12 +9,13 @@ from dicom_node.app.places import cache_folder_of_user
 from dicom_node.segment.inputs import find_inputs
 from dicom_node.segment.model import find_model, refuse_unknown
 from dicom_node.segment.progress import progress_bar
-from dicom_node.segment.run import REFUSED, SegmentRun, Wanted, result_folders
+from dicom_node.segment.run import REFUSED, SegmentRun, result_folders
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from dicom_node.segment.case import Wanted
     from inference.nnunet.contract import EngineOptions
 
 

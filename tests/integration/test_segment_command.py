@@ -188,6 +188,7 @@ def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path
     (summary,) = json.loads(answered.stdout)
     assert summary["model"]["digest"] == package.identity.digest
     assert summary["backend"].startswith("OpenVINO 20")
+    assert (summary["device"], summary["precision"] in ("bfloat16", "float32")) == ("CPU", True)
     assert summary["stage_seconds"].keys() >= {"read", "load", "prepare", "inference", "restore", "measure"}
     assert call(file, "--model", package.folder, "--out", tmp_path / "two").exit_code == 0
     labels = [(tmp_path / name / "labels.nii.gz").read_bytes() for name in ("one", "two")]

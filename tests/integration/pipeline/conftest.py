@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import structlog
 
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
+
+
+@pytest.fixture(autouse=True)
+def _every_line_is_logged():
+    structlog.reset_defaults()  # a test that ran before may have left out what is no warning
 
 
 @pytest.fixture
