@@ -1,1 +1,1 @@
-"""Encode: a label map and its measurements become DICOM SEG and TID 1500 SR, read back and checked."""
+"""Turn a label map and its measurements into DICOM objects in the source study, each read back before it counts."""

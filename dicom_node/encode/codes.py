@@ -1,4 +1,4 @@
-"""Coded concepts: the anatomy catalogue's codes and the few of PS3.16 that result objects state about themselves."""
+"""Coded concepts: the anatomy catalogue's codes and the PS3.16 codes that results use to describe themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FINDINGS_SUMMARY = DicomCode("111017", "DCM", "CAD Processing and Findings Summa
 WITHOUT_FINDINGS = DicomCode("111241", "DCM", "All algorithms succeeded; without findings")
 WITH_FINDINGS = DicomCode("111242", "DCM", "All algorithms succeeded; with findings")
 NOTHING_SUCCEEDED = DicomCode("111245", "DCM", "No algorithms succeeded; without findings")
-"""CID 6047: the standard's own words for "analysed, nothing found", its opposite, and "not processed"."""
+"""CID 6047: the codes for "analysed, nothing found", its opposite, and "not processed"."""
 ANATOMY_COVERAGE_INCOMPLETE = DicomCode("130576", "DCM", "Anatomy coverage incomplete")
 YES = DicomCode("373066001", "SCT", "Yes")
 
@@ -48,8 +48,8 @@ IBSI_MEAN = DicomCode("Q4LE", "IBSI", "Mean intensity")
 IBSI_MINIMUM = DicomCode("1GSF", "IBSI", "Minimum intensity")
 IBSI_MAXIMUM = DicomCode("84IY", "IBSI", "Maximum intensity")
 IBSI_MEDIAN = DicomCode("Y12H", "IBSI", "Median intensity")
-"""Image Biomarker Standardisation Initiative; the first is in CID 7477. It has no code for the standard deviation: its
-intensity variance (ECT3) is another number.
+"""Image Biomarker Standardisation Initiative; the first code is in CID 7477. There is none for the standard deviation:
+intensity variance (ECT3) is another quantity.
 """
 
 MESH_VOLUME = DicomCode("RNU0", "IBSI", "Volume of Mesh")
@@ -68,7 +68,7 @@ NO_UNITS = DicomCode("1", "UCUM", "no units")
 
 _ALGORITHM_FAMILIES = {
     "nnU-Net": DicomCode("123110", "DCM", "Artificial Intelligence"),
-    # CID 7162 has no "thresholding"; classes of voxel values are what its histogram analysis makes
+    # CID 7162 has no "thresholding"; histogram analysis, too, assigns classes to voxel values
     "Thresholding": DicomCode("123105", "DCM", "Histogram Analysis"),
 }
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DECIMALS = 4
-"""0.1 micrometre: no reader can tell a coordinate from its string, and three of them take at most 48 characters."""
+"""0.1 micrometre is far below any voxel size, and three coordinates take at most 48 characters."""
 _SCALE = 10**_DECIMALS
 _LARGEST = 10**10
-"""With a sign, ten digits, the point and the decimals: the 16 characters a DS may have."""
+"""A sign, ten digits, the point and the decimals are the 16 characters that a DS may have."""
 _OTHERS = 3
 """Characters of a value besides its digits: sign, point, and the backslash after it."""
 
@@ -34,23 +34,23 @@ def decimals(values: Iterable[float]) -> list[DSfloat]:
 
 
 def longest_text(largest: float) -> int:
-    """The most bytes that :func:`decimal_strings` takes for one value, if none is larger than ``largest``.
+    """The most bytes that :func:`decimal_strings` needs for one value of a magnitude up to ``largest``.
 
     Raises:
-        EncodingError: it is more than a DS may hold.
+        EncodingError: it does not fit into a DS.
     """
     if not abs(largest) < _LARGEST:
-        raise EncodingError(f"coordinate {largest:g} mm is more than a decimal string holds")
+        raise EncodingError(f"coordinate {largest:g} mm does not fit into a decimal string")
     return max(_DECIMALS + 1, len(str(round(abs(largest) * _SCALE)))) + _OTHERS
 
 
 def decimal_strings(values: NDArray[np.float64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``values``, each with a backslash after it, as characters, and where each ends.
+    """``values`` as characters, each followed by a backslash, and the offset at which each ends.
 
-    Zeros that say nothing are left out.
+    Trailing zeros are left out.
 
     Raises:
-        EncodingError: a value is more than a DS may hold.
+        EncodingError: a value does not fit into a DS.
     """
     if not len(values):
         return np.zeros(0, dtype=np.uint8), np.zeros(0, dtype=np.int64)

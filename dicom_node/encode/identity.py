@@ -1,10 +1,10 @@
-"""Derived UIDs: the same run of the same model over the same instances makes the same UIDs, anything else makes others.
+"""Derived UIDs: the same model on the same instances gives the same UIDs, and any other run gives different ones.
 
-Another version of the node is another run, too: its objects say so in Software Versions and may differ in more, and two
-objects that differ must not share a SOP Instance UID (PS3.5 section 9). An upgrade alone runs nothing again.
+The version of the node is part of the derivation, because objects of another version differ at least in Software
+Versions, and different objects must not share a SOP Instance UID (PS3.5 section 9). An upgrade alone reruns nothing.
 
-A UID is ``2.25.<n>`` (PS3.5 section B.2) where ``n`` is a UUID filled from a SHA-256, so that a rerun after a crash, on
-this node or another, gives the archive the very instances it may already hold, and a PACS sees no duplicates.
+A UID is ``2.25.<n>`` (PS3.5 section B.2) where ``n`` is a UUID filled from a SHA-256. A rerun after a crash, on this
+node or another, therefore makes the instances that the archive may already hold: a PACS sees no duplicates.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ if TYPE_CHECKING:
 
 
 def derived_uid(*parts: str | int) -> str:
-    """The UID that belongs to ``parts``; no two different lists of parts share one (up to collisions of SHA-256)."""
+    """The UID that follows from ``parts``; different lists of parts have different UIDs (up to SHA-256 collisions)."""
     digest = hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode("ascii")).digest()
     return f"2.25.{UUID(bytes=digest[:16], version=5).int}"
 
 
 @dataclass(frozen=True, slots=True)
 class RunIdentity:
-    """What makes a run of the node different from every other run, and the UIDs that follow from it.
+    """What distinguishes a run from every other run, and the UIDs that follow from it.
 
-    ``variant`` tells objects of one kind apart, which several destinations want differently; empty for the default.
-    ``deviations`` say what went otherwise than planned and may have changed the labels (the notes of a
-    :class:`~inference.types.RunReport` with ``changes_answer``): other voxels need other UIDs. A run that went as
-    planned has none, and the UIDs do not depend on what it ran on.
+    ``variant`` distinguishes objects of one kind that destinations want in different forms; empty for the default.
+    ``deviations`` are the notes of a :class:`~inference.types.RunReport` that may have changed the labels
+    (``changes_answer``): other voxels need other UIDs. A regular run has none, whatever engine and device it ran on.
     """
 
     source_series_uid: str
@@ -81,5 +80,5 @@ class RunIdentity:
 
 
 def algorithm_device_uid(device_uid: str, model: ModelIdentity) -> str:
-    """Device UID of one model on one installation: another model or version is another device (IHE AIR)."""
+    """Device UID of a model on an installation; each version of a model is a device of its own (IHE AIR)."""
     return derived_uid("dicom-node algorithm", device_uid, model.name, model.version, model.digest)

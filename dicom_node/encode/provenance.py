@@ -1,4 +1,4 @@
-"""What every result says about where it comes from: who made it, when, from what, and what it must not be used for."""
+"""What every result states about its origin: who made it, when, from what, and for which use."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _UNSPECIFIED_USE = "Unspecified use"
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """One run, as its results state it. ``statements`` are whole sentences for people.
+    """One run as its results describe it. ``statements`` are complete sentences for human readers.
 
-    ``part`` says which part of the run's structures an object holds, e.g. ``"(organ)"``; empty for all. ``replaced``
-    are the results of an earlier revision in whose place an object stands.
+    ``part`` names the part of the structures that an object contains, e.g. ``"(organ)"``; empty for all. ``replaced``
+    are the results of earlier revisions that the object supersedes.
     """
 
     identity: RunIdentity
@@ -72,7 +72,7 @@ class Provenance:
 
     @property
     def started_at(self) -> datetime:
-        """Start of the analysis in the time zone of the study, or of this node where the study states none."""
+        """Start of the analysis in the time zone of the study, or of this node if the study states none."""
         return in_time_zone(self.context.started_at, self.source.timezone_offset)
 
 
@@ -83,7 +83,7 @@ def statements(
     notes: tuple[str, ...],
     deviations: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
-    """What a reader of any result of this run must know, the intended use first.
+    """What a reader of any result of this run must know, intended use first.
 
     ``notes`` are those of the reconstruction, ``deviations`` as in :class:`RunIdentity`.
     """
@@ -103,9 +103,9 @@ def statements(
 
 
 def replacing(provenance: Provenance, replaced: tuple[EarlierResult, ...]) -> Provenance:
-    """``provenance`` of an object that stands in the place of ``replaced``, which it names.
+    """``provenance`` of an object that supersedes ``replaced`` and names them.
 
-    Only reports have an attribute for it (:mod:`dicom_node.encode.sr.report`); all objects say it in words.
+    Only reports have an attribute for this (:mod:`dicom_node.encode.sr.report`); all objects say it in words.
     """
     if not replaced:
         return provenance
@@ -123,7 +123,7 @@ def replacement(replaced: tuple[EarlierResult, ...]) -> str:
 
 
 def plain(text: str, limit: int) -> str:
-    """``text`` as at most ``limit`` printable ASCII characters without backslash: valid in every character set."""
+    """``text`` in at most ``limit`` printable ASCII characters without backslash: valid in every character set."""
     folded = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
     return re.sub(r"[^ -\[\]-~]+", " ", folded).strip()[:limit].strip()
 
@@ -139,15 +139,15 @@ def model_version(model: ModelIdentity) -> str:
 
 
 def intended_use(model: ModelIdentity, limit: int = _LONGEST_USE) -> str:
-    """The model's intended use where it has at most ``limit`` characters, else its first clause: a "not for clinical
-    use" that is cut in the middle would say something else.
+    """The model's intended use if it has at most ``limit`` characters, otherwise its first clause: "not for clinical
+    use", cut in the middle, would say something else.
     """
     use = plain(model.intended_use, 1024) or _UNSPECIFIED_USE
     return use if len(use) <= limit else use.split(" - ", maxsplit=1)[0][:_LONGEST_USE].strip()
 
 
 def series_description(model: ModelIdentity, what: str) -> str:
-    """At most 64 characters that always hold what the result is and, at least in short, its intended use."""
+    """At most 64 characters that always contain what the result is and, at least in short, its intended use."""
     use = intended_use(model, _LO - len(f"{model_name(model)} {what} - "))
     tail = f"{what} - {use}"
     return f"{model_name(model, _LO - 1 - len(tail))} {tail}"
@@ -188,8 +188,8 @@ def content_creator_name(model: ModelIdentity) -> str:
 def series_number(provenance: Provenance, kind: ResultKind, index: int = 0) -> int:
     """A number that sorts by source series, model, kind and ``index`` (below 10) within the kind.
 
-    Series 5 gives 5mmm01 for the segmentation, 5mmm21 for the report and so on; mmm is drawn from the model's name, so
-    that the results of two models on one series stay apart and a rerun gets the same number.
+    Series 5 gives 5mmm01 for the segmentation, 5mmm21 for the report and so on; mmm follows from the model's name, so
+    that two models on one series have different numbers and a rerun has the same.
     """
     return series_number_of(provenance.source.series_number, provenance.model.name, kind, index)
 
@@ -234,7 +234,7 @@ def contributing_equipment(provenance: Provenance) -> list[Dataset]:
 
 
 def equipment_without_algorithm(acquisition: Dataset, context: ResultContext) -> list[Dataset]:
-    """The scanner, where it is known, and this node."""
+    """The scanner, if known, and this node."""
     items = []
     if "Manufacturer" in acquisition:
         scanner = Dataset()
@@ -276,9 +276,9 @@ def _concept(code: DicomCode) -> CodedConcept:
 
 
 def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
-    """Put patient, study, series, equipment and time of ``provenance`` on a result; ``what`` it is, for people.
+    """Set patient, study, series, equipment and time of a result; ``what`` says for human readers what it is.
 
-    Identity replaces whatever the library took from the source, and the elements go out as the bytes that came in.
+    Identity overwrites what the library took from the source; its elements are written as the bytes that came in.
     """
     model = provenance.model
     dataset.SeriesDescription = series_description(model, _described(provenance, what))
@@ -291,14 +291,14 @@ def stamp(dataset: Dataset, provenance: Provenance, what: str) -> None:
 
 
 def stamp_identity(dataset: Dataset, identity: Dataset, context: ResultContext, started_at: datetime) -> None:
-    """Put patient and study of ``identity``, this node and the time on a result."""
+    """Set patient and study of a result from ``identity``, and this node and the time."""
     if "SpecificCharacterSet" not in identity and "SpecificCharacterSet" in dataset:
         del dataset.SpecificCharacterSet
     for tag in identity.keys():  # noqa: SIM118 - iterating over the data set itself would decode its elements
         dataset[tag] = identity.get_item(tag)
     dataset.ContentDate = dataset.SeriesDate = f"{started_at:%Y%m%d}"
     dataset.ContentTime = dataset.SeriesTime = f"{started_at:%H%M%S.%f}"
-    # the run as such has one time; a rerun of the same input must give the same bytes but for that
+    # the run has one time; a rerun of the same input must give the same bytes apart from it
     dataset.pop("InstanceCreationDate", None)
     dataset.pop("InstanceCreationTime", None)
     dataset.Manufacturer = MANUFACTURER
@@ -326,5 +326,5 @@ def _described(provenance: Provenance, what: str) -> str:
 
 
 def in_time_zone(moment: datetime, offset: str) -> datetime:
-    """``moment`` in the time zone of Timezone Offset From UTC, ``+0100``, of this machine where that is empty."""
+    """``moment`` in the time zone ``offset`` (Timezone Offset From UTC), or of this machine if it is empty."""
     return moment.astimezone(datetime.strptime(offset, "%z").tzinfo if offset else None)

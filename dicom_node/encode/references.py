@@ -1,4 +1,4 @@
-"""References to all instances of a series, as bytes: a result holds hundreds of them."""
+"""References to all instances of a series, written as bytes, because a result contains hundreds of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def with_all_evidence(report: memoryview, source: PreparedSource) -> dict[int, bytes]:
-    """The Current Requested Procedure Evidence Sequence of ``report``, which names one instance of ``source``, with all
-    of them, as a change to its elements.
+    """A replacement for the Current Requested Procedure Evidence Sequence of ``report``, which names one instance of
+    ``source``: it names all of them.
     """
     study = only_item(encoded_elements(report), tags.CURRENT_REQUESTED_PROCEDURE_EVIDENCE)
     series = []
@@ -32,7 +32,7 @@ def with_all_evidence(report: memoryview, source: PreparedSource) -> dict[int, b
 
 
 def references(tag: int, source: PreparedSource) -> bytes:
-    """The sequence ``tag`` with an item of the SOP Instance Reference Macro (PS3.3 table 10-11) for each instance."""
+    """The sequence ``tag`` with one SOP Instance Reference Macro item (PS3.3 table 10-11) per instance."""
     return sequence(
         tag,
         (

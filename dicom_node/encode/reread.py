@@ -1,4 +1,4 @@
-"""Results read back from their bytes before they count, and whose they are by then."""
+"""Read results back from their bytes before they count; they must belong to the patient of the source."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def reread(content: memoryview) -> Dataset:
     """The data set of a Part 10 file, without the functional groups and pixels of a SEG: those are read as bytes.
 
     Raises:
-        EncodingError: the bytes are not those of a file.
+        EncodingError: the bytes are not a Part 10 file.
     """
     starts = (
         part.start for part in elements(content[PREAMBLE_LENGTH:]) if part.tag >= tags.PER_FRAME_FUNCTIONAL_GROUPS
@@ -43,45 +43,45 @@ def reread(content: memoryview) -> Dataset:
 
 
 def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
-    """Names and IDs must be, byte by byte, those of the source.
+    """Names and IDs must equal those of the source byte for byte.
 
     Raises:
-        EncodingError: one is not; it is named, not shown.
+        EncodingError: one does not; the message names the attribute and shows no value.
     """
     refuse_other_names(dataset, source.identity, source.study_instance_uid)
     _refuse_other_uid(dataset, "FrameOfReferenceUID", source.frame_of_reference_uid)
 
 
 def refuse_other_names(dataset: Dataset, identity: Dataset, study_instance_uid: str) -> None:
-    """As :func:`refuse_other_identity`, of a series of which no more is known."""
+    """As :func:`refuse_other_identity`, for a series without a known Frame of Reference."""
     for keyword in _IDENTITY:
         written, came = raw_element(dataset, keyword), raw_element(identity, keyword)
         if (written.value if written else None) != (came.value if came else None):
-            raise EncodingError(f"{dictionary_description(keyword)} was not written as it came")
+            raise EncodingError(f"{dictionary_description(keyword)} was not written as it was received")
     _refuse_other_uid(dataset, "StudyInstanceUID", study_instance_uid)
 
 
 def _refuse_other_uid(dataset: Dataset, keyword: str, expected: str) -> None:
     if keyword in dataset and str(dataset[keyword].value) != expected:
-        raise EncodingError(f"{dictionary_description(keyword)} is not that of the source series")
+        raise EncodingError(f"{dictionary_description(keyword)} differs from that of the source series")
 
 
 def text_of(value: memoryview) -> str:
-    """A value of ASCII text without its padding."""
+    """An ASCII value without its padding."""
     return bytes(value).rstrip(b" \0").decode("ascii")
 
 
 class SourceFrames:
-    """The frames of ``source``, by what a result refers to them as."""
+    """The frames of ``source``, found by the references in a result."""
 
     def __init__(self, source: PreparedSource) -> None:
         self._planes = {(plane.sop_instance_uid, plane.frame_number): k for k, plane in enumerate(source.planes)}
 
     def plane(self, reference: memoryview, what: str) -> int:
-        """The plane of the frame that the item ``reference`` of ``what`` refers to (PS3.3 table 10-3).
+        """The plane that the item ``reference`` of ``what`` refers to (PS3.3 table 10-3).
 
         Raises:
-            EncodingError: it is not of the source series.
+            EncodingError: it refers to no frame of the source series.
         """
         parts = values(reference)
         number = parts.get(tags.REFERENCED_FRAME_NUMBER)

@@ -1,4 +1,4 @@
-"""From labels and measurements to checked DICOM objects in the source study."""
+"""Encode the results of a run, in every form that a destination asked for, and check each of them."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def encode(
     context: ResultContext,
     requests: Mapping[str, ResultRequest] | None = None,
 ) -> tuple[EncodedResult, ...]:
-    """The objects of one run, read back from their bytes and equal to what was put in.
+    """The objects of one run, read back from their bytes and found equal to the input.
 
     ``segmentation`` lies on the source grid: ``labels_zyx[k]`` belongs to ``reconstruction.frames[k]``. ``requests``
-    say what each destination gets; an object that several want is made once, and knows them. Without a destination
-    there are a BINARY SEG and an SR. When no structure was found there is an SR that says so and no SEG, because a SEG
-    without a segment is not a valid object, nor contours. The same arguments give the same bytes.
+    say what each destination gets; an object that several ask for is made once and lists them. Without a destination,
+    a BINARY SEG and an SR are made. If no structure was found, an SR says so; there is neither a SEG, which is not
+    valid without a segment, nor a structure set. The same arguments give the same bytes.
 
     Raises:
-        IdentityConflict: the source instances are of several patients, studies, series or Frames of Reference.
-        EncodingError: an attribute that a result cannot do without is missing, arguments contradict each other, or an
-            object did not read back equal.
+        IdentityConflict: the source instances belong to several patients, studies, series or Frames of Reference.
+        EncodingError: a required attribute is missing, arguments contradict each other, or an object did not read
+            back equal.
     """
     return tuple(encode_in_turn(reconstruction, segmentation, measurements, context, requests))
 
@@ -66,7 +66,7 @@ def encode_in_turn(
     context: ResultContext,
     requests: Mapping[str, ResultRequest] | None = None,
 ) -> Iterator[EncodedResult]:
-    """As :func:`encode`, each object as soon as it is made: while the next is made it may be written."""
+    """As :func:`encode`, each object as soon as it is made, so that it can be written while the next one is made."""
     if not segmentation.geometry.same_grid(reconstruction.source.geometry):
         raise EncodingError(
             f"labels lie on a grid of {segmentation.geometry.shape_zyx}, not on that of the source frames "
@@ -80,24 +80,24 @@ def encode_in_turn(
     except DicomNodeError:
         raise
     except Exception as error:
-        # highdicom and pydicom quote values in their messages, which may be patient data: the type is all we repeat
+        # messages of highdicom and pydicom quote values, which may be patient data: only the type is repeated
         raise EncodingError(f"unexpected {type(error).__name__} while building the results") from error
 
 
 def encode_notice(
     headers: Sequence[Dataset], model: str | None, reason: str, context: ResultContext, destinations: tuple[str, ...]
 ) -> tuple[EncodedResult, ...]:
-    """What ``destinations`` are told of a series that ``model`` was to segment and did not (None: a rule refuses it).
+    """Notices that ``model`` did not segment a series (None: a rule refused it), and why.
 
-    One notice for all that hold the same results of earlier revisions, which it replaces.
+    Destinations that hold the same results of earlier revisions share one notice, which supersedes these.
 
     Raises:
-        IdentityConflict: the instances are of several patients, studies or series: it can't be said whose it is.
-        EncodingError: an attribute that a result cannot do without is missing.
+        IdentityConflict: the instances belong to several patients, studies or series.
+        EncodingError: a required attribute is missing.
     """
     receivers: dict[tuple[EarlierResult, ...], tuple[str, ...]] = {}
     for destination in destinations:
-        # a notice that is made again shall be the same instance, and not name itself
+        # a notice that is made again must be the same instance and must not supersede itself
         held = tuple(each for each in context.earlier.get(destination, ()) if each.revision < context.revision)
         receivers[held] = (*receivers.get(held, ()), destination)
     made = []
@@ -108,7 +108,7 @@ def encode_notice(
 
 
 class _Run:
-    """Everything that the objects of one run are made from."""
+    """What the objects of one run have in common."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class _Run:
         return content
 
     def _contours(self, variant: ContoursVariant) -> memoryview:
-        # loads scipy and contourpy, which a run without contours has no use for
+        # loads scipy and contourpy, which a run without contours does not need
         from dicom_node.encode.rtstruct.check import refuse_other_contours  # noqa: PLC0415
         from dicom_node.encode.rtstruct.structure_set import contours_file  # noqa: PLC0415
 
@@ -162,7 +162,7 @@ class _Run:
         return content
 
     def _pages(self, variant: PagesVariant) -> list[memoryview]:
-        # loads matplotlib, which takes longer than a run without pages
+        # loading matplotlib takes longer than encoding a run without pages
         from dicom_node.encode.pages.capture import capture_files, on_patient_axes  # noqa: PLC0415
         from dicom_node.encode.pages.document import document_file  # noqa: PLC0415
         from dicom_node.encode.pages.page import Page  # noqa: PLC0415
@@ -205,14 +205,14 @@ class _Run:
 
 
 def _deviations(run: RunReport | None) -> tuple[str, ...]:
-    """What changed the labels of ``run`` against one that went as planned; each once."""
+    """What may have changed the labels against a regular run, each once."""
     if run is None:
         return ()
     return tuple(dict.fromkeys(note.text for note in run.notes if note.changes_answer))
 
 
 def encoded_result(kind: ResultKind, dataset: Dataset, content: memoryview) -> EncodedResult:
-    """``content`` and the UIDs that ``dataset``, read from it, has."""
+    """``content`` with the UIDs of ``dataset``, which was read from it."""
     return EncodedResult(
         kind=kind,
         sop_class_uid=str(dataset.SOPClassUID),

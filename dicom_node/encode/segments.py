@@ -1,4 +1,4 @@
-"""Which labels become segments: those that are there, numbered 1..N by ascending label."""
+"""The labels that become segments: those with voxels, numbered from 1 in ascending order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOTHING_FOUND = "Analysis complete; none of the target structures was found."
 class Segment:
     """One structure that was found.
 
-    ``number`` counts from 1 in the SEG; ``label`` is its value in the label map, ``planes`` are those that hold it.
+    ``number`` is its Segment Number, from 1; ``label`` its value in the label map; ``planes`` those that contain it.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentationReference:
-    """The SEG that segments are numbered in."""
+    """The SEG that a Segment Number refers to."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -48,7 +48,7 @@ class SegmentationReference:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A segment as a report states it; ``reference`` None: its reader gets no SEG."""
+    """A segment as a report states it; ``reference`` is None if the destination gets no SEG."""
 
     segment: Segment
     reference: SegmentationReference | None
@@ -60,7 +60,7 @@ def present_segments(
     """Every label that has voxels, with its measurement.
 
     Raises:
-        EncodingError: a label has no name, a name no codes, or the measurements are of another label map.
+        EncodingError: a label has no name, a name has no codes, or the measurements belong to another label map.
     """
     structures = {name: _structure(name) for name in segmentation.names_by_label.values()}
     counts_by_plane = voxel_counts(segmentation.labels_zyx)
@@ -82,7 +82,7 @@ def present_segments(
 
 
 def without_shape(segment: Segment) -> Segment:
-    """``segment`` for a reader who did not ask for its shape."""
+    """``segment`` for a destination that did not ask for shape."""
     return replace(segment, measurement=replace(segment.measurement, shape=None))
 
 

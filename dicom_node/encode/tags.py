@@ -1,4 +1,4 @@
-"""Tags of attributes that results are written and read by as bytes, by their keywords without "Sequence" (PS3.6)."""
+"""Tags for reading and writing results as bytes, named by their keywords without "Sequence" (PS3.6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which objects a run makes: every distinct one once, however many destinations asked for it."""
+"""The objects that a run makes: each distinct one once, however many destinations asked for it."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ _NAMES_IN_DESCRIPTION = 2
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The structures that an object holds: those chosen by name or group (None: all), of one ``group`` or of all."""
+    """The structures of an object: those chosen by name or group (None: all), within one ``group`` or all of them."""
 
     chosen: tuple[str, ...] | None = None
     group: str | None = None
 
     def of(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        """Those of ``segments`` that are in, numbered from 1."""
+        """The selected ``segments``, numbered from 1."""
         held = (segment for segment in segments if self._holds(segment.structure.name, segment.structure.group))
         return tuple(replace(segment, number=number) for number, segment in enumerate(held, start=1))
 
     def names(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Those of ``names`` that are in."""
+        """The selected ``names``."""
         return tuple(name for name in names if self._holds(name, structure(name).group))
 
     def on(self, provenance: Provenance, replaced: tuple[EarlierResult, ...], variant: str = "") -> Provenance:
-        """``provenance`` of an object of this selection that has ``replaced`` earlier ones: with UIDs of its own,
-        selection and earlier results stated.
+        """``provenance`` of an object with this selection that supersedes ``replaced``: both stated, with its own UIDs.
 
-        ``variant`` tells objects of one kind and selection apart.
+        ``variant`` distinguishes objects of one kind and selection.
         """
         parts = [variant, *(self.chosen or ()), f"group {self.group}" if self.group else ""]
         parts.extend(map(_after, replaced))
@@ -88,13 +87,13 @@ class SegmentationVariant:
 
     @property
     def known_as(self) -> str:
-        """What tells it from the other SEGs of its run that hold what the same reader chose."""
+        """What distinguishes it from other SEGs of the run with the same choice of structures."""
         parts = (self.kind, self.form, self.selection.group, *map(_after, self.replaced))
         return " ".join(part for part in parts if part)
 
     @property
     def form(self) -> str:
-        """What makes it other than a SEG of its kind by default."""
+        """How it deviates from the default SEG of its kind."""
         return "without background" if self.kind is ResultKind.LABELMAP and not self.background else ""
 
 
@@ -152,12 +151,13 @@ def variants(
     segments: tuple[Segment, ...],
     earlier: Mapping[str | None, tuple[EarlierResult, ...]],
 ) -> Mapping[Variant, tuple[str, ...]]:
-    """Every object to be made, with the destinations that get it. Without any destination: the default objects.
+    """Each object to make, with the destinations that get it; without a destination, the default objects.
 
-    An object names the ``earlier`` results that its reader holds; destinations that hold others get another object.
+    An object names the ``earlier`` results that it supersedes; destinations that hold different ones get different
+    objects.
 
     Raises:
-        EncodingError: a destination was not asked yet what it accepts.
+        EncodingError: a destination has not been asked yet what it accepts.
     """
     wanted: dict[Variant, tuple[str, ...]] = {}
     if not requests:

@@ -1,1 +1,1 @@
-"""The report page and the overlay images, as secondary captures and as encapsulated PDF."""
+"""The report page and the overlay images, as secondary captures and encapsulated PDF."""

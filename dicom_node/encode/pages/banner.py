@@ -1,7 +1,7 @@
-"""Whose images these are, in words that can be drawn.
+"""Patient and study as text that can be drawn.
 
-A name that the font does not know is never drawn in part or in other letters: what a picture says about its patient
-must be right. It then says where the name stands.
+A name with a character that the font lacks is never drawn in part or transliterated, because what an image says about
+its patient must be right. The image refers to the header instead.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _UNREADABLE = "\ufffd"
 _ASCII = "ascii"
 _DEFAULT = ("", "ISO_IR 6", "ISO 2022 IR 6")
 _AFTER_ASCII = re.compile(rb"\x1b\(B[^\x1b]*[\x80-\xff]")
-"""Letters beyond ASCII behind the escape to ASCII: they are of the character set before it, which pydicom forgets."""
+"""Bytes beyond ASCII after the escape to ASCII belong to the character set before it, which pydicom forgets."""
 _DELIMITERS = set(b"^=\\\r\n\t\f")
-"""They end what an escape has begun (PS3.5 6.1.2.5.3)."""
+"""These end the effect of an escape sequence (PS3.5 6.1.2.5.3)."""
 _RIGHT_TO_LEFT = frozenset(("R", "AL"))
 
 
@@ -59,7 +59,7 @@ def banner(identity: Dataset) -> Banner:
 
 
 def _name(identity: Dataset) -> str:
-    """The first component group (PS3.5 6.2.1.2) that can be drawn; the ideographic one stands behind the alphabetic."""
+    """The first component group (PS3.5 6.2.1.2) that can be drawn; an ideographic one follows the alphabetic one."""
     groups = _decoded(identity, "PatientName").split("=")
     if not any(groups):
         return NOT_STATED
@@ -86,9 +86,9 @@ def _date(identity: Dataset, keyword: str) -> str:
 
 
 def _decoded(identity: Dataset, keyword: str) -> str:
-    """The value, empty where there is none; what nobody can be sure to read is a character that cannot be drawn.
+    """The value, empty if there is none; what cannot be decoded reliably becomes a character that cannot be drawn.
 
-    pydicom takes bytes of no or an unknown character set for Western European, and shows another name so.
+    pydicom decodes bytes in a missing or unknown character set as Western European, which may give another name.
     """
     element = raw_element(identity, keyword)
     value = b"" if element is None else (element.value or b"").strip(b" \0")
@@ -104,14 +104,14 @@ def _decoded(identity: Dataset, keyword: str) -> str:
 
 
 def _character_sets(identity: Dataset) -> list[str]:
-    """The terms of Specific Character Set (PS3.3 C.12.1.1.2), an empty one at least."""
+    """The terms of Specific Character Set (PS3.3 C.12.1.1.2), at least an empty one."""
     element = raw_element(identity, "SpecificCharacterSet")
     terms = b"" if element is None else element.value or b""
     return [term.strip(" \0") for term in terms.decode("ascii", errors="replace").split("\\")]
 
 
 def _drawable(text: str) -> str | None:
-    """``text``, cut to what fits; None where a character has no glyph or would have to be laid from right to left."""
+    """``text``, shortened to fit; None if a character has no glyph or is written from right to left."""
     shown = unicodedata.normalize("NFC", text)
     if not shown or any(unicodedata.bidirectional(each) in _RIGHT_TO_LEFT for each in shown):
         return None

@@ -1,12 +1,12 @@
-"""Secondary captures for viewers that show nothing else: the report pages, and CT images with the structures burned in.
+"""Secondary captures for viewers that show nothing else: the report pages, and CT images with an overlay burned in.
 
-Single-frame Secondary Capture Image Storage (PS3.3 A.8.1), 8-bit RGB, Explicit VR Little Endian: the one colour image
-that every PACS takes and shows; many refuse multi-frame secondary captures. There are three series: the pages, every
-n-th source image from head to feet, and coronal images from front to back.
+They are single-frame Secondary Capture Image Storage (PS3.3 A.8.1), 8-bit RGB, Explicit VR Little Endian, the colour
+image that every PACS accepts and shows; many refuse multi-frame secondary captures. There are three series: the pages,
+every n-th source image from head to feet, and coronal images from front to back.
 
-Images of the overlay series say where they lie (Frame of Reference, Image Position and Orientation), so that a viewer
-scrolls them with the CT. The modules of these attributes are in the secondary capture IOD today (PS3.3 table A.8-1);
-dciodvfy of 2022 does not know them there and warns.
+Images with an overlay state their position (Frame of Reference, Image Position and Orientation), so that a viewer
+scrolls them with the CT. The modules of these attributes are now part of the IOD (PS3.3 table A.8-1); dciodvfy of 2022
+does not know this and warns.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ if TYPE_CHECKING:
     from dicom_node.types import Reconstruction
 
 _PAGES, _AXIAL, _CORONAL = 0, 1, 2
-"""Their series, in the order of their numbers."""
+"""The series, in the order of their numbers."""
 _LABELS = 256
 _SOURCE_IMAGES, _CORONAL_IMAGES = 40, 24
-"""At most so many images in the overlay series: 0.8 MB each, and as many deliveries."""
+"""The most images in each overlay series: each is 0.8 MB and a delivery of its own."""
 _FILE_META_GROUP, _GROUP_LENGTH_SIZE = 0x0002, 12
 _FIRST_TO_LAST = {0: 1, 1: 1, 2: -1}
-"""People look at images from right to left, from front to back, from head to feet (LPS axes)."""
+"""Images are viewed from right to left, from front to back, and from head to feet (LPS axes)."""
 
 
 def capture_files(
@@ -78,8 +78,8 @@ def capture_files(
 ) -> list[memoryview]:
     """The report pages and the overlay images as Part 10 files. ``labels_zyx[k]`` lies on ``reconstruction.frames[k]``.
 
-    Structures of the label map that are not among ``segments`` are not painted. Without any structure there are no
-    overlay images: the page says so.
+    Structures of the label map that are not among ``segments`` are not painted. If there are none, there are no overlay
+    images, and the page says so.
     """
     patient = on_patient_axes(reconstruction, labels_zyx)
     files = list(_pages(Page(patient, segments, not_found, provenance)))
@@ -91,7 +91,7 @@ def capture_files(
 
 
 def on_patient_axes(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8]) -> Upright:
-    """Image and labels along the patient's axes; of a tilted gantry on the upright grid."""
+    """Image and labels along the patient's axes; on the upright grid if the gantry is tilted."""
     volume, source = reconstruction.volume, reconstruction.source
     if volume is source:
         return upright(volume, labels_zyx)
@@ -108,7 +108,7 @@ def on_patient_axes(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8
 def _pages(page: Page) -> Iterator[memoryview]:
     provenance = page.provenance
     template = _template(provenance, _PAGES, "page", "report")
-    # PS3.3 C.7.6.1.1.4: what is burned in here names patient and study
+    # PS3.3 C.7.6.1.1.4: the page names patient and study
     template.BurnedInAnnotation = "YES"
     template.PatientOrientation = None
     images = pages_as_images(page)
@@ -124,7 +124,7 @@ def _source_images(
     palette: Palette,
     provenance: Provenance,
 ) -> Iterator[memoryview]:
-    """Images as the CT shows them, structures painted over."""
+    """Source images with the structures painted over them."""
     source = provenance.source
     right, down = np.array(source.orientation[:3]), np.array(source.orientation[3:])
     template = _overlay_template(provenance, _AXIAL, "source", (right, down))
@@ -154,11 +154,11 @@ def _coronal_images(
 ) -> Iterator[memoryview]:
     dz, _, dx = patient.spacing_zyx_mm
     right, down = patient.affine_lps[:3, 0] / dx, -patient.affine_lps[:3, 2] / dz
-    down = down - (down @ right) * right  # a grid is orthogonal up to a tolerance, Image Orientation is so exactly
+    down = down - (down @ right) * right  # a grid is orthogonal within a tolerance, Image Orientation exactly
     down /= np.linalg.norm(down)
     is_shown = np.zeros(_LABELS, dtype=np.bool_)
     is_shown[[segment.label for segment in segments]] = True
-    # on every second voxel: a structure too thin for that needs no image of its own
+    # on every second voxel: thinner structures need no image of their own
     sampled = is_shown[patient.labels_zyx[::2, :, ::2]]
     shown = np.flatnonzero(sampled.any(axis=(0, 2))).tolist()
     like, _, (row_mm, column_mm) = isotropic(patient.hu_zyx[::-1, 0], patient.labels_zyx[::-1, 0], dz, dx)
@@ -166,7 +166,7 @@ def _coronal_images(
     template = _overlay_template(provenance, _CORONAL, "coronal", (right, down))
     template.PixelSpacing = decimals((row_mm / paint.factor, column_mm / paint.factor))
     template.DerivationDescription = "Coronal reformation with segmentation overlay"
-    # the image keeps its corner where its pixels change their size
+    # the corner of the image stays where it is when its pixels change their size
     corner = (row_mm - dz) / 2 * down + (column_mm - dx) / 2 * right
     corner += paint.corner_mm(right * column_mm, down * row_mm)
     series = _Series(template, paint.shape)
@@ -181,14 +181,15 @@ def _coronal_images(
 
 
 def _chosen(planes: list[int], limit: int) -> list[int]:
-    """At most ``limit`` of ``planes``, evenly."""
+    """At most ``limit`` of ``planes``, evenly spaced."""
     every = -(-len(planes) // limit)
     return planes[(len(planes) - 1) % every // 2 :: every] if planes else []
 
 
 class _Painter:
-    """Makes the images of one overlay series, all of ``shape``: structures painted over the CT, directions and intended
-    use burned in, the legend beside.
+    """Makes the images of one overlay series, all of ``shape``.
+
+    Structures are painted over the CT, directions and intended use are burned in, and the legend is beside the image.
     """
 
     def __init__(
@@ -211,7 +212,7 @@ class _Painter:
         self.shape = size[0], size[1] + self._legend.width
 
     def corner_mm(self, right_mm: NDArray[np.float64], down_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From the centre of the first pixel before it was enlarged to that of the first one now; LPS."""
+        """The offset (LPS) from the centre of the first pixel before enlargement to that of the first one after it."""
         return (1 / self.factor - 1) / 2 * (right_mm + down_mm)
 
     def __call__(self, hu: NDArray[np.int16] | NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -223,7 +224,7 @@ class _Painter:
 
 
 def _template(provenance: Provenance, index: int, name: str, what: str) -> Dataset:
-    """Everything but pixels that the images of a series share."""
+    """The attributes that the images of a series share."""
     source, identity = provenance.source, provenance.identity
     dataset = SCImage(
         pixel_array=np.zeros((1, 1, 3), dtype=np.uint8),
@@ -246,7 +247,7 @@ def _template(provenance: Provenance, index: int, name: str, what: str) -> Datas
     dataset.SecondaryCaptureDeviceManufacturer = MANUFACTURER
     dataset.SecondaryCaptureDeviceManufacturerModelName = MODEL_NAME
     dataset.SecondaryCaptureDeviceSoftwareVersions = software_versions(provenance.model)
-    # the time of this computer would make other bytes of the same run
+    # the time of day would give the same run different bytes
     dataset.DateOfSecondaryCapture, dataset.TimeOfSecondaryCapture = dataset.ContentDate, dataset.ContentTime
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
@@ -264,7 +265,7 @@ def _overlay_template(
     directions: tuple[NDArray[np.float64], NDArray[np.float64]],
 ) -> Dataset:
     dataset = _template(provenance, index, name, f"{name} overlay")
-    dataset.BurnedInAnnotation = "NO"  # letters of direction and the intended use, nothing of the patient
+    dataset.BurnedInAnnotation = "NO"  # directions and intended use, nothing about the patient
     dataset.FrameOfReferenceUID = provenance.source.frame_of_reference_uid
     dataset.PositionReferenceIndicator = provenance.source.position_reference_indicator
     dataset.ImageOrientationPatient = decimals(np.concatenate(directions))
@@ -285,7 +286,7 @@ def _source_image(plane: SourcePlane) -> Dataset:
 
 
 class _Series:
-    """Images of one series: what they share is written once by pydicom, what changes as bytes."""
+    """Images of one series: pydicom writes what they share once, the rest is written as bytes."""
 
     def __init__(self, template: Dataset, shape: tuple[int, ...]) -> None:
         template.Rows, template.Columns = shape[:2]

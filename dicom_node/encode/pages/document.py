@@ -34,7 +34,7 @@ def document_file(page: Page) -> memoryview:
     started_at = provenance.started_at
     dataset.AcquisitionDateTime = f"{started_at:%Y%m%d%H%M%S.%f}"
     dataset.ConversionType = "WSD"
-    dataset.BurnedInAnnotation = "YES"  # name and ID stand on every page
+    dataset.BurnedInAnnotation = "YES"  # name and ID are on every page
     dataset.DocumentTitle = TITLE
     dataset.ConceptNameCodeSequence = []
     dataset.MIMETypeOfEncapsulatedDocument = "application/pdf"

@@ -1,4 +1,4 @@
-"""Letters by file: what is drawn does not hang on the fonts and styles of a machine."""
+"""Text in one font file, so that drawings do not depend on the fonts and styles of a machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FONT, BOLD = (Path(mpl.get_data_path(), "fonts", "ttf", name) for name in ("Deja
 _POINTS_PER_INCH = 72
 _FIXED_POINT = 64
 _LEAST = 0.75
-"""Letters may be made smaller by this factor before words are cut."""
+"""Text may shrink by this factor before it is cut."""
 
-# for the whole process and for good: settings that come and go would meet those of another thread
+# for the whole process and permanently: temporary settings would interfere with those of another thread
 mpl.rcdefaults()
-mpl.rcParams["text.hinting"] = "none"  # the widths of letters do not depend on what is drawn on
-mpl.rcParams["pdf.fonttype"] = 42  # as TrueType, text can be searched and copied
+mpl.rcParams["text.hinting"] = "none"  # the width of text does not depend on the canvas
+mpl.rcParams["pdf.fonttype"] = 42  # TrueType text can be searched and copied
 
 
 @cache
@@ -29,12 +29,12 @@ def font(points: float, *, bold: bool = False) -> FontProperties:
 
 @cache
 def characters() -> frozenset[int]:
-    """What the font has letters for."""
+    """The characters in the font."""
     return frozenset(FT2Font(FONT).get_charmap())
 
 
 def width_in(words: str, points: float, *, bold: bool = False) -> float:
-    """How wide ``words`` are, in inches."""
+    """The width of ``words`` in inches."""
     face = get_font(BOLD if bold else FONT)
     face.set_size(points, _POINTS_PER_INCH)
     face.set_text(words, 0, flags=LoadFlags.NO_HINTING)
@@ -43,7 +43,7 @@ def width_in(words: str, points: float, *, bold: bool = False) -> float:
 
 
 def fitted(words: str, points: float, room_in: float, *, bold: bool = False) -> tuple[str, float]:
-    """``words`` and their size, made so small, then cut (with an ellipsis), that they are no wider than ``room_in``."""
+    """``words`` and their size, first reduced and then cut with an ellipsis to be no wider than ``room_in``."""
     width = width_in(words, points, bold=bold)
     if width <= room_in:
         return words, points

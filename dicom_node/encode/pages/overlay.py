@@ -26,14 +26,14 @@ _LABELS = 256
 WINDOW_HU = (-160, 240)
 _LEVELS = WINDOW_HU[1] - WINDOW_HU[0] + 1
 _FILL, _EDGE = 0.4, 0.9
-"""How much of a pixel is colour, inside of a structure and at its edge."""
+"""Opacity of a colour inside a structure and at its edge."""
 _VISIBLE_COSINE = 0.26
-"""Below it (an angle of 15 degrees to the others) a direction is not named."""
+"""A direction whose cosine is smaller (15 degrees to the others) is not named."""
 _PIXELS_PER_INCH = 72
 """A point is a pixel."""
 _SMALLEST_WITH_WORDS = 64
 _LETTER_PX, _WORDS_PX, _LINE_PX, _SWATCH_PX, _MARGIN_PX = 17, 12, 17, 10, 6
-"""Below about this size the stems of letters (an L) get lost in their outline."""
+"""Below about this size, the stems of letters (an L) disappear in their outline."""
 _LEGEND_FROM_PX = 120
 _LARGE_ENOUGH_PX, _HIGH_ENOUGH_PX, _TOO_LARGE_PX, _LARGEST_ENLARGEMENT = 384, 96, 1200, 4
 _AND_OTHERS = "and others"
@@ -52,7 +52,7 @@ class Palette:
         opacity[:, self._shown > 0] = np.array([_FILL, _EDGE])[:, np.newaxis, np.newaxis, np.newaxis]
         grey = np.linspace(0, 255, _LEVELS)[:, np.newaxis]
         mixed = opacity * colours[:, np.newaxis] + (1 - opacity) * grey
-        # four bytes are taken at once four times as fast as three
+        # taking four bytes at once is four times as fast as taking three
         padded = np.zeros((2 * _LABELS * _LEVELS, 4), dtype=np.uint8)
         padded[:, :3] = np.rint(mixed).reshape(-1, 3)
         self._colours = padded.view(np.uint32).ravel()
@@ -66,7 +66,7 @@ class Palette:
         index += edges(shown) * np.int32(_LABELS * _LEVELS)
         four = self._colours[index].view(np.uint8).reshape(*index.shape, 4)
         painted = np.empty((*index.shape, 3), dtype=np.uint8)
-        for channel in range(3):  # five times as fast as all at once
+        for channel in range(3):  # five times as fast as the whole array at once
             painted[..., channel] = four[..., channel]
         return painted
 
@@ -74,8 +74,9 @@ class Palette:
 def isotropic(
     hu: HounsfieldUnits, labels: NDArray[np.uint8], row_mm: float, column_mm: float
 ) -> tuple[HounsfieldUnits, NDArray[np.uint8], tuple[float, float]]:
-    """An image whose rows are ``row_mm`` and columns ``column_mm`` apart, of the same extent with (nearly) square
-    pixels, and their sizes. HU are interpolated linearly, labels taken from the nearest pixel.
+    """An image with rows ``row_mm`` and columns ``column_mm`` apart, resampled to (nearly) square pixels; their size.
+
+    The extent stays the same. HU are interpolated linearly, labels are those of the nearest pixel.
     """
     size = min(row_mm, column_mm)
     rows, columns = (max(1, round(n * mm / size)) for n, mm in zip(hu.shape, (row_mm, column_mm), strict=True))
@@ -97,7 +98,7 @@ def _with_rows(hu: HounsfieldUnits, labels: NDArray[np.uint8], count: int) -> tu
 
 
 def toward(direction: NDArray[np.float64], letters: str = "LRPAHF") -> str:
-    """Where in the patient ``direction`` (LPS) leads, as in Patient Orientation (PS3.3 C.7.6.1.1.1): ``"L"``, ``"PL"``.
+    """The patient direction of ``direction`` (LPS), as in Patient Orientation (PS3.3 C.7.6.1.1.1): ``"L"``, ``"PL"``.
 
     ``letters`` name the ends of the three axes.
     """
@@ -107,7 +108,7 @@ def toward(direction: NDArray[np.float64], letters: str = "LRPAHF") -> str:
 
 
 def enlargement(shape: tuple[int, ...]) -> int:
-    """By how much an image of ``shape`` is enlarged so that words fit onto it; images of CT's usual size are not."""
+    """The factor by which an image of ``shape`` is enlarged to make room for text; 1 for CT images of usual size."""
     small, large = min(shape[:2]), max(shape[:2])
     factor = 1
     while factor < _LARGEST_ENLARGEMENT and (
@@ -124,10 +125,10 @@ def enlarged(image: Rgb, factor: int) -> Rgb:
 
 
 def marks(shape: tuple[int, int], sides: tuple[str, str, str, str], words: Sequence[str]) -> Rgb:
-    """What to burn into images of ``shape``, as RGBA: the letters of ``sides`` at left, right, top and bottom, and
-    ``words``, a line each, at the upper left.
+    """The text to burn into images of ``shape``, as RGBA: the letters of ``sides`` at left, right, top and bottom, and
+    ``words``, one per line, at the upper left.
 
-    Nothing on images so small that words would cover them.
+    Images that text would cover get none.
     """
     rows, columns = shape
     if min(shape) < _SMALLEST_WITH_WORDS:
@@ -145,7 +146,7 @@ def marks(shape: tuple[int, int], sides: tuple[str, str, str, str], words: Seque
             bold=True,
         )
     for number, line in enumerate(words):
-        # beside the letter at the left, and below that at the top, which a long line would run into
+        # clear of the letter at the left and below that at the top, which a long line would overlap
         shown, size = fitted(line, _WORDS_PX, (columns - _LETTER_PX - 3 * _MARGIN_PX) / _PIXELS_PER_INCH)
         _write(
             figure,
@@ -157,14 +158,14 @@ def marks(shape: tuple[int, int], sides: tuple[str, str, str, str], words: Seque
 
 
 class Legend:
-    """Names and colours of the structures that an image shows, as a strip to the right of it."""
+    """Names and colours of the structures in an image, as a strip to its right."""
 
     def __init__(self, segments: Sequence[Segment], rows: int) -> None:
         names = [*(segment.structure.title for segment in segments), _AND_OTHERS]
         words_at = _MARGIN_PX + _SWATCH_PX + _MARGIN_PX
         words_px = max(width_in(name, _WORDS_PX) for name in names) * _PIXELS_PER_INCH
         self.width = 0 if rows < _LEGEND_FROM_PX else words_at + int(words_px) + 1 + _MARGIN_PX
-        """Pixels; none beside images too small for it."""
+        """In pixels; 0 for images that are too small for a legend."""
         self._rows = rows
         self._labels = np.array([segment.label for segment in segments])
         if not self.width:
@@ -179,7 +180,7 @@ class Legend:
             entry[above : above + _SWATCH_PX, _MARGIN_PX : _MARGIN_PX + _SWATCH_PX] = segment.structure.rgb
 
     def beside(self, image: Rgb, labels: NDArray[np.uint8]) -> Rgb:
-        """``image``, which shows ``labels``, with its legend: where not all have room those that cover most."""
+        """``image``, which shows ``labels``, with its legend; if not all structures fit, it names the largest."""
         if not self.width:
             return image
         counts = np.bincount(labels.ravel(), minlength=_LABELS)[self._labels]

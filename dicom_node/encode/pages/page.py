@@ -1,7 +1,7 @@
-"""The result as pages that a radiologist reads: whose it is, three planes with overlay, every structure in numbers.
+"""The result as pages for a radiologist: patient, three planes with overlay, and the measurements of every structure.
 
-Drawn once as pixels for a secondary capture (light on dark, for a reading room) and as vectors for a document (dark on
-white, for paper).
+They are drawn as pixels for secondary captures (light on dark, for a reading room) or as vectors for a document (dark
+on white, for paper).
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _figures(page: Page, theme: Theme) -> Iterator[Figure]:
 
 
 def _laid_out(said: list[Block], shown: tuple[View, View, View], room_in: float) -> tuple[float, list[list[Block]]]:
-    """The height of the images, as large as leaves the number of pages small, and the blocks of each page."""
+    """The largest height of the images that does not add a page, and the blocks of each page."""
 
     def laid(images_in: float) -> list[list[Block]]:
         below = int((room_in - images_in - GAP_IN) / LINE_IN)

@@ -1,4 +1,4 @@
-"""A CT along the patient's axes, for pictures: which planes show most, and where structures end."""
+"""A CT along the patient's axes for images: the planes that show most, and the edges of structures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LABELS = 256
 _VOXELS_LOOKED_AT = 4_000_000
-"""Planes are compared on every n-th voxel of larger volumes: what is missed so is too small to choose a plane for."""
+"""Planes of larger volumes are compared on every n-th voxel: what this misses is too small to choose a plane for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ def upright(volume: Volume, labels_zyx: NDArray[np.uint8]) -> Upright:
 
 
 def telling_planes(labels_zyx: NDArray[np.uint8], of: tuple[int, ...]) -> tuple[int, int, int]:
-    """Per axis the plane that shows most of the labels ``of``; among equals the one with most of their voxels."""
+    """For each axis, the plane that shows most of the labels ``of``; among equals, that with most of their voxels."""
     k, j, i = (_telling_plane(labels_zyx, of, axis) for axis in range(3))
     return k, j, i
 
@@ -73,7 +73,7 @@ def _telling_plane(labels_zyx: NDArray[np.uint8], of: tuple[int, ...], axis: int
 
 
 def edges(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Labelled pixels with another label next to them."""
+    """Labelled pixels that are next to another label."""
     found = np.zeros(labels.shape, dtype=np.bool_)
     across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
     found[:, 1:] |= across

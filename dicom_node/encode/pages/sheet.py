@@ -1,6 +1,6 @@
-"""One page of the report, drawn: the header, three views, the structures in numbers, the footer.
+"""Draw one page of the report: header, three views, table of measurements and footer.
 
-No text is ever interpreted (``parse_math``), and no font or style of the machine has a say.
+Text is never interpreted (``parse_math``), and fonts and styles of the machine have no influence.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ ROOM_IN = _WIDTH_IN - 2 * MARGIN_IN
 LINE_IN, FOOTER_LINE_IN, FOOTER_CHARACTERS = 0.148, 0.125, 225
 _LARGE, _MEDIUM, _SMALL, _TINY = 13.0, 8.5, 7.2, 6.2
 _LEFT_HALF = 0.6
-"""Of the header; the right one has what the page is."""
+"""Of the header, for patient and study; title and model are on the right."""
 _COLUMN_GAP_IN = 0.28
 _SWATCH_IN, _NAME_IN = 0.09, 0.14
 _NUMBERS_IN = (2.05, 2.78, 3.25)
-"""Where in a column the numbers of a structure end: volume, mean and SD, median."""
+"""The right edges of the numbers in a column: volume, mean and SD, median."""
 _SIDES_IN = (1.42, 3.45)
 _NUMBERS_OF_SIDE_IN = (0.74, 1.46, 1.9)
-"""Where in a column of pairs the two sides begin, and where in each of them numbers end."""
+"""The left edges of the two sides in a column of pairs, and the right edges of the numbers within a side."""
 _BAR_IN, _BAR_EDGE_IN = 0.025, 0.012
 _INSET_IN = 0.09
 _MM_PER_CM = 10
 _TWO_DIGITS, _LEAST_SHOWN = 100, 0.1
 _STRIPE = 0.05
-"""How much of every second line is colour, so that the eye keeps to it."""
+"""Opacity of the stripe behind every second line, which guides the eye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ PAPER = Theme("#ffffff", "#14181f", "#5b6472", "#a84a00")
 
 
 class Sheet:
-    """One page; places are in inches from its lower left corner."""
+    """One page; positions are in inches from its lower left corner."""
 
     def __init__(self, theme: Theme) -> None:
         self._theme = theme
@@ -79,7 +79,7 @@ class Sheet:
         self._text(MARGIN_IN, y, name, _LARGE, bold=True, room=half)
         patient = f"ID {who.patient_id}    Born {who.birth_date}    Sex {who.sex}"
         title = f"{TITLE}    {number}"
-        # an ID must not be cut where room is left: as long as one may be, it is whole
+        # an ID of any valid length must not be cut while there is room
         room = ROOM_IN - width_in(title, _SMALL) - GAP_IN
         self._text(MARGIN_IN, y - 0.26, patient, _MEDIUM, room=room)
         series = provenance.source.series_number
@@ -112,7 +112,7 @@ class Sheet:
         axes.imshow(view.image, aspect="auto", interpolation="bilinear")
         axes.set_axis_off()
         x, y = left + wide / 2, bottom + high / 2
-        # at the edges of the picture, or just outside of it where its frame is larger
+        # at the edges of the image, or just outside if its frame is larger
         sides = (
             (max(box.x, left - 2 * _INSET_IN) + _INSET_IN, y),
             (min(box.x + box.width, left + wide + 2 * _INSET_IN) - _INSET_IN, y),
@@ -176,7 +176,7 @@ class Sheet:
         measured = cell.measurement
         swatch = Box(x, y - _SWATCH_IN / 2, _SWATCH_IN, _SWATCH_IN)
         self._box(swatch, tuple(part / 255 for part in cell.structure.rgb))
-        # nothing can be said of how large a structure is of which less than the least is seen
+        # of a structure of which almost nothing is visible, no lower bound above 0 can be stated
         volume = rounded(measured.volume_ml)
         if measured.truncated:
             volume = f"\N{GREATER-THAN OR EQUAL TO} {0 if volume[0] == '<' else volume}"
@@ -185,7 +185,7 @@ class Sheet:
             self._text(x + end, y, words, _SMALL, theme.warning if measured.truncated else theme.text, "right")
 
     def footer(self, lines: list[str]) -> None:
-        """Sentences at the lower edge."""
+        """Sentences at the bottom of the page."""
         for number, line in enumerate(reversed(lines)):
             y = MARGIN_IN + number * FOOTER_LINE_IN
             self._text(MARGIN_IN, y, line, _TINY, self._theme.faint, room=ROOM_IN)
@@ -235,7 +235,7 @@ class Sheet:
 
 
 def rounded(value: float) -> str:
-    """A volume or an attenuation to as many digits as say something."""
+    """A volume or an attenuation with a meaningful number of digits."""
     if 0 < value < _LEAST_SHOWN / 2:
-        return f"< {_LEAST_SHOWN}"  # 0.0 would say that there is nothing
+        return f"< {_LEAST_SHOWN}"  # 0.0 would mean that nothing was found
     return f"{value:,.0f}" if abs(value) >= _TWO_DIGITS else f"{value:.1f}"

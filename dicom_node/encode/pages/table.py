@@ -1,4 +1,4 @@
-"""The structures of a report page as rows: by group, the two sides of a pair in one row, laid over pages."""
+"""The structures of a report as rows, by group, with both sides of a pair in one row, distributed over pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TRUNCATED = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One structure, or the right and the left one of a pair; words stand for a side that was not measured."""
+    """One structure, or the right and left one of a pair; text replaces a side that was not measured."""
 
     title: str
     cells: tuple[Segment | str, ...]
@@ -44,16 +44,16 @@ class Section:
 
     @property
     def is_of_pairs(self) -> bool:
-        """Whether each row holds two sides."""
+        """Whether each row contains two sides."""
         return self.columns == _COLUMNS_OF_PAIRS
 
     @property
     def lines(self) -> int:
-        """How many lines of text it takes below its title."""
+        """The number of lines of text below its title."""
         return -(-len(self.rows) // self.columns)
 
     def split(self, lines: int) -> tuple[Section, Section]:
-        """What fits into ``lines``, and the rest."""
+        """The part that fits into ``lines``, and the rest."""
         count = lines * self.columns
         title = f"{self.title.removesuffix(' (continued)')} (continued)"
         return replace(self, rows=self.rows[:count]), replace(self, title=title, rows=self.rows[count:])
@@ -61,7 +61,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Sentences over the whole width."""
+    """Sentences across the full width."""
 
     title: str
     text: tuple[str, ...]
@@ -70,11 +70,11 @@ class Note:
 
     @property
     def lines(self) -> int:
-        """How many lines of text it takes below its title."""
+        """The number of lines of text below its title."""
         return len(self.text)
 
     def split(self, lines: int) -> tuple[Note, Note]:
-        """What fits into ``lines``, and the rest."""
+        """The part that fits into ``lines``, and the rest."""
         return replace(self, text=self.text[:lines]), replace(self, text=self.text[lines:])
 
 
@@ -82,7 +82,7 @@ Block = Section | Note
 
 
 def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Block]:
-    """Everything that the page says of ``segments``, and of the structures that were ``not_found``."""
+    """The contents of the page on ``segments`` and on the structures that were ``not_found``."""
     found: list[Block] = []
     for group in dict.fromkeys(segment.structure.group for segment in segments):
         members = {segment.structure.name: segment for segment in segments if segment.structure.group == group}
@@ -106,7 +106,7 @@ def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Bl
 
 
 def sheets(of: list[Block], first_lines: int, lines: int) -> list[list[Block]]:
-    """``of`` over pages of ``lines``, the first of which has room for ``first_lines``."""
+    """``of`` distributed over pages of ``lines``, the first of which has room for ``first_lines``."""
     pages: list[list[Block]] = [[]]
     room = first_lines
     for block in of:
@@ -126,7 +126,7 @@ def sheets(of: list[Block], first_lines: int, lines: int) -> list[list[Block]]:
 
 
 def _pair(name: str) -> tuple[str, tuple[str, str]] | None:
-    """The title of a pair and the names of its right and left; None for a structure that has no counterpart."""
+    """The title of a pair and the names of its right and left structure; None for one without a counterpart."""
     side = _SIDE.search(name)
     if side is None:
         return None

@@ -1,4 +1,4 @@
-"""The three planes of a report page: what they show, and how they share the room."""
+"""The three planes of a report page: what they show, and how they are arranged."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ GAP_IN = 0.16
 _BODY_HU = -300
 _BODY_MARGIN_MM = 6.0
 _WIDEST, _NARROWEST = 4.5, 0.3
-"""A picture wider or narrower than this lies in a frame of this shape, so that there is room for its letters."""
+"""An image that is wider or narrower has a frame of this shape, to make room for its text."""
 _BARS_MM = (200, 100, 50, 20, 10, 5, 2, 1)
 _LONGEST_BAR = 0.4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """One plane as it is shown, with square pixels of ``pixel_mm``; ``sides``: letters at left, right, top, bottom."""
+    """One plane with square pixels of ``pixel_mm``; ``sides`` are the letters at left, right, top and bottom."""
 
     caption: str
     image: NDArray[np.uint8]
@@ -41,14 +41,14 @@ class View:
 
     @property
     def bar_mm(self) -> int:
-        """The length of a scale bar that fits well."""
+        """The length of a suitable scale bar."""
         return next(
             (bar for bar in _BARS_MM if bar <= _LONGEST_BAR * self.image.shape[1] * self.pixel_mm), _BARS_MM[-1]
         )
 
 
 class Box(NamedTuple):
-    """A place in inches, from the lower left."""
+    """A rectangle in inches, from the lower left."""
 
     x: float
     y: float
@@ -57,7 +57,7 @@ class Box(NamedTuple):
 
 
 def views(upright: Upright, segments: tuple[Segment, ...]) -> tuple[View, View, View]:
-    """The axial, coronal and sagittal plane that show most of ``segments``, cropped to the body."""
+    """The axial, coronal and sagittal planes that show most of ``segments``, cropped to the body."""
     palette = Palette(segments)
     k, j, i = telling_planes(upright.labels_zyx, tuple(segment.label for segment in segments))
     dz, dy, dx = upright.spacing_zyx_mm
@@ -93,15 +93,15 @@ def _cropped(
 
 
 def arranged(of: tuple[View, View, View], width_in: float, height_in: float) -> tuple[Box, Box, Box]:
-    """The frames of axial, coronal and sagittal view in a room of this size: side by side, or the axial one beside the
-    two others, whichever shows more of them.
+    """The frames of the axial, coronal and sagittal view within this size: side by side, or the axial one beside the
+    two others, whichever is larger.
     """
     shapes = [min(max(view.aspect, _NARROWEST), _WIDEST) for view in of]
     return max(_in_a_row(shapes, width_in, height_in), _stacked(shapes, width_in, height_in), key=_area)
 
 
 def height_needed_in(of: tuple[View, View, View], width_in: float, height_in: float) -> float:
-    """How much of ``height_in`` the frames take."""
+    """The part of ``height_in`` that the frames occupy."""
     return height_in - min(box.y for box in arranged(of, width_in, height_in))
 
 
@@ -119,7 +119,7 @@ def _in_a_row(shapes: list[float], width: float, height: float) -> tuple[Box, Bo
 
 def _stacked(shapes: list[float], width: float, height: float) -> tuple[Box, Box, Box]:
     axial, coronal, sagittal = shapes
-    # all three as high as the room, then as wide: the axial frame and the two beside it keep one height
+    # as high as possible, then as wide: the axial frame and the two beside it have the same height
     heights = 1 / coronal + 1 / sagittal
     high = min(height, (width - GAP_IN + GAP_IN / heights) / (axial + 1 / heights))
     beside = (high - GAP_IN) / heights

@@ -1,1 +1,1 @@
-"""RT Structure Sets: planar contours, and their read-back check."""
+"""RT Structure Sets (planar contours) and their read-back check."""

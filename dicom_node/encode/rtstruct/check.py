@@ -1,4 +1,4 @@
-"""Read contours back from their bytes: what they enclose must be the label map, voxel for voxel."""
+"""Read contours back from their bytes: they must enclose the label map voxel for voxel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COORDINATES = 3
 
 
 class _Contours(NamedTuple):
-    """The contours of an ROI: the plane and the number of vertices of each, and all vertices one after the other."""
+    """The contours of an ROI: plane and number of vertices of each, and the vertices of all."""
 
     planes: NDArray[np.int64]
     counts: NDArray[np.int64]
@@ -36,7 +36,7 @@ def refuse_other_contours(
     """The structure set must enclose ``segments`` of ``labels_zyx``, each contour on the frame that it refers to.
 
     Raises:
-        EncodingError: it does not; the message counts the voxels that differ.
+        EncodingError: it differs; the message says in what, or counts the voxels.
     """
     frames = SourceFrames(source)
     rois = [values(roi) for roi in items(values(content[PREAMBLE_LENGTH:])[tags.ROI_CONTOUR])]
@@ -83,7 +83,7 @@ def _enclosed(
 
 
 def _vertices(contours: _Contours, source: PreparedSource) -> NDArray[np.int64]:
-    """The vertices in half pixels, (column, row), after a look at whether they lie there."""
+    """The vertices in half pixels, (column, row), on which they must lie."""
     planes = np.repeat(contours.planes, contours.counts)
     no_pixels = np.zeros((len(planes), 2))
     from_origin = contours.places_lps_mm - places_lps_mm(no_pixels, planes, source)
@@ -93,7 +93,7 @@ def _vertices(contours: _Contours, source: PreparedSource) -> NDArray[np.int64]:
     if distance > _POSITION_TOLERANCE_MM:
         raise EncodingError(f"a contour lies {distance:.4f} mm from its source frame, or from the edges of its pixels")
     if vertices.min() < -1 or (vertices.max(axis=0) > (2 * source.columns - 1, 2 * source.rows - 1)).any():
-        raise EncodingError("a contour leads outside its source frame")
+        raise EncodingError("a contour leaves its source frame")
     return vertices
 
 
@@ -106,7 +106,7 @@ def _crossings(
     following[ends - 1] = ends - contours.counts
     x, y = vertices.T
     rise = y[following] - y
-    # of two edges that meet on a row, that which comes from above and that which leads below cross it once
+    # two edges that meet on a row, one from above and one to below, cross it once
     first = (np.minimum(y, y[following]) + 1) // 2
     crossed = (np.maximum(y, y[following]) + 1) // 2 - first
     edge = np.repeat(np.arange(len(vertices)), crossed)
@@ -118,11 +118,11 @@ def _crossings(
 
 
 def _filled(row: NDArray[np.int64], column: NDArray[np.int64]) -> tuple[NDArray[np.bool_], slice, slice]:
-    """The pixels of one plane right of an odd number of crossings, and the rows and columns that they are cut to."""
+    """The pixels of one plane right of an odd number of crossings, and the rows and columns they are cropped to."""
     top, left = int(row.min()), int(column.min())
     height, width = int(row.max()) + 1 - top, int(column.max()) + 1 - left
     crossings = np.bincount((row - top) * width + column - left, minlength=height * width)
     odd = (crossings % 2).astype(np.bool_).reshape(height, width)
-    # the last crossing of a row leads out: nothing lies right of it
+    # the last crossing of a row leads out: nothing to its right is inside
     inside = np.logical_xor.accumulate(odd, axis=1)[:, :-1]
     return inside, slice(top, top + height), slice(left, left + width - 1)

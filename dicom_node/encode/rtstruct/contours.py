@@ -1,14 +1,14 @@
 """Outlines of structures on the planes of a label map, as planar contours (PS3.3 C.8.8.6.3).
 
-A line runs half way between the centres of pixels inside and outside (marching squares at 0.5, by contourpy), so that a
-reader who asks of every pixel centre whether it lies inside gets the label map back exactly. All vertices therefore lie
-on a grid of half pixels, and are kept as whole numbers of half pixels, (column, row).
+Lines run half way between the centres of pixels inside and outside (marching squares at 0.5, by contourpy), so that a
+reader that tests every pixel centre gets the label map back exactly. All vertices therefore lie on a grid of half
+pixels, and are kept as integers in half pixels, (column, row).
 
-A region with holes is one outline, the keyhole of the standard: from the outer line along a bridge of no width to the
-hole, around it the other way, and back. ``CLOSED_PLANAR`` contours inside each other mean a hole to some readers
-(rt-utils, platipy, later dcmrtstruct2nii) and nothing to others (plastimatch's default, earlier dcmrtstruct2nii fill
-the union), and ``CLOSEDPLANAR_XOR`` is skipped by readers that are older than it. A keyhole is the same region to all
-of them, by even-odd and by winding.
+A region with holes is one outline, the keyhole of the standard: from the outer line along a bridge of zero width to the
+hole, around it in the opposite direction, and back. Nested ``CLOSED_PLANAR`` contours mean a hole to some readers
+(rt-utils, platipy, later dcmrtstruct2nii) but not to others (plastimatch by default and earlier dcmrtstruct2nii fill
+the union), and readers that are older than ``CLOSEDPLANAR_XOR`` skip it. A keyhole is the same region to all of them,
+by the even-odd and by the winding rule.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _INSIDE, _ABOVE_ALL = 0.5, 2.0
 def outlines(region: NDArray[np.bool_], longest: int) -> list[NDArray[np.int32]]:
     """Closed outlines of ``region``, ``(vertices, 2)`` each, the last vertex joined to the first.
 
-    They don't overlap. Vertices stand at corners alone. A region whose outline has more than ``longest`` (at least 4)
+    They don't overlap, and vertices are corners only. A region whose outline has more than ``longest`` (at least 4)
     vertices is cut in two between pixels.
     """
     found = _corners([_keyhole(*polygon) for polygon in _polygons(region)])
@@ -42,13 +42,13 @@ def outlines(region: NDArray[np.bool_], longest: int) -> list[NDArray[np.int32]]
 
 
 def _polygons(region: NDArray[np.bool_]) -> list[tuple[NDArray[np.int32], NDArray[np.int64]]]:
-    """Vertices and where the rings among them start: the outer one first, then the holes, each in opposite sense."""
+    """Vertices, and where the rings among them start: the outer one first, then the holes in the opposite sense."""
     rows, columns = region.shape
     framed = np.zeros((rows + 2, columns + 2))
     framed[1:-1, 1:-1] = region
-    # in half pixels, so that every vertex is whole
+    # in half pixels, so that every vertex is an integer
     x, y = np.meshgrid(np.arange(-2.0, 2 * columns + 1, 2), np.arange(-2.0, 2 * rows + 1, 2))
-    # contour_generator() would look for values that are missing, which takes longer than the contours
+    # contour_generator() would look for missing values, which takes longer than the contours
     generator = SerialContourGenerator(
         x,
         y,
@@ -65,7 +65,7 @@ def _polygons(region: NDArray[np.bool_]) -> list[tuple[NDArray[np.int32], NDArra
     )
     found = []
     for points, ends in zip(polygons, offsets, strict=True):
-        # the last vertex of a ring is its first again
+        # the last vertex of a ring repeats its first
         vertices = np.delete(points, ends[1:].astype(np.int64) - 1, axis=0)
         starts = ends.astype(np.int64) - np.arange(len(ends))
         found.append((vertices.astype(np.int32), starts))
@@ -83,7 +83,7 @@ def _keyhole(vertices: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[
     leftmost, targets = _bridges(vertices, starts)
     walks: list[list[tuple[int, NDArray[np.int64]]]] = [[] for _ in leftmost]
     ring_of = np.searchsorted(starts, targets, side="right") - 1
-    # from the right, so that a walk around a hole is whole before it is put into that of a hole further left
+    # from the right, so that the walk around a hole is complete before it becomes part of one further left
     for ring in np.argsort(-vertices[leftmost, 0], kind="stable").tolist():
         if ring == 0:
             continue
@@ -94,7 +94,7 @@ def _keyhole(vertices: NDArray[np.int32], starts: NDArray[np.int64]) -> NDArray[
 
 
 def _bridges(vertices: NDArray[np.int32], starts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The leftmost vertex of each ring, and the vertex to its left where the bridge ends (meaningless for ring 0)."""
+    """The leftmost vertex of each ring, and the vertex to its left where the bridge ends (undefined for ring 0)."""
     column, row = vertices.astype(np.int64).T
     size = 2 + int(vertices.max())
     place = (column + 1) * size + row
@@ -121,7 +121,7 @@ def _with_walks(around: NDArray[np.int64], walks: list[tuple[int, NDArray[np.int
 
 
 def _corners(rings: list[NDArray[np.int32]]) -> list[NDArray[np.int32]]:
-    """``rings`` without the vertices that lie on a straight line: they change nothing and are half of the bytes."""
+    """``rings`` without vertices on straight lines, which change nothing and are half of the bytes."""
     if not rings:
         return []
     vertices = np.concatenate(rings)

@@ -1,8 +1,8 @@
 """RT Structure Set (PS3.3 A.19): structures as planar contours on the frames of the source series.
 
-Explicit VR Little Endian gives Contour Data 65534 bytes. A longer value may stand there as UN (PS3.5 section 6.2.2),
-which not every reader takes for numbers (OHIF/Viewers#5611); regions with such an outline are cut in two instead.
-The attributes are pydicom's to write, the contours, hundreds of thousands of vertices, are put together as bytes.
+In Explicit VR Little Endian, Contour Data has at most 65534 bytes. A longer value may be encoded as UN (PS3.5 section
+6.2.2), which not every reader reads as numbers (OHIF/Viewers#5611), so regions with a longer outline are cut in two.
+pydicom writes the attributes; the contours, hundreds of thousands of vertices, are written as bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dicom_node.encode.source.series import PreparedSource
 
 _DETACHED_STUDY_MANAGEMENT = "1.2.840.10008.3.1.2.3.1"
-"""What every structure set names as the class of its study (PS3.3 C.8.8.5); retired as a class of its own."""
+"""The SOP Class that every structure set names for its study (PS3.3 C.8.8.5), itself retired."""
 _LONGEST_CONTOUR_DATA = 2**16 - 2
 _COORDINATES = 3
 _CLOSED_PLANAR = text_element(tags.CONTOUR_GEOMETRIC_TYPE, b"CS", "CLOSED_PLANAR")
@@ -55,11 +55,10 @@ class _Outline(NamedTuple):
 def contours_file(labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], provenance: Provenance) -> memoryview:
     """A structure set with one ROI per item of ``segments``, as a Part 10 file.
 
-    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments``, numbered from 1, must not be empty: a
-    structure set without an ROI says nothing.
+    ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments``, numbered from 1, must not be empty.
 
     Raises:
-        EncodingError: a coordinate is more than a decimal string holds.
+        EncodingError: a coordinate does not fit into a decimal string.
     """
     outlined = _outlines(labels_zyx, segments, provenance.source)
     images = [_image(plane) for plane in provenance.source.planes]
@@ -92,7 +91,7 @@ def _dataset(segments: tuple[Segment, ...], provenance: Provenance) -> Dataset:
     dataset.FrameOfReferenceUID = source.frame_of_reference_uid
     dataset.PositionReferenceIndicator = source.position_reference_indicator
     stamp(dataset, provenance, "contours")
-    # the time of a structure set has attributes of its own
+    # a structure set has its own attributes for the time
     del dataset.ContentDate
     del dataset.ContentTime
     dataset.InstanceNumber = 1
@@ -143,7 +142,7 @@ def _roi(segment: Segment, provenance: Provenance) -> Dataset:
 
 
 def _observation(segment: Segment) -> Dataset:
-    """The item of the RT ROI Observations Sequence (PS3.3 C.8.8.8), with the codes that the segment of a SEG has."""
+    """The item of the RT ROI Observations Sequence (PS3.3 C.8.8.8), with the codes of a segment in a SEG."""
     structure = segment.structure
     observation = Dataset()
     observation.ObservationNumber = segment.number
@@ -169,11 +168,11 @@ def _observation(segment: Segment) -> Dataset:
 def _outlines(
     labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> dict[int, list[_Outline]]:
-    """The outlines of each label, in the order of planes."""
+    """The outlines of each label, in plane order."""
     longest = _LONGEST_CONTOUR_DATA // (_COORDINATES * longest_text(_furthest(source)))
     found: dict[int, list[_Outline]] = {segment.label: [] for segment in segments}
     for k in sorted(frozenset[int]().union(*(segment.planes for segment in segments))):
-        # one pass tells where every label lies; each is looked at there alone
+        # one pass finds the bounding box of every label
         boxes = find_objects(labels_zyx[k], max_label=max(found))
         for segment in segments:
             if k not in segment.planes:
@@ -186,7 +185,7 @@ def _outlines(
 
 
 def _furthest(source: PreparedSource) -> float:
-    """No coordinate of a vertex is larger."""
+    """An upper bound of the coordinates of vertices, in mm."""
     extent = source.rows * source.row_spacing_mm + source.columns * source.column_spacing_mm
     return extent + max(abs(value) for plane in source.planes for value in plane.position_lps_mm)
 
@@ -233,7 +232,7 @@ def _texts(outlined: list[_Outline], source: PreparedSource) -> list[bytes]:
 def places_lps_mm(
     pixels_xy: NDArray[np.float64], planes: NDArray[np.int64], source: PreparedSource
 ) -> NDArray[np.float64]:
-    """Where (column, row) lie on ``planes``, each by the Image Position of its own frame (PS3.3 C.7.6.2.1.1)."""
+    """Positions of (column, row) on ``planes``, each by the Image Position of its own frame (PS3.3 C.7.6.2.1.1)."""
     origins = np.array([plane.position_lps_mm for plane in source.planes])
     along_row = np.array(source.orientation[:3]) * source.column_spacing_mm
     along_column = np.array(source.orientation[3:]) * source.row_spacing_mm

@@ -1,1 +1,1 @@
-"""DICOM Segmentation, BINARY and as a label map, and its read-back check."""
+"""DICOM Segmentation (BINARY and LABELMAP) and its read-back check."""

@@ -1,4 +1,4 @@
-"""The attributes of a SEG (PS3.3 A.51), which its two forms share: highdicom's, made of one pixel of one plane."""
+"""The attributes that both forms of a SEG (PS3.3 A.51) share, as highdicom makes them for one pixel of one plane."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _TITLES = {ResultKind.SEGMENTATION: "segmentation", ResultKind.LABELMAP: "label 
 def one_plane(
     kind: ResultKind, segments: tuple[Segment, ...], provenance: Provenance, plane: int, index: int
 ) -> Dataset:
-    """What highdicom makes of one pixel of the first of ``segments`` on one plane."""
+    """The SEG that highdicom makes of one pixel of the first of ``segments`` on one plane."""
     descriptions = [segment_description(segment, provenance.model) for segment in segments]
     planes = provenance.source.planes[plane : plane + 1]
     return highdicom_segmentation(kind, np.ones((1, 1, 1), dtype=np.uint8), descriptions, provenance, planes, index)
@@ -65,7 +65,7 @@ def attributes(
     is_volume: bool,
     background: bytes = b"",
 ) -> bytes:
-    """The file of :func:`one_plane` up to its functional groups, for ``frames`` whole frames of ``segments``."""
+    """The file of :func:`one_plane` up to its functional groups, for ``frames`` full frames of ``segments``."""
     source, model = provenance.source, provenance.model
     del dataset.PerFrameFunctionalGroupsSequence
     del dataset.PixelData
@@ -97,10 +97,10 @@ def highdicom_segmentation(
     planes: tuple[SourcePlane, ...],
     index: int = 0,
 ) -> Dataset:
-    """What highdicom makes of a map of segment numbers, and what we put right in it.
+    """The SEG that highdicom makes of a map of segment numbers, with the attributes that we correct.
 
-    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``. BINARY has no frames that are empty; a
-    label map has all of them.
+    ``numbers_zyx[k]``, of any number of rows and columns, lies on ``planes[k]``. BINARY omits empty frames; a label map
+    contains all frames.
     """
     source, identity, model = provenance.source, provenance.identity, provenance.model
     dataset = SegmentationObject(
@@ -126,23 +126,23 @@ def highdicom_segmentation(
     stamp(dataset, provenance, _TITLES[kind])
     dataset.ImageComments = plain(" ".join(provenance.statements), 10240)
     if source.body_part_examined:
-        # without Laterality: of a SEG that is the segments' to state (dciodvfy: an error at this place)
+        # without Laterality, which the segments state (here dciodvfy calls it an error)
         dataset.BodyPartExamined = source.body_part_examined
     dataset.update(source.lossy_compression)
     if kind is ResultKind.LABELMAP:
-        dataset.add_new("PixelPaddingValue", "US", 0)  # pydicom does not draw the VR from Pixel Representation here
+        dataset.add_new("PixelPaddingValue", "US", 0)  # pydicom does not derive the VR from Pixel Representation here
     return dataset
 
 
 def _finish_geometry(
     dataset: Dataset, provenance: Provenance, planes: tuple[SourcePlane, ...], organization: str
 ) -> None:
-    """Frame numbers of a multi-frame source, spacing along the normal, and UIDs that highdicom draws by chance."""
+    """Set frame numbers of a multi-frame source, spacing along the normal, and UIDs that highdicom draws at random."""
     source = provenance.source
     shared = dataset.SharedFunctionalGroupsSequence[0]
     shared.PixelMeasuresSequence[0].SpacingBetweenSlices = decimal(source.plane_spacing_mm)
     if source.is_multi_frame:
-        # each source item is shared by all segments of a plane: collect first, so that none is mapped twice
+        # all segments of a plane share one source item: collect them first, so that none is mapped twice
         references = {
             id(item): item
             for group in dataset.PerFrameFunctionalGroupsSequence

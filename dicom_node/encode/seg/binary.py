@@ -1,14 +1,14 @@
-"""DICOM Segmentation (PS3.3 A.51) on the frames of the source series: what all forms share, and the BINARY one.
+"""BINARY Segmentation (PS3.3 A.51) on the frames of the source series.
 
-highdicom makes the object from source headers that we build ourselves (:func:`source_images`): they hold what it reads
-and nothing that it could trip over, one per plane or one multi-frame header, *in plane order*, so that plane k of the
-label map meets frame k and its own Image Position. No volume is built, so the plane orders of libraries don't matter:
+highdicom makes the object from source headers that we build ourselves (:mod:`dicom_node.encode.seg.source_images`), one
+per plane or one multi-frame header, *in plane order*, so that plane k of the label map meets frame k and its own Image
+Position. No volume is built, so the plane orders of libraries don't matter:
 of slices at z = 0, 2 and 4 mm SimpleITK makes planes 0, 2, 4 and highdicom 0.28.2 (``get_volume_from_series``) 4, 2, 0,
 and labels of one on the affine of the other mirror the patient.
 
-A whole SEG takes highdicom 1 ms a frame and several copies of the pixels. It is therefore given one pixel of one plane,
-and makes every attribute of the object and the functional groups of one frame. Those of all frames and the packed
-pixels are written from these as bytes (:func:`segmentation_file`), equal to those highdicom makes of the whole map.
+For a whole SEG highdicom takes 1 ms per frame and several copies of the pixels. It is therefore given one pixel of one
+plane and makes all attributes and the functional groups of one frame. The functional groups of all frames and the
+packed pixels are written as bytes, equal to those that highdicom makes of the whole map.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def segmentation_file(
     needs a segment. ``index`` counts the SEG series of one run for one destination.
 
     Raises:
-        EncodingError: the pixels are more than Pixel Data may hold; nothing was allocated for them yet.
+        EncodingError: Pixel Data would be too long; no memory was allocated for it yet.
     """
     source = provenance.source
     planes = sorted(frozenset[int]().union(*(segment.planes for segment in segments)))
-    # with a second segment the number of the segment goes from the shared groups to those of each frame
+    # with a second segment, the segment number moves from the shared groups to those of each frame
     dataset = one_plane(ResultKind.SEGMENTATION, segments[:2], provenance, planes[0], index)
     groups_by_plane = functional_groups(dataset.PerFrameFunctionalGroupsSequence[0], planes, source, (1,))
     frames = [_Frame(segment, k) for segment in segments for k in groups_by_plane if k in segment.planes]
@@ -76,7 +76,7 @@ def segmentation_file(
             element_header(tags.PIXEL_DATA, b"OB", length),
         )
     )
-    # fresh pages are zero and take no memory before something is written to them: most of the frames is zero
+    # fresh pages are zero and take no memory until they are written to, and most pixels are zero
     pages = mmap.mmap(-1, len(head) + length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     content = np.frombuffer(pages, dtype=np.uint8)
     content[: len(head)] = np.frombuffer(head, dtype=np.uint8)
@@ -85,7 +85,7 @@ def segmentation_file(
 
 
 def _functional_groups(frames: list[_Frame], groups_by_plane: dict[int, bytes]) -> list[bytes]:
-    """Items of the Per-frame Functional Groups Sequence: those of their planes with the number of their segment."""
+    """The items of the Per-frame Functional Groups Sequence: the groups of each plane with the segment number."""
     templates = {k: bytearray(group) for k, group in groups_by_plane.items()}
     indices = {k: _value_offset(group, _DIMENSION_INDEX_VALUES) for k, group in groups_by_plane.items()}
     several = len(frames) > 0 and _REFERENCED_SEGMENT_NUMBER in groups_by_plane[frames[0].plane]
@@ -107,8 +107,9 @@ def _value_offset(group: bytes, header: bytes) -> int:
 
 
 def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[np.uint8]) -> None:
-    """Write what is not zero to ``pixels``, which are: frames follow each other bit by bit, lowest bit first (PS3.5
-    8.1.1, 8.2), none is empty.
+    """Write the set pixels into ``pixels``, which are zero.
+
+    Frames, none of them empty, follow each other bit by bit, lowest bit first (PS3.5 8.1.1, 8.2).
     """
     size = labels_zyx[0].size
     extents = {k: _extents(labels_zyx[k].reshape(-1)) for k in {frame.plane for frame in frames}}
@@ -120,16 +121,16 @@ def _pack(labels_zyx: NDArray[np.uint8], frames: list[_Frame], pixels: NDArray[n
         bits[:before] = False
         np.equal(labels_zyx[k].reshape(-1)[low:high], segment.label, out=bits[before:count])
         packed = np.packbits(bits[:count], bitorder="little")
-        # the first byte may hold the end of the frame before
+        # the first byte may contain the end of the previous frame
         pixels[byte : byte + len(packed)] |= packed
 
 
 def _extents(labels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where the pixels of each label 0..255 begin and end among ``labels``; meaningless for a label without pixels."""
+    """Where the pixels of each label 0..255 begin and end in ``labels``; undefined for a label without pixels."""
     starts = np.concatenate(([0], np.flatnonzero(labels[1:] != labels[:-1]) + 1))
     of_run = labels[starts]
     first, last = np.zeros((2, 256), dtype=np.intp)
-    # of several values for one label the last stays
+    # the last of several values for a label remains
     first[of_run[::-1]] = starts[::-1]
     last[of_run] = np.append(starts[1:], labels.size)
     return first, last

@@ -1,4 +1,4 @@
-"""Segmentations read back from their bytes: every voxel, name and place is what was put in."""
+"""Read segmentations back from their bytes: every voxel, name and position must be what was encoded."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 _POSITION_TOLERANCE_MM = 1e-3
 _DECIMAL_TOLERANCE = 1e-6
-"""What a decimal string of 16 characters may round off spacings and cosines, and more."""
+"""More than a decimal string of 16 characters rounds spacings and cosines."""
 _PIXEL_VALUES = 256
 
 
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The SEG must hold ``segments`` of ``labels_zyx``, by their names and voxel for voxel, each frame at the place of
-    the source frame it refers to, and nothing behind the last frame.
+    """The SEG must contain ``segments`` of ``labels_zyx`` with their names, voxel for voxel.
+
+    Each frame must lie at the position of the source frame that it refers to, and nothing may follow the last one.
 
     Raises:
-        EncodingError: it does not; the message counts the voxels that differ.
+        EncodingError: it differs; the message says in what, or counts the voxels.
     """
     label_of = {segment.number: segment.label for segment in segments}
     size = labels_zyx[0].size
@@ -59,10 +60,10 @@ def refuse_other_labels(
 def refuse_other_labelmap(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """As :func:`refuse_other_labels` for a label map.
+    """As :func:`refuse_other_labels`, for a label map.
 
     Raises:
-        EncodingError: it does not hold ``segments``; the message counts the voxels that differ.
+        EncodingError: it differs; the message says in what, or counts the voxels.
     """
     parts = values(content[PREAMBLE_LENGTH:])
     source_frames = SourceFrames(source)
@@ -95,7 +96,7 @@ def _refuse_different_voxels(voxels: int, common: int, segments: tuple[Segment, 
 
 
 def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment, ...]) -> None:
-    """Each number must be described as its segment: an exchange of names would be one of left and right."""
+    """Each number must describe its segment: exchanged names would exchange left and right."""
     described = []
     for item in items(parts[tags.SEGMENT]):
         segment = values(item)
@@ -104,7 +105,9 @@ def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment
             described.append((number, text_of(segment[tags.SEGMENT_LABEL]), text_of(segment[tags.TRACKING_UID])))
     expected = [(segment.number, segment.structure.name, segment.tracking_uid) for segment in segments]
     if described != expected:
-        raise EncodingError(f"the SEG describes {len(described)} segments that are not the {len(expected)} put in")
+        raise EncodingError(
+            f"the {len(described)} segments that the SEG describes differ from the {len(expected)} encoded"
+        )
 
 
 def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: PreparedSource) -> None:
@@ -127,12 +130,12 @@ def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: Prepar
 
 
 def _refuse_other_end(packed: NDArray[np.uint8], size: int) -> None:
-    """Behind the last of ``size`` bits there must be zeros, up to an even number of bytes (PS3.5 section 8.1.1)."""
+    """After the last of ``size`` bits there must be zeros, up to an even number of bytes (PS3.5 section 8.1.1)."""
     length = -(-size // 16) * 2
     if len(packed) != length:
         raise EncodingError(f"{len(packed)} bytes of pixel data, expected {length}")
     if any(packed[-(-size // 8) :]) or (size % 8 and packed[size // 8] >> size % 8):
-        raise EncodingError("there are pixels behind the last frame")
+        raise EncodingError("there are pixels after the last frame")
 
 
 def _decimals_of_group(groups: dict[int, memoryview], group: int, tag: int) -> tuple[float, ...]:
@@ -145,10 +148,10 @@ def _largest_difference(found: tuple[float, ...], expected: tuple[float, ...]) -
 
 
 def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, NDArray[np.bool_]]:
-    """The pixels of a frame of ``size`` bits from bit ``start`` on, cut to the bytes that are not zero.
+    """The pixels of a frame of ``size`` bits from bit ``start``, cropped to the bytes that are not zero.
 
-    Returns where in the frame they begin, and the pixels. Frames follow each other bit by bit, lowest bit first (PS3.5
-    8.1.1): the first and last byte may hold bits of other frames.
+    Returns the offset within the frame at which they begin, and the pixels. Frames follow each other bit by bit, lowest
+    bit first (PS3.5 8.1.1), so the first and last byte may contain bits of other frames.
     """
     first_byte, offset = divmod(start, 8)
     octets = packed[first_byte : (start + size + 7) // 8]
@@ -162,7 +165,7 @@ def _set_range(packed: NDArray[np.uint8], start: int, size: int) -> tuple[int, N
 
 
 def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tuple[int, int]]:
-    """Plane and segment number of each frame; what thousands of frames share is looked at once."""
+    """Plane and segment number of each frame; bytes that thousands of frames share are parsed once."""
     frames = SourceFrames(source)
     (shared,) = items(parts[tags.SHARED_FUNCTIONAL_GROUPS])
     identification = values(shared).get(tags.SEGMENT_IDENTIFICATION, memoryview(b""))
@@ -181,7 +184,7 @@ def _frames(parts: dict[int, memoryview], source: PreparedSource) -> Iterator[tu
 
 
 def _plane(functional: dict[int, memoryview], frames: SourceFrames, source: PreparedSource) -> int:
-    """The plane that the functional groups of a frame refer to, after a look at where they say that it lies."""
+    """The plane that the functional groups of a frame refer to, and whose position they must state."""
     (derivation,) = items(functional[tags.DERIVATION_IMAGE])
     (image,) = items(values(derivation)[tags.SOURCE_IMAGE])
     k = frames.plane(image, "a frame")

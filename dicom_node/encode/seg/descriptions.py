@@ -1,4 +1,4 @@
-"""Segments as a SEG describes them: the items of its Segment Sequence (PS3.3 C.8.20.2)."""
+"""The items of the Segment Sequence, which describe the segments of a SEG (PS3.3 C.8.20.2)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def segment_description(segment: Segment, model: ModelIdentity) -> SegmentDescri
 
 
 def encoded_description(segment: Segment, model: ModelIdentity) -> bytes:
-    """The bytes of :func:`segment_description`, most of which are kept from run to run."""
+    """The bytes of :func:`segment_description`, most of which are cached from run to run."""
     own = {
         tags.SEGMENT_NUMBER: element(tags.SEGMENT_NUMBER, b"US", struct.pack("<H", segment.number)),
         tags.TRACKING_UID: text_element(tags.TRACKING_UID, b"UI", segment.tracking_uid),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def functional_groups(
     template: Dataset, planes: Sequence[int], source: PreparedSource, leading: tuple[int, ...] = ()
 ) -> dict[int, bytes]:
-    """The functional groups of a frame on each of ``planes``, encoded, in highdicom's order, which is descending.
+    """The encoded functional groups of a frame on each of ``planes``, in highdicom's order, which is descending.
 
     The Dimension Index Values of a frame are ``leading`` and the number of its plane.
     """

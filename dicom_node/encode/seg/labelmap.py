@@ -1,12 +1,12 @@
-"""Label Map Segmentation (PS3.3 A.51, Segmentation Type LABELMAP): a pixel is the number of its segment.
+"""Label Map Segmentation (PS3.3 A.51, Segmentation Type LABELMAP): each pixel is the number of its segment.
 
-Eight bits, RLE Lossless, one frame for every plane from the first to the last that holds a structure, so that the
-frames stay a regular volume; a plane outside holds none, as in BINARY. Pixel value 0 is the background, which Pixel
-Padding Value names (A.51.4) and, because every value that is encoded must be described (C.8.20.2.3.3), a segment of its
-own describes, the last one. Segments are numbered without gaps, from the first item on: OHIF 3.13 takes names by number
+It has 8 bits, RLE Lossless, and one frame for every plane from the first to the last with a structure, so that the
+frames are a regular volume; planes outside have none, as in BINARY. Pixel value 0 is the background: Pixel Padding
+Value names it (A.51.4), and the last segment describes it, because every encoded value must be described
+(C.8.20.2.3.3). Segments are numbered without gaps in the order of their items, because OHIF 3.13 finds names by number
 and colours by position (cornerstone3D#2882).
 
-The attributes are highdicom's, made of one pixel; groups and pixels are written as bytes, as in
+highdicom makes the attributes from one pixel; functional groups and pixels are written as bytes, as in
 :mod:`dicom_node.encode.seg.binary`.
 """
 
@@ -42,8 +42,8 @@ def labelmap_file(
     """A label map of ``segments``, numbered from 1, as a Part 10 file.
 
     ``labels_zyx[k]`` lies on ``provenance.source.planes[k]``. ``segments`` must not be empty: a SEG needs a segment.
-    ``index`` counts the label maps of one run for one destination. Without ``background`` value 0 is named by Pixel
-    Padding Value alone.
+    ``index`` counts the label maps of one run for one destination. Without ``background``, only Pixel Padding
+    Value names value 0.
     """
     source = provenance.source
     held = frozenset[int]().union(*(segment.planes for segment in segments))

@@ -1,7 +1,7 @@
 """RLE Lossless (PS3.5 annex G) of frames of 8 bits, in array operations: 105 million pixels in less than 0.1 s.
 
-A row is encoded on its own (G.3.1), and in stretches of 128 pixels, which is as long as a run may be. Within a stretch
-pixels that differ from both neighbours become literal runs, all others replicate runs.
+Each row is encoded on its own (G.3.1), in stretches of 128 pixels, the longest possible run. Within a stretch, pixels
+that differ from both neighbours become literal runs, all others replicate runs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _LONGEST_RUN = 128
 _HEADER = struct.pack("<16I", 1, 64, *[0] * 14)
-"""G.5: one segment, which starts behind the header."""
+"""G.5: one segment, which starts after the header."""
 _FRAMES_AT_ONCE = 4
 
 
@@ -35,7 +35,7 @@ def _encoded(frames: NDArray[np.uint8], values: NDArray[np.uint8]) -> Iterator[b
     starts = _run_starts(pixels, columns)
     lengths = np.diff(starts, append=pixels.size)
     is_single = lengths == 1
-    # a literal run starts at a single pixel behind a longer run or at the start of a stretch
+    # a literal run starts at a single pixel after a longer run or at the start of a stretch
     heads_run = ~is_single
     heads_run[1:] |= heads_run[:-1] | (starts[1:] % columns % _LONGEST_RUN == 0)
     heads_run[0] = True
@@ -61,10 +61,10 @@ def decoded_runs(frame: memoryview) -> tuple[NDArray[np.uint8], NDArray[np.intp]
     """The pixel values of an encoded frame and how often each is repeated, in order.
 
     Raises:
-        EncodingError: the frame has not one segment.
+        EncodingError: the frame does not have exactly one segment.
     """
     if bytes(frame[: len(_HEADER)]) != _HEADER:
-        raise EncodingError("an RLE frame that has not one segment")
+        raise EncodingError("an RLE frame does not have exactly one segment")
     encoded = np.frombuffer(frame, dtype=np.uint8, offset=len(_HEADER))
     heads = _run_heads(encoded)
     is_value = np.ones(len(encoded), dtype=np.bool_)
@@ -77,7 +77,7 @@ def decoded_runs(frame: memoryview) -> tuple[NDArray[np.uint8], NDArray[np.intp]
 
 
 def _run_heads(encoded: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Where runs start: every run says how far it is to the next, which is followed in doubling steps."""
+    """Where runs start: each run states the distance to the next, which is followed in doubling steps."""
     size = len(encoded)
     step = np.where(encoded < _LONGEST_RUN, encoded.astype(np.intp) + 2, 2)
     following = np.minimum(np.arange(size) + step, size)

@@ -1,7 +1,7 @@
-"""The source images as highdicom wants to see them.
+"""Headers of source images for highdicom.
 
-They are built from the prepared source, in plane order, and hold what highdicom reads and nothing else: headers that
-came over the network never reach it.
+They are built from the prepared source, in plane order, with only the attributes that highdicom reads: received headers
+never reach it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def source_images(source: PreparedSource, planes: tuple[SourcePlane, ...], rows: int, columns: int) -> list[Dataset]:
-    """Headers as highdicom wants to see them: one per plane, or one whose frame k + 1 is plane k."""
+    """Headers as highdicom expects them: one per plane, or one whose frame k + 1 is plane k."""
     common = _common_header(source, rows, columns)
     if not source.is_multi_frame:
         common.update(_orientation(source))

@@ -1,1 +1,1 @@
-"""What results take from the source series: identity byte for byte, valid attributes, and the place of its planes."""
+"""What results take from the source series: identity byte for byte, valid attributes, and plane positions."""

@@ -1,7 +1,7 @@
-"""Elements of a header copied as the bytes that came.
+"""Copy elements of a header as the bytes that were received.
 
-No library decodes, checks or repairs them on the way, so that a name in any character set, valid or not, comes back
-exactly. What can't be copied so is refused by the name of its attribute.
+No library decodes, checks or repairs them, so that a name in any character set, valid or not, is preserved exactly.
+An element that can't be copied in this way is refused by the name of its attribute.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from pydicom.valuerep import STR_VR, VR
 from dicom_node.errors import EncodingError
 
 _LONGEST_VALUE = 0xFFFE
-"""Bytes of a value with a 16-bit length."""
+"""In bytes, for a VR with a 16-bit length."""
 
 
 def raw_element(header: Dataset, keyword: str) -> RawDataElement | None:
-    """The element as the bytes that came, whatever VR they came with; None where it is absent.
+    """The element as the bytes that were received, whatever VR they had; None if it is absent.
 
-    pydicom 3 forgets the bytes of an element that somebody has read, names included; such a one is written back in its
-    character set, which gives the same bytes where they were sound.
+    pydicom 3 discards the bytes of an element whose value has been read, names included. Such an element is written
+    again in its character set, which gives the same bytes if they were valid.
 
     Raises:
-        EncodingError: it has no VR of the standard, is a sequence, or too long; or it was read, and its bytes were not
-            sound.
+        EncodingError: its VR is not of the standard, it is a sequence or too long, or it was read and not valid.
     """
     return _raw_element(header, keyword) if keyword in header else None
 
@@ -71,13 +70,13 @@ def _written(header: Dataset, keyword: str) -> bytes:
     except Exception as error:
         raise EncodingError(f"{dictionary_description(keyword)} cannot be written in its character set") from error
     if not is_sound:
-        raise EncodingError(f"{dictionary_description(keyword)} has bytes that its character set does not know")
+        raise EncodingError(f"{dictionary_description(keyword)} has bytes that are not valid in its character set")
     return buffer.getvalue()[8:]
 
 
 def keep_bytes(dataset: Dataset) -> None:
-    """Tell pydicom that raw elements already are in the encoding and character set that ``dataset`` is written in."""
-    # an item of a sequence has no character set of its own: pydicom holds its default against that of this call
+    """Tell pydicom that the raw elements are already in the encoding and character set of ``dataset``."""
+    # an item of a sequence has no character set of its own: pydicom compares its default with that of this call
     own = dataset.get("SpecificCharacterSet")
     dataset.set_original_encoding(
         is_implicit_vr=False, is_little_endian=True, character_encoding=convert_encodings(own) if own else "iso8859"
@@ -85,17 +84,17 @@ def keep_bytes(dataset: Dataset) -> None:
 
 
 def raw_items(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence, their standard attributes of text and sequences of such as the bytes that came.
+    """The items of a sequence, with their standard text attributes, nested ones included, as the bytes received.
 
     Raises:
-        EncodingError: it is no sequence.
+        EncodingError: it is not a sequence.
     """
     if keyword not in header:
         return []
     try:
         return [_raw_item(item) for item in header[keyword].value or ()]
     except Exception as error:
-        raise EncodingError(f"{dictionary_description(keyword)} is no sequence that can be read") from error
+        raise EncodingError(f"{dictionary_description(keyword)} is not a readable sequence") from error
 
 
 def _raw_item(item: Dataset) -> Dataset:

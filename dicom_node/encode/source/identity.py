@@ -1,8 +1,8 @@
-"""Whose the series is: patient, study and character set for its results, the same in all its instances.
+"""Patient, study and character set of the source, which must be the same in all instances.
 
-Names and IDs are copied as bytes, beside the Specific Character Set that they were written in. Everything else is
-copied where it is valid and left out where it is not (type 3) or left empty (type 2), because an archive may refuse a
-result for a value that it once accepted in the source.
+Names and IDs are copied as bytes, with the Specific Character Set that they are written in. Other attributes are copied
+if they are valid, and otherwise left out (type 3) or empty (type 2), because an archive may refuse a result for a value
+that it once accepted in the source.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _KEPT_AS_THEY_CAME = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-"""Identify the patient or the request: a changed byte would make another patient or request of them."""
+"""These identify the patient or the request: a changed byte would mean another one."""
 _KEPT_WHERE_VALID = (
     "TypeOfPatientID",
     "PatientBirthDate",
@@ -74,18 +74,18 @@ TYPE_2 = (
     "AccessionNumber",
     "ReferringPhysicianName",
 )
-"""Patient and General Study attributes that must be there and may be empty (PS3.3 C.7.1.1, C.7.2.1)."""
+"""Patient and General Study attributes that must be present and may be empty (PS3.3 C.7.1.1, C.7.2.1)."""
 _ESCAPE = b"\x1b"
 
 
 def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = _SAME_IN_ALL) -> None:
     """Every header must state the same patient, study, series and Frame of Reference.
 
-    highdicom takes them from the first image and does not look at the others; here is where two patients stop. The
-    message counts values and never shows them.
+    highdicom takes them from the first image and ignores the others, so two patients must be refused here. The message
+    counts values and never shows them.
 
     Raises:
-        IdentityConflict: something differs.
+        IdentityConflict: they differ.
     """
     for keyword in keywords:
         values = {_comparable(header, keyword) for header in headers}
@@ -96,9 +96,9 @@ def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = 
 
 
 def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
-    """The bytes of the value without padding and without trailing empty name components, and what they are written in.
+    """The bytes of the value, without padding and trailing empty name components, and their character set.
 
-    The same bytes are another name in another character set; all character sets have the letters of ASCII in common.
+    The same bytes are a different name in another character set, unless they are ASCII, which all of them share.
     """
     element = raw_element(header, keyword)
     value = b"" if element is None else (element.value or b"").rstrip(b" \0^")
@@ -130,11 +130,11 @@ def identity_of(header: Dataset) -> Dataset:
 
 
 def valid_attributes(header: Dataset, keywords: Sequence[str]) -> Dataset:
-    """Those of the attributes that have valid values."""
+    """The attributes that have valid values."""
     result = Dataset()
     for keyword in keywords:
         try:
-            element = raw_element(header, keyword)  # before the look at its text, which would forget its bytes
+            element = raw_element(header, keyword)  # before its text is read, which would discard its bytes
         except EncodingError:
             continue
         if element is not None and valid_texts(header, keyword):

@@ -1,4 +1,4 @@
-"""The frames of the source series, plane by plane, and whether they lie where the grid of the labels says."""
+"""The frames of the source series, plane by plane; they must lie on the grid of the labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _PLACE_TOLERANCE = 0.25
-"""A plane further than this (in its smallest spacing) from where the grid says it is belongs to another plane."""
+"""In parts of the smallest spacing: a frame further than this from its plane of the grid belongs to another plane."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,10 +49,10 @@ def planes_of(reconstruction: Reconstruction) -> tuple[SourcePlane, ...]:
 
 
 def plane_attributes(header: Dataset, frame_number: int | None) -> Dataset:
-    """Position, orientation and pixel measures of one frame in one data set, classic (None) or multi-frame.
+    """Position, orientation and pixel measures of a frame in one data set (``frame_number`` None: a classic image).
 
     Raises:
-        EncodingError: the functional groups are not what reconstruct read them to be.
+        EncodingError: the functional groups can't be read.
     """
     if frame_number is None:
         return header
@@ -64,17 +64,17 @@ def plane_attributes(header: Dataset, frame_number: int | None) -> Dataset:
                 for item in group.get(keyword) or ():
                     result.update(item)
     except Exception as error:
-        raise EncodingError(f"frame {frame_number} has no functional groups that can be read") from error
+        raise EncodingError(f"frame {frame_number} has no readable functional groups") from error
     return result
 
 
 def refuse_other_places(
     planes: tuple[SourcePlane, ...], orientation: tuple[float, ...], reconstruction: Reconstruction
 ) -> None:
-    """The frames must lie where the grid of the labels says: this stops a map that is reversed or of other frames.
+    """The frames must lie on the grid of the labels, so that no reversed or foreign label map passes.
 
     Raises:
-        EncodingError: they lie elsewhere, by the distance that the message states, or are of another number or size.
+        EncodingError: they differ from it in number, size, position or orientation; the message says by how much.
     """
     geometry = reconstruction.source.geometry
     count, rows, columns = geometry.shape_zyx

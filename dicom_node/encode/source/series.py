@@ -1,4 +1,4 @@
-"""A source series, checked, with everything that its results repeat."""
+"""The source series, checked, with everything that its results repeat."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _UNPAIRED = frozenset(
         *("STOMACH", "THYMUS", "THYROID", "TLSPINE", "TONGUE", "TRACHEA", "TSPINE", "UTERUS", "VAGINA", "WHOLEBODY"),
     )
 )
-"""Terms for Body Part Examined (PS3.16 annex L) that a CT may state and that have no side."""
+"""Values of Body Part Examined (PS3.16 annex L) for CT that have no laterality."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +56,8 @@ class PreparedSource:
     ``identity`` holds patient, study and character set as raw elements, every type 2 attribute present.
     ``planes[k]`` is plane k of the label map. ``orientation`` are the six cosines of Image Orientation (Patient),
     ``row_spacing_mm`` the distance between rows, ``plane_spacing_mm`` the distance between planes along their normal.
-    ``laterality`` is that of the body part for objects that state it (PS3.3 C.7.3.1): ``"R"``, ``"L"``, empty where the
-    source does not say, None where the body part has no side.
+    ``laterality`` of the body part (PS3.3 C.7.3.1) is ``"R"``, ``"L"``, empty if the source does not state it, and None
+    if the body part has none.
     """
 
     identity: Dataset
@@ -92,12 +92,11 @@ class PreparedSource:
 
 
 def prepare(reconstruction: Reconstruction) -> PreparedSource:
-    """Check the headers of ``reconstruction`` against each other and its grid, and take from them what results repeat.
+    """Check the headers of ``reconstruction`` against each other and the grid, and extract what results repeat.
 
     Raises:
         IdentityConflict: patient, study, series or Frame of Reference differ between instances.
-        EncodingError: an attribute that a result cannot do without is missing or contradicts the reconstruction; the
-            message names it.
+        EncodingError: a required attribute is missing or contradicts the reconstruction; the message names it.
     """
     headers = reconstruction.headers
     refuse_mixed_identity(headers)
@@ -135,9 +134,9 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NamedSeries:
-    """As much of a source series as can be said of one that is no volume: whose it is, and its instances.
+    """What is known of a source series that need not be a volume: patient, study and instances.
 
-    ``instances`` are SOP Class and Instance UIDs of those that have valid ones.
+    ``instances`` are the SOP Class and Instance UIDs of those that have valid ones.
     """
 
     identity: Dataset
@@ -150,10 +149,10 @@ class NamedSeries:
 
 
 def name_series(headers: Sequence[Dataset]) -> NamedSeries:
-    """Whose series this is, from headers that need not fit each other in anything else.
+    """Patient, study and instances of ``headers``, which need not agree in anything else.
 
     Raises:
-        IdentityConflict: patient, study or series differ between instances: whose it is cannot be said.
+        IdentityConflict: patient, study or series differ between instances.
         EncodingError: there is no valid Study or Series Instance UID, or no instance with valid UIDs.
     """
     refuse_mixed_identity(headers, PATIENT_STUDY_SERIES)
@@ -176,14 +175,14 @@ def name_series(headers: Sequence[Dataset]) -> NamedSeries:
 
 
 def _laterality(header: Dataset) -> str | None:
-    """Type 2C: required of a paired body part, and of one that may be."""
+    """Type 2C: required if the body part is paired or may be."""
     if valid_text(header, "BodyPartExamined") in _UNPAIRED:
         return None
     return valid_text(header, "Laterality") or ""
 
 
 def _lossy_compression(headers: Sequence[Dataset]) -> Dataset:
-    """Once lossy, always lossy (PS3.3 C.7.6.1.1.5): what is derived from such images says so too."""
+    """Lossy compression stays stated in what is derived from such images (PS3.3 C.7.6.1.1.5)."""
     result = Dataset()
     result.LossyImageCompression = "00"
     for header in headers:

@@ -1,1 +1,1 @@
-"""TID 1500 reports: measurements, and notices of series that were not processed; and their read-back check."""
+"""TID 1500 reports (measurements, and notices that a series was not processed) and their read-back check."""

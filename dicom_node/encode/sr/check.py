@@ -1,4 +1,4 @@
-"""Reports read back from their bytes: every structure has the measurements that were put in."""
+"""Read reports back from their bytes: each structure must have the measurements that were encoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VOLUME = b"118565006"
 
 
 def refuse_other_measurements(content: memoryview, expected: tuple[Finding, ...]) -> None:
-    """The SR must have one Measurement Group per finding, with its tracking UID, its SEG and its volume.
+    """The SR must have one Measurement Group per finding, with its Tracking UID, reference to the SEG, and volume.
 
     Raises:
         EncodingError: it does not.
@@ -29,7 +29,7 @@ def refuse_other_measurements(content: memoryview, expected: tuple[Finding, ...]
     containers = _children(content[PREAMBLE_LENGTH:], (_IMAGING_MEASUREMENTS,))[_IMAGING_MEASUREMENTS]
     found = [_measured(group) for container in containers for group in items(container[tags.CONTENT])]
     if found != [_stated(finding) for finding in expected]:
-        raise EncodingError(f"the SR holds {len(found)} measurement groups that are not the {len(expected)} put in")
+        raise EncodingError(f"the {len(found)} measurement groups of the SR differ from the {len(expected)} encoded")
 
 
 class _Stated(NamedTuple):
@@ -62,7 +62,7 @@ def _measured(group: memoryview) -> _Stated:
 
 
 def _children(content_item: memoryview, codes: tuple[bytes, ...]) -> dict[bytes, list[dict[int, memoryview]]]:
-    """The Content Items below one (PS3.3 C.17.3.2) whose Concept Name has one of these codes."""
+    """The child Content Items (PS3.3 C.17.3.2) whose Concept Name has one of these codes."""
     found: dict[bytes, list[dict[int, memoryview]]] = {code: [] for code in codes}
     for child in items(values(content_item).get(tags.CONTENT, memoryview(b""))):
         parts = values(child)

@@ -1,4 +1,4 @@
-"""What a report and a notice share: the head of the content tree, the author, comments and evidence."""
+"""What reports and notices share: the root of the content tree, author, comments and evidence."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def root(context: ResultContext, containers: Iterable[ContainerContentItem]) -> ContainerContentItem:
-    """TID 1500: what an English report on a CT holds before its ``containers``, and these."""
+    """TID 1500: the root of an English report on a CT, with ``containers``."""
     report = ContainerContentItem(name=MEASUREMENT_REPORT, template_id="1500")
     content = ContentSequence()
     content.extend(LanguageOfContentItemAndDescendants(CodedConcept("en", "RFC5646", "English")))
@@ -65,7 +65,7 @@ def _observation_context(context: ResultContext) -> ObservationContext:
 
 
 def comment(sentence: str) -> TextContentItem:
-    """One sentence for people."""
+    """One sentence for human readers."""
     return TextContentItem(name=COMMENT, value=sentence, relationship_type=RelationshipTypeValues.CONTAINS)
 
 
@@ -81,7 +81,7 @@ def predecessors(replaced: tuple[EarlierResult, ...]) -> list[Dataset] | None:
 
 
 def author(name: str, device_uid: str, station_name: str) -> Dataset:
-    """A device that made the content of a report (PS3.3 table C.17-3b), as a SEG names its Content Creator."""
+    """The device that made the content of a report (PS3.3 table C.17-3b)."""
     device = Dataset()
     device.ObserverType = "DEV"
     device.Manufacturer = MANUFACTURER
@@ -94,7 +94,7 @@ def author(name: str, device_uid: str, station_name: str) -> Dataset:
 
 
 def common_header(study_instance_uid: str) -> Dataset:
-    """What the instances of one study share, as far as highdicom reads it from evidence."""
+    """The attributes shared by the instances of a study that highdicom reads from evidence."""
     common = Dataset()
     common.StudyInstanceUID = study_instance_uid
     for keyword in TYPE_2:
@@ -103,7 +103,7 @@ def common_header(study_instance_uid: str) -> Dataset:
 
 
 def evidence_instance(common: Dataset, sop_class_uid: str, sop_instance_uid: str, series_instance_uid: str) -> Dataset:
-    """As much of a header as highdicom reads from evidence."""
+    """The attributes of an instance that highdicom reads from evidence."""
     instance = Dataset()
     instance.update(common)
     instance.SOPClassUID = sop_class_uid

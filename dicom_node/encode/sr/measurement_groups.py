@@ -1,7 +1,7 @@
-"""The Measurement Groups of a report (PS3.16 TID 1411), all written from the bytes of one that highdicom made.
+"""The Measurement Groups of a report (PS3.16 TID 1411), written from the bytes of one that highdicom made.
 
-highdicom takes 20 ms for a group. What differs between two groups is put into the bytes of the template; it has
-everything that a group may have, and what a structure has not is left out.
+highdicom takes 20 ms per group. The template contains every item that a group may have; values are inserted as bytes,
+and items that do not apply to a structure are left out.
 """
 
 from __future__ import annotations
@@ -86,8 +86,10 @@ def finding_site(structure: Structure) -> tuple[Code, Code | None]:
 def measured_values(
     segment: Segment, *, ibsi_codes: bool
 ) -> list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]]:
-    """Kind, value, unit and derivation of every measurement, in the order of a group; those that have ``ibsi_codes`` a
-    second time with them where asked, the shape where it was measured. A value that cannot be told is None.
+    """Kind, value, unit and derivation of every measurement, in the order of a group.
+
+    With ``ibsi_codes``, those that have an IBSI code are repeated with it. Shape is included if it was measured. An
+    undefined value is None.
 
     Raises:
         EncodingError: a value is not finite.
@@ -133,7 +135,7 @@ def _shape_values(shape: ShapeMeasurement) -> list[tuple[DicomCode, float | None
 
 
 def with_everything(finding: Finding) -> Finding:
-    """``finding`` with a side and truncated, so that highdicom puts into its group all that a group may have."""
+    """``finding`` with a laterality and truncated, so that highdicom's group contains every possible item."""
     segment, structure = finding.segment, finding.segment.structure
     site, side = finding_site(structure)
     shape = segment.measurement.shape
@@ -150,10 +152,10 @@ def with_everything(finding: Finding) -> Finding:
 
 
 def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: bool) -> dict[int, bytes]:
-    """The Content Sequence of ``report``, which has the group of a finding :func:`with_everything`, with those of
-    ``found``, as a change to its elements.
+    """A replacement for the Content Sequence of ``report`` that contains the groups of ``found``.
 
-    All of ``found`` have a SEG to refer to, or none has.
+    The one group of ``report`` is that of a finding :func:`with_everything`. Either all of ``found`` refer to a SEG, or
+    none does.
 
     Raises:
         EncodingError: a measurement is not finite.
@@ -173,9 +175,9 @@ def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: b
 
 @dataclass(frozen=True, slots=True)
 class _GroupTemplate:
-    """The elements of a group, and those of each Content Item below it with the code of its Concept Name.
+    """The elements of a group, and those of each child Content Item with the code of its Concept Name.
 
-    ``ibsi_codes`` says whether its values stand there with those, too.
+    ``ibsi_codes`` says whether values are repeated with IBSI codes.
     """
 
     group: dict[int, bytes]
@@ -227,7 +229,7 @@ class _GroupTemplate:
 
 
 def _number(value: float) -> dict[int, bytes]:
-    """Both forms of a number: exact, and as the decimal of at most 16 characters that older readers know."""
+    """A number in both forms: exact, and as a decimal string of at most 16 characters for older readers."""
     return {
         tags.FLOATING_POINT_VALUE: element(tags.FLOATING_POINT_VALUE, b"FD", struct.pack("<d", value)),
         tags.NUMERIC_VALUE: text_element(tags.NUMERIC_VALUE, b"DS", str(decimal(value))),

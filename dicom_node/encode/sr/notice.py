@@ -1,12 +1,11 @@
-"""A series that was not processed, and why, for the archive that its images are in.
+"""The notice that a series was not processed, and why, for the archive that holds its images.
 
-A TID 1500 report as Comprehensive 3D SR, as IHE AIR has its results, without measurements and with the standard's own
-words for it: "No algorithms succeeded; without findings" (CID 6047). It is not a Key Object Selection, because the
-titles that would fit are those by which an archive hides the images that are referred to (IHE IOCM): nothing is wrong
-with images that a model is not made for. The reason stands in the Series Description too, where every viewer shows it.
+It is a TID 1500 report (Comprehensive 3D SR, as in IHE AIR) without measurements that states "No algorithms succeeded;
+without findings" (CID 6047). It is not a Key Object Selection, because the fitting document titles make an archive hide
+the referenced images (IHE IOCM), and nothing is wrong with images that a model was not made for. The reason is also in
+the Series Description, where every viewer shows it.
 
-Everything comes from the headers of the source, of which no more is asked than whose they are: they may be the very
-headers that no volume could be made of.
+The headers of the source need only say whose they are: they may be those from which no volume could be made.
 """
 
 from __future__ import annotations
@@ -66,14 +65,14 @@ def notice_file(
     context: ResultContext,
     replaced: tuple[EarlierResult, ...] = (),
 ) -> memoryview:
-    """A Part 10 file that says that ``model`` (None: no model) did not process the series of ``headers``.
+    """A Part 10 file stating that ``model`` (None: no model) did not process the series of ``headers``.
 
-    ``replaced`` are results of earlier revisions. The same arguments give the same UIDs; ``reason`` is for people and
-    never patient data.
+    ``replaced`` are results of earlier revisions. The same arguments give the same UIDs. ``reason`` is a phrase for
+    human readers without patient data.
 
     Raises:
-        IdentityConflict: the instances are of several patients, studies or series.
-        EncodingError: an attribute that a result cannot do without is missing.
+        IdentityConflict: the instances belong to several patients, studies or series.
+        EncodingError: a required attribute is missing.
     """
     try:
         series = name_series(headers)
@@ -126,9 +125,7 @@ def _report(
 
 
 def _state_classes(dataset: Dataset, series: NamedSeries) -> None:
-    """Put the SOP Classes of the source into the evidence: highdicom (0.28.2) fails on one that its tables don't have,
-    and a notice may be of a private one.
-    """
+    """Set the SOP Classes of the evidence; highdicom (0.28.2) fails on those that are not in its tables."""
     classes = {uid: sop_class for sop_class, uid in series.instances}
     (study,) = dataset.CurrentRequestedProcedureEvidenceSequence
     for evidence in study.ReferencedSeriesSequence:

@@ -1,9 +1,9 @@
 """TID 1500 Measurement Report as Comprehensive 3D SR (PS3.16 TID 1500, PS3.3 A.35.13).
 
-One Measurement Group (TID 1411) per structure that was found, with the tracking UID of its segment and a reference to
-that segment; no image library, which would make it four times larger and tell nothing new. What was looked for and not
-found, the intended use and the provenance stand as Qualitative Evaluations of the whole report. When nothing was found
-the report has no measurements and says "All algorithms succeeded; without findings".
+Each structure that was found has a Measurement Group (TID 1411) with the Tracking UID of its segment and a reference to
+it. There is no image library, which would make the report four times larger and add nothing. Structures that were not
+found, intended use and provenance are Qualitative Evaluations of the whole report. If nothing was found, the report has
+no measurements and states "All algorithms succeeded; without findings".
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def report_file(
 ) -> memoryview:
     """The report on what was ``found`` as a Part 10 file.
 
-    highdicom makes everything but the Measurement Groups and references to instances, which are written from one of
-    its own.
+    highdicom makes everything but the Measurement Groups and the references to instances, which are written as bytes
+    after the pattern of one that it made.
 
     Raises:
         EncodingError: a measurement is not finite.
@@ -158,7 +158,7 @@ def _content(
 
 
 def _group(finding: Finding, provenance: Provenance, *, ibsi_codes: bool) -> ContentSequence:
-    """TID 1411 where there is a SEG to refer to, else TID 1501."""
+    """TID 1411 if there is a SEG to refer to, otherwise TID 1501."""
     segment, reference = finding.segment, finding.reference
     structure, truncated = segment.structure, segment.measurement.truncated
     site, side = finding_site(structure)
@@ -209,8 +209,8 @@ def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
 def _evaluations(
     segments: tuple[Segment, ...], not_found: tuple[str, ...], provenance: Provenance
 ) -> ContainerContentItem:
-    """What holds for the whole report: the algorithm, which a report without groups could not name elsewhere, whether
-    anything was found, the intended use, what was not found.
+    """Statements on the whole report: the algorithm (which a report without groups can name nowhere else), whether
+    anything was found, the intended use, and what was not found.
     """
     container = ContainerContentItem(name=QUALITATIVE_EVALUATIONS, relationship_type=RelationshipTypeValues.CONTAINS)
     content = ContentSequence()

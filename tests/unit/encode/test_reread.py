@@ -103,7 +103,7 @@ def test_a_pixel_behind_the_last_frame_is_seen() -> None:
     segments = present_segments(labels, measurements, RunIdentity.of(source.series_instance_uid, MODEL, CONTEXT))
     assert seg.PixelData == b"\xff\x01"
     seg.PixelData = b"\xff\x03"
-    with pytest.raises(EncodingError, match="behind the last frame"):
+    with pytest.raises(EncodingError, match="after the last frame"):
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
     seg.PixelData = b"\xff\x01\x00\x00"
     with pytest.raises(EncodingError, match="4 bytes of pixel data, expected 2"):
@@ -117,7 +117,7 @@ def test_segments_that_change_names_are_seen(run, keyword: str) -> None:
     own = left[keyword].value
     left[keyword].value = right[keyword].value
     right[keyword].value = own
-    with pytest.raises(EncodingError, match="describes 2 segments that are not the 2 put in"):
+    with pytest.raises(EncodingError, match="the 2 segments that the SEG describes differ from the 2 encoded"):
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
@@ -155,7 +155,7 @@ def test_a_missing_frame_is_seen(run) -> None:
 def test_another_patient_is_seen_and_not_named(run) -> None:
     seg, _, _, _, source = run
     seg.PatientID = "P-4712"
-    with pytest.raises(EncodingError, match="Patient ID was not written as it came") as refused:
+    with pytest.raises(EncodingError, match="Patient ID was not written as it was received") as refused:
         refuse_other_identity(seg, source)
     assert "471" not in str(refused.value)
 

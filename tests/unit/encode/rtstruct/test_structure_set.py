@@ -341,7 +341,7 @@ def test_the_last_look_sees_contours_beside_their_pixels_or_frame(
 def test_the_last_look_sees_a_contour_outside_its_frame(run: Run) -> None:
     dataset = run.dataset()
     moved(dataset, (100 * run.source.column_spacing_mm, 0, 0))
-    with pytest.raises(EncodingError, match="leads outside its source frame"):
+    with pytest.raises(EncodingError, match="leaves its source frame"):
         run.refuse(dataset)
 
 

@@ -60,5 +60,5 @@ def test_a_flat_area_takes_two_bytes_for_128_pixels() -> None:
 
 def test_a_frame_of_several_segments_is_refused() -> None:
     (frame,) = encoded_frames(np.zeros((1, 4, 4), dtype=np.uint8), AS_IT_IS)
-    with pytest.raises(EncodingError, match="not one segment"):
+    with pytest.raises(EncodingError, match="exactly one segment"):
         decoded_runs(memoryview(b"\x03" + frame[1:]))
