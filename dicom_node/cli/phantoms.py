@@ -50,7 +50,7 @@ def train(arguments: tuple[str, ...]) -> None:
     try:
         from inference.training.demo_model import main as run  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        if error.name != "nnunetv2":
+        if (error.name or "").partition(".")[0] != "nnunetv2":
             raise
         raise click.ClickException("training needs nnU-Net: pip install 'dicom-node[train]'") from error
     run(arguments)

@@ -265,7 +265,7 @@ def _state_of(training: Training, losses: Sequence[float], dice: NDArray[np.floa
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module's text."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser("dicom-node train", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=Path, required=True, help="folder for the training cases (made if missing)")
     parser.add_argument("--output", type=Path, required=True, help="nnU-Net v2 model folder to write")
     parser.add_argument("--library", type=Path, required=True, help="library of models to install the package into")

@@ -67,6 +67,8 @@ def test_it_gives_what_the_command_gives(series, model, tmp_path):
     assert np.array_equal(of_command.affine, ours.affine)
     files = {str(dcmread(path).SOPInstanceUID) for path in tmp_path.glob("*.dcm")}
     assert files == {made.sop_instance_uid for made in result.objects}
+    assert result.run is not None
+    assert (result.run.device, result.run.stage_seconds.keys() > {"prepare", "inference"}) == ("CPU", True)
 
 
 def test_what_is_read_back_is_what_was_found(series, model, tmp_path):

@@ -52,4 +52,11 @@ def test_every_command_and_option_is_explained(path):
 def test_the_help_of_the_programs_of_inference_is_theirs(name):
     shown = CliRunner().invoke(main, [name, "--help"])
     assert shown.exit_code == 0
-    assert shown.output.startswith("usage: ")
+    assert shown.output.startswith(f"usage: dicom-node {name} ")
+
+
+def test_training_without_its_extra_says_what_to_install():
+    program = "import sys; sys.modules['nnunetv2'] = None; from dicom_node.cli import main; main(['train'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: training needs nnU-Net: pip install 'dicom-node[train]'\n"
