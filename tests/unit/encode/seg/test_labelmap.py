@@ -304,7 +304,7 @@ def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: R
     groups[0] = groups[1]
     with pytest.raises(EncodingError, match="functional groups on"):
         refuse(run, file_of(dataset))
-    with pytest.raises(EncodingError, match="describes 5 segments that are not the 4"):
+    with pytest.raises(EncodingError, match="the 5 segments that the SEG describes differ from the 4 encoded"):
         refuse(run, bytes(run.result.content), run.segments[:-1])
 
 
