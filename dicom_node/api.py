@@ -18,7 +18,14 @@ import numpy as np
 
 from dicom_node.analysis import analyse
 from dicom_node.app.places import cache_folder_of_user, models_folder
-from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.errors import (
+    ConfigurationError,
+    DicomNodeError,
+    EncodingError,
+    ResultUnreadable,
+    SegmentationError,
+    SeriesRejected,
+)
 from dicom_node.results import (
     StoredSegment,
     StoredSegmentation,
@@ -62,6 +69,7 @@ __all__ = [
     "ConfigurationError",
     "DicomNodeError",
     "EncodedResult",
+    "EncodingError",
     "Geometry",
     "InferenceError",
     "InvalidValueError",
@@ -70,9 +78,12 @@ __all__ = [
     "Result",
     "ResultKind",
     "ResultRequest",
+    "ResultUnreadable",
     "RunNote",
     "RunReport",
+    "SegmentationError",
     "SegmentationForm",
+    "SeriesRejected",
     "ShapeMeasurement",
     "StoredSegment",
     "StoredSegmentation",
