@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from dicom_node.analysis import Findings
-    from dicom_node.pipeline.results import StoredResults
     from dicom_node.store.jobs import ClaimedJob
     from dicom_node.store.states import JobState
+    from dicom_node.types import ResultInstance
 
 
 class Attempt:
@@ -46,7 +46,9 @@ class Attempt:
         """Note what the worker says."""
         self.progress, self.stage_name = fraction, stage
 
-    def log(self, state: JobState, reason: str, stored: StoredResults, findings: Findings | None = None) -> None:
+    def log(
+        self, state: JobState, reason: str, results: Sequence[ResultInstance], findings: Findings | None = None
+    ) -> None:
         """The canonical line: everything about this attempt."""
         claimed = self.claimed
         model = findings.segmentation.model if findings else None
@@ -68,8 +70,8 @@ class Attempt:
             series=claimed.revision.series_instance_uid,
             revision=claimed.revision.revision,
             shape_zyx=list(findings.ct.source.geometry.shape_zyx) if findings else None,
-            results=[instance.sop_instance_uid for instance, _ in stored],
-            result_bytes=sum(instance.size_bytes for instance, _ in stored),
+            results=[instance.sop_instance_uid for instance in results],
+            result_bytes=sum(instance.size_bytes for instance in results),
             seconds=round(time.monotonic() - self._started, 3),
             stage_seconds=self.stage_seconds,
             engine_seconds={name: round(seconds, 3) for name, seconds in run.stage_seconds.items()} if run else {},

@@ -112,4 +112,4 @@ class JobCase:
         """Store and record the results; those of a job that another worker has taken over meanwhile are discarded."""
         stored = self._means.results.keep(self._attempt, findings, results)
         state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
-        self._attempt.log(state, "", stored or [], findings)
+        self._attempt.log(state, "", [instance for instance, _ in stored or ()], findings)

@@ -77,7 +77,9 @@ class Settling:
         changed = self._record(attempt, outcome, notices)
         if not changed:
             self._spool.discard(notices)
-        attempt.log(outcome.state if changed else JobState.SUPERSEDED, outcome.reason, notices)
+        attempt.log(
+            outcome.state if changed else JobState.SUPERSEDED, outcome.reason, [notice for notice, _ in notices]
+        )
 
     def _record(self, attempt: Attempt, outcome: Outcome, notices: StoredResults) -> bool:
         claimed, now = attempt.claimed, now_utc()
