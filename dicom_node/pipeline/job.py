@@ -49,7 +49,7 @@ class JobCase:
     """One attempt of one job, as :func:`dicom_node.analysis.analyse` sees it; made when it may begin.
 
     Raises:
-        SegmentationImpossible: the model is not configured any more.
+        SegmentationImpossible: the model is no longer configured.
         ConfigurationError: its manifest is not sound.
     """
 
@@ -63,7 +63,7 @@ class JobCase:
         self._started_at = now_utc()
         self.model = self._claimed.model
         if self.model not in means.models:
-            raise SegmentationImpossible(f"model {self.model!r} is not configured any more")
+            raise SegmentationImpossible(f"model {self.model!r} is no longer configured")
         self.minimum: MinimumExtent = minimum_extent(self.model, means.models[self.model])
 
     def stage(self, name: str) -> AbstractContextManager[None]:

@@ -77,9 +77,8 @@ class Settling:
         changed = self._record(attempt, outcome, notices)
         if not changed:
             self._spool.discard(notices)
-        attempt.log(
-            outcome.state if changed else JobState.SUPERSEDED, outcome.reason, [notice for notice, _ in notices]
-        )
+        state = outcome.state if changed else JobState.SUPERSEDED
+        attempt.log(state, outcome.reason, [notice for notice, _ in notices])
 
     def _record(self, attempt: Attempt, outcome: Outcome, notices: StoredResults) -> bool:
         claimed, now = attempt.claimed, now_utc()

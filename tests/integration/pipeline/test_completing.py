@@ -14,7 +14,9 @@ from dicom_node.errors import StoreUnavailable
 from dicom_node.pipeline.completing import Completing
 from dicom_node.settings import CompletionSettings, SourceSettings
 from dicom_node.store.arrivals import Arrivals
+from dicom_node.store.clock import now_utc
 from tests.integration.store.rows import NOW, arrive
+from tests.support.waiting import wait_until
 
 AT_ONCE = CompletionSettings(regular_quiet_s=0, otherwise_quiet_s=0)
 NEVER = CompletionSettings(regular_quiet_s=10**9, otherwise_quiet_s=10**9, hard_limit_s=10**9)
@@ -83,18 +85,32 @@ def test_the_count_of_the_sender_closes_a_series_at_once(ledger):
     assert "2 of 2 instances" in closed(ledger)["1.2.840.1"]
 
 
-def test_the_sender_is_asked_once_for_each_state_of_a_series(ledger):
+def test_the_sender_is_asked_anew_when_an_image_has_come(ledger):
     with sender_that_counts(3) as (source, asked):
         completing = Completing(ledger.arrivals, NEVER, [source], "NODE")
         for number in (1, 2):
             arrive(ledger, number)
-            completing.complete_due()
             completing.complete_due()
             assert len(asked) == number
         assert closed(ledger) == {}
         arrive(ledger, 3)
         completing.complete_due()
     assert "3 of 3 instances" in closed(ledger)["1.2.840.1"]
+
+
+def test_the_sender_is_not_asked_again_because_time_has_passed(ledger):
+    a_moment = CompletionSettings(regular_quiet_s=1, otherwise_quiet_s=1)
+    with sender_that_counts(3) as (source, asked):
+        completing = Completing(ledger.arrivals, a_moment, [source], "NODE")
+        arrive(ledger, 1, at=now_utc())
+
+        def is_closed():
+            completing.complete_due()
+            return closed(ledger)
+
+        (reason,) = wait_until(is_closed).values()
+    assert "1 of 3 instances" in reason
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("ae_title", ["PACS", "OTHER"])

@@ -106,7 +106,7 @@ def test_a_model_that_is_no_longer_configured_fails_the_job(node):
     node = node()
     node.running = node.opened(node.settings.model_copy(update={"models": {}})).running
     job, _ = node.run()
-    assert (job.state, job.reason) == (JobState.FAILED, "model 'tissue' is not configured any more (attempt 1)")
+    assert (job.state, job.reason) == (JobState.FAILED, "model 'tissue' is no longer configured (attempt 1)")
 
 
 def test_a_model_that_refuses_fails_the_job_and_the_worker_stays(node, tmp_path, monkeypatch):
