@@ -17,8 +17,8 @@ from pydicom.uid import UID
 from dicom_node import __version__
 from dicom_node.encode.codes import ACQUISITION_EQUIPMENT, PROCESSING_EQUIPMENT, algorithm_family
 from dicom_node.encode.identity import RunIdentity, algorithm_device_uid
-from dicom_node.encode.source.elements import keep_bytes, raw
 from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION_NAME
+from dicom_node.standard.raw_elements import keep_bytes, raw
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import dictionary_description
 
 from dicom_node.encode import tags
-from dicom_node.encode.source.elements import raw_element
 from dicom_node.errors import EncodingError
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, elements, values
+from dicom_node.standard.raw_elements import raw_element
 
 if TYPE_CHECKING:
     from dicom_node.encode.source.series import PreparedSource

@@ -22,7 +22,7 @@ from dicom_node.reconstruct.planes import Plane, planes_of
 from dicom_node.reconstruct.select import (
     is_multi_frame,
     refuse_ineligible,
-    refuse_mixed_identity,
+    refuse_several_patients,
     refuse_without_frame_of_reference,
 )
 from dicom_node.reconstruct.tilt import back_on_source, upright
@@ -66,7 +66,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
         StoreUnavailable: a file is missing or the disk fails.
     """
     refuse_ineligible(series)
-    refuse_mixed_identity(series)
+    refuse_several_patients(series)
     planes = planes_of(series)
     _refuse_unbounded(planes, limits or ReconstructionLimits())
     grid = regular_grid(planes)

@@ -5,30 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_description
-from pydicom.dataelem import RawDataElement
 from pydicom.uid import UID
 
-from dicom_node.errors import IdentityConflict, NotEligible
+from dicom_node.errors import EncodingError, NotEligible
 from dicom_node.reconstruct.attributes import items, text, texts
+from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity, states
 from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES, is_valid_uid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from pydicom import Dataset
 
     from dicom_node.types import Series
 
-_IDENTITY = (
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-)
-_ESCAPE = b"\x1b"
 _REQUIRED_UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
@@ -73,44 +63,21 @@ def is_multi_frame(header: Dataset) -> bool:
     return text(header, "SOPClassUID") in MULTI_FRAME_CT_SOP_CLASSES
 
 
-def refuse_mixed_identity(series: Series) -> None:
-    """Every instance must state the same patient, study, series and Frame of Reference, down to the last character.
-
-    An attribute that some instances have and others lack counts as different: nobody can tell that it is the same
-    patient. The message counts values and never shows them.
+def refuse_several_patients(series: Series) -> None:
+    """Every instance must state the same patient, study, series and Frame of Reference.
 
     Raises:
         IdentityConflict: something differs.
-        NotEligible: something has no VR of the standard.
+        NotEligible: something cannot be read, so that nobody can tell.
     """
-    for keyword in (*_IDENTITY, "FrameOfReferenceUID"):
-        values = _distinct_values([instance.header for instance in series.instances], keyword)
-        if keyword == "FrameOfReferenceUID":
-            values -= {"", b""}  # a missing one is refused by its own name, refuse_without_frame_of_reference
-        if len(values) > 1:
-            raise IdentityConflict(
-                f"{dictionary_description(keyword)} differs: {len(values)} values in {len(series.instances)} instances"
-            )
-
-
-def _distinct_values(headers: Sequence[Dataset], keyword: str) -> set[str | bytes]:
-    """The distinct values, without padding: as bytes, which works in any character set, sound or not.
-
-    Results repeat names byte by byte, and pydicom forgets the bytes of an element once its text was read: so the text
-    is only looked at where somebody has read it before.
-    """
+    headers = [instance.header for instance in series.instances]
     try:
-        elements = [header.get_item(keyword) if keyword in header else None for header in headers]
-    except Exception as error:
-        raise NotEligible(f"{dictionary_description(keyword)} cannot be read") from error
-    if not all(element is None or isinstance(element, RawDataElement) for element in elements):
-        return {text(header, keyword).rstrip("^") for header in headers}
-    values = [b"" if element is None else bytes(element.value or b"").rstrip(b" \0^") for element in elements]
-    if all(value.isascii() and _ESCAPE not in value for value in values):
-        return set(values)
-    # the same bytes are another name in another character set
-    character_sets = [text(header, "SpecificCharacterSet").encode() for header in headers]
-    return {b"\0".join(pair) for pair in zip(values, character_sets, strict=True)}
+        refuse_mixed_identity(headers, PATIENT_STUDY_SERIES)
+        # a missing one is refused by its own name, refuse_without_frame_of_reference
+        stated = [header for header in headers if states(header, FRAME_OF_REFERENCE)]
+        refuse_mixed_identity(stated, (FRAME_OF_REFERENCE,))
+    except EncodingError as error:
+        raise NotEligible(str(error)) from error
 
 
 def _refuse_other_kinds(header: Dataset) -> None:

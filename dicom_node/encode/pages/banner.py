@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pydicom.charset import ESC, decode_bytes, python_encoding
 
 from dicom_node.encode.pages.lettering import characters
-from dicom_node.encode.source.elements import raw_element
+from dicom_node.standard.raw_elements import raw_element
 
 if TYPE_CHECKING:
     from pydicom import Dataset

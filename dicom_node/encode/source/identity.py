@@ -10,26 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pydicom import Dataset
-from pydicom.datadict import dictionary_description
 
-from dicom_node.encode.source.elements import raw, raw_element, raw_items
 from dicom_node.encode.source.values import valid_texts
-from dicom_node.errors import EncodingError, IdentityConflict
+from dicom_node.errors import EncodingError
+from dicom_node.standard.raw_elements import raw, raw_element, raw_items
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-PATIENT_STUDY_SERIES = (
-    "PatientID",
-    "IssuerOfPatientID",
-    "PatientName",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-)
-_SAME_IN_ALL = (*PATIENT_STUDY_SERIES, "FrameOfReferenceUID")
 _KEPT_AS_THEY_CAME = (
     "SpecificCharacterSet",
     "PatientName",
@@ -75,37 +64,6 @@ TYPE_2 = (
     "ReferringPhysicianName",
 )
 """Patient and General Study attributes that must be present and may be empty (PS3.3 C.7.1.1, C.7.2.1)."""
-_ESCAPE = b"\x1b"
-
-
-def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str] = _SAME_IN_ALL) -> None:
-    """Every header must state the same patient, study, series and Frame of Reference.
-
-    highdicom takes them from the first image and ignores the others, so two patients must be refused here. The message
-    counts values and never shows them.
-
-    Raises:
-        IdentityConflict: they differ.
-    """
-    for keyword in keywords:
-        values = {_comparable(header, keyword) for header in headers}
-        if len(values) > 1:
-            raise IdentityConflict(
-                f"{dictionary_description(keyword)} differs: {len(values)} values in {len(headers)} instances"
-            )
-
-
-def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
-    """The bytes of the value, without padding and trailing empty name components, and their character set.
-
-    The same bytes are a different name in another character set, unless they are ASCII, which all of them share.
-    """
-    element = raw_element(header, keyword)
-    value = b"" if element is None else (element.value or b"").rstrip(b" \0^")
-    if value.isascii() and _ESCAPE not in value:
-        return value, b""
-    character_set = raw_element(header, "SpecificCharacterSet")
-    return value, b"" if character_set is None else (character_set.value or b"").rstrip(b" \0")
 
 
 def identity_of(header: Dataset) -> Dataset:

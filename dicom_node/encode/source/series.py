@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom import Dataset
-from pydicom.uid import UID
 
-from dicom_node.encode.source.identity import PATIENT_STUDY_SERIES, identity_of, refuse_mixed_identity, valid_attributes
+from dicom_node.encode.source.identity import identity_of, valid_attributes
 from dicom_node.encode.source.planes import SourcePlane, plane_attributes, planes_of, refuse_other_places, unit_vector
 from dicom_node.encode.source.values import (
     ascii_text,
@@ -20,6 +19,8 @@ from dicom_node.encode.source.values import (
     valid_uid,
 )
 from dicom_node.errors import EncodingError
+from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity
+from dicom_node.standard.uids import is_valid_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +100,7 @@ def prepare(reconstruction: Reconstruction) -> PreparedSource:
         EncodingError: a required attribute is missing or contradicts the reconstruction; the message names it.
     """
     headers = reconstruction.headers
-    refuse_mixed_identity(headers)
+    refuse_mixed_identity(headers, (*PATIENT_STUDY_SERIES, FRAME_OF_REFERENCE))
     first = headers[0]
     _, rows, columns = reconstruction.source.geometry.shape_zyx
     measures = plane_attributes(first, reconstruction.frames[0].frame_number)
@@ -159,7 +160,7 @@ def name_series(headers: Sequence[Dataset]) -> NamedSeries:
     instances = dict.fromkeys(
         (valid_text(header, "SOPClassUID"), valid_text(header, "SOPInstanceUID")) for header in headers
     )
-    sound = tuple((sop_class, uid) for sop_class, uid in instances if sop_class and uid and UID(uid).is_valid)
+    sound = tuple((sop_class, uid) for sop_class, uid in instances if sop_class and uid and is_valid_uid(uid))
     if not sound:
         raise EncodingError(f"none of {len(headers)} instances has a valid SOP Class and Instance UID")
     first = headers[0]

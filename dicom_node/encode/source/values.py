@@ -11,10 +11,10 @@ from pydicom import config
 from pydicom.datadict import dictionary_description, dictionary_VM, dictionary_VR
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
-from pydicom.uid import UID
 from pydicom.valuerep import VR, validate_value
 
 from dicom_node.errors import EncodingError
+from dicom_node.standard.uids import is_valid_uid
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -75,7 +75,7 @@ def valid_uid(header: Dataset, keyword: str) -> str:
         EncodingError: it is missing or not valid.
     """
     value = valid_text(header, keyword)
-    if value is None or not UID(value).is_valid:
+    if value is None or not is_valid_uid(value):
         raise EncodingError(f"{dictionary_description(keyword)} is missing or not a valid UID")
     return value
 

@@ -13,10 +13,10 @@ from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 
 from dicom_node.encode.run import encode
-from dicom_node.encode.source.elements import raw_element
 from dicom_node.encode.source.identity import TYPE_2
 from dicom_node.encode.source.series import prepare
 from dicom_node.errors import EncodingError, IdentityConflict
+from dicom_node.standard.raw_elements import raw_element
 from dicom_node.types import Reconstruction, ResultKind
 from inference.types import Geometry, Volume
 from tests.support.analysis_results import CONTEXT, geometry, measured, reconstruction, segmentation, with_headers

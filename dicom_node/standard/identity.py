@@ -1,0 +1,71 @@
+"""Whose a series is: patient, study, series and Frame of Reference, which all of its instances must state alike."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydicom.datadict import dictionary_description
+
+from dicom_node.errors import IdentityConflict
+from dicom_node.standard.raw_elements import raw_element
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydicom import Dataset
+
+PATIENT_STUDY_SERIES = (
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+)
+FRAME_OF_REFERENCE = "FrameOfReferenceUID"
+_ESCAPE = b"\x1b"
+
+
+def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str]) -> None:
+    """Every header must state the same values of ``keywords``, down to the last character.
+
+    An attribute that some instances have and others lack counts as different: nobody can tell that it is the same
+    patient. The message counts values and never shows them.
+
+    Raises:
+        IdentityConflict: they differ.
+        EncodingError: an attribute cannot be read as the bytes that were received.
+    """
+    for keyword in keywords:
+        values = {_comparable(header, keyword) for header in headers}
+        if len(values) > 1:
+            raise IdentityConflict(
+                f"{dictionary_description(keyword)} differs: {len(values)} values in {len(headers)} instances"
+            )
+
+
+def states(header: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there and not empty.
+
+    Raises:
+        EncodingError: it cannot be read as the bytes that were received.
+    """
+    return bool(_value(header, keyword))
+
+
+def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
+    """The bytes of the value, without padding and trailing empty name components, and their character set.
+
+    The same bytes are a different name in another character set, unless they are ASCII, which all of them share.
+    """
+    value = _value(header, keyword).rstrip(b"^ \0")
+    if value.isascii() and _ESCAPE not in value:
+        return value, b""
+    return value, _value(header, "SpecificCharacterSet")
+
+
+def _value(header: Dataset, keyword: str) -> bytes:
+    """The bytes received without padding; none where the attribute is absent."""
+    element = raw_element(header, keyword)
+    return b"" if element is None else (element.value or b"").rstrip(b" \0")
