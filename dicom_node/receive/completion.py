@@ -58,7 +58,7 @@ def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, 
     irregular = _irregularity(evidence)
     if irregular is not None:
         return policy.otherwise_quiet_s, f"{count} instances, {irregular}"
-    return policy.regular_quiet_s, f"{count} instances, evenly spaced without gaps, association released"
+    return policy.regular_quiet_s, f"{count} evenly spaced instances, association released"
 
 
 def _irregularity(evidence: SeriesEvidence) -> str | None:

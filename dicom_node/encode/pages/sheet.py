@@ -28,7 +28,7 @@ _WIDTH_IN, HEIGHT_IN = 11.69, 8.27
 _DPI = 144
 MARGIN_IN, HEADER_IN = 0.3, 0.86
 ROOM_IN = _WIDTH_IN - 2 * MARGIN_IN
-LINE_IN, FOOTER_LINE_IN, FOOTER_CHARACTERS = 0.148, 0.125, 225
+LINE_IN, FOOTER_LINE_IN, FOOTER_CHARACTERS = 0.148, 0.125, 235
 _LARGE, _MEDIUM, _SMALL, _TINY = 13.0, 8.5, 7.2, 6.2
 _LEFT_HALF = 0.6
 """Of the header, for patient and study; title and model are on the right."""
