@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from inference.phantom.anatomy import fields_of_view
 from inference.phantom.patient import Build, Patient
 from inference.phantom.render import lps_from_body, render
 from inference.structures import paper_labels
@@ -18,23 +19,6 @@ if TYPE_CHECKING:
 
 FieldOfView = Literal["whole", "head_neck", "chest", "abdomen", "chest_abdomen", "trunk"]
 
-EXTENT_Z_MM: dict[FieldOfView, tuple[float, float]] = {
-    # lowest and highest height of the reference adult, mm above the femoral heads
-    "whole": (-195.0, 885.0),
-    "head_neck": (575.0, 885.0),
-    "chest": (300.0, 625.0),
-    "abdomen": (-60.0, 430.0),
-    "chest_abdomen": (90.0, 625.0),
-    "trunk": (-60.0, 625.0),
-}
-HALF_WIDTH_MM: dict[FieldOfView, float] = {
-    "whole": 250.0,
-    "head_neck": 150.0,
-    "chest": 200.0,
-    "abdomen": 205.0,
-    "chest_abdomen": 205.0,
-    "trunk": 250.0,
-}
 TRUTH = ModelIdentity(
     name="phantom-truth",
     version="1",
@@ -67,11 +51,12 @@ def grid(
         field_of_view: which part; narrower ones cut off the arms as in a routine examination.
         shift_mm: displacement of the first voxel, to move voxel centres relative to the body.
     """
-    low, high = (float(z) for z in Build(patient).height(np.array(EXTENT_Z_MM[field_of_view])))
+    covered = fields_of_view()[field_of_view]
+    low, high = (float(z) for z in Build(patient).height(np.array([covered.bottom_mm, covered.top_mm])))
     affine = lps_from_body(patient)
     bottom, top = ((affine @ [0.0, 0.0, z, 1.0])[2] for z in (low, high))
     x, y, _ = patient.offset_lps_mm
-    half = HALF_WIDTH_MM[field_of_view]
+    half = covered.half_width_mm
     depth = (140.0, 175.0)
     first = np.array([x - half, y - depth[0], bottom]) + np.asarray(shift_mm)
     size = np.array([2 * half, sum(depth), top - bottom])

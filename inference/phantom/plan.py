@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.phantom import anatomy
+from inference.phantom.anatomy import shapes
 from inference.phantom.patient import LANDMARK_HEIGHTS_MM, Build
 from inference.phantom.shapes import FLAT_ENDS, Ellipsoid, HalfSpace, Trunk, Tube, axes_along, rotation, smooth_curve
 
@@ -129,7 +131,71 @@ class Plan:
         scale = patient.size(name, size) if size else 1.0
         return Tube(points=self.build.place(centres), radii=widths * scale + grow_mm, broad=broad)
 
-    def trunk(self, table: Sequence[Sequence[float]], grow_mm: float = 0.0) -> Trunk:
+    def named_ellipsoid(
+        self,
+        stream: str,
+        shape: str,
+        sign: float = 1.0,
+        *,
+        move: Sequence[float] | Points | float = 0.0,
+        scale: Sequence[float] | Points | float = 1.0,
+        grow_mm: float = 0.0,
+    ) -> Ellipsoid:
+        """The ellipsoid called ``shape`` in the tables, varied by the streams of ``stream``.
+
+        Args:
+            stream: whose random streams vary place, size and turn by the spreads of the table.
+            shape: a row of ``ellipsoids.csv``.
+            sign: 1 for the left side, -1 for the right.
+            move: added to the centre, mm.
+            scale: of the radii.
+            grow_mm: added to the radii.
+        """
+        row = shapes()[shape]
+        return self.ellipsoid(
+            stream,
+            row.centre(sign) + np.asarray(move),
+            row.radii * np.asarray(scale),
+            turn_deg=row.turn_deg(sign),
+            shift_mm=row.shift_sd_mm,
+            size=row.size_sd,
+            turn_sd_deg=row.turn_sd_deg,
+            grow_mm=grow_mm,
+        )
+
+    def named_tube(
+        self,
+        stream: str,
+        course: str,
+        sign: float = 1.0,
+        *,
+        move: Sequence[float] | Points | float = 0.0,
+        scale: Points | float = 1.0,
+        broad: Points = LATERAL,
+        shift_mm: float = 0.0,
+        size: float = 0.0,
+        wander_mm: float = 0.0,
+        step_mm: float = 12.0,
+        grow_mm: float = 0.0,
+        straight: bool = False,
+    ) -> Tube:
+        """The tube called ``course`` in ``courses.csv``; ``move`` (mm) is added to its points, ``scale`` multiplies
+        its radii, the rest as :meth:`tube`.
+        """
+        return self.tube(
+            stream,
+            anatomy.course(course, sign) + np.asarray(move),
+            anatomy.radii(course) * scale,
+            broad=broad,
+            shift_mm=shift_mm,
+            size=size,
+            wander_mm=wander_mm,
+            step_mm=step_mm,
+            grow_mm=grow_mm,
+            straight=straight,
+        )
+
+    def trunk(self, table: Sequence[Sequence[float]] | Points, grow_mm: float = 0.0) -> Trunk:
         """A trunk from rows (z, centre x, centre y, half width, half depth) in ascending z."""
         rows = np.asarray(table, dtype=np.float64)
         # the landmarks where the proportions change become rows too, so that the trunk bends with all else

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
@@ -14,6 +17,7 @@ NAMES = paper_labels()
 LABELS = {name: label for label, name in NAMES.items()}
 SPACING = 5.0
 SEEDS = (1, 2, 3)
+ANATOMY_OF_SEED_1 = Path(__file__).with_name("anatomy_of_seed_1.csv")
 
 # (smallest, largest) ml that an adult may have; generous, because the phantom only has to be plausible
 PLAUSIBLE_ML = {
@@ -60,6 +64,20 @@ def test_every_structure_is_there(phantoms):
     for case in phantoms.values():
         present = set(np.unique(case.truth.labels_zyx)) - {0}
         assert {NAMES[label] for label in present} == set(NAMES.values())
+
+
+def test_the_anatomy_is_the_one_that_the_demo_model_was_trained_on(phantoms):
+    """Rounding may move a voxel; a slip in a table of the anatomy moves a structure."""
+    labels = phantoms[1].truth.labels_zyx
+    counts, centres = np.bincount(labels.ravel(), minlength=105), _centres_mm(phantoms[1])
+    with ANATOMY_OF_SEED_1.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["structure"] for row in rows] == list(NAMES.values())
+    for row in rows:
+        name = row["structure"]
+        assert abs(counts[LABELS[name]] - int(row["voxels"])) <= 2 + 0.01 * int(row["voxels"]), name
+        centre = [float(row[f"{axis}_mm"]) for axis in "xyz"]
+        assert np.abs(centres[name] - centre).max() < 0.5, name
 
 
 def test_pairs_lie_on_their_sides(phantoms):
