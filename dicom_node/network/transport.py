@@ -1,8 +1,8 @@
 """PDUs over one socket, plain or TLS. Every read and every write has one deadline for all of its bytes.
 
 The socket does not block: what is there is taken at once, into a buffer that holds the largest PDU, and the wait for
-more ends at the deadline, however slowly bytes come. One call takes as much as the kernel (or the TLS record) has: a
-whole PDU of 128 KiB, or eight small ones. No flag or option is needed that an ``ssl.SSLSocket`` refuses.
+more ends at the deadline, however slowly bytes come. One call takes what the kernel (or the TLS record) has: mostly a
+whole PDU and the header of the next. No flag or option is needed that an ``ssl.SSLSocket`` refuses.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from dicom_node.network.pdu import HEADER, KNOWN_TYPES, LARGEST_ASSOCIATE, Abort
 
 KEEPALIVE_IDLE_S = 30
 _LINGER_S = 1.0
+_READ_AHEAD = 16 * 1024
+"""Bytes behind the PDU that is read. The next one mostly needs no call for its header; more would be copied to and fro.
+"""
 _LONGEST_POLL_MS = 2**31 - 1
 _WANTS_READ = (BlockingIOError, ssl.SSLWantReadError)
 _WANTS_WRITE = ssl.SSLWantWriteError
@@ -64,7 +67,7 @@ class Transport:
         """
         self._socket = connection
         self._largest_pdu = largest_pdu
-        self._buffer = memoryview(bytearray(max(largest_pdu, LARGEST_ASSOCIATE) + HEADER.size))
+        self._buffer = memoryview(bytearray(max(largest_pdu, LARGEST_ASSOCIATE) + HEADER.size + _READ_AHEAD))
         self._start = self._end = 0
         self._acknowledges_at_once = acknowledges_at_once and hasattr(socket, "TCP_QUICKACK")
         try:
@@ -95,7 +98,7 @@ class Transport:
             ConnectionLost: closed, reset or too slow.
             ProtocolFault: larger than any PDU may be.
         """
-        if length > len(self._buffer) - HEADER.size:
+        if length > len(self._buffer) - HEADER.size - _READ_AHEAD:
             raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"PDU of {length} bytes")
         return self._read(length, ends)
 
@@ -150,7 +153,7 @@ class Transport:
             ends = time.monotonic() + _LINGER_S
             while time.monotonic() < ends:
                 self._start = self._end = 0
-                self._receive(ends)
+                self._receive(len(self._buffer), ends)
         self.close()
 
     def close(self) -> None:
@@ -163,17 +166,17 @@ class Transport:
         if self._start == self._end:
             self._start = self._end = 0
         elif self._start + count > len(self._buffer):
-            unread = bytes(self._buffer[self._start : self._end])
-            self._start, self._end = 0, len(unread)
-            self._buffer[: self._end] = unread
+            unread = self._end - self._start
+            self._buffer[:unread] = self._buffer[self._start : self._end]
+            self._start, self._end = 0, unread
         while self._end - self._start < count:
-            self._receive(ends, stop)
+            self._receive(self._start + count + _READ_AHEAD, ends, stop)
         self._start += count
         return self._buffer[self._start - count : self._start]
 
-    def _receive(self, ends: float, stop: StopSignal | None = None) -> None:
-        """At least one byte more."""
-        room = self._buffer[self._end :]
+    def _receive(self, until: int, ends: float, stop: StopSignal | None = None) -> None:
+        """At least one byte more, up to ``until`` in the buffer."""
+        room = self._buffer[self._end : until]
         while True:
             try:
                 received = self._socket.recv_into(room, len(room))
