@@ -26,8 +26,56 @@
         ├── DeliveryDelayed         RETRY   peer away, busy or out of resources: again later
         └── DeliveryRefused         FAIL    peer will not take this object: a person must look
 
-Exceptions of lower libraries are translated at three borders only: the SCP, the SCU and the worker. Messages say what
-was seen and what was expected, with numbers and UIDs, and never contain patient data.
+Messages say what was seen and what was expected, with numbers and UIDs, and never contain patient data.
+
+An exception of Python, of another package or of ``inference`` becomes one of this tree in the modules below, and only
+there: what is raised above them is ours, or a bug. ``Exception`` means that the library answers bad input with whatever
+that leads to. ``tests/test_borders.py`` provokes each of them.
+
+=========================  ===============================================  ===========================================
+border                     exceptions below                                 errors of this tree
+=========================  ===============================================  ===========================================
+settings.loader            OSError, UnicodeDecodeError, yaml                ConfigurationError
+settings.validation        pydantic.ValidationError                         ConfigurationError
+app.compose                OSError                                          ConfigurationError
+app.places                 OSError                                          ConfigurationError
+analysis                   inference.types.InvalidValueError                SegmentationImpossible
+segment.inputs             OSError                                          StoreUnavailable
+segment.model              inference.errors.InferenceError                  ConfigurationError
+segment.nifti              OSError, EOFError, zlib.error, ValueError        StoreUnavailable, PixelDataInvalid,
+                                                                            GeometryRefused
+segment.outputs            OSError                                          ConfigurationError
+segment.run                inference.errors.InferenceError                  ConfigurationError
+results                    OSError, Exception (pydicom, numpy)              ResultUnreadable
+encode.codes               KeyError                                         EncodingError
+encode.run                 Exception (highdicom, pydicom)                   EncodingError
+encode.segments            inference.errors.UnknownStructureError           EncodingError
+encode.source.elements     Exception (pydicom)                              EncodingError
+encode.source.planes       Exception (pydicom)                              EncodingError
+encode.source.values       Exception (pydicom)                              EncodingError
+encode.sr.notice           Exception (highdicom, pydicom)                   EncodingError
+reconstruct                OSError                                          StoreUnavailable
+reconstruct.attributes     Exception (pydicom)                              SeriesRejected
+reconstruct.pixels         Exception (pydicom and its decoders)             PixelDataInvalid
+reconstruct.select         Exception (pydicom)                              NotEligible
+work.local                 OSError                                          WorkerLost
+work.models                inference.errors.InferenceError                  ConfigurationError
+store.database             sqlalchemy, the driver                           StoreUnavailable, ConfigurationError
+store.disk                 OSError                                          StoreUnavailable
+store.spool                OSError                                          StoreUnavailable
+store.workers              OSError                                          ConfigurationError
+network.pdu                ValueError, Exception (pynetdicom)               ProtocolFault
+network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
+network.transport          OSError                                          ConnectionLost
+standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid
+standard.part10            Exception (pydicom), struct.error                EncodingError
+=========================  ===============================================  ===========================================
+
+``settings.models`` and ``route.rules_file`` raise ValueError for pydantic, whose ValidationError
+``settings.validation`` translates. What reaches the top ends in ``receive.reception`` (a DIMSE status),
+``receive.scp`` (A-ABORT), ``receive.count`` (no count), ``deliver.scu`` (a delivery outcome), ``work.worker`` (a
+message to the node), ``pipeline.outcomes`` (a job state), ``operate.schedule`` (a log line) or the commands (an exit
+code).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ objects are those of this node; segmentations of others are read too where each 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +123,45 @@ def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSeg
 
     Raises:
         ResultUnreadable: it is no SEG, no binary one or label map, has labels above 255 or segments that overlap, its
-            planes are not evenly spaced, or a frame lies on no plane of ``geometry``.
+            planes are not evenly spaced, a frame lies on no plane of ``geometry``, or the file is damaged.
     """
-    dataset = _read(path)
+    with _translated(path):
+        return _segmentation(path, geometry)
+
+
+def read_report(path: Path) -> tuple[StoredStructure, ...]:
+    """Every Measurement Group of a TID 1500 report, in its order.
+
+    Raises:
+        ResultUnreadable: it is no Structured Report, or the file is damaged.
+    """
+    with _translated(path):
+        dataset = dcmread(path)
+        if dataset.get("Modality") != "SR":
+            raise ResultUnreadable(f"{path.name}: expected a Structured Report, found {dataset.get('Modality')}")
+        return tuple(_structure(group) for group in _containers(dataset, _MEASUREMENT_GROUP))
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """The border: pydicom and numpy answer a damaged object with whatever it leads to, and quote its values."""
+    try:
+        yield
+    except ResultUnreadable:
+        raise
+    except OSError as error:
+        raise ResultUnreadable(f"can't read {path}: {error.strerror or type(error).__name__}") from error
+    except InvalidDicomError as error:
+        raise ResultUnreadable(f"{path.name} is no DICOM file") from error
+    except Exception as error:
+        raise ResultUnreadable(f"{path.name} is damaged or incomplete ({type(error).__name__})") from error
+
+
+# ---- segmentations
+
+
+def _segmentation(path: Path, geometry: Geometry | None) -> StoredSegmentation:
+    dataset = dcmread(path)
     if dataset.get("SegmentationType") not in ("BINARY", "LABELMAP"):
         kind = dataset.get("SegmentationType") or dataset.get("Modality")
         raise ResultUnreadable(f"{path.name}: expected a binary segmentation or a label map, found {kind}")
@@ -143,30 +180,6 @@ def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSeg
         _put(labels_zyx[plane], dataset, frame, path.name)
     first = dataset.SegmentSequence[0] if segments else Dataset()
     return StoredSegmentation(labels_zyx, grid, segments, str(first.get("SegmentAlgorithmName", "")))
-
-
-def read_report(path: Path) -> tuple[StoredStructure, ...]:
-    """Every Measurement Group of a TID 1500 report, in its order.
-
-    Raises:
-        ResultUnreadable: it is no Structured Report.
-    """
-    dataset = _read(path)
-    if dataset.get("Modality") != "SR":
-        raise ResultUnreadable(f"{path.name}: expected a Structured Report, found {dataset.get('Modality')}")
-    return tuple(_structure(group) for group in _containers(dataset, _MEASUREMENT_GROUP))
-
-
-def _read(path: Path) -> Dataset:
-    try:
-        return dcmread(path)
-    except OSError as error:
-        raise ResultUnreadable(f"can't read {path}: {error.strerror}") from error
-    except InvalidDicomError as error:
-        raise ResultUnreadable(f"{path.name} is no DICOM file") from error
-
-
-# ---- segmentations
 
 
 def _segment(item: Dataset) -> StoredSegment:

@@ -9,6 +9,23 @@
     └── SegmentationRefusedError    this volume can't be segmented by this model: too small, constant, NaN, too large
 
 Messages say what was seen and what was expected. None passes by trying again with the same model and volume.
+
+An exception of Python or of another package becomes one of this tree in these modules, and only there:
+
+=====================  ==========================================================  =====================
+border                 exceptions below                                            errors of this tree
+=====================  ==========================================================  =====================
+models.archive         OSError, zipfile, zlib                                      ModelPackageError
+models.checkpoint      pickle, zipfile, and what torch raises on a damaged file    ModelPackageError
+models.checks          OSError, ValueError (JSON), RecursionError                  ModelPackageError
+models.download        OSError, http.client, urllib                                ModelPackageError
+models.install         OSError, safetensors                                        ModelPackageError
+models.nnunet_folder   KeyError, TypeError, ValueError and others (plans.json)     ModelPackageError
+models.package         OSError                                                     ModelPackageError
+models.tasks           KeyError                                                    ModelPackageError
+models.weights         OSError, safetensors, TypeError                             ModelPackageError
+structures             KeyError                                                    UnknownStructureError
+=====================  ==========================================================  =====================
 """
 
 from __future__ import annotations

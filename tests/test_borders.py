@@ -1,0 +1,641 @@
+"""The borders at which exceptions of other packages become errors of our tree: just those that errors.py names, and
+what really goes wrong below each of them comes out as the error that it names.
+"""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import os
+import re
+import resource
+import shutil
+import socket
+import sqlite3
+import struct
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy
+import yaml
+from pydicom import Dataset, dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
+from pydicom.uid import SegmentationStorage
+
+import inference.errors
+from dicom_node import analysis, errors
+from dicom_node.app.compose import open_store
+from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
+from dicom_node.encode.codes import algorithm_family
+from dicom_node.encode.run import encode
+from dicom_node.encode.source.elements import raw_element, raw_items
+from dicom_node.encode.source.planes import plane_attributes
+from dicom_node.encode.source.values import finite_numbers
+from dicom_node.encode.sr.notice import notice_file
+from dicom_node.network import requestor
+from dicom_node.network.pdu import AssociationAcceptance, AssociationRequest, Rejection
+from dicom_node.network.requestor import Association, OutgoingFile, Peer
+from dicom_node.network.transport import Transport
+from dicom_node.reconstruct import reconstruct
+from dicom_node.results import read_report, read_segmentation
+from dicom_node.segment import inputs, nifti, outputs
+from dicom_node.segment.model import find_model
+from dicom_node.segment.run import SegmentRun, Wanted
+from dicom_node.settings import NnunetModelSettings, OperateSettings, TissueModelSettings, WorkSettings, load_settings
+from dicom_node.standard.files import read_headers
+from dicom_node.standard.part10 import FileMeta, elements, file_of
+from dicom_node.store import workers
+from dicom_node.store.database import Database
+from dicom_node.store.disk import DiskWatermark
+from dicom_node.store.spool import Spool
+from dicom_node.store.workers import WorkerName
+from dicom_node.work.local import LocalWorker
+from dicom_node.work.models import describe_model
+from inference.nnunet.contract import EngineOptions
+from inference.types import Geometry, Segmentation, Volume
+from tests.support import ct_series
+from tests.support.analysis_results import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation
+from tests.support.dicom_peers import scripted_pacs
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
+
+PROGRAMS = {"cli", "demo"}
+"""They sit on top: what goes wrong in them ends the command."""
+FOR_PYDANTIC = {"settings.models", "route.rules_file"}
+TREES = (errors, inference.errors)
+
+
+def classes(tree) -> set[str]:
+    return {name for name, each in vars(tree).items() if isinstance(each, type) and issubclass(each, Exception)}
+
+
+def borders(tree=errors) -> dict[str, set[str]]:
+    """The table of the docstring: the errors of the tree by module."""
+    _, _, table, *_ = re.split(r"^=+  =+  =+\n", tree.__doc__, flags=re.MULTILINE)
+    rule = re.search(r"^=+  =+  =+$", tree.__doc__, flags=re.MULTILINE)[0]
+    found: dict[str, set[str]] = {}
+    module = ""
+    for line in table.splitlines():
+        module = line.split("  ", 1)[0].strip() or module
+        found.setdefault(module, set()).update(word.strip(",") for word in line[rule.rindex(" ") :].split())
+    return found
+
+
+def raised_in_handlers(source: str, tree=errors) -> set[str]:
+    """Names of what is raised where another exception than one of the tree was caught ('refusal' for a function)."""
+    found = set()
+    for handler in ast.walk(ast.parse(source)):
+        if not isinstance(handler, ast.ExceptHandler):
+            continue
+        caught = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else set()
+        if caught and caught <= classes(tree) | {"MalformedDataset"}:
+            continue
+        for node in ast.walk(handler):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+                found.add(node.exc.func.id)
+    return found
+
+
+def modules(tree=errors) -> dict[str, Path]:
+    room = Path(tree.__file__).parent
+    named = {".".join(path.relative_to(room).with_suffix("").parts): path for path in room.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in named.items() if name.split(".")[0] not in PROGRAMS}
+
+
+def test_the_table_can_be_read():
+    assert borders()["store.database"] == {"StoreUnavailable", "ConfigurationError"}
+    assert borders()["segment.nifti"] == {"StoreUnavailable", "PixelDataInvalid", "GeometryRefused"}
+    assert all(set().union(*borders(tree).values()) <= classes(tree) for tree in TREES)
+
+
+@pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
+def test_just_the_named_modules_translate(tree):
+    translating = {name for name, path in modules(tree).items() if raised_in_handlers(path.read_text("utf-8"), tree)}
+    assert translating - FOR_PYDANTIC == set(borders(tree))
+
+
+@pytest.mark.parametrize(
+    ("tree", "module"), [(tree, module) for tree in TREES for module in sorted(borders(tree))], ids=str
+)
+def test_a_border_raises_the_errors_that_it_is_said_to(tree, module):
+    raised = raised_in_handlers(modules(tree)[module].read_text("utf-8"), tree)
+    assert raised & classes(tree) <= borders(tree)[module]
+    assert raised - classes(tree) <= {"refusal", "_cut_short"}, "an exception that is not of the tree"
+
+
+@pytest.mark.parametrize(("tree", "root"), [(errors, "DicomNodeError"), (inference.errors, "InferenceError")])
+def test_each_class_of_the_tree_is_drawn(tree, root):
+    assert {root, *re.findall(r"[├└]── (\w+)", tree.__doc__)} == classes(tree)
+
+
+# ---- what really goes wrong, border by border
+
+FAULTS: list[tuple[str, type[Exception], object]] = []
+NIFTI_GZ = "ct.nii.gz"
+
+
+def fault(border: str, expected: type[Exception]):
+    """Register a function that makes something go wrong below ``border``; it gets an empty folder."""
+
+    def register(provoke):
+        FAULTS.append((border, expected, provoke))
+        return provoke
+
+    return register
+
+
+def in_file(folder: Path, content: bytes | str, name: str = "file") -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def limited(limit: int, most: int):
+    """This process may not have more than that, until the block ends."""
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(limit, before)
+
+
+@fault("settings.loader", errors.ConfigurationError)
+def no_file(folder):
+    load_settings(folder / "node.yaml")
+
+
+@fault("settings.loader", errors.ConfigurationError)
+def not_utf_8(folder):
+    load_settings(in_file(folder, b"node: {ae_title: \xff}"))
+
+
+@fault("settings.loader", errors.ConfigurationError)
+def a_control_character(folder):
+    load_settings(in_file(folder, "node: \x01"))
+
+
+@fault("settings.loader", errors.ConfigurationError)
+def an_open_bracket(folder):
+    load_settings(in_file(folder, "node: ["))
+
+
+@fault("settings.validation", errors.ConfigurationError)
+def a_port_that_is_none(folder):
+    load_settings(in_file(folder, yaml.safe_dump({"node": {"port": "eleven"}})))
+
+
+@fault("app.compose", errors.ConfigurationError)
+def a_data_folder_below_a_file(folder):
+    in_file(folder, "", "data")
+    open_store(load_settings(in_file(folder, yaml.safe_dump({"node": {"data_folder": "data/below"}}))))
+
+
+@fault("app.places", errors.ConfigurationError)
+def a_configuration_folder_below_a_file(folder):
+    write_configuration(in_file(folder, "") / "below")
+
+
+@fault("analysis", errors.SegmentationImpossible)
+def labels_of_another_grid(_):
+    with analysis._sound_labels("model"):
+        Segmentation(np.zeros((2, 2, 2), np.uint8), geometry((3, 3, 3)), {1: "liver"}, MODEL)
+
+
+# ---- files of the command `segment`
+
+
+def nifti_file(folder: Path, **header: object) -> Path:
+    """A sound compressed CT of 20 planes, but for the fields of its ``header`` that are given."""
+    grid = nifti.grid_of(geometry((20, 24, 24), spacing_xyz_mm=(2.0, 2.0, 2.0))).header
+    grid.set_data_dtype(np.int16)
+    grid["vox_offset"], grid["scl_slope"] = 352, 1
+    for name, value in header.items():
+        grid[name] = value
+    voxels = np.random.default_rng(1).integers(-1000, 1000, (20, 24, 24)).astype("<i2")
+    return in_file(folder, gzip.compress(grid.binaryblock + bytes(4) + voxels.tobytes()), NIFTI_GZ)
+
+
+@fault("segment.inputs", errors.StoreUnavailable)
+def an_input_that_is_gone(folder):
+    inputs.NiftiFile(folder / "gone.nii", "gone").content_digest()
+
+
+@fault("segment.model", errors.ConfigurationError)
+def a_manifest_that_is_no_json(folder):
+    shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
+    next((folder / "model").glob("*.json")).write_text("{")
+    find_model(str(folder / "model"), folder, EngineOptions())
+
+
+@fault("segment.run", errors.ConfigurationError)
+def weights_that_were_damaged_after_they_were_checked(folder):
+    shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
+    model = find_model(str(folder / "model"), folder, EngineOptions())
+    weights = next((folder / "model").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with SegmentRun(model, EngineOptions(device="cpu"), Wanted((), None)) as run:
+        run.segment(inputs.NiftiFile(nifti_file(folder), "ct"), folder / "out", lambda *_: None)
+
+
+@fault("segment.outputs", errors.ConfigurationError)
+def results_below_a_file(folder):
+    outputs.make_folder(in_file(folder, "") / "below")
+
+
+@fault("segment.nifti", errors.StoreUnavailable)
+def a_folder_instead_of_a_file(folder):
+    nifti.read_volume(folder)
+
+
+@fault("segment.nifti", errors.PixelDataInvalid)
+def a_cut_gzip_stream(folder):
+    path = nifti_file(folder)
+    path.write_bytes(path.read_bytes()[:-2000])
+    nifti.read_volume(path)
+
+
+@fault("segment.nifti", errors.PixelDataInvalid)
+def a_changed_byte_in_a_gzip_stream(folder):
+    path = nifti_file(folder)
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # of the checksum
+    path.write_bytes(content)
+    nifti.read_volume(path)
+
+
+@fault("segment.nifti", errors.PixelDataInvalid)
+def bytes_after_the_magic_of_gzip(folder):
+    nifti.read_volume(in_file(folder, b"\x1f\x8b" + bytes(range(200)) * 9))
+
+
+@fault("segment.nifti", errors.GeometryRefused)
+def a_quaternion_longer_than_one(folder):
+    nifti.read_volume(nifti_file(folder, sform_code=0, quatern_b=1.0, quatern_c=1.0))
+
+
+@fault("segment.nifti", errors.GeometryRefused)
+def an_sform_without_extent(folder):
+    nifti.read_volume(nifti_file(folder, srow_z=[0, 0, 0, 0]))
+
+
+# ---- results that are read back
+
+
+def a_seg(folder: Path) -> Path:
+    source = reconstruction()
+    labels = segmentation(source.source.geometry, {1: "liver"})
+    results = encode(source, labels, measured(source, labels), CONTEXT)
+    return in_file(folder, bytes(next(each.content for each in results if each.kind == "SEG")), "seg.dcm")
+
+
+@fault("results", errors.ResultUnreadable)
+def a_result_that_is_gone(folder):
+    read_report(folder / "gone.dcm")
+
+
+@fault("results", errors.ResultUnreadable)
+def a_result_that_is_no_dicom(folder):
+    read_report(in_file(folder, "no DICOM at all"))
+
+
+@fault("results", errors.ResultUnreadable)
+def a_result_that_is_cut_short(folder):
+    path = a_seg(folder)
+    path.write_bytes(path.read_bytes()[:-200])
+    read_segmentation(path)
+
+
+@fault("results", errors.ResultUnreadable)
+def a_result_whose_frames_lie_nowhere(folder):
+    path = a_seg(folder)
+    dataset = dcmread(path)
+    del dataset.PerFrameFunctionalGroupsSequence
+    dataset.save_as(path)
+    read_segmentation(path)
+
+
+# ---- encode
+
+
+@fault("encode.codes", errors.EncodingError)
+def an_algorithm_family_without_a_code(_):
+    algorithm_family("Astrology")
+
+
+@fault("encode.run", errors.EncodingError)
+def a_run_without_a_start(_):
+    source = reconstruction()
+    labels = segmentation(source.source.geometry, {1: "liver"})
+    encode(source, labels, measured(source, labels), replace(CONTEXT, started_at=None))
+
+
+@fault("encode.segments", errors.EncodingError)
+def a_structure_without_codes(_):
+    source = reconstruction()
+    labels = segmentation(source.source.geometry, {1: "left_wing"})
+    encode(source, labels, measured(source, labels), CONTEXT)
+
+
+def with_raw(keyword: str, vr: str, value: bytes) -> Dataset:
+    """A data set with one element as it came, which pydicom has not looked at yet."""
+    dataset = Dataset()
+    tag = Tag(keyword)
+    dataset._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
+    return dataset
+
+
+@fault("encode.source.elements", errors.EncodingError)
+def a_number_that_its_vr_cannot_hold(_):
+    header = Dataset()
+    header.add_new("Rows", "US", 2**16)
+    raw_element(header, "Rows")
+
+
+@fault("encode.source.elements", errors.EncodingError)
+def a_sequence_that_is_none(_):
+    header = Dataset()
+    header.add_new("Rows", "US", 5)
+    raw_items(header, "Rows")
+
+
+@fault("encode.source.planes", errors.EncodingError)
+def a_frame_that_is_not_described(_):
+    header = Dataset()
+    header.PerFrameFunctionalGroupsSequence = [Dataset()]
+    plane_attributes(header, 2)
+
+
+@fault("encode.source.values", errors.EncodingError)
+def a_number_that_is_none(_):
+    finite_numbers(with_raw("PixelSpacing", "DS", b"wide\\0.5"), "PixelSpacing", 2)
+
+
+@fault("encode.sr.notice", errors.EncodingError)
+def a_start_without_a_time(_):
+    notice_file(reconstruction().headers, "model", "too few slices", replace(CONTEXT, started_at=None))
+
+
+# ---- reconstruct
+
+
+def a_series(folder: Path):
+    return ct_series.write(folder, ct_series.Stack(ct_series.noise((20, 16, 16))))
+
+
+@fault("reconstruct", errors.StoreUnavailable)
+def a_slice_that_is_gone(folder):
+    series = a_series(folder)
+    series.instances[3].path.unlink()
+    reconstruct(series)
+
+
+@fault("reconstruct.attributes", errors.GeometryRefused)
+def a_position_that_is_no_number(folder):
+    def change(header):
+        header._dict.update(with_raw("ImagePositionPatient", "DS", b"here\\there\\0")._dict)
+
+    reconstruct(ct_series.bent(a_series(folder), change, 3))
+
+
+@fault("reconstruct.pixels", errors.PixelDataInvalid)
+def a_slice_that_was_overwritten(folder):
+    series = a_series(folder)
+    in_file(folder, b"\0" * 500, series.instances[3].path.name)
+    reconstruct(series)
+
+
+@fault("reconstruct.select", errors.NotEligible)
+def an_identity_that_cannot_be_read(folder):
+    reconstruct(ct_series.bent(a_series(folder), unreadable_identity, 3))
+
+
+def unreadable_identity(header: Dataset) -> None:
+    header._dict.update(with_raw("StudyInstanceUID", "XX", b"1.2")._dict)
+
+
+# ---- work
+
+
+@fault("work.local", errors.WorkerLost)
+def no_descriptor_left_for_a_child(_):
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    worker = LocalWorker("tissue", TissueModelSettings(kind="tissue"), WorkSettings())
+    volume = Volume(np.zeros((4, 4, 4), np.int16), Geometry((4, 4, 4), np.eye(4)))
+    try:
+        with limited(resource.RLIMIT_NOFILE, open_now):
+            worker.segment(volume, lambda *_: None)
+    finally:
+        worker.close()
+
+
+@fault("work.models", errors.ConfigurationError)
+def a_package_without_a_manifest(folder):
+    describe_model("demo", NnunetModelSettings(kind="nnunet", package=folder), WorkSettings())
+
+
+# ---- store
+
+
+@fault("store.database", errors.ConfigurationError)
+def a_url_that_is_none(_):
+    Database("no url")
+
+
+@fault("store.database", errors.ConfigurationError)
+def a_database_that_nobody_knows(_):
+    Database("oracel://host/name")
+
+
+@fault("store.database", errors.ConfigurationError)
+def a_port_that_is_no_number(_):
+    Database("postgresql+psycopg://node:secret@host:port/name")
+
+
+@fault("store.database", errors.StoreUnavailable)
+def a_database_server_that_is_away(_):
+    Database(f"postgresql+psycopg://node@127.0.0.1:{free_port()}/postgres").upgrade()
+
+
+@fault("store.database", errors.StoreUnavailable)
+def a_ledger_that_is_no_database(folder):
+    Database(f"sqlite:///{in_file(folder, b'x' * 5000)}").upgrade()
+
+
+@fault("store.database", errors.StoreUnavailable)
+def a_ledger_in_a_folder_that_is_gone(folder):
+    Database(f"sqlite:///{folder / 'gone' / 'ledger'}").upgrade()
+
+
+@fault("store.database", errors.StoreUnavailable)
+def a_ledger_on_a_full_disk(folder):
+    database = Database(f"sqlite:///{folder / 'ledger'}")
+    with limited(resource.RLIMIT_FSIZE, 0):
+        database.upgrade()
+
+
+@fault("store.database", errors.StoreUnavailable)
+def a_ledger_whose_table_is_gone(folder):
+    database = Database(f"sqlite:///{folder / 'ledger'}")
+    database.upgrade()
+    with sqlite3.connect(folder / "ledger") as other:
+        other.execute("DROP TABLE delivery")
+    with database.read() as db:
+        db.exec_driver_sql("SELECT * FROM delivery")
+
+
+@fault("store.database", errors.StoreUnavailable)
+def every_connection_in_use(folder):
+    database = Database(f"sqlite:///{folder / 'ledger'}")
+    database._engine = sqlalchemy.create_engine(database._url, pool_size=1, max_overflow=0, pool_timeout=0.1)
+    with database.read(), database.read():
+        pass
+
+
+@fault("store.disk", errors.StoreUnavailable)
+def a_disk_that_is_away(folder):
+    DiskWatermark(folder / "gone", OperateSettings()).look()
+
+
+@fault("store.spool", errors.StoreUnavailable)
+def a_spool_below_a_file(folder):
+    Spool(in_file(folder, "") / "spool")
+
+
+@fault("store.spool", errors.StoreUnavailable)
+def an_instance_on_a_full_disk(folder):
+    spool = Spool(folder / "spool")
+    with limited(resource.RLIMIT_FSIZE, 1000):
+        spool.write_instance(FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), bytes(2000))
+
+
+@fault("store.workers", errors.ConfigurationError)
+def a_machine_without_proc(folder):
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(workers, "_PROC", folder)
+        WorkerName.own()
+
+
+# ---- network
+
+
+@fault("network.pdu", errors.ProtocolFault)
+def a_rejection_that_is_cut_short(_):
+    Rejection.decode(memoryview(b"\0\1"))
+
+
+@fault("network.pdu", errors.ProtocolFault)
+def a_request_of_noise(_):
+    AssociationRequest.decode(memoryview(os.urandom(400)))
+
+
+@fault("network.pdu", errors.ProtocolFault)
+def an_acceptance_of_noise(_):
+    AssociationAcceptance.decode(memoryview(os.urandom(400)))
+
+
+OFFERS = [("1.2.840.10008.1.1", "1.2.840.10008.1.2")]
+
+
+@fault("network.requestor", errors.ConnectionLost)
+def a_port_that_nobody_listens_on(_):
+    Association(Peer("PEER", "127.0.0.1", free_port(), 5.0, 5.0, 16384), "NODE", OFFERS)
+
+
+@fault("network.requestor", errors.NotSendable)
+def a_result_that_is_no_part_10_file(folder):
+    store_at_a_peer(in_file(folder, "no DICOM"))
+
+
+@fault("network.requestor", errors.NotSendable)
+def a_result_that_was_deleted(folder):
+    store_at_a_peer(folder / "gone.dcm")
+
+
+def store_at_a_peer(path: Path) -> None:
+    """C-STORE to a PACS that takes SEGs; refused before anything is sent, because of the file and nothing else."""
+    syntax = "1.2.840.10008.1.2.1"
+    with scripted_pacs() as (port, stored):
+        peer = Peer("PACS", "127.0.0.1", port, 5.0, 5.0, 16384)
+        with Association(peer, "NODE", [(SegmentationStorage, syntax)]) as association:
+            assert association.accepts(SegmentationStorage, syntax)
+            association.store(OutgoingFile(path, SegmentationStorage, "1.2.3", syntax))
+    assert not stored
+
+
+@fault("network.requestor", errors.ProtocolFault)
+def an_identifier_that_is_no_data_set(_):
+    sequence_without_an_end = struct.pack("<HHIH", 0x0008, 0x1140, 0xFFFFFFFF, 1)
+    requestor._decoded(sequence_without_an_end, is_implicit=True)
+
+
+@fault("network.transport", errors.ConnectionLost)
+def a_connection_that_was_reset(_):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport = Transport(near, 16384)
+    far.close()
+    try:
+        transport.read_pdu(5.0)
+    finally:
+        transport.close()
+
+
+# ---- standard
+
+
+@fault("standard.files", errors.StoreUnavailable)
+def a_file_that_is_gone(folder):
+    read_headers([folder / "gone.dcm"])
+
+
+@fault("standard.files", errors.PixelDataInvalid)
+def a_file_that_is_no_dicom(folder):
+    read_headers([in_file(folder, b"no DICOM at all" * 50)])
+
+
+@fault("standard.part10", errors.EncodingError)
+def an_object_with_a_value_that_its_vr_cannot_hold(_):
+    dataset = Dataset()
+    dataset.SOPClassUID, dataset.SOPInstanceUID, dataset.Modality = "1.2", "1.2.3", "SEG"
+    dataset.add_new("Rows", "US", -1)
+    file_of(dataset)
+
+
+@fault("standard.part10", errors.EncodingError)
+def elements_that_are_cut_short(_):
+    list(elements(memoryview(bytes(3))))
+
+
+@pytest.mark.parametrize(
+    ("expected", "provoke"),
+    [
+        pytest.param(expected, provoke, id=f"{border}-{provoke.__name__.strip('_')}")
+        for border, expected, provoke in FAULTS
+    ],
+)
+def test_what_goes_wrong_below_comes_out_as_ours(tmp_path, expected, provoke):
+    with pytest.raises(errors.DicomNodeError) as raised:
+        provoke(tmp_path)
+    assert type(raised.value) is expected
+    assert "None" not in str(raised.value)
+
+
+def test_every_border_has_a_fault_for_each_of_its_errors():
+    provoked = [(border, expected) for border, expected, _ in FAULTS]
+    missing = {
+        (border, name)
+        for border, names in borders().items()
+        for name in names
+        if not any(border == at and issubclass(expected, getattr(errors, name)) for at, expected in provoked)
+    }
+    assert missing == set()
+    assert {border for border, _ in provoked} <= set(borders())
