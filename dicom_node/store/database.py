@@ -134,7 +134,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        # the driver's text has codes, tables and at most the key that exists already; SQLAlchemy's own quotes parameters
+        # the driver's text has codes, tables and at most a key that exists already; SQLAlchemy's quotes parameters
         raise StoreUnavailable(f"ledger: {type(error.orig).__name__}: {error.orig}") from error
     except PoolTimeout as error:
         raise StoreUnavailable("ledger: every connection to the database is in use") from error
