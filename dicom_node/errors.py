@@ -45,19 +45,17 @@ segment.model              inference.errors.InferenceError                  Conf
 segment.nifti              OSError, EOFError, zlib.error, ValueError        StoreUnavailable, PixelDataInvalid,
                                                                             GeometryRefused
 segment.outputs            OSError                                          ConfigurationError
-segment.run                inference.errors.InferenceError                  ConfigurationError
+segment.case               inference.errors.InferenceError                  ConfigurationError
 results                    OSError, Exception (pydicom, numpy)              ResultUnreadable
 encode.codes               KeyError                                         EncodingError
 encode.run                 Exception (highdicom, pydicom)                   EncodingError
 encode.segments            inference.errors.UnknownStructureError           EncodingError
-encode.source.elements     Exception (pydicom)                              EncodingError
 encode.source.planes       Exception (pydicom)                              EncodingError
 encode.source.values       Exception (pydicom)                              EncodingError
 encode.sr.notice           Exception (highdicom, pydicom)                   EncodingError
 reconstruct                OSError                                          StoreUnavailable
 reconstruct.attributes     Exception (pydicom)                              SeriesRejected
 reconstruct.pixels         Exception (pydicom and its decoders)             PixelDataInvalid
-reconstruct.select         Exception (pydicom)                              NotEligible
 work.local                 OSError                                          WorkerLost
 work.models                inference.errors.InferenceError                  ConfigurationError
 store.database             sqlalchemy, the driver                           StoreUnavailable, ConfigurationError
@@ -68,6 +66,7 @@ network.pdu                ValueError, Exception (pynetdicom)               Prot
 network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
 network.transport          OSError                                          ConnectionLost
 standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid
+standard.raw_elements      Exception (pydicom)                              EncodingError
 standard.part10            Exception (pydicom), struct.error                EncodingError
 =========================  ===============================================  ===========================================
 

@@ -32,7 +32,6 @@ from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
 from dicom_node.encode.codes import algorithm_family
 from dicom_node.encode.run import encode
-from dicom_node.encode.source.elements import raw_element, raw_items
 from dicom_node.encode.source.planes import plane_attributes
 from dicom_node.encode.source.values import finite_numbers
 from dicom_node.encode.sr.notice import notice_file
@@ -43,11 +42,13 @@ from dicom_node.network.transport import Transport
 from dicom_node.reconstruct import reconstruct
 from dicom_node.results import read_report, read_segmentation
 from dicom_node.segment import inputs, nifti, outputs
+from dicom_node.segment.case import Wanted
 from dicom_node.segment.model import find_model
-from dicom_node.segment.run import SegmentRun, Wanted
+from dicom_node.segment.run import SegmentRun
 from dicom_node.settings import NnunetModelSettings, OperateSettings, TissueModelSettings, WorkSettings, load_settings
 from dicom_node.standard.files import read_headers
 from dicom_node.standard.part10 import FileMeta, elements, file_of
+from dicom_node.standard.raw_elements import raw_element, raw_items
 from dicom_node.store import workers
 from dicom_node.store.database import Database
 from dicom_node.store.disk import DiskWatermark
@@ -234,7 +235,7 @@ def a_manifest_that_is_no_json(folder):
     find_model(str(folder / "model"), folder, EngineOptions())
 
 
-@fault("segment.run", errors.ConfigurationError)
+@fault("segment.case", errors.ConfigurationError)
 def weights_that_were_damaged_after_they_were_checked(folder):
     shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
     model = find_model(str(folder / "model"), folder, EngineOptions())
@@ -351,14 +352,14 @@ def with_raw(keyword: str, vr: str, value: bytes) -> Dataset:
     return dataset
 
 
-@fault("encode.source.elements", errors.EncodingError)
+@fault("standard.raw_elements", errors.EncodingError)
 def a_number_that_its_vr_cannot_hold(_):
     header = Dataset()
     header.add_new("Rows", "US", 2**16)
     raw_element(header, "Rows")
 
 
-@fault("encode.source.elements", errors.EncodingError)
+@fault("standard.raw_elements", errors.EncodingError)
 def a_sequence_that_is_none(_):
     header = Dataset()
     header.add_new("Rows", "US", 5)
@@ -409,15 +410,6 @@ def a_slice_that_was_overwritten(folder):
     series = a_series(folder)
     in_file(folder, b"\0" * 500, series.instances[3].path.name)
     reconstruct(series)
-
-
-@fault("reconstruct.select", errors.NotEligible)
-def an_identity_that_cannot_be_read(folder):
-    reconstruct(ct_series.bent(a_series(folder), unreadable_identity, 3))
-
-
-def unreadable_identity(header: Dataset) -> None:
-    header._dict.update(with_raw("StudyInstanceUID", "XX", b"1.2")._dict)
 
 
 # ---- work
