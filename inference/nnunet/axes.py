@@ -1,4 +1,4 @@
-"""Where the source voxels of an axis lie among the network's voxels: what both ways back to the source grid share."""
+"""Positions of source voxels among network voxels along one axis, as both ways back to the source grid need them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 Interpolation = Literal["smooth", "nearest"]
 Alignment = Literal["corners", "centres"]
-"""What the two grids share: the centres of their outermost voxels (``corners``, as ``scipy.ndimage.zoom``), or the
-outer borders of these voxels (``centres``, as nnU-Net resamples: the i-th centre lies at (i + 1/2) / n of the extent).
+"""What the two grids share: the centres of their outermost voxels (``corners``, as in ``scipy.ndimage.zoom``), or the
+outer borders of these voxels (``centres``, as in nnU-Net: the i-th centre lies at (i + 1/2) / n of the extent).
 """
 _SNAP = 1e-6
-"""Source voxels nearer than this (in network voxels) to a network voxel coincide with it."""
+"""A source voxel closer than this (in network voxels) to a network voxel coincides with it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:
-    """Where the source voxels of one axis lie among network voxels; cell i reaches from voxel i to i + 1.
+    """Positions of the source voxels of one axis among network voxels; cell i reaches from voxel i to i + 1.
 
-    The last cell ends in its own voxel, so that every position is a cell and a weight below 1.
+    The last cell ends at its own voxel, so that every position is a cell and a weight below 1.
     """
 
     inside: slice
@@ -35,7 +35,7 @@ class Axis:
     lower: NDArray[np.intp]
     """[source voxel of ``inside``]: its cell, counted from ``first``."""
     weight: NDArray[np.float32]
-    """[source voxel of ``inside``]: of the upper voxel, 0 <= weight < 1."""
+    """[source voxel of ``inside``]: weight of the upper voxel, 0 <= weight < 1."""
 
     def part(self, first: int, end: int) -> Axis:
         """The cells from ``first`` to ``end``."""
@@ -61,7 +61,7 @@ class Axis:
         return starts
 
     def members(self) -> NDArray[np.intp]:
-        """[member, cell]: the source voxels in each cell; in one that is not the fullest, the last repeats."""
+        """[member, cell]: the source voxels in each cell; cells with fewer than the fullest repeat their last one."""
         counts = self.counts()
         member = np.minimum(np.arange(counts.max(initial=0))[:, None], np.maximum(counts - 1, 0))
         return self.starts() + member
@@ -70,14 +70,14 @@ class Axis:
 def axis_between(
     count: int, network_count: int, offset: int, size: int, *, alignment: Alignment, nearest: bool, backwards: bool
 ) -> Axis:
-    """The source voxels of an axis among the ``size`` network voxels of the box, which begins at ``offset``.
+    """Position the source voxels of an axis among the ``size`` network voxels of the box that begins at ``offset``.
 
-    ``nearest``: each source voxel at its nearest network voxel, all weights 0. ``backwards``: the source voxels run
-    against the network's.
+    ``nearest`` puts each source voxel at its nearest network voxel, with all weights 0. ``backwards`` means that the
+    source axis and the network axis run in opposite directions.
     """
     index = np.arange(count, dtype=np.float64)
     if alignment == "corners":
-        # index times step, as scipy computes it: halves then fall on the same side
+        # index times step, as scipy computes it, so that halves round the same way
         positions = index * ((network_count - 1) / (count - 1) if count > 1 else 1.0)
     else:
         positions = (index + 0.5) * (network_count / count) - 0.5

@@ -1,9 +1,10 @@
-"""Where the patient is: air around him is not segmented.
+"""Finds the patient, so that the air around the body is not segmented.
 
-Means over cubes of about 8 mm lose whatever is thinner than half of that: the shell of the table, blankets, tubes. Of
-the cubes that are left, the small groups are noise. What lies between two cubes of a group along a row or a column of
-its plane belongs to the patient too, so that lungs and bowel do, even where the field of view cuts the chest wall.
-One cube is added all around: skin fills the outermost ones in part, and a second changed no Dice on phantoms.
+Averaging over cubes of about 8 mm removes anything thinner than half of that: the table's shell, blankets, tubes. Small
+groups among the remaining cubes are noise. Whatever lies between two cubes of a group along a row or a column of a
+plane also belongs to the patient; this includes lungs and bowel, even where the field of view cuts the chest wall.
+The mask is then grown by one cube, because skin only partly fills the outermost cubes; growing it by two changed no
+Dice score on phantoms.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 AIR_HU = -500.0
-"""Means below it are air, foam or lung."""
+"""Cubes with a lower mean are air, foam or lung."""
 _CUBE_MM = 8.0
 _SMALLEST_ML = 50.0
-"""A group of cubes below this volume is not a part of a patient: a hand has about 300 ml."""
+"""A smaller group of cubes is not part of a patient; a hand has about 300 ml."""
 SMALLEST_FIELD_MM = 300.0
-"""A narrower field of view lies within the patient, or holds too little air to be worth a look."""
+"""A narrower field of view lies within the patient, or holds too little air to be worth looking for."""
 
 
 def body_mask(voxels_zyx: NDArray[Any], spacing_zyx_mm: Sequence[float]) -> NDArray[np.bool_] | None:
-    """A generous mask of the patient: the hull in each plane, and one cube around it.
+    """A generous mask of the patient: the hull in each plane, grown by one cube.
 
-    None where nothing is found, or where the field of view is too small to look for air around the patient.
+    None if no patient is found, or if the field of view is too small for a search.
     """
     cube = cube_shape(voxels_zyx.shape, spacing_zyx_mm)
     if cube is None:
@@ -39,7 +40,7 @@ def body_mask(voxels_zyx: NDArray[Any], spacing_zyx_mm: Sequence[float]) -> NDAr
 
 
 def cube_shape(shape_zyx: Sequence[int], spacing_zyx_mm: Sequence[float]) -> tuple[int, ...] | None:
-    """Voxels of a cube along each axis; None where too little is seen to look for air around the patient."""
+    """Voxels of a cube along each axis; None if the field of view is too small for a search."""
     extents = [n * mm for n, mm in zip(shape_zyx, spacing_zyx_mm, strict=True)]
     if min(extents[1:]) < SMALLEST_FIELD_MM:
         return None
@@ -52,7 +53,7 @@ def mask_of_means(
     shape_zyx: Sequence[int],
     spacing_zyx_mm: Sequence[float],
 ) -> NDArray[np.bool_] | None:
-    """As :func:`body_mask`, of the mean HU of every cube of a volume of ``shape_zyx``, wherever they were computed."""
+    """As :func:`body_mask`, from the mean HU of every cube of a volume of ``shape_zyx``, computed on any device."""
     cube_ml = float(np.prod([n * mm for n, mm in zip(cube, spacing_zyx_mm, strict=True)])) / 1000.0
     groups, count = ndimage.label(means_zyx > AIR_HU, np.ones((3, 3, 3)))
     volumes_ml = np.bincount(groups.ravel(), minlength=count + 1) * cube_ml
@@ -67,9 +68,9 @@ def mask_of_means(
 
 
 def bounding_box(mask_zyx: NDArray[np.bool_], least: Sequence[int] = (1, 1, 1)) -> tuple[slice, slice, slice]:
-    """The smallest box around the true voxels, grown to ``least`` voxels along each axis where the array has them.
+    """The smallest box around the true voxels, grown to ``least`` voxels along each axis if the array is that large.
 
-    Everything, where the mask is empty.
+    The whole array if the mask is empty.
     """
     bounds = []
     for axis, (size, wanted) in enumerate(zip(mask_zyx.shape, least, strict=True)):
@@ -94,7 +95,7 @@ def _means(voxels: NDArray[Any], cube: Sequence[int]) -> NDArray[np.float32]:
 
 
 def _between(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """What lies between the first and the last true voxel along an axis, both included."""
+    """Fill everything from the first to the last true voxel along an axis."""
     after_first = np.logical_or.accumulate(mask, axis=axis)
     before_last = np.flip(np.logical_or.accumulate(np.flip(mask, axis), axis=axis), axis)
     between: NDArray[np.bool_] = after_first & before_last

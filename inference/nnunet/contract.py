@@ -1,9 +1,10 @@
-"""What the pieces of the engine agree on: options, a network that maps windows to channels, and its last layer.
+"""The types that the pieces of the engine share: options, a network that maps windows to channels, its last layer.
 
-The last layer of every nnU-Net is a 1 x 1 x 1 convolution, so ``logits = weights @ features + bias`` at each voxel. The
-Gaussian average over windows and the interpolation to the source grid are linear too: wherever a network has fewer
-features than classes (32 against 118), features are averaged and interpolated, and logits exist only where they are
-looked at. That is the memory and much of the time of a 118-class model, and the same numbers but for rounding.
+The last layer of every nnU-Net is a 1 x 1 x 1 convolution: ``logits = weights @ features + bias`` at each voxel. The
+Gaussian average over windows and the interpolation to the source grid are linear, too. If a network has fewer features
+than classes (32 against 118), the features are therefore averaged and interpolated, and logits are computed only where
+they are needed. This saves a 118-class model most of its memory and much of its time; the results differ only by
+rounding.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ if TYPE_CHECKING:
     from inference.types import RunNote
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-"""Of the convolutions; ``auto``: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
+"""Precision of the convolutions; ``auto`` is float16 on CUDA, bfloat16 on a CPU that supports it, else float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How a model is run.
 
-    ``parity`` answers as TotalSegmentator 2.18 does, voxel by voxel but for rounding: float32, every window,
-    half-precision sums, nearest neighbour back (logits interpolated, where nnU-Net itself resamples). ``body_crop``
-    leaves out the air around the patient (never in parity).
-    ``memory_bytes`` bounds what one segmentation may take beside the volume; None: 80 % of what is available.
-    ``cache_folder`` holds compiled networks; None: nothing is cached.
+    ``parity`` gives the labels of TotalSegmentator 2.18, voxel by voxel apart from rounding: float32, every window,
+    half-precision sums, nearest neighbour back to the source grid (interpolated logits where nnU-Net itself resamples).
+    ``body_crop`` skips the air around the patient (never in parity).
+    ``memory_bytes`` limits the memory of one segmentation, not counting the volume; None: 80 % of what is available.
+    ``cache_folder`` holds compiled networks; None: no cache.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -48,43 +49,43 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What runs a network; the words are those of :class:`inference.types.RunReport`."""
+    """What runs a network, in the terms of :class:`inference.types.RunReport`."""
 
     backend: str
     """``OpenVINO 2026.4.1`` or ``torch 2.13.0``."""
     device: str
     """``CPU`` or ``cuda:0 NVIDIA H200``."""
     precision: str
-    """Of the convolutions, as they run, which may not be what was asked for."""
+    """Precision in which the convolutions run, which may differ from the requested one."""
 
 
 class WindowNetwork(Protocol):
-    """A network, compiled and ready: windows of normalised HU in, channels out."""
+    """A network that is ready to run: windows of normalised HU in, channels out."""
 
     @property
     def channels(self) -> int:
-        """K, how many channels come out: features of all folds, or classes."""
+        """K, the number of output channels: the features of all folds, or the classes."""
         ...
 
     @property
     def runtime(self) -> Runtime:
-        """What runs it, where and in which precision."""
+        """Backend, device and precision."""
         ...
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, z, y, x] -> [n, K, z, y, x]; the result may be overwritten by the next call."""
+        """[n, z, y, x] -> [n, K, z, y, x]; the next call may overwrite the result."""
         ...
 
     def rest(self) -> None:
-        """Give back what only running takes; the next ``run`` takes it again. No result is used after this."""
+        """Free the memory that only running needs; earlier results become invalid. The next ``run`` takes it again."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """The last layer: ``logits[c] = weights[c] . values + bias[c]``; weights None where values are logits already.
+    """The last layer: ``logits[c] = weights[c] . values + bias[c]``; ``weights`` is None if the values are logits.
 
-    Several folds stand side by side in the values, and their mean is in the weights.
+    The values of several folds are concatenated; the weights include the division that makes the logits a mean.
     """
 
     weights: NDArray[np.float32] | None
@@ -104,11 +105,11 @@ class Head:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenPart:
-    """A part, its networks in memory: one of all folds; in parity one of each fold, since nnU-Net rounds each."""
+    """A part with its networks in memory: one for all folds; in parity one per fold, because nnU-Net rounds each."""
 
     part: Part
     networks: tuple[WindowNetwork, ...]
     head: Head
     label_by_channel: NDArray[np.uint8]
     notes: tuple[RunNote, ...] = ()
-    """Why its networks do not run as planned."""
+    """Why its networks run otherwise than planned."""

@@ -1,4 +1,4 @@
-"""A model that works only around structures that another one finds first."""
+"""A model that runs only around structures that another model finds first."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     Progress = Callable[[float, str], None]
 
 _FIRST_SHARE = 0.3
-"""Part of the work, for the progress display, that the first model does."""
+"""Share of the first model in the progress display."""
 
 
 class TwoSteps(Segmenter, Protocol):
-    """A segmenter whose first step may be done while another volume is inferred."""
+    """A segmenter that can prepare one volume while it infers another."""
 
     def prepare(self, volume: Volume, progress: Progress) -> Any:
-        """All that needs no network."""
+        """Do everything that needs no network."""
         ...
 
     def infer(self, prepared: Any, progress: Progress) -> Segmentation:
-        """The rest."""
+        """Do the rest."""
         ...
 
 
@@ -48,15 +48,15 @@ class PreparedCrop:
 
 
 class CroppedSegmenter:
-    """``second`` in the bounding box, with a margin, of what ``first`` finds; a :class:`inference.types.Segmenter`.
+    """Runs ``second`` in the bounding box, plus a margin, of what ``first`` finds (:class:`inference.types.Segmenter`).
 
-    Where ``first`` finds none of the structures the result is empty: there is nothing to look at, and no error.
+    If ``first`` finds none of the structures, the result is empty; this is not an error.
 
     Args:
-        first: finds the structures of ``crop`` on the whole volume.
-        second: the model whose labels and identity these are.
-        crop: which structures, and the margin in mm along columns, rows and planes. As TotalSegmentator does it, the
-            margin is cut to whole voxels.
+        first: finds the structures of ``crop`` in the whole volume.
+        second: the model that gives the labels and the identity.
+        crop: which structures, and the margin in mm along columns, rows and planes. As in TotalSegmentator, the
+            margin is truncated to whole voxels.
 
     Raises:
         ModelPackageError: ``first`` does not know a structure of ``crop``.
@@ -72,12 +72,12 @@ class CroppedSegmenter:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Of the second model."""
+        """Identity of the second model."""
         return self._second.identity
 
     @property
     def names_by_label(self) -> Mapping[int, str]:
-        """Of the second model."""
+        """Labels of the second model."""
         return self._second.names_by_label
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
@@ -89,11 +89,11 @@ class CroppedSegmenter:
         return self.infer(self.prepare(volume, progress), progress)
 
     def check(self, volume: Volume) -> None:
-        """Raises SegmentationRefusedError for a volume that the second model can't segment."""
+        """Raise SegmentationRefusedError for a volume that the second model can't segment."""
         self._second.check(volume)
 
     def prepare(self, volume: Volume, progress: Progress) -> PreparedCrop:
-        """What can be done of ``volume`` while another one is inferred: whatever the first model needs.
+        """Check ``volume`` and prepare it for the first model; another volume may be inferred meanwhile.
 
         Raises:
             SegmentationRefusedError: one of the two models refuses the volume.
@@ -104,8 +104,8 @@ class CroppedSegmenter:
     def infer(self, prepared: PreparedCrop, progress: Progress) -> Segmentation:
         """Label every voxel of a prepared volume.
 
-        The report names what ran either model. Its stages are those of the second one, and ``crop``: all that the
-        first one took.
+        The report names what ran both models. Its stages are those of the second model, plus ``crop``, the whole time
+        of the first.
 
         Raises:
             MemoryError: more was needed than there is now; another time it may pass.
@@ -147,7 +147,7 @@ def _of_the_first(progress: Progress) -> Progress:
 
 
 def cropped(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
-    """The part of a volume that lies in ``box``, where it is in the patient."""
+    """The part of a volume that lies in ``box``, at its true position in the patient."""
     voxels = volume.voxels_zyx[box]
     affine = volume.geometry.affine_lps.copy()
     z, y, x = (at.start for at in box)

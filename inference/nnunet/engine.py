@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     OnWindows = Callable[[int, int], None]
 
 _PREPARED_SHARE = 0.05
-"""Part of the work, for the progress display, that is done before the first window."""
+"""Share of the work before the first window in the progress display."""
 
 
 class NnunetSegmenter:
-    """An nnU-Net v2 model, loaded and ready; a :class:`inference.types.Segmenter`.
+    """An nnU-Net v2 model, loaded and ready to run; a :class:`inference.types.Segmenter`.
 
-    ``prepare`` of the next volume may run in another thread than ``infer`` of the present one.
+    ``prepare`` may run for the next volume in another thread while ``infer`` runs.
 
     Raises:
-        ModelPackageError: the weights are not those of the package's networks.
-        InferenceError: the device or backend that ``options`` ask for is not here.
+        ModelPackageError: the weights do not fit the networks of the package.
+        InferenceError: the device or backend that ``options`` ask for is not available.
     """
 
     def __init__(self, package: ModelPackage, options: EngineOptions | None = None) -> None:
@@ -62,7 +62,7 @@ class NnunetSegmenter:
 
     @property
     def names_by_label(self) -> Mapping[int, str]:
-        """Every label the model can give."""
+        """Every label that the model can assign."""
         return self._package.names_by_label
 
     def segment(self, volume: Volume, progress: Progress) -> Segmentation:
@@ -74,11 +74,11 @@ class NnunetSegmenter:
         return self.infer(self.prepare(volume, progress), progress)
 
     def check(self, volume: Volume) -> None:
-        """Raises SegmentationRefusedError for a volume that the model can't segment."""
+        """Raise SegmentationRefusedError for a volume that the model can't segment."""
         check(volume, self._package, self._options)
 
     def prepare(self, volume: Volume, progress: Progress, *, checked: bool = False) -> Prepared:
-        """Check ``volume``, unless it is part of one that was ``checked``, and resample it, without the network.
+        """Check ``volume``, unless it is part of a volume that was ``checked``, and resample it; runs no network.
 
         Raises:
             SegmentationRefusedError: the volume is too small, too large, constant, not finite or not orthogonal.
@@ -87,13 +87,13 @@ class NnunetSegmenter:
         progress(0.0, "resample")
         if not checked:
             self.check(volume)
-        # a device resamples itself, but for nnU-Net's own cubic way
+        # a device resamples on its own, except for nnU-Net's cubic resampling
         resampled = self._device is None or self._package.resampling == "nnunet"
         prepared = prepare(volume, self._package, self._options, resampled=resampled)
         return replace(prepared, seconds=time.perf_counter() - start)
 
     def infer(self, prepared: Prepared, progress: Progress) -> Segmentation:
-        """Label every voxel of a prepared volume; the report of the run names the stages prepare, inference, restore.
+        """Label every voxel of a prepared volume; the run's report has the stages prepare, inference and restore.
 
         Raises:
             MemoryError: more was needed than there is now; another time it may pass.
@@ -112,7 +112,7 @@ class NnunetSegmenter:
         return Segmentation(labels, prepared.volume.geometry, self.names_by_label, self.identity, record.report())
 
     def _device_run(self) -> DeviceRun:
-        import torch  # noqa: PLC0415 - a CPU does without
+        import torch  # noqa: PLC0415 - not needed on a CPU
 
         from inference.nnunet.device.run import DeviceRun  # noqa: PLC0415 - see above
 
@@ -128,7 +128,7 @@ class NnunetSegmenter:
         def label_on_host(
             number: int, opened: OpenPart | None, labels: NDArray[np.uint8], on_window: Callable[[int], None]
         ) -> None:
-            """One part of the volume that the device has at hand: what did not fit there."""
+            """Segment one part that did not fit on the device."""
             nonlocal on_host
             if not on_host.grids:
                 with record.timed("prepare"):
@@ -159,8 +159,8 @@ class NnunetSegmenter:
         return any(network.runtime.backend.startswith("OpenVINO") for network in networks)
 
     def _fall_back(self, error: RuntimeError) -> None:
-        """From OpenVINO, once it failed, to torch for the life of this segmenter."""
-        self._fallback = RunNote(f"OpenVINO failed and torch took over: {first_line(error)}", changes_answer=True)
+        """Switch from OpenVINO, which failed, to torch for the life of this segmenter."""
+        self._fallback = RunNote(f"OpenVINO failed, continued with torch: {first_line(error)}", changes_answer=True)
         self._options = replace(self._options, backend="torch", device="cpu")
         self._parts = {}
         self._open()
@@ -170,24 +170,24 @@ class NnunetSegmenter:
             self._parts[number] = self.open_part(part)
 
     def open_part(self, part: Part, device: Literal["auto", "cpu", "cuda"] | None = None) -> OpenPart:
-        """Load the networks of ``part``, on another device than that of the options where one is named."""
+        """Load the networks of ``part`` on ``device``, by default the device of the options."""
         options = self._options if device is None else replace(self._options, device=device)
         label_by_name = {name: label for label, name in self.names_by_label.items()}
         labels = np.zeros(len(part.names_by_channel) + 1, np.uint8)
         for channel, name in part.names_by_channel.items():
-            labels[channel] = label_by_name.get(name, 0)  # the package knows every name, but not all are reported
+            labels[channel] = label_by_name.get(name, 0)  # the package knows every name, but does not report all
         notes = [] if self._fallback is None else [self._fallback]
         if not options.parity:
             opened = [open_networks(part, options, output="auto", note=notes.append)]
         else:
             folds = [replace(part, weights=(path,)) for path in part.weights]
             opened = [open_networks(fold, options, output="logits", note=notes.append) for fold in folds]
-        self._package.check_unchanged(part)  # long after the digests were compared, where a backend failed
+        self._package.check_unchanged(part)  # after a backend failed, the digests were compared long ago
         networks = tuple(network for network, _ in opened)
         return OpenPart(part, networks, opened[0][1], labels, tuple(notes))
 
 
 def _raise_if_out_of_memory(error: RuntimeError) -> None:
-    """Another backend would need as much; another time there may be enough."""
+    """Another backend would need as much memory; later there may be enough."""
     if is_out_of_memory(error) or "bad_alloc" in str(error):
         raise MemoryError(first_line(error)) from error

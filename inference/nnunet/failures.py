@@ -1,4 +1,4 @@
-"""What an error of torch, CUDA or OpenVINO says."""
+"""Classifies errors of torch, CUDA and OpenVINO by their messages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _ALLOCATION_FAILED = (
     "cublas_status_alloc_failed",
     "cudnn_status_alloc_failed",
     "cudnn_status_internal_error_host_allocation_failed",
-    "unable to find an engine to execute this computation",  # cuDNN, when no plan's workspace fits
-    "can't allocate memory",  # torch's allocator of CPU memory
+    "unable to find an engine to execute this computation",  # cuDNN, when the workspace of no plan fits
+    "can't allocate memory",  # torch's CPU allocator
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory could not be allocated, in the words of torch, CUDA, cuBLAS or cuDNN."""
+    """Whether ``error`` is a failed allocation of torch, CUDA, cuBLAS or cuDNN, going by its message."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     message = str(error).lower()
@@ -22,5 +22,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says: the rest of OpenVINO's are lines of its own code."""
+    """The first line of an error's message; OpenVINO's messages go on with lines of its source code."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]

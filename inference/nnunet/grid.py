@@ -1,8 +1,8 @@
 """From the source grid to the network's: closest canonical RAS axes, corner-aligned linear resampling.
 
-nnU-Net models trained on NIfTI by way of nibabel see arrays whose axes ascend to the patient's Right, Anterior and
-Superior, indexed [z, y, x]; TotalSegmentator resamples them with ``scipy.ndimage.zoom(order=1, grid_mode=False)``,
-which maps the centres of the outermost voxels onto each other (totalsegmentator/resampling.py).
+nnU-Net models trained on NIfTI files that nibabel read see arrays whose axes ascend towards the patient's Right,
+Anterior and Superior, indexed [z, y, x]. TotalSegmentator resamples them with ``scipy.ndimage.zoom(order=1,
+grid_mode=False)``, which maps the centres of the outermost voxels onto each other (totalsegmentator/resampling.py).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True, slots=True)
 class Canonical:
-    """The flips and the exchange of axes that turn a source array [z, y, x] into the closest RAS one, and back.
+    """The flips and the permutation of axes between a source array [z, y, x] and the closest RAS array.
 
     Axis k of the canonical array is axis ``source_axes[k]`` of the source array, reversed where ``reversed_axes[k]``.
     """
@@ -35,9 +35,9 @@ class Canonical:
 
     @classmethod
     def of(cls, geometry: Geometry, order: Sequence[int] = (0, 1, 2)) -> Canonical:
-        """The canonical view of ``geometry``, its axes taken in the ``order`` that the network wants (of z, y, x).
+        """The canonical view of ``geometry``, with its axes (z, y, x) in the ``order`` that the network expects.
 
-        The strongest direction cosines choose first, as in ``nibabel.orientations.io_orientation``.
+        The strongest direction cosine is assigned first, as in ``nibabel.orientations.io_orientation``.
         """
         cosines = _RAS_FROM_LPS @ geometry.direction
         left, _, right = np.linalg.svd(cosines)
@@ -67,9 +67,9 @@ class Canonical:
 def resampled_shape(
     shape: Sequence[int], spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]
 ) -> tuple[int, int, int]:
-    """Shape after resampling, rounded half to even as ``scipy.ndimage.zoom`` rounds.
+    """Shape after resampling, rounded half to even as in ``scipy.ndimage.zoom``.
 
-    Spacings count in single precision, as a NIfTI header gives them to TotalSegmentator: that decides ties.
+    Spacings are taken in single precision, as TotalSegmentator reads them from a NIfTI header; this decides ties.
     """
     first, second, third = (
         max(1, round(n * (float(np.float32(old)) / new)))
@@ -79,9 +79,9 @@ def resampled_shape(
 
 
 def sample_positions(count: int, source_count: int) -> NDArray[np.float64]:
-    """Where the ``count`` samples of an axis lie on an axis of ``source_count`` voxels; first and last coincide.
+    """Positions of ``count`` samples on an axis of ``source_count`` voxels; the first and last voxels coincide.
 
-    As ``scipy.ndimage.zoom`` computes them, so the last may lie beyond the last voxel by a rounding error.
+    Computed as in ``scipy.ndimage.zoom``, so the last may lie beyond the last voxel by a rounding error.
     """
     distance = (source_count - 1) / (count - 1) if count > 1 else 1.0
     return np.arange(count, dtype=np.float64) * distance

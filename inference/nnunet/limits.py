@@ -1,4 +1,4 @@
-"""Which volumes a model accepts, and how much memory segmenting one takes."""
+"""Decides which volumes a model accepts, and estimates the memory that segmentation needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check(volume: Volume, package: ModelPackage, options: EngineOptions) -> None:
-    """Raises SegmentationRefusedError, with the numbers, for a volume that ``package`` can't segment."""
+    """Raise SegmentationRefusedError, with the numbers, for a volume that ``package`` can't segment."""
     geometry, voxels = volume.geometry, volume.voxels_zyx
     if not geometry.is_orthogonal:
         raise SegmentationRefusedError("the axes of the volume are not perpendicular")
@@ -33,7 +33,7 @@ def check(volume: Volume, package: ModelPackage, options: EngineOptions) -> None
     _check_memory(geometry, package, options)
     lowest, highest = voxels.min(), voxels.max()
     if not np.isfinite([lowest, highest]).all():
-        raise SegmentationRefusedError("the volume holds HU that are not finite numbers")
+        raise SegmentationRefusedError("the volume has HU values that are not finite")
     if lowest == highest:
         raise SegmentationRefusedError(f"every voxel of the volume is {lowest} HU")
 
@@ -43,16 +43,16 @@ def _check_memory(geometry: Geometry, package: ModelPackage, options: EngineOpti
     need = memory_estimate_bytes(geometry, package, options)
     if need > limit:
         raise SegmentationRefusedError(
-            f"segmenting {geometry.shape_zyx} voxels would take about {need / 1e9:.1f} GB; "
+            f"segmenting {geometry.shape_zyx} voxels needs about {need / 1e9:.1f} GB of memory; "
             f"at most {limit / 1e9:.1f} GB may be used"
         )
 
 
 def memory_estimate_bytes(geometry: Geometry, package: ModelPackage, options: EngineOptions) -> int:
-    """Memory that segmenting a volume on ``geometry`` takes beside the volume and the weights: an upper bound.
+    """Upper bound of the memory to segment a volume on ``geometry``, not counting the volume and the weights.
 
-    The label map, the resampled voxels of every grid, and of the part that needs most: its normalised copy, the sums of
-    one window's depth, slabs of them on their way to labels, and the network at work on one window.
+    Counts the label map, the resampled voxels of every grid, and for the part that needs most: its normalised copy, the
+    sums of one window's depth, the slabs being restored, and the network running on one window.
     """
     canonical = Canonical.of(geometry)
     source_shape = tuple(geometry.shape_zyx[axis] for axis in canonical.source_axes)
@@ -61,7 +61,7 @@ def memory_estimate_bytes(geometry: Geometry, package: ModelPackage, options: En
         grid_key(part, package): resampled_shape(source_shape, spacing, spacing_zyx_mm(part)) for part in package.parts
     }
     voxels = [math.prod(shape) for shape in shape_by_grid.values()]
-    kept = sum(voxels) * (5 if package.resampling == "nnunet" else 4)  # values, a mask of them, another that passes
+    kept = sum(voxels) * (5 if package.resampling == "nnunet" else 4)  # values, their mask, a temporary copy
     # cubic resampling works in double precision, one grid at a time
     passing = 3 * 8 * (math.prod(source_shape) + max(voxels)) if package.resampling == "nnunet" else 0
     of_part = max(
@@ -81,10 +81,10 @@ def _part_bytes(part: Part, shape: Sequence[int], options: EngineOptions) -> int
     sums = 0
     if padded != list(part.patch_size) or options.parity:
         sums = (2 * folds if options.parity else 4) * channels * part.patch_size[0] * plane
-    # a slab, copied or (in parity) as quotients and their mean, and the logits of two planes and the next one
+    # a slab, copied or (in parity) as quotients and their mean, plus the logits of two planes and the next one
     slab = (8 + 2 * folds if options.parity else 4) * channels * min(SLAB_PLANES, padded[0]) * plane
     restored = slab + 3 * 4 * classes * plane
     number = 4 if effective_precision(options) == "float32" else 2
-    # the widest place of a U-Net: the skip, what is upsampled beside it, the two joined, and what comes out
+    # a U-Net at its widest: the skip, the upsampled features, the two concatenated, and the output
     network = window * (6 * features * number + 8 * channels)
     return 8 * math.prod(padded) + sums + restored + network

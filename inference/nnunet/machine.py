@@ -1,4 +1,4 @@
-"""What the engine finds on this machine: a CUDA device, fast arithmetic, cores, memory."""
+"""Finds what this machine offers: a CUDA device, fast arithmetic, cores, memory."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def effective_device(options: EngineOptions) -> Device:
     """Where the convolutions run.
 
     Raises:
-        InferenceError: CUDA was asked for, and is not here.
+        InferenceError: CUDA was requested but is not available.
     """
     if options.device == "cpu" or (options.device == "auto" and options.backend == "openvino"):
         return "cpu"
     if _cuda_is_available():
         return "cuda"
     if options.device == "cuda":
-        raise InferenceError("device cuda was asked for, but torch finds no CUDA device here")
+        raise InferenceError("device cuda was requested, but torch finds no CUDA device")
     return "cpu"
 
 
 def effective_precision(options: EngineOptions) -> Literal["float32", "bfloat16", "float16"]:
-    """The precision of the convolutions; parity is float32 unless another is asked for."""
+    """The precision of the convolutions; parity runs in float32 unless another is requested."""
     if options.precision != "auto":
         return options.precision
     if options.parity:
@@ -42,7 +42,7 @@ def effective_precision(options: EngineOptions) -> Literal["float32", "bfloat16"
 
 
 def _cuda_is_available() -> bool:
-    """Asks the driver first: without one, torch need not be imported to know."""
+    """Asks the driver first: without a driver, torch need not be imported."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -64,18 +64,18 @@ def _cpu_flags() -> set[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0))
 
 
 def available_memory_bytes() -> int:
-    """What this process can still take: of the machine, or of its control group where that is less."""
+    """Memory that this process can still take, limited by the machine or by its control group."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     meminfo = _lines(Path("/proc/meminfo"))
     found.extend(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:"))
     limit, used, kinds = (_lines(_CONTROL_GROUP / f"memory.{name}") for name in ("max", "current", "stat"))
     if limit and used and limit[0].isdigit():
-        # pages of files count as used, though the kernel gives those that are not in use to whoever asks
+        # the page cache counts as used, but the kernel reclaims its inactive pages on demand
         cached = sum(int(line.split()[1]) for line in kinds if line.startswith("inactive_file "))
         found.append(int(limit[0]) - int(used[0]) + cached)
     return max(0, min(found))

@@ -1,4 +1,4 @@
-"""A volume made ready for the network: its voxels on the network's grid, and the box that is worth a look."""
+"""A volume that is ready for the network: its voxels on the network's grid, and the box to segment."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A volume on a network's spacing, axes canonical (z, y, x ascending to Superior, Anterior, Right).
+    """A volume in a network's spacing, with canonical axes (z, y, x ascending towards Superior, Anterior, Right).
 
-    ``voxels_zyx`` are whole HU (int16), or what is ``normalised`` already (float32). ``source_box`` is what of the
-    canonical source they span, ``box`` what of them the network sees; ``body_zyx`` masks the patient in the box.
+    ``voxels_zyx`` are whole HU (int16), or already ``normalised`` values (float32). ``source_box`` is the part of the
+    canonical source that they span, ``box`` the part of them that the network sees; ``body_zyx`` masks the patient in
+    the box.
     """
 
     voxels_zyx: NDArray[np.int16] | NDArray[np.float32]
@@ -36,20 +37,20 @@ class Grid:
     normalised: bool
 
     def image(self, part: Part) -> NDArray[np.float32]:
-        """What the network of ``part`` sees, in its own order of axes."""
+        """What the network of ``part`` sees, in the network's axis order."""
         values = self.voxels_zyx[self.box].transpose(part.axes)
         return np.ascontiguousarray(values if self.normalised else normalise(values, part.normalisation), np.float32)
 
     def needed(self, part: Part) -> NDArray[np.bool_] | None:
-        """Where windows are worth running, in the order of axes of ``part``; None: everywhere."""
+        """Where windows are worth running, in the axis order of ``part``; None: everywhere."""
         return None if self.body_zyx is None else self.body_zyx.transpose(part.axes)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A volume that was checked, and one grid for each part of the model (shared where spacings are the same).
+    """A checked volume, and one grid for each part of the model (shared by parts with the same spacing).
 
-    ``grids`` is empty where a CUDA device does the rest. ``seconds`` is how long preparing took.
+    ``grids`` is empty if a CUDA device does the rest. ``seconds`` is how long preparation took.
     """
 
     volume: Volume
@@ -65,7 +66,7 @@ def spacing_zyx_mm(part: Part) -> tuple[float, float, float]:
 
 
 def box_around(body_zyx: NDArray[np.bool_], box: Box, parts: Sequence[Part]) -> Box:
-    """What of ``box`` holds the patient, at least as large as every network's window where there is so much."""
+    """The part of ``box`` that holds the patient, but at least as large as every network's window if the box is."""
     least = [max(part.patch_size[part.axes.index(axis)] for part in parts) for axis in range(3)]
     within = bounding_box(body_zyx[box], least)
     z, y, x = (slice(b.start + w.start, b.start + w.stop) for b, w in zip(box, within, strict=True))
@@ -73,7 +74,7 @@ def box_around(body_zyx: NDArray[np.bool_], box: Box, parts: Sequence[Part]) -> 
 
 
 def normalise(hu: NDArray[Any], constants: Normalisation) -> NDArray[np.float32]:
-    """nnU-Net's CTNormalization, in float32 as it computes."""
+    """nnU-Net's CTNormalization, in float32 as in nnU-Net."""
     values: NDArray[np.float32] = hu.astype(np.float32)
     np.clip(values, np.float32(constants.lowest_hu), np.float32(constants.highest_hu), out=values)
     values -= np.float32(constants.mean_hu)
@@ -82,5 +83,5 @@ def normalise(hu: NDArray[Any], constants: Normalisation) -> NDArray[np.float32]
 
 
 def grid_key(part: Part, package: ModelPackage) -> object:
-    """Parts with the same share a grid; nnU-Net resamples normalised values, so there they must normalise alike."""
+    """Parts with equal keys share a grid; includes the normalisation where nnU-Net resamples normalised values."""
     return spacing_zyx_mm(part), part.normalisation if package.resampling == "nnunet" else None

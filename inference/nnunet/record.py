@@ -1,4 +1,4 @@
-"""What happens while one volume is segmented, kept until it becomes the report of the run."""
+"""Records what happens while one volume is segmented, for the report of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 class RunRecord:
-    """The record of one run; ``stage_seconds`` holds what was spent on the volume before, in wall seconds."""
+    """The record of one run; ``stage_seconds`` holds the wall seconds already spent on the volume."""
 
     def __init__(self, stage_seconds: Mapping[str, float]) -> None:
         self._seconds: dict[str, float] = defaultdict(float, stage_seconds)
@@ -26,21 +26,21 @@ class RunRecord:
         self._runtimes: dict[Runtime, None] = {}
 
     def note(self, *notes: RunNote) -> None:
-        """Something went otherwise than planned; each note counts once."""
+        """Record that something went otherwise than planned; equal notes count once."""
         self._notes |= dict.fromkeys(notes)
 
     def ran(self, part: OpenPart) -> None:
-        """The labels of a part are written: what ran it belongs in the report."""
+        """Record what ran a part, once its labels are written."""
         self.note(*part.notes)
         self._runtimes |= dict.fromkeys(network.runtime for network in part.networks)
 
     def begin_again(self) -> None:
-        """Nothing that ran so far has a part in the labels; its time was spent all the same."""
+        """Forget what ran so far, because its labels are discarded; its time still counts."""
         self._runtimes.clear()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the time of the block to ``stage``, also when it fails."""
+        """Add the time of the block to ``stage``, even if it fails."""
         start = time.perf_counter()
         try:
             yield
@@ -48,7 +48,7 @@ class RunRecord:
             self._seconds[stage] += time.perf_counter() - start
 
     def timed_items(self, stage: str, items: Iterator[_T]) -> Iterator[_T]:
-        """The items; the time that each takes to come is counted to ``stage``."""
+        """Yield the items and add the time that each takes to arrive to ``stage``."""
         while True:
             with self.timed(stage):
                 item = next(items, None)
@@ -57,7 +57,7 @@ class RunRecord:
             yield item
 
     def report(self) -> RunReport:
-        """What ran; several backends, devices or precisions are joined by a comma."""
+        """The report; several backends, devices or precisions are joined by commas."""
         backends, devices, precisions = (
             ", ".join(dict.fromkeys(getattr(runtime, kind) for runtime in self._runtimes))
             for kind in ("backend", "device", "precision")

@@ -1,4 +1,4 @@
-"""Where nnU-Net's overlapping windows lie on a volume, and the Gaussian weight of each voxel of a window.
+"""Positions of nnU-Net's overlapping windows on a volume, and the Gaussian weights within a window.
 
 Sources: nnunetv2/inference/sliding_window_prediction.py and predict_from_raw_data.py; acvl_utils' pad_nd_image.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _SIGMA = 1 / 8
 _TOP_WEIGHT = 10.0
 SLAB_PLANES = 16
-"""Most planes that are handed on at once: who takes them may need a copy of them."""
+"""Most planes to pass on at once, since the receiver may need a copy of them."""
 
 
 def window_starts(size: int, window: int, step: float) -> list[int]:
@@ -36,7 +36,7 @@ def window_starts(size: int, window: int, step: float) -> list[int]:
 
 @lru_cache(maxsize=4)
 def gaussian_weights(window: tuple[int, ...]) -> NDArray[np.float16]:
-    """Importance of each voxel of a window: highest in its middle, nowhere 0; in half precision as nnU-Net keeps it."""
+    """Weight of each voxel of a window: highest in the middle, nowhere 0; in half precision as in nnU-Net."""
     impulse = np.zeros(window)
     impulse[tuple(n // 2 for n in window)] = 1
     weights = gaussian_filter(impulse, [n * _SIGMA for n in window], 0, mode="constant", cval=0)
@@ -57,13 +57,13 @@ class Windows:
     before: tuple[int, ...]
     """Voxels of padding before the volume along each axis."""
     starts: tuple[tuple[int, tuple[tuple[int, int], ...]], ...]
-    """For each first plane, ascending, the first row and column of the windows that are run there."""
+    """For each first plane, ascending, the first row and column of the windows to run there."""
 
     @classmethod
     def of(
         cls, shape: Sequence[int], patch: Sequence[int], step: float, needed: NDArray[np.bool_] | None = None
     ) -> Windows:
-        """The windows of nnU-Net, without those that hold no voxel of ``needed`` (a mask of the volume)."""
+        """The windows of nnU-Net, except those without any voxel of ``needed`` (a mask of the volume)."""
         padded = tuple(max(n, w) for n, w in zip(shape, patch, strict=True))
         before = tuple((m - n) // 2 for m, n in zip(padded, shape, strict=True))
         z_starts, y_starts, x_starts = (window_starts(n, w, step) for n, w in zip(padded, patch, strict=True))
@@ -79,7 +79,7 @@ class Windows:
 
     @property
     def count(self) -> int:
-        """How many windows are run."""
+        """Number of windows to run."""
         return sum(len(row) for _, row in self.starts)
 
     @property
@@ -106,7 +106,7 @@ class Windows:
         return end - self.starts[number][0]
 
     def without_padding(self, first: int, planes: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-        """What of the planes [K, plane, y, x] from ``first`` on of the padded volume lies in the volume, in slabs."""
+        """Yield, in slabs, what lies in the volume of the padded planes [K, plane, y, x] from ``first`` on."""
         low = max(self.before[0] - first, 0)
         high = min(self.before[0] + self.shape[0] - first, planes.shape[1])
         for start in range(low, high, SLAB_PLANES):

@@ -1,4 +1,4 @@
-"""What is tried next when memory runs out: smaller batches, then sums on the host, then the CPU. Knows no device."""
+"""Decides what to try when memory runs out: smaller batches, then sums on the host, then the CPU. Uses no device."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Literal
 from inference.types import RunNote
 
 Place = Literal["device", "host sums", "cpu"]
-"""``device``: everything. ``host sums``: only the network runs on the device. ``cpu``: nothing does."""
+"""``device``: everything runs there. ``host sums``: only the network does. ``cpu``: nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the work is done, and how many windows at a time."""
+    """Where the work is done, and the number of windows at a time."""
 
     place: Place
     batch: int
 
 
 class MemoryFallback:
-    """Batches of ``batch`` windows on the device, halved down to 1, then the host's sums, then the CPU.
+    """Batches of ``batch`` windows on the device, halved down to 1, then sums on the host, then the CPU.
 
-    A choice is never taken back: what did not fit for one part of a model will not fit for the next.
+    A step is never taken back: what did not fit for one part of a model will not fit for the next.
     """
 
     def __init__(self, batch: int) -> None:
         if batch < 1:
-            raise ValueError(f"a batch holds at least one window, not {batch}")
+            raise ValueError(f"a batch needs at least one window, not {batch}")
         self._placement = Placement("device", batch)
 
     @property
@@ -36,10 +36,10 @@ class MemoryFallback:
         return self._placement
 
     def reduce(self, work: str, reason: str, *, leave_device: bool = False) -> RunNote | None:
-        """Choose the placement that needs less memory, because ``work`` ran out of it; None where there is none.
+        """Switch to the next placement with less memory, because ``work`` ran out of it; None if there is none.
 
-        The note says so. Smaller batches leave the arithmetic as it is; elsewhere sums may round in another way.
-        ``leave_device``: smaller batches would not help, for the batch was not what failed.
+        The note reports the switch. Smaller batches do not change the arithmetic; the other placements may round sums
+        differently. ``leave_device``: smaller batches would not help, because the batch was not what failed.
         """
         smaller = self._smaller(leave_device=leave_device)
         if smaller is None:

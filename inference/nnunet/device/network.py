@@ -1,4 +1,4 @@
-"""The networks of a model on a device: opened ahead of their turn, captured or compiled where asked, released."""
+"""The networks of a model on a device: loaded ahead of their turn, captured or compiled on request, released."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ResidentParts:
-    """Keeps the parts of a model on a device; while one is at work the next is read and uploaded on another stream."""
+    """Keeps the parts of a model on a device; while one part runs, the next is read and uploaded on another stream."""
 
     def __init__(self, parts: Sequence[Part], device: torch.device, opened: Callable[[Part], OpenPart]) -> None:
         self._parts = parts
@@ -34,16 +34,16 @@ class ResidentParts:
         self._by_number: dict[int, Future[tuple[OpenPart, DeviceHead]]] = {}
 
     def load(self) -> None:
-        """Open every part that is not there.
+        """Load every part that is not loaded yet.
 
         Raises:
-            ModelPackageError: weights that are not those of a part's network.
+            ModelPackageError: the weights do not fit the network of a part.
         """
         for number in range(len(self._parts)):
             self.get(number)
 
     def get(self, number: int) -> tuple[OpenPart, DeviceHead]:
-        """A part and its head on the device; the next part is started."""
+        """A part and its head on the device; starts to load the next part."""
         for wanted in (number, (number + 1) % len(self._parts)):
             if wanted not in self._by_number:
                 self._by_number[wanted] = self._pool.submit(self._uploaded, wanted)
@@ -54,12 +54,12 @@ class ResidentParts:
             raise
 
     def release(self) -> None:
-        """Give up the memory of all parts; the next :meth:`get` opens them again."""
+        """Free the memory of all parts; the next :meth:`get` loads them again."""
         for future in self._by_number.values():
             if not future.cancel():
                 future.exception()  # waits
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # what is queued still reads them
+            torch.cuda.synchronize(self._device)  # queued kernels still read them
         self._by_number.clear()
 
     def _uploaded(self, number: int) -> tuple[OpenPart, DeviceHead]:
@@ -67,12 +67,12 @@ class ResidentParts:
             part = self._open(self._parts[number])
             head = DeviceHead.of(part.head, self._device)
         if self._stream is not None:
-            self._stream.synchronize()  # of this thread only: the part at work goes on
+            self._stream.synchronize()  # of this thread only: the running part goes on
         return part, head
 
 
 class CapturedNetwork:
-    """A network whose kernels are recorded once for each batch size, and then launched together (a CUDA graph)."""
+    """A network whose kernels are recorded once per batch size and then launched together (a CUDA graph)."""
 
     def __init__(self, network: TensorNetwork) -> None:
         self._network = network
@@ -94,7 +94,7 @@ class CapturedNetwork:
         return self._network.run(windows)
 
     def rest(self) -> None:
-        """Give back what only running on the host takes."""
+        """Free the memory that only running on the host needs."""
         self._network.rest()
 
     def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ class CapturedNetwork:
                 self._network.run_tensor(static_windows)
         torch.cuda.current_stream(windows.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # of this thread: another may be uploading the next part
+        # of this thread only: another thread may be uploading the next part
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             static_values = self._network.run_tensor(static_windows)
         return graph, static_windows, static_values
@@ -143,7 +143,7 @@ class CompiledNetwork:
         return self._network.run(windows)
 
     def rest(self) -> None:
-        """Give back what only running on the host takes."""
+        """Free the memory that only running on the host needs."""
         self._network.rest()
 
 

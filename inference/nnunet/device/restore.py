@@ -1,9 +1,9 @@
 """Labels on the source grid from slabs of channels, densely and on the device.
 
-The answer is that of :class:`inference.nnunet.host.restore.Restorer`: in each cell of the network's grid the channels
-that win at its corners compete, by interpolated logits. A GPU computes the logits of every source voxel sooner than it
-would find those on borders: values are interpolated (they are features wherever these are fewer), the head makes logits
-of them, and the best of the eight corners' channels is taken, a few source planes at a time.
+The result is that of :class:`inference.nnunet.host.restore.Restorer`: in each cell of the network's grid, the channels
+that win at its corners compete by interpolated logits. A GPU computes the logits of all source voxels faster than it
+would find the voxels on borders. The values (features, if there are fewer of these than classes) are interpolated, the
+head turns them into logits, and the best channel of the eight corners is taken, a few source planes at a time.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class DeviceHead:
 
 
 class DeviceRestorer:
-    """Takes slabs of a network's values in ascending order and writes labels into a view of the source label map.
+    """Takes slabs of network values in ascending order and writes labels into a view of the source label map.
 
     Args:
-        labels: uint8 view [z, y, x] on the source grid in the network's axis order, written in place. Voxels that a
-            part calls background keep what is there.
-        backwards: the axes of ``labels`` that run against the network's.
+        labels: uint8 view [z, y, x] on the source grid in the network's axis order, written in place. Voxels that are
+            background to this part keep their label.
+        backwards: the axes of ``labels`` that run against those of the network.
         network_shape: the whole resampled grid.
-        offset: first voxel of the box of that grid which the network sees; outside is background.
+        offset: first voxel of the box within that grid that the network sees; outside it is background.
         shape: size of that box.
-        label_by_channel: uint8, the number to write for each output channel.
-        head: makes logits of the values.
-        working_bytes: what may be held beside the slab and the labels.
+        label_by_channel: uint8, the label to write for each output channel.
+        head: turns the values into logits.
+        working_bytes: memory to use besides the slab and the labels.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class DeviceRestorer:
         self._last: torch.Tensor | None = None
 
     def accept(self, first: int, values: torch.Tensor) -> None:
-        """Restore what lies in a slab [K, plane, y, x] whose first plane is ``first`` (of the box).
+        """Restore the labels in a slab [K, plane, y, x] whose first plane is ``first`` (within the box).
 
-        Slabs come in ascending order without gap; the slab may be overwritten after the call.
+        Slabs must be in ascending order without gaps. A slab may be overwritten after the call.
         """
         slab = values if self._last is None else torch.cat([self._last, values], dim=1)
         base, end = first + values.shape[1] - slab.shape[1], first + values.shape[1]
@@ -115,7 +115,7 @@ class DeviceRestorer:
             self._write(source, self._chosen(slab, channels, z))
 
     def _highest(self, slab: torch.Tensor) -> torch.Tensor:
-        """uint8 [plane, y, x]: the channel with the highest logit, the first of equals; 0 where nothing was seen."""
+        """uint8 [plane, y, x]: the channel with the highest logit, the first of equals; 0 where no window looked."""
         channels = torch.empty(slab.shape[1:], dtype=torch.uint8, device=slab.device)
         classes = slab.shape[0] if self._head.weights is None else self._head.weights.shape[0]
         step = max(1, self._working_bytes // (4 * (slab.shape[0] + 2 * classes) * slab[0, 0].numel()))
@@ -126,7 +126,7 @@ class DeviceRestorer:
         return channels
 
     def _bytes_per_plane(self, values: int) -> int:
-        """Of one source plane at work: interpolated values twice, the logits, and the competing channels."""
+        """Memory of one source plane: interpolated values twice, the logits, and the competing channels."""
         logits = 0 if self._head.weights is None else self._head.weights.shape[0]
         per_voxel = 4 * (2 * values + 2 * logits + 1) + 13 * _CORNERS
         return int(per_voxel * self._labels[0].numel())
@@ -160,7 +160,7 @@ class DeviceRestorer:
 
 @dataclass(frozen=True, slots=True)
 class _DeviceAxis:
-    """The two network voxels around each source voxel of an axis, and the weight of the upper one."""
+    """The two network voxels around each source voxel along an axis, and the weight of the upper one."""
 
     lower: torch.Tensor
     upper: torch.Tensor

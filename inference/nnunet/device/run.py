@@ -1,4 +1,4 @@
-"""From HU to labels on one device, part after part, with less memory for each where it runs out."""
+"""From HU to labels on one device, part by part, falling back to less memory when it runs out."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _LARGEST_BATCH = 4
-"""Windows of 128 voxels cubed fill a GPU from two on; more only need more memory."""
+"""Two windows of 128 voxels cubed already fill a GPU; more of them only need more memory."""
 _FEATURE_MAPS = 8
-"""Full-resolution maps of a U-Net that are in memory at once: skip, upsampled, both joined, two results, workspace."""
+"""Full-resolution maps of a U-Net in memory at once: skip, upsampled, both concatenated, two results, workspace."""
 _SHARE_FOR_BATCH = 0.5
 _SHARE_FOR_WORK = 0.125
-"""Of the free memory, for chunks of the resampling and the restore."""
+"""Share of the free memory for chunks of resampling and restoring."""
 _WORK_BYTES_OF_HOST = 256 << 20
 _LARGEST_WORK_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """How the device is used.
+    """How to use the device.
 
-    ``batch``: most windows at a time; None: as many as fit, up to 4. ``captured``: the network's kernels are launched
-    as one CUDA graph, which pays for small windows. ``compiled``: by torch.compile, where triton is installed.
-    ``work_bytes`` bounds the chunks of resampling and restore; None: an eighth of what is free.
+    ``batch``: the most windows at a time; None: as many as fit, up to 4. ``captured``: launch the network's kernels as
+    one CUDA graph, which pays off for small windows. ``compiled``: use torch.compile if triton is installed.
+    ``work_bytes`` limits the chunks of resampling and restoring; None: an eighth of the free memory.
     """
 
     batch: int | None = None
@@ -65,7 +65,7 @@ class DeviceSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """A volume under way."""
+    """A volume that is being segmented."""
 
     volume: DeviceVolume
     record: RunRecord
@@ -74,13 +74,13 @@ class _Work:
 
 
 class DeviceRun:
-    """A model on one device: everything from HU to labels, but for what does not fit.
+    """Runs a model on one device, from HU to labels, except for steps that do not fit there.
 
     Args:
         package: the model.
-        options: of the engine; ``parity`` and ``body_crop`` count here.
+        options: of the engine; only ``parity`` and ``body_crop`` are used here.
         opened: loads a part onto the device; its networks are :class:`TensorNetwork`.
-        device: CUDA; the CPU serves to test every step.
+        device: CUDA; the CPU works too, to test every step.
         settings: batches, chunks and how kernels are launched.
     """
 
@@ -100,10 +100,10 @@ class DeviceRun:
         self._parts = ResidentParts(package.parts, device, lambda part: self._launched(opened(part)))
 
     def load(self) -> None:
-        """Put the weights of all parts onto the device; where they do not fit now, each volume tries again.
+        """Load the weights of all parts onto the device; if they do not fit now, each volume tries again.
 
         Raises:
-            ModelPackageError: weights that are not those of a part's network.
+            ModelPackageError: the weights do not fit the network of a part.
         """
         try:
             self._parts.load()
@@ -113,12 +113,12 @@ class DeviceRun:
             self.release()
 
     def release(self) -> None:
-        """Give the memory of the device back; the next volume loads the weights again."""
+        """Free the memory of the device; the next volume loads the weights again."""
         self._parts.release()
         self._free()
 
     def resident_bytes(self) -> int:
-        """Device memory that the weights of all parts take, in float32 as they are kept."""
+        """Device memory of the weights of all parts, which are kept in float32."""
         return sum(
             4 * len(part.weights) * sum(math.prod(shape) for shape in _weight_shapes(part))
             for part in self._package.parts
@@ -131,12 +131,12 @@ class DeviceRun:
         """Label every voxel of a checked volume, [z, y, x] on its own grid.
 
         Args:
-            prepared: with grids where the host resampled (which nnU-Net's own resampling needs), else without.
-            record: gets what ran, how long, and every fall-back.
+            prepared: with grids if the host resampled the volume (nnU-Net's own resampling runs there), else without.
+            record: receives what ran, for how long, and every fallback.
             on_host: segments one part (by number) with sums on the host and writes its labels [z, y, x] over those of
-                earlier parts; with the networks of the device or, where it is given None, with networks on the CPU.
-                The last argument is called with the number of windows that are done.
-            on_windows: called with the windows done and all windows.
+                earlier parts, using the networks on the device or, if given None, networks on the CPU.
+                It calls its last argument with the number of finished windows.
+            on_windows: called with the number of finished windows and of all windows.
         """
         queued = Queued(self._device, len(self._package.parts), on_windows)
         work = _Work(DeviceVolume(prepared, self._device), record, queued, on_host)
@@ -149,12 +149,12 @@ class DeviceRun:
         return labels
 
     def _part(self, number: int, work: _Work, fallback: MemoryFallback) -> None:
-        """Segment one part, where there is enough memory; a part that failed half way is run again whole."""
+        """Segment one part wherever there is enough memory; a part that fails halfway is run again from the start."""
         name = f"part {self._package.parts[number].name}"
         while (failure := self._attempt(number, work, fallback.placement)) is not None:
             note = fallback.reduce(name, failure, leave_device=not work.volume.is_on_device)
             if note is None:
-                raise MemoryError(f"{name} does not fit into memory, not even on the CPU: {failure}")
+                raise MemoryError(f"{name} does not fit in memory, not even on the CPU: {failure}")
             work.record.note(note)
             if fallback.placement.place != "device":
                 work.volume.leave_device()
@@ -163,7 +163,7 @@ class DeviceRun:
             self._free()
 
     def _attempt(self, number: int, work: _Work, placement: Placement) -> str | None:
-        """Run one part; what was said where memory ran out."""
+        """Run one part; the error's first line if memory ran out, else None."""
         try:
             if placement.place == "device":
                 self._on_device(number, work, placement.batch)
@@ -174,7 +174,7 @@ class DeviceRun:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            # the error holds the frames of what failed, and these hold tensors: only its words may live on
+            # the error holds the frames that failed, and those hold tensors: keep only its text
             return first_line(error)
         return None
 
@@ -224,7 +224,7 @@ class DeviceRun:
         )
 
     def _launched(self, one: OpenPart) -> OpenPart:
-        """The part, its networks launched as the settings say."""
+        """The part with its networks launched as the settings say."""
         wrappers: list[Callable[[TensorNetwork], TensorNetwork]] = []
         if self._settings.compiled and can_compile(self._device):
             wrappers.append(CompiledNetwork)
@@ -236,7 +236,7 @@ class DeviceRun:
         return replace(one, networks=networks)
 
     def _batch(self) -> int:
-        """How many windows are likely to fit; a guess that was too high costs a fall-back."""
+        """How many windows are likely to fit; too high a guess costs a fallback."""
         if self._device.type != "cuda":
             return _LARGEST_BATCH
         number = 4 if self._options.parity or self._options.precision == "float32" else 2
@@ -255,7 +255,7 @@ class DeviceRun:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """float32 means float32, not TF32; and cuDNN measures which of its algorithms is fastest."""
+        """Make float32 mean float32, not TF32, and let cuDNN measure which of its algorithms is fastest."""
         if self._device.type != "cuda":
             yield
             return
@@ -276,7 +276,7 @@ def _weight_shapes(part: Part) -> Iterator[tuple[int, ...]]:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """What the device has left, and what torch holds of it without using it."""
+    """Free memory of the device, including what torch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 

@@ -1,4 +1,4 @@
-"""HU on the device: uploaded once, resampled as the CPU path does, the box that the network looks at, normalised."""
+"""HU on the device: uploaded once, resampled as on the CPU, cropped to the box that the network sees, normalised."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 Box = tuple[slice, slice, slice]
 _BYTES_PER_VOXEL = 40
-"""While a voxel is interpolated: eight int16 neighbours and three float64 values."""
+"""Memory to interpolate one voxel: eight int16 neighbours and three float64 values."""
 
 
 def uploaded(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    """A copy of ``array`` on ``device``; what is queued there is not waited for (page-locked memory, one stream)."""
+    """A copy of ``array`` on ``device``, without waiting for queued work (page-locked memory, one stream)."""
     host = torch.from_numpy(np.empty(0, array.dtype)).new_empty(array.shape, pin_memory=device.type == "cuda")
     np.copyto(host.numpy(), array)
     return host.to(device, non_blocking=True)
@@ -38,7 +38,7 @@ def resampled(
 ) -> torch.Tensor:
     """The canonical view of ``source_zyx`` resampled to int16 as :mod:`inference.nnunet.host.resample` does.
 
-    The same products and sums in double precision and in the same order, a few planes at a time.
+    Products and sums are in double precision and in the same order, a few planes at a time.
     """
     view = source_zyx.permute(canonical.source_axes)
     z, y, x = (
@@ -65,7 +65,7 @@ def resampled(
 
 
 class _Linear:
-    """Two neighbours of every sample of an axis and their weights, as in :mod:`inference.nnunet.host.resample`."""
+    """The two neighbours of every sample of an axis and their weights, as in :mod:`inference.nnunet.host.resample`."""
 
     def __init__(self, count: int, source_count: int, *, backwards: bool, device: torch.device) -> None:
         positions = sample_positions(count, source_count)
@@ -80,7 +80,7 @@ class _Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceGrid:
-    """As :class:`inference.nnunet.prepared.Grid`, its voxels on a device; ``body_zyx`` stays on the host."""
+    """As :class:`inference.nnunet.prepared.Grid`, with its voxels on a device; ``body_zyx`` stays on the host."""
 
     voxels_zyx: torch.Tensor
     source_box: Box
@@ -95,12 +95,12 @@ class DeviceGrid:
         return cls(voxels, grid.source_box, grid.box, grid.body_zyx, grid.normalised)
 
     def image(self, part: Part) -> torch.Tensor:
-        """What the network of ``part`` sees, in its own order of axes."""
+        """What the network of ``part`` sees, in the network's axis order."""
         values = self.voxels_zyx[self.box].permute(part.axes)
         return values if self.normalised else normalised(values, part.normalisation)
 
     def needed(self, part: Part) -> NDArray[np.bool_] | None:
-        """Where windows are worth running, in the order of axes of ``part``; None: everywhere."""
+        """Where windows are worth running, in the axis order of ``part``; None: everywhere."""
         return None if self.body_zyx is None else self.body_zyx.transpose(part.axes)
 
 
@@ -114,16 +114,16 @@ def grid_on_device(
     crops_to_body: bool,
     working_bytes: int,
 ) -> DeviceGrid:
-    """The grid of corner-aligned voxels that :func:`inference.nnunet.host.prepare.prepare` makes of the same volume.
+    """The corner-aligned grid that :func:`inference.nnunet.host.prepare.prepare` makes from the same volume.
 
     Args:
         source_zyx: HU on the source grid.
-        canonical: of the source grid.
+        canonical: the canonical view of the source grid.
         spacing_zyx_mm: of the source along the canonical axes.
         wanted_zyx_mm: of the network along the canonical axes.
         parts: all parts of the model, for the size of their windows.
         crops_to_body: leave out the air around the patient.
-        working_bytes: what resampling may take beside source and result.
+        working_bytes: memory to use for resampling besides source and result.
     """
     view = source_zyx.permute(canonical.source_axes)
     if np.array_equal(np.asarray(spacing_zyx_mm, np.float32), np.asarray(wanted_zyx_mm, np.float32)):
@@ -145,7 +145,7 @@ def grid_on_device(
 
 
 def _body(voxels_zyx: torch.Tensor, spacing_zyx_mm: Sequence[float]) -> NDArray[np.bool_] | None:
-    """As :func:`inference.nnunet.body.body_mask`: means from the device, the search in them on the host."""
+    """As :func:`inference.nnunet.body.body_mask`: the device computes the means, the host searches them."""
     cube = cube_shape(voxels_zyx.shape, spacing_zyx_mm)
     if cube is None:
         return None
@@ -157,7 +157,7 @@ def _body(voxels_zyx: torch.Tensor, spacing_zyx_mm: Sequence[float]) -> NDArray[
 
 
 def nonzero_box(hu_zyx: torch.Tensor) -> Box:
-    """The smallest box that holds every voxel that is not 0 HU; everything, if all are. Waits for the device."""
+    """The smallest box with every voxel that is not 0 HU; the whole volume if all are 0. Waits for the device."""
     filled = hu_zyx != 0
     lines = torch.cat([filled.any(dim=2).any(dim=1), filled.any(dim=2).any(dim=0), filled.any(dim=1).any(dim=0)])
     along = np.split(lines.cpu().numpy(), np.cumsum(hu_zyx.shape)[:2])
@@ -171,9 +171,9 @@ def _extent(line: NDArray[np.bool_]) -> slice:
 
 
 def normalised(hu_zyx: torch.Tensor, constants: Normalisation) -> torch.Tensor:
-    """nnU-Net's CTNormalization, in float32 as it computes."""
+    """nnU-Net's CTNormalization, in float32 as in nnU-Net."""
     values = hu_zyx.to(torch.float32, copy=True).clamp_(constants.lowest_hu, constants.highest_hu)
     values -= constants.mean_hu
-    # by a tensor: CUDA multiplies by the reciprocal of a Python number, which is not quite the same
+    # by a tensor: dividing by a Python number, CUDA multiplies by its reciprocal, which rounds differently
     values /= torch.full((), max(constants.sd_hu, 1e-8), device=values.device)
     return values

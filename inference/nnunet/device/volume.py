@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class DeviceVolume:
-    """One volume and its label map: on the device, until it has to leave it."""
+    """One volume and its label map, kept on the device as long as they fit."""
 
     def __init__(self, prepared: Prepared, device: torch.device) -> None:
         self._prepared = prepared
@@ -34,7 +34,7 @@ class DeviceVolume:
 
     @property
     def is_on_device(self) -> bool:
-        """Whether the volume, a grid and the label map have found room on the device."""
+        """Whether the volume, a grid and the label map fit on the device."""
         return bool(self._grids) and self._labels is not None
 
     def grid(self, number: int, package: ModelPackage, options: EngineOptions, working_bytes: int) -> DeviceGrid:
@@ -69,7 +69,7 @@ class DeviceVolume:
         )
 
     def labels_view(self, grid: DeviceGrid) -> tuple[torch.Tensor, tuple[bool, bool, bool]]:
-        """What ``grid`` spans of the label map, in canonical order of axes, and which of these run backwards."""
+        """The part of the label map that ``grid`` spans, in canonical axis order, and which axes run backwards."""
         if self._labels is None:
             raise RuntimeError("the label map has left the device")
         canonical = self._prepared.canonical
@@ -81,13 +81,13 @@ class DeviceVolume:
         return view[tuple(box)], canonical.reversed_axes
 
     def leave_device(self) -> None:
-        """Keep the labels so far, on the host; give up everything on the device."""
+        """Move the labels so far to the host and free everything on the device."""
         self.labels_on_host()
         self._labels = self._source = None
         self._grids.clear()
 
     def labels_on_host(self) -> NDArray[np.uint8]:
-        """The labels so far; once they have left the device, always the same array."""
+        """The labels so far; always the same array once they have left the device."""
         if self._host_labels is not None:
             return self._host_labels
         labels: NDArray[np.uint8] = (

@@ -1,7 +1,7 @@
-"""Overlapping windows in batches on one device, averaged with Gaussian weights; the host waits for none of it.
+"""Overlapping windows in batches on one device, averaged with Gaussian weights, without waiting on the host.
 
-Windows, weights, sums and their order are those of :mod:`inference.nnunet.host.averaging`; here the sums lie on the
-device, and several windows with the same first plane go through the network together.
+Windows, weights, sums and their order are those of :mod:`inference.nnunet.host.averaging`; here the sums are kept on
+the device, and several windows with the same first plane go through the network together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inference.nnunet.windows import Windows
 
 _BATCHES_AHEAD = 4
-"""How far the host runs ahead of the device: the queue never empties, and progress is of what is done."""
+"""How far the host runs ahead: far enough to keep the queue filled, and progress still counts finished windows."""
 
 
 class TensorNetwork(WindowNetwork, Protocol):
@@ -33,9 +33,9 @@ class TensorNetwork(WindowNetwork, Protocol):
 
 
 class Queued:
-    """Windows on their way through a device: reports those that are done, and lets the host run only so far ahead.
+    """Windows queued on a device: reports the finished ones and limits how far the host runs ahead.
 
-    ``on_windows`` is called with the windows done and with all windows of all ``parts``, as far as these are known.
+    ``on_windows`` is called with the number of finished windows and of all windows of all ``parts``, as far as known.
     """
 
     def __init__(self, device: torch.device, parts: int, on_windows: Callable[[int, int], None]) -> None:
@@ -48,7 +48,7 @@ class Queued:
         self._part = 0
 
     def start(self, part: int, windows: int | None = None) -> None:
-        """Part number ``part`` of the model begins, or begins anew; it has so many windows, if that is known."""
+        """Part number ``part`` of the model starts, or starts again; ``windows`` is its number of windows, if known."""
         if part in self._done_by_part:
             self._waiting.clear()
         self._part = part
@@ -57,7 +57,7 @@ class Queued:
             self._count_by_part[part] = windows
 
     def add(self, windows: int) -> None:
-        """``windows`` more have been queued."""
+        """Count ``windows`` more as queued."""
         if not self._is_cuda:
             self._report(self._part, windows)
             return
@@ -73,7 +73,7 @@ class Queued:
         self._done_by_part[part] += windows
         done = sum(self._done_by_part.values())
         counts = self._count_by_part.values()
-        # parts to come are as large as those seen
+        # assume that later parts are as large as those so far
         expected = round(sum(counts) / len(counts) * self._parts) if counts else done * self._parts
         self._on_windows(done, max(done, expected))
 
@@ -83,7 +83,7 @@ def averaged_slabs(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """As :func:`inference.nnunet.host.averaging.averaged`, on the device of ``image_zyx`` and ``network``.
 
-    ``batch`` is the most windows that go through the network at a time; ``queued`` is told of each batch.
+    ``batch`` is the most windows that go through the network at a time; each batch is added to ``queued``.
     """
     image = _padded(image_zyx, windows)
     if windows.padded == windows.patch:  # the weights of a single window cancel out
@@ -93,13 +93,13 @@ def averaged_slabs(
         return
     weights = uploaded(gaussian_weights(windows.patch), image.device).float()
     for first, (sums,), total in _summed(image, windows, (network,), weights, batch, queued):
-        yield from _without_padding(windows, first, sums.div_(total))  # 0 / 0, which is NaN, where no window looked
+        yield from _without_padding(windows, first, sums.div_(total))  # 0 / 0 = NaN where no window looked
 
 
 def averaged_half_slabs(
     image_zyx: torch.Tensor, windows: Windows, networks: Sequence[TensorNetwork], batch: int, queued: Queued
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As :func:`inference.nnunet.host.averaging.averaged_half`: sums, weights, quotients, mean in half."""
+    """As :func:`inference.nnunet.host.averaging.averaged_half`: sums, weights, quotients and mean in half precision."""
     image = _padded(image_zyx, windows)
     weights = uploaded(gaussian_weights(windows.patch), image.device)
     for first, of_folds, total in _summed(image, windows, networks, weights, batch, queued):
@@ -129,7 +129,7 @@ def _summed(
             stacked = torch.stack([image[at] for at in chosen])[:, None]
             for network, sums in zip(networks, of_networks, strict=True):
                 for at, values in zip(chosen, network.run_tensor(stacked), strict=True):
-                    # a half network's values meet half sums as in nnU-Net; single-precision sums meet no half product
+                    # half values go into half sums as in nnU-Net, but never into single-precision sums
                     values = values if weights.dtype == torch.float16 else values.float()  # noqa: PLW2901
                     sums[(slice(None), slice(None), *at[1:])] += values * weights
             for at in chosen:
@@ -156,7 +156,7 @@ def _without_padding(windows: Windows, first: int, planes: torch.Tensor) -> Iter
 
 
 def _batches(row: Sequence[tuple[int, int]], batch: int) -> Iterator[Sequence[tuple[int, int]]]:
-    """Consecutive pieces of at most ``batch``, as equal as can be, so that few shapes reach the network."""
+    """Consecutive pieces of at most ``batch``, of nearly equal size, so that the network sees few shapes."""
     pieces = -(-len(row) // batch)
     size = -(-len(row) // max(pieces, 1))
     for first in range(0, len(row), max(size, 1)):
@@ -164,11 +164,11 @@ def _batches(row: Sequence[tuple[int, int]], batch: int) -> Iterator[Sequence[tu
 
 
 def _move_up(sums: torch.Tensor, count: int) -> None:
-    """Drop the first ``count`` planes of every channel; the rest move to the front and what follows them is 0."""
+    """Drop the first ``count`` planes of every channel, move the rest to the front and set what follows to 0."""
     depth = sums.shape[1]
     if count == 0:  # steps below one voxel: two windows begin at the same plane
         return
-    for first in range(0, depth - count, count):  # pieces that do not overlap their source
+    for first in range(0, depth - count, count):  # in pieces that do not overlap their source
         last = min(first + count, depth - count)
         sums[:, first:last] = sums[:, first + count : last + count]
     sums[:, depth - count :] = 0

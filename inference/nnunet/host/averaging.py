@@ -1,7 +1,7 @@
 """Overlapping windows over a volume, averaged with Gaussian weights as nnU-Net does, in bounded memory.
 
-Windows are visited by ascending first axis; as soon as no further window reaches a plane, its averaged channels are
-handed on and its memory is used again. So one window's depth of planes is held, never the whole volume.
+Windows are visited in ascending order of the first axis. As soon as no further window reaches a plane, its averaged
+channels are passed on and its memory is reused, so that only one window's depth of planes is held in memory.
 Sources: nnunetv2/inference/sliding_window_prediction.py and predict_from_raw_data.py; acvl_utils' pad_nd_image.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from inference.nnunet.contract import WindowNetwork
 
 _CHUNK_VOXELS = 1 << 16
-"""Voxels that are weighted and added at once: what they need stays in the cache of a core."""
+"""Voxels that are weighted and added at once, few enough for the cache of a core."""
 
 
 def averaged(
@@ -32,20 +32,20 @@ def averaged(
     on_window: Callable[[], None],
     threads: int = 1,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Channels of ``image_zyx``, a slab of planes at a time, in ascending order and without gap.
+    """Channels of ``image_zyx``, a slab of planes at a time, in ascending order without gaps.
 
     Args:
         image_zyx: normalised HU on the network's grid and axes.
-        windows: where the network looks.
+        windows: where to run the network.
         network: windows in, channels out.
         on_window: called after each window.
-        threads: how many add channels at the same time.
+        threads: how many threads add channels.
 
     Yields:
-        The first plane of the slab, and its channels [K, plane, y, x]; NaN where no window looked. A slab may be
-        overwritten when the next one is asked for.
+        The first plane of the slab, and its channels [K, plane, y, x]; NaN where no window looked. Asking for the
+        next slab may overwrite the last.
     """
-    image_zyx = _padded(image_zyx, windows)  # under one name, so that only one is held
+    image_zyx = _padded(image_zyx, windows)  # same name, so that only one copy is kept
     if windows.padded == windows.patch:  # the weights of a single window cancel out
         values = network.run(image_zyx[None])[0]
         on_window()
@@ -76,9 +76,9 @@ def averaged(
 def averaged_half(
     image_zyx: NDArray[np.float32], windows: Windows, networks: Sequence[WindowNetwork], on_window: Callable[[], None]
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """As :func:`averaged`, in nnU-Net's own arithmetic: sums, weights, quotients and the mean of folds in half.
+    """As :func:`averaged`, in nnU-Net's arithmetic: sums, weights, quotients and the mean of folds in half precision.
 
-    Each of ``networks``, the folds, must give logits, not features: what is rounded must be what nnU-Net rounds.
+    Each of ``networks``, the folds, must give logits, not features, because nnU-Net rounds logits.
     """
     image_zyx = _padded(image_zyx, windows)
     half = gaussian_weights(windows.patch)
@@ -116,7 +116,7 @@ def _padded(image_zyx: NDArray[np.float32], windows: Windows) -> NDArray[np.floa
 
 
 def _add(values: NDArray[np.float32], weights: NDArray[np.float32], sums: NDArray[Any]) -> None:
-    """Add one weighted channel [z, y, x] of a window; the product is rounded to single precision as torch does."""
+    """Add one weighted channel [z, y, x] of a window; the product is rounded to single precision as in torch."""
     planes = max(1, _CHUNK_VOXELS // (values.shape[1] * values.shape[2]))
     for first in range(0, len(values), planes):
         chunk = slice(first, first + planes)
@@ -124,7 +124,7 @@ def _add(values: NDArray[np.float32], weights: NDArray[np.float32], sums: NDArra
 
 
 def _move_up(sums: NDArray[Any], count: int) -> None:
-    """Drop the first ``count`` planes of every channel; the rest move to the front and what follows them is 0."""
+    """Drop the first ``count`` planes of every channel, move the rest to the front and set what follows to 0."""
     kept = sums.shape[1] - count
     for channel in sums:
         channel[:kept] = channel[count:]

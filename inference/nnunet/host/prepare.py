@@ -1,7 +1,7 @@
-"""From a volume to what a network looks at: checks, canonical axes, its spacing, and the box that is worth a look.
+"""Turns a volume into what a network sees: checks, canonical axes, resampling, and the box to segment.
 
-Parts of a model that share a spacing share the resampled voxels; each takes its own normalised copy of the box when its
-turn comes. Nothing here needs torch, and nothing needs the weights: the next volume can be prepared beside the present.
+Parts of a model with the same spacing share the resampled voxels; each makes its own normalised copy of the box when
+its turn comes. Nothing here needs torch or the weights, so the next volume can be prepared while one is inferred.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, resampled: bool = True) -> Prepared:
-    """Bring a ``volume`` that was checked to the grids of the parts of ``package``.
+    """Resample a checked ``volume`` to the grids of the parts of ``package``.
 
     Args:
-        volume: one that :func:`check` lets pass, or a part of it.
+        volume: a volume that :func:`check` accepts, or a part of one.
         package: the model.
-        options: ``parity`` and ``body_crop`` decide what of the volume the network sees.
-        resampled: False leaves everything to who comes next.
+        options: ``parity`` and ``body_crop`` decide which part of the volume the network sees.
+        resampled: False leaves resampling to the device.
     """
     canonical = Canonical.of(volume.geometry)
     if not resampled:
@@ -57,9 +57,9 @@ def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, re
 
 
 def _grid_of_corners(source: NDArray[Any], spacing: Sequence[float], wanted: Sequence[float], threads: int) -> Grid:
-    """As TotalSegmentator resamples, and then nnU-Net's crop to what is not 0 HU."""
+    """Resample as TotalSegmentator does, then crop to what is not 0 HU as nnU-Net does."""
     if np.array_equal(np.array(spacing, np.float32), np.array(wanted, np.float32)):
-        voxels = source  # which TotalSegmentator then does not even truncate
+        voxels = source  # TotalSegmentator does not even truncate these to whole HU
     else:
         voxels = resample(source, resampled_shape(source.shape, spacing, wanted), threads)
     return Grid(voxels, _whole(source.shape), nonzero_box(voxels), None, normalised=False)
@@ -76,7 +76,7 @@ def _grid_within_borders(source: NDArray[Any], spacing: Sequence[float], part: P
 
 
 def _cropped_to_body(grid: Grid, source: NDArray[Any], spacing: Sequence[float], parts: Sequence[Part]) -> Grid:
-    """The grid with the box around the patient, at least as large as every network's window where there is so much."""
+    """The grid cropped to the patient, but at least as large as every network's window if the volume is."""
     looked_at = source[grid.source_box] if grid.normalised else grid.voxels_zyx
     extents = [n * mm for n, mm in zip(source[grid.source_box].shape, spacing, strict=True)]
     body = body_mask(looked_at, [extent / n for extent, n in zip(extents, looked_at.shape, strict=True)])
@@ -95,5 +95,5 @@ def _whole(shape: Sequence[int]) -> Box:
 
 
 def nonzero_box(voxels_zyx: NDArray[Any]) -> Box:
-    """The smallest box that holds every voxel that is not 0 HU (nnU-Net's crop_to_nonzero); everything, if all are."""
+    """The smallest box with every voxel that is not 0 HU (nnU-Net's crop_to_nonzero); the whole volume if all are 0."""
     return bounding_box(voxels_zyx != 0)

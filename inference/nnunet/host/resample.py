@@ -1,4 +1,4 @@
-"""HU on the network's grid: linear as TotalSegmentator resamples, or cubic as nnU-Net's own preprocessing does."""
+"""Resamples HU to the network's grid: linearly as TotalSegmentator does, or cubically as nnU-Net does."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def resample(voxels_zyx: NDArray[Any], new_shape: Sequence[int], threads: int = 1) -> NDArray[np.int16]:
-    """Resample by linear interpolation, the outermost voxel centres kept, and truncate to whole HU.
+    """Resample by linear interpolation, keeping the outermost voxel centres, and truncate to whole HU.
 
     Bit-equal with ``scipy.ndimage.zoom(order=1, mode="nearest")`` of the [x, y, z] array in double precision followed
-    by ``astype(int32)``, which is TotalSegmentator's ``change_spacing``: products and sums come in the same order, for
-    what a sum of weights just below 1 gives is truncated too, and air at -1024 HU may become -1023. HU beyond 16 bits
-    are clipped. One plane at a time, so that hardly more than the result is held.
+    by ``astype(int32)``, which is TotalSegmentator's ``change_spacing``. The order of products and sums is the same,
+    because truncation exposes rounding: if weights sum to just below 1, air at -1024 HU becomes -1023. HU beyond
+    16 bits are clipped. Works one plane at a time, so it needs little memory beyond the result.
     """
     axes = [_Linear.between(n, old) for n, old in zip(new_shape, voxels_zyx.shape, strict=True)]
     resampled = np.empty(tuple(new_shape), np.int16)
@@ -41,7 +41,7 @@ def resample(voxels_zyx: NDArray[Any], new_shape: Sequence[int], threads: int = 
 
 @dataclass(frozen=True, slots=True)
 class _Linear:
-    """Two neighbours of every sample of an axis, and their weights."""
+    """The two neighbours of every sample of an axis, and their weights."""
 
     voxels: tuple[NDArray[np.int64], NDArray[np.int64]]
     weights: tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -51,7 +51,7 @@ class _Linear:
         positions = sample_positions(count, source_count)
         below = np.floor(positions)
         lower = below.astype(np.int64)
-        first = 1.0 - (positions - below)  # and the second is what the first leaves of 1, as in scipy's C
+        first = 1.0 - (positions - below)  # the second is 1 minus the first, as in scipy's C code
         return cls((lower, np.minimum(lower + 1, source_count - 1)), (first, 1.0 - first))
 
 
@@ -74,7 +74,7 @@ def _plane(voxels_zyx: NDArray[Any], k: int, z: _Linear, y: _Linear, x: _Linear)
 
 
 _ANISOTROPIC = 3.0
-"""nnU-Net treats planes apart where they are more than three times as far from each other as their pixels."""
+"""nnU-Net resamples planes separately if their spacing is more than three times the pixel spacing."""
 
 
 def resample_within_borders(
@@ -83,9 +83,9 @@ def resample_within_borders(
     spacing_mm: Sequence[float],
     new_spacing_mm: Sequence[float],
 ) -> NDArray[np.float32]:
-    """Resample as nnU-Net's preprocessing does: cubic, the outer borders of the outermost voxels kept.
+    """Resample as nnU-Net's preprocessing does: cubically, keeping the outer borders of the outermost voxels.
 
-    Where planes are thick, on either grid, they are resampled one by one and then the nearest is taken
+    If planes are thick on either grid, each is resampled in its plane and then the nearest plane is taken
     (nnunetv2/preprocessing/resampling/default_resampling.py with order 3, order_z 0).
     """
     if tuple(new_shape) == values_zyx.shape:
@@ -112,7 +112,7 @@ def _thick_axis(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) ->
 
 
 def _cubic(values: NDArray[np.float64], new_shape: Sequence[int]) -> NDArray[np.float64]:
-    """``skimage.transform.resize(order=3, mode="edge", anti_aliasing=False)``, which keeps to the range of values."""
+    """``skimage.transform.resize(order=3, mode="edge", anti_aliasing=False)``, which clips to the input's range."""
     factors = [new / old for new, old in zip(new_shape, values.shape, strict=True)]
     zoomed: NDArray[np.float64] = zoom(values, factors, order=3, mode="nearest", grid_mode=True)
     return np.clip(zoomed, values.min(), values.max(), out=zoomed)

@@ -1,15 +1,15 @@
-"""Labels on the source grid from values on the network's grid.
+"""Makes labels on the source grid from values on the network's grid.
 
-``smooth``: in a cell (the box between 2 x 2 x 2 neighbouring network voxels) whose eight corners agree, that label; in
-any other cell the logits of the labels at its corners are interpolated trilinearly and the highest wins. Borders are
-then smooth surfaces through the cells, neighbours share them without gap, a label never appears where none of the
-surrounding network voxels has it, and a source voxel that coincides with a network voxel has its label. Only the cells
-on borders cost time.
-``nearest``: the label of the nearest network voxel, which is what TotalSegmentator does by default
+``smooth``: a cell is the box between 2 x 2 x 2 neighbouring network voxels. If the eight corners of a cell agree, it
+gets their label; in any other cell the logits of the corners' labels are interpolated trilinearly and the highest wins.
+Borders are then smooth surfaces through the cells that neighbours share without gaps, a label never appears where none
+of the surrounding network voxels has it, and a source voxel that coincides with a network voxel gets its label. Only
+cells on borders cost time.
+``nearest``: the label of the nearest network voxel, as TotalSegmentator does by default
 (``scipy.ndimage.zoom(order=0)``).
 
-The network's grid is cut into strips of rows. Each strip takes the planes in their order on its own, with the logits of
-two planes in memory, and strips run in threads.
+The network's grid is cut into strips of rows, which run in threads. Each strip takes the planes in order, with the
+logits of two planes in memory.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ _SMALLEST_STRIP = 8
 
 
 class Restorer:
-    """Takes slabs of a network's values in ascending order and writes labels into the view of the source label map.
+    """Takes slabs of network values in ascending order and writes labels into a view of the source label map.
 
     Args:
-        labels: uint8 view [z, y, x] on the source grid in the network's axis order, written in place. Voxels that a
-            part calls background keep what is there, so that a later part overwrites an earlier one.
+        labels: uint8 view [z, y, x] on the source grid in the network's axis order, written in place. Voxels that are
+            background to this part keep their label; elsewhere a later part overwrites an earlier one.
         network_shape: the whole resampled grid.
-        offset: first voxel of the box of that grid which the network sees; outside is background.
+        offset: first voxel of the box within that grid that the network sees; outside it is background.
         shape: size of that box.
-        label_by_channel: uint8, the number to write for each output channel.
-        head: makes logits of the values.
-        threads: how many work at once; 0: one for each processor of this process.
+        label_by_channel: uint8, the label to write for each output channel.
+        head: turns the values into logits.
+        threads: number of threads; 0: one for each processor of this process.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Restorer:
         threads: int = 0,
     ) -> None:
         nearest = interpolation == "nearest"
-        # written in the order of memory: axes that run backwards are turned round together with their positions
+        # write in memory order: an axis that runs backwards is reversed together with its positions
         backwards = [step < 0 for step in labels.strides]
         labels = labels[tuple(slice(None, None, -1 if flip else 1) for flip in backwards)]
         z, y, x = (
@@ -80,9 +80,9 @@ class Restorer:
         ]
 
     def accept(self, first: int, values: NDArray[np.float32]) -> None:
-        """Restore what lies in a slab [K, plane, y, x] whose first plane is ``first`` (of the box).
+        """Restore the labels in a slab [K, plane, y, x] whose first plane is ``first`` (within the box).
 
-        Slabs come in ascending order without gap; the slab may be overwritten after the call.
+        Slabs must be in ascending order without gaps. A slab may be overwritten after the call.
 
         Raises:
             ValueError: the slab is not the next one, or not as wide as the box.
@@ -105,6 +105,6 @@ class Restorer:
 
 
 def _rows_per_strip(shape: tuple[int, int, int], channels: int, threads: int) -> int:
-    """Two strips for each thread, unless they get too thin (one row of each is computed twice) or too large."""
+    """Two strips per thread, unless they get too thin (one row of each is computed twice) or too large."""
     rows = max(_SMALLEST_STRIP, -(-shape[1] // (2 * threads)))
     return max(1, min(rows, _STRIP_BYTES // (4 * channels * shape[2])))

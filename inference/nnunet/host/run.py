@@ -1,4 +1,4 @@
-"""The parts of a model, one after the other, with everything but the network on the CPU."""
+"""Runs the parts of a model one after the other, with everything except the network on the CPU."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class HostRun:
-    """A model whose windows are cut, averaged and restored on the CPU, wherever its networks run.
+    """A model whose windows are cut, averaged and restored on the CPU; its networks may run anywhere.
 
     Args:
         package: the model.
-        options: of the engine; ``parity`` counts here.
-        threads: how many work at once beside the network.
+        options: of the engine; only ``parity`` is used here.
+        threads: number of threads, apart from those of the network.
     """
 
     def __init__(self, package: ModelPackage, options: EngineOptions, threads: int) -> None:
@@ -48,8 +48,8 @@ class HostRun:
         Args:
             prepared: with a grid for each part.
             opened: every part, by number.
-            record: gets what ran and how long.
-            on_windows: called with the windows done and all windows.
+            record: receives what ran and for how long.
+            on_windows: called with the number of finished windows and of all windows.
         """
         labels = np.zeros(prepared.volume.geometry.shape_zyx, np.uint8)
         parts = self._package.parts
@@ -68,14 +68,14 @@ class HostRun:
         record: RunRecord,
         on_window: Callable[[], None],
     ) -> None:
-        """Write the labels of one part, the ``number``-th, over those of earlier ones in ``labels`` [z, y, x]."""
+        """Write the labels of part ``number`` over those of earlier parts in ``labels`` [z, y, x]."""
         grid = prepared.grids[number]
         restorer = self._restorer(one, grid, prepared.canonical.view(labels))
         slabs = self._slabs(one, grid.image(one.part), self._windows(one.part, grid), on_window)
         for first, values in record.timed_items("inference", slabs):
             with record.timed("restore"):
                 restorer.accept(first, values)
-        for network in one.networks:  # several parts: only the one at work may hold its activations
+        for network in one.networks:  # of several parts, only the running one may hold its activations
             network.rest()
         record.ran(one)
 
@@ -102,7 +102,7 @@ class HostRun:
             _in_order([box.stop - box.start for box in grid.box], axes),
             one.label_by_channel,
             one.head,
-            # nnU-Net itself interpolates logits where it resamples itself; TotalSegmentator takes the nearest label
+            # nnU-Net interpolates logits where it resamples on its own; TotalSegmentator takes the nearest label
             interpolation="nearest" if self._options.parity and not within_borders else "smooth",
             alignment="centres" if within_borders else "corners",
             threads=self._threads,

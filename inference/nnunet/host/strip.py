@@ -1,4 +1,4 @@
-"""Some rows of the network's grid on their way to labels: the work of one thread of a :class:`Restorer`."""
+"""Restores labels for some rows of the network's grid: the work of one thread of a :class:`Restorer`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from inference.nnunet.contract import Head
 
 _BATCH = 1 << 16
-"""Source voxels per batch of border cells: the few arrays of that size stay in the second-level cache."""
+"""Source voxels per batch of border cells: the few arrays of that size fit in the second-level cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +65,7 @@ class Strip:
         self._last: _Plane | None = None
 
     def accept(self, first: int, values: NDArray[np.float32]) -> None:
-        """Restore what lies in this strip of a contiguous slab."""
+        """Restore this strip's part of a contiguous slab."""
         if self._labels.size == 0:
             return
         for k in range(values.shape[1]):
@@ -84,7 +84,7 @@ class Strip:
             self._last = _Plane(kept.reshape(-1), 1, kept[0].size, self._last.channels)
 
     def _plane(self, values: NDArray[np.float32], k: int) -> _Plane:
-        """The logits of plane ``k`` of the slab: computed by the head, or a view of the slab."""
+        """The logits of plane ``k`` of the slab, computed by the head or a view of the slab."""
         strip = values[:, k, self._y.first : self._y.first + self._rows]
         weights, bias = self._head.weights, self._head.bias
         if weights is None:
@@ -93,7 +93,7 @@ class Strip:
             return _Plane(flat, 1, values[0].size, _highest(strip))
         shape = (self._rows, self._columns, len(weights))
         logits = self._spare.pop() if self._spare else np.empty(shape, np.float32)
-        # one small product per row, in one call: BLAS leaves those in this thread, where it would else wake its own
+        # one small product per row, in one call: BLAS runs these in this thread instead of waking its own
         np.matmul(strip.transpose(1, 2, 0), weights.T, out=logits)
         if bias is not None:
             logits += bias
@@ -104,7 +104,7 @@ class Strip:
             self._spare.append(plane.flat.reshape(self._rows, self._columns, -1))
 
     def _restore(self, at: int, below: _Plane, above: _Plane) -> None:
-        """Write every source plane that lies in the cells between the network planes ``at`` and ``at + 1``."""
+        """Write every source plane in the cells between the network planes ``at`` and ``at + 1``."""
         start, count = int(self._plane_starts[at]), int(self._plane_counts[at])
         if count == 0:
             return
@@ -124,7 +124,7 @@ class Strip:
     def _border(self, below: _Plane, above: _Plane) -> Iterator[tuple[NDArray[np.intp], NDArray[np.uint8]]]:
         """The cells whose corners disagree, with the channels at their corners [candidate, cell] ascending.
 
-        They come in groups of equally many candidates and not more source voxels than a batch.
+        They are grouped by number of candidates, each group with no more source voxels than a batch.
         """
         corners = np.stack([corner for plane in (below, above) for corner in self._corners(plane.channels)])
         lowest = corners.min(axis=0)
@@ -177,7 +177,7 @@ class Strip:
         )
         below, above = (plane.logits(places, candidates) for plane in planes)
         labels = self._label_by_channel[candidates]
-        if len(candidates) == 2:  # noqa: PLR2004 - of two, the sign of the difference decides
+        if len(candidates) == 2:  # noqa: PLR2004 - with two, the sign of the difference decides
             below, above = below[1:] - below[:1], above[1:] - above[:1]
         slope = above - below
         best, logits = (part[: voxels.size].reshape(voxels.shape) for part in self._scratch)
@@ -195,7 +195,7 @@ class Strip:
 
 
 def _overwrite(labels: NDArray[np.uint8], new: NDArray[np.uint8], where: NDArray[np.bool_]) -> None:
-    """Take ``new`` where the condition holds: arithmetic modulo 256, much faster than branches on noisy borders."""
+    """Take ``new`` where the condition holds, by arithmetic modulo 256: much faster than branches on noisy borders."""
     labels += (new - labels) * where.view(np.uint8)
 
 
@@ -224,15 +224,15 @@ def _highest(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
     for channel in range(1, len(logits)):
         higher = logits[channel] > best
         np.maximum(best, logits[channel], out=best)
-        # channels ascend, so the highest number that was ever higher is the last one
+        # channels ascend, so the last channel that was higher has the largest number
         np.maximum(channels, higher.view(np.uint8) * np.uint8(channel), out=channels)
     return channels
 
 
 def _distinct(corners: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.intp]]:
-    """The distinct channels [candidate, cell] of each cell's ``corners`` [corner, cell], ascending; how many there are.
+    """The distinct channels [candidate, cell] of each cell's ``corners`` [corner, cell], ascending, and their number.
 
-    Rows beyond a cell's number are not to be read.
+    Rows beyond a cell's number are undefined.
     """
     wide = corners.astype(np.int16)
     none = np.int16(np.iinfo(np.int16).max)

@@ -1,1 +1,1 @@
-"""The networks of a part, ready to run: by OpenVINO on a CPU, or by torch on a CPU or CUDA."""
+"""Opens the networks of a part with OpenVINO on a CPU, or with torch on a CPU or CUDA."""

@@ -1,6 +1,6 @@
-"""Which backend runs a part: OpenVINO on a CPU wherever it works, torch on CUDA and as the fallback.
+"""Chooses the backend of a part: OpenVINO on a CPU if it works there, torch on CUDA and as the fallback.
 
-torch takes seconds and hundreds of MB to import, so it is imported only where it runs the network.
+Importing torch takes seconds and hundreds of MB, so it is imported only when it runs the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _FEATURES_PER_CLASS = 1.5
-"""Up to here features cost less than logits: the last layer is computed once at each voxel, not in each window."""
+"""Up to this many features per class, features cost less: the last layer runs once per voxel, not in each window."""
 
 
 def open_networks(
@@ -35,14 +35,14 @@ def open_networks(
     output: Literal["auto", "logits"] = "auto",
     note: Callable[[RunNote], None] = lambda _: None,
 ) -> tuple[WindowNetwork, Head]:
-    """The network of ``part``, all its folds, ready to run, and the last layer that its values still need.
+    """Open the network of ``part`` with all its folds, and the last layer that its values still need.
 
-    ``auto``: the features before the last layer where these are fewer than the classes or hardly more, else logits.
-    ``note`` gets why OpenVINO does not run a network that it was to run, or not in the precision that was chosen.
+    ``auto``: the features before the last layer if there are fewer of them than classes, or hardly more; else logits.
+    ``note`` receives why OpenVINO does not run a network as planned, or not in the chosen precision.
 
     Raises:
-        ModelPackageError: the weights are not those of the part's network.
-        InferenceError: the device or backend that was asked for is not here.
+        ModelPackageError: the weights do not fit the network of the part.
+        InferenceError: the requested device or backend is not available.
     """
     features = output == "auto" and _gives_features(part)
     network = _network(part, options, note, features=features)
@@ -50,7 +50,7 @@ def open_networks(
 
 
 def channel_count(part: Part) -> int:
-    """K of the network that ``open_networks`` opens by default, known without opening it."""
+    """K of the network that ``open_networks`` opens by default, without opening it."""
     return _feature_count(part) if _gives_features(part) else len(part.names_by_channel) + 1
 
 
@@ -63,7 +63,7 @@ def _feature_count(part: Part) -> int:
 
 
 def _head(part: Part) -> Head:
-    """The last layers of all folds side by side; dividing by their number makes the logits a mean."""
+    """The last layers of all folds, concatenated; dividing by their number makes the logits a mean."""
     classes = len(part.names_by_channel) + 1
     folds = [read_head(path, part.architecture, classes) for path in part.weights]
     share = np.array(1 / len(folds), np.float32)
@@ -87,7 +87,7 @@ def _network(part: Part, options: EngineOptions, note: Callable[[RunNote], None]
                 threads=options.threads,
                 cache_folder=options.cache_folder,
             )
-        except (ImportError, RuntimeError) as error:  # OpenVINO's own: torch may still run what it can't compile here
+        except (ImportError, RuntimeError) as error:  # torch may still run what OpenVINO can't compile here
             reason = first_line(error)
         else:
             if (used := network.runtime.precision) != precision:
@@ -95,10 +95,10 @@ def _network(part: Part, options: EngineOptions, note: Callable[[RunNote], None]
                 note(RunNote(text, changes_answer=True))
             return network
         if options.backend == "openvino":
-            raise InferenceError(f"backend openvino was asked for, but can't compile {part.name}: {reason}")
-        note(RunNote(f"OpenVINO can't run {part.name}, torch does: {reason}", changes_answer=True))
+            raise InferenceError(f"backend openvino was requested, but can't compile {part.name}: {reason}")
+        note(RunNote(f"OpenVINO can't run {part.name}, continued with torch: {reason}", changes_answer=True))
     if options.backend == "openvino":
-        raise InferenceError("backend openvino was asked for, but it is not installed")
+        raise InferenceError("backend openvino was requested, but it is not installed")
     from inference.nnunet.networks.torch_network import TorchNetwork  # noqa: PLC0415 - see above
 
     return TorchNetwork(part, features=features, precision=precision, device=device, threads=options.threads)
@@ -108,10 +108,10 @@ _OPENVINO_RUNS = {("cpu", "float32"), ("cpu", "bfloat16")}
 
 
 def _torch_is_wanted(options: EngineOptions, precision: str) -> bool:
-    """Parity in float32 runs on nnU-Net's own kernels, unless OpenVINO is asked for by name.
+    """Parity in float32 runs on torch, like nnU-Net, unless OpenVINO is requested by name.
 
-    OpenVINO sums in another order. Where logits are near each other, as those of random weights are, the half-precision
-    sums that parity repeats turn differences of 1e-5 into other labels: 0.25 % of the voxels, with torch 0.0015 %.
+    OpenVINO sums in another order. If logits are close to each other, as with random weights, the half-precision sums
+    of parity turn differences of 1e-5 into other labels: in 0.25 % of the voxels, against 0.0015 % with torch.
     """
     return options.backend == "torch" or (options.backend == "auto" and options.parity and precision == "float32")
 

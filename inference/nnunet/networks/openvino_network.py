@@ -1,12 +1,13 @@
-"""The network of a part, built from its description for OpenVINO and compiled for the CPU; torch is not needed.
+"""Builds the network of a part from its description and compiles it with OpenVINO for the CPU; needs no torch.
 
-Every fold is one branch of one graph. The graph follows the classes PlainConvUNet and ResidualEncoderUNet of
-``dynamic_network_architectures`` layer by layer (tests compare the two), but for one thing: the bias of a convolution
-whose output goes straight into an instance norm is left out, since the norm subtracts it again.
+Every fold is a branch of one graph. The graph follows the classes PlainConvUNet and ResidualEncoderUNet of
+``dynamic_network_architectures`` layer by layer (tests compare the two), with one exception: a convolution whose output
+goes straight into an instance norm has no bias, because the norm would subtract it again.
 
-Two choices are about OpenVINO's CPU plugin. Inside it keeps channels last, and turns 32-bit results round slowly and
-16-bit ones fast: in bfloat16 the features leave as such, which loses nothing, since the next layer would round them
-anyway. The logits are a matrix product in float32: a last convolution in bfloat16 would round the logits themselves.
+Two choices are due to OpenVINO's CPU plugin. Internally it keeps channels last, and it transposes 16-bit results much
+faster than 32-bit ones. In bfloat16 the features are therefore output as bfloat16; this loses nothing, since the next
+layer would round them anyway. The logits are a matrix product in float32, because a last convolution in bfloat16 would
+round the logits themselves.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class OpenVinoNetwork:
     def __init__(
         self, part: Part, *, features: bool, precision: str, threads: int = 0, cache_folder: Path | None = None
     ) -> None:
-        """Read the weights of ``part`` and compile; ``features``: without the last layer, folds side by side.
+        """Read the weights of ``part`` and compile; ``features``: without the last layer, folds concatenated.
 
         Raises:
-            ModelPackageError: the weights are not those of the part's network.
+            ModelPackageError: the weights do not fit the network of the part.
             RuntimeError: OpenVINO can't compile the network on this machine.
         """
         narrow = features and precision == "bfloat16"
@@ -61,16 +62,16 @@ class OpenVinoNetwork:
 
     @property
     def channels(self) -> int:
-        """Features of all folds, or classes."""
+        """The number of features of all folds, or of classes."""
         return self._channels
 
     @property
     def runtime(self) -> Runtime:
-        """What runs the network, in which precision."""
+        """Backend, device and precision."""
         return self._runtime
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[n, z, y, x] -> [n, K, z, y, x]; for one window the buffer that the next call overwrites."""
+        """[n, z, y, x] -> [n, K, z, y, x]; for a single window, a buffer that the next call overwrites."""
         if len(windows) == 1:
             return self._run(windows)
         return np.concatenate([self._run(window[np.newaxis]).copy() for window in windows])
@@ -81,13 +82,13 @@ class OpenVinoNetwork:
         return self._running.run(window)
 
     def rest(self) -> None:
-        """Give back the memory of activations and results, a gigabyte for a large window; the weights stay."""
+        """Free the memory of activations and results, a gigabyte for a large window; the weights stay."""
         self._running = None
         self._compiled.release_memory()
 
 
 class _Running:
-    """What a network holds only while windows are run."""
+    """What a network holds only while it runs windows."""
 
     def __init__(self, compiled: ov.CompiledModel, *, narrow: bool) -> None:
         self._request = compiled.create_infer_request()
@@ -96,7 +97,7 @@ class _Running:
             self._request.set_output_tensor(0, self._widened.tensor)
 
     def run(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[1, z, y, x] -> [1, K, z, y, x]; the buffer that the next call overwrites."""
+        """[1, z, y, x] -> [1, K, z, y, x], a buffer that the next call overwrites."""
         looked_at = np.ascontiguousarray(window[:, np.newaxis])  # shared, so it must live as long as the run
         self._request.set_input_tensor(ov.Tensor(looked_at, shared_memory=True))
         self._request.infer()
@@ -107,7 +108,7 @@ class _Running:
 
 
 class _Widened:
-    """A bfloat16 result as float32: its 16 bits are the upper half of the 32, and the lower half stays 0."""
+    """A bfloat16 result as float32: its 16 bits become the upper half of the 32; the lower half stays 0."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._bits = np.empty(shape, np.uint16)
@@ -130,7 +131,7 @@ def _compile(model: ov.Model, precision: str, threads: int, cache_folder: Path |
     if threads:
         settings["INFERENCE_NUM_THREADS"] = threads
     if cache_folder is not None and _writable(cache_folder):
-        with suppress(RuntimeError):  # a cache that can't be read or written costs time, never the result
+        with suppress(RuntimeError):  # a cache that can't be read or written costs only time
             return core.compile_model(model, "CPU", {**settings, "CACHE_DIR": str(cache_folder)})
     return core.compile_model(model, "CPU", settings)
 
@@ -172,7 +173,7 @@ class _Layers:
     weights: Mapping[str, NDArray[np.float32]]
 
     def encoder(self, values: Node) -> list[Node]:
-        """The output of every stage, from full resolution down."""
+        """The output of every stage, starting at full resolution."""
         if self.design.network == "PlainConvUNet":
             return self._plain_encoder(values)
         return self._residual_encoder(values)

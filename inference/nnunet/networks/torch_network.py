@@ -1,4 +1,4 @@
-"""The network of a part, built by torch: the fallback on a CPU, and the way on CUDA."""
+"""Builds the network of a part with torch: the only backend on CUDA, the fallback on a CPU."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class TorchNetwork:
     """All folds of a part, ready for inference on one device."""
 
     def __init__(self, part: Part, *, features: bool, precision: str, device: str, threads: int = 0) -> None:
-        """Read the weights of ``part`` onto ``device``; ``features``: without the last layer, folds side by side.
+        """Load the weights of ``part`` onto ``device``; ``features``: without the last layer, folds concatenated.
 
         Raises:
-            ModelPackageError: the weights are not those of the part's network.
+            ModelPackageError: the weights do not fit the network of the part.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -51,12 +51,12 @@ class TorchNetwork:
 
     @property
     def channels(self) -> int:
-        """Features of all folds, or classes."""
+        """The number of features of all folds, or of classes."""
         return self._channels
 
     @property
     def runtime(self) -> Runtime:
-        """What runs the network, where, in which precision."""
+        """Backend, device and precision."""
         return self._runtime
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ class TorchNetwork:
         return values_nkzyx
 
     def rest(self) -> None:
-        """Nothing to do: torch gives activations back after every window."""
+        """Nothing to do: torch frees activations after every window."""
 
     @torch.inference_mode()
     def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
@@ -97,13 +97,13 @@ def _network(path: Path, architecture: Architecture, classes: int) -> nn.Module:
     with torch.device("meta"):
         network = build_network(architecture, classes)
     heads = _heads(network)
-    for number in range(len(heads) - 1):  # of deep supervision: only training looks at them
+    for number in range(len(heads) - 1):  # heads for deep supervision, used only in training
         heads[number] = nn.Identity()
-    # both names of a layer lead to the same module, so one name fills it
+    # both names of a layer refer to the same module, so one of them is enough
     _, foreign = network.load_state_dict(weights, strict=False, assign=True)
     empty = [name for name, value in network.named_parameters() if value.is_meta]
     if foreign or empty:
-        raise ModelPackageError(f"{path} does not fit the network of the manifest: foreign {foreign}, missing {empty}")
+        raise ModelPackageError(f"{path} does not fit the network of the manifest: unknown {foreign}, missing {empty}")
     return network
 
 
