@@ -12,7 +12,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from dicom_node.errors import ConfigurationError
 
@@ -56,14 +56,13 @@ class WorkerName:
         Raises:
             ConfigurationError: ``/proc`` can't be read.
         """
-        pid = os.getpid()
         try:
             return cls(
                 host=socket.gethostname(),
                 boot_id=(_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip(),
                 pid_namespace=(_PROC / "self/ns/pid").stat().st_ino,
-                pid=pid,
-                started_ticks=int(_process_status(pid)[_START_TIME]),
+                pid=os.getpid(),
+                started_ticks=int(_process_status("self")[_START_TIME]),
             )
         except OSError as error:
             raise ConfigurationError(f"a worker needs /proc for its name: {error.strerror}") from error
@@ -82,12 +81,14 @@ class WorkerName:
         except PermissionError:
             pass  # alive, and another user's
         try:
+            if (_PROC / "self").readlink().name != str(os.getpid()):
+                return False  # /proc is that of another namespace, and its PIDs are other processes
             status = _process_status(self.pid)
         except OSError:
             return False  # hidden from us (hidepid in proc(5)), or it ended just now
         return status[_STATE] in _DEAD_STATES or int(status[_START_TIME]) != self.started_ticks
 
 
-def _process_status(pid: int) -> list[str]:
+def _process_status(pid: int | Literal["self"]) -> list[str]:
     """The fields of ``/proc/PID/stat`` from the third on; the second, a name in parentheses, may hold anything."""
     return (_PROC / str(pid) / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()

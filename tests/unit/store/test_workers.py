@@ -89,3 +89,17 @@ def test_without_proc_there_is_a_named_error(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_PROC", tmp_path)
     with pytest.raises(ConfigurationError, match="/proc"):
         WorkerName.own()
+
+
+def test_what_proc_says_of_another_namespace_is_no_evidence(tmp_path, monkeypatch):
+    """A namespace of its own without a /proc of its own: there the PID of a living worker is another process."""
+    own = WorkerName.own()
+    with other_process() as (process, other):
+        (tmp_path / "self").symlink_to("1")
+        (tmp_path / str(process.pid)).mkdir()
+        (tmp_path / str(process.pid) / "stat").write_text(f"{process.pid} (python) S {'7 ' * 30}")
+        monkeypatch.setattr(workers, "_PROC", tmp_path)
+        assert not other.is_known_dead(own)
+        process.kill()
+        process.wait()
+        assert other.is_known_dead(own)
