@@ -77,7 +77,7 @@ def encode_in_turn(
         for variant, destinations in variants(requests or {}, run.segments, context.earlier).items():
             for result in run.made(variant):
                 yield replace(result, destinations=destinations)
-    except DicomNodeError:
+    except (DicomNodeError, MemoryError):
         raise
     except Exception as error:
         # messages of highdicom and pydicom quote values, which may be patient data: only the type is repeated

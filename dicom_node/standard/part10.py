@@ -61,6 +61,8 @@ def file_of(dataset: Dataset) -> bytes:
     buffer = BytesIO()
     try:
         dcmwrite(buffer, dataset, enforce_file_format=True)
+    except MemoryError:
+        raise
     except Exception as error:
         raise EncodingError(f"{dataset.get('Modality')} object cannot be written: {type(error).__name__}") from error
     return buffer.getvalue()

@@ -79,7 +79,7 @@ def notice_file(
         dataset = _report(series, model, reason, context, replaced)
         content = memoryview(file_of(dataset))
         refuse_other_names(reread(content), series.identity, series.study_instance_uid)
-    except DicomNodeError:
+    except (DicomNodeError, MemoryError):
         raise
     except Exception as error:
         # highdicom and pydicom quote values in their messages, which may be patient data
