@@ -110,15 +110,6 @@ class Database:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
 
-    def pending_changes(self) -> list[Any]:
-        """Differences between the tables in schema.py and the migrated database (none, or a migration is missing)."""
-        from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - needed by the check alone
-
-        from dicom_node.store.schema import metadata  # noqa: PLC0415
-
-        with self.read() as connection:
-            return list(compare_metadata(MigrationContext.configure(connection), metadata))
-
     def close(self) -> None:
         """Give every connection back."""
         self._engine.dispose()

@@ -219,16 +219,6 @@ class Spool:
         """
         return InstanceWriter(self, meta)
 
-    def write_instance(self, meta: FileMeta, dataset_bytes: bytes) -> SpooledInstance:
-        """Make one encoded data set durable as a Part 10 file.
-
-        Raises:
-            StoreUnavailable: disk full or failing; nothing is left behind.
-        """
-        with self.open_instance(meta) as writer:
-            writer.write(dataset_bytes)
-            return writer.commit()
-
     def write_results(self, encoded: Iterable[EncodedResult]) -> list[tuple[ResultInstance, str]]:
         """Make result objects durable; returns them in that order with their spool names. ``sha256`` is over the whole
         file. Some at a time, because most of it is waiting for the disk.

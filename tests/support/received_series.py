@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.store.ledger import Ledger
-    from dicom_node.store.spool import Spool
+    from dicom_node.store.spool import Spool, SpooledInstance
     from dicom_node.types import SourceInstance
 
 
@@ -27,13 +27,21 @@ def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float 
     return series.series_instance_uid
 
 
+def write_instance(spool: Spool, meta: FileMeta, dataset_bytes: bytes) -> SpooledInstance:
+    """An encoded data set as the file of an instance that came whole."""
+    with spool.open_instance(meta) as writer:
+        writer.write(dataset_bytes)
+        return writer.commit()
+
+
 def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceInstance]) -> None:
     """Instances of any series, by the shortest way from file to row."""
     for instance in instances:
         meta = instance.header.file_meta
         whole = instance.path.read_bytes()
         start = 144 + int(meta.FileMetaInformationGroupLength)
-        spool.write_instance(
+        write_instance(
+            spool,
             FileMeta(meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID),
             whole[start:],
         )

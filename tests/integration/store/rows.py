@@ -5,6 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from dicom_node.store.schema import metadata
 from dicom_node.store.workers import WorkerName
 from dicom_node.types import (
     Decision,
@@ -102,3 +106,9 @@ def deliver(ledger, destination, at=NOW):
 
 def outcome(due, *, delivered, retry=False):
     return DeliveryOutcome(due.instance.sop_instance_uid, delivered, retry, 0 if delivered else 0xC000, "said so")
+
+
+def unmigrated(ledger):
+    """Differences between the tables in schema.py and the migrated database: a migration is missing."""
+    with ledger.database.read() as connection:
+        return compare_metadata(MigrationContext.configure(connection), metadata)

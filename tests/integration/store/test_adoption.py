@@ -15,6 +15,7 @@ from dicom_node.standard.part10 import FileMeta
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from dicom_node.types import Receipt, ReceivedInstance
+from tests.support.received_series import write_instance
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
     buffer = io.BytesIO()
     dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
     meta = FileMeta(str(sop_class), ds.SOPInstanceUID, str(ExplicitVRLittleEndian), "PACS")
-    written = spool.write_instance(meta, buffer.getvalue())
+    written = write_instance(spool, meta, buffer.getvalue())
     then = time.time() - age_s
     os.utime(spool.path(written.spool_name), (then, then))
     return written

@@ -44,11 +44,12 @@ from tests.integration.store.rows import (
     queued_job,
     some_results,
     state_of,
+    unmigrated,
 )
 
 
 def test_migrated_tables_are_the_tables_of_the_code(ledger):
-    assert ledger.database.pending_changes() == []
+    assert unmigrated(ledger) == []
 
 
 def test_what_a_destination_gets_is_kept_with_the_job(ledger):

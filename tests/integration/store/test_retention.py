@@ -32,6 +32,7 @@ from tests.integration.store.rows import (
     queued_job,
     some_results,
 )
+from tests.support.received_series import write_instance
 
 BEFORE = NOW
 """The limit of what is old enough."""
@@ -207,7 +208,7 @@ def test_just_the_series_without_a_reason_to_keep_them_go_and_go_whole(one_ledge
 def spooled(spool, number):
     """A received instance on the disk; its spool name."""
     meta = FileMeta("1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}", "1.2.840.10008.1.2.1")
-    return spool.write_instance(meta, bytes(100)).spool_name
+    return write_instance(spool, meta, bytes(100)).spool_name
 
 
 def write_settled(ledger, spool, number, state=JobState.DELIVERED):

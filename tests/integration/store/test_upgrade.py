@@ -18,7 +18,7 @@ from dicom_node.store.spool import Spool
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.views import json_form
 from dicom_node.types import Decision, Receipt, ReceivedInstance, ResultRequest, SegmentationForm
-from tests.integration.store.rows import NOW, WORKER, outcome
+from tests.integration.store.rows import NOW, WORKER, outcome, unmigrated
 
 SCHEMA_OF_0_1_0 = "0002"
 DEVICE_UID = "2.25.314159265358979323846264338327950288419"
@@ -251,7 +251,7 @@ def arrive(ledger, series, number, sha256):
 
 
 def test_every_row_is_there_and_every_job_can_be_looked_at(ledger):
-    assert ledger.database.pending_changes() == []
+    assert unmigrated(ledger) == []
     assert ledger.device_uid() == DEVICE_UID
     counts = ledger.overview.counts()
     assert counts.instances == {"current": 18, "replaced": 0, "purged": 0}

@@ -22,6 +22,7 @@ from dicom_node.standard.files import read_headers, read_series_folder
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.store.spool import Spool
 from dicom_node.types import EncodedResult, ResultKind
+from tests.support.received_series import write_instance
 
 META = FileMeta(CTImageStorage, "1.2.3.4.5", ImplicitVRLittleEndian, "SENDER")
 UID_ELEMENT = b"\x08\x00\x18\x00\x0a\x00\x00\x001.2.3.4.5\x00"
@@ -37,7 +38,7 @@ def files(spool, suffix=""):
 
 
 def test_an_instance_is_a_part_10_file_with_the_bytes_as_they_came(spool):
-    written = spool.write_instance(META, UID_ELEMENT)
+    written = write_instance(spool, META, UID_ELEMENT)
     assert written.dataset_sha256 == hashlib.sha256(UID_ELEMENT).hexdigest()
     assert written.size_bytes == len(UID_ELEMENT)
     path = spool.path(written.spool_name)
@@ -69,7 +70,7 @@ def test_no_name_leads_out(spool, name):
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 def test_a_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypatch, call, code):
-    spool.write_instance(META, UID_ELEMENT)  # folders are there
+    write_instance(spool, META, UID_ELEMENT)  # folders are there
 
     def fail(*_args, **_kwargs):
         raise OSError(code, "")
@@ -78,12 +79,12 @@ def test_a_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypat
     setattr(failing, call, fail)
     monkeypatch.setattr("dicom_node.store.spool.os", failing)
     with pytest.raises(StoreUnavailable, match=errno.errorcode[code]):
-        spool.write_instance(META, UID_ELEMENT)
+        write_instance(spool, META, UID_ELEMENT)
     assert len(files(spool)) == 1
 
 
 def test_only_old_leftovers_are_removed(spool):
-    kept = spool.write_instance(META, UID_ELEMENT)
+    kept = write_instance(spool, META, UID_ELEMENT)
     folder = spool.path(kept.spool_name).parent
     old, new = folder / "old.part", folder / "new.part"
     for path in (old, new):
@@ -166,12 +167,12 @@ def test_a_folder_that_another_made_is_made_durable_by_everyone_who_writes_into_
 
     other = Spool(tmp_path / "spool")  # of another process, which may die between mkdir and sync
     monkeypatch.setattr(Spool, "new_name", lambda _spool: f"20260301/08/{uuid4().hex}.dcm")
-    hour = spool.path(spool.write_instance(META, UID_ELEMENT).spool_name).parent
+    hour = spool.path(write_instance(spool, META, UID_ELEMENT).spool_name).parent
     monkeypatch.setattr(os, "fsync", record)
-    other.write_instance(META, UID_ELEMENT)
+    write_instance(other, META, UID_ELEMENT)
     assert {hour, hour.parent, hour.parent.parent} <= set(synced)
     synced.clear()
-    other.write_instance(META, UID_ELEMENT)
+    write_instance(other, META, UID_ELEMENT)
     assert hour.parent not in synced
 
 
@@ -213,7 +214,7 @@ def test_results_whose_names_cannot_be_made_durable_do_not_stay(spool, monkeypat
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(errno.EIO, "Input/output error")
 
-    spool.write_instance(META, UID_ELEMENT)  # folders are there
+    write_instance(spool, META, UID_ELEMENT)  # folders are there
     monkeypatch.setattr(os, "fsync", no_folder)
     with pytest.raises(StoreUnavailable, match="EIO"):
         spool.write_results([encoded(dataset())])
