@@ -62,6 +62,7 @@ from tests.support import ct_series
 from tests.support.analysis_results import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation
 from tests.support.dicom_peers import scripted_pacs
 from tests.support.ports import free_port
+from tests.support.received_series import write_instance
 
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
 
@@ -504,7 +505,7 @@ def a_spool_below_a_file(folder):
 def an_instance_on_a_full_disk(folder):
     spool = Spool(folder / "spool")
     with limited(resource.RLIMIT_FSIZE, 1000):
-        spool.write_instance(FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), bytes(2000))
+        write_instance(spool, FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), bytes(2000))
 
 
 @fault("store.workers", errors.ConfigurationError)
