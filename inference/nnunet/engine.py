@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from inference.errors import SegmentationRefusedError
 from inference.nnunet.contract import EngineOptions, OpenPart
-from inference.nnunet.failures import first_line, is_out_of_memory
+from inference.nnunet.failures import NotFiniteError, first_line, is_out_of_memory
 from inference.nnunet.host.prepare import prepare
 from inference.nnunet.host.run import HostRun
 from inference.nnunet.limits import check
-from inference.nnunet.machine import effective_device, usable_cores
+from inference.nnunet.machine import effective_device, effective_precision, usable_cores
 from inference.nnunet.networks.open_networks import open_networks
 from inference.nnunet.record import RunRecord
 from inference.types import RunNote, Segmentation
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _PREPARED_SHARE = 0.05
 """Share of the work before the first window in the progress display."""
+_WIDER: dict[str, Literal["bfloat16", "float32"]] = {"float16": "bfloat16", "bfloat16": "float32"}
+"""Where a network overflows, the precision with a wider range of numbers that it runs in again."""
 
 
 class NnunetSegmenter:
@@ -52,6 +55,7 @@ class NnunetSegmenter:
         self._fallback: RunNote | None = None
         self._device = self._device_run() if effective_device(self._options) == "cuda" else None
         self._parts: dict[int, OpenPart] = {}
+        self._in_wider_precision: NnunetSegmenter | None = None
         if self._device is None:
             self._open()
 
@@ -95,7 +99,11 @@ class NnunetSegmenter:
     def infer(self, prepared: Prepared, progress: Progress) -> Segmentation:
         """Label every voxel of a prepared volume; the run's report has the stages prepare, inference and restore.
 
+        A volume on which the networks overflow is segmented again in bfloat16 and then in float32. The next one starts
+        with the precision of the options again, so that its labels do not depend on what was segmented before.
+
         Raises:
+            SegmentationRefusedError: the networks overflow even in float32.
             MemoryError: more was needed than there is now; another time it may pass.
         """
         record = RunRecord({"prepare": prepared.seconds})
@@ -104,12 +112,42 @@ class NnunetSegmenter:
             progress(_PREPARED_SHARE + (1 - _PREPARED_SHARE) * done / count, "inference")
 
         progress(_PREPARED_SHARE, "inference")
-        if self._device is not None:
-            labels = self._on_device(self._device, prepared, record, on_windows)
-        else:
-            labels = self._on_cpu(prepared, record, on_windows)
+        labels = self._labels(prepared, record, on_windows)
         progress(1.0, "done")
         return Segmentation(labels, prepared.volume.geometry, self.names_by_label, self.identity, record.report())
+
+    def _labels(self, prepared: Prepared, record: RunRecord, on_windows: OnWindows) -> NDArray[np.uint8]:
+        try:
+            if self._device is not None:
+                return self._on_device(self._device, prepared, record, on_windows)
+            return self._on_cpu(prepared, record, on_windows)
+        except NotFiniteError as error:
+            overflowed = effective_precision(self._options)
+            wider = _WIDER.get(overflowed)
+            if wider is None:
+                raise SegmentationRefusedError(self._overflowed_in_float32(error)) from error
+        text = f"the network overflowed in {overflowed}; the volume was segmented again in {wider}"
+        record.note(RunNote(text, changes_answer=True))
+        record.begin_again()
+        self._release()
+        if self._in_wider_precision is None:
+            options = replace(self._options, precision=wider)
+            self._in_wider_precision = NnunetSegmenter(self._package, options)
+        again = self._in_wider_precision
+        try:
+            return again._labels(prepared, record, on_windows)  # noqa: SLF001 - another one of these
+        finally:
+            again._release()  # noqa: SLF001 - as above
+
+    def _release(self) -> None:
+        """Give back the memory of the device, which holds the weights in one precision at a time."""
+        if self._device is not None:
+            self._device.release()
+
+    def _overflowed_in_float32(self, error: NotFiniteError) -> str:
+        if self._options.parity:
+            return f"{error}, or overflows when it is summed in half precision, as parity does; nnU-Net stops there, too"
+        return f"{error} even in float32; the weights are not usable on this volume"
 
     def _device_run(self) -> DeviceRun:
         import torch  # noqa: PLC0415 - not needed on a CPU

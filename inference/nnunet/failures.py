@@ -1,6 +1,14 @@
-"""Classifies errors of torch, CUDA and OpenVINO by their messages."""
+"""Classifies errors of torch, CUDA and OpenVINO by their messages, and names the one of arithmetic that overflowed."""
 
 from __future__ import annotations
+
+
+class NotFiniteError(ArithmeticError):
+    """The values of a network are not all finite numbers: its arithmetic overflowed, and no label can be trusted."""
+
+    def __init__(self) -> None:
+        super().__init__("the network gives infinities or NaN")
+
 
 _ALLOCATION_FAILED = (
     "out of memory",

@@ -84,6 +84,25 @@ def write_model(folder, names=("liver", "spleen", "aorta"), described=None, fold
     return folder
 
 
+def scale_weights(model, layer, factor):
+    """Multiply the weights of a layer by ``factor`` in the checkpoint of a model folder, under all of its names.
+
+    ``layer`` is ``first`` or ``last``; an instance norm behind the first one makes the same of any factor that the
+    arithmetic can hold.
+    """
+    path = model / "fold_0" / "checkpoint_final.pth"
+    content = torch.load(path, weights_only=True)
+    names = {
+        "first": ("encoder.stages.0.0.convs.0.conv.weight", "encoder.stages.0.0.convs.0.all_modules.0.weight"),
+        "last": ("decoder.seg_layers.0.weight",),
+    }[layer]
+    for key, value in content["network_weights"].items():
+        if key.removeprefix("decoder.") in names or key in names:
+            content["network_weights"][key] = value * factor
+    torch.save(content, path)
+    return model
+
+
 def write_package(library, *models, name="test", **facts):
     """Install model folders that :func:`write_model` wrote into the folder ``library``; returns the package.
 

@@ -13,6 +13,7 @@ import torch
 
 from inference.nnunet.contract import WindowNetwork
 from inference.nnunet.device.source import uploaded
+from inference.nnunet.failures import NotFiniteError
 from inference.nnunet.windows import gaussian_weights
 
 if TYPE_CHECKING:
@@ -84,22 +85,35 @@ def averaged_slabs(
     """As :func:`inference.nnunet.host.averaging.averaged`, on the device of ``image_zyx`` and ``network``.
 
     ``batch`` is the most windows that go through the network at a time; each batch is added to ``queued``.
+
+    Raises:
+        NotFiniteError: after the last slab, if a channel was infinite or NaN where a window looked.
     """
+    finite = _Finite(image_zyx.device)
     image = _padded(image_zyx, windows)
     if windows.padded == windows.patch:  # the weights of a single window cancel out
         values = network.run_tensor(image[None, None])[0].float()
         queued.add(1)
+        finite.look_at(values)
         yield from _without_padding(windows, 0, values)
+        finite.check()
         return
     weights = uploaded(gaussian_weights(windows.patch), image.device).float()
     for first, (sums,), total in _summed(image, windows, (network,), weights, batch, queued):
-        yield from _without_padding(windows, first, sums.div_(total))  # 0 / 0 = NaN where no window looked
+        finite.look_at(sums)  # 0 where no window looked
+        yield from _without_padding(windows, first, sums.div_(total))  # and there 0 / 0 is NaN
+    finite.check()
 
 
 def averaged_half_slabs(
     image_zyx: torch.Tensor, windows: Windows, networks: Sequence[TensorNetwork], batch: int, queued: Queued
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """As :func:`inference.nnunet.host.averaging.averaged_half`: sums, weights, quotients and mean in half precision."""
+    """As :func:`inference.nnunet.host.averaging.averaged_half`: sums, weights, quotients and mean in half precision.
+
+    Raises:
+        NotFiniteError: after the last slab, if a network or a sum overflowed.
+    """
+    finite = _Finite(image_zyx.device)
     image = _padded(image_zyx, windows)
     weights = uploaded(gaussian_weights(windows.patch), image.device)
     for first, of_folds, total in _summed(image, windows, networks, weights, batch, queued):
@@ -108,7 +122,27 @@ def averaged_half_slabs(
             mean += other
         if others:
             mean /= len(of_folds)
+        finite.look_at(mean)
         yield from _without_padding(windows, first, mean)
+    finite.check()
+
+
+class _Finite:
+    """Whether all values were finite: noted on the device, and waited for once, at the end of a part."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._so_far = torch.ones((), dtype=torch.bool, device=device)
+
+    def look_at(self, values: torch.Tensor) -> None:
+        """Infinities and NaN both show in the bounds of ``values``."""
+        if values.numel():
+            low, high = torch.aminmax(values)
+            self._so_far &= low.isfinite() & high.isfinite()
+
+    def check(self) -> None:
+        """Raises NotFiniteError unless everything was finite."""
+        if not bool(self._so_far):
+            raise NotFiniteError
 
 
 def _summed(

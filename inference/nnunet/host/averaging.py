@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.nnunet.failures import NotFiniteError
 from inference.nnunet.windows import SLAB_PLANES, Windows, gaussian_weights
 
 if TYPE_CHECKING:
@@ -44,10 +45,14 @@ def averaged(
     Yields:
         The first plane of the slab, and its channels [K, plane, y, x]; NaN where no window looked. Asking for the
         next slab may overwrite the last.
+
+    Raises:
+        NotFiniteError: a channel is infinite or NaN where a window looked.
     """
     image_zyx = _padded(image_zyx, windows)  # same name, so that only one copy is kept
     if windows.padded == windows.patch:  # the weights of a single window cancel out
         values = network.run(image_zyx[None])[0]
+        _check_finite(values)
         on_window()
         yield from windows.without_padding(0, values)
         return
@@ -66,6 +71,7 @@ def averaged(
                 on_window()
             done = windows.finished(number)
             slab = sums[:, :done]
+            _check_finite(slab)  # 0 where no window looked
             unseen = total[z : z + done] == 0
             if unseen.any():
                 slab[:, unseen] = np.nan
@@ -79,6 +85,9 @@ def averaged_half(
     """As :func:`averaged`, in nnU-Net's arithmetic: sums, weights, quotients and the mean of folds in half precision.
 
     Each of ``networks``, the folds, must give logits, not features, because nnU-Net rounds logits.
+
+    Raises:
+        NotFiniteError: a network or a sum in half precision overflowed; nnU-Net stops there, too.
     """
     image_zyx = _padded(image_zyx, windows)
     half = gaussian_weights(windows.patch)
@@ -97,11 +106,14 @@ def averaged_half(
         done = windows.finished(number)
         for first in range(0, done, SLAB_PLANES):
             planes = slice(first, min(first + SLAB_PLANES, done))
-            mean, *others = [sums[:, planes] / total[z + planes.start : z + planes.stop] for sums in of_folds]
-            for other in others:
-                mean += other
-            if others:
-                mean /= np.float16(len(of_folds))
+            share = total[z + planes.start : z + planes.stop]
+            with np.errstate(over="ignore", invalid="ignore"):  # checked below
+                mean, *others = [sums[:, planes] / share for sums in of_folds]
+                for other in others:
+                    mean += other
+                if others:
+                    mean /= np.float16(len(of_folds))
+            _check_finite(mean)
             yield from windows.without_padding(z + first, mean.astype(np.float32))
         for sums in of_folds:
             _move_up(sums, done)
@@ -118,9 +130,16 @@ def _padded(image_zyx: NDArray[np.float32], windows: Windows) -> NDArray[np.floa
 def _add(values: NDArray[np.float32], weights: NDArray[np.float32], sums: NDArray[Any]) -> None:
     """Add one weighted channel [z, y, x] of a window; the product is rounded to single precision as in torch."""
     planes = max(1, _CHUNK_VOXELS // (values.shape[1] * values.shape[2]))
-    for first in range(0, len(values), planes):
-        chunk = slice(first, first + planes)
-        np.add(sums[chunk], values[chunk] * weights[chunk], out=sums[chunk], casting="same_kind")
+    with np.errstate(over="ignore", invalid="ignore"):  # the sums are checked when they are complete
+        for first in range(0, len(values), planes):
+            chunk = slice(first, first + planes)
+            np.add(sums[chunk], values[chunk] * weights[chunk], out=sums[chunk], casting="same_kind")
+
+
+def _check_finite(values: NDArray[Any]) -> None:
+    """Raises NotFiniteError for infinities and NaN, which both bounds of an array show."""
+    if values.size and not np.isfinite([values.min(), values.max()]).all():
+        raise NotFiniteError
 
 
 def _move_up(sums: NDArray[Any], count: int) -> None:

@@ -18,7 +18,7 @@ from inference.nnunet.host.resample import resample
 from inference.nnunet.host.restore import Restorer
 from inference.nnunet.prepared import spacing_zyx_mm
 from inference.types import Geometry, Volume
-from tests.support.nnunet_models import plans, write_model, write_package
+from tests.support.nnunet_models import plans, scale_weights, write_model, write_package
 
 CPU = torch.device("cpu")
 FLOAT32 = EngineOptions(device="cpu", backend="torch", precision="float32", threads=1)
@@ -182,6 +182,26 @@ def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, 
     assert [note.text.partition("continued with ")[2].partition(" at a time")[0] for note in notes] == steps
     assert [note.changes_answer for note in notes] == ["window" not in step for step in steps]
     assert all(name in note.text for note in notes)
+
+
+@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize("only_host_sums", [False, True])
+@pytest.mark.parametrize("shape", [(20, 48, 46), (8, 12, 12)])  # many windows; one that holds everything
+def test_what_overflows_in_float16_on_the_device_is_segmented_again_and_says_so(tmp_path, parity, only_host_sums, shape):
+    first = write_model(tmp_path / "a", ("brain",), plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)), folds=(7,))
+    second = write_model(tmp_path / "b", ORGANS, plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)))
+    package = write_package(tmp_path / "library", first, scale_weights(second, "first", 3e4))
+    options, volume = replace(WHOLE, precision="float16", parity=parity), ct(shape)
+    opened = scarce(0, CUDA_SAYS, only="") if only_host_sums else None
+    segmenter = segmenter_on(package, CPU, options, opened=opened)
+    wider = replace(options, precision="bfloat16")
+    segmenter._in_wider_precision = segmenter_on(package, CPU, wider, opened=opened)  # on the same device
+    result = segmenter.segment(volume, lambda *_: None)
+    planned = labels_of(segmenter_on(package, CPU, wider), volume)
+    assert (planned > 0).mean() > 0.1
+    assert agreement(result.labels_zyx, planned) >= 0.9999
+    assert result.run.precision == "bfloat16"
+    assert [note.changes_answer for note in result.run.notes if "overflowed in float16" in note.text] == [True]
 
 
 class FullOnce(Scarce):

@@ -18,7 +18,14 @@ from inference.nnunet.cropped import CroppedSegmenter
 from inference.nnunet.engine import NnunetSegmenter
 from inference.nnunet.limits import memory_estimate_bytes
 from inference.types import Geometry, ModelIdentity, RunNote, RunReport, Segmentation, Segmenter, Volume
-from tests.support.nnunet_models import plans, random_network, random_package, write_model, write_package
+from tests.support.nnunet_models import (
+    plans,
+    random_network,
+    random_package,
+    scale_weights,
+    write_model,
+    write_package,
+)
 from tests.support.nnunet_reference import totalsegmentator
 
 PATCH = (32, 24, 40)
@@ -206,6 +213,46 @@ def test_want_of_memory_may_pass_and_is_no_fault_of_the_backend(tmp_path, reason
     result = engine.segment(ct(), lambda *_: None)
     assert result.run.backend.startswith("OpenVINO ")
     assert result.run.notes == ()
+
+
+@pytest.fixture(scope="module")
+def overflowing(tmp_path_factory):
+    """Two parts; the first convolution of the second one overflows in float16, and in no wider precision."""
+    folder = tmp_path_factory.mktemp("overflowing")
+    first = write_model(folder / "a", names=("brain",), described=plans(patch=PATCH), folds=(7,))
+    second = scale_weights(write_model(folder / "b", described=plans(patch=PATCH)), "first", 3e4)
+    return write_package(folder / "library", first, second)
+
+
+@pytest.mark.parametrize("parity", [False, True])
+@pytest.mark.parametrize("shape_zyx", [(40, 70, 64), (8, 8, 8)])  # many windows; one that holds everything
+def test_what_overflows_in_float16_is_segmented_again_in_bfloat16_and_says_so(overflowing, parity, shape_zyx):
+    options, volume = replace(BEST, parity=parity, precision="bfloat16"), ct(shape_zyx=shape_zyx)
+    planned = NnunetSegmenter(overflowing, options).segment(volume, lambda *_: None)
+    assert (planned.labels_zyx > 0).mean() > 0.1
+    engine = NnunetSegmenter(overflowing, replace(options, precision="float16"))
+    for _ in range(2):  # the second volume has the answer and the note of the first one
+        result = engine.segment(volume, lambda *_: None)
+        np.testing.assert_array_equal(result.labels_zyx, planned.labels_zyx)
+        assert result.run.precision == planned.run.precision
+        (note,) = result.run.notes
+        assert note.text == "the network overflowed in float16; the volume was segmented again in bfloat16"
+        assert note.changes_answer
+
+
+def test_what_overflows_in_float32_too_is_refused(tmp_path):
+    model = scale_weights(write_model(tmp_path / "m", described=plans(patch=PATCH)), "first", 1e38)
+    engine = NnunetSegmenter(write_package(tmp_path / "library", model), replace(BEST, precision="float16"))
+    with pytest.raises(SegmentationRefusedError, match="infinities or NaN even in float32"):
+        engine.segment(ct(), lambda *_: None)
+
+
+def test_half_precision_sums_that_overflow_are_refused_in_parity_as_nnunet_does(tmp_path):
+    model = scale_weights(write_model(tmp_path / "m", described=plans(patch=PATCH)), "last", 1e5)
+    package, volume = write_package(tmp_path / "library", model), ct()
+    with pytest.raises(SegmentationRefusedError, match="summed in half precision, as parity does"):
+        labels_of(package, volume, PARITY)
+    assert (labels_of(package, volume, BEST) > 0).mean() > 0.1
 
 
 @pytest.fixture(scope="module")
