@@ -146,7 +146,7 @@ class NnunetSegmenter:
 
     def _overflowed_in_float32(self, error: NotFiniteError) -> str:
         if self._options.parity:
-            return f"{error}, or overflows when it is summed in half precision, as parity does; nnU-Net stops there, too"
+            return f"{error}, or overflows when it is summed in half precision, as in parity; nnU-Net stops there, too"
         return f"{error} even in float32; the weights are not usable on this volume"
 
     def _device_run(self) -> DeviceRun:

@@ -187,7 +187,7 @@ def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, 
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("only_host_sums", [False, True])
 @pytest.mark.parametrize("shape", [(20, 48, 46), (8, 12, 12)])  # many windows; one that holds everything
-def test_what_overflows_in_float16_on_the_device_is_segmented_again_and_says_so(tmp_path, parity, only_host_sums, shape):
+def test_what_overflows_in_float16_on_the_device_is_segmented_again(tmp_path, parity, only_host_sums, shape):
     first = write_model(tmp_path / "a", ("brain",), plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)), folds=(7,))
     second = write_model(tmp_path / "b", ORGANS, plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)))
     package = write_package(tmp_path / "library", first, scale_weights(second, "first", 3e4))

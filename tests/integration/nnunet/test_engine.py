@@ -250,7 +250,7 @@ def test_what_overflows_in_float32_too_is_refused(tmp_path):
 def test_half_precision_sums_that_overflow_are_refused_in_parity_as_nnunet_does(tmp_path):
     model = scale_weights(write_model(tmp_path / "m", described=plans(patch=PATCH)), "last", 1e5)
     package, volume = write_package(tmp_path / "library", model), ct()
-    with pytest.raises(SegmentationRefusedError, match="summed in half precision, as parity does"):
+    with pytest.raises(SegmentationRefusedError, match="summed in half precision, as in parity"):
         labels_of(package, volume, PARITY)
     assert (labels_of(package, volume, BEST) > 0).mean() > 0.1
 
