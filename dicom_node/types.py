@@ -119,6 +119,8 @@ class Receipt(StrEnum):
     """Same SOP Instance UID in the same series with the same bytes: acknowledged, changes nothing."""
     REPLACEMENT = "REPLACEMENT"
     """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
+    REUSED = "REUSED"
+    """The SOP Instance UID belongs to another image of the series: refused, nothing is recorded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,24 @@ class ReceivedInstance:
     orientation: tuple[float, ...] | None = None
     instance_number: int | None = None
     number_of_frames: int | None = None
+    pixels_sha256: str | None = None
+    """Over the value of Pixel Data as it came; None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One instance that was answered with a failure and not kept.
+
+    ``sop_instance_uid`` is empty where what was announced is no UID; ``series_instance_uid`` and ``dataset_sha256`` are
+    known only where the data set was read to its end.
+    """
+
+    sop_instance_uid: str
+    series_instance_uid: str | None
+    dataset_sha256: str | None
+    status: int
+    reason: str
+    refused_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +175,8 @@ class SeriesEvidence:
     Times are UTC. ``positions_mm`` are the places of the current instances along the slice normal (None where a header
     told none), ``orientations`` counts the distinct orientations. ``expected_count`` is what the sender's own index
     says (Number of Series Related Instances), where it was asked and answered. ``aborted_associations`` counts those
-    that broke off and were not followed by one that was released.
+    that broke off and were not followed by one that was released. ``refused_instances`` counts what was refused on the
+    associations of the series, or by its sender at that time, and was not received since.
     """
 
     instance_count: int
@@ -167,6 +188,7 @@ class SeriesEvidence:
     expected_count: int | None = None
     multi_frame: bool = False
     aborted_associations: int = 0
+    refused_instances: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,8 +314,9 @@ class ResultContext:
     ``started_at`` is the start of the analysis (UTC; IHE AIR: Content Date/Time), ``revision`` the revision of the
     source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``completion_reason``
     why the series was taken as whole, ``missing_instances`` how many more the sender counts (0 where it was not asked),
-    ``device_uid`` the UID of this installation. ``earlier`` are the results that each destination already holds (key
-    None: those that no destination was to have) and this run replaces.
+    ``refused_instances`` how many were sent with the series and not kept, ``device_uid`` the UID of this installation.
+    ``earlier`` are the results that each destination already holds (key None: those that no destination was to have)
+    and this run replaces.
     """
 
     started_at: datetime
@@ -303,7 +326,13 @@ class ResultContext:
     device_uid: str
     completion_reason: str = ""
     missing_instances: int = 0
+    refused_instances: int = 0
     earlier: Mapping[str | None, tuple[EarlierResult, ...]] = field(default_factory=dict)
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether images are known to be missing."""
+        return bool(self.missing_instances or self.refused_instances)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

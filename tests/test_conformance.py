@@ -189,8 +189,11 @@ def test_every_status_that_is_stated_is_answered_and_no_other(port, stated, tmp_
     uid, dataset = sound.SOPInstanceUID, encoded(sound, ExplicitVRLittleEndian)
     without_study = ct_slice(2)
     del without_study.StudyInstanceUID
+    elsewhere = ct_slice(3)
+    elsewhere.SOPInstanceUID = uid
     sent = {
         "0000": (store_command(CTImageStorage, uid), dataset),
+        "0111": (store_command(CTImageStorage, uid), encoded(elsewhere, ExplicitVRLittleEndian)),
         "0117": (store_command(CTImageStorage, "no UID"), dataset),
         "0122": (store_command("1.2.840.10008.5.1.4.1.1.4", uid), dataset),
         "0211": (store_command(CTImageStorage, uid, field=0x0020), dataset),

@@ -349,6 +349,7 @@ def _context(condition: Condition) -> ResultContext:
         content_digest="f0" * 32,
         completion_reason="nothing came for a while",
         missing_instances=3,
+        refused_instances=2,
         earlier={_DESTINATION: _EARLIER},
     )
 

@@ -97,6 +97,8 @@ def statements(
         said.append(f"Series considered complete: {context.completion_reason.rstrip('.')}.")
     if context.missing_instances:
         said.append(f"Incomplete series. Missing instances according to the sender: {context.missing_instances}.")
+    if context.refused_instances:
+        said.append(f"Incomplete series. Instances that were sent and refused: {context.refused_instances}.")
     said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)
     said.extend(f"Labels may differ from those of a regular run: {note.rstrip('.')}." for note in deviations)
     return tuple(plain(sentence, 1024) for sentence in said)
@@ -170,7 +172,7 @@ def content_description(provenance: Provenance) -> str:
     """At most 64 characters: revision, missing images, supersession, why the series was considered complete."""
     context = provenance.context
     parts = [f"Revision {context.revision}"]
-    if context.missing_instances:
+    if context.is_incomplete:
         parts.append("INCOMPLETE series")
     if provenance.replaced:
         parts.append("supersedes earlier results")
@@ -316,7 +318,7 @@ def _described(provenance: Provenance, what: str) -> str:
         filter(
             None,
             (
-                "INCOMPLETE" if context.missing_instances else "",
+                "INCOMPLETE" if context.is_incomplete else "",
                 what,
                 provenance.part,
                 f"rev {context.revision}" if context.revision > 1 else "",

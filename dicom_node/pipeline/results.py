@@ -68,6 +68,7 @@ class ResultStore:
             device_uid=self._installation.device_uid,
             completion_reason=revision.reason,
             missing_instances=revision.missing_instances,
+            refused_instances=revision.refused_instances,
             earlier=self._earlier.earlier(revision, model),
         )
 

@@ -20,6 +20,7 @@ from pydicom.filereader import read_file_meta_info
 from dicom_node.errors import InstanceRefused
 from dicom_node.receive.header import MalformedDataset, read_header
 from dicom_node.receive.policy import check_dataset
+from dicom_node.receive.reception import digest_of
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import CT_SOP_CLASSES
 from dicom_node.types import Receipt, ReceivedInstance
@@ -54,7 +55,7 @@ def adopt_unclaimed(spool: Spool, ledger: ReceiptLedger, claims: Mapping[str, bo
         if claims.get(name, False):
             continue
         received = None if name in claims else _received(spool.path(name), name)
-        if received is not None and ledger.record_instance(received) is not Receipt.DUPLICATE:
+        if received is not None and ledger.record_instance(received) in (Receipt.NEW, Receipt.REPLACEMENT):
             adopted += 1
         else:
             spool.delete(name)
@@ -94,4 +95,5 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         orientation=header.orientation,
         instance_number=header.instance_number,
         number_of_frames=header.number_of_frames,
+        pixels_sha256=digest_of(dataset[header.pixel_data]),
     )

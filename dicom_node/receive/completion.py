@@ -2,8 +2,8 @@
 
 No DICOM sender says when a series is complete, so the wait depends on what the evidence is worth: as many instances as
 the sender's own index counts; or slices that stand regular and without gap after the associations that brought them
-have ended; or nothing better than silence. A hard limit ends every wait. Late instances are no error: they open a new
-revision.
+have ended, and of which none was refused; or nothing better than silence. A hard limit ends every wait. Late instances
+are no error: they open a new revision.
 """
 
 from __future__ import annotations
@@ -46,19 +46,28 @@ def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) 
 def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, str]:
     """How many seconds without an arrival are enough, and what is known."""
     count, expected = evidence.instance_count, evidence.expected_count
+    refused = f", {evidence.refused_instances} refused" if evidence.refused_instances else ""
     if expected is not None:
-        known = f"{count} of {expected} instances reported by the sender"
+        known = f"{count} of {expected} instances reported by the sender{refused}"
         return (policy.count_reached_quiet_s if count >= expected else policy.otherwise_quiet_s), known
-    if evidence.open_associations:
-        return policy.otherwise_quiet_s, f"{count} instances, {evidence.open_associations} associations still open"
-    if evidence.aborted_associations:  # a stack that was cut off is regular too
-        return policy.otherwise_quiet_s, f"{count} instances, {evidence.aborted_associations} associations aborted"
+    doubt = _doubt(evidence)
+    if doubt is not None:
+        return policy.otherwise_quiet_s, f"{count} instances{refused}{doubt}"
     if evidence.multi_frame:
         return policy.regular_quiet_s, f"{count} multi-frame instances, association released"
-    irregular = _irregularity(evidence)
-    if irregular is not None:
-        return policy.otherwise_quiet_s, f"{count} instances, {irregular}"
     return policy.regular_quiet_s, f"{count} evenly spaced instances, association released"
+
+
+def _doubt(evidence: SeriesEvidence) -> str | None:
+    """Why more may come, whatever the slices look like, or what their places say against them; None: nothing does."""
+    if evidence.open_associations:
+        return f", {evidence.open_associations} associations still open"
+    if evidence.aborted_associations:  # a stack that was cut off is regular too
+        return f", {evidence.aborted_associations} associations aborted"
+    if evidence.refused_instances:  # and so is one whose end met a full disk
+        return ""
+    irregular = None if evidence.multi_frame else _irregularity(evidence)
+    return None if irregular is None else f", {irregular}"
 
 
 def _irregularity(evidence: SeriesEvidence) -> str | None:

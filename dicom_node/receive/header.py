@@ -33,6 +33,7 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _SOP_CLASS_UID, _SOP_INSTANCE_UID = 0x00080016, 0x00080018
 _STUDY_UID, _SERIES_UID = 0x0020000D, 0x0020000E
 _INSTANCE_NUMBER, _POSITION, _ORIENTATION, _FRAMES = 0x00200013, 0x00200032, 0x00200037, 0x00280008
+_PIXEL_DATA = 0x7FE00010
 _WANTED = frozenset(
     {
         _SOP_CLASS_UID,
@@ -63,7 +64,8 @@ class InstanceHeader:
     """What the data set says about itself; UIDs without padding and unchecked, empty where absent.
 
     ``position_mm`` is the Image Position (Patient) along the slice normal, ``orientation`` the six direction cosines;
-    both None unless both attributes are sound.
+    both None unless both attributes are sound. ``pixel_data`` is where the value of Pixel Data lies in the data set;
+    empty where there is none.
     """
 
     sop_class_uid: str
@@ -74,6 +76,7 @@ class InstanceHeader:
     orientation: tuple[float, ...] | None
     instance_number: int | None
     number_of_frames: int | None
+    pixel_data: slice
 
 
 def read_header(dataset: memoryview | bytes, transfer_syntax_uid: str) -> InstanceHeader:
@@ -82,7 +85,8 @@ def read_header(dataset: memoryview | bytes, transfer_syntax_uid: str) -> Instan
     Raises:
         MalformedDataset: truncated, junk, nested too deep, too many elements.
     """
-    values = _Walk(dataset, implicit=transfer_syntax_uid == ImplicitVRLittleEndian).run()
+    walk = _Walk(dataset, implicit=transfer_syntax_uid == ImplicitVRLittleEndian)
+    values = walk.run()
     orientation = _numbers(values.get(_ORIENTATION), 6)
     position = _numbers(values.get(_POSITION), 3)
     along_normal = _along_normal(position, orientation)
@@ -95,6 +99,7 @@ def read_header(dataset: memoryview | bytes, transfer_syntax_uid: str) -> Instan
         orientation=orientation if along_normal is not None else None,
         instance_number=_integer(values, _INSTANCE_NUMBER),
         number_of_frames=_integer(values, _FRAMES),
+        pixel_data=walk.pixel_data,
     )
 
 
@@ -121,6 +126,7 @@ class _Walk:
         self._offset = 0
         self._levels: list[_Level] = []
         self._values: dict[int, bytes] = {}
+        self.pixel_data = slice(0, 0)
 
     def run(self) -> Mapping[int, bytes]:
         for _ in range(_MOST_ELEMENTS):
@@ -154,6 +160,8 @@ class _Walk:
         implicit = self._levels[-1].implicit if self._levels else self._implicit
         vr, length = self._vr_and_length(tag, implicit=implicit)
         if length == _UNDEFINED:
+            if tag == _PIXEL_DATA and not self._levels:
+                self.pixel_data = slice(self._offset, self._length)  # up to its delimiter and what may follow it
             # CP-246: a sequence of unknown VR and undefined length is encoded in Implicit VR Little Endian
             self._open(_Level(None, is_sequence=True, implicit=implicit or vr == b"UN", fragments=vr[:1] == b"O"))
             return
@@ -162,6 +170,8 @@ class _Walk:
         if vr == b"SQ":
             self._open(_Level(end, is_sequence=True, implicit=implicit))
             return
+        if tag == _PIXEL_DATA and not self._levels:
+            self.pixel_data = slice(self._offset, end)
         if not self._levels and tag in _WANTED:
             self._values[tag] = bytes(self._bytes[self._offset : min(end, self._offset + _LONGEST_VALUE)])
         self._offset = end

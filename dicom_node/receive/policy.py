@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dicom_node.receive.header import InstanceHeader
     from dicom_node.settings import SourceSettings
 
+DUPLICATE_SOP_INSTANCE = 0x0111
 INVALID_SOP_INSTANCE = 0x0117
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 OUT_OF_RESOURCES = 0xA700
@@ -34,6 +35,10 @@ DATASET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 STATUSES: Mapping[int, tuple[str, str]] = {
     SUCCESS: ("Success", "file and folder are synced to disk and the ledger has committed the instance"),
+    DUPLICATE_SOP_INSTANCE: (
+        "Duplicate SOP Instance",
+        "another image of the series, elsewhere or with other pixels, has this SOP Instance UID (PS3.7 C.5.7)",
+    ),
     INVALID_SOP_INSTANCE: ("Invalid SOP Instance", "the Affected SOP Instance UID is not a UID"),
     SOP_CLASS_NOT_SUPPORTED: ("SOP Class Not Supported", "the Affected SOP Class UID is none of those accepted"),
     UNRECOGNISED_OPERATION: ("Unrecognized Operation", "any request but C-STORE and C-ECHO"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
@@ -13,14 +14,18 @@ from dicom_node.network.dimse import SUCCESS, Response
 from dicom_node.receive.header import InstanceHeader, MalformedDataset, read_header
 from dicom_node.receive.policy import (
     CANNOT_UNDERSTAND,
+    DUPLICATE_SOP_INSTANCE,
     OUT_OF_RESOURCES,
     check_announcement,
     check_dataset,
 )
 from dicom_node.standard.part10 import FileMeta
-from dicom_node.types import Receipt, ReceivedInstance
+from dicom_node.standard.uids import is_well_formed_uid
+from dicom_node.types import Receipt, ReceivedInstance, Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from dicom_node.network.acceptor import AcceptedContext
     from dicom_node.network.dimse import CommandSet
     from dicom_node.store.disk import DiskWatermark
@@ -33,8 +38,10 @@ class ReceiptLedger(Protocol):
     def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
         """An association is about to bring its first instance."""
 
-    def association_closed(self, association_id: str, at: datetime, aborted: bool) -> None:
-        """It ended."""
+    def association_closed(
+        self, association_id: str, at: datetime, aborted: bool, refusals: Sequence[Refusal] = ()
+    ) -> None:
+        """It ended; ``refusals`` are the instances that it brought and the node did not keep."""
 
     def record_instance(self, received: ReceivedInstance) -> Receipt:
         """The bytes of ``received`` are durable in the spool."""
@@ -72,6 +79,10 @@ class Reception:
         self._disk = disk
         self._writer: InstanceWriter | None = None
         self._failure: Response | None = None
+        self._series_instance_uid: str | None = None
+        self._dataset_sha256: str | None = None
+        self.refusal: Refusal | None = None
+        """Set where the answer is a failure."""
         with _Guard(self):
             self._open()
 
@@ -99,6 +110,15 @@ class Reception:
         """Keep ``answer`` for the end of the data set, and nothing of the data."""
         self._failure = answer
         self.discard()
+        announced = self._command.sop_instance_uid
+        self.refusal = Refusal(
+            sop_instance_uid=announced if is_well_formed_uid(announced) else "",
+            series_instance_uid=self._series_instance_uid,
+            dataset_sha256=self._dataset_sha256,
+            status=answer.status,
+            reason=answer.comment,
+            refused_at=datetime.now(UTC),
+        )
         structlog.get_logger().warning(
             "instance.refused",
             association=self._sender.association_id,
@@ -106,6 +126,10 @@ class Reception:
             status=f"{answer.status:04X}",
             reason=answer.comment,
         )
+
+    def makes_up_for(self, refusal: Refusal) -> bool:
+        """Whether this instance, once kept, is the one that was refused before."""
+        return refusal.sop_instance_uid == self._command.sop_instance_uid and refusal.status != DUPLICATE_SOP_INSTANCE
 
     def _open(self) -> None:
         check_announcement(self._abstract_syntax, self._command.sop_class_uid, self._command.sop_instance_uid)
@@ -121,8 +145,9 @@ class Reception:
 
     def _keep(self) -> None:
         assert self._writer is not None
-        header = self._checked_header(self._writer)
+        header, pixels_sha256 = self._checked_header(self._writer)
         spooled = self._writer.commit()
+        self._series_instance_uid, self._dataset_sha256 = header.series_instance_uid, spooled.dataset_sha256
         # If this raises, the file stays: the row may be there all the same (a connection that broke during COMMIT).
         # A file without a row is removed by the sweep of unclaimed files; a row without a file would be a loss.
         receipt = self._ledger.record_instance(
@@ -143,19 +168,29 @@ class Reception:
                 orientation=header.orientation,
                 instance_number=header.instance_number,
                 number_of_frames=header.number_of_frames,
+                pixels_sha256=pixels_sha256,
             )
         )
-        if receipt is Receipt.DUPLICATE:
+        if receipt in (Receipt.DUPLICATE, Receipt.REUSED):
             self._spool.delete(spooled.spool_name)
+        if receipt is Receipt.REUSED:
+            raise InstanceRefused(DUPLICATE_SOP_INSTANCE, "another image of the series has this SOP Instance UID")
 
-    def _checked_header(self, writer: InstanceWriter) -> InstanceHeader:
+    def _checked_header(self, writer: InstanceWriter) -> tuple[InstanceHeader, str | None]:
+        """What the data set says about itself, and the digest of its pixel data."""
         with writer.dataset() as dataset:
             try:
                 header = read_header(dataset, self._transfer_syntax)
             except MalformedDataset as error:
                 raise InstanceRefused(CANNOT_UNDERSTAND, f"malformed data set, {error}") from error
+            pixels_sha256 = digest_of(dataset[header.pixel_data])
         check_dataset(self._command.sop_class_uid, self._command.sop_instance_uid, header)
-        return header
+        return header, pixels_sha256
+
+
+def digest_of(pixel_data: memoryview | bytes) -> str | None:
+    """SHA-256 of the value of Pixel Data; None where there is none."""
+    return hashlib.sha256(pixel_data).hexdigest() if len(pixel_data) else None
 
 
 class _Guard:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dicom_node.network.pdu import AssociationRequest
     from dicom_node.settings import Settings
     from dicom_node.store.spool import Spool
+    from dicom_node.types import Refusal
 
 __all__ = ["Listener", "ReceiptLedger"]
 
@@ -203,7 +204,7 @@ class _Connection:
         self._reception: Reception | None = None
         self._opened = False
         self._stored = 0
-        self._refused = 0
+        self._refusals: list[Refusal] = []
 
     def _run(self) -> None:
         released = False
@@ -266,12 +267,13 @@ class _Connection:
         """See Service."""
         if self._reception is None:
             return _NOT_SUPPORTED
-        response = self._reception.conclude()
-        self._reception = None
-        if response.status == dimse.SUCCESS:
+        reception, self._reception = self._reception, None
+        response = reception.conclude()
+        if reception.refusal is None:
             self._stored += 1
+            self._refusals = [each for each in self._refusals if not reception.makes_up_for(each)]
         else:
-            self._refused += 1
+            self._refusals.append(reception.refusal)
         return response
 
     def discard(self) -> None:
@@ -294,15 +296,17 @@ class _Connection:
     def _end(self, *, released: bool) -> None:
         if self._opened:
             try:
-                self._node.ledger.association_closed(self._association_id, datetime.now(UTC), aborted=not released)
+                self._node.ledger.association_closed(
+                    self._association_id, datetime.now(UTC), aborted=not released, refusals=self._refusals
+                )
             except StoreUnavailable as error:
                 self._log.error("association.close_not_recorded", reason=str(error))
-        if self._stored or self._refused:
+        if self._stored or self._refusals:
             self._log.info(
                 "association.closed",
                 calling_ae=self._calling_ae,
                 released=released,
                 stored=self._stored,
-                refused=self._refused,
+                refused=len(self._refusals),
             )
         self._connections.remove(self)

@@ -6,14 +6,15 @@ import hashlib
 import threading
 from collections import deque
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, insert, or_, select, update
+from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.store.schema import association, instance, revision_instance, series_revision
+from dicom_node.store.schema import association, instance, refusal, revision_instance, series_revision
 from dicom_node.store.states import RevisionState
-from dicom_node.types import Receipt, ReceivedInstance, SeriesEvidence
+from dicom_node.types import Receipt, ReceivedInstance, Refusal, SeriesEvidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,16 @@ if TYPE_CHECKING:
     from dicom_node.store.database import Database
 
 # Built once: the listener needs them for every instance, and building costs more than running them.
-_CURRENT_INSTANCE = select(instance.c.id, instance.c.dataset_sha256, instance.c.spool_name).where(
+_CURRENT_INSTANCE = select(
+    instance.c.id,
+    instance.c.dataset_sha256,
+    instance.c.spool_name,
+    instance.c.association_id,
+    instance.c.transfer_syntax_uid,
+    instance.c.position_mm,
+    instance.c.orientation,
+    instance.c.pixels_sha256,
+).where(
     instance.c.series_instance_uid == bindparam("series"),
     instance.c.sop_instance_uid == bindparam("sop_instance"),
     instance.c.current,
@@ -37,6 +47,10 @@ _LATEST_REVISION = (
     # PostgreSQL: wait for a verdict that is being written, else a late instance would join a revision that just closed
     .with_for_update()
 )
+_SAME_PLACE_MM = 1e-3
+_SAME_DIRECTION = 1e-4
+_AROUND = timedelta(minutes=1)
+"""Before the first instance of a series: a sender that opens an association for each may have been refused then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +112,32 @@ class Arrivals:
                 )
             )
 
-    def association_closed(self, association_id: str, at: datetime, aborted: bool) -> None:
-        """An association ended; the series it carried are looked at again at once."""
+    def association_closed(
+        self, association_id: str, at: datetime, aborted: bool, refusals: Sequence[Refusal] = ()
+    ) -> None:
+        """An association ended, on which ``refusals`` were answered; its series are looked at again at once.
+
+        What was refused earlier and came now is refused no longer.
+        """
         with self._database.write() as db:
             db.execute(
                 update(association)
                 .where(association.c.id == association_id, association.c.closed_at.is_(None))
                 .values(closed_at=at, aborted=aborted)
             )
-            carried = select(instance.c.series_instance_uid).where(instance.c.association_id == association_id)
-            _touch(db, series_revision.c.series_instance_uid.in_(carried.distinct()))
+            own = instance.c.association_id == association_id
+            db.execute(
+                delete(refusal).where(refusal.c.sop_instance_uid.in_(select(instance.c.sop_instance_uid).where(own)))
+            )
+            concerned = [series_revision.c.series_instance_uid.in_(select(instance.c.series_instance_uid).where(own))]
+            if refusals:
+                calling_ae = db.execute(
+                    select(association.c.calling_ae).where(association.c.id == association_id)
+                ).scalar_one()
+                keys = {"association_id": association_id, "calling_ae": calling_ae}
+                db.execute(insert(refusal), [asdict(each) | keys for each in refusals])
+                concerned.append(series_revision.c.sending_ae == calling_ae)
+            _touch(db, or_(*concerned))
 
     def close_interrupted_associations(self, at: datetime) -> int:
         """At the start of the listener: whatever is still open died with its predecessor. Returns how many."""
@@ -231,11 +261,46 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
     if known is not None and known.dataset_sha256 == received.dataset_sha256:
         db.execute(update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1))
         return Receipt.DUPLICATE
+    if known is not None and _is_another_image(db, known, received):
+        return Receipt.REUSED
     if known is not None:
         db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
     db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
     _note_arrival(db, received)
     return Receipt.NEW if known is None else Receipt.REPLACEMENT
+
+
+def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) -> bool:
+    """Whether ``received`` is no correction of the ``known`` instance but another image under its UID.
+
+    That is so with another place or other pixels on one association, with another place while the series is still
+    arriving, and where the same bytes were refused before.
+    """
+    elsewhere = _lies_elsewhere(known, received)
+    if known.association_id and known.association_id == received.association_id:
+        recoded = known.transfer_syntax_uid != received.transfer_syntax_uid
+        digests = {known.pixels_sha256, received.pixels_sha256}
+        if elsewhere or (not recoded and None not in digests and len(digests) > 1):
+            return True
+    if elsewhere:
+        latest = db.execute(_LATEST_REVISION, {"series": received.series_instance_uid}).one_or_none()
+        if latest is not None and latest.state == RevisionState.OPEN:
+            return True
+    refused_before = select(refusal.c.id).where(
+        refusal.c.sop_instance_uid == received.sop_instance_uid,
+        refusal.c.series_instance_uid == received.series_instance_uid,
+        refusal.c.dataset_sha256 == received.dataset_sha256,
+    )
+    return db.execute(refused_before.limit(1)).one_or_none() is not None
+
+
+def _lies_elsewhere(known: Any, received: ReceivedInstance) -> bool:
+    """Whether both say where they lie, and say it differently."""
+    if known.position_mm is None or received.position_mm is None or not (known.orientation and received.orientation):
+        return False
+    if abs(known.position_mm - received.position_mm) > _SAME_PLACE_MM:
+        return True
+    return any(abs(a - b) > _SAME_DIRECTION for a, b in zip(known.orientation, received.orientation, strict=True))
 
 
 def _row(received: ReceivedInstance) -> dict[str, Any]:
@@ -301,6 +366,7 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
         orientations=len({tuple(round(c, 4) for c in i.orientation) for i in instances if i.orientation}),
         expected_count=row.expected_count,
         multi_frame=any((i.number_of_frames or 1) > 1 for i in instances),
+        refused_instances=_refused(db, row, carriers),
     )
     return OpenRevision(
         id=row.id,
@@ -320,6 +386,21 @@ def _not_made_good(associations: Sequence[Any]) -> int:
     return sum(a.aborted and all(opened < a.closed_at for opened in released) for a in associations)
 
 
+def _refused(db: Connection, revision: Any, carriers: set[str]) -> int:
+    """How many instances were refused that are of the series, or of which nobody knows that they are not."""
+    nearby = and_(
+        refusal.c.series_instance_uid.is_(None),
+        refusal.c.calling_ae == revision.sending_ae,
+        refusal.c.refused_at >= revision.first_arrival - _AROUND,
+    )
+    unnamed = and_(refusal.c.series_instance_uid.is_(None), refusal.c.association_id.in_(carriers))
+    named = refusal.c.series_instance_uid == revision.series_instance_uid
+    rows = db.execute(
+        select(refusal.c.id, refusal.c.sop_instance_uid, refusal.c.dataset_sha256).where(or_(named, unnamed, nearby))
+    ).all()
+    return len({(row.sop_instance_uid or row.id, row.dataset_sha256) for row in rows})
+
+
 def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
     positions = [p for p in evidence.positions_mm if p is not None]
     return {
@@ -327,6 +408,7 @@ def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
         "expected_count": evidence.expected_count,
         "open_associations": evidence.open_associations,
         "aborted_associations": evidence.aborted_associations,
+        "refused_instances": evidence.refused_instances,
         "orientations": evidence.orientations,
         "positions_known": len(positions),
         "extent_mm": max(positions) - min(positions) if positions else None,

@@ -29,6 +29,8 @@ class CompleteRevision:
     spool_names: tuple[str, ...]
     missing_instances: int
     """How many more the sender counts; 0 where it was not asked."""
+    refused_instances: int
+    """How many were sent with the series and refused."""
 
 
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
@@ -58,4 +60,5 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         content_digest=row.content_digest,
         spool_names=spool_names,
         missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
+        refused_instances=(row.evidence or {}).get("refused_instances", 0),
     )

@@ -3,7 +3,9 @@
 ::
 
     association 1-n instance n-m series_revision 1-n job 1-n result 1-n delivery
+    association 1-n refusal
 
+A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all.
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. ``job.attempts`` is the fencing token: it is counted before the work
@@ -106,6 +108,7 @@ instance = Table(
     Column("orientation", JSON),
     Column("instance_number", BigInteger),
     Column("number_of_frames", BigInteger),
+    Column("pixels_sha256", String(64)),
     Column("current", Boolean, nullable=False),
     Column("duplicates", Integer, nullable=False, default=0),
     Column("purged_at", UtcDateTime),
@@ -117,6 +120,20 @@ instance = Table(
         sqlite_where=text("current"),
         postgresql_where=text("current"),
     ),
+)
+
+refusal = Table(
+    "refusal",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("association_id", String(64), nullable=False, index=True),
+    Column("calling_ae", String(16), nullable=False),
+    Column("sop_instance_uid", _Uid, nullable=False, index=True),
+    Column("series_instance_uid", _Uid, index=True),
+    Column("dataset_sha256", String(64)),
+    Column("status", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("refused_at", UtcDateTime, nullable=False, index=True),
 )
 
 series_revision = Table(

@@ -124,7 +124,7 @@ def highdicom_report(
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
-        is_complete=not provenance.context.missing_instances,
+        is_complete=not provenance.context.is_incomplete,
         is_final=False,
         is_verified=False,
         previous_versions=predecessors(provenance.replaced),

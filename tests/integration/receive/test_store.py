@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from copy import deepcopy
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
 import pytest
@@ -116,6 +118,70 @@ def test_identical_copy_changes_nothing_and_other_bytes_replace(node):
     assert send(node, encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID) == 0
     assert [row.current for row in node.rows()] == [False, True]
     node.assert_consistent()
+
+
+def send_together(node, datasets):
+    """On one association; the statuses."""
+    association = associate(node, [build_context(CTImageStorage)])
+    statuses = [association.send_c_store(dataset).Status for dataset in datasets]
+    association.release()
+    wait_until(lambda: all(each.closed_at for each in node.associations()))
+    return statuses
+
+
+def the_evidence(node):
+    (revision,) = node.ledger.arrivals.due_revisions(datetime.now(UTC) + timedelta(hours=1))
+    return revision.evidence
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["one association", "an association each"])
+def test_one_uid_on_several_images_is_refused_from_the_second_on(node, at_once):
+    slices = [ct_slice(number) for number in range(6)]
+    for each in slices[4:]:
+        each.SOPInstanceUID = each.file_meta.MediaStorageSOPInstanceUID = slices[3].SOPInstanceUID
+    statuses = send_together(node, slices) if at_once else [send_together(node, [each])[0] for each in slices]
+    assert statuses == [0, 0, 0, 0, 0x0111, 0x0111]
+    assert [row.position_mm for row in node.rows()] == [0.0, 2.0, 4.0, 6.0]
+    assert the_evidence(node).refused_instances == 2
+    node.assert_consistent()
+
+
+def test_other_pixels_under_a_known_uid_are_a_correction_on_another_association_only(node):
+    first, second = ct_slice(1), ct_slice(1)
+    second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
+    second.PixelData = bytes(len(second.PixelData))
+    header_only = deepcopy(first)
+    header_only.SeriesDescription = "sent twice"
+    assert send_together(node, [first, second, header_only]) == [0, 0x0111, 0]
+    assert send_together(node, [second]) == [0x0111], "it was refused before"
+    second.PixelData = bytes([1]) * len(second.PixelData)
+    assert send_together(node, [second]) == [0]
+    assert [row.current for row in node.rows()] == [False, False, True]
+    assert the_evidence(node).refused_instances == 0
+    node.assert_consistent()
+
+
+def test_instances_that_met_a_full_disk_are_evidence_until_they_come(node, monkeypatch):
+    slices = [ct_slice(number) for number in range(6)]
+    with monkeypatch.context() as full:
+        association = associate(node, [build_context(CTImageStorage)])
+        assert [association.send_c_store(each).Status for each in slices[:4]] == [0] * 4
+        full.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 0))
+        wait_until(lambda: association.send_c_store(slices[4]).Status == 0xA700)
+        assert association.send_c_store(slices[5]).Status == 0xA700
+        association.release()
+        wait_until(lambda: the_evidence(node).open_associations == 0)
+    assert the_evidence(node).refused_instances == 2
+    wait_until(lambda: send_together(node, slices[4:]) == [0, 0])
+    assert the_evidence(node).refused_instances == 0
+
+
+def test_a_damaged_instance_is_evidence(node):
+    whole = ct_slice(1)
+    assert send_together(node, [whole]) == [0]
+    damaged = encoded(ct_slice(2), ExplicitVRLittleEndian)[:-100]
+    assert send(node, damaged, "1.2.3.4.5") == 0xC000
+    wait_until(lambda: the_evidence(node).refused_instances == 1)
 
 
 def test_a_large_multi_frame_instance_comes_through(node):

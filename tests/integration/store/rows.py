@@ -14,6 +14,7 @@ from dicom_node.types import (
     Decision,
     DeliveryOutcome,
     ReceivedInstance,
+    Refusal,
     ResultInstance,
     ResultKind,
     ResultRequest,
@@ -35,7 +36,8 @@ REQUESTS = {
 DECISION = Decision(rule="ct", model="tissue", requests=REQUESTS, priority=5)
 
 
-def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES):
+def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES, place=None, pixels=None):
+    """``place`` in mm along the normal is ``number`` unless it is said; ``pixels`` stands for their digest."""
     return ledger.arrivals.record_instance(
         ReceivedInstance(
             sop_instance_uid=f"{series}.{number}",
@@ -50,10 +52,23 @@ def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SE
             peer_address="127.0.0.1",
             association_id=association,
             received_at=at,
-            position_mm=float(number),
+            position_mm=float(number if place is None else place),
             orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
             instance_number=number,
+            pixels_sha256=pixels,
         )
+    )
+
+
+def refused(number, series=SERIES, status=0xA700, content=None, at=NOW):
+    """An instance of ``series`` that was not kept; ``series`` None: nobody knows of which it is."""
+    return Refusal(
+        sop_instance_uid=f"{SERIES}.{number}",
+        series_instance_uid=series,
+        dataset_sha256=None if content is None else f"{content}{number}".ljust(64, "0"),
+        status=status,
+        reason="",
+        refused_at=at,
     )
 
 

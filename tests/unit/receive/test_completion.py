@@ -40,6 +40,9 @@ WAITS = {
     "rounding of 1 %": (evidence([0, 0.62, 1.25, 1.87, 2.5]), 5),
     "association still open": (replace(REGULAR, open_associations=1), 60),
     "association broken off after a regular part": (replace(REGULAR, aborted_associations=1), 60),
+    "an instance refused after a regular part": (replace(REGULAR, refused_instances=1), 60),
+    "multi-frame, another refused": (evidence([None], multi_frame=True, refused_instances=1), 60),
+    "count reached, one refused": (evidence([0, 2, 9], expected_count=3, refused_instances=1), 0),
     "multi-frame, association broken off": (evidence([None], multi_frame=True, aborted_associations=1), 60),
     "one slice missing": (evidence([0, 2, 4, 8, 10]), 60),
     "two at one position": (evidence([0, 2, 4, 4, 6]), 60),
@@ -78,6 +81,10 @@ def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
 
 def test_reasons_have_numbers():
     assert "40 of 41" in decide(replace(REGULAR, expected_count=41), after(60), POLICY).reason
+    assert "40 instances, 2 refused" in decide(replace(REGULAR, refused_instances=2), after(60), POLICY).reason
+    assert "3 of 3 instances reported by the sender, 2 refused" in (
+        decide(evidence([0, 2, 9], expected_count=3, refused_instances=2), after(60), POLICY).reason
+    )
     assert "2.000 to 4.000 mm" in decide(evidence([0, 2, 4, 8]), after(60), POLICY).reason
 
 

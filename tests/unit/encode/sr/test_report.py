@@ -179,16 +179,23 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
     assert (sr.SeriesNumber // 100_000, sr.SeriesNumber % 100) == (5, 21)
 
 
-def test_a_result_of_an_incomplete_series_says_so_where_people_look() -> None:
-    results, _ = run(inner_and_truncated(), replace(CONTEXT, missing_instances=4))
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ({"missing_instances": 4}, "Missing instances according to the sender: 4"),
+        ({"refused_instances": 2}, "Instances that were sent and refused: 2"),
+    ],
+)
+def test_a_result_of_an_incomplete_series_says_so_where_people_look(known, says) -> None:
+    results, _ = run(inner_and_truncated(), replace(CONTEXT, **known))
     seg, sr = results[ResultKind.SEGMENTATION], results[ResultKind.REPORT]
     assert seg.SeriesDescription == "phantom-demo INCOMPLETE segmentation - Research use only"
     assert sr.SeriesDescription == "phantom-demo INCOMPLETE measurements - Research use only"
     assert "INCOMPLETE" in seg.ContentDescription
     assert sr.CompletionFlag == "PARTIAL"
     (evaluations,) = children(sr, "Qualitative Evaluations")
-    assert any("Missing instances according to the sender: 4" in sentence for sentence in comments(evaluations))
-    assert "Missing instances according to the sender: 4" in seg.ImageComments
+    assert any(says in sentence for sentence in comments(evaluations))
+    assert says in seg.ImageComments
 
 
 def test_device_and_algorithm_are_named() -> None:

@@ -1,0 +1,141 @@
+"""What is no correction, and what was refused: the ledger's word on it, on both of its databases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from dicom_node.types import Receipt
+from tests.integration.store.rows import NOW, arrive, complete, queued_job, refused
+
+DUPLICATE_SOP_INSTANCE = 0x0111
+LATER = NOW + timedelta(seconds=30)
+
+
+def open_association(ledger, name="assoc-1", calling_ae="PACS", at=NOW):
+    ledger.arrivals.association_opened(name, calling_ae, "127.0.0.1", at)
+
+
+def refused_instances(ledger):
+    (revision,) = ledger.arrivals.due_revisions(NOW + timedelta(hours=1))
+    return revision.evidence.refused_instances
+
+
+# ---- one SOP Instance UID, several images
+
+
+@pytest.mark.parametrize(
+    ("second", "receipt"),
+    [
+        ({"place": 8}, Receipt.REUSED),
+        ({"pixels": "other"}, Receipt.REUSED),
+        ({"pixels": "first", "place": 1.0004}, Receipt.REPLACEMENT),
+        ({"pixels": None}, Receipt.REPLACEMENT),
+        ({"association": "assoc-2", "pixels": "other"}, Receipt.REPLACEMENT),
+        ({"association": "assoc-2", "place": 8}, Receipt.REUSED),
+    ],
+    ids=[
+        "elsewhere",
+        "other pixels",
+        "other header",
+        "digest not known",
+        "corrected later",
+        "elsewhere, a new association",
+    ],
+)
+def test_what_arrives_under_a_known_uid(ledger, second, receipt):
+    arrive(ledger, 1, pixels="first")
+    arrive(ledger, 2, place=8)
+    assert arrive(ledger, 1, content="b", **({"pixels": "first"} | second)) is receipt
+    (revision,) = ledger.arrivals.due_revisions(NOW)
+    assert revision.evidence.positions_mm.count(8.0) == 1
+    assert revision.evidence.instance_count == 2
+
+
+def test_a_routed_series_may_be_corrected_in_its_geometry(ledger):
+    queued_job(ledger)
+    assert arrive(ledger, 1, content="b", place=4, association="assoc-2", at=LATER) is Receipt.REPLACEMENT
+
+
+def test_what_was_refused_once_is_refused_when_the_series_comes_again(ledger):
+    open_association(ledger)
+    arrive(ledger, 1, pixels="first")
+    assert arrive(ledger, 1, content="b", place=4) is Receipt.REUSED
+    ledger.arrivals.association_closed(
+        "assoc-1", NOW, aborted=False, refusals=[refused(1, status=DUPLICATE_SOP_INSTANCE, content="b")]
+    )
+    whole = complete(ledger)
+    ledger.routing.route(whole, [], None, NOW)
+    assert arrive(ledger, 1, association="assoc-2", at=LATER) is Receipt.DUPLICATE
+    assert arrive(ledger, 1, content="b", place=4, association="assoc-2", at=LATER) is Receipt.REUSED
+
+
+# ---- refused instances as evidence
+
+
+@pytest.mark.parametrize(
+    ("refusals", "count"),
+    [
+        ([refused(2)], 1),
+        ([refused(2, series=None)], 1),
+        ([refused(2), refused(2, at=LATER)], 1),
+        ([refused(1, content="b"), refused(1, content="c")], 2),
+        ([replace(refused(2, series=None), sop_instance_uid="")] * 2, 2),
+        ([refused(2, series="1.2.840.77")], 0),
+    ],
+    ids=[
+        "of the series",
+        "of an unknown series",
+        "twice the same",
+        "two images of one UID",
+        "no UIDs",
+        "of another series",
+    ],
+)
+def test_what_an_association_refused_counts_for_its_series(ledger, refusals, count):
+    open_association(ledger)
+    arrive(ledger, 1)
+    ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=refusals)
+    assert refused_instances(ledger) == count
+    assert complete(ledger).refused_instances == count
+
+
+def test_what_came_after_all_is_refused_no_longer(ledger):
+    open_association(ledger)
+    arrive(ledger, 1)
+    ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=[refused(2), refused(3, series=None)])
+    assert refused_instances(ledger) == 2
+    open_association(ledger, "assoc-2", at=LATER)
+    arrive(ledger, 3, association="assoc-2", at=LATER)
+    ledger.arrivals.association_closed("assoc-2", LATER, aborted=False)
+    assert refused_instances(ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("calling_ae", "at", "count"),
+    [
+        ("PACS", LATER, 1),
+        ("PACS", NOW - timedelta(seconds=5), 1),
+        ("OTHER", LATER, 0),
+        ("PACS", NOW - timedelta(days=1), 0),
+    ],
+    ids=["then", "before the first instance", "another sender", "long ago"],
+)
+def test_a_sender_with_an_association_for_each_instance(ledger, calling_ae, at, count):
+    """Of an instance that met a full disk the node does not know the series, and its association brought nothing."""
+    arrive(ledger, 1)
+    open_association(ledger, "alone", calling_ae)
+    ledger.arrivals.association_closed("alone", at, aborted=False, refusals=[refused(2, series=None, at=at)])
+    assert refused_instances(ledger) == count
+
+
+def test_a_refusal_is_news_for_a_series_that_waits(ledger):
+    arrive(ledger, 1)
+    (revision,) = ledger.arrivals.due_revisions(NOW)
+    ledger.arrivals.postpone(revision, NOW + timedelta(hours=2))
+    open_association(ledger, "alone")
+    ledger.arrivals.association_closed("alone", LATER, aborted=False, refusals=[refused(2, series=None, at=LATER)])
+    assert refused_instances(ledger) == 1
+    assert not ledger.arrivals.complete(revision, "regular", NOW), "the verdict was reached on older evidence"
