@@ -1,1 +1,1 @@
-"""Segmentation of CT volumes: numpy in, numpy out. Knows nothing of DICOM networking and never sees a UID."""
+"""Segmentation of CT volumes: numpy in, numpy out. Independent of DICOM networking; never sees a UID."""

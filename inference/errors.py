@@ -1,14 +1,14 @@
-"""What the segmentation engine says no to.
+"""The errors of the segmentation engine.
 
 ::
 
     InferenceError
-    ├── UnknownStructureError       a name that inference/structures.csv does not hold
-    ├── ModelPackageError           the model's files are missing, malformed, oversized or name foreign code
+    ├── UnknownStructureError       a name that is not in inference/structures.csv
+    ├── ModelPackageError           the model's files are missing, malformed, oversized or name disallowed code
     │   └── ModelDigestError        the model's files are not the ones that were approved
-    └── SegmentationRefusedError    this volume can't be segmented by this model: too small, constant, NaN, too large
+    └── SegmentationRefusedError    this model can't segment this volume: too small, constant, NaN, too large
 
-Messages say what was seen and what was expected. None passes by trying again with the same model and volume.
+Messages say what was seen and what was expected. Retrying with the same model and volume never helps.
 
 An exception of Python or of another package becomes one of this tree in these modules, and only there:
 
@@ -32,20 +32,20 @@ from __future__ import annotations
 
 
 class InferenceError(Exception):
-    """Root of the tree; the message is the reason shown to people."""
+    """Base class; the message is the reason shown to users."""
 
 
 class UnknownStructureError(InferenceError):
-    """A structure that the catalogue does not hold."""
+    """A structure that is not in the catalogue."""
 
 
 class ModelPackageError(InferenceError):
-    """A model folder that is not loaded; nothing of it was executed."""
+    """A model folder that can't be loaded; nothing in it was executed."""
 
 
 class ModelDigestError(ModelPackageError):
-    """The SHA-256 over the model's files differs from the one that was approved."""
+    """The SHA-256 of the model's files differs from the approved one."""
 
 
 class SegmentationRefusedError(InferenceError):
-    """The volume does not meet what the model needs, or would not fit into memory."""
+    """The volume does not meet the model's requirements, or would not fit in memory."""

@@ -1,4 +1,4 @@
-"""Volume and attenuation of every structure, on the grid that the label map lies on.
+"""Volume and attenuation of every structure, on the grid of the label map.
 
 Whole-number HU are counted once into a label x HU histogram, from which every statistic follows exactly, the median
 included; fractional HU are grouped by label and measured voxel by voxel.
@@ -35,7 +35,7 @@ class _Statistics(NamedTuple):
 
 
 def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = False) -> Measurements:
-    """Measure every structure of ``segmentation`` in ``volume``, its shape too where asked; both must lie on one grid.
+    """Measure every structure of ``segmentation`` in ``volume``, and optionally its shape; both must be on one grid.
 
     The standard deviation is that of the structure's voxels (divisor N). A structure is ``truncated`` when it touches
     the first or last plane, the edge of the slices, or the padding around a circular field of view.
@@ -104,7 +104,7 @@ def _from_histogram(counts: NDArray[np.int64], hu: NDArray[np.float64]) -> _Stat
     total = int(counts.sum())
     mean = float((counts * hu).sum() / total)
     sd = float(np.sqrt((counts * (hu - mean) ** 2).sum() / total))
-    # the voxels of rank (n - 1) // 2 and n // 2 are the same one when n is odd
+    # if n is odd, the voxels of rank (n - 1) // 2 and n // 2 are the same
     middle = np.searchsorted(np.cumsum(counts), [(total - 1) // 2, total // 2], side="right")
     return _Statistics(total, mean, sd, float(hu[0]), float(hu[-1]), float(hu[middle].mean()))
 
@@ -151,7 +151,7 @@ def _padding_value(voxels_zyx: NDArray[np.int16] | NDArray[np.float32]) -> float
 
 
 def _beside_in_plane(unseen_zyx: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels that share an in-plane edge with one that was not scanned."""
+    """Voxels that share an in-plane edge with a voxel that was not scanned."""
     beside = np.zeros_like(unseen_zyx)
     beside[:, 1:] |= unseen_zyx[:, :-1]
     beside[:, :-1] |= unseen_zyx[:, 1:]

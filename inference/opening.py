@@ -1,4 +1,4 @@
-"""From an installed package to a segmenter that is ready to run, inside the one that finds what it crops to."""
+"""Opens the segmenter of an installed package, together with the model that it crops by."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def open_segmenter(package: ModelPackage, options: EngineOptions) -> Segmenter:
-    """The segmenter of an installed package whose digests were compared.
+    """Open the segmenter of an installed package whose digests were checked.
 
     Raises:
-        InferenceError: the files of the package, or of one that it crops by, are not sound, or no longer those that
-            were compared; or this machine does not have what ``options`` ask for.
+        InferenceError: the files of the package, or of one that it crops by, are not valid or were changed since the
+            check; or this machine does not have what ``options`` ask for.
     """
-    from inference.nnunet.cropped import CroppedSegmenter  # noqa: PLC0415 - engines are imported where one is opened
+    from inference.nnunet.cropped import CroppedSegmenter  # noqa: PLC0415 - import the engine only to open one
     from inference.nnunet.engine import NnunetSegmenter  # noqa: PLC0415
 
     models = models_of(package)
@@ -38,28 +38,30 @@ def open_segmenter(package: ModelPackage, options: EngineOptions) -> Segmenter:
 
 
 def models_of(package: ModelPackage, *, check_weights: bool = True) -> tuple[ModelPackage, ...]:
-    """``package``, then the one beside it that finds what it crops to, then the one that this one needs, and so on.
+    """``package``, then the package in its library that it crops by, then the one that this one crops by, and so on.
 
     Raises:
-        ModelPackageError: one of them is not installed or not sound, or works in a crop of itself.
+        ModelPackageError: one of them is not installed or not valid, or crops by itself.
     """
     models = [package]
     while (crop := models[-1].crop) is not None:
         by = models[-1].identity.name
         if crop.model in {model.identity.name for model in models}:
-            raise ModelPackageError(f"{by} crops to what {crop.model} finds, and that one to what {by} finds")
+            raise ModelPackageError(
+                f"{by} crops to structures of {crop.model}, which in turn crops to structures of {by}"
+            )
         try:
             models.append(library.read(package.folder.absolute().parent, crop.model, check_weights=check_weights))
         except ModelPackageError as error:
-            raise type(error)(f"{by} works inside what {crop.model} finds: {error}") from error
+            raise type(error)(f"{by} crops to structures of {crop.model}: {error}") from error
     return tuple(models)
 
 
 def identity_of(models: Sequence[ModelPackage], options: EngineOptions) -> ModelIdentity:
-    """What results of the first of ``models`` name: other voxels for the same images must have other UIDs.
+    """The identity that results of the first of ``models`` state: different voxels need different UIDs.
 
-    So its version names what of ``options`` changes the answer, unless it is the default, and the model that it crops
-    by. What ``auto`` picks on a machine does not belong to it: that differs by rounding.
+    Its version therefore includes every option that changes the result and is not the default, and the model that it
+    crops by. What ``auto`` chooses on a machine is not included, because it only changes the rounding.
     """
     identity, *others = (model.identity for model in models)
     words = [identity.version, *_unusual(options)]
@@ -77,11 +79,11 @@ def _unusual(options: EngineOptions) -> Iterator[str]:
 
 
 def minimum_extent(models: Sequence[ModelPackage]) -> MinimumExtent:
-    """What a volume must measure for all of ``models``."""
+    """The smallest volume that all of ``models`` accept."""
     minima = [model.minimum for model in models]
     return MinimumExtent(max(one.slices for one in minima), max(one.extent_mm for one in minima))
 
 
 def weights_bytes(models: Sequence[ModelPackage]) -> int:
-    """Size of all files of weights; raises OSError where one is missing."""
+    """Total size of all weights files; raises OSError if one is missing."""
     return sum(path.stat().st_size for model in models for part in model.parts for path in part.weights)

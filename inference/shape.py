@@ -1,8 +1,8 @@
-"""Shape of structures, by the definitions of the Image Biomarker Standardisation Initiative (reference manual 3.1).
+"""Shape of structures, as defined by the Image Biomarker Standardisation Initiative (reference manual, section 3.1).
 
-Surface and mesh are those of marching cubes half way between voxel centres (IBSI 3.1.1). What a cell of 2 x 2 x 2 voxel
-centres adds to the area and to the volume follows from which of its corners lie inside: scikit-image triangulates each
-of these 256 cases once, and the cells of a structure are counted. The mesh itself is never built.
+The surface mesh is that of marching cubes halfway between voxel centres (IBSI 3.1.1). How much a cell of 2 x 2 x 2
+voxel centres adds to area and volume depends only on which of its corners are inside: scikit-image triangulates each of
+these 256 cases once, and the cells of a structure are counted. The mesh itself is never built.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _HULL_POINTS_AT_ONCE = 2000
 def measure_shape(segmentation: Segmentation) -> Mapping[int, ShapeMeasurement]:
     """The shape of each structure of ``segmentation``, by label.
 
-    A structure of a single voxel, or of voxels in one line or plane, has axes of no length, and a
-    single voxel neither elongation nor flatness.
+    A structure whose voxels lie in one line or plane has axes of length 0; a single voxel has neither elongation nor
+    flatness.
     """
-    from scipy.ndimage import find_objects  # noqa: PLC0415 - few runs ask for it, and it takes a second to import
+    from scipy.ndimage import find_objects  # noqa: PLC0415 - few runs need it, and the import takes a second
 
     labels_zyx, affine = segmentation.labels_zyx, segmentation.geometry.affine_lps[:3, :3]
     boxes = find_objects(labels_zyx)
@@ -43,11 +43,11 @@ def measure_shape(segmentation: Segmentation) -> Mapping[int, ShapeMeasurement]:
 
 
 def _shape_of(inside_zyx: NDArray[np.bool_], affine: NDArray[np.float64]) -> ShapeMeasurement:
-    """Of the voxels ``inside_zyx``, at least one; ``affine`` maps steps along (column, row, plane) to mm."""
+    """The shape of the true voxels, at least one; ``affine`` maps steps along (column, row, plane) to mm."""
     cases_by_plane = _cases_by_plane(inside_zyx)
     volume = _mesh_volume(cases_by_plane) * abs(float(np.linalg.det(affine)))
     area = float(cases_by_plane.sum(axis=0) @ _areas(affine))
-    # rounding may make the smallest variance of a flat structure negative
+    # rounding can make the smallest variance of a flat structure negative
     variances = np.maximum(np.linalg.eigvalsh(affine @ _covariance_xyz(inside_zyx) @ affine.T), 0.0)
     least, minor, major = np.sqrt(variances).tolist()
     return ShapeMeasurement(
@@ -68,7 +68,7 @@ def _shape_of(inside_zyx: NDArray[np.bool_], affine: NDArray[np.float64]) -> Sha
 
 @cache
 def _cells() -> tuple[NDArray[np.float64], ...]:
-    """The triangles of each case, (triangles, 3 corners, xyz) in voxels from the first corner of the cell."""
+    """The triangles of each case, (triangles, 3 corners, xyz), in voxels relative to the first corner of the cell."""
     from skimage.measure import marching_cubes  # noqa: PLC0415 - as above
 
     cells = [np.empty((0, 3, 3))]
@@ -90,9 +90,9 @@ def _areas(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @cache
 def _volumes() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What each case adds to the volume, in voxels, and what one more plane below it adds to that.
+    """How much each case adds to the volume, in voxels, and how much more for each plane below it.
 
-    By Gauss's theorem a volume is the integral of z over the z component of its outward surface.
+    By Gauss's theorem, a volume is the integral of z over the z component of its outward surface.
     """
     here, per_plane = [], []
     for triangles in _cells():
@@ -110,7 +110,7 @@ def _mesh_volume(cases_by_plane: NDArray[np.int64]) -> float:
 
 
 def _cases_by_plane(inside_zyx: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """How often each case comes between two neighbouring planes, (planes + 1, 256); outside is all around."""
+    """How often each case occurs between two neighbouring planes, (planes + 1, 256); beyond the array is outside."""
     planes, rows, columns = inside_zyx.shape
     counts = np.empty((planes + 1, _CASES), dtype=np.int64)
     below = np.zeros((rows + 1, columns + 1), dtype=np.uint8)
@@ -119,7 +119,7 @@ def _cases_by_plane(inside_zyx: NDArray[np.bool_]) -> NDArray[np.int64]:
         above = np.zeros_like(below)
         if k < planes:
             padded[1:-1, 1:-1] = inside_zyx[k]
-            # bits in the order in which a cell of 2 x 2 x 2 lies in memory
+            # bits in the memory order of a cell of 2 x 2 x 2
             above = padded[:-1, :-1] | padded[:-1, 1:] << 1 | padded[1:, :-1] << 2 | padded[1:, 1:] << 3
         counts[k] = np.bincount((below | above << 4).ravel(), minlength=_CASES)
         below = above
@@ -140,9 +140,7 @@ def _maximum_diameter(inside_zyx: NDArray[np.bool_], affine: NDArray[np.float64]
 
 
 def _outermost(inside_zyx: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
-    """The first and the last vertex of the mesh on each line along ``axis``, as (n, zyx): no other can be a corner of
-    the hull.
-    """
+    """The first and last mesh vertex on each line along ``axis``, (n, zyx): only these can be corners of the hull."""
     moved = np.moveaxis(inside_zyx, axis, 0)
     lines = np.nonzero(moved.any(axis=0))
     first = moved.argmax(axis=0)[lines]
@@ -156,7 +154,7 @@ def _outermost(inside_zyx: NDArray[np.bool_], axis: int) -> NDArray[np.float64]:
 
 
 def _covariance_xyz(inside_zyx: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Of the voxel centres, in voxels; divisor N - 1, as in the reference values of IBSI."""
+    """Covariance of the voxel centres, in voxels; divisor N - 1, as in the reference values of IBSI."""
     planes, rows, columns = (np.arange(size, dtype=np.float64) - (size - 1) / 2 for size in inside_zyx.shape)
     total, first, second = 0.0, np.zeros(3), np.zeros((3, 3))
     for z, plane in zip(planes, inside_zyx, strict=True):

@@ -1,9 +1,9 @@
-"""The anatomy catalogue: every structure a model of this package may name, with its codes and its colour.
+"""The anatomy catalogue: every structure that a model may name, with its codes and colour.
 
-``structures.csv`` holds the 104 structures of the paper (arXiv 2208.05868), the 117 of TotalSegmentator v2, those of
+``structures.csv`` has the 104 structures of the paper (arXiv 2208.05868), the 117 of TotalSegmentator v2, those of
 its other tasks for which DICOM's dictionary has codes, and the tissue classes of :mod:`inference.tissue`. Codes are
-SNOMED CT (``SCT``) as DICOM uses them: category from CID 7150, type, laterality as type modifier where the type does
-not say it (CID 244), for a lesion the organ it lies in as region.
+SNOMED CT (``SCT``) as used in DICOM: category from CID 7150, type, laterality as type modifier if the type does not
+include it (CID 244), and for a lesion the affected organ as region.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Structure:
 
     @property
     def laterality(self) -> Literal["Right", "Left"] | None:
-        """The side its codes name as a modifier; None for a structure that is not one of a pair."""
+        """The side that its codes give as a modifier; None for an unpaired structure."""
         for modifier in (self.type_modifier, self.region_modifier):
             if modifier is not None and modifier.meaning in ("Right", "Left"):
                 return "Right" if modifier.meaning == "Right" else "Left"
@@ -60,7 +60,7 @@ class Structure:
 
     @property
     def title(self) -> str:
-        """The name for people, e.g. ``Kidney right``."""
+        """The display name, e.g. ``Kidney right``."""
         words = self.name.replace("_", " ")
         return words[0].upper() + words[1:]
 
@@ -113,15 +113,15 @@ def structure(name: str) -> Structure:
     """The structure called ``name``.
 
     Raises:
-        UnknownStructureError: the catalogue does not know it.
+        UnknownStructureError: it is not in the catalogue.
     """
     try:
         return _BY_NAME[name]
     except KeyError:
-        raise UnknownStructureError(f"no structure is called {name!r} in inference/structures.csv") from None
+        raise UnknownStructureError(f"inference/structures.csv has no structure named {name!r}") from None
 
 
 def paper_labels() -> dict[int, str]:
-    """Names of the paper's 104 structures by their label there (1..104)."""
+    """Names of the paper's 104 structures by their label in the paper (1..104)."""
     named = {entry.paper104_index: entry.name for entry in STRUCTURES if entry.paper104_index is not None}
     return dict(sorted(named.items()))

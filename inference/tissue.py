@@ -1,6 +1,6 @@
-"""The commissioning model: four tissue classes by HU thresholds, on any CT, without training and without weights.
+"""The commissioning model: four tissue classes by HU thresholds, on any CT, without training or weights.
 
-It shows that a node is wired correctly (geometry, sides, colours, volumes) with a result that anybody can judge by eye.
+Its result shows at a glance whether a node is set up correctly: geometry, left and right, colours, volumes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - as its documentation writes it
+import SimpleITK as sitk  # noqa: N813 - the spelling of its documentation
 from scipy import ndimage
 
 from inference.errors import SegmentationRefusedError
@@ -32,22 +32,22 @@ VERSION = "1"
 
 @dataclass(frozen=True, slots=True)
 class TissueParameters:
-    """Thresholds in HU, bounds included; voxels of the body between two classes (partial volume) stay unlabelled."""
+    """Thresholds in HU, inclusive; body voxels between two classes (partial volume) stay unlabelled."""
 
     body_above_hu: float = -400
-    """The body is what lies above this in large connected regions, with everything that these enclose in a slice."""
+    """The body is made of large connected regions above this, with everything that they enclose in a slice."""
     opening_mm: float = 2.0
-    """Half width that parts the body from table and tubes: what is thinner is cut off."""
+    """Half width of the opening that separates the body from table and tubes, which are thinner."""
     closing_mm: float = 6.0
-    """Half width that bridges gaps of a thin chest wall, so that the lung behind it counts as enclosed."""
+    """Half width of the closing that bridges gaps in a thin chest wall, so that the lung behind it is enclosed."""
     region_fraction: float = 0.02
-    """Regions smaller than this part of the largest one are not body (an arm is larger)."""
+    """Regions smaller than this fraction of the largest one are not body (an arm is larger)."""
     air_hu: tuple[float, float] = (-10000, -400)
     fat_hu: tuple[float, float] = (-190, -30)
     soft_tissue_hu: tuple[float, float] = (-29, 150)
     bone_above_hu: float = 150
     bone_minimum_ml: float = 0.5
-    """Smaller islands above the bone threshold (enhanced vessels, calcifications, noise) are soft tissue."""
+    """Smaller islands above the bone threshold (enhanced vessels, calcifications, noise) count as soft tissue."""
 
 
 class TissueSegmenter:
@@ -61,7 +61,7 @@ class TissueSegmenter:
 
     @property
     def identity(self) -> ModelIdentity:
-        """Which version with which thresholds."""
+        """The version and the thresholds."""
         return self._identity
 
     @property
@@ -70,14 +70,14 @@ class TissueSegmenter:
         return NAMES_BY_LABEL
 
     def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
-        """Label every voxel of ``volume``; a volume of nothing but air has no label.
+        """Label every voxel of ``volume``; a volume of air only gets no labels.
 
         Raises:
             SegmentationRefusedError: HU are not finite.
         """
         voxels = volume.voxels_zyx
         if voxels.dtype == np.float32 and not np.isfinite(voxels).all():
-            raise SegmentationRefusedError("the volume holds HU that are not finite numbers")
+            raise SegmentationRefusedError("the volume has HU values that are not finite")
         start = time.perf_counter()
         progress(0.0, "body")
         body = self._body(volume)
@@ -91,20 +91,20 @@ class TissueSegmenter:
         return Segmentation(labels, volume.geometry, NAMES_BY_LABEL, self._identity, run)
 
     def _body(self, volume: Volume) -> NDArray[np.bool_]:
-        """The large regions of tissue and what they enclose in each slice; nothing, where all is air."""
+        """The large regions of tissue and what they enclose in each slice; empty if all is air."""
         tissue = volume.voxels_zyx > self._parameters.body_above_hu
         if not tissue.any():
             return tissue
         cut = self._in_plane_pixels(volume, self._parameters.opening_mm)
         core = self._large_regions(_grown(_shrunk(tissue, cut), cut))
-        if not core.any():  # everything is thinner than the opening
+        if not core.any():  # everything is thinner than the opening's width
             core = self._large_regions(tissue)
         bridge = self._in_plane_pixels(volume, self._parameters.closing_mm)
-        # the opening takes thin walls and corners away: tissue that near to the core still belongs to the body
+        # the opening removes thin walls and corners: tissue this close to the core still belongs to the body
         solid = _grown(core, bridge) & tissue
         closed = _shrunk(_grown(solid, bridge), bridge) | solid
         enclosed = _filled_per_slice(closed) & ~closed
-        # the closing also fills the rim of what is enclosed, and concave skin; only the former is inside the body
+        # the closing also fills the rim of enclosed regions, and concave skin; only the former is inside the body
         return _filled_per_slice(solid) | enclosed | (_grown(enclosed, bridge) & closed)
 
     def _large_regions(self, tissue: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -142,7 +142,7 @@ class TissueSegmenter:
 
 
 def _grown(region: NDArray[np.bool_], rows_columns: tuple[int, int]) -> NDArray[np.bool_]:
-    """In each slice, everything within a rectangle of the given half widths (pixels) about the region."""
+    """In each slice, everything within a rectangle of the given half widths (pixels) around the region."""
     pixels: NDArray[np.uint8] = region.view(np.uint8)
     for axis, half_width in zip((1, 2), rows_columns, strict=True):
         pixels = ndimage.maximum_filter1d(pixels, 2 * half_width + 1, axis=axis, mode="nearest")
@@ -150,12 +150,12 @@ def _grown(region: NDArray[np.bool_], rows_columns: tuple[int, int]) -> NDArray[
 
 
 def _shrunk(region: NDArray[np.bool_], rows_columns: tuple[int, int]) -> NDArray[np.bool_]:
-    """The inverse: what remains when the surroundings grow. Beyond the border of the image the region continues."""
+    """The inverse: the region that remains when its surroundings grow. It continues beyond the image border."""
     return ~_grown(~region, rows_columns)
 
 
 def _filled_per_slice(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Each slice with its holes filled; what is open to the border of the slice (a lung cut by it) is no hole."""
+    """Each slice with its holes filled; a gap that reaches the border (such as a truncated lung) is not a hole."""
     filled = np.empty_like(region)
     for plane, result in zip(region, filled, strict=True):
         image = sitk.BinaryFillhole(sitk.GetImageFromArray(plane.astype(np.uint8)))

@@ -1,13 +1,13 @@
-"""The nouns that cross the border between the DICOM rooms and the segmentation engine.
+"""The types that the DICOM packages and the segmentation engine share.
 
-Conventions, once and for all:
+Conventions:
 
-* Arrays are indexed ``[z, y, x]`` = ``[plane, row, column]`` and say so: ``voxels_zyx``.
+* Arrays are indexed ``[z, y, x]`` = ``[plane, row, column]``, which their names say: ``voxels_zyx``.
 * An ``affine_lps`` is a 4 x 4 float64 matrix that maps the homogeneous index ``(x, y, z, 1)`` = (column, row, plane)
   to millimetres in the DICOM patient coordinate system (LPS: +x to the patient's Left, +y Posterior, +z Superior;
   PS3.3 C.7.6.2.1.1).  Its columns are therefore ``spacing * direction`` of columns, rows and planes, its last column
   the centre of voxel ``[0, 0, 0]``.
-* Planes ascend along the normal ``row direction x column direction``, so that every grid is right-handed.
+* Planes ascend along the normal ``row direction x column direction``, so every grid is right-handed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ ORTHOGONALITY_TOLERANCE = 1e-3
 
 
 class InvalidValueError(ValueError):
-    """A value of this module was constructed from parts that contradict each other."""
+    """A value was constructed from parts that are invalid or contradict each other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Geometry:
-    """Where a regular grid of voxels lies in the patient.
+    """The position of a regular grid of voxels in the patient.
 
     Right-handed by construction; orthogonal unless it describes the frames of a tilted gantry (``is_orthogonal``).
 
@@ -76,7 +76,7 @@ class Geometry:
 
     @property
     def voxel_volume_ml(self) -> float:
-        """Volume of one voxel in millilitres (the determinant, so right for sheared grids too)."""
+        """Volume of one voxel in millilitres (from the determinant, so also correct for sheared grids)."""
         return float(np.linalg.det(self.affine_lps[:3, :3])) / 1000.0
 
     def same_grid(self, other: Geometry, tolerance_mm: float = 1e-3) -> bool:
@@ -90,13 +90,13 @@ class Geometry:
 
 @dataclass(frozen=True, slots=True)
 class MinimumExtent:
-    """The least that a model needs of a volume: ``slices``, and along every axis ``extent_mm`` (voxels x spacing)."""
+    """The smallest volume that a model accepts: ``slices``, and ``extent_mm`` (voxels x spacing) along every axis."""
 
     slices: int = 1
     extent_mm: float = 0.0
 
     def refusal(self, geometry: Geometry) -> str | None:
-        """Why a volume on ``geometry`` is too small, with the numbers; None when it is large enough."""
+        """Why a volume on ``geometry`` is too small, with the numbers; None if it is large enough."""
         if geometry.shape_zyx[0] < self.slices:
             return f"{geometry.shape_zyx[0]} slices; the model needs at least {self.slices}"
         extent_xyz_mm = [n * mm for n, mm in zip(geometry.shape_zyx[::-1], geometry.spacing_xyz_mm, strict=True)]
@@ -128,7 +128,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity:
-    """Which model made a segmentation: enough to tell two results apart years later.
+    """Which model made a segmentation, in enough detail to tell two results apart years later.
 
     ``digest`` is the SHA-256 (hex) of the model's files, or of the algorithm's parameters for a rule-based model.
     ``intended_use`` is printed on every result; an empty one is refused.
@@ -138,7 +138,7 @@ class ModelIdentity:
     version: str
     digest: str
     family: str
-    """``"nnU-Net"`` or ``"Thresholding"``: becomes the coded Algorithm Family of PS3.3 10-19 (CID 7162)."""
+    """``"nnU-Net"`` or ``"Thresholding"``; becomes the coded Algorithm Family of PS3.3 10-19 (CID 7162)."""
     intended_use: str = "Research use only - not for clinical use"
 
     def __post_init__(self) -> None:
@@ -149,9 +149,9 @@ class ModelIdentity:
 
 @dataclass(frozen=True, slots=True)
 class RunNote:
-    """Something that went otherwise than planned during a run, such as a fall-back, in one sentence for people.
+    """Something that went otherwise than planned during a run, such as a fallback, in one sentence for users.
 
-    ``changes_answer``: the labels may differ from those of a run that went as planned, if only by rounding.
+    ``changes_answer``: the labels may differ from those of a run that went as planned, even if only by rounding.
     """
 
     text: str
@@ -160,11 +160,11 @@ class RunNote:
 
 @dataclass(frozen=True, slots=True)
 class RunReport:
-    """What ran, beside the model: enough to explain afterwards why two runs took other times or gave other labels.
+    """What ran the model, in enough detail to explain why two runs took different times or gave different labels.
 
     ``backend`` names the engine and its version (``OpenVINO 2026.4.1``, ``torch 2.13.0``, ``numpy 2.3.4``), ``device``
     where the convolutions ran (``CPU``, ``cuda:0 NVIDIA H200``), ``precision`` their arithmetic (``bfloat16``);
-    several are joined by a comma. ``stage_seconds`` are wall seconds.
+    several are joined by commas. ``stage_seconds`` are wall seconds.
     """
 
     backend: str
@@ -175,7 +175,7 @@ class RunReport:
 
     @classmethod
     def of_several(cls, runs: Sequence[RunReport]) -> RunReport:
-        """One report of models that ran one after the other; seconds of stages with the same name are added."""
+        """One report for models that ran one after the other; seconds of stages with the same name are added."""
         seconds: dict[str, float] = {}
         for run in runs:
             for stage, spent in run.stage_seconds.items():
@@ -189,7 +189,7 @@ class RunReport:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The report as values of JSON, read back by :meth:`from_json`."""
+        """The report as JSON values, for :meth:`from_json`."""
         return {
             "backend": self.backend,
             "device": self.device,
@@ -200,12 +200,12 @@ class RunReport:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RunReport:
-        """The report that :meth:`to_json` wrote."""
+        """The report from the values of :meth:`to_json`."""
         return cls(**{**content, "notes": tuple(RunNote(**note) for note in content["notes"])})
 
 
 def _joined(values: Iterable[str]) -> str:
-    """Each of the values, which may be several joined ones, once and in order."""
+    """Each value once and in order; a value may itself be several joined ones."""
     return ", ".join(dict.fromkeys(word for value in values for word in value.split(", ") if word))
 
 
@@ -213,10 +213,10 @@ def _joined(values: Iterable[str]) -> str:
 class Segmentation:
     """Label map on the grid of the volume it was made from.
 
-    ``run`` says what ran; None for labels that no run of ours made (a truth, a file that was read).
+    ``run`` says what ran; None for labels from elsewhere (a truth, a file).
 
-    ``names_by_label`` holds every label that the model can give (background 0 excluded), present or not; each name is
-    a structure of :mod:`inference.structures`.
+    ``names_by_label`` has every label that the model can assign (except background, 0), present or not; each name is a
+    structure of :mod:`inference.structures`.
     """
 
     labels_zyx: NDArray[np.uint8]
@@ -231,7 +231,7 @@ class Segmentation:
         if self.labels_zyx.shape != self.geometry.shape_zyx:
             raise InvalidValueError(f"labels {self.labels_zyx.shape} do not fit grid {self.geometry.shape_zyx}")
         if 0 in self.names_by_label or not self.names_by_label:
-            raise InvalidValueError("names_by_label names the labels 1..255; 0 is background and has no name")
+            raise InvalidValueError("names_by_label must name labels 1..255; 0 is background and has no name")
         _refuse_unusable_names(self.names_by_label)
         highest = int(self.labels_zyx.max(initial=0))
         if highest and highest > max(self.names_by_label):
@@ -246,7 +246,7 @@ def _refuse_unusable_names(names_by_label: Mapping[int, str]) -> None:
     names = list(names_by_label.values())
     for label, name in names_by_label.items():
         if not isinstance(label, int) or not 0 < label <= _HIGHEST_LABEL:
-            raise InvalidValueError(f"names_by_label names the labels 1..{_HIGHEST_LABEL}, not {label!r}")
+            raise InvalidValueError(f"names_by_label must name labels 1..{_HIGHEST_LABEL}, not {label!r}")
         if not isinstance(name, str) or not name:
             raise InvalidValueError(f"label {label} has no name")
         if names.count(name) > 1:
@@ -257,8 +257,8 @@ def _refuse_unusable_names(names_by_label: Mapping[int, str]) -> None:
 class ShapeMeasurement:
     """The shape of one structure, as :mod:`inference.shape` defines it.
 
-    ``elongation`` and ``flatness`` are the minor and the least axis in parts of the major one; None where that has no
-    length.
+    ``elongation`` and ``flatness`` are the lengths of the minor and the least axis divided by that of the major axis;
+    None if that is 0.
     """
 
     mesh_volume_mm3: float
@@ -274,10 +274,10 @@ class ShapeMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class StructureMeasurement:
-    """One structure on the original grid. HU statistics are over its voxels; never present for an absent structure.
+    """One structure on the original grid, with HU statistics over its voxels; absent structures have no measurement.
 
-    ``truncated`` says that the structure touches the border of the imaged region, so that its volume is a lower bound.
-    ``shape`` is there where it was asked for.
+    ``truncated``: the structure touches the border of the imaged region, so its volume is a lower bound.
+    ``shape`` is None unless it was requested.
     """
 
     name: str
@@ -295,7 +295,7 @@ class StructureMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """Every structure that was found, by ascending label, and the names of those that were looked for and not found."""
+    """Every structure that was found, by ascending label, and the names of those that were sought but not found."""
 
     structures: tuple[StructureMeasurement, ...]
     not_found: tuple[str, ...]
@@ -303,7 +303,7 @@ class Measurements:
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """A model, loaded and ready. Construction loads; ``segment`` may be called any number of times."""
+    """A model that was loaded on construction; ``segment`` may be called any number of times."""
 
     @property
     def identity(self) -> ModelIdentity:
@@ -312,12 +312,12 @@ class Segmenter(Protocol):
 
     @property
     def names_by_label(self) -> Mapping[int, str]:
-        """Every label the model can give."""
+        """Every label that the model can assign."""
         ...
 
     def segment(self, volume: Volume, progress: Callable[[float, str], None]) -> Segmentation:
         """Label every voxel of an orthogonal ``volume``; the result lies on the same grid.
 
-        ``progress(fraction, stage)`` is called with the fraction (0..1) of the whole work and a short English word.
+        ``progress(fraction, stage)`` receives the fraction (0..1) of the whole work and a short English stage name.
         """
         ...

@@ -43,7 +43,7 @@ def reread(content: memoryview) -> Dataset:
 
 
 def refuse_other_identity(dataset: Dataset, source: PreparedSource) -> None:
-    """Names and IDs must equal those of the source byte for byte.
+    """Require names and IDs to equal those of the source byte for byte.
 
     Raises:
         EncodingError: one does not; the message names the attribute and shows no value.

@@ -164,7 +164,7 @@ def variants(
         return dict.fromkeys(_of(ResultRequest(), segments, earlier.get(None, ())), ())
     for destination, request in requests.items():
         if request.asks_peer:
-            raise EncodingError(f"what {destination} accepts must be known before anything is encoded for it")
+            raise EncodingError(f"{destination} has not been asked yet what it accepts")
         for variant in _of(request, segments, earlier.get(destination, ())):
             wanted[variant] = (*wanted.get(variant, ()), destination)
     return wanted

@@ -1,1 +1,1 @@
-"""How good a segmentation is: Dice and normalised surface Dice per structure, and whether sides were mixed up."""
+"""Scores a segmentation: Dice and normalised surface Dice per structure, and mix-ups of left and right."""

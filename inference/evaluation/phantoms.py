@@ -1,9 +1,9 @@
-"""Scores an installed model on unseen phantoms and writes the table.
+"""Scores an installed model on unseen phantoms and writes the results as a table.
 
     python -m inference.evaluation.phantoms --model config/models/phantom_demo_104 --report docs/users/demo-model.md \
         --json benchmarks/results/demo-model.json
 
-Seeds 1..20 are never trained on (training starts at 100000).
+Seeds 1 to 20 are never used for training, which starts at seed 100000.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROUTINE_SPACING_XYZ_MM = (0.8, 0.8, 2.0)
 def score_phantom(
     segmenter: Segmenter, seed: int, spacing_xyz_mm: tuple[float, float, float], field_of_view: FieldOfView
 ) -> CaseScore:
-    """Scan one synthetic patient, segment him, compare with his truth."""
+    """Scan one synthetic patient, segment the scan and compare with the truth."""
     case = phantom(seed, spacing_xyz_mm, field_of_view)
     return score_case(case.truth, segmenter.segment(case.volume, _silent))
 
@@ -50,7 +50,7 @@ def score_phantoms(
     field_of_view: FieldOfView = "whole",
     processes: int = 1,
 ) -> Iterator[CaseScore]:
-    """Score the package in the folder ``model`` on several phantoms, in the order of the seeds."""
+    """Score the package in the folder ``model`` on several phantoms, in order of their seeds."""
     threads = 0 if processes == 1 else 1
     work = partial(
         _score_in_process, model=model, threads=threads, spacing_xyz_mm=spacing_xyz_mm, field_of_view=field_of_view
@@ -76,7 +76,7 @@ def _silent(fraction: float, stage: str) -> None:
 def report(
     table: Table, package: ModelPackage, seeds: Sequence[int], spacing: Sequence[float], field_of_view: str
 ) -> str:
-    """The document about the model."""
+    """The Markdown document about the model."""
     model = package.folder
     size = sum(path.stat().st_size for part in package.parts for path in part.weights) / 1e6
     x, y, z = spacing
@@ -84,20 +84,20 @@ def report(
         f"# The demo model, `{model.name}`\n\n"
         f"**{package.identity.intended_use}.**\n\n"
         "The demo and the tests need a freely available model. This one is a small nnU-Net v2 (PlainConvUNet, 5 mm,\n"
-        f"{size:.1f} MB, 16-bit weights) of the 104 structures of arXiv 2208.05868, trained on synthetic patients\n"
+        f"{size:.1f} MB, 16-bit weights) for the 104 structures of arXiv 2208.05868, trained on synthetic patients\n"
         f"(seeds from 100000) by `{package.source}` on two CPU cores.\n\n"
         "## Accuracy\n\n"
         f"{len(seeds)} unseen phantoms (seeds {min(seeds)} to {max(seeds)}), field of view `{field_of_view}`, at\n"
         f"{x:g} x {y:g} x {z:g} mm, segmented by the node's engine and compared voxel by voxel on that grid:\n\n"
         f"```\npython -m inference.evaluation.phantoms --model {model} "
         f"--first-seed {min(seeds)} --count {len(seeds)} --field-of-view {field_of_view}\n```\n\n"
-        "A structure that is not in the truth is not counted; one that is in the truth but not found counts as 0.\n"
+        "A structure that is not in the truth is not counted; one that is in the truth but was not found counts as 0.\n"
         "NSD: normalised surface Dice at 3 mm.\n\n" + table.as_markdown()
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; see the module's text."""
+    """Command line; see the module docstring."""
     parser = argparse.ArgumentParser("dicom-node evaluate", description="Score an installed model on unseen phantoms.")
     parser.add_argument("--model", type=Path, required=True, help="folder of the package")
     parser.add_argument("--first-seed", type=int, default=1)
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scores.append(score)
         so_far = tabulate(scores)
         print(
-            f"seed {seed}: {len(score.structures)} structures, mean Dice of all so far {so_far.dice_mean:.3f}, "
+            f"seed {seed}: {len(score.structures)} structures, mean Dice so far {so_far.dice_mean:.3f}, "
             f"lowest {so_far.worst.dice_mean:.3f} {so_far.worst.name}, {time.monotonic() - started:.0f} s",
             flush=True,
         )

@@ -1,7 +1,7 @@
-"""Agreement of a segmentation with the truth.
+"""Agreement between a segmentation and the truth.
 
-The rule for what is counted is the paper's (arXiv 2208.05868): a structure that is absent from the truth does not
-count, one that is in the truth and was not found counts as 0.
+Structures are counted by the rule of the paper (arXiv 2208.05868): a structure that is absent from the truth does not
+count; a structure in the truth that was not found counts as 0.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class StructureScore:
     name: str
     dice: float
     surface_dice: float
-    """Share of both surfaces that lies within the tolerance of the other."""
+    """Share of both surfaces that lies within the tolerance of the other surface."""
     truth_ml: float
     found_ml: float
 
 
 @dataclass(frozen=True, slots=True)
 class CaseScore:
-    """Agreement on one case: every structure that the truth holds."""
+    """Agreement on one case, for every structure in the truth."""
 
     structures: tuple[StructureScore, ...]
     mixed_up: tuple[str, ...]
-    """Paired structures of which more voxels were given to the other side than to the right one."""
+    """Paired structures with more voxels on the wrong side than on the correct side."""
     voxels_on_wrong_side: int
-    """Voxels of a paired structure that carry the label of its twin."""
+    """Voxels of paired structures that have the label of the counterpart."""
 
 
 def score_case(truth: Segmentation, found: Segmentation, tolerance_mm: float = TOLERANCE_MM) -> CaseScore:
@@ -55,8 +55,8 @@ def score_case(truth: Segmentation, found: Segmentation, tolerance_mm: float = T
         ValueError: the grids differ.
     """
     if not truth.geometry.same_grid(found.geometry):
-        raise ValueError("truth and segmentation lie on different grids")
-    # the model may number its structures differently: everything is counted by the truth's labels
+        raise ValueError("truth and segmentation are on different grids")
+    # the model may number its structures differently, so translate to the labels of the truth
     table = _translation(found.names_by_label, truth.names_by_label)
     joint = _joint_histogram(truth.labels_zyx, found.labels_zyx, table)
     scores = []
@@ -94,7 +94,7 @@ def surface_dice(
 ) -> float:
     """Normalised surface Dice of two masks (Nikolov et al., arXiv 1809.04430).
 
-    A surface is the set of voxels with a neighbour (of six) outside of the mask; distances are between voxel centres.
+    A surface is the set of mask voxels with a neighbour (of six) outside the mask; distances are between voxel centres.
     0 if one mask is empty, 1 if both are.
     """
     if not truth_zyx.any() and not found_zyx.any():
@@ -153,7 +153,7 @@ def _union(first: tuple[slice, slice, slice], second: tuple[slice, slice, slice]
 
 
 def _pairs(names_by_label: Mapping[int, str]) -> list[tuple[str, int, int]]:
-    """Every structure that has a twin on the other side: name, its label, the twin's label."""
+    """Every structure with a counterpart on the other side: name, label, label of the counterpart."""
     label_by_name = {name: label for label, name in names_by_label.items()}
     pairs = []
     for name, label in label_by_name.items():

@@ -1,4 +1,4 @@
-"""Scores of many cases as one table, for people (Markdown) and for programs (JSON)."""
+"""Scores of many cases as one table, in Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One structure over all cases in whose truth it is."""
+    """One structure, over all cases with it in their truth."""
 
     name: str
     group: str
@@ -26,12 +26,12 @@ class Row:
     dice_min: float
     surface_dice_mean: float
     volume_ratio: float
-    """Found volume over true volume, median of the cases."""
+    """Found volume divided by true volume, median over the cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows by structure and what they come to."""
+    """Rows by structure, and summary figures."""
 
     rows: tuple[Row, ...]
     cases: int
@@ -40,12 +40,12 @@ class Table:
 
     @property
     def dice_mean(self) -> float:
-        """Mean over structures of their mean Dice."""
+        """Mean over all structures of their mean Dice."""
         return float(np.mean([row.dice_mean for row in self.rows]))
 
     @property
     def surface_dice_mean(self) -> float:
-        """Mean over structures of their mean normalised surface Dice."""
+        """Mean over all structures of their mean normalised surface Dice."""
         return float(np.mean([row.surface_dice_mean for row in self.rows]))
 
     @property
@@ -54,7 +54,7 @@ class Table:
         return min(self.rows, key=lambda row: row.dice_mean)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as plain values."""
+        """The whole table as plain values."""
         return {
             "cases": self.cases,
             "dice_mean": self.dice_mean,
@@ -82,10 +82,10 @@ class Table:
             f"| **all** | **{len(self.rows)}** | **{total}** | **{self.worst.dice_mean:.3f} {self.worst.name}** |"
         )
         mixed = ", ".join(self.mixed_up) or "none"
-        wrong = f"voxels with the label of the twin: {self.voxels_on_wrong_side}."
+        wrong = f"voxels on the wrong side: {self.voxels_on_wrong_side}."
         lines += [
             "",
-            f"Paired structures given to the wrong side: {len(self.mixed_up)} ({mixed}); {wrong}",
+            f"Paired structures on the wrong side: {len(self.mixed_up)} ({mixed}); {wrong}",
             "",
             "| structure | cases | Dice | lowest | NSD 3 mm | found / true volume |",
             "|---|---|---|---|---|---|",
@@ -99,7 +99,7 @@ class Table:
 
 
 def tabulate(scores: Sequence[CaseScore]) -> Table:
-    """Collect cases; structures keep the order in which the truth names them."""
+    """Collect the scores of all cases; structures keep their order in the truth."""
     names = dict.fromkeys(entry.name for case in scores for entry in case.structures)
     rows = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The design of a U-Net as data: bounded numbers and named layers, never a class or a path."""
+"""The design of a U-Net as data: bounded numbers and known layer names, never a class or a path."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference.models import checks
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A U-Net, every number bounded and every layer one of ours; per-stage tuples run from full resolution down."""
+    """A U-Net with bounded numbers and known layers only; per-stage tuples start at full resolution."""
 
     network: str
     """``PlainConvUNet`` or ``ResidualEncoderUNet``."""
@@ -30,15 +30,15 @@ class Architecture:
 
 
 def architecture_entry(architecture: Architecture) -> dict[str, Any]:
-    """The form of an architecture in a manifest."""
+    """The manifest entry of an architecture."""
     return cast("dict[str, Any]", json.loads(json.dumps(asdict(architecture))))
 
 
 def read_architecture(content: object) -> Architecture:
-    """An architecture from its form in a manifest.
+    """Read an architecture from its manifest entry.
 
     Raises:
-        ModelPackageError: a layer that is not ours or a number out of bounds.
+        ModelPackageError: an unknown layer, or a number out of bounds.
     """
     given = checks.closed(content, "architecture", [field.name for field in fields(Architecture)])
     stages = len(checks.listed(given["features_per_stage"], "features_per_stage", 8))
@@ -46,7 +46,7 @@ def read_architecture(content: object) -> Architecture:
     kernel_sizes = checks.triples(given["kernel_sizes"], stages, "kernel_sizes", 7)
     strides = checks.triples(given["strides"], stages, "strides", 4)
     if any(size % 2 == 0 for kernel in kernel_sizes for size in kernel):
-        raise ModelPackageError(f"kernel_sizes {list(map(list, kernel_sizes))} must be odd: others move the image")
+        raise ModelPackageError(f"kernel_sizes {list(map(list, kernel_sizes))} must be odd: even ones shift the image")
     if max(strides[0]) > 1:
         raise ModelPackageError(f"strides begin with {list(strides[0])}: the first stage must keep the resolution")
     return Architecture(

@@ -1,7 +1,7 @@
-"""The weights of a checkpoint of nnU-Net: nothing of the file is ever executed.
+"""Reads the weights of an nnU-Net checkpoint without executing anything in the file.
 
-``torch.load(weights_only=True)`` with the few numpy types that nnU-Net's bookkeeping needs, from a zip file of
-uncompressed members only, and then a strict match of names and shapes with the network that the checked plans describe.
+Uses ``torch.load(weights_only=True)`` with the few numpy types that nnU-Net's bookkeeping needs, accepts only zip files
+with uncompressed members, and then matches names and shapes strictly with the network of the checked plans.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from inference.models.nnunet_folder import NnunetFolder
 
 _WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DistributedDataParallel and torch.compile put before the names of weights."""
+"""Prefixes that DistributedDataParallel and torch.compile add to the names of weights."""
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-"""What the pickle of a numpy number calls; its private module has two names, of numpy 2 and of numpy 1."""
+"""What the pickle of a numpy number calls; its private module is named differently in numpy 2 and numpy 1."""
 _BOOKKEEPING_TYPES: list[Any] = [
     np.dtype,
     np.float64,
@@ -42,16 +42,16 @@ _BOOKKEEPING_TYPES: list[Any] = [
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 PARAMETER_LIMIT = 10**9
-"""Largest network that is built; TotalSegmentator's have 3 * 10**7 parameters."""
+"""Most parameters of a network; TotalSegmentator's networks have 3 * 10**7."""
 
 
 def read_weights(path: Path, found: NnunetFolder) -> dict[str, torch.Tensor]:
-    """The weights that inference needs, under the names of the bare network and each once, as 32- or 16-bit floats.
+    """The weights that inference needs, each once, under the names of the bare network, as 32- or 16-bit floats.
 
-    What trains only (the heads of deep supervision) and what nnU-Net's modules name twice is left out.
+    Weights used only in training (the heads of deep supervision) and nnU-Net's second names are left out.
 
     Raises:
-        ModelPackageError: a checkpoint that is poisoned, of another configuration, or does not fit the plans.
+        ModelPackageError: the checkpoint holds code, is of another configuration, or does not fit the plans.
     """
     _check_archive(path)
     weights = _network_weights(path, found)
@@ -73,7 +73,7 @@ def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch
     if foreign or missing:
         raise ModelPackageError(
             f"{path} does not fit the network in plans.json: {len(missing)} weights are missing {missing[:3]}, "
-            f"{len(foreign)} are foreign {[name[:80] for name in foreign[:3]]}"
+            f"{len(foreign)} are unknown {[name[:80] for name in foreign[:3]]}"
         )
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or value.shape != expected[name].shape:
@@ -85,22 +85,22 @@ def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch
 
 
 def _check_kind(name: str, value: torch.Tensor, path: Path) -> None:
-    """Plain numbers that are really in the file: no sparse, meta or quantised tensor, no number spread over many."""
+    """Accept only plain numbers that are in the file: no sparse, meta, quantised or expanded tensor."""
     if value.layout is not torch.strided or value.device.type != "cpu" or value.dtype not in _FLOATS:
         raise ModelPackageError(
             f"{path}: {name} holds {value.dtype} on {value.device.type}, not floating-point numbers"
         )
     if value.untyped_storage().nbytes() < value.numel() * value.element_size():
-        raise ModelPackageError(f"{path}: {name} holds fewer numbers than its shape {tuple(value.shape)} says")
+        raise ModelPackageError(f"{path}: {name} holds fewer numbers than its shape {tuple(value.shape)} requires")
 
 
 def _check_duplicates(weights: Mapping[str, torch.Tensor], network: torch.nn.Module, path: Path) -> None:
-    """What is one parameter of the network under several names must be one value."""
+    """A parameter of the network with several names must have one value."""
     first: dict[int, str] = {}
     for name, parameter in network.named_parameters(remove_duplicate=False):
         kept = weights[first.setdefault(id(parameter), name)]
         if weights[name].data_ptr() != kept.data_ptr() and not torch.equal(weights[name], kept):
-            raise ModelPackageError(f"{path}: {name} and {first[id(parameter)]} differ, but are the same weight")
+            raise ModelPackageError(f"{path}: {name} and {first[id(parameter)]} are one weight with different values")
 
 
 def _as_float(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
@@ -114,20 +114,20 @@ def _network_weights(path: Path, found: NnunetFolder) -> dict[str, Any]:
         with torch.serialization.safe_globals(_BOOKKEEPING_TYPES):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        # the first line names the refused type; the rest is advice to switch the check off
+        # the first line names the refused type; the rest advises switching the check off
         reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "not allowed")
-        raise ModelPackageError(f"{path} holds more than weights and is not loaded: {reason.strip()[:200]}") from error
+        raise ModelPackageError(f"{path} contains more than weights, not loaded: {reason.strip()[:200]}") from error
     except (RuntimeError, OSError, EOFError, LookupError, ValueError, TypeError, AttributeError, MemoryError) as error:
         raise ModelPackageError(f"{path} is not a checkpoint: {str(error)[:200]}") from error
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("network_weights"), dict):
-        raise ModelPackageError(f"{path} holds no network_weights")
+        raise ModelPackageError(f"{path} has no network_weights")
     weights, arguments = checkpoint["network_weights"], checkpoint.get("init_args")
     if not all(isinstance(name, str) for name in weights):
-        raise ModelPackageError(f"{path}: network_weights have names that are no texts")
+        raise ModelPackageError(f"{path}: network_weights has names that are not text")
     named = arguments if isinstance(arguments, dict) else {}
     trained = named.get("configuration", found.configuration)
     if trained != found.configuration:
-        raise ModelPackageError(f"{path} was trained as {trained!r}; its folder says {found.configuration!r}")
+        raise ModelPackageError(f"{path} was trained as {trained!r}, but its folder says {found.configuration!r}")
     return {_bare(name): value for name, value in weights.items()}
 
 
@@ -138,7 +138,7 @@ def _check_archive(path: Path) -> None:
     except ZIP_ERRORS as error:
         raise ModelPackageError(f"{path} is not a torch checkpoint in zip format: {error}") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise ModelPackageError(f"{path} holds compressed members; a torch checkpoint does not")
+        raise ModelPackageError(f"{path} has compressed members; a torch checkpoint has none")
     if sum(member.file_size for member in members) > WEIGHTS_LIMIT_BYTES:
         raise ModelPackageError(f"{path} unpacks to more than {WEIGHTS_LIMIT_BYTES} bytes")
 

@@ -1,6 +1,6 @@
-"""Bounds for everything that is read from a model's files: those files come from elsewhere and are not believed.
+"""Checks and bounds for everything that is read from a model's files, which are not trusted.
 
-Every function returns the checked value or raises ModelPackageError that names the value, what was seen and expected.
+Every function returns the checked value, or raises ModelPackageError that names the value, what was seen and expected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _N = TypeVar("_N", int, float)
 
 JSON_LIMIT_BYTES = 1024**2
 WEIGHTS_LIMIT_BYTES = 4 * 1024**3
-"""Largest file of weights that is read."""
+"""Size limit of a weights file."""
 HIGHEST_LABEL = 255
 TEXT_LIMIT = 2000
 _NAMED_IN_MESSAGES = 5
@@ -32,28 +32,28 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the JSON file ``path``."""
+    """Read the object in the JSON file ``path``."""
     try:
         with open_file(path) as file:
             text = file.read(JSON_LIMIT_BYTES + 1)
         if len(text) > JSON_LIMIT_BYTES:
-            raise ModelPackageError(f"{path} has more than {JSON_LIMIT_BYTES} bytes; no more are read")
+            raise ModelPackageError(f"{path} is larger than the limit of {JSON_LIMIT_BYTES} bytes")
         content = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ModelPackageError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelPackageError(f"{path} must hold an object, not a {type(content).__name__}")
+        raise ModelPackageError(f"{path} must contain an object, not a {type(content).__name__}")
     return content
 
 
 def open_file(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Open ``path`` for reading; a pipe or a device, which may never end, is refused and not waited for.
+    """Open ``path`` for reading; refuses a pipe or a device, which may never end, without waiting for it.
 
     Raises:
-        ModelPackageError: not a file.
-        OSError: it can't be opened, or is a link where links are not followed.
+        ModelPackageError: ``path`` is not a file.
+        OSError: it can't be opened, or it is a link and ``follow_links`` is false.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow_links else os.O_NOFOLLOW)
     file = os.fdopen(os.open(path, flags), "rb")
@@ -131,9 +131,9 @@ def number_in(value: object, what: str, low: float, high: float) -> float:
 
 
 def triple(values: Sequence[_N]) -> tuple[_N, _N, _N]:
-    """Three values, one for each axis."""
+    """Three values, one per axis."""
     if len(values) != 3:  # noqa: PLR2004 - z, y, x
-        raise ModelPackageError(f"{list(values)!r} must be three numbers: only 3D networks are run")
+        raise ModelPackageError(f"{list(values)!r} must be three numbers: only 3D networks are supported")
     return values[0], values[1], values[2]
 
 
@@ -148,7 +148,7 @@ def whole_numbers(value: object, what: str, low: int, high: int) -> tuple[int, i
 
 
 def per_stage(values: object, stages: int, what: str, high: int) -> tuple[int, ...]:
-    """One whole number from 1 to ``high`` for each stage; a single one stands for all."""
+    """One whole number from 1 to ``high`` for each stage; a single number applies to all."""
     given = [values] * stages if isinstance(values, int) else values
     if not isinstance(given, list) or len(given) != stages:
         raise ModelPackageError(f"{what} must be {stages} numbers, not {_seen(values)}")
@@ -156,23 +156,23 @@ def per_stage(values: object, stages: int, what: str, high: int) -> tuple[int, .
 
 
 def triples(values: object, stages: int, what: str, high: int) -> tuple[tuple[int, ...], ...]:
-    """Three whole numbers from 1 to ``high`` for each stage; a single one stands for three."""
+    """Three whole numbers from 1 to ``high`` for each stage; a single number applies to all three axes."""
     if not isinstance(values, list) or len(values) != stages:
-        raise ModelPackageError(f"{what} must be one entry for each of {stages} stages, not {_seen(values)}")
+        raise ModelPackageError(f"{what} must have one entry for each of {stages} stages, not {_seen(values)}")
     rows = [[value] * 3 if isinstance(value, int) else value for value in values]
     return tuple(whole_numbers(row, what, 1, high) for row in rows)
 
 
 def axis_order(value: object) -> tuple[int, int, int]:
-    """0, 1 and 2 in some order (nnU-Net's transpose_forward)."""
+    """A permutation of 0, 1 and 2 (nnU-Net's transpose_forward)."""
     axes = whole_numbers(value, "transpose_forward", 0, 2)
     if sorted(axes) != [0, 1, 2]:
-        raise ModelPackageError(f"transpose_forward {value!r} is not an order of three axes")
+        raise ModelPackageError(f"transpose_forward {value!r} is not a permutation of 0, 1, 2")
     return axes
 
 
 def known_structures(names: Iterable[str], what: str) -> None:
-    """Every name stands in the catalogue; the ones that don't are all named."""
+    """Require every name to be in the catalogue; the error lists all that are not."""
     unknown = []
     for wanted in names:
         try:
@@ -180,11 +180,11 @@ def known_structures(names: Iterable[str], what: str) -> None:
         except UnknownStructureError:
             unknown.append(str(wanted)[:80])
     if unknown:
-        raise ModelPackageError(f"{what}: inference/structures.csv has no structure called {', '.join(unknown)}")
+        raise ModelPackageError(f"{what}: inference/structures.csv has no structure named {', '.join(unknown)}")
 
 
 def patch_of_network(patch_size: tuple[int, int, int], strides: Sequence[Sequence[int]], what: str) -> None:
-    """Each side of the window can be halved as often as the network does, and something is left to normalise."""
+    """Require each side of the window to be divisible by the network's strides, with more than one voxel left over."""
     deepest = 1
     for axis in range(3):
         shrink = 1
@@ -196,7 +196,7 @@ def patch_of_network(patch_size: tuple[int, int, int], strides: Sequence[Sequenc
             )
         deepest *= patch_size[axis] // shrink
     if deepest == 1:
-        raise ModelPackageError(f"{what}: of patch size {list(patch_size)} one voxel reaches the network's last stage")
+        raise ModelPackageError(f"{what}: patch size {list(patch_size)} leaves one voxel in the network's last stage")
 
 
 def _seen(value: object) -> str:

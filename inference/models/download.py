@@ -1,7 +1,7 @@
-"""One large file over https, in as many pieces as the network allows: what has arrived is never fetched twice.
+"""Downloads one large file over https and never fetches the same bytes twice.
 
-A download that was cut is continued where it stopped (HTTP Range, RFC 9110 section 14), in this process or a later one,
-as long as the server says by its ETag that the file is still the same.
+An interrupted download resumes where it stopped (HTTP Range, RFC 9110 section 14), in this process or a later one, as
+long as the server's ETag shows that the file is unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 
 @dataclass(frozen=True, slots=True)
 class _Arrived:
-    """Beside the partial file: whose beginning it is."""
+    """Kept next to the partial file: which file it is the beginning of."""
 
     url: str
     etag: str
@@ -46,26 +46,27 @@ class _Cut(Exception):
 
 
 def check_url(url: str) -> None:
-    """Raises ModelPackageError unless ``url`` is https, or http to this machine."""
+    """Raise ModelPackageError unless ``url`` is https, or http to this machine."""
     try:
         parts = urllib.parse.urlsplit(url)
     except ValueError as error:
-        raise ModelPackageError(f"{url} is not an address: {error}") from error
+        raise ModelPackageError(f"{url} is not a valid URL: {error}") from error
     if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK)):
-        raise ModelPackageError(f"{url} is not an https address")
+        raise ModelPackageError(f"{url} is not an https URL")
     if parts.username or parts.password:
-        raise ModelPackageError("an address with a password in it would be recorded in the package; leave it out")
+        raise ModelPackageError("remove the password from the URL: the URL is recorded in the package")
 
 
 def download(
     url: str, target: Path, on_progress: Callable[[int, int], None], *, timeout_s: float = 30.0, attempts: int = 5
 ) -> str:
-    """Fetch ``url`` into ``target`` and return its SHA-256; proxies are those of the environment.
+    """Download ``url`` to ``target`` and return its SHA-256; uses the proxies of the environment.
 
-    ``on_progress(bytes, all bytes)``. ``attempts`` counts connections in a row that brought nothing.
+    ``on_progress(bytes, all bytes)`` reports progress. ``attempts`` limits successive connections without data.
 
     Raises:
-        ModelPackageError: not reachable, cut too often, refused by the server, or too large.
+        ModelPackageError: the server can't be reached, drops the connection too often or refuses, or the file is too
+        large.
     """
     check_url(url)
     partial, left = target.with_name(target.name + ".part"), attempts
@@ -75,7 +76,7 @@ def download(
             _fetch(url, partial, on_progress, timeout_s)
             break
         except urllib.error.HTTPError as error:
-            raise ModelPackageError(f"{url}: the server answers {error.code} {error.reason}") from error
+            raise ModelPackageError(f"{url}: the server answered {error.code} {error.reason}") from error
         except (_Cut, OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             left = attempts if partial.exists() and partial.stat().st_size > before else left - 1
             if left <= 0:
@@ -108,12 +109,12 @@ def _fetch(url: str, partial: Path, on_progress: Callable[[int, int], None], tim
         begin, size = _extent(response)
         if begin and (arrived is None or size != arrived.size or begin != partial.stat().st_size):
             partial.unlink()
-            raise _Cut("the server sent another part of the file than was asked for")
+            raise _Cut("the server sent a different part of the file than requested")
         if size > SIZE_LIMIT_BYTES:
-            raise ModelPackageError(f"{url} has {size} bytes; at most {SIZE_LIMIT_BYTES} are fetched")
+            raise ModelPackageError(f"{url} has {size} bytes; at most {SIZE_LIMIT_BYTES} are allowed")
         free = shutil.disk_usage(partial.parent).free
         if free < size - begin:
-            raise ModelPackageError(f"{url} needs {size - begin} bytes more; the disk has {free}")
+            raise ModelPackageError(f"{url} needs {size - begin} more bytes; the disk has {free} bytes free")
         etag = response.headers.get("ETag") or ""
         _record(partial).write_text(json.dumps(asdict(_Arrived(url, etag, size))), encoding="utf-8")
         with partial.open("r+b" if begin else "wb") as file:
@@ -122,7 +123,7 @@ def _fetch(url: str, partial: Path, on_progress: Callable[[int, int], None], tim
 
 
 def _read_record(url: str, partial: Path) -> _Arrived | None:
-    """What a partial file is the beginning of, where that can be continued; else it is not there any more."""
+    """The record of a partial file that can be resumed; otherwise deletes the partial file and returns None."""
     try:
         arrived = _Arrived(**json.loads(_record(partial).read_text(encoding="utf-8")))
         usable = arrived.url == url and partial.stat().st_size <= arrived.size
@@ -136,7 +137,7 @@ def _read_record(url: str, partial: Path) -> _Arrived | None:
 
 
 def _extent(response: Any) -> tuple[int, int]:
-    """The first byte of the answer and the size of the whole file."""
+    """Position of the first byte of the response, and the size of the whole file."""
     if response.status == _PARTIAL_CONTENT:
         told = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
         if told is None:
@@ -144,7 +145,7 @@ def _extent(response: Any) -> tuple[int, int]:
         return int(told[1]), int(told[2])
     length = response.headers.get("Content-Length", "")
     if not _LENGTH.fullmatch(length):
-        raise ModelPackageError(f"{response.url}: the server does not say how large the file is")
+        raise ModelPackageError(f"{response.url}: the server does not give the size of the file")
     return 0, int(length)
 
 

@@ -1,6 +1,6 @@
-"""From a model folder of nnU-Net to an installed package: each checkpoint is looked into once, safely, and rewritten.
+"""Installs nnU-Net model folders as a package: reads each checkpoint once, safely, and rewrites it.
 
-A package appears in the library whole or not at all: it is written into a folder beside its place, synced and renamed.
+A package appears in the library completely or not at all: it is written to a temporary folder, synced and renamed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ _LOCK_NAME = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model folder does not say about itself; the defaults are nnU-Net's.
+    """What a model folder does not say about itself; the defaults are those of nnU-Net.
 
-    ``folds`` None: all that are there. ``labels`` None: as in dataset.json for a single part; for several parts by
-    TotalSegmentator's numbers where every structure has one, else consecutively in the order of the parts.
+    ``folds`` None: all folds in the folder. ``labels`` None: as in dataset.json for a single part; for several parts,
+    TotalSegmentator's numbers if every structure has one, else consecutive numbers in the order of the parts.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What the person who installs says; None: what is known of the task, else the defaults of :class:`Facts`."""
+    """What the user states; None: what is known about the task, else the default of :class:`Facts`."""
 
     name: str | None = None
     task: str | None = None
@@ -77,12 +77,12 @@ class Stated:
 def install(
     sources: Sequence[str], library: Path, stated: Stated, report: Callable[[str, int, int], None]
 ) -> ModelPackage:
-    """Install one model from folders, zips and https addresses (its parts), or from the name of a known task.
+    """Install one model from folders, zips and https URLs (its parts), or by the name of a known task.
 
-    ``report(stage, done, all)`` tells how far it is.
+    ``report(stage, done, all)`` is called with the progress.
 
     Raises:
-        ModelPackageError: the reason by name; nothing was installed.
+        ModelPackageError: with the reason; nothing was installed.
     """
     wanted = None if stated.task is None else task(stated.task)
     with locked(library):
@@ -104,7 +104,7 @@ def _facts(stated: Stated, gathered: Gathered) -> Facts:
     known = gathered.task
     name = stated.name or (known.name if known else None)
     if name is None:
-        raise ModelPackageError("this is no model of a known task; say what it shall be called")
+        raise ModelPackageError("this is not a model of a known task; give it a name")
     facts = Facts(name=name, source=gathered.source)
     if known is not None:
         facts = replace(
@@ -125,16 +125,16 @@ def _facts(stated: Stated, gathered: Gathered) -> Facts:
 def install_folders(
     folders: Sequence[Path], library: Path, facts: Facts, on_checkpoint: Callable[[int, int], None] | None = None
 ) -> ModelPackage:
-    """Install the nnU-Net model in ``folders`` (its parts, in the order in which they are merged) as one package.
+    """Install the nnU-Net model in ``folders`` (its parts, in merge order) as one package.
 
     ``on_checkpoint(done, all)`` is called after each checkpoint.
 
     Raises:
-        ModelPackageError: a folder is not sound, or the library holds a model of that name; nothing was installed.
+        ModelPackageError: a folder is not valid, or the library has a model of that name; nothing was installed.
     """
     parts = [read_nnunet_folder(folder, facts.folds) for folder in folders]
     if not parts:
-        raise ModelPackageError(f"model {facts.name!r} has no folder")
+        raise ModelPackageError(f"no folder given for model {facts.name!r}")
     with locked(library):
         return _install(parts, library, facts, on_checkpoint or (lambda _done, _all: None))
 
@@ -144,7 +144,7 @@ def _install(
 ) -> ModelPackage:
     odd = [part.folder.name for part in parts if not part.resampled_by_default]
     if facts.resampling == "nnunet" and odd:
-        raise ModelPackageError(f"{', '.join(odd)}: plans.json asks for another resampling than nnU-Net's default")
+        raise ModelPackageError(f"{', '.join(odd)}: plans.json requires a resampling other than nnU-Net's default")
     with _place(library, facts.name) as place:
         entries = _write_parts(parts, place, on_checkpoint)
         (place / MANIFEST_NAME).write_text(manifest_text(_manifest(facts, parts, entries)), encoding="utf-8")
@@ -155,10 +155,10 @@ def _install(
 
 @contextmanager
 def locked(library: Path) -> Iterator[None]:
-    """Only one process changes a library at a time; what a killed one left behind is swept.
+    """Lock the library, so that one process at a time changes it, and remove what a killed process left behind.
 
     Raises:
-        ModelPackageError: another process is at it.
+        ModelPackageError: another process has the lock.
     """
     library.mkdir(parents=True, exist_ok=True)
     with (library / _LOCK_NAME).open("w") as lock:
@@ -173,12 +173,12 @@ def locked(library: Path) -> Iterator[None]:
 
 def _check_free(library: Path, name: str | None) -> None:
     if (library / checks.name(name, "name of the model")).exists():
-        raise ModelPackageError(f"{library} already holds a model called {name!r}; remove it first")
+        raise ModelPackageError(f"{library} already has a model named {name!r}; remove it first")
 
 
 @contextmanager
 def _place(library: Path, name: str) -> Iterator[Path]:
-    """A folder to fill, which becomes the package ``name`` of ``library`` when the block ends without error."""
+    """A folder to fill, which becomes the package ``name`` of ``library`` if the block ends without error."""
     _check_free(library, name)
     place = library / (LEFTOVER_PREFIX + name)
     place.mkdir(mode=0o755)
@@ -195,7 +195,7 @@ def _write_parts(
     parts: Sequence[NnunetFolder], place: Path, on_checkpoint: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
     from safetensors import SafetensorError  # noqa: PLC0415 - as below
-    from safetensors.torch import save_file  # noqa: PLC0415 - torch is needed for installing only
+    from safetensors.torch import save_file  # noqa: PLC0415 - torch is needed only to install
 
     from inference.models.checkpoint import read_weights  # noqa: PLC0415
 
@@ -206,9 +206,9 @@ def _write_parts(
             file = place / f"part{number}_{path.parent.name}.safetensors"
             try:
                 save_file(read_weights(path, part), file)
-            except (SafetensorError, OSError) as error:  # a full disk is either
+            except (SafetensorError, OSError) as error:  # a full disk may raise either
                 raise ModelPackageError(f"cannot write {file.name}: {str(error)[:200]}") from error
-            file.chmod(0o644)  # the library writes for its own user only
+            file.chmod(0o644)  # safetensors makes files readable by their owner only
             weights.append({"file": file.name, "bytes": file.stat().st_size, "sha256": file_digest(file)})
             done += 1
             on_checkpoint(done, total)
@@ -245,12 +245,12 @@ def _manifest(facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Map
     }
     if facts.auxiliary:
         content["auxiliary"] = facts.auxiliary
-    plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys that are texts
+    plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys as text
     return plain
 
 
 def number_labels(parts: Sequence[NnunetFolder]) -> dict[int, str]:
-    """Numbers for the structures of all parts, see :class:`Facts`."""
+    """Number the structures of all parts; see :class:`Facts`."""
     if len(parts) == 1:
         return dict(parts[0].names_by_channel)
     names = list(dict.fromkeys(name for part in parts for _, name in sorted(part.names_by_channel.items())))
@@ -260,7 +260,7 @@ def number_labels(parts: Sequence[NnunetFolder]) -> dict[int, str]:
         numbers = list(range(1, len(names) + 1))
     if max(numbers) > checks.HIGHEST_LABEL:
         raise ModelPackageError(
-            f"{len(names)} structures in all parts; at most {checks.HIGHEST_LABEL} fit into one label map"
+            f"the parts have {len(names)} structures; at most {checks.HIGHEST_LABEL} fit into one label map"
         )
     return dict(sorted(zip(numbers, names, strict=True)))
 

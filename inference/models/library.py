@@ -1,4 +1,4 @@
-"""A library: the folder that holds the installed packages, one folder each; what is hidden in it is being worked on."""
+"""The model library: a folder with one folder per installed package; hidden folders are work in progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def installed(library: Path) -> tuple[str, ...]:
-    """The names of the packages in ``library``, sound or not, in alphabetical order."""
+    """The names of the packages in ``library``, valid or not, in alphabetical order."""
     if not library.is_dir():
         return ()
     folders = (entry for entry in library.iterdir() if (entry / MANIFEST_NAME).exists())
@@ -25,23 +25,23 @@ def installed(library: Path) -> tuple[str, ...]:
 
 
 def read(library: Path, name: str, *, check_weights: bool = True) -> ModelPackage:
-    """The package ``name``, its files hashed again with ``check_weights``.
+    """Read the package ``name``; with ``check_weights`` its files are hashed again.
 
     Raises:
-        ModelPackageError: there is none, it is damaged, or its manifest is of another model.
+        ModelPackageError: there is no such package, it is damaged, or its manifest is that of another model.
     """
     folder = _folder(library, name)
     package = read_package(folder, check_weights=check_weights)
     if package.identity.name != name:
-        raise ModelPackageError(f"{folder} holds the model {package.identity.name!r}, not {name!r}")
+        raise ModelPackageError(f"{folder} contains the model {package.identity.name!r}, not {name!r}")
     return package
 
 
 def remove(library: Path, name: str) -> None:
-    """Remove the package ``name``, at once or, when killed meanwhile, before the next change of the library.
+    """Remove the package ``name``; if the process is killed meanwhile, the next change of the library finishes it.
 
     Raises:
-        ModelPackageError: there is none.
+        ModelPackageError: there is no such package.
     """
     with locked(library):
         gone = library / f"{LEFTOVER_PREFIX}removed-{name}"
@@ -51,5 +51,5 @@ def remove(library: Path, name: str) -> None:
 
 def _folder(library: Path, name: str) -> Path:
     if checks.name(name, "name of the model") not in installed(library):
-        raise ModelPackageError(f"{library} holds no model called {name!r}")
+        raise ModelPackageError(f"{library} has no model named {name!r}")
     return library / name

@@ -1,4 +1,4 @@
-"""The network of an :class:`~inference.models.architecture.Architecture`, built by torch."""
+"""Builds the network of an :class:`~inference.models.architecture.Architecture` with torch."""
 
 from __future__ import annotations
 

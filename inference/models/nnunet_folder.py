@@ -1,7 +1,7 @@
-"""A model folder of nnU-Net v2 (plans.json, dataset.json, fold_*/checkpoint_final.pth), read without trusting it.
+"""Reads an untrusted model folder of nnU-Net v2 (plans.json, dataset.json, fold_*/checkpoint_final.pth).
 
-A plans.json names Python classes and sizes, so everything in it is checked here against closed lists and bounds before
-any of it is used; nothing is imported by a name that a file gives.
+A plans.json names Python classes and sizes, so everything in it is checked against closed lists and bounds before use.
+Nothing is ever imported by a name from a file.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ _FREE_KEYS = {"norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs", "conv_bias
 
 @dataclass(frozen=True, slots=True)
 class NnunetFolder:
-    """One trained nnU-Net model as it lies in its folder, checked; its checkpoints are not yet looked into.
+    """One trained nnU-Net model in its folder, checked except for the contents of its checkpoints.
 
-    ``axes``, ``spacing_mm``, ``patch_size`` and ``names_by_channel`` as in :class:`inference.models.package.Part`.
+    For ``axes``, ``spacing_mm``, ``patch_size`` and ``names_by_channel`` see :class:`inference.models.package.Part`.
     """
 
     folder: Path
@@ -66,14 +66,14 @@ class NnunetFolder:
     patch_size: tuple[int, int, int]
     names_by_channel: Mapping[int, str]
     resampled_by_default: bool
-    """Whether the plans ask for nnU-Net's default resampling, the only one that is done after ``nnunet``."""
+    """Whether the plans ask for nnU-Net's default resampling, the only one that ``nnunet`` resampling supports."""
 
 
 def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> NnunetFolder:
-    """Read and check the model in ``folder``, with the folds named (``0``, ``all``, …) or all that are there.
+    """Read and check the model in ``folder``, with the given folds (``0``, ``all``, …) or all folds in the folder.
 
     Raises:
-        ModelPackageError: a file missing, too large or malformed; a class, structure or number that is not allowed.
+        ModelPackageError: a file is missing, too large or malformed; a class, structure or number is not allowed.
     """
     plans = checks.read_json(folder / "plans.json")
     dataset = checks.read_json(folder / "dataset.json")
@@ -100,7 +100,7 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
 
 
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
-    """The trainer's folder ends with its configuration (``Trainer__nnUNetPlans__3d_fullres``)."""
+    """The name of the trainer's folder ends with the configuration (``Trainer__nnUNetPlans__3d_fullres``)."""
     suffix = folder.name.rsplit("__", 1)[-1]
     configurations = plans.get("configurations")
     if not isinstance(configurations, dict):
@@ -114,14 +114,14 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     while wanted is not None:
         found = plans["configurations"].get(wanted) if isinstance(wanted, str) else None
         if not isinstance(found, dict) or len(chain) > len(plans["configurations"]):
-            raise ModelPackageError(f"plans.json has no sound configuration {wanted!r}")
+            raise ModelPackageError(f"plans.json has no valid configuration {wanted!r}")
         chain.insert(0, found)
         wanted = found.get("inherits_from")
     merged: dict[str, Any] = {}
     for layer in chain:
         merged.update(layer)
     if merged.get("previous_stage"):
-        raise ModelPackageError(f"configuration {name!r} is a cascade; only single-stage models are run")
+        raise ModelPackageError(f"configuration {name!r} is a cascade; only single-stage models are supported")
     return merged
 
 
@@ -133,11 +133,11 @@ def _checkpoints(folder: Path, folds: Sequence[str] | None) -> tuple[Path, ...]:
     missing = [path for path in found if not path.is_file()]
     if missing or not found:
         wanted = ", ".join(str(path.relative_to(folder)) for path in missing) or f"fold_*/{CHECKPOINT_NAME}"
-        raise ModelPackageError(f"{folder} holds no {wanted}")
+        raise ModelPackageError(f"{folder} has no {wanted}")
     for path in found:
         size = path.stat().st_size
         if size > checks.WEIGHTS_LIMIT_BYTES:
-            raise ModelPackageError(f"{path} has {size} bytes; at most {checks.WEIGHTS_LIMIT_BYTES} are read")
+            raise ModelPackageError(f"{path} has {size} bytes; at most {checks.WEIGHTS_LIMIT_BYTES} are allowed")
     return found
 
 
@@ -177,7 +177,7 @@ def _architecture(settings: Mapping[str, Any]) -> Architecture:
 
 
 def _architecture_of_old_plans(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Plans written by nnunetv2 before 2.3, as it translates them itself (plans_handler.ConfigurationManager)."""
+    """Translate plans written by nnunetv2 before 2.3, as nnunetv2 does (plans_handler.ConfigurationManager)."""
     stages = checks.whole_in(len(settings["n_conv_per_stage_encoder"]), "number of stages", 2, 8)
     base = checks.whole_in(settings["UNet_base_num_features"], "UNet_base_num_features", 1, 1024)
     network = _NETWORKS.get(settings["UNet_class_name"], settings["UNet_class_name"])
@@ -209,7 +209,7 @@ def _layer(kind: str, name: object) -> str | None:
 def _normalisation(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Normalisation:
     schemes = settings["normalization_schemes"]
     if schemes != ["CTNormalization"]:
-        raise ModelPackageError(f"normalization_schemes {schemes!r}; only one CT channel, CTNormalization, is run")
+        raise ModelPackageError(f"normalization_schemes {schemes!r}: only one CTNormalization channel is supported")
     of_channels = plans["foreground_intensity_properties_per_channel"]
     intensities = of_channels["0"]
     keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
@@ -218,7 +218,7 @@ def _normalisation(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Nor
 
 
 def _resampled_by_default(settings: Mapping[str, Any]) -> bool:
-    """Cubic for the image, linear for the logits, planes apart by nearest neighbour where the spacing says so."""
+    """Cubic for the image, linear for the logits, nearest neighbour across planes if the spacing calls for it."""
     for what, order in (("data", 3), ("probabilities", 1)):
         default = {"is_seg": False, "order": order, "order_z": 0, "force_separate_z": None}
         given = settings.get(f"resampling_fn_{what}_kwargs", default)
@@ -231,7 +231,7 @@ def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:
     labels = dataset["labels"]
     channels = dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"}
     if len(channels) != 1:
-        raise ModelPackageError(f"the model wants {len(channels)} image channels; only one, CT, is given")
+        raise ModelPackageError(f"the model needs {len(channels)} image channels; only one (CT) is supported")
     if not isinstance(labels, dict) or len(labels) > checks.HIGHEST_LABEL + 1:
         raise ModelPackageError(f"dataset.json must name 1 to {checks.HIGHEST_LABEL} labels and the background")
     if labels.get("background") != 0:
@@ -240,7 +240,7 @@ def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:
         checks.whole_in(label, f"label of {name}", 0, checks.HIGHEST_LABEL): name for name, label in labels.items()
     }
     if sorted(named) != list(range(len(labels))) or len(named) < 2:  # noqa: PLR2004 - background and a structure
-        raise ModelPackageError(f"labels must be numbered 0..{len(labels) - 1} without gap")
+        raise ModelPackageError(f"labels must be numbered 0..{len(labels) - 1} without gaps")
     del named[0]
     checks.known_structures(named.values(), "dataset.json")
     return dict(sorted(named.items()))

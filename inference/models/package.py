@@ -1,8 +1,8 @@
-"""An installed model: a folder with ``manifest.json`` and safetensors, the only form in which the node loads weights.
+"""An installed model: a folder with ``manifest.json`` and safetensors files; the node loads weights in no other form.
 
-The manifest is read as everything from disk is: unknown keys are errors, every number has bounds, no name holds a path.
-Its ``digest`` is the SHA-256 over all its other entries but ``source`` (keys sorted, no white space); they hold the
-SHA-256 of every file of weights, so it names the model, whoever installed it from wherever. Reading needs no torch.
+The manifest is not trusted: unknown keys are errors, every number has bounds, no name may contain a path. ``digest`` is
+the SHA-256 of all its other entries except ``source`` (keys sorted, no white space). Since these include the SHA-256 of
+every weights file, the digest identifies the model, regardless of who installed it from where. Reading needs no torch.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ MOST_PARTS = 16
 MOST_FOLDS = 10
 
 Resampling = Literal["corners", "nnunet"]
-"""How HU come to the network's grid and labels back.
+"""How HU are resampled to the network's grid and labels back to the source grid.
 
-``corners``: as TotalSegmentator does before nnU-Net sees the volume, linear, the outermost voxel centres kept.
-``nnunet``: as nnU-Net's own preprocessing does (cubic, voxel borders kept, planes apart where they are thick).
+``corners``: as TotalSegmentator before nnU-Net sees the volume (linear, keeps the outermost voxel centres).
+``nnunet``: as nnU-Net's preprocessing (cubic, keeps voxel borders, resamples thick planes separately).
 """
 
 
@@ -53,7 +53,7 @@ class Normalisation:
 class Part:
     """One nnU-Net model; several parts may share the work of one segmenter.
 
-    ``axes`` is nnU-Net's transpose_forward: the network's axes are the canonical (z, y, x) taken in this order;
+    ``axes`` is nnU-Net's transpose_forward: the network's axes are the canonical (z, y, x) in this order;
     ``spacing_mm`` and ``patch_size`` are in the network's order. ``names_by_channel`` names the network's output
     channels (0, the background, excluded). ``weights`` holds one safetensors file per fold; the folds are averaged.
     """
@@ -70,9 +70,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """The model works only inside the bounding box of structures that another package finds first, with a margin.
+    """Limits the model to the bounding box, plus a margin, of structures that another package finds first.
 
-    ``margin_xyz_mm`` is along columns, rows and planes of the volume, as TotalSegmentator's ``crop_addon``.
+    ``margin_xyz_mm`` is along columns, rows and planes of the volume, as in TotalSegmentator's ``crop_addon``.
     """
 
     model: str
@@ -84,8 +84,8 @@ class Crop:
 class ModelPackage:
     """Everything a segmenter needs to know about a model before its weights are loaded.
 
-    ``names_by_label`` numbers the structures of the result. ``window_step`` is the part of a window by which the next
-    one is shifted (nnU-Net: 0.5; TotalSegmentator's ``total``: 0.8).
+    ``names_by_label`` numbers the structures of the result. ``window_step`` is the shift between neighbouring windows,
+    as a fraction of the window (nnU-Net: 0.5; TotalSegmentator's ``total``: 0.8).
     """
 
     folder: Path
@@ -100,19 +100,19 @@ class ModelPackage:
     licence: str
     source: str
     auxiliary: tuple[str, ...] = ()
-    """Structures that the parts find and the result leaves out, as background."""
+    """Structures that the parts find but the result leaves out, as background."""
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
-    """Which files of weights were looked at; a file that is changed or replaced gets another stamp."""
+    """Stamps of the weights files that were checked; a changed or replaced file has another stamp."""
 
     @property
     def minimum(self) -> MinimumExtent:
-        """The least that the model needs of a volume."""
+        """The smallest volume that the model accepts."""
         return MinimumExtent(self.minimum_slices, self.minimum_extent_mm)
 
     def check_unchanged(self, part: Part) -> None:
-        """Raises ModelDigestError if a file of ``part`` is not the one whose digest was compared.
+        """Raise ModelDigestError if a file of ``part`` is not the one whose digest was checked.
 
-        Called after weights were read, it says that what was read is what was checked.
+        If called after the weights were read, it ensures that the weights are the ones that were checked.
         """
         for path in part.weights:
             try:
@@ -120,15 +120,15 @@ class ModelPackage:
             except OSError as error:
                 raise ModelPackageError(f"cannot read {path}: {error.strerror}") from error
             if now != self.stamps.get(path):
-                raise ModelDigestError(f"{path} was changed after its SHA-256 was compared")
+                raise ModelDigestError(f"{path} was changed after its SHA-256 was checked")
 
 
 def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
-    """The package in ``folder``; with ``check_weights`` every file of weights is hashed and compared.
+    """Read the package in ``folder``; with ``check_weights`` every weights file is hashed and compared.
 
     Raises:
-        ModelPackageError: the manifest or a file is missing or malformed, or says what is not allowed.
-        ModelDigestError: the manifest or a file of weights is not the one that was installed.
+        ModelPackageError: the manifest or a file is missing or malformed, or has a value that is not allowed.
+        ModelDigestError: the manifest or a weights file is not the installed one.
     """
     found = checks.read_json(folder / MANIFEST_NAME)
     keys = (*_KEYS, _OPTIONAL_KEY) if _OPTIONAL_KEY in found else _KEYS
@@ -142,7 +142,7 @@ def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
     if digest != package.identity.digest:
         raise ModelDigestError(
             f"{folder / MANIFEST_NAME} was changed: its entries have the SHA-256 {digest}, "
-            f"installed was {package.identity.digest}"
+            f"but {package.identity.digest} was installed"
         )
     stamps = {
         folder / weights["file"]: _check_file(folder / weights["file"], weights, with_digest=check_weights)
@@ -152,21 +152,21 @@ def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
 
 
 def check_digest(identity: ModelIdentity, approved: str | None) -> None:
-    """Raises ModelDigestError unless ``approved`` is None or the model's digest."""
+    """Raise ModelDigestError unless ``approved`` is None or the model's digest."""
     if approved is not None and approved.lower() != identity.digest:
         raise ModelDigestError(
-            f"model {identity.name!r} has the digest {identity.digest}, approved is {approved.lower()}"
+            f"model {identity.name!r} has the digest {identity.digest}, but {approved.lower()} is approved"
         )
 
 
 def manifest_text(content: Mapping[str, Any]) -> str:
-    """``manifest.json`` of the entries in ``content``, which has no ``format`` and no ``digest`` yet."""
+    """The text of ``manifest.json`` with the entries in ``content``, to which ``format`` and ``digest`` are added."""
     whole = {"format": FORMAT, **content}
     return json.dumps({**whole, "digest": manifest_digest(whole)}, indent=1) + "\n"
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical form of everything but the digest itself and the source."""
+    """SHA-256 of the canonical form of everything except the digest itself and the source."""
     named = {key: value for key, value in content.items() if key not in ("digest", "source")}
     canonical = json.dumps(named, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
@@ -177,15 +177,15 @@ def _fields(kind: type[Normalisation | Crop]) -> tuple[str, ...]:
 
 
 def read_normalisation(content: object) -> Normalisation:
-    """The constants of a CTNormalization from their form in a manifest.
+    """Read the constants of a CTNormalization from their manifest entry.
 
     Raises:
-        ModelPackageError: not four finite numbers that make sense together.
+        ModelPackageError: they are not four finite numbers that make sense together.
     """
     given = checks.closed(content, "normalisation", _fields(Normalisation))
     low, high, mean, sd = (checks.number_in(given[key], key, -1e5, 1e5) for key in _fields(Normalisation))
     if low >= high or sd <= 0:
-        raise ModelPackageError(f"CTNormalization clips to {low:g}..{high:g} HU and divides by {sd:g}: not sound")
+        raise ModelPackageError(f"CTNormalization clips to {low:g}..{high:g} HU and divides by {sd:g}: not valid")
     return Normalisation(low, high, mean, sd)
 
 
@@ -232,7 +232,7 @@ def _part(folder: Path, content: object) -> Part:
     ]
     part = Part(
         name=given["name"],
-        weights=tuple(folder / checks.name(entry["file"], "file of weights") for entry in weights),
+        weights=tuple(folder / checks.name(entry["file"], "weights file") for entry in weights),
         architecture=read_architecture(given["architecture"]),
         normalisation=read_normalisation(given["normalisation"]),
         axes=checks.axis_order(given["axes"]),
@@ -241,16 +241,16 @@ def _part(folder: Path, content: object) -> Part:
         names_by_channel=_names(given["names_by_channel"], f"{what}: names_by_channel"),
     )
     if sorted(part.names_by_channel) != list(range(1, len(part.names_by_channel) + 1)):
-        raise ModelPackageError(f"{what}: channels must be numbered 1..{len(part.names_by_channel)} without gap")
+        raise ModelPackageError(f"{what}: channels must be numbered 1..{len(part.names_by_channel)} without gaps")
     checks.patch_of_network(part.patch_size, part.architecture.strides, what)
     return part
 
 
 def read_crop(content: object) -> Crop:
-    """A crop from its form in a manifest.
+    """Read a crop from its manifest entry.
 
     Raises:
-        ModelPackageError: structures that nobody knows, or a margin out of bounds.
+        ModelPackageError: unknown structures, or a margin out of bounds.
     """
     given = checks.closed(content, "crop", _fields(Crop))
     structures = tuple(
@@ -274,7 +274,7 @@ def _auxiliary(content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _names(content: object, what: str) -> dict[int, str]:
-    """Structures by number; the keys of a JSON object are texts."""
+    """Structures by number; keys of a JSON object are always text."""
     if not isinstance(content, dict) or not 1 <= len(content) <= checks.HIGHEST_LABEL:
         raise ModelPackageError(f"{what} must name 1 to {checks.HIGHEST_LABEL} structures")
     named = {_number(key, what): checks.text(value, what) for key, value in content.items()}
@@ -304,19 +304,19 @@ def _weights_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) -> tuple[int, ...]:
-    """Compare a file with its entry in the manifest, and stamp it."""
+    """Compare a file with its manifest entry, and return its stamp."""
     expected = checks.sha256(weights["sha256"], f"sha256 of {path.name}")
     size = checks.whole_in(weights["bytes"], f"bytes of {path.name}", 1, checks.WEIGHTS_LIMIT_BYTES)
     try:
         if path.is_symlink():
-            raise ModelDigestError(f"{path} is a link; a package holds its own files")
+            raise ModelDigestError(f"{path} is a link; a package must contain its own files")
         with checks.open_file(path, follow_links=False) as file:
             status = os.fstat(file.fileno())
             if status.st_size != size:
-                raise ModelDigestError(f"{path} has {status.st_size} bytes, installed were {size}")
+                raise ModelDigestError(f"{path} has {status.st_size} bytes, but {size} were installed")
             if with_digest:
                 if (found := _digest(file)) != expected:
-                    raise ModelDigestError(f"{path} has the SHA-256 {found}, installed was {expected}")
+                    raise ModelDigestError(f"{path} has the SHA-256 {found}, but {expected} was installed")
                 _check_header(path, file)
             return _stamp(status)
     except OSError as error:
@@ -324,20 +324,20 @@ def _check_file(path: Path, weights: Mapping[str, Any], *, with_digest: bool) ->
 
 
 def _check_header(path: Path, file: BufferedReader) -> None:
-    """A safetensors file begins with the length of its header, in 8 bytes; one of 100 MB would be parsed as a whole."""
+    """Limit the header, whose length is the first 8 bytes: safetensors would parse even 100 MB as a whole."""
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > checks.JSON_LIMIT_BYTES:
-        raise ModelPackageError(f"{path} has a header of {length} bytes; at most {checks.JSON_LIMIT_BYTES} are read")
+        raise ModelPackageError(f"{path} has a header of {length} bytes; at most {checks.JSON_LIMIT_BYTES} are allowed")
 
 
 def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """Device, inode, size and times; the time of the last change of state can't be set by those who change a file."""
+    """Device, inode, size and times; a program that changes the file can't set the status change time (ctime)."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
+    """SHA-256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return _digest(file)
 

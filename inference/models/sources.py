@@ -1,6 +1,6 @@
-"""Where the model folders of an installation come from: a folder of results, zips, addresses, the name of a known task.
+"""Gathers the model folders of an installation from a results folder, zips, URLs or the name of a known task.
 
-Everything ends as a list of nnU-Net model folders on this disk, in the order in which their labels are merged.
+The result is always a list of nnU-Net model folders on this disk, in the order in which their labels are merged.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 PINS_NAME = "pins.json"
 _DOWNLOADS_NAME = ".downloads"
 _SEARCH_LIMIT = 20_000
-"""Folders that are looked into for models."""
+"""Most folders to search for models."""
 _SPACING_TOLERANCE_MM = 0.005
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Model folders on this disk, the task they are of (None: some other model), and where they came from."""
+    """Model folders on this disk, their task (None: some other model), and where they came from."""
 
     folders: tuple[Path, ...]
     task: Task | None
@@ -47,9 +47,9 @@ class Gathered:
 def gather(
     sources: Sequence[str], library: Path, work: Path, wanted: Task | None, sha256: str | None, report: Report
 ) -> Gathered:
-    """Bring ``sources`` here: folders are taken as they are, zips and addresses are unpacked below ``work``.
+    """Gather ``sources``: folders are used in place; zips and URLs are unpacked below ``work``.
 
-    ``sha256`` is what the only zip among the sources must have.
+    ``sha256`` is the expected SHA-256 of the single zip among the sources.
 
     Raises:
         ModelPackageError: a source is missing, unsafe or damaged, or a part of the task is not among them.
@@ -58,7 +58,7 @@ def gather(
         wanted = task(sources[0]) if wanted is None else wanted
         sources = _released(wanted)
     if sha256 is not None and (len(sources) != 1 or (Path(sources[0]).is_dir())):
-        raise ModelPackageError("one SHA-256 can be given for one zip only")
+        raise ModelPackageError("a SHA-256 can be given for a single zip only")
     found: list[Path] = []
     said: list[str] = []
     for number, source in enumerate(sources):
@@ -66,7 +66,7 @@ def gather(
             folder, where = _bring(place, library, work / f"{number}-{len(found)}", sha256, report)
             models = find_models(folder)
             if not models:
-                raise ModelPackageError(f"{place} holds no model of nnU-Net (plans.json, dataset.json, fold_*)")
+                raise ModelPackageError(f"{place} contains no nnU-Net model (plans.json, dataset.json, fold_*)")
             found += models
             said += [where] if where else []
     wanted = wanted or _guess(found)
@@ -76,10 +76,10 @@ def gather(
 
 
 def check_task(parts: Sequence[NnunetFolder], wanted: Task) -> None:
-    """The folders give the structures that the task names, at the spacing it says.
+    """Check that the folders give the structures of the task at its spacing.
 
     Raises:
-        ModelPackageError: the structures that are missing and those that are foreign, by name.
+        ModelPackageError: with the names of the structures that are missing and of those that are not in the task.
     """
     if wanted.parts is None:
         given = {name for part in parts for name in part.names_by_channel.values()}
@@ -91,7 +91,7 @@ def check_task(parts: Sequence[NnunetFolder], wanted: Task) -> None:
         seen = (spacing[2], spacing[1], spacing[0])
         expected = wanted.spacing_xyz_mm or seen
         if max(abs(a - b) for a, b in zip(seen, expected, strict=True)) > _SPACING_TOLERANCE_MM:
-            raise ModelPackageError(f"{part.folder} is trained at {seen} mm; {wanted.name} works at {expected} mm")
+            raise ModelPackageError(f"{part.folder} was trained at {seen} mm; {wanted.name} uses {expected} mm")
 
 
 def _same_names(what: str, expected: Sequence[str], seen: Sequence[str], *, ordered: bool = True) -> None:
@@ -99,17 +99,17 @@ def _same_names(what: str, expected: Sequence[str], seen: Sequence[str], *, orde
     if missing or foreign:
         raise ModelPackageError(
             f"{what}: dataset.json lacks {', '.join(missing) or 'nothing'}; "
-            f"not of the task: {', '.join(foreign) or 'nothing'}"
+            f"not in the task: {', '.join(foreign) or 'nothing'}"
         )
     if ordered and tuple(expected) != tuple(seen):
         first = next(number for number, pair in enumerate(zip(expected, seen, strict=True), 1) if pair[0] != pair[1])
         raise ModelPackageError(
-            f"{what}: label {first} of dataset.json is {seen[first - 1]}, expected is {expected[first - 1]}"
+            f"{what}: label {first} of dataset.json is {seen[first - 1]}, expected {expected[first - 1]}"
         )
 
 
 def find_models(root: Path) -> list[Path]:
-    """Every model folder at or below ``root``, links not followed."""
+    """Every model folder at or below ``root``, without following links."""
     found = []
     for count, (folder, below, files) in enumerate(os.walk(root)):
         if {"plans.json", "dataset.json"} <= set(files):
@@ -117,7 +117,7 @@ def find_models(root: Path) -> list[Path]:
             below.clear()
         below.sort()
         if count > _SEARCH_LIMIT:
-            raise ModelPackageError(f"{root} holds more than {_SEARCH_LIMIT} folders; name the model's own")
+            raise ModelPackageError(f"{root} has more than {_SEARCH_LIMIT} folders; give the model's own folder")
     return found
 
 
@@ -127,13 +127,13 @@ def _is_address(source: str) -> bool:
 
 def _released(wanted: Task) -> list[str]:
     if not wanted.downloadable:
-        why = "its weights are not public" if wanted.parts else "nobody has released nnU-Net v2 weights of it"
+        why = "its weights are not public" if wanted.parts else "no nnU-Net v2 weights have been released for it"
         raise ModelPackageError(f"{wanted.name} can't be downloaded: {why}; install it from your own folder or zips")
     return [part.url for part in wanted.parts or () if part.url]
 
 
 def _zips_of(source: str, wanted: Task | None) -> list[str]:
-    """The zips of the task's parts in a folder that holds them, and not unpacked."""
+    """The zips of the task's parts, if the folder has them and not the unpacked models."""
     folder = Path(source)
     if _is_address(source) or not folder.is_dir() or wanted is None or wanted.parts is None:
         return []
@@ -142,18 +142,16 @@ def _zips_of(source: str, wanted: Task | None) -> list[str]:
 
 
 def _bring(source: str, library: Path, work: Path, sha256: str | None, report: Report) -> tuple[Path, str | None]:
-    """A folder with what ``source`` holds, and how a zip or an address is recorded."""
+    """A folder with the contents of ``source``, and how to record a zip or a URL."""
     if not _is_address(source):
         path = Path(source)
         if path.is_dir():
             return path, None
         if not path.is_file():
-            raise ModelPackageError(
-                f"{source} is neither a folder, a zip, an https address nor the name of a known task"
-            )
+            raise ModelPackageError(f"{source} is not a folder, a zip, an https URL or the name of a known task")
         return _unpacked(path, work, _approved(path, file_digest(path), sha256), path.name, report)
     check_url(source)
-    name = checks.name(unquote(urlsplit(source).path.rsplit("/", 1)[-1]), "file name in the address")
+    name = checks.name(unquote(urlsplit(source).path.rsplit("/", 1)[-1]), "file name in the URL")
     downloads = library / _DOWNLOADS_NAME
     downloads.mkdir(exist_ok=True)
     target = downloads / name
@@ -161,7 +159,7 @@ def _bring(source: str, library: Path, work: Path, sha256: str | None, report: R
         digest = download(source, target, lambda done, size: report(f"download {name}", done, size))
     except ModelPackageError as error:
         raise ModelPackageError(
-            f"{error}. Without a network: fetch that file elsewhere and install it by its path"
+            f"{error}. Without network access, download the file elsewhere and install it by its path"
         ) from error
     try:
         _pin(library / PINS_NAME, source, _approved(target, digest, sha256))
@@ -180,17 +178,17 @@ def _unpacked(archive: Path, work: Path, digest: str, where: str, report: Report
 
 def _approved(path: Path, digest: str, sha256: str | None) -> str:
     if sha256 is not None and sha256.lower() != digest:
-        raise ModelDigestError(f"{path.name} has the SHA-256 {digest}, expected is {sha256.lower()}")
+        raise ModelDigestError(f"{path.name} has the SHA-256 {digest}, expected {sha256.lower()}")
     return digest
 
 
 def _pin(file: Path, url: str, digest: str) -> None:
-    """What an address gave once it must always give."""
+    """Require a URL to give the same file every time."""
     pins = checks.read_json(file) if file.exists() else {}
     if pins.get(url, digest) != digest:
         raise ModelDigestError(
-            f"{url} gave a file with the SHA-256 {pins[url]} before and gives {digest} now; "
-            f"if that is meant, delete its line in {file}"
+            f"{url} gave a file with the SHA-256 {pins[url]} before, but now gives {digest}; "
+            f"if this is intended, delete its line in {file}"
         )
     partial = file.with_suffix(".partial")
     with partial.open("w", encoding="utf-8") as opened:
@@ -201,7 +199,7 @@ def _pin(file: Path, url: str, digest: str) -> None:
 
 
 def _told(models: Sequence[Path]) -> str:
-    """How folders are recorded: by their last two names and one SHA-256 over all their checkpoints."""
+    """How to record folders: the last two parts of their paths, and one SHA-256 over all their checkpoints."""
     total = hashlib.sha256()
     for model in models:
         for path in sorted(model.glob(f"fold_*/{CHECKPOINT_NAME}")):
@@ -210,7 +208,7 @@ def _told(models: Sequence[Path]) -> str:
 
 
 def _guess(found: Sequence[Path]) -> Task | None:
-    """The task whose folders these are; None where none of them is known."""
+    """The task that these folders belong to; None if none of them is known."""
     names = {model.parent.name for model in found}
     whole, begun = [], []
     for known in tasks().values():
@@ -222,30 +220,30 @@ def _guess(found: Sequence[Path]) -> Task | None:
     if len(whole) == 1 and {part.dataset for part in whole[0].parts or ()} == names:
         return whole[0]
     if whole:
-        raise ModelPackageError(f"models of {', '.join(t.name for t in whole)} are there; say which task is meant")
+        raise ModelPackageError(f"found models of {', '.join(t.name for t in whole)}; say which task to install")
     if begun:
         missing = sorted({part.dataset for part in begun[0].parts or ()} - names)
-        raise ModelPackageError(f"{begun[0].name} has parts that are not there: {', '.join(missing)}")
+        raise ModelPackageError(f"parts of {begun[0].name} are missing: {', '.join(missing)}")
     return None
 
 
 def _parts(found: Sequence[Path], wanted: Task) -> list[Path]:
-    """The folder of each part: by its names, or where none is known by them, by what it gives."""
+    """The folder of each part, found by its name or, if no name is known, by its structures."""
     parts = wanted.parts or ()
     chosen = [[m for m in found if (m.parent.name, m.name) == (part.dataset, part.model)][:1] for part in parts]
     if not any(chosen) and len(found) == len(parts):
         given = [(model, set(read_nnunet_folder(model).names_by_channel.values())) for model in found]
         chosen = [[m for m, names in given if names == set(part.structures)][:1] for part in parts]
         if not any(chosen) and len(parts) == 1:
-            return list(found)  # refused with the names that differ
+            return list(found)  # to be refused with the names that differ
     missing = [f"{part.dataset}/{part.model}" for part, model in zip(parts, chosen, strict=True) if not model]
     if missing:
-        raise ModelPackageError(f"{wanted.name} has parts that are not there: {', '.join(missing)}")
+        raise ModelPackageError(f"parts of {wanted.name} are missing: {', '.join(missing)}")
     return [model for models in chosen for model in models]
 
 
 def _plain(found: Sequence[Path], sources: Sequence[str]) -> list[Path]:
     if len(found) > len(sources):
         names = ", ".join("/".join(model.parts[-2:]) for model in found[:10])
-        raise ModelPackageError(f"{len(found)} models are there ({names}); name the folder of each part, or a task")
+        raise ModelPackageError(f"found {len(found)} models ({names}); give the folder of each part, or a task")
     return list(found)

@@ -1,8 +1,8 @@
-"""The known models: what TotalSegmentator 2.18 does with each of its weights, as data (``tasks.json``).
+"""The known models: how TotalSegmentator 2.18 uses each of its models, as data (``tasks.json``).
 
-A task is one package: where its weights are released, which folders they unpack to, which structures come out of which
-part, and how HU come to the network. Tasks that need more than windows and a crop (clean-up of what was found, several
-passes) and those for MR are not in the table.
+A task becomes one package. The table says where its weights are released, which folders they unpack to, which part
+finds which structures, and how HU are resampled. It leaves out tasks that need more than windows and a crop
+(post-processing, several passes) and tasks for MR.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ _RELEASES = "https://github.com/wasserth/TotalSegmentator/releases/download"
 
 @dataclass(frozen=True, slots=True)
 class TaskPart:
-    """One nnU-Net model of a task; ``structures`` are its channels from 1 on."""
+    """One nnU-Net model of a task; ``structures`` names its channels from 1 on."""
 
     dataset: str
-    """The folder that nnU-Net's results and the released zip hold it in."""
+    """The folder of the model in nnU-Net's results and in the released zip."""
     model: str
-    """The folder therein: trainer, plans, configuration."""
+    """The folder within it: trainer, plans, configuration."""
     release: str | None
     structures: tuple[str, ...]
 
     @property
     def url(self) -> str | None:
-        """Where its zip can be downloaded; None where a licence must be asked for first."""
+        """Where its zip can be downloaded; None if a licence must be requested first."""
         return None if self.release is None else f"{_RELEASES}/{self.release}/{self.dataset}.zip"
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A known model. ``parts`` None: any folders that together name its structures.
+    """A known model. ``parts`` None: any folders that together have its structures.
 
-    ``spacing_xyz_mm`` is what TotalSegmentator resamples to before nnU-Net; None: nnU-Net resamples by itself.
-    ``folds`` None: all that are there. ``structures`` are its labels from 1 on; its parts give ``auxiliary`` ones too,
-    which TotalSegmentator drops. The margin of ``crop`` is the one that
-    is used: where TotalSegmentator crops by its ``total`` it takes 20 mm, whatever its own table says.
+    ``spacing_xyz_mm`` is the spacing to which TotalSegmentator resamples before nnU-Net; None: nnU-Net resamples.
+    ``folds`` None: all folds in the folders. ``structures`` are its labels from 1 on; its parts also find ``auxiliary``
+    structures, which TotalSegmentator drops. The margin of ``crop`` is the effective one: where TotalSegmentator crops
+    by its ``total`` it uses 20 mm, whatever its own table says.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Task:
 
     @property
     def names_by_label(self) -> dict[int, str]:
-        """Its labels."""
+        """The labels of the task."""
         return dict(enumerate(self.structures, start=1))
 
     @property
     def downloadable(self) -> bool:
-        """Whether all its weights can be fetched without asking anybody."""
+        """Whether all its weights can be downloaded without requesting a licence."""
         return self.parts is not None and all(part.url for part in self.parts)
 
 
@@ -83,12 +83,12 @@ def task(name: str) -> Task:
     """The task called ``name``.
 
     Raises:
-        ModelPackageError: the table does not know it.
+        ModelPackageError: it is not in the table.
     """
     try:
         return tasks()[name]
     except KeyError:
-        raise ModelPackageError(f"no task is called {name!r}; known: {', '.join(tasks())}") from None
+        raise ModelPackageError(f"unknown task {name!r}; known tasks: {', '.join(tasks())}") from None
 
 
 def _task(name: str, entry: Mapping[str, Any]) -> Task:
@@ -113,6 +113,6 @@ def _crop(entry: Mapping[str, Any]) -> Crop:
 
 
 def _part(entry: Mapping[str, Any], of_task: tuple[str, ...]) -> TaskPart:
-    """A part that gives everything its task gives does not list it again."""
+    """Read a part; if it finds all structures of its task, the table does not repeat them."""
     structures = of_task if entry["structures"] is None else tuple(entry["structures"])
     return TaskPart(entry["dataset"], entry["model"], entry["release"], structures)

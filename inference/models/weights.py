@@ -1,7 +1,7 @@
-"""The weights of one fold: which names and shapes an architecture has, and a file that holds exactly those.
+"""The weights of one fold: the names and shapes that an architecture has, and the file that holds exactly these.
 
-The names are those of the state_dict of the classes in ``dynamic_network_architectures``, each weight once: what those
-classes hold under a second name (``all_modules``, ``decoder.encoder``) and the heads of deep supervision are left out.
+The names are those in the state_dict of the classes in ``dynamic_network_architectures``, each weight once: duplicates
+(``all_modules``, ``decoder.encoder``) and the heads of deep supervision are left out.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NAMED_IN_MESSAGES = 3
 
 
 def head_name(architecture: Architecture) -> str:
-    """The layer that makes the logits, at full resolution."""
+    """The layer that computes the logits at full resolution."""
     return f"decoder.seg_layers.{len(architecture.strides) - 2}"
 
 
 def shape_by_name(architecture: Architecture, classes: int) -> dict[str, tuple[int, ...]]:
-    """Every weight that inference needs."""
+    """The shape of every weight that inference needs."""
     encoder = _plain_encoder if architecture.network == "PlainConvUNet" else _residual_encoder
     return dict([*encoder(architecture), *_decoder(architecture, classes)])
 
@@ -40,14 +40,14 @@ def read_weights(path: Path, architecture: Architecture, classes: int) -> dict[s
     """The weights in the safetensors file ``path``, in float32.
 
     Raises:
-        ModelPackageError: not a safetensors file, or not exactly the weights of this network; nothing is left out.
+        ModelPackageError: not a safetensors file, or not exactly the weights of this network.
     """
     shapes = shape_by_name(architecture, classes)
     return _read(path, shapes, shapes)
 
 
 def read_head(path: Path, architecture: Architecture, classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of the same file only the last layer: its weights [C, features] and bias [C].
+    """Read only the last layer from the same file: its weights [C, features] and bias [C].
 
     Raises:
         ModelPackageError: as ``read_weights``.
@@ -63,7 +63,7 @@ def _read(path: Path, shapes: Mapping[str, tuple[int, ...]], wanted: Iterable[st
         with safe_open(path, framework="numpy") as file:
             _check_names(path, file.keys(), shapes)
             return {name: _checked(path, name, file.get_tensor(name), shapes[name]) for name in wanted}
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a type of number that numpy does not have
+    except (SafetensorError, OSError, TypeError) as error:  # TypeError: a number type that numpy does not have
         raise ModelPackageError(f"{path} is not a safetensors file of floating-point weights: {error}") from error
 
 
@@ -73,7 +73,7 @@ def _check_names(path: Path, names: Sequence[str], expected: Mapping[str, tuple[
         raise ModelPackageError(
             f"{path} does not fit the network of the manifest: "
             f"{len(missing)} weights are missing {missing[:_NAMED_IN_MESSAGES]}, "
-            f"{len(foreign)} are foreign {[name[:80] for name in foreign[:_NAMED_IN_MESSAGES]]}"
+            f"{len(foreign)} are unknown {[name[:80] for name in foreign[:_NAMED_IN_MESSAGES]]}"
         )
 
 
@@ -114,7 +114,7 @@ def _residual_encoder(design: Architecture) -> Iterator[tuple[str, tuple[int, ..
 
 
 def projection_name(block: str, *, pooled: bool) -> str:
-    """The 1 x 1 x 1 convolution beside a residual block comes after the pooling, where there is one."""
+    """The 1 x 1 x 1 convolution in the skip path of a residual block, which follows the pooling if there is one."""
     return f"{block}.skip.{int(pooled)}"
 
 

@@ -1,7 +1,7 @@
-"""Labelled synthetic CT patients: all 104 structures of the paper at plausible places, sizes and attenuation.
+"""Labelled synthetic CT patients: all 104 structures of the paper with plausible position, size and attenuation.
 
-They are no substitute for patients.  They give a known truth to tests, the demo, benchmarks and the training of the
-demo model.  ``Patient.from_seed(seed)`` draws a body, ``render`` puts it on any grid, ``phantom`` does both.
+They do not replace real patients. They provide a known truth for tests, the demo, benchmarks and the training of the
+demo model. ``Patient.from_seed(seed)`` draws a body, ``render`` puts it on any grid, ``phantom`` does both.
 """
 
 from inference.phantom.case import FieldOfView, Phantom, grid, phantom, whole_body_grid, write_nifti

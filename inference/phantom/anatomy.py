@@ -1,8 +1,8 @@
-"""The anatomy of the reference adult, read once from the tables in ``data/``.
+"""The anatomy of the reference adult, read from the tables in ``data/``.
 
-All lengths are mm in the body frame (:mod:`inference.phantom.shapes`). A structure that comes in pairs has one row, of
-the left side: ``lateral_mm`` and the turns about the long and the sagittal axis change sign on the right, ``x_mm`` does
-not. ``spine_z_mm`` makes ``y_mm`` count from the vertebral bodies at that height.
+All lengths are mm in the body frame (:mod:`inference.phantom.shapes`). A paired structure has one row, for the left
+side: ``lateral_mm`` and the turns about the long and the sagittal axis change sign on the right, ``x_mm`` does not. If
+``spine_z_mm`` is given, ``y_mm`` is relative to the vertebral bodies at that height.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class Tissue:
     """A row of ``tissues.csv``: attenuation in each contrast phase, and the SD of its low-frequency inhomogeneity.
 
-    Typical values of adult abdominal and chest CT at 120 kV; they need only be plausible and ordered as in life (fat
+    Typical values for adult abdominal and chest CT at 120 kV; they need only be plausible and ordered as in life (fat
     below water below muscle below enhanced organ below bone).
     """
 
@@ -43,7 +43,7 @@ class Tissue:
 
 @dataclass(frozen=True, slots=True)
 class Vertebra:
-    """A row of ``vertebrae.csv``: heights of the end plates, half axes of the body, and the processes behind it."""
+    """A row of ``vertebrae.csv``: heights of the end plates, semi-axes of the body, and the processes behind it."""
 
     name: str
     bottom_mm: float
@@ -61,7 +61,7 @@ class Vertebra:
 
 @dataclass(frozen=True, slots=True)
 class Rib:
-    """A row of ``ribs.csv``: how far it runs round the cage, from the spine (0) to the sternum (180), and falls."""
+    """A row of ``ribs.csv``: how far the rib runs around the cage (0 spine, 180 sternum), and how far it falls."""
 
     number: float
     first_deg: float
@@ -73,7 +73,7 @@ class Rib:
 
 @dataclass(frozen=True, slots=True)
 class FieldExtent:
-    """A row of ``fields_of_view.csv``: heights above the femoral heads, and half the width of the image."""
+    """A row of ``fields_of_view.csv``: heights above the femoral heads, and half the image width."""
 
     field_of_view: str
     bottom_mm: float
@@ -83,7 +83,7 @@ class FieldExtent:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A row of ``ellipsoids.csv``, with the spreads by which one patient differs from another."""
+    """A row of ``ellipsoids.csv``, with the standard deviations between patients."""
 
     ellipsoid: str
     x_mm: float
@@ -159,7 +159,7 @@ def tissues() -> dict[str, Tissue]:
 
 @cache
 def vertebrae() -> dict[str, Vertebra]:
-    """Every vertebra but the atlas by name, from below."""
+    """Every vertebra except the atlas by name, from the bottom up."""
     return {row.name: row for row in _table("vertebrae.csv", Vertebra)}
 
 
@@ -171,7 +171,7 @@ def ribs() -> dict[int, Rib]:
 
 @cache
 def fields_of_view() -> dict[str, FieldExtent]:
-    """What an examination may cover, by name."""
+    """The body regions that an examination may cover, by name."""
     return {row.field_of_view: row for row in _table("fields_of_view.csv", FieldExtent)}
 
 
@@ -201,7 +201,7 @@ def radii(name: str) -> Points:
 
 
 def profile_at(name: str, z: float) -> float:
-    """A length that changes along the body, at reference height ``z``."""
+    """The value at reference height ``z`` of a length that changes along the body."""
     heights, values = _profile(name)
     return float(np.interp(z, heights, values))
 
@@ -245,7 +245,7 @@ def read_table(lines: Iterable[str], file_name: str, kind: type[_Row]) -> tuple[
     """The rows of a table; its columns must be the fields of ``kind``.
 
     Raises:
-        InvalidValueError: other columns, an entry that is no finite number, or two equal rows.
+        InvalidValueError: other columns, an entry that is not a finite number, or two equal rows.
     """
     columns = {field.name: str(field.type) for field in fields(kind)}
     make: Callable[..., _Row] = kind
@@ -259,7 +259,7 @@ def read_table(lines: Iterable[str], file_name: str, kind: type[_Row]) -> tuple[
         where = f"{file_name}:{number}: "
         rows.append(make(**{name: _value(row[name], wanted, where + name) for name, wanted in columns.items()}))
     if len(set(rows)) < len(rows):
-        raise InvalidValueError(f"{file_name} holds two equal rows")
+        raise InvalidValueError(f"{file_name} has two equal rows")
     return tuple(rows)
 
 

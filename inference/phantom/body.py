@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def body_parts(patient: Patient) -> list[Part]:
-    """All parts of a patient; where two overlap the later one wins, so bones and vessels come last."""
+    """All parts of a patient; where two overlap, the later one wins, so bones and vessels come last."""
     plan = Plan(patient)
     for paint in (
         paint_surface,

@@ -1,4 +1,4 @@
-"""One phantom as a case: a patient on a grid with his CT and the truth about it."""
+"""One phantom as a case: a synthetic patient on a grid, with the CT and the true labels."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRUTH = ModelIdentity(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Phantom:
-    """A synthetic patient, his CT and the label of every voxel centre, on one grid."""
+    """A synthetic patient, the CT, and the label of every voxel centre, on one grid."""
 
     patient: Patient
     volume: Volume
@@ -43,13 +43,13 @@ def grid(
     field_of_view: FieldOfView = "whole",
     shift_mm: tuple[float, ...] = (0.0, 0.0, 0.0),
 ) -> Geometry:
-    """An axial grid (head first, supine) about the named part of this patient.
+    """An axial grid (head first, supine) around the given region of this patient.
 
     Args:
-        patient: whose body is to be covered.
-        spacing_xyz_mm: distance of columns, rows and planes.
-        field_of_view: which part; narrower ones cut off the arms as in a routine examination.
-        shift_mm: displacement of the first voxel, to move voxel centres relative to the body.
+        patient: the patient to cover.
+        spacing_xyz_mm: distance between columns, rows and planes.
+        field_of_view: the region; narrow ones cut off the arms as in a routine examination.
+        shift_mm: displacement of the first voxel, which moves the voxel centres relative to the body.
     """
     covered = fields_of_view()[field_of_view]
     low, high = (float(z) for z in Build(patient).height(np.array([covered.bottom_mm, covered.top_mm])))
@@ -76,7 +76,7 @@ def whole_body_grid(
 def phantom(
     seed: int, spacing_xyz_mm: tuple[float, float, float] = (0.8, 0.8, 2.0), field_of_view: FieldOfView = "whole"
 ) -> Phantom:
-    """Draw a patient and scan him; the same arguments always give the same voxels."""
+    """Draw a patient and simulate the scan; the same arguments always give the same voxels."""
     patient = Patient.from_seed(seed)
     geometry = grid(patient, spacing_xyz_mm, field_of_view)
     names = paper_labels()
@@ -85,7 +85,7 @@ def phantom(
 
 
 def write_nifti(case: Phantom, folder: Path) -> tuple[Path, Path]:
-    """Write ``ct.nii.gz`` and ``labels.nii.gz`` into ``folder`` (created if missing); returns both paths."""
+    """Write ``ct.nii.gz`` and ``labels.nii.gz`` to ``folder`` (created if missing) and return both paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "ct.nii.gz", folder / "labels.nii.gz"
     for path, array in zip(paths, (case.volume.voxels_zyx, case.truth.labels_zyx), strict=True):

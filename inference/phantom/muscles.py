@@ -16,7 +16,7 @@ SOFT = ("fat", "muscle", "soft")
 
 
 def paint_muscles(plan: Plan) -> None:
-    """Painted before the bones, which they embrace."""
+    """Paint the muscles; call before painting the bones, which they surround."""
     girth = plan.patient.size("muscularity", 0.05)
     for side, sign in SIDES:
         for muscle, scale, over in (
@@ -35,7 +35,7 @@ def paint_muscles(plan: Plan) -> None:
 
 
 def _autochthon(plan: Plan, side: str, sign: float, girth: float) -> None:
-    """Beside the spine from the sacrum to the skull, not across the midline."""
+    """Along the spine from the sacrum to the skull, without crossing the midline."""
     name = f"autochthon_{side}"
     heights = np.arange(45.0, 660.0, 30.0)
     course = [

@@ -1,6 +1,4 @@
-"""One synthetic patient: everything about him that a seed decides, and the smooth way in which his body departs from
-the reference adult.
-"""
+"""One synthetic patient: everything that the seed determines, and the smooth deviation from the reference adult."""
 
 from __future__ import annotations
 
@@ -26,8 +24,8 @@ LANDMARK_HEIGHTS_MM = np.array([-300.0, 0.0, 105.0, 285.0, 440.0, 585.0, 715.0, 
 class Patient:
     """The parameters of one synthetic adult. Lengths are mm, factors are relative to the reference adult.
 
-    What is not listed here (the place and size of each single organ) is drawn by :meth:`shift_mm` and :meth:`size`
-    from the seed and the structure's name, so that a change of one structure leaves all others as they are.
+    The position and size of each organ is not listed here, but drawn by :meth:`shift_mm` and :meth:`size` from the seed
+    and the structure's name, so that a change to one structure does not affect the others.
     """
 
     seed: int
@@ -40,9 +38,9 @@ class Patient:
     contrast_phase: ContrastPhase
     arms_raised: bool
     yaw_deg: float
-    """Rotation about the long axis as he lies on the table."""
+    """Rotation about the long axis on the table."""
     offset_lps_mm: tuple[float, float, float]
-    """Where the midpoint of the femoral heads lies in LPS."""
+    """Position of the midpoint of the femoral heads in LPS."""
     noise_sd_hu: float
     aorta_factor: float
     """Diameter of the aorta; grows with age."""
@@ -55,8 +53,8 @@ class Patient:
     def from_seed(cls, seed: int) -> Patient:
         """Draw a patient; the same seed always gives the same patient.
 
-        The age trends follow the age study of arXiv 2208.05868 (section "Aging"): the aorta widens, back muscle loses
-        attenuation. Their strength is chosen so that a few hundred patients show both.
+        Trends with age follow the age study of arXiv 2208.05868 (section "Aging"): the aorta widens, back muscle loses
+        attenuation. They are strong enough for a few hundred patients to show both.
         """
         rng = np.random.default_rng([seed, 104])
         age = int(rng.integers(20, 91))
@@ -83,11 +81,11 @@ class Patient:
         )
 
     def random(self, *purpose: str) -> np.random.Generator:
-        """A stream of its own for each purpose."""
+        """A separate random stream for each purpose."""
         return np.random.default_rng([self.seed, *(zlib.crc32(word.encode()) for word in purpose)])
 
     def shift_mm(self, name: str, sd_mm: float) -> Points:
-        """Displacement of one structure from its usual place, (x, y, z) in the body frame."""
+        """Displacement of one structure from its usual position, (x, y, z) in the body frame."""
         shift: Points = np.clip(self.random("shift", name).normal(0, sd_mm, 3), -2.2 * sd_mm, 2.2 * sd_mm)
         return shift
 
@@ -102,9 +100,9 @@ class Patient:
 
 
 class Build:
-    """The patient's smooth departure from the reference adult: proportions along the body, curvature of the spine.
+    """The patient's smooth deviation from the reference adult: proportions along the body, curvature of the spine.
 
-    Neighbouring structures move together, so that the topology of the reference adult is kept.
+    Neighbouring structures move together, which preserves the topology of the reference adult.
     """
 
     def __init__(self, patient: Patient) -> None:
@@ -120,15 +118,15 @@ class Build:
         self._tilt = rng.normal(0, 0.008, 2)
 
     def height(self, z: float | Points) -> Points:
-        """Height of this patient's body that corresponds to height ``z`` of the reference."""
+        """Height in this patient that corresponds to height ``z`` in the reference adult."""
         return np.asarray(np.interp(z, LANDMARK_HEIGHTS_MM, self._heights))
 
     def across(self, z: float | Points) -> Points:
-        """Factor of left-right distances at reference height ``z``."""
+        """Scale factor of left-right distances at reference height ``z``."""
         return np.asarray(np.interp(z, LANDMARK_HEIGHTS_MM, self._across))
 
     def depth(self, z: float | Points) -> Points:
-        """Factor of anterior-posterior distances at reference height ``z``."""
+        """Scale factor of anterior-posterior distances at reference height ``z``."""
         return np.asarray(np.interp(z, LANDMARK_HEIGHTS_MM, self._depth))
 
     def sway(self, z: float | Points) -> Points:
@@ -139,7 +137,7 @@ class Build:
         return result
 
     def place(self, points: Points) -> Points:
-        """Move reference positions (..., 3) to this patient's."""
+        """Map reference positions (..., 3) to this patient."""
         z = points[..., 2]
         sway = self.sway(z)
         return np.stack(

@@ -1,4 +1,4 @@
-"""The list of painted parts that makes a body, and short ways to say a part in reference coordinates."""
+"""The list of painted parts that make up a body, and shorthands for solids in reference coordinates."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ VERTICAL = np.array([0.0, 0.0, 1.0])
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One stroke of the brush. Later parts cover earlier ones, within ``over`` if that is given.
+    """One painted solid. Later parts cover earlier ones, restricted to ``over`` if it is given.
 
-    ``tissue`` None keeps the tissue that is there and only gives it to ``structure`` (the face).
+    ``tissue`` None keeps the existing tissue and only assigns it to ``structure`` (the face).
     """
 
     solid: Solid
@@ -47,7 +47,7 @@ class Part:
 
 
 class Plan:
-    """Collects the parts of one patient; all coordinates given to it are those of the reference adult."""
+    """Collects the parts of one patient; all coordinates are those of the reference adult."""
 
     def __init__(self, patient: Patient) -> None:
         self.patient = patient
@@ -82,7 +82,7 @@ class Plan:
         along: Points | None = None,
         grow_mm: float = 0.0,
     ) -> Ellipsoid:
-        """An ellipsoid; shift, size and turn are varied by the streams of ``name`` with the given spreads."""
+        """An ellipsoid; the random streams of ``name`` vary shift, size and turn by the given standard deviations."""
         patient = self.patient
         middle = np.asarray(centre, dtype=np.float64)
         if along is None:
@@ -141,14 +141,14 @@ class Plan:
         scale: Sequence[float] | Points | float = 1.0,
         grow_mm: float = 0.0,
     ) -> Ellipsoid:
-        """The ellipsoid called ``shape`` in the tables, varied by the streams of ``stream``.
+        """The ellipsoid named ``shape`` in the tables, varied by the random streams of ``stream``.
 
         Args:
-            stream: whose random streams vary place, size and turn by the spreads of the table.
+            stream: name of the random streams that vary position, size and turn by the table's standard deviations.
             shape: a row of ``ellipsoids.csv``.
             sign: 1 for the left side, -1 for the right.
-            move: added to the centre, mm.
-            scale: of the radii.
+            move: added to the centre, in mm.
+            scale: multiplies the radii.
             grow_mm: added to the radii.
         """
         row = shapes()[shape]
@@ -179,8 +179,9 @@ class Plan:
         grow_mm: float = 0.0,
         straight: bool = False,
     ) -> Tube:
-        """The tube called ``course`` in ``courses.csv``; ``move`` (mm) is added to its points, ``scale`` multiplies
-        its radii, the rest as :meth:`tube`.
+        """The tube named ``course`` in ``courses.csv``, as in :meth:`tube`.
+
+        ``move`` (mm) is added to its points, ``scale`` multiplies its radii.
         """
         return self.tube(
             stream,
@@ -198,7 +199,7 @@ class Plan:
     def trunk(self, table: Sequence[Sequence[float]] | Points, grow_mm: float = 0.0) -> Trunk:
         """A trunk from rows (z, centre x, centre y, half width, half depth) in ascending z."""
         rows = np.asarray(table, dtype=np.float64)
-        # the landmarks where the proportions change become rows too, so that the trunk bends with all else
+        # the landmarks where the proportions change become rows too, so that the trunk follows the rest of the body
         heights = np.unique(
             np.concatenate([rows[:, 0], LANDMARK_HEIGHTS_MM, np.arange(rows[0, 0], rows[-1, 0], 20.0)]).clip(
                 rows[0, 0], rows[-1, 0]

@@ -1,4 +1,4 @@
-"""Draws a patient on any grid: labels exactly, attenuation with point spread, texture and noise."""
+"""Renders a patient on any grid: exact labels, and attenuation with point spread, texture and noise."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from inference.phantom.shapes import Bounds
 
 VOXELS_PER_BLOCK = 1 << 20
-"""Work is cut into blocks of about this many voxels, whose temporaries stay in the cache."""
+"""Voxels per block of work, few enough for the temporary arrays to stay in the cache."""
 
 POINT_SPREAD_SD_MM = 0.65
 SLICE_SENSITIVITY_SD = 0.35
@@ -41,11 +41,11 @@ class Canvas:
 
     @classmethod
     def for_patient(cls, patient: Patient, geometry: Geometry) -> Canvas:
-        """Size and posture of ``patient`` on ``geometry``."""
+        """The canvas that maps ``geometry`` to the body frame of ``patient``."""
         return cls(geometry, np.linalg.inv(lps_from_body(patient)) @ geometry.affine_lps)
 
     def blocks(self, bounds: Bounds) -> Iterator[Block]:
-        """Blocks of voxels that cover the box ``bounds`` (mm, body frame) as far as it lies on the grid."""
+        """Blocks of voxels that cover the part of the box ``bounds`` (mm, body frame) on the grid."""
         shape_xyz = np.array(self.geometry.shape_zyx[::-1])
         low, high = (np.clip(corner, -1e5, 1e5) for corner in bounds)
         corners = np.array(
@@ -76,12 +76,12 @@ def render(patient: Patient, geometry: Geometry, label_by_name: dict[str, int]) 
     """Render a patient on any grid.
 
     Args:
-        patient: who.
-        geometry: any spacing, orientation and field of view; voxels outside of the patient are air.
+        patient: the patient to render.
+        geometry: any spacing, orientation and field of view; voxels outside the patient are air.
         label_by_name: label of each structure.
 
     Returns:
-        The CT (int16 HU) and the labels, uint8 [z, y, x]; a label says which structure the voxel's *centre* lies in.
+        The CT (int16 HU) and the labels, uint8 [z, y, x]; a label names the structure at the voxel's *centre*.
     """
     parts = body_parts(patient)
     palette = _palette(parts)
@@ -141,7 +141,7 @@ def _attenuation(patient: Patient, geometry: Geometry, codes: NDArray[np.uint8],
         hu = hu_table[slab]
         hu += texture_table[slab] * (along[low:high] @ in_plane).reshape(slab.shape)
         for axis, sd in enumerate(blur):
-            # a grid much coarser than the scanner's blur samples points, as resampling of a fine series does
+            # a grid much coarser than the scanner's blur samples points, as if resampled from a fine series
             if sd >= SMALLEST_BLUR_VOXELS and not (axis == 0 and geometry.spacing_xyz_mm[2] > 3.5):
                 hu = ndimage.gaussian_filter1d(hu, sd, axis=axis, mode="nearest", radius=2)
         hu = hu[first - low : last - low]
@@ -152,10 +152,10 @@ def _attenuation(patient: Patient, geometry: Geometry, codes: NDArray[np.uint8],
 
 
 def _texture_waves(patient: Patient, geometry: Geometry) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Factors of the texture, sum over m of along[z, m] * in_plane[m, y * x], of standard deviation about one.
+    """Factors of the texture, sum over m of along[z, m] * in_plane[m, y * x], with a standard deviation of about one.
 
-    Plane waves of 15 to 60 mm along the grid's own axes: a product of two small matrices costs nothing beside a
-    three-dimensional interpolation.
+    The texture consists of plane waves of 15 to 60 mm along the grid axes, because a product of two small matrices is
+    far cheaper than a three-dimensional interpolation.
     """
     rng = patient.random("texture")
     planes, rows, columns = geometry.shape_zyx

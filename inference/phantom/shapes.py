@@ -1,9 +1,9 @@
-"""Analytic solids of which a synthetic patient is made, each evaluated only inside its bounding box.
+"""The analytic solids that make up a synthetic patient, each evaluated only inside its bounding box.
 
 All lengths are millimetres in the *body frame* of the phantom: the axes of LPS (+x to the patient's Left, +y Posterior,
-+z Superior), the origin midway between the two femoral heads, at the size of the reference adult.  The patient's size
-and the way he lies on the table are one affine map from a voxel index to that frame (:class:`Block`), so a solid never
-knows about the grid that it is drawn on.
++z Superior), the origin midway between the two femoral heads, at the size of the reference adult. The patient's size
+and position on the table are one affine map from a voxel index to that frame (:class:`Block`), so solids do not depend
+on the grid.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Solid(Protocol):
     """A region of space."""
 
     def pieces(self) -> Iterator[Solid]:
-        """The parts that are worth a bounding box of their own; their union is the solid."""
+        """The parts that deserve their own bounding box; their union is the solid."""
         ...
 
     def bounds(self) -> Bounds:
@@ -97,7 +97,7 @@ class Ellipsoid:
         return self.centre - reach, self.centre + reach
 
     def contains(self, block: Block) -> Mask:
-        """Inside of u^2 + v^2 + |w|^flatness = 1."""
+        """Inside u^2 + v^2 + |w|^flatness = 1."""
         total: Floats = np.zeros((1, 1, 1), dtype=np.float32)
         for k in range(3):
             normal = self.axes[:, k] / self.radii[k]
@@ -130,7 +130,7 @@ class Segment:
         return np.minimum(self.start, self.end) - reach, np.maximum(self.start, self.end) + reach
 
     def contains(self, block: Block) -> Mask:
-        """Distance to the axis, measured in radii, at most one."""
+        """Whether the distance to the axis, in radii, is at most one."""
         axis = self.end - self.start
         length = max(float(np.linalg.norm(axis)), 1e-6)
         axis = axis / length
@@ -159,7 +159,7 @@ class Tube:
     broad: Points
 
     def pieces(self) -> Iterator[Solid]:
-        """Its segments, whose boxes are far smaller than the box around the whole curve."""
+        """The segments, whose boxes are far smaller than the box around the whole curve."""
         for k in range(len(self.points) - 1):
             yield Segment(self.points[k], self.points[k + 1], self.radii[k], self.radii[k + 1], self.broad)
 
@@ -169,7 +169,7 @@ class Tube:
         return self.points.min(axis=0) - reach, self.points.max(axis=0) + reach
 
     def contains(self, block: Block) -> Mask:
-        """Inside of any segment."""
+        """Inside any segment."""
         inside: Mask = np.zeros((1, 1, 1), dtype=np.bool_)
         for piece in self.pieces():
             inside = inside | piece.contains(block)
@@ -178,7 +178,7 @@ class Tube:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trunk:
-    """A solid whose horizontal sections are ellipses given by tables over z (body outline, rib cage, lungs)."""
+    """A solid with elliptical horizontal sections, given by tables over z (body outline, rib cage, lungs)."""
 
     heights: Points
     """Ascending z, mm; the solid ends at the first and the last."""
@@ -219,7 +219,7 @@ class Trunk:
         return inside
 
     def grown(self, across_mm: float | Points, depth_mm: float | Points) -> Trunk:
-        """The same solid with half width and half depth enlarged (or, negative, reduced)."""
+        """The same solid with half width and half depth enlarged, or reduced by negative values."""
         return Trunk(
             self.heights,
             self.centre_x,
@@ -234,7 +234,7 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HalfSpace:
-    """Everything on the side of a plane to which ``normal`` points; only ever used to cut another solid."""
+    """Everything on the side of a plane to which ``normal`` points; used only to cut other solids."""
 
     point: Points
     normal: Points
@@ -271,7 +271,7 @@ def rotation(yaw_deg: float = 0.0, pitch_deg: float = 0.0, roll_deg: float = 0.0
 
 
 def axes_along(direction: Points, reference: Points) -> Points:
-    """Rotation whose third axis is ``direction`` and whose first lies as near to ``reference`` as possible."""
+    """Rotation whose third axis is ``direction`` and whose first axis is as close to ``reference`` as possible."""
     third = direction / np.linalg.norm(direction)
     first = reference - (reference @ third) * third
     norm = float(np.linalg.norm(first))

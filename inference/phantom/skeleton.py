@@ -1,4 +1,4 @@
-"""Bones: skull, spine, ribs, shoulder girdle, arms, pelvis, femurs; and the few unlabelled ones between them."""
+"""Bones: skull, spine, ribs, shoulder girdle, arms, pelvis, femurs, and the few unlabelled ones between them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ATLAS_Z = 700.0
 
 
 def paint_skeleton(plan: Plan) -> None:
-    """All bones, cortical shell first and spongy core over it."""
+    """Paint all bones, first the cortical shell and then the spongy core."""
     _skull(plan)
     _sternum(plan)
     _shoulder_girdle(plan)
@@ -47,7 +47,7 @@ def _spine(plan: Plan) -> None:
 
 
 def _vertebra(plan: Plan, row: Vertebra) -> None:
-    """Arch, spinous and transverse processes, and over them the body."""
+    """Arch, spinous and transverse processes, then the body over them."""
     structure = f"vertebrae_{row.name}"
     middle = (row.bottom_mm + row.top_mm) / 2
     y = spine_at(middle)
@@ -104,7 +104,7 @@ def _atlas(plan: Plan) -> None:
 
 
 def _rib(plan: Plan, number: int, side: str, sign: float) -> None:
-    """From its vertebra round the cage, falling on the way; the first seven run on to the sternum as cartilage."""
+    """From its vertebra around the cage, sloping downwards; the first seven continue to the sternum as cartilage."""
     structure = f"rib_{side}_{number}"
     patient, rib, vertebra = plan.patient, ribs()[number], vertebrae()[f"T{number}"]
     start = vertebra.top_mm - 3.0
@@ -144,7 +144,7 @@ def _shoulder_girdle(plan: Plan) -> None:
 
 
 def _scapula(plan: Plan, structure: str, sign: float, lift: float) -> None:
-    """A triangular plate, as a fan of flat tubes, with its spine, socket and coracoid process."""
+    """A triangular plate, made of a fan of flat tubes, with its spine, socket and coracoid process."""
     turn = 22.0 if plan.patient.arms_raised else 0.0
     low = (sign * (92 + turn), 84 - turn * 0.35, 440 + turn * 0.6)
     medial, lateral = np.array((sign * 66, 98, 545)), np.array((sign * 134, 46, 538))

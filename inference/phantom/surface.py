@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from inference.phantom.plan import Plan
 
 SUBCUTANEOUS_SHARE = ((-260, 0.8), (0, 1.15), (130, 1.2), (300, 0.8), (480, 0.6), (600, 0.35), (720, 0.15))
-"""(z, thickness of the subcutaneous fat in parts of the patient's ``fat_mm``)."""
+"""(z, thickness of the subcutaneous fat as a fraction of the patient's ``fat_mm``)."""
 SKIN_MM = 2.5
 SCALP_MM = 3.0
 
 
 def paint_surface(plan: Plan) -> None:
-    """Everything that is not a structure of its own: table, skin, subcutaneous fat, muscle, cavity fat."""
+    """Paint everything that is not a structure: table, skin, subcutaneous fat, muscle, cavity fat."""
     _table(plan)
     envelope = plan.trunk(trunk("muscle_envelope"))
     heights, shares = np.array(SUBCUTANEOUS_SHARE).T
@@ -37,7 +37,7 @@ def paint_surface(plan: Plan) -> None:
 
 
 def paint_lungs(plan: Plan) -> None:
-    """Mediastinal fat, five lobes parted by oblique and horizontal fissures, the domes of the diaphragm."""
+    """Paint mediastinal fat, five lobes divided by oblique and horizontal fissures, and the domes of the diaphragm."""
     patient = plan.patient
     plan.paint(plan.trunk(trunk("mediastinum")), "fat")
     inspiration = float(patient.random("inspiration").normal(0, 7))
@@ -102,7 +102,7 @@ def _limbs(plan: Plan, tissue: str, grow_mm: float) -> None:
 
 
 def _table(plan: Plan) -> None:
-    """A lens-shaped table top: a shell of carbon fibre about foam."""
+    """A lens-shaped table top: a carbon-fibre shell around foam."""
     middle = 106 + 1.15 * plan.patient.fat_mm + SKIN_MM + 22
     heights = np.array([-400.0, 1000.0])
     flat = np.ones(2)

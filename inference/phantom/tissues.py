@@ -1,4 +1,4 @@
-"""The palette of what can be painted, and the attenuation of a tissue in one patient."""
+"""The palette of structures and tissues, and the attenuation of a tissue in one patient."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Palette:
-    """Numbers 0..255 for each pair (structure or None, tissue) that a phantom is painted with; 0 is air."""
+    """A number 0..255 for each pair (structure or None, tissue) in a phantom; 0 is air."""
 
     def __init__(self, pairs: Iterable[tuple[str | None, str]]) -> None:
         self.codes: dict[tuple[str | None, str], int] = {(None, "air"): 0}
         for pair in pairs:
             self.codes.setdefault(pair, len(self.codes))
         if len(self.codes) > 256:
-            raise ValueError(f"a palette holds 256 tissues, not {len(self.codes)}")
+            raise ValueError(f"a palette holds at most 256 tissues, not {len(self.codes)}")
 
     def codes_of_tissues(self, names: Iterable[str]) -> NDArray[np.bool_]:
         """Look-up table (256,): true for the codes of these tissues."""
@@ -35,7 +35,7 @@ class Palette:
         return table
 
     def relabelled(self, structure: str) -> NDArray[np.uint8]:
-        """Look-up table (256,) that gives every unlabelled tissue to ``structure`` and leaves the rest."""
+        """Look-up table (256,) that assigns every unlabelled tissue to ``structure`` and keeps the rest."""
         table = np.arange(256, dtype=np.uint8)
         for (owner, tissue), code in self.codes.items():
             if owner is None and (structure, tissue) in self.codes:
@@ -66,7 +66,7 @@ class Palette:
 
 
 def attenuation_hu(patient: Patient, tissue: str) -> float:
-    """Mean attenuation of a tissue in this patient: phase, age and a few HU of his own."""
+    """Mean attenuation of a tissue in this patient: phase, age and an individual few HU."""
     row = tissues()[tissue]
     by_phase = {"native": row.native_hu, "arterial": row.arterial_hu, "portal_venous": row.portal_venous_hu}
     value = by_phase[patient.contrast_phase]

@@ -18,14 +18,14 @@ HEART_MIDDLE = np.array([10.0, -38.0, 418.0])
 
 
 def paint_veins(plan: Plan) -> None:
-    """Vena cava, iliac veins, portal and splenic vein, superior vena cava (unlabelled)."""
+    """Paint vena cava, iliac veins, portal and splenic vein, superior vena cava (unlabelled)."""
     size = plan.patient.size("veins", 0.07)
     for side, sign in SIDES:
         name = f"iliac_vena_{side}"
         plan.paint(plan.named_tube(name, "iliac_vein", sign, scale=size, wander_mm=1.5), "iliac_vein", name)
     name = "inferior_vena_cava"
     move = np.zeros((6, 3))
-    move[:4, 0] = plan.patient.shift_mm("cava", 2.0)[0]  # where it enters the heart it keeps its place
+    move[:4, 0] = plan.patient.shift_mm("cava", 2.0)[0]  # it does not move where it enters the heart
     plan.paint(plan.named_tube(name, name, move=move, scale=size), "vein", name)
     plan.paint(
         plan.named_tube("portal", "portal_and_splenic_vein", scale=size, shift_mm=2.5, wander_mm=2),
@@ -35,7 +35,7 @@ def paint_veins(plan: Plan) -> None:
 
 
 def paint_heart(plan: Plan) -> None:
-    """Pericardial fat, four chambers, myocardium; systemic veins above."""
+    """Paint pericardial fat, four chambers, myocardium, and the systemic veins above."""
     move = plan.patient.shift_mm("heart", 4.0)
     size = plan.patient.size("heart", 0.06)
     plan.paint(plan.named_tube("vena_cava_superior", "superior_vena_cava"), "right_heart")
@@ -60,7 +60,7 @@ def paint_heart(plan: Plan) -> None:
 
 
 def paint_arteries(plan: Plan) -> None:
-    """Pulmonary artery, aorta with its arch to the left, iliac arteries."""
+    """Paint the pulmonary artery, the aorta with its arch to the left, and the iliac arteries."""
     patient = plan.patient
     pulmonary = patient.size("pulmonary", 0.06)
     move = patient.shift_mm("heart", 4.0) * 0.7

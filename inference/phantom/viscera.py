@@ -16,7 +16,7 @@ NOT_LUNG = ("fat", "muscle", "soft", "gut_wall", "gut_fluid", "stool", "gas", "s
 
 
 def paint_brain(plan: Plan) -> None:
-    """Cerebrum, cerebellum and brain stem with ventricles; painted into the skull."""
+    """Paint cerebrum, cerebellum and brain stem with ventricles into the skull."""
     for shape in ("cerebrum", "cerebellum"):
         plan.paint(plan.named_ellipsoid("brain", shape), "brain", "brain")
     plan.paint(plan.named_tube("brain_stem", "brain_stem"), "brain", "brain")
@@ -26,7 +26,7 @@ def paint_brain(plan: Plan) -> None:
 
 
 def paint_airway(plan: Plan) -> None:
-    """Trachea with the main bronchi, thyroid, oesophagus."""
+    """Paint the trachea with the main bronchi, thyroid, and oesophagus."""
     for _, sign in SIDES:
         plan.paint(plan.named_ellipsoid("thyroid", "thyroid", sign), "thyroid")
     shift = plan.patient.shift_mm("airway", 2.0)
@@ -39,7 +39,7 @@ def paint_airway(plan: Plan) -> None:
 
 
 def paint_upper_abdomen(plan: Plan) -> None:
-    """Liver, gallbladder, spleen, kidneys, adrenal glands, pancreas."""
+    """Paint liver, gallbladder, spleen, kidneys, adrenal glands, and pancreas."""
     cavity = plan.trunk(trunk("abdominal_cavity"), grow_mm=3.0)
     move = plan.patient.shift_mm("liver", 4.0)
     size = plan.patient.size("liver", 0.05)
@@ -63,7 +63,7 @@ def paint_upper_abdomen(plan: Plan) -> None:
 
 
 def _adrenal_gland(plan: Plan, name: str, sign: float) -> None:
-    """Two limbs that part backwards."""
+    """Two limbs that diverge posteriorly."""
     row = shapes()[name]
     middle = row.centre(sign) + plan.patient.shift_mm(name, 2.5)
     for yaw, offset in ((sign * -28, -6.0), (sign * 24, 6.0)):
@@ -73,7 +73,7 @@ def _adrenal_gland(plan: Plan, name: str, sign: float) -> None:
 
 
 def paint_gut(plan: Plan) -> None:
-    """Small bowel, colon, duodenum, stomach: a wall, contents, gas where it rises (anterior)."""
+    """Paint small bowel, colon, duodenum and stomach with a wall, contents, and gas where it rises (anterior)."""
     _small_bowel(plan)
     _colon(plan)
     _hollow(
@@ -115,7 +115,7 @@ def _colon(plan: Plan) -> None:
 
 
 def _small_bowel(plan: Plan) -> None:
-    """Loops that wind through the middle of the abdomen, row above row."""
+    """Loops that wind through the middle of the abdomen in rows."""
     rng = plan.patient.random("small_bowel")
     points = []
     for row, z in enumerate(np.arange(96.0, 232.0, 23.0)):
@@ -145,7 +145,7 @@ def _hollow(
 
 
 def paint_bladder(plan: Plan) -> None:
-    """Bladder, filled more or less."""
+    """Paint the bladder, with variable filling."""
     fill = plan.patient.size("bladder", 0.1)
     for tissue, grow in (("gut_wall", 0.0), ("urine", -3.5)):
         solid = plan.named_ellipsoid("bladder", "bladder", move=(0.0, 0.0, 10 * (fill - 1)), scale=fill, grow_mm=grow)
@@ -153,6 +153,6 @@ def paint_bladder(plan: Plan) -> None:
 
 
 def paint_face(plan: Plan) -> None:
-    """The front of the head with skin, soft tissue, bone and air that have no name of their own."""
+    """Assign the unlabelled skin, soft tissue, bone and air at the front of the head to the face."""
     front = plan.half_space((0, -62, 738), (0, -1, 0.12))
     plan.paint(plan.named_ellipsoid("face", "face"), None, "face", inside=[front])

@@ -1,1 +1,1 @@
-"""Training of the demo model on phantoms, in nnU-Net v2 folder format."""
+"""Trains the demo model on phantoms and writes it as an nnU-Net v2 model folder."""

@@ -1,8 +1,8 @@
-"""Training cases: phantoms on the network's grid, made once and kept in a folder.
+"""Training cases: phantoms on the network's grid, rendered once and kept in a folder.
 
-A case is one synthetic patient from the vertex to mid-thigh on an isotropic grid of the network's spacing whose origin
-is drawn at random, so that no structure always falls on voxel centres.  Arrays are stored in the order that the network
-sees, nnU-Net's: RAS canonical, indexed [z, y, x] (x ascends to the patient's Right, y to Anterior, z to Superior).
+A case is one synthetic patient from the vertex to mid-thigh, on an isotropic grid of the network's spacing with random
+origin, so that no structure always falls on voxel centres. Arrays are stored in nnU-Net's order, as the network sees
+them: RAS canonical, indexed [z, y, x] (x ascends to the patient's Right, y to Anterior, z to Superior).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FIRST_TRAINING_SEED = 100_000
-"""Seeds below belong to tests, demo and evaluation."""
+"""Smaller seeds are reserved for tests, demo and evaluation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +34,11 @@ class Case:
     hu_zyx: NDArray[np.int16]
     labels_zyx: NDArray[np.uint8]
     boundary_zyx: NDArray[np.bool_]
-    """Voxels with a neighbour of another label: where a segmentation is right or wrong."""
+    """Voxels with a neighbour of another label, where segmentation is hardest."""
 
 
 def make_cases(folder: Path, count: int, spacing_mm: float, processes: int) -> list[Path]:
-    """Render what is missing of ``count`` cases into ``folder``; returns all their files, by ascending seed."""
+    """Render the missing ones of ``count`` cases to ``folder`` and return all their files, by ascending seed."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"case_{FIRST_TRAINING_SEED + k}_{spacing_mm:g}mm.npz" for k in range(count)]
     missing = [k for k, file in enumerate(files) if not file.exists()]

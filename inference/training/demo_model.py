@@ -1,20 +1,20 @@
-"""Trains the demo model: all 104 structures, on synthetic patients, on two CPU cores in about an hour.
+"""Trains the demo model for all 104 structures on synthetic patients, on two CPU cores in about an hour.
 
     dicom-node train --cases /var/tmp/phantom_cases --output /var/tmp/phantom_demo_104 --library /var/tmp/models
 
-It ends with a model folder of nnU-Net, for other programs, and with the same model installed as a package for the node.
+Writes an nnU-Net model folder, for other programs, and installs the same model as a package, for the node.
 
-Choices, and why:
+Choices and reasons:
 
-* PlainConvUNet of nnU-Net v2 (built by nnunetv2's own ``get_network_from_plans``) at 5 mm isotropic: a patch of
-  128 x 64 x 96 voxels holds two thirds of a body, which is what tells the sixth rib from the seventh.
-* bfloat16 autocast: a third of the time on a CPU that has it.
+* PlainConvUNet of nnU-Net v2 (built by nnunetv2's ``get_network_from_plans``) at 5 mm isotropic: a patch of
+  128 x 64 x 96 voxels covers two thirds of a body, enough context to tell the sixth rib from the seventh.
+* bfloat16 autocast: takes a third of the time on a CPU that supports it.
 * The last 1 x 1 x 1 convolution and the loss see only a sample of the voxels (:mod:`inference.training.patches`).
-* AdamW, one warm-up and one cosine over a *time budget*, so that training ends when it was meant to on any machine;
-  the weights that are written are an exponential moving average.
+* AdamW, one warm-up and one cosine over a *time budget*, so that training takes the planned time on any machine; the
+  saved weights are an exponential moving average.
 * No mirroring: left and right are different structures.
 
-Training can be stopped at any moment and continued by the same command; it writes its state every few minutes.
+Training can be stopped at any time and continued with the same command; it saves its state every few minutes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ REPORT_EVERY_STEPS = 20
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """How long and how fast. Training ends at the first of the two limits."""
+    """Duration and learning rates. Training ends at the first of the two limits."""
 
     minutes: float
     steps: int = 1_000_000
@@ -74,11 +74,11 @@ class Schedule:
     averaging: float = 0.995
 
     def progress(self, elapsed_s: float, step: int) -> float:
-        """Fraction of the training that is done, 0..1."""
+        """Finished fraction of the training, 0..1."""
         return min(1.0, max(elapsed_s / (60.0 * self.minutes), step / self.steps))
 
     def learning_rate(self, progress: float) -> float:
-        """Linear warm-up, then a cosine down to nearly nothing."""
+        """Linear warm-up, then a cosine down to nearly 0."""
         if progress < self.warm_up_fraction:
             return self.peak_learning_rate * (0.05 + 0.95 * progress / self.warm_up_fraction)
         falling = (progress - self.warm_up_fraction) / (1 - self.warm_up_fraction)
@@ -86,7 +86,7 @@ class Schedule:
 
 
 class Training:
-    """A network, its optimiser and the running average of its weights; can be saved and continued."""
+    """A network, its optimiser and the running average of its weights; can be saved and resumed."""
 
     def __init__(self, design: Design, classes: int, schedule: Schedule, random_seed: int) -> None:
         torch.manual_seed(random_seed)
@@ -100,7 +100,7 @@ class Training:
             classes,
             deep_supervision=False,
         )
-        # the last convolution is applied to sampled voxels only, so it is taken out of the forward pass
+        # the last convolution runs on sampled voxels only, so it is removed from the forward pass
         self._head = self.network.decoder.seg_layers[-1]
         self._without_head = torch.nn.Identity()
         self.average = {key: value.clone() for key, value in self.network.state_dict().items()}
@@ -111,11 +111,11 @@ class Training:
 
     @property
     def progress(self) -> float:
-        """Fraction done."""
+        """Finished fraction, 0..1."""
         return self.schedule.progress(self.elapsed_s, self.step)
 
     def learn(self, patch: Patch) -> tuple[float, NDArray[np.float64], NDArray[np.float64]]:
-        """One optimisation step; returns the loss and per class (intersection, sum of both sets)."""
+        """Do one optimisation step; returns the loss and, per class, intersection and sum of both sets."""
         started = time.monotonic()
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule.learning_rate(self.progress)
@@ -147,7 +147,7 @@ class Training:
                 self.average[key].lerp_(value, 1 - keep)
 
     def save(self, file: Path) -> None:
-        """Write everything needed to continue."""
+        """Save everything needed to resume."""
         partial = file.with_suffix(".partial")
         torch.save(
             {
@@ -162,7 +162,7 @@ class Training:
         partial.replace(file)
 
     def resume(self, file: Path) -> None:
-        """Continue from what :meth:`save` wrote."""
+        """Resume from a file of :meth:`save`."""
         state = torch.load(file, weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -170,7 +170,7 @@ class Training:
 
 
 def measure_intensities(cases: Sequence[Case]) -> Intensities:
-    """Statistics of the labelled voxels, as nnU-Net's fingerprint extraction takes them."""
+    """Statistics of the labelled voxels, as in nnU-Net's fingerprint extraction."""
     rng = np.random.default_rng(0)
     samples = []
     for case in cases:
@@ -198,7 +198,7 @@ def train(
     report: Callable[[dict[str, Any]], None],
     random_seed: int = 0,
 ) -> None:
-    """Train until the schedule ends and write the model folder ``output`` (also at every saved state)."""
+    """Train until the schedule ends and write the model folder ``output`` (also whenever the state is saved)."""
     names = paper_labels()
     intensities = measure_intensities(cases[: min(len(cases), 40)])
     shapes = np.array([case.labels_zyx.shape for case in cases])
@@ -264,19 +264,19 @@ def _state_of(training: Training, losses: Sequence[float], dice: NDArray[np.floa
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Command line; see the module's text."""
+    """Command line; see the module docstring."""
     parser = argparse.ArgumentParser("dicom-node train", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--cases", type=Path, required=True, help="folder for the training cases (made if missing)")
     parser.add_argument("--output", type=Path, required=True, help="nnU-Net v2 model folder to write")
-    parser.add_argument("--library", type=Path, required=True, help="library of models to install the package into")
-    parser.add_argument("--name", default="phantom_demo_104", help="what the package is called")
+    parser.add_argument("--library", type=Path, required=True, help="model library to install the package into")
+    parser.add_argument("--name", default="phantom_demo_104", help="name of the package")
     parser.add_argument("--count", type=int, default=300, help="number of training cases")
-    parser.add_argument("--minutes", type=float, default=65.0, help="time budget of the optimisation")
+    parser.add_argument("--minutes", type=float, default=65.0, help="time budget for training, in minutes")
     parser.add_argument("--peak-learning-rate", type=float, default=2.5e-3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     if (options.library / options.name).exists():
-        parser.error(f"{options.library} already holds a model called {options.name!r}")
+        parser.error(f"{options.library} already has a model named {options.name!r}")
     torch.set_num_threads(options.threads)
     files = make_cases(options.cases, options.count, DEMO_DESIGN.spacing_mm, options.threads)
     schedule = Schedule(minutes=options.minutes, peak_learning_rate=options.peak_learning_rate)
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def install_demo_model(output: Path, library: Path, name: str) -> ModelPackage:
-    """Install what :func:`train` wrote into ``output``."""
+    """Install the model that :func:`train` wrote to ``output``."""
     return install_folders(
         [output],
         library,

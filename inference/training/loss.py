@@ -1,7 +1,7 @@
-"""Cross entropy plus soft Dice, as nnU-Net's compound loss, on a weighted sample of voxels.
+"""Cross entropy plus soft Dice, like nnU-Net's compound loss, on a weighted sample of voxels.
 
-A patch has 10^8 class scores; the loss on all of them costs more than the network.  The sample (about one voxel in
-eight, drawn with known probability) makes both terms unbiased estimates at a fraction of the cost.
+A patch has 10^8 class scores; the loss over all of them would cost more than the network. A sample (about one voxel in
+eight, drawn with known probability) gives unbiased estimates of both terms at a fraction of the cost.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ SMOOTHING_VOXELS = 20.0
 SMALL_STRUCTURE_VOXELS = 600.0
 LARGEST_EMPHASIS = 4.0
 """A structure of n voxels counts sqrt(SMALL_STRUCTURE_VOXELS / n) times in the cross entropy, 1 to this many times:
-an adrenal gland of 40 voxels is otherwise outvoted by the liver it touches."""
+otherwise an adrenal gland of 40 voxels would be outvoted by the liver that it touches."""
 
 
 def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and the sums that Dice is made of.
+    """The loss, and the sums from which Dice is computed.
 
     Args:
         scores: (voxels, classes) before softmax.
         labels: (voxels,) int64.
-        weights: (voxels,) how many voxels each stands for.
+        weights: (voxels,) how many voxels each one represents.
 
     Returns:
         The loss, and per class (soft intersection, soft sum of both sets).
     """
     logarithms = functional.log_softmax(scores.float(), dim=1)
     own = logarithms.gather(1, labels[:, None])[:, 0]
-    # the square root keeps the many easy voxels, of which each stands for eight, from drowning the few hard ones
+    # the square root keeps the many easy voxels, each of which represents eight, from drowning out the few hard ones
     truth = torch.zeros(scores.shape[1]).index_add(0, labels, weights)
     rarity = (SMALL_STRUCTURE_VOXELS / truth.clamp(min=1.0)).sqrt().clamp(1.0, LARGEST_EMPHASIS)
     emphasis = weights.sqrt() * rarity[labels]

@@ -1,4 +1,4 @@
-"""A model folder as nnU-Net v2 writes it (plans.json, dataset.json, checkpoint_final.pth): nnunetv2 and we read it."""
+"""Writes a model folder in the format of nnU-Net v2 (plans.json, dataset.json, checkpoint_final.pth)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONFIGURATION = "3d_fullres"
 
 @dataclass(frozen=True, slots=True)
 class Intensities:
-    """Foreground attenuation of the training cases: the constants of nnU-Net's CTNormalization."""
+    """Foreground attenuation of the training cases, the constants of nnU-Net's CTNormalization."""
 
     mean: float
     median: float
@@ -28,7 +28,7 @@ class Intensities:
     percentile_99_5: float
 
     def as_plans(self) -> dict[str, float]:
-        """Under nnU-Net's names."""
+        """The values under nnU-Net's names."""
         return {
             "max": self.max,
             "mean": self.mean,
@@ -42,7 +42,7 @@ class Intensities:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What is chosen about a network; all lists run from full resolution downwards, all triples are z, y, x."""
+    """The design of a network; all lists start at full resolution, all triples are z, y, x."""
 
     spacing_mm: float
     patch_size_zyx: tuple[int, int, int]
@@ -77,7 +77,7 @@ class Design:
 def plans(
     name: str, design: Design, intensities: Intensities, median_shape_zyx: tuple[int, int, int]
 ) -> dict[str, Any]:
-    """The whole of plans.json; resampling entries are nnU-Net's defaults."""
+    """The contents of plans.json; resampling entries are nnU-Net's defaults."""
     resampling = "resample_data_or_seg_to_shape"
     spacing = [design.spacing_mm] * 3
     return {
@@ -120,7 +120,7 @@ def plans(
 
 
 def dataset(name: str, names_by_label: Mapping[int, str], case_count: int, description: str) -> dict[str, Any]:
-    """The whole of dataset.json."""
+    """The contents of dataset.json."""
     return {
         "name": name,
         "description": description,
@@ -141,7 +141,7 @@ def write_folder(
     trainer_name: str,
     steps: int,
 ) -> None:
-    """Write a model folder; weights are kept as 16-bit floats, which halves the file and costs no accuracy."""
+    """Write a model folder; weights are stored as 16-bit floats, which halves the file and costs no accuracy."""
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     (folder / "plans.json").write_text(json.dumps(plans_json, indent=2) + "\n")
     (folder / "dataset.json").write_text(json.dumps(dataset_json, indent=2) + "\n")
@@ -158,7 +158,7 @@ def write_folder(
 
 
 def _half_precision(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """16-bit copies; what is the same tensor under several names (nnU-Net's modules name most twice) is kept once."""
+    """16-bit copies; a tensor with several names (nnU-Net's modules name most of them twice) is stored once."""
     kept: dict[tuple[torch.Size, bytes], torch.Tensor] = {}
     halves = {}
     for key, value in weights.items():

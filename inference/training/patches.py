@@ -1,4 +1,4 @@
-"""Random training patches: where they lie, what is cut off, how attenuation is varied, which voxels are learnt from."""
+"""Random training patches: position, truncation, variation of attenuation, and the sample of voxels to learn from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from inference.training.nnunet_folder import Intensities
 
 NARROW_FIELD_PROBABILITY = 0.35
-"""How often a patch imitates a short or narrow examination, padded as nnU-Net pads a volume smaller than its patch."""
+"""Share of patches that imitate a short or narrow scan, padded as nnU-Net pads a volume smaller than its patch."""
 SHORTEST_FIELD_MM = 140.0
 SMALL_STRUCTURE_VOXELS = 1500
 BOUNDARY_SHARE = 0.6
@@ -24,14 +24,14 @@ INTERIOR_SHARE = 0.12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """Network input and the sample of its voxels that the loss looks at."""
+    """Network input, and the sample of its voxels for the loss."""
 
     normalised_zyx: NDArray[np.float32]
     voxels: NDArray[np.int64]
     """Flat indices of the sampled voxels."""
     labels: NDArray[np.int64]
     weights: NDArray[np.float32]
-    """One over the probability with which each voxel was drawn: sums over the sample estimate sums over the patch."""
+    """Reciprocal of each voxel's sampling probability, so that sums over the sample estimate sums over the patch."""
 
 
 def normalise(hu_zyx: NDArray[np.generic], intensities: Intensities) -> NDArray[np.float32]:
@@ -48,7 +48,7 @@ def draw_patch(
     intensities: Intensities,
     rng: np.random.Generator,
 ) -> Patch:
-    """Cut one random patch out of a case and vary it."""
+    """Cut a random patch from a case and vary it."""
     size = np.array(patch_size_zyx)
     shape = np.array(case.labels_zyx.shape)
     field = np.minimum(size, shape)
@@ -60,7 +60,7 @@ def draw_patch(
     first = _first_voxel(case, shape, field, rng)
     window = tuple(slice(a, a + n) for a, n in zip(first, field, strict=True))
     normalised = _vary(normalise(case.hu_zyx[window], intensities), rng)
-    # np.pad of zeros after normalisation, centred: what nnU-Net does with a volume smaller than its patch
+    # centred zero padding after normalisation, as nnU-Net does with a volume smaller than its patch
     margin = [((n - m) // 2, (n - m) - (n - m) // 2) for n, m in zip(size, field, strict=True)]
     inside = np.pad(np.ones(field, dtype=np.bool_), margin)
     labels = np.pad(case.labels_zyx[window], margin)
@@ -72,7 +72,7 @@ def draw_patch(
 def _first_voxel(
     case: Case, shape: NDArray[np.int64], field: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Half of the patches lie anywhere, half about a voxel of a structure that was drawn uniformly."""
+    """Half of the patches are anywhere, half around a voxel of a uniformly drawn structure."""
     room = shape - field
     if rng.random() < 0.5:
         return np.array([rng.integers(0, n + 1) for n in room])
@@ -85,7 +85,7 @@ def _first_voxel(
 
 
 def _vary(normalised: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Contrast, brightness, noise and blur within what scanners and resampling do."""
+    """Vary contrast, brightness, noise and blur within the range of scanners and resampling."""
     if rng.random() < 0.3:
         normalised = ndimage.gaussian_filter(normalised, rng.uniform(0.25, 0.65), truncate=2.0)
     varied = normalised * np.float32(rng.uniform(0.92, 1.08)) + np.float32(rng.normal(0, 0.03))
@@ -97,7 +97,7 @@ def _vary(normalised: NDArray[np.float32], rng: np.random.Generator) -> NDArray[
 def _sample(
     labels: NDArray[np.uint8], boundary: NDArray[np.bool_], inside: NDArray[np.bool_], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Every voxel of small structures, most voxels at boundaries, few of the easy interior."""
+    """Sample every voxel of small structures, most voxels at boundaries, and few of the easy interior."""
     flat = labels.ravel()
     counts = np.bincount(flat, minlength=256)
     share = np.where(boundary.ravel(), BOUNDARY_SHARE, INTERIOR_SHARE).astype(np.float32)

@@ -206,7 +206,7 @@ def test_a_model_that_crops_takes_the_first_from_its_own_library(case, package, 
     assert json.loads((tmp_path / "out" / "labels.json").read_text()) == {"1": "kidney_left"}
     alone = write_package(tmp_path / "alone", inner, name="alone", crop=crop)
     other = write_package(library, inner, name="other", crop=replace(crop, structures=("brain",)))
-    for wrong, says in ((alone, "holds no model called 'test'"), (other, "does not find brain")):
+    for wrong, says in ((alone, "has no model named 'test'"), (other, "does not find brain")):
         answered = call(file, "--model", wrong.folder, "--out", tmp_path / "wrong")
         assert answered.exit_code == 1
         assert says in answered.stderr

@@ -33,10 +33,10 @@ class _Contours(NamedTuple):
 def refuse_other_contours(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The structure set must enclose ``segments`` of ``labels_zyx``, each contour on the frame that it refers to.
+    """Require the structure set to enclose ``segments`` of ``labels_zyx``, each contour on the frame it refers to.
 
     Raises:
-        EncodingError: it differs; the message says in what, or counts the voxels.
+        EncodingError: it differs; the message says how, or counts the voxels.
     """
     frames = SourceFrames(source)
     rois = [values(roi) for roi in items(values(content[PREAMBLE_LENGTH:])[tags.ROI_CONTOUR])]

@@ -1,6 +1,6 @@
 """Outlines of structures on the planes of a label map, as planar contours (PS3.3 C.8.8.6.3).
 
-Lines run half way between the centres of pixels inside and outside (marching squares at 0.5, by contourpy), so that a
+Lines run halfway between the centres of pixels inside and outside (marching squares at 0.5, by contourpy), so that a
 reader that tests every pixel centre gets the label map back exactly. All vertices therefore lie on a grid of half
 pixels, and are kept as integers in half pixels, (column, row).
 

@@ -2,9 +2,9 @@
 
 highdicom makes the object from source headers that we build ourselves (:mod:`dicom_node.encode.seg.source_images`), one
 per plane or one multi-frame header, *in plane order*, so that plane k of the label map meets frame k and its own Image
-Position. No volume is built, so the plane orders of libraries don't matter:
-of slices at z = 0, 2 and 4 mm SimpleITK makes planes 0, 2, 4 and highdicom 0.28.2 (``get_volume_from_series``) 4, 2, 0,
-and labels of one on the affine of the other mirror the patient.
+Position. No volume is built, so the plane orders of libraries don't matter: for slices at z = 0, 2 and 4 mm, SimpleITK
+orders the planes 0, 2, 4 and highdicom 0.28.2 (``get_volume_from_series``) 4, 2, 0; labels of one with the affine of
+the other would mirror the patient.
 
 For a whole SEG highdicom takes 1 ms per frame and several copies of the pixels. It is therefore given one pixel of one
 plane and makes all attributes and the functional groups of one frame. The functional groups of all frames and the
@@ -65,8 +65,8 @@ def segmentation_file(
     length += length % 2
     if length > LONGEST_VALUE:
         raise EncodingError(
-            f"{len(frames)} frames of {source.rows} x {source.columns} pixels are {length} bytes, a BINARY SEG "
-            f"holds at most {LONGEST_VALUE}: ask for a label map, fewer structures or a split by group"
+            f"{len(frames)} frames of {source.rows} x {source.columns} pixels need {length} bytes; a BINARY SEG holds "
+            f"at most {LONGEST_VALUE}: request a label map, fewer structures or a split by group"
         )
     head = b"".join(
         (

@@ -29,7 +29,7 @@ _PIXEL_VALUES = 256
 def refuse_other_labels(
     content: memoryview, labels_zyx: NDArray[np.uint8], segments: tuple[Segment, ...], source: PreparedSource
 ) -> None:
-    """The SEG must contain ``segments`` of ``labels_zyx`` with their names, voxel for voxel.
+    """Require the SEG to contain ``segments`` of ``labels_zyx`` with their names, voxel for voxel.
 
     Each frame must lie at the position of the source frame that it refers to, and nothing may follow the last one.
 
@@ -96,7 +96,7 @@ def _refuse_different_voxels(voxels: int, common: int, segments: tuple[Segment, 
 
 
 def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment, ...]) -> None:
-    """Each number must describe its segment: exchanged names would exchange left and right."""
+    """Require each number to describe its segment: swapped names would swap left and right."""
     described = []
     for item in items(parts[tags.SEGMENT]):
         segment = values(item)
@@ -111,7 +111,7 @@ def _refuse_other_segments(parts: dict[int, memoryview], segments: tuple[Segment
 
 
 def _refuse_other_grid(parts: dict[int, memoryview], frames: int, source: PreparedSource) -> None:
-    """Size, spacing and orientation of the ``frames`` must be those of the source images."""
+    """Require size, spacing and orientation of the ``frames`` to be those of the source images."""
     size = (
         int(text_of(parts[tags.NUMBER_OF_FRAMES])),
         *(int.from_bytes(parts[tag], "little") for tag in (tags.ROWS, tags.COLUMNS)),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _PLACE_TOLERANCE = 0.25
-"""In parts of the smallest spacing: a frame further than this from its plane of the grid belongs to another plane."""
+"""As a fraction of the smallest spacing: a frame further than this from its grid plane belongs to another plane."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def plane_attributes(header: Dataset, frame_number: int | None) -> Dataset:
 def refuse_other_places(
     planes: tuple[SourcePlane, ...], orientation: tuple[float, ...], reconstruction: Reconstruction
 ) -> None:
-    """The frames must lie on the grid of the labels, so that no reversed or foreign label map passes.
+    """Require the frames to lie on the grid of the labels, so that no reversed or unrelated label map passes.
 
     Raises:
         EncodingError: they differ from it in number, size, position or orientation; the message says by how much.

@@ -21,7 +21,7 @@ _VOLUME = b"118565006"
 
 
 def refuse_other_measurements(content: memoryview, expected: tuple[Finding, ...]) -> None:
-    """The SR must have one Measurement Group per finding, with its Tracking UID, reference to the SEG, and volume.
+    """Require one Measurement Group per finding in the SR, with its Tracking UID, reference to the SEG, and volume.
 
     Raises:
         EncodingError: it does not.

@@ -69,9 +69,9 @@ _DEFINITION = (
     "standard deviation is that of the voxel values. Both refer to the grid of the source images."
 )
 _SHAPE_DEFINITION = (
-    "The mesh is computed by marching cubes, half way between voxel centres. Axis lengths are four times the standard "
-    "deviation of the voxel centres along their principal axes; elongation is minor by major axis length, flatness "
-    "least by major axis length. The shape of a truncated structure is that of its visible part."
+    "The mesh is computed by marching cubes, halfway between voxel centres. Axis lengths are four times the standard "
+    "deviation of the voxel centres along their principal axes; elongation is minor divided by major axis length, "
+    "flatness least divided by major axis length. The shape of a truncated structure is that of its visible part."
 )
 
 
@@ -80,8 +80,8 @@ def report_file(
 ) -> memoryview:
     """The report on what was ``found`` as a Part 10 file.
 
-    highdicom makes everything but the Measurement Groups and the references to instances, which are written as bytes
-    after the pattern of one that it made.
+    highdicom makes everything except Measurement Groups and references to instances, which are written as bytes,
+    modelled on one that it made.
 
     Raises:
         EncodingError: a measurement is not finite.

@@ -275,7 +275,7 @@ def test_a_cache_that_is_read_only_is_done_without(tmp_path):
             lambda weights: weights.pop("decoder.transpconvs.1.bias"),
             r"1 weights are missing .*decoder.transpconvs.1.bias",
         ),
-        (lambda weights: weights.update(extra=np.zeros(3, np.float32)), r"1 are foreign \['extra'\]"),
+        (lambda weights: weights.update(extra=np.zeros(3, np.float32)), r"1 are unknown \['extra'\]"),
         (
             lambda weights: weights.update(
                 {"encoder.stages.0.0.convs.0.conv.weight": np.zeros((4, 1, 3, 3, 1), np.float32)}

@@ -76,7 +76,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, target):
     path = write(tmp_path / "m.zip", SOUND)
     with zipfile.ZipFile(path, "a") as opened:
         opened.writestr("Dataset/m/PLANS.json", b"{}")
-    with pytest.raises(ModelPackageError, match="two members of one name"):
+    with pytest.raises(ModelPackageError, match="two members with the same name"):
         unpack_model(path, target)
 
 
@@ -114,7 +114,7 @@ def test_a_member_that_is_larger_than_it_declares_is_refused(tmp_path, target):
 def test_a_truncated_zip_is_refused(tmp_path, target, keep):
     path = write(tmp_path / "m.zip", SOUND)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelPackageError, match=r"m\.zip is not a sound zip"):
+    with pytest.raises(ModelPackageError, match=r"m\.zip is not a valid zip"):
         unpack_model(path, target)
 
 
@@ -123,17 +123,17 @@ def test_a_damaged_member_is_refused(tmp_path, target):
     content = bytearray(path.read_bytes())
     content[content.index(b"xxxx")] = ord("y")
     path.write_bytes(content)
-    with pytest.raises(ModelPackageError, match="not a sound zip"):
+    with pytest.raises(ModelPackageError, match="not a valid zip"):
         unpack_model(path, target)
 
 
 def test_a_zip_without_a_model_says_so(tmp_path, target):
-    with pytest.raises(ModelPackageError, match=r"holds no plans\.json"):
+    with pytest.raises(ModelPackageError, match=r"has no nnU-Net model"):
         unpack_model(write(tmp_path / "m.zip", {"a.txt": b"a"}), target)
 
 
 def test_a_table_of_members_that_is_a_bomb_is_not_read(tmp_path, target, monkeypatch):
     path = write(tmp_path / "m.zip", SOUND | {f"{number:05}": b"" for number in range(2000)})
     monkeypatch.setattr(archive, "_LONGEST_READ_BYTES", 100_000)
-    with pytest.raises(ModelPackageError, match=r"m\.zip is not a sound zip file: its table of members has more than"):
+    with pytest.raises(ModelPackageError, match=r"m\.zip is not a valid zip file: its table of members has more than"):
         unpack_model(path, target)

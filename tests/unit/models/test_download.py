@@ -77,12 +77,12 @@ def test_redirects_are_followed_but_not_to_another_protocol(site, tmp_path):
     fetch(site, tmp_path, "/moved")
     for elsewhere in ("http://example.com/m.zip", "file:///etc/passwd", "ftp://example.com/m.zip"):
         site.redirects["/away"] = elsewhere
-        with pytest.raises(ModelPackageError, match=r"is not (an https address|allowed)"):
+        with pytest.raises(ModelPackageError, match=r"is not (an https URL|allowed)"):
             download(site.url + "/away", tmp_path / "n.zip", lambda *_: None)
 
 
 def test_a_server_that_says_no_is_quoted(site, tmp_path):
-    with pytest.raises(ModelPackageError, match="the server answers 404"):
+    with pytest.raises(ModelPackageError, match="the server answered 404"):
         download(site.url + "/gone.zip", tmp_path / "m.zip", lambda *_: None)
 
 

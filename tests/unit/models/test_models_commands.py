@@ -52,11 +52,11 @@ def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):
     folder = write_model(tmp_path / "m", names=("liver", "flux_capacitor"))
     for arguments, reason in (
         (("install", folder, "--name", "mine"), "flux_capacitor"),
-        (("install", "no_such_task"), "no task is called 'no_such_task'"),
-        (("install", "total_v1"), "nobody has released"),
-        (("install", "http://example.com/m.zip"), "not an https address"),
+        (("install", "no_such_task"), "unknown task 'no_such_task'"),
+        (("install", "total_v1"), "no nnU-Net v2 weights have been released"),
+        (("install", "http://example.com/m.zip"), "not an https URL"),
         (("install", tmp_path, "--task", "total"), "Dataset291_TotalSegmentator_part1_organs_1559subj"),
-        (("remove", "nothing"), "no model called 'nothing'"),
+        (("remove", "nothing"), "no model named 'nothing'"),
         (("verify", "nothing"), ""),
     ):
         done = call(*arguments)

@@ -87,7 +87,7 @@ def test_the_model_that_is_cropped_by_is_counted_and_must_be_there(library, tmp_
     assert minimum_extent("m", settings(library, "inner")) == MinimumExtent(slices=9, extent_mm=50.0)
     shutil.copytree(library / "inner", tmp_path / "inner")
     lonely = settings(tmp_path, "inner")
-    with pytest.raises(ConfigurationError, match=r"inner works inside what plain finds: .* holds no model called"):
+    with pytest.raises(ConfigurationError, match=r"inner crops to structures of plain: .* has no model named"):
         describe_model("m", lonely, WORK)
     assert estimated_bytes(lonely) == bare
 
@@ -98,7 +98,7 @@ def test_models_that_crop_by_each_other_are_refused(library, tmp_path):
     content = json.loads(manifest.read_text())
     content["crop"] = {"model": "inner", "structures": ["spleen"], "margin_xyz_mm": [1, 1, 1]}
     manifest.write_text(json.dumps(content | {"digest": manifest_digest(content)}))
-    with pytest.raises(ModelPackageError, match="plain crops to what inner finds, and that one"):
+    with pytest.raises(ModelPackageError, match="plain crops to structures of inner, which in turn"):
         models_of(read_package(copy / "inner"))
 
 
@@ -107,5 +107,5 @@ def test_weights_that_are_replaced_between_check_and_use_are_not_used(library, t
     other = write_package(tmp_path / "other", write_model(tmp_path / "o", names=("spleen",)), name="plain")
     for file in other.folder.iterdir():
         shutil.copy(file, package.folder / file.name)
-    with pytest.raises(ModelDigestError, match="was changed after its SHA-256 was compared"):
+    with pytest.raises(ModelDigestError, match="was changed after its SHA-256 was checked"):
         open_segmenter(package, EngineOptions(threads=1))

@@ -166,7 +166,7 @@ def test_more_pixels_than_pixel_data_may_hold_are_refused_before_memory_is_taken
     identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
     segments = present_segments(labels, measurements, identity)
     with pytest.raises(
-        EncodingError, match=r"9 frames of 65535 x 65535 pixels are 4831690754 bytes.*ask for a label map"
+        EncodingError, match=r"9 frames of 65535 x 65535 pixels need 4831690754 bytes.*request a label map"
     ):
         segmentation_file(labels.labels_zyx, segments, Provenance(identity, CONTEXT, prepared, ()))
 
