@@ -169,6 +169,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Stretch:
+    """The part of a stack that one association brought: the ends of its current slices along their normal.
+
+    The association was released at ``closed_at``. Times are UTC.
+    """
+
+    opened_at: datetime
+    closed_at: datetime
+    lowest_mm: float
+    highest_mm: float
+
+
+@dataclass(frozen=True, slots=True)
 class SeriesEvidence:
     """Everything that is known about whether a series is whole, at one moment.
 
@@ -176,7 +189,9 @@ class SeriesEvidence:
     told none), ``orientations`` counts the distinct orientations. ``expected_count`` is what the sender's own index
     says (Number of Series Related Instances), where it was asked and answered. ``aborted_associations`` counts those
     that broke off and were not followed by one that was released. ``refused_instances`` counts what was refused on the
-    associations of the series, or by its sender at that time, and was not received since.
+    associations of the series, or by its sender at that time, and was not received since. ``stretches`` are what the
+    released associations brought, in the order in which they were opened. ``learned_pause_s`` is the longest pause
+    after which this sender continued one of its recent series in another association.
     """
 
     instance_count: int
@@ -189,15 +204,25 @@ class SeriesEvidence:
     multi_frame: bool = False
     aborted_associations: int = 0
     refused_instances: int = 0
+    stretches: tuple[Stretch, ...] = ()
+    learned_pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The verdict on a series: complete or not, why, and when to look again."""
+    """The verdict on a series: complete or not, why, and when to look again.
+
+    ``is_cut_short``: the hard limit ended the wait, so that images may be missing. ``deliver_from``: work may begin
+    at once, but no result leaves the node earlier. ``longest_pause_s``: after how long the sender still continued the
+    stack, in another association.
+    """
 
     complete: bool
     reason: str
     look_again_at: datetime | None = None
+    is_cut_short: bool = False
+    deliver_from: datetime | None = None
+    longest_pause_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -314,9 +339,9 @@ class ResultContext:
     ``started_at`` is the start of the analysis (UTC; IHE AIR: Content Date/Time), ``revision`` the revision of the
     source series (from 1), ``content_digest`` the SHA-256 over the instances that went in, ``completion_reason``
     why the series was taken as whole, ``missing_instances`` how many more the sender counts (0 where it was not asked),
-    ``refused_instances`` how many were sent with the series and not kept, ``device_uid`` the UID of this installation.
-    ``earlier`` are the results that each destination already holds (key None: those that no destination was to have)
-    and this run replaces.
+    ``refused_instances`` how many were sent with the series and not kept, ``is_cut_short`` whether the hard limit ended
+    the wait for more, ``device_uid`` the UID of this installation. ``earlier`` are the results that each destination
+    already holds (key None: those that no destination was to have) and this run replaces.
     """
 
     started_at: datetime
@@ -327,12 +352,13 @@ class ResultContext:
     completion_reason: str = ""
     missing_instances: int = 0
     refused_instances: int = 0
+    is_cut_short: bool = False
     earlier: Mapping[str | None, tuple[EarlierResult, ...]] = field(default_factory=dict)
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether images are known to be missing."""
-        return bool(self.missing_instances or self.refused_instances)
+        """Whether images are missing, or nobody can tell that none are."""
+        return bool(self.missing_instances or self.refused_instances) or self.is_cut_short
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -48,7 +48,7 @@ class Completing:
     def _decide(self, revision: OpenRevision) -> None:
         verdict = completion.decide(revision.evidence, now_utc(), self._policy)
         if verdict.complete:
-            if self._arrivals.complete(revision, verdict.reason, now_utc()):
+            if self._arrivals.complete(revision, verdict, now_utc()):
                 self._log.info(
                     "series.complete",
                     series=revision.series_instance_uid,

@@ -69,6 +69,7 @@ class ResultStore:
             completion_reason=revision.reason,
             missing_instances=revision.missing_instances,
             refused_instances=revision.refused_instances,
+            is_cut_short=revision.is_cut_short,
             earlier=self._earlier.earlier(revision, model),
         )
 

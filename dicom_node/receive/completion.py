@@ -1,13 +1,19 @@
 """Is the series whole? A pure function of evidence: no clock, no database, nothing but its arguments.
 
 No DICOM sender says when a series is complete, so the wait depends on what the evidence is worth: as many instances as
-the sender's own index counts; or slices that stand regular and without gap after the associations that brought them
+the sender's own index counts; or slices that are regular and without gap after the associations that brought them
 have ended, and of which none was refused; or nothing better than silence. A hard limit ends every wait. Late instances
 are no error: they open a new revision.
+
+A scanner that sends while it reconstructs sends regular parts, each in an association of its own. A stack that the last
+association continued at one end is therefore not taken as whole by its regularity. Before the second part has come,
+nothing distinguishes the first from a whole series: work on it begins, but its results are held back for a while
+(``deliver_from``). A sender's pauses are remembered; they lengthen its waits and never shorten them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 from statistics import median
@@ -16,46 +22,76 @@ from typing import TYPE_CHECKING
 from dicom_node.types import Completion
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from dicom_node.settings import CompletionSettings
-    from dicom_node.types import SeriesEvidence
+    from dicom_node.types import SeriesEvidence, Stretch
 
 _SPACING_TOLERANCE = 0.01
 """Fraction of the spacing, as in ``reconstruct/geometry.py``: a series that has a gap is not complete by evidence."""
+_LEARNED_MARGIN = 1.5
+"""A sender that once paused for so long may pause a little longer the next time."""
+_HELD_BACK = 3
+"""Times the quiet time of regular series: until then a second part would show that the first was not the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """How many seconds without an arrival are enough, what is known, and how many more results are held back for."""
+
+    quiet_s: float
+    known: str
+    is_counted: bool = False
+    held_s: float = 0.0
 
 
 def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) -> Completion:
     """The verdict at ``now``; ``look_again_at`` is when it may change if nothing else arrives."""
-    quiet_s, what_is_known = _wait(evidence, policy)
+    wait = _wait(evidence, policy)
     hard_end = evidence.first_arrival + timedelta(seconds=policy.hard_limit_s)
+    quiet_end = evidence.last_arrival + timedelta(seconds=wait.quiet_s)
+    longest_pause_s = max(_pauses_s(evidence.stretches), default=0.0)
+    if now >= quiet_end:
+        return Completion(
+            complete=True,
+            reason=f"{wait.known}; no new instance for {wait.quiet_s:g} s",
+            deliver_from=evidence.last_arrival + timedelta(seconds=wait.held_s) if wait.held_s else None,
+            longest_pause_s=longest_pause_s,
+        )
     if now >= hard_end:
         return Completion(
-            complete=True, reason=f"{what_is_known}; hard limit of {policy.hard_limit_s:g} s after the first instance"
+            complete=True,
+            reason=f"{wait.known}; hard limit of {policy.hard_limit_s:g} s after the first instance",
+            is_cut_short=not wait.is_counted,
+            longest_pause_s=longest_pause_s,
         )
-    quiet_end = evidence.last_arrival + timedelta(seconds=quiet_s)
-    if now >= quiet_end:
-        return Completion(complete=True, reason=f"{what_is_known}; no new instance for {quiet_s:g} s")
     return Completion(
         complete=False,
-        reason=f"{what_is_known}; waiting for {quiet_s:g} s without a new instance",
+        reason=f"{wait.known}; waiting for {wait.quiet_s:g} s without a new instance",
         look_again_at=min(quiet_end, hard_end),
     )
 
 
-def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> tuple[float, str]:
-    """How many seconds without an arrival are enough, and what is known."""
+def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> _Wait:
     count, expected = evidence.instance_count, evidence.expected_count
     refused = f", {evidence.refused_instances} refused" if evidence.refused_instances else ""
     if expected is not None:
         known = f"{count} of {expected} instances reported by the sender{refused}"
-        return (policy.count_reached_quiet_s if count >= expected else policy.otherwise_quiet_s), known
+        if count >= expected:
+            return _Wait(policy.count_reached_quiet_s, known, is_counted=True)
+        return _Wait(policy.otherwise_quiet_s, known)
     doubt = _doubt(evidence)
     if doubt is not None:
-        return policy.otherwise_quiet_s, f"{count} instances{refused}{doubt}"
-    if evidence.multi_frame:
-        return policy.regular_quiet_s, f"{count} multi-frame instances, association released"
-    return policy.regular_quiet_s, f"{count} evenly spaced instances, association released"
+        return _Wait(policy.otherwise_quiet_s, f"{count} instances{refused}{doubt}")
+    kind = "multi-frame" if evidence.multi_frame else "evenly spaced"
+    known = f"{count} {kind} instances, association released"
+    longest_s = max(policy.otherwise_quiet_s, policy.regular_quiet_s)
+    learned_s = min(_LEARNED_MARGIN * evidence.learned_pause_s, longest_s)
+    if learned_s > policy.regular_quiet_s:
+        known = f"{known}, sender known to continue a series after {evidence.learned_pause_s:.0f} s"
+        return _Wait(learned_s, known)
+    return _Wait(policy.regular_quiet_s, known, held_s=min(_HELD_BACK * policy.regular_quiet_s, longest_s))
 
 
 def _doubt(evidence: SeriesEvidence) -> str | None:
@@ -66,8 +102,32 @@ def _doubt(evidence: SeriesEvidence) -> str | None:
         return f", {evidence.aborted_associations} associations aborted"
     if evidence.refused_instances:  # and so is one whose end met a full disk
         return ""
-    irregular = None if evidence.multi_frame else _irregularity(evidence)
+    irregular = None if evidence.multi_frame else _irregularity(evidence) or _growth(evidence)
     return None if irregular is None else f", {irregular}"
+
+
+def _growth(evidence: SeriesEvidence) -> str | None:
+    """Whether the last association continued the stack at one end, so that another may do so too."""
+    if not evidence.stretches or not _continues(evidence.stretches[:-1], evidence.stretches[-1]):
+        return None
+    return f"the last of {len(evidence.stretches)} associations continued the stack at one end"
+
+
+def _pauses_s(stretches: Sequence[Stretch]) -> list[float]:
+    """Between an association that continued the stack and the end of what came before it."""
+    return [
+        (stretch.opened_at - max(each.closed_at for each in stretches[:index])).total_seconds()
+        for index, stretch in enumerate(stretches)
+        if _continues(stretches[:index], stretch)
+    ]
+
+
+def _continues(before: Sequence[Stretch], stretch: Stretch) -> bool:
+    """Whether ``stretch`` was sent after all of ``before`` and lies wholly above or below them."""
+    if not before or stretch.opened_at < max(each.closed_at for each in before):
+        return False
+    is_above = stretch.lowest_mm > max(each.highest_mm for each in before)
+    return is_above or stretch.highest_mm < min(each.lowest_mm for each in before)
 
 
 def _irregularity(evidence: SeriesEvidence) -> str | None:

@@ -14,10 +14,10 @@ from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 from dicom_node.errors import StoreUnavailable
 from dicom_node.store.schema import association, instance, refusal, revision_instance, series_revision
 from dicom_node.store.states import RevisionState
-from dicom_node.types import Receipt, ReceivedInstance, Refusal, SeriesEvidence
+from dicom_node.types import Completion, Receipt, ReceivedInstance, Refusal, SeriesEvidence, Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -51,6 +51,8 @@ _SAME_PLACE_MM = 1e-3
 _SAME_DIRECTION = 1e-4
 _AROUND = timedelta(minutes=1)
 """Before the first instance of a series: a sender that opens an association for each may have been refused then."""
+_RECENT_SERIES = 50
+"""Of a sender, by which its pauses are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,8 +226,11 @@ class Arrivals:
             ).rowcount
             return bool(changed)
 
-    def complete(self, revision: OpenRevision, reason: str, at: datetime) -> bool:
-        """OPEN -> COMPLETE with its evidence, members and content digest; False: news arrived in between."""
+    def complete(self, revision: OpenRevision, verdict: Completion, at: datetime) -> bool:
+        """OPEN -> COMPLETE by ``verdict``, with its evidence, members and content digest.
+
+        False: news arrived in between.
+        """
         with self._database.write() as db:
             members = db.execute(
                 select(instance.c.id, instance.c.dataset_sha256)
@@ -238,9 +243,9 @@ class Arrivals:
                 .where(_unchanged(revision))
                 .values(
                     state=RevisionState.COMPLETE,
-                    reason=reason,
+                    reason=verdict.reason,
                     completed_at=at,
-                    evidence=_evidence_json(revision.evidence),
+                    evidence=_evidence_json(revision.evidence, verdict),
                     content_digest=digest,
                 )
             ).rowcount
@@ -352,9 +357,9 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
     ).all()
     carriers = {i.association_id for i in instances}
     associations = db.execute(
-        select(association.c.opened_at, association.c.closed_at, association.c.aborted).where(
-            association.c.id.in_(carriers)
-        )
+        select(association.c.id, association.c.opened_at, association.c.closed_at, association.c.aborted)
+        .where(association.c.id.in_(carriers))
+        .order_by(association.c.opened_at, association.c.id)
     ).all()
     evidence = SeriesEvidence(
         instance_count=len(instances),
@@ -367,6 +372,8 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
         expected_count=row.expected_count,
         multi_frame=any((i.number_of_frames or 1) > 1 for i in instances),
         refused_instances=_refused(db, row, carriers),
+        stretches=tuple(_stretches(associations, instances)),
+        learned_pause_s=_learned_pause_s(db, row.sending_ae),
     )
     return OpenRevision(
         id=row.id,
@@ -401,7 +408,29 @@ def _refused(db: Connection, revision: Any, carriers: set[str]) -> int:
     return len({(row.sop_instance_uid or row.id, row.dataset_sha256) for row in rows})
 
 
-def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
+def _stretches(associations: Sequence[Any], instances: Sequence[Any]) -> Iterator[Stretch]:
+    """What each released association brought of ``instances``, where its slices have positions."""
+    places: dict[str, list[float]] = {}
+    for each in instances:
+        if each.position_mm is not None:
+            places.setdefault(each.association_id, []).append(each.position_mm)
+    for each in associations:
+        if each.id in places and each.closed_at is not None and not each.aborted:
+            yield Stretch(each.opened_at, each.closed_at, min(places[each.id]), max(places[each.id]))
+
+
+def _learned_pause_s(db: Connection, sending_ae: str) -> float:
+    """The longest pause within one of the recent series of ``sending_ae``."""
+    recent = (
+        select(series_revision.c.evidence)
+        .where(series_revision.c.sending_ae == sending_ae, series_revision.c.completed_at.is_not(None))
+        .order_by(series_revision.c.id.desc())
+        .limit(_RECENT_SERIES)
+    )
+    return max((evidence.get("longest_pause_s", 0.0) for evidence in db.execute(recent).scalars()), default=0.0)
+
+
+def _evidence_json(evidence: SeriesEvidence, verdict: Completion) -> dict[str, Any]:
     positions = [p for p in evidence.positions_mm if p is not None]
     return {
         "instance_count": evidence.instance_count,
@@ -414,4 +443,7 @@ def _evidence_json(evidence: SeriesEvidence) -> dict[str, Any]:
         "extent_mm": max(positions) - min(positions) if positions else None,
         "first_arrival": evidence.first_arrival.isoformat(),
         "last_arrival": evidence.last_arrival.isoformat(),
+        "is_cut_short": verdict.is_cut_short,
+        "longest_pause_s": verdict.longest_pause_s,
+        "deliver_from": verdict.deliver_from.isoformat() if verdict.deliver_from else None,
     }

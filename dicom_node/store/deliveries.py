@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import exists, func, or_, select, update
 
-from dicom_node.store.schema import delivery, job, result
-from dicom_node.store.states import DeliveryState, JobState
+from dicom_node.store.schema import delivery, job, result, series_revision
+from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.types import DeliveryOutcome, ResultInstance, ResultKind
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ class Deliveries:
         self._spool = spool
 
     def due(self, destination: str, now: datetime, limit: int) -> tuple[DueDelivery, ...]:
-        """What ``destination`` should be offered now, oldest first."""
+        """What ``destination`` should be offered now, oldest first.
+
+        Results of a series of which more is arriving wait: they may be superseded before anybody has read them.
+        """
         with self._database.read() as db:
             rows = db.execute(
                 select(
@@ -58,11 +61,12 @@ class Deliveries:
                     result.c.sha256,
                     result.c.size_bytes,
                 )
-                .select_from(delivery.join(result))
+                .select_from(delivery.join(result).join(job).join(series_revision))
                 .where(
                     delivery.c.state == DeliveryState.WAITING,
                     delivery.c.destination == destination,
                     or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
+                    ~_more_is_arriving(),
                 )
                 .order_by(delivery.c.id)
                 .limit(limit)
@@ -125,6 +129,16 @@ class Deliveries:
                 )
             )
             _settle_job(db, due.job_id, at)
+
+
+def _more_is_arriving() -> Any:
+    """Whether the series of a delivery has a revision that is not routed yet."""
+    newer = series_revision.alias()
+    return exists().where(
+        newer.c.series_instance_uid == series_revision.c.series_instance_uid,
+        newer.c.revision > series_revision.c.revision,
+        newer.c.state != RevisionState.ROUTED,
+    )
 
 
 def held_for_change(jobs: Select[Any]) -> Select[Any]:

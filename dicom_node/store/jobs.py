@@ -127,7 +127,7 @@ class Jobs:
             if not changed:
                 return False
             for instance, spool_name in results:
-                insert_result(db, claimed.id, instance, spool_name, at)
+                insert_result(db, claimed.id, instance, spool_name, claimed.revision.due_at(at))
             return True
 
     def rejected(
@@ -244,7 +244,7 @@ class Jobs:
             if not db.execute(update(job).where(_held(claimed)).values(**values)).rowcount:
                 return False
             for instance, spool_name in notices:
-                insert_result(db, claimed.id, instance, spool_name, at)
+                insert_result(db, claimed.id, instance, spool_name, claimed.revision.due_at(at))
             return True
 
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:

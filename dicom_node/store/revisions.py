@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
@@ -31,6 +32,14 @@ class CompleteRevision:
     """How many more the sender counts; 0 where it was not asked."""
     refused_instances: int
     """How many were sent with the series and refused."""
+    is_cut_short: bool
+    """Whether the hard limit ended the wait for more."""
+    deliver_from: datetime | None
+    """No result leaves the node earlier, since until then more of the series may come; None: at once."""
+
+    def due_at(self, at: datetime) -> datetime:
+        """When results that are recorded ``at`` may leave the node."""
+        return at if self.deliver_from is None else max(at, self.deliver_from)
 
 
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
@@ -43,6 +52,8 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         .order_by(instance.c.id)
     ).scalars()
     spool_names = tuple(names)
+    evidence = row.evidence or {}
+    deliver_from = evidence.get("deliver_from")
     first = db.execute(
         select(func.min(series_revision.c.revision)).where(
             series_revision.c.series_instance_uid == row.series_instance_uid,
@@ -60,5 +71,7 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         content_digest=row.content_digest,
         spool_names=spool_names,
         missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
-        refused_instances=(row.evidence or {}).get("refused_instances", 0),
+        refused_instances=evidence.get("refused_instances", 0),
+        is_cut_short=evidence.get("is_cut_short", False),
+        deliver_from=None if deliver_from is None else datetime.fromisoformat(deliver_from),
     )

@@ -83,7 +83,7 @@ class Routing:
             _supersede_earlier(db, revision, at)
             made = tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
             for notice, spool_name in notices:
-                insert_result(db, made[0], notice, spool_name, at)
+                insert_result(db, made[0], notice, spool_name, revision.due_at(at))
             return made
 
     def skip(self, revision: CompleteRevision) -> None:

@@ -19,7 +19,7 @@ from dicom_node.app.compose import open_store, run_listener
 from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings
-from dicom_node.types import Decision, ReceivedInstance
+from dicom_node.types import Completion, Decision, ReceivedInstance
 from tests.support.ct_series import Stack, noise
 from tests.support.ct_series import write as write_ct
 
@@ -80,7 +80,7 @@ def rejected_job(config) -> int:
         )
     )
     (revision,) = ledger.arrivals.due_revisions(NOW)
-    ledger.arrivals.complete(revision, "regular", NOW)
+    ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     (whole,) = ledger.routing.due_revisions()
     (job_id,) = ledger.routing.route(whole, [Decision(None, None, {}, 0)], None, NOW)
     ledger.close()

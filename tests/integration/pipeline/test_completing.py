@@ -62,10 +62,10 @@ def test_a_quiet_series_is_closed_with_its_evidence(ledger):
 
 def test_one_series_that_cannot_be_written_does_not_hold_up_the_others(ledger):
     class Unwritable(Arrivals):
-        def complete(self, revision, reason, at):
+        def complete(self, revision, verdict, at):
             if revision.series_instance_uid == "1.2.840.1":
                 raise StoreUnavailable("the database is away")
-            return super().complete(revision, reason, at)
+            return super().complete(revision, verdict, at)
 
     arrive(ledger, 1, series="1.2.840.1")
     arrive(ledger, 1, series="1.2.840.2")

@@ -10,7 +10,7 @@ from dicom_node.pipeline.delivering import Asking, Delivering
 from dicom_node.settings import DeliverySettings
 from dicom_node.store.clock import now_utc
 from dicom_node.store.states import DeliveryState, JobState
-from dicom_node.types import Decision, EncodedResult, ResultRequest, SegmentationForm
+from dicom_node.types import Completion, Decision, EncodedResult, ResultRequest, SegmentationForm
 from tests.integration.store.rows import IDENTITY, RUN, arrive, claim
 from tests.support.dicom_peers import destination, make_result, scripted_pacs
 from tests.support.ports import free_port
@@ -27,7 +27,7 @@ def encoded(ledger, spool, tmp_path):
         for place, number in enumerate(numbers):
             arrive(ledger, 1, series=f"1.2.840.{place}")
             (revision,) = ledger.arrivals.due_revisions(now_utc())
-            assert ledger.arrivals.complete(revision, "test", now_utc())
+            assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
             (whole,) = ledger.routing.due_revisions()
             decision = Decision("all", "tissue", {"pacs": ResultRequest()}, 0)
             jobs += ledger.routing.route(whole, [decision], None, now_utc())

@@ -12,6 +12,7 @@ from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.clock import now_utc
 from dicom_node.store.states import JobState
+from dicom_node.types import Completion
 from tests.support.received_series import receive
 
 NODE = "destinations: {pacs: {host: 127.0.0.1, port: 104, ae_title: PACS}}\nmodels: {tissue: {kind: tissue}}\n"
@@ -38,7 +39,7 @@ def notices(ledger, spool):
 def receive_and_complete(spool, ledger, folder, hu):
     uid = receive(spool, ledger, folder, hu)
     for revision in ledger.arrivals.due_revisions(now_utc().replace(year=now_utc().year + 1)):
-        assert ledger.arrivals.complete(revision, "test", now_utc())
+        assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
     return uid
 
 

@@ -14,7 +14,7 @@ from dicom_node.pipeline.outcomes import Outcome, Settling
 from dicom_node.pipeline.results import Installation, ResultStore
 from dicom_node.store.clock import now_utc
 from dicom_node.store.states import JobState
-from dicom_node.types import Decision, ResultRequest
+from dicom_node.types import Completion, Decision, ResultRequest
 from tests.integration.store.rows import WORKER
 from tests.support.received_series import receive
 
@@ -32,7 +32,7 @@ def attempt(ledger, spool, tmp_path):
     """The first attempt of a job on a series that lies in the spool."""
     receive(spool, ledger, tmp_path / "ct", 1)
     (revision,) = ledger.arrivals.due_revisions(now_utc() + timedelta(days=1))
-    assert ledger.arrivals.complete(revision, "test", now_utc())
+    assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
     (whole,) = ledger.routing.due_revisions()
     ledger.routing.route(whole, [Decision("all", "tissue", REQUESTS, 0)], None, now_utc())
     return Attempt(ledger.jobs.claim(WORKER, now_utc(), now_utc() + timedelta(seconds=60)))

@@ -11,6 +11,7 @@ from alembic.runtime.migration import MigrationContext
 from dicom_node.store.schema import metadata
 from dicom_node.store.workers import WorkerName
 from dicom_node.types import (
+    Completion,
     Decision,
     DeliveryOutcome,
     ReceivedInstance,
@@ -74,7 +75,7 @@ def refused(number, series=SERIES, status=0xA700, content=None, at=NOW):
 
 def complete(ledger, at=NOW):
     (revision,) = ledger.arrivals.due_revisions(at)
-    assert ledger.arrivals.complete(revision, "regular", at)
+    assert ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), at)
     (whole,) = ledger.routing.due_revisions()
     return whole
 

@@ -22,6 +22,7 @@ from dicom_node.store.schema import job
 from dicom_node.store.spool import Spool
 from dicom_node.store.states import JobState
 from dicom_node.types import (
+    Completion,
     Decision,
     Receipt,
     ReceivedInstance,
@@ -183,7 +184,7 @@ def test_news_between_look_and_verdict_cancel_the_verdict(ledger):
     arrive(ledger, 1)
     (seen,) = ledger.arrivals.due_revisions(NOW)
     arrive(ledger, 2)
-    assert not ledger.arrivals.complete(seen, "regular", NOW)
+    assert not ledger.arrivals.complete(seen, Completion(complete=True, reason="regular"), NOW)
     assert not ledger.arrivals.postpone(seen, NOW + timedelta(hours=1))
     (now_seen,) = ledger.arrivals.due_revisions(NOW)
     assert now_seen.evidence.instance_count == 2
@@ -196,7 +197,7 @@ def test_a_whole_revision_knows_how_many_more_the_sender_counts(ledger):
     assert complete(ledger).missing_instances == 4
     arrive(ledger, 2, series="1.2.840.77")
     (other,) = ledger.arrivals.due_revisions(NOW)
-    assert ledger.arrivals.complete(other, "quiet", NOW)
+    assert ledger.arrivals.complete(other, Completion(complete=True, reason="quiet"), NOW)
     assert [whole.missing_instances for whole in ledger.routing.due_revisions()] == [4, 0]
 
 
@@ -587,7 +588,7 @@ def test_no_job_is_claimed_twice_by_competing_threads(ledger):
     for n in range(12):
         arrive(ledger, 1, series=f"{SERIES}.{n + 10}")
     for revision in ledger.arrivals.due_revisions(NOW):
-        ledger.arrivals.complete(revision, "regular", NOW)
+        ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     for whole in ledger.routing.due_revisions():
         ledger.routing.route(whole, [DECISION], None, NOW)
     with ThreadPoolExecutor(4) as pool:

@@ -12,6 +12,7 @@ from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from dicom_node.store.states import JobState
 from dicom_node.store.workers import WorkerName
+from dicom_node.types import Completion
 from tests.integration.store.rows import (
     DECISION,
     NOW,
@@ -62,7 +63,7 @@ def queued_jobs(ledger, number):
     for n in range(number):
         arrive(ledger, 1, series=f"{SERIES}.{n}")
     for revision in ledger.arrivals.due_revisions(NOW):
-        ledger.arrivals.complete(revision, "regular", NOW)
+        ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     return [ledger.routing.route(whole, [DECISION], None, NOW)[0] for whole in ledger.routing.due_revisions()]
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from dicom_node.types import Receipt
+from dicom_node.types import Completion, Receipt
 from tests.integration.store.rows import NOW, arrive, complete, queued_job, refused
 
 DUPLICATE_SOP_INSTANCE = 0x0111
@@ -138,4 +138,6 @@ def test_a_refusal_is_news_for_a_series_that_waits(ledger):
     open_association(ledger, "alone")
     ledger.arrivals.association_closed("alone", LATER, aborted=False, refusals=[refused(2, series=None, at=LATER)])
     assert refused_instances(ledger) == 1
-    assert not ledger.arrivals.complete(revision, "regular", NOW), "the verdict was reached on older evidence"
+    assert not ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW), (
+        "the verdict was reached on older evidence"
+    )

@@ -17,7 +17,7 @@ from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.views import json_form
-from dicom_node.types import Decision, Receipt, ReceivedInstance, ResultRequest, SegmentationForm
+from dicom_node.types import Completion, Decision, Receipt, ReceivedInstance, ResultRequest, SegmentationForm
 from tests.integration.store.rows import NOW, WORKER, outcome, unmigrated
 
 SCHEMA_OF_0_1_0 = "0002"
@@ -270,7 +270,7 @@ def test_a_series_that_was_arriving_is_completed_with_its_late_instance(ledger):
     assert arrive(ledger, SERIES["open"], 3, "c" * 64) is Receipt.NEW
     (revision,) = ledger.arrivals.due_revisions(NOW)
     assert (revision.series_instance_uid, revision.evidence.instance_count) == (SERIES["open"], 3)
-    assert ledger.arrivals.complete(revision, "regular", NOW)
+    assert ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     assert {whole.series_instance_uid for whole in ledger.routing.due_revisions()} == {
         SERIES["open"],
         SERIES["complete"],
@@ -305,7 +305,7 @@ def test_delivered_results_are_known_as_earlier_ones(ledger):
     assert arrive(ledger, SERIES["delivered"], 3, "c" * 64) is Receipt.NEW
     ledger.arrivals.close_interrupted_associations(NOW)
     for revision in ledger.arrivals.due_revisions(NOW):
-        ledger.arrivals.complete(revision, "regular", NOW)
+        ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     (whole,) = [each for each in ledger.routing.due_revisions() if each.series_instance_uid == SERIES["delivered"]]
     assert whole.revision == 2
     held = ledger.results.earlier(whole, "tissue")
@@ -320,7 +320,7 @@ def test_content_that_was_routed_is_not_routed_again(ledger):
     arrive(ledger, series, 1, "c" * 64)
     arrive(ledger, series, 1, sha256_of(series, 1))
     for revision in ledger.arrivals.due_revisions(NOW):
-        ledger.arrivals.complete(revision, "regular", NOW)
+        ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     (again,) = [each for each in ledger.routing.due_revisions() if each.series_instance_uid == series]
     assert again.first_revision_with_content == 1
     assert ledger.routing.content_already_routed(again)
@@ -329,7 +329,7 @@ def test_content_that_was_routed_is_not_routed_again(ledger):
 def test_a_newer_revision_supersedes_what_waits(ledger):
     arrive(ledger, SERIES["encoded"], 3, "c" * 64)
     for revision in ledger.arrivals.due_revisions(NOW):
-        ledger.arrivals.complete(revision, "regular", NOW)
+        ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     (whole,) = [each for each in ledger.routing.due_revisions() if each.series_instance_uid == SERIES["encoded"]]
     ledger.routing.route(whole, [Decision("ct", "tissue", {"pacs": ResultRequest()}, 5)], None, NOW)
     assert ledger.overview.job(3).state is JobState.SUPERSEDED

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dicom_node.receive.completion import decide
 from dicom_node.settings import CompletionSettings
-from dicom_node.types import SeriesEvidence
+from dicom_node.types import SeriesEvidence, Stretch
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 POLICY = CompletionSettings()
@@ -33,7 +33,13 @@ def evidence(positions, last=0.0, **changes) -> SeriesEvidence:
     )
 
 
+def brought(*parts: tuple[float, float, float, float]) -> tuple[Stretch, ...]:
+    """Associations: opened and closed so many seconds after the start, lowest and highest position in mm."""
+    return tuple(Stretch(after(opened), after(closed), lowest, highest) for opened, closed, lowest, highest in parts)
+
+
 REGULAR = evidence([2.5 * k for k in range(40)])
+GROWING = replace(REGULAR, stretches=brought((-20, -19, 0, 47.5), (-10, 0, 50, 97.5)))
 WAITS = {
     "regular and released": (REGULAR, 5),
     "regular in any order, from above": (evidence([100.0, 97.5, 102.5, 95.0]), 5),
@@ -54,6 +60,25 @@ WAITS = {
     "count reached": (evidence([0, 2, 9], expected_count=3), 0),
     "count reached while the association is open": (replace(REGULAR, open_associations=1, expected_count=40), 0),
     "regular but fewer than the sender counts": (replace(REGULAR, expected_count=41), 60),
+    "continued upwards by the last association": (GROWING, 60),
+    "continued downwards": (replace(REGULAR, stretches=brought((-20, -19, 50, 97.5), (-10, 0, 0, 47.5))), 60),
+    "continued by one slice": (replace(REGULAR, stretches=brought((-20, -19, 0, 95), (-10, 0, 97.5, 97.5))), 60),
+    "continued, but not by the last association": (
+        replace(REGULAR, stretches=brought((-9, -8, 0, 30), (-6, -5, 80, 97.5), (-3, 0, 32.5, 77.5))),
+        5,
+    ),
+    "from one association": (replace(REGULAR, stretches=brought((-20, 0, 0, 97.5))), 5),
+    "side by side on two associations": (
+        replace(REGULAR, stretches=brought((-20, 0, 0, 47.5), (-19, -1, 50, 97.5))),
+        5,
+    ),
+    "interleaved on two associations": (replace(REGULAR, stretches=brought((-20, -10, 0, 95), (-9, 0, 2.5, 97.5))), 5),
+    "continued until the count was reached": (replace(GROWING, expected_count=40), 0),
+    "sender known to pause": (replace(REGULAR, learned_pause_s=10), 15),
+    "sender known to pause briefly": (replace(REGULAR, learned_pause_s=1), 5),
+    "sender known to pause for longer than the longest wait": (replace(REGULAR, learned_pause_s=90), 60),
+    "sender known to pause, count reached": (replace(REGULAR, learned_pause_s=90, expected_count=40), 0),
+    "sender known to pause, one slice missing": (replace(evidence([0, 2, 4, 8, 10]), learned_pause_s=10), 60),
     "multi-frame but fewer than the sender counts": (evidence([None], multi_frame=True, expected_count=2), 60),
 }
 
@@ -77,6 +102,39 @@ def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
     assert "7200 s" in ended.reason
     partial = decide(replace(seen, expected_count=41), after(7200), POLICY)
     assert partial.reason.startswith("3 of 41")
+
+
+def test_only_a_wait_that_the_hard_limit_ended_is_cut_short():
+    assert decide(evidence([0, 7, 9], last=7190), after(7200), POLICY).is_cut_short
+    assert decide(replace(REGULAR, open_associations=1, last_arrival=after(7190)), after(7200), POLICY).is_cut_short
+    assert decide(evidence([0, 7, 9], last=7190, expected_count=4), after(7200), POLICY).is_cut_short
+    assert not decide(evidence([0, 7, 9], last=7000), after(7200), POLICY).is_cut_short
+    reached = decide(evidence([0, 7, 9], last=7200, expected_count=3), after(7200), POLICY)
+    assert not reached.is_cut_short
+
+
+def test_results_of_what_may_be_a_first_part_are_held_back():
+    verdict = decide(replace(REGULAR, last_arrival=after(2)), after(7), POLICY)
+    assert verdict.complete
+    assert verdict.deliver_from == after(17)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [replace(REGULAR, expected_count=40), GROWING, evidence([0, 2, 9]), replace(REGULAR, learned_pause_s=20)],
+    ids=["counted", "waited for further parts", "waited for want of evidence", "waited as the sender is known"],
+)
+def test_nothing_is_held_back_where_the_wait_was_long_or_the_count_is_known(seen):
+    verdict = decide(seen, after(60), POLICY)
+    assert verdict.complete
+    assert verdict.deliver_from is None
+
+
+def test_the_longest_pause_before_a_continuation_is_remembered():
+    four_parts = brought((0, 1, 0, 10), (9, 10, 12, 20), (22, 23, 22, 30), (30, 31, -9, -2))
+    assert decide(replace(REGULAR, stretches=four_parts), after(60), POLICY).longest_pause_s == 12
+    filled = brought((0, 1, 0, 30), (22, 23, 12, 14))
+    assert decide(replace(REGULAR, stretches=filled), after(60), POLICY).longest_pause_s == 0
 
 
 def test_reasons_have_numbers():
@@ -112,6 +170,12 @@ any_evidence = st.builds(
 def test_quiet_never_makes_a_whole_series_unwhole(seen, now, later):
     if decide(seen, after(now), POLICY).complete:
         assert decide(seen, after(now + later), POLICY).complete
+
+
+@given(any_evidence, times, times)
+def test_what_is_learned_of_a_sender_never_shortens_its_waits(seen, now, pause_s):
+    if decide(replace(seen, learned_pause_s=pause_s), after(now), POLICY).complete:
+        assert decide(seen, after(now), POLICY).complete
 
 
 @given(any_evidence, times)

@@ -184,6 +184,7 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
     [
         ({"missing_instances": 4}, "Missing instances according to the sender: 4"),
         ({"refused_instances": 2}, "Instances that were sent and refused: 2"),
+        ({"is_cut_short": True}, "The time limit was reached while images were still expected"),
     ],
 )
 def test_a_result_of_an_incomplete_series_says_so_where_people_look(known, says) -> None:

@@ -1,0 +1,103 @@
+"""A scanner that sends a series part by part while it reconstructs: one result, of the whole."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from dicom_node.receive.completion import decide
+from dicom_node.settings import CompletionSettings
+from tests.integration.store.rows import DECISION, IDENTITY, NOW, RUN, arrive, claim, some_results
+
+POLICY = CompletionSettings()
+
+
+def after(seconds):
+    return NOW + timedelta(seconds=seconds)
+
+
+def part(ledger, number, at_s, **series):
+    """Four slices in an association of their own, of which the last comes ``at_s`` seconds after the start."""
+    name = f"assoc {number} {series}"
+    ledger.arrivals.association_opened(name, "PACS", "127.0.0.1", after(at_s - 1))
+    for place in range(4 * number, 4 * number + 4):
+        arrive(ledger, place, association=name, at=after(at_s), **series)
+    ledger.arrivals.association_closed(name, after(at_s), aborted=False)
+
+
+def verdict(ledger, at_s):
+    """Of the one open revision, recorded where it is complete."""
+    (revision,) = ledger.arrivals.due_revisions(after(at_s))
+    found = decide(revision.evidence, after(at_s), POLICY)
+    if found.complete:
+        assert ledger.arrivals.complete(revision, found, after(at_s))
+    return found
+
+
+def route(ledger, at_s):
+    (whole,) = ledger.routing.due_revisions()
+    ledger.routing.route(whole, [DECISION], None, after(at_s))
+    return whole
+
+
+def finish_job(ledger, at_s):
+    assert ledger.jobs.encoded(claim(ledger, after(at_s)), some_results(), IDENTITY, RUN, {}, after(at_s))
+
+
+def due(ledger, at_s):
+    return ledger.deliveries.due("pacs", after(at_s), 10)
+
+
+def test_four_parts_nine_seconds_apart_give_one_result(ledger):
+    part(ledger, 0, 0)
+    assert verdict(ledger, 5).complete  # nothing distinguishes it from a whole series yet
+    route(ledger, 5)
+    finish_job(ledger, 6)
+    assert due(ledger, 14.9) == ()
+    for number in (1, 2, 3):
+        part(ledger, number, 9 * number)
+        assert not verdict(ledger, 9 * number + 8).complete
+        assert due(ledger, 9 * number + 8) == ()
+    assert verdict(ledger, 27 + 60).complete
+    assert due(ledger, 27 + 60) == ()  # complete, and not yet routed
+    whole = route(ledger, 27 + 60)
+    assert (len(whole.spool_names), whole.is_cut_short) == (16, False)
+    assert due(ledger, 27 + 60) == ()  # superseded
+    finish_job(ledger, 90)
+    assert len(due(ledger, 90)) == 2
+
+
+def test_results_of_a_series_in_one_part_are_held_back_until_a_second_would_have_come(ledger):
+    part(ledger, 0, 0)
+    assert verdict(ledger, 5).complete
+    route(ledger, 5)
+    finish_job(ledger, 6)
+    assert due(ledger, 14.9) == ()
+    assert len(due(ledger, 15)) == 2
+
+
+def test_a_long_job_delays_nothing_further(ledger):
+    part(ledger, 0, 0)
+    assert verdict(ledger, 5).complete
+    route(ledger, 5)
+    finish_job(ledger, 40)
+    assert len(due(ledger, 40)) == 2
+
+
+def test_the_pauses_of_a_sender_lengthen_the_wait_for_its_next_series(ledger):
+    part(ledger, 0, 0)
+    part(ledger, 1, 21)
+    assert verdict(ledger, 21 + 60).longest_pause_s == 20
+    part(ledger, 0, 100, series="1.2.840.2")
+    part(ledger, 1, 109, series="1.2.840.3")
+    (first, second) = ledger.arrivals.due_revisions(after(130))
+    assert (first.evidence.learned_pause_s, second.evidence.learned_pause_s) == (20, 20)
+    assert not decide(first.evidence, after(129.9), POLICY).complete
+    assert decide(first.evidence, after(130), POLICY).complete
+
+
+def test_the_whole_after_the_hard_limit_is_marked(ledger):
+    arrive(ledger, 0)
+    arrive(ledger, 5, at=after(POLICY.hard_limit_s - 1))
+    assert verdict(ledger, POLICY.hard_limit_s).complete
+    (whole,) = ledger.routing.due_revisions()
+    assert whole.is_cut_short
