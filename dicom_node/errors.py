@@ -10,7 +10,9 @@
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
-    │   └── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
+    │   ├── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
+    │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
+    ├── ReaderLost                  RETRY   the process that reads images died or took too long
     ├── Stopping                    RETRY   the node is being stopped; the attempt does not count
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
@@ -141,6 +143,16 @@ class IdentityConflict(SeriesRejected):
 
 class PixelDataInvalid(SeriesRejected):
     """Pixel data are truncated, contradict their description or give no sound Hounsfield units."""
+
+
+class LimitExceeded(SeriesRejected):
+    """Reading the series takes more than any CT needs; the message names the limit."""
+
+
+class ReaderLost(DicomNodeError):
+    """The process that reads headers and decodes pixels died, or took longer than allowed."""
+
+    disposition = Disposition.RETRY
 
 
 class Stopping(DicomNodeError):

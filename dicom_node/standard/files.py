@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import errno
+import zlib
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom import dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from dicom_node.errors import PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import LimitExceeded, PixelDataInvalid, StoreUnavailable
+from dicom_node.standard.headers import Allowance, read_header
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:
@@ -30,6 +29,7 @@ _UNWANTED_ERRORS = (
     RecursionError,
     MemoryError,
     BytesLengthException,
+    zlib.error,
 )
 """What pydicom raises, besides its own errors, on files that are not sound DICOM."""
 
@@ -39,15 +39,17 @@ def read_headers(paths: Iterable[Path]) -> tuple[SourceInstance, ...]:
 
     Raises:
         PixelDataInvalid: a file is not readable as DICOM.
+        LimitExceeded: the headers have more than any CT; see :mod:`dicom_node.standard.headers`.
         StoreUnavailable: a file is missing or the disk fails.
     """
-    return tuple(SourceInstance(path, _read_header(path)) for path in paths)
+    allowance = Allowance.of_series()
+    return tuple(SourceInstance(path, _read_header(path, allowance)) for path in paths)
 
 
 def read_series_folder(folder: Path) -> tuple[Series, ...]:
     """Every series under ``folder`` (recursively), ordered by Series Instance UID; one instance per SOP Instance UID.
 
-    Files that are no DICOM instance of a series (other formats, DICOMDIR, damaged, deflated) and repeated SOP
+    Files that are no DICOM instance of a series (other formats, DICOMDIR, damaged) and repeated SOP
     Instance UIDs are left out; how many of each goes to the log.
     """
     found: dict[str, dict[str, SourceInstance]] = {}
@@ -72,20 +74,17 @@ def read_series_folder(folder: Path) -> tuple[Series, ...]:
 
 
 def try_instance(path: Path) -> SourceInstance | None:
-    """The instance of a series in the file at ``path``; None where there is none, or a damaged or deflated one."""
+    """The instance of a series in the file at ``path``; None if it has none or a damaged one."""
     try:
-        # pydicom inflates the whole of a deflated file even to read its header: leave those alone (bombs)
-        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            return None
-        header = dcmread(path, stop_before_pixels=True)
+        header = read_header(path)
         return SourceInstance(path, header) if header.SeriesInstanceUID and header.SOPInstanceUID else None
-    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS):
+    except (LimitExceeded, InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS):
         return None
 
 
-def _read_header(path: Path) -> Dataset:
+def _read_header(path: Path, allowance: Allowance) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True)
+        return read_header(path, allowance)
     except OSError as error:
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
         raise StoreUnavailable(f"file {path.name}: {name}") from error
