@@ -129,7 +129,11 @@ class Listener:
         node = self._node.settings.node
         removed = self._node.spool.remove_leftovers(_LEFTOVER_AGE_S)
         family = socket.AF_INET6 if ":" in node.bind_address else socket.AF_INET
-        self._socket = socket.create_server((node.bind_address, node.port), family=family, backlog=_BACKLOG)
+        try:
+            self._socket = socket.create_server((node.bind_address, node.port), family=family, backlog=_BACKLOG)
+        except OSError:
+            self._connections.stop.close()
+            raise
         self._accepting.start()
         self._log.info(
             "listener.started", ae_title=node.ae_title, address=node.bind_address, port=self.port, leftovers=removed
