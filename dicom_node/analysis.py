@@ -160,7 +160,7 @@ def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ())
     """
     if not labels.geometry.same_grid(ct.volume.geometry):
         raise InvalidValueError(
-            f"labels on a grid of {labels.geometry.shape_zyx} for a volume of {ct.volume.geometry.shape_zyx}"
+            f"the labels have grid {labels.geometry.shape_zyx}, the volume has {ct.volume.geometry.shape_zyx}"
         )
     labels_zyx, names = labels.labels_zyx, labels.names_by_label
     if ct.reconstruction is not None:
@@ -199,4 +199,4 @@ def _sound_labels(model: str) -> Iterator[None]:
     try:
         yield
     except InvalidValueError as error:
-        raise SegmentationImpossible(f"model {model!r} gave an invalid label map: {error}") from error
+        raise SegmentationImpossible(f"model {model!r} returned an invalid label map: {error}") from error

@@ -245,7 +245,7 @@ def _only_input(path: Path, series_instance_uid: str | None) -> Input:
     found = find_inputs((path,), recursive=False, series_instance_uid=series_instance_uid, without=Path(os.devnull))
     if len(found) != 1:
         names = ", ".join(entry.name for entry in found)
-        raise ConfigurationError(f"{path} has {len(found)} CTs, expected one: {names}")
+        raise ConfigurationError(f"{path} contains {len(found)} CTs, expected one: {names}")
     return found[0]
 
 
@@ -281,7 +281,7 @@ class _MemoryCase:
         """The headers of the series, or the volume."""
         opened = Opened(self._entry) if isinstance(self._entry, Volume) else self._entry.read()
         if self._results is not None and isinstance(opened.images, Volume):
-            raise ConfigurationError("DICOM results can be made of a DICOM series only")
+            raise ConfigurationError("DICOM results require a DICOM series")
         self._grid = opened.grid
         return opened.images
 

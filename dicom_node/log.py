@@ -1,9 +1,9 @@
 """Structured logs: JSON on stdout, one canonical line per job, no patient data by construction.
 
-Callers may log UIDs, AE titles, counts, durations, states and our own reasons. ``_refuse_patient_fields`` drops any key
-that names a patient attribute, and lines of lower libraries are kept only by their logger's name and level, because
-pynetdicom and pydicom quote element values: pydicom's warnings contain the values they complain about, and pynetdicom
-3.0.4 logs the traceback of an exception in a handler and, by default, the identifiers of queries
+Callers may log UIDs, AE titles, counts, durations, states and our own reasons. ``_refuse_patient_fields`` drops every
+key that names a patient attribute. Of a library's log record only the logger's name, the level and the source line are
+kept, because pydicom and pynetdicom quote element values: pydicom's warnings contain the values they complain about,
+and pynetdicom 3.0.4 logs the traceback of an exception in a handler and, by default, the identifiers of queries
 (``_config.LOG_REQUEST_IDENTIFIERS``).
 """
 
@@ -18,14 +18,16 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
+    from structlog.typing import Processor
+
 _PATIENT_FIELDS = frozenset({"patient_name", "patient_id", "birth_date", "patient_sex", "accession_number"})
 
 
 def configure_logging(process: str, file: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Send every line of this process to ``file`` (stdout) as JSON, marked with the name of the ``process``."""
+    """Write every line of this process to ``file`` (default: stdout) as JSON; each line names the ``process``."""
     structlog.configure(
         processors=[
-            structlog.contextvars.merge_contextvars,
+            _naming(process),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _refuse_patient_fields,
@@ -36,7 +38,6 @@ def configure_logging(process: str, file: TextIO | None = None, level: int = log
         logger_factory=structlog.WriteLoggerFactory(file=file or sys.stdout),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
     logging.captureWarnings(capture=True)  # pydicom's warnings quote element values
     root = logging.getLogger()
     root.handlers = [_LibraryWarnings()]
@@ -44,7 +45,7 @@ def configure_logging(process: str, file: TextIO | None = None, level: int = log
 
 
 class _LibraryWarnings(logging.Handler):
-    """Lower libraries: say that something was warned and where, never the text, which may quote patient data."""
+    """Log that a library warned, and where; never the text, which may quote patient data."""
 
     def emit(self, record: logging.LogRecord) -> None:
         structlog.get_logger().warning(
@@ -55,6 +56,19 @@ class _LibraryWarnings(logging.Handler):
         )
 
 
+def _naming(process: str) -> Processor:
+    """Add the name of the process to each line.
+
+    Not a context variable: a new thread starts with an empty context, and its lines would lack the name.
+    """
+
+    def add_process(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["process"] = process
+        return event
+
+    return add_process
+
+
 def _refuse_patient_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for key in _PATIENT_FIELDS & event.keys():
         del event[key]
@@ -62,11 +76,11 @@ def _refuse_patient_fields(_: Any, __: str, event: MutableMapping[str, Any]) -> 
 
 
 def _exception_without_values(exc_info: Any) -> str:
-    """Type and place of an unexpected exception; its message is left out since it may quote element values."""
+    """Type and location of an unexpected exception, without its message, which may quote element values."""
     kind, _, traceback = exc_info
-    places = []
+    locations = []
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        places.append(f"{code.co_filename}:{traceback.tb_lineno} {code.co_name}")
+        locations.append(f"{code.co_filename}:{traceback.tb_lineno} {code.co_name}")
         traceback = traceback.tb_next
-    return f"{kind.__name__} at " + " < ".join(reversed(places))
+    return f"{kind.__name__} at " + " < ".join(reversed(locations))

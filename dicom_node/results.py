@@ -152,7 +152,7 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ResultUnreadable(f"can't read {path}: {error.strerror or type(error).__name__}") from error
     except InvalidDicomError as error:
-        raise ResultUnreadable(f"{path.name} is no DICOM file") from error
+        raise ResultUnreadable(f"{path.name} is not a DICOM file") from error
     except Exception as error:
         raise ResultUnreadable(f"{path.name} is damaged or incomplete ({type(error).__name__})") from error
 
@@ -167,13 +167,13 @@ def _segmentation(path: Path, geometry: Geometry | None) -> StoredSegmentation:
         raise ResultUnreadable(f"{path.name}: expected a binary segmentation or a label map, found {kind}")
     segments = tuple(_segment(item) for item in dataset.SegmentSequence if item.SegmentNumber)
     if any(segment.label > _HIGHEST_LABEL for segment in segments):
-        raise ResultUnreadable(f"{path.name}: {len(segments)} segments, at most {_HIGHEST_LABEL} can be read")
+        raise ResultUnreadable(f"{path.name}: {len(segments)} segments; at most {_HIGHEST_LABEL} are supported")
     positions = np.array([_position(dataset, frame) for frame in range(int(dataset.NumberOfFrames))])
     grid = geometry if geometry is not None else _grid_of(dataset, positions, path.name)
     if grid.shape_zyx[1:] != (dataset.Rows, dataset.Columns):
         seen = f"{dataset.Rows} x {dataset.Columns}"
         raise ResultUnreadable(
-            f"{path.name}: frames of {seen}, expected {grid.shape_zyx[1]} x {grid.shape_zyx[2]} as the images"
+            f"{path.name}: frames are {seen}, expected {grid.shape_zyx[1]} x {grid.shape_zyx[2]} as in the images"
         )
     labels_zyx = np.zeros(grid.shape_zyx, np.uint8)
     for frame, plane in enumerate(_planes(positions, grid, path.name)):
@@ -224,7 +224,7 @@ def _grid_of(dataset: Dataset, positions: NDArray[np.float64], name: str) -> Geo
     try:
         return Geometry((planes, int(dataset.Rows), int(dataset.Columns)), affine)
     except InvalidValueError as error:
-        raise ResultUnreadable(f"{name}: its frames form no grid: {error}") from error
+        raise ResultUnreadable(f"{name}: its frames do not form a grid: {error}") from error
 
 
 def _planes(positions: NDArray[np.float64], grid: Geometry, name: str) -> list[int]:
@@ -236,7 +236,7 @@ def _planes(positions: NDArray[np.float64], grid: Geometry, name: str) -> list[i
     for frame, (plane, offset) in enumerate(zip(planes, offsets, strict=True)):
         if offset > _LARGEST_OFFSET_VOXELS or not 0 <= plane < grid.shape_zyx[0]:
             raise ResultUnreadable(
-                f"{name}: frame {frame + 1} lies at {positions[frame].tolist()}, which is no plane of the images"
+                f"{name}: frame {frame + 1} is at {positions[frame].tolist()}, which is not a plane of the images"
             )
     return [int(plane) for plane in planes]
 
@@ -245,12 +245,12 @@ def _put(labels_yx: NDArray[np.uint8], dataset: Dataset, frame: int, name: str) 
     if dataset.SegmentationType == "LABELMAP":
         values = pixel_array(dataset, index=frame)
         if values.max(initial=0) > _HIGHEST_LABEL:
-            raise ResultUnreadable(f"{name}: a label of {values.max()}, at most {_HIGHEST_LABEL} can be read")
+            raise ResultUnreadable(f"{name}: label {values.max()}; the highest supported is {_HIGHEST_LABEL}")
         labels_yx[...] = values
         return
     inside = _frame_bits(dataset, frame)
     if labels_yx[inside].any():
-        raise ResultUnreadable(f"{name}: segments overlap in frame {frame + 1}, which no label map can show")
+        raise ResultUnreadable(f"{name}: segments overlap in frame {frame + 1}, which a label map can't represent")
     labels_yx[inside] = _group(dataset, frame, "SegmentIdentificationSequence").ReferencedSegmentNumber
 
 

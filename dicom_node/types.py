@@ -86,17 +86,17 @@ class ResultRequest:
         """Raises ConfigurationError where the options contradict each other."""
         form = self.segmentation
         if self.split_by_group and form is SegmentationForm.NONE:
-            raise ConfigurationError("split has no meaning without a segmentation")
+            raise ConfigurationError("split_by_group requires a segmentation")
         if not self.background and form in (SegmentationForm.NONE, SegmentationForm.BINARY):
-            raise ConfigurationError(f"background has no meaning with segmentation: {form}")
+            raise ConfigurationError(f"background applies to label maps only, not to segmentation: {form}")
         for name, is_asked in (("ibsi_codes", self.ibsi_codes), ("shape", self.shape)):
             if is_asked and not self.report:
-                raise ConfigurationError(f"{name} has no meaning without a report")
+                raise ConfigurationError(f"{name} requires a report")
         if self.structures == ():
-            raise ConfigurationError("structures must not be empty; leave it out for all")
+            raise ConfigurationError("structures must not be empty; omit it to get all structures")
         others = (self.report, self.contours, self.capture, self.document, self.notice)
         if form is SegmentationForm.NONE and not any(others):
-            raise ConfigurationError("nothing is asked for")
+            raise ConfigurationError("no result is requested")
 
     @property
     def asks_peer(self) -> bool:
@@ -281,9 +281,9 @@ class Decision:
         if self.rule is not None:
             return f"rule {self.rule!r} matched"
         if not self.outcomes:
-            return "no rule is configured"
+            return "no rules are configured"
         first_misses = (
-            f"{name}: {next(f'{o.condition} (seen: {o.seen})' for o in outcomes if not o.held)}"
+            f"{name}: {next(f'{o.condition} (found: {o.seen})' for o in outcomes if not o.held)}"
             for name, outcomes in self.outcomes.items()
         )
         return "no rule matched; " + "; ".join(first_misses)

@@ -1,4 +1,4 @@
-"""``dicom-node check``: is everything right, before and while the node runs?"""
+"""``dicom-node check``: check the configuration and everything it depends on, before or while the node runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     ok: bool
@@ -31,7 +31,7 @@ class Finding:
 
 
 def run_checks(config_file: Path) -> tuple[Finding, ...]:
-    """Look at everything that can be looked at; what can't be because of an earlier finding is left out."""
+    """Run every check; those that can't run because an earlier one failed are left out."""
     try:
         settings = load_settings(config_file)
     except DicomNodeError as error:
@@ -40,14 +40,15 @@ def run_checks(config_file: Path) -> tuple[Finding, ...]:
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:
-    yield _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} rules")
+    yield _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} loaded")
     yield _try("ledger", lambda: _ledger(settings))
     yield _disk(settings)
     yield _port(settings)
     yield Finding(
         "sources",
         ok=bool(settings.sources),
-        detail=", ".join(source.ae_title for source in settings.sources) or "none: nobody may send to this node",
+        detail=", ".join(source.ae_title for source in settings.sources)
+        or "none configured: no peer may send to this node",
     )
     for name, model in settings.models.items():
         yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model, settings.work))  # type: ignore[misc]
@@ -76,18 +77,18 @@ def _ledger(settings: Settings) -> str:
         counts = ledger.overview.counts()
     finally:
         ledger.close()
-    return f"schema up to date, {counts.instances['current']} instances"
+    return f"schema up to date; current instances: {counts.instances['current']}"
 
 
 def _disk(settings: Settings) -> Finding:
     folder = settings.node.data_folder
     full = DiskWatermark(folder if folder.exists() else folder.parent, settings.operate).look()
     limit = settings.operate.disk_stop_percent
-    return Finding("disk", ok=not full, detail=f"{'above' if full else 'below'} {limit:g} % of {folder}")
+    return Finding("disk", ok=not full, detail=f"{folder}: usage is {'above' if full else 'below'} {limit:g} %")
 
 
 def _port(settings: Settings) -> Finding:
-    """Either our own listener answers a C-ECHO, or the port is free to be bound."""
+    """Whether the port can be bound, or something already listens on it, as this node does while it runs."""
     node = settings.node
     place = f"{node.bind_address}:{node.port}"
     with socket.socket() as probe:
@@ -99,7 +100,7 @@ def _port(settings: Settings) -> Finding:
                 client.settimeout(2)
                 listening = client.connect_ex((node.bind_address, node.port)) == 0
             if listening:
-                return Finding("port", ok=True, detail=f"{place} is taken by a listener (this node, if it runs)")
+                return Finding("port", ok=True, detail=f"{place} is in use (by this node, if it is running)")
             return Finding("port", ok=False, detail=f"{place}: {error.strerror}")
     return Finding("port", ok=True, detail=f"{place} is free")
 

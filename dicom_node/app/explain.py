@@ -27,7 +27,7 @@ def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
     folder = Path(series)
     found = read_series_folder(folder) if folder.is_dir() else (_received_series(settings, series),)
     if not found:
-        raise ConfigurationError(f"{folder} holds no DICOM instance of any series")
+        raise ConfigurationError(f"{folder} contains no DICOM instances")
     return [
         {
             "series_instance_uid": one.series_instance_uid,
@@ -54,7 +54,7 @@ def _received_series(settings: Settings, series_instance_uid: str) -> Series:
     finally:
         ledger.close()
     if not names:
-        raise ConfigurationError(f"{series_instance_uid} is neither a folder nor a series that this node keeps")
+        raise ConfigurationError(f"{series_instance_uid} is neither a folder nor a series that this node has stored")
     instances = read_headers(spool.path(name) for name in names)
     study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
     return Series(series_instance_uid, study_instance_uid, instances, sending_ae)

@@ -85,7 +85,7 @@ def write_configuration(folder: Path) -> tuple[Path, ...]:
     names = (Path("node.yaml"), Path("rules.yaml"), Path("models", DEMO_MODEL))
     existing = [str(folder / name) for name in names if (folder / name).exists()]
     if existing:
-        raise ConfigurationError(f"nothing was written: {', '.join(existing)} already exists")
+        raise ConfigurationError(f"nothing was written, because it would overwrite {', '.join(existing)}")
     shipped = shipped_configuration()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def _check_before_start(settings: Settings) -> None:
     _, ledger = open_store(settings)
     ledger.close()
     if not settings.sources:
-        structlog.get_logger().warning("sources.none", reason="no source is configured: nobody may send to this node")
+        structlog.get_logger().warning("sources.none", reason="no source is configured: no peer may send to this node")
 
 
 class Child:

@@ -1,4 +1,4 @@
-"""``config``: start a configuration of your own."""
+"""``config``: create a configuration."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 
 @click.group()
 def config() -> None:
-    """Start a configuration of your own."""
+    """Create a configuration."""
 
 
 @config.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False))
 def init(folder: Path) -> None:
-    """Write the commented configuration into DIR.
+    """Write a commented configuration to DIR.
 
-    That is node.yaml, rules.yaml and the demo model. Nothing is overwritten.
+    It consists of node.yaml, rules.yaml and the demo model. Existing files are not overwritten.
     """
     from dicom_node.app.places import write_configuration  # noqa: PLC0415
 
@@ -26,6 +26,6 @@ def init(folder: Path) -> None:
     node_yaml = folder / "node.yaml"
     click.echo(
         f"\nNext, in {node_yaml}: list your PACS under sources and destinations, and set node.data_folder.\n"
-        f"Then name the destination in {folder / 'rules.yaml'}, and check everything:\n\n"
+        f"Then name the destination in {folder / 'rules.yaml'} and check the configuration:\n\n"
         f"    dicom-node --config {node_yaml} check"
     )

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--out", type=click.File("w", encoding="utf-8", atomic=True), default="-", help="Default: stdout.")
+@click.option(
+    "--out", type=click.File("w", encoding="utf-8", atomic=True), default="-", help="Output file; default: stdout."
+)
 @json_option
 @click.pass_obj
 def conformance(context: Context, *, out: TextIO, as_json: bool) -> None:
     """Write the DICOM Conformance Statement.
 
-    In Markdown. It describes the product with its defaults or, if --config or DICOM_NODE_CONFIG is given, the node
-    configured there.
+    The statement is in Markdown. It describes the product with its defaults or, if --config or DICOM_NODE_CONFIG is
+    given, the node configured there.
     """
     from dicom_node.conformance.statement import conformance_statement, facts  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""What every command starts from: the configuration, and how an error of the node ends the command."""
+"""What all commands share: the configuration, and the way an error of the node ends a command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROBLEM_FOUND = 3
 
 
 class Context:
-    """The configuration file of one call; what it says is read when a command asks for it.
+    """The configuration file of one call, read when a command needs it.
 
     Libraries are imported inside the methods, so that ``--help`` loads none of them.
     """
@@ -58,10 +58,10 @@ class Context:
 
 
 class RootGroup(click.Group):
-    """An error of the node becomes one line on stderr and exit code 1."""
+    """Turns an error of the node into one line on stderr and exit code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the requested command."""
         try:
             return super().invoke(ctx)
         except DicomNodeError as error:

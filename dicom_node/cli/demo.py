@@ -1,4 +1,4 @@
-"""``demo``: the whole job once."""
+"""``demo``: the whole workflow once."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-_SERIES_HELP = "A folder with your own CT series; default: a phantom is made."
-_MODEL_HELP = "A model of the demo configuration; default: the demo model for a phantom, tissue for your own CT."
+_SERIES_HELP = "Folder with your own CT series; default: a generated phantom."
+_MODEL_HELP = "Model from the demo configuration; default: the demo model for a phantom, tissue for your own CT."
 
 
 @click.command()
@@ -17,7 +17,7 @@ _MODEL_HELP = "A model of the demo configuration; default: the demo model for a 
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the phantom.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"), show_default=True)
 def demo(series: Path | None, model: str | None, seed: int, out: Path) -> None:
-    """Run the whole job once, on this machine.
+    """Run the whole workflow once on this machine.
 
     A PACS sends a CT series to the node and gets SEG and SR back; a table and a picture show the results.
     """

@@ -1,4 +1,4 @@
-"""``status``, ``jobs``, ``job``, ``retry``, ``check``: look after a node."""
+"""``status``, ``jobs``, ``job``, ``retry``, ``check``: monitor a node and act on its jobs."""
 
 from __future__ import annotations
 
@@ -25,32 +25,33 @@ _JOB_ID = click.IntRange(1, 2**63 - 1)
 @json_option
 @click.pass_obj
 def status(context: Context, *, as_json: bool) -> None:
-    """Count instances, series, jobs and deliveries by state."""
+    """Show how many instances, series, jobs and deliveries are in each state."""
     overview = context.ledger().overview
     counts, open_series = json_form(overview.counts()), [json_form(series) for series in overview.open_series()]
     if as_json:
         print_json({"counts": counts, "open_series": open_series})
         return
-    table = Table("", "state", "number", title="dicom-node")
+    table = Table("", "state", "count", title="dicom-node")
     for thing, states in counts.items():
         for state, number in states.items():
             table.add_row(thing, state, str(number))
     Console().print(table)
     if open_series:
-        columns = ("series_instance_uid", "revision", "sending_ae", "last_arrival", "look_again_at")
-        print_table("series still arriving", open_series, columns)
+        rows = [{**series, "next_check": series["look_again_at"]} for series in open_series]
+        columns = ("series_instance_uid", "revision", "sending_ae", "last_arrival", "next_check")
+        print_table("series still arriving", rows, columns)
 
 
 @click.command()
 @click.option("--limit", default=50, show_default=True, help="Show at most this many, newest first.")
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
-@click.option("--series", "series_uid", help="Only jobs of this Series Instance UID.")
+@click.option("--series", "series_uid", help="Only jobs for this Series Instance UID.")
 @json_option
 @click.pass_obj
 def jobs(context: Context, *, limit: int, state: str | None, series_uid: str | None, as_json: bool) -> None:
     """List the jobs.
 
-    Newest first, with the reason where one was rejected or failed.
+    The newest comes first. Rejected and failed jobs are listed with the reason.
     """
     found = context.ledger().overview.jobs(limit, JobState(state) if state else None, series_uid)
     rows = [json_form(row) for row in found]
@@ -69,9 +70,9 @@ def jobs(context: Context, *, limit: int, state: str | None, series_uid: str | N
 @json_option
 @click.pass_obj
 def job(context: Context, *, job_id: int, as_json: bool) -> None:
-    """Show everything about one job.
+    """Show one job in detail.
 
-    Evidence of completeness, decision of the rules, stages, results, deliveries.
+    This includes why the series was considered complete, what the rules decided, the stages, results and deliveries.
     """
     view = context.ledger().overview.job(job_id)
     if view is None:
@@ -96,17 +97,17 @@ def job(context: Context, *, job_id: int, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def retry(context: Context, *, job_id: int, as_json: bool) -> None:
-    """Try a job again now.
+    """Retry a job now.
 
-    A failed or rejected job runs again; of a finished one, results that were not delivered are sent again.
+    A failed or rejected job runs again. For a finished job, the undelivered results are sent again.
     """
     from dicom_node.store.clock import now_utc  # noqa: PLC0415
 
     answer = context.ledger().jobs.retry(job_id, now_utc())
     if answer is None:
         raise click.ClickException(
-            f"job {job_id} can't be tried again: it does not exist, a newer revision of its series has replaced it, "
-            "its images were deleted after the retention time, or nothing of it is left to do"
+            f"job {job_id} can't be retried: it does not exist, a newer revision of its series has replaced it, "
+            "its images were deleted after the retention time, or it has nothing left to do"
         )
     if as_json:
         print_json({"job": job_id, "answer": answer})
@@ -118,10 +119,10 @@ def retry(context: Context, *, job_id: int, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def check(context: Context, *, as_json: bool) -> None:
-    """Check that everything is right.
+    """Check the node and its peers.
 
-    That is: configuration, rules, models and their digests, ledger, port, disk, and a C-ECHO to every peer.
-    Exit code 3: a check found a problem.
+    Checks the configuration, the rules, the ledger, the disk, the port, and the models with their digests, and sends a
+    C-ECHO to every peer. Exit code 3: a check found a problem.
     """
     from dicom_node.app.check import run_checks  # noqa: PLC0415
 
@@ -129,10 +130,10 @@ def check(context: Context, *, as_json: bool) -> None:
     if as_json:
         print_json([{"check": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
     else:
-        table = Table("check", "", title="dicom-node check")
+        table = Table("check", "result", title="dicom-node check")
         table.add_column("detail", overflow="fold")  # a digest must be whole to be copied
         for finding in findings:
-            verdict = Text("ok", "green") if finding.ok else Text("wrong", "red")
+            verdict = Text("ok", "green") if finding.ok else Text("failed", "red")
             table.add_row(Text(finding.name), verdict, Text(finding.detail))
         Console().print(table)
     if not all(finding.ok for finding in findings):

@@ -17,36 +17,38 @@ if TYPE_CHECKING:
     from dicom_node.cli.context import Context
     from inference.models.package import ModelPackage
 
-_RESAMPLING_HELP = "corners: as TotalSegmentator; nnunet: as nnU-Net itself; default: that of the task, else nnunet."
+_RESAMPLING_HELP = "corners: as in TotalSegmentator; nnunet: as in nnU-Net; default: the task's, otherwise nnunet."
 
 
 @click.group()
 def models() -> None:
     """Install, list, verify and remove models.
 
-    They are kept in the library, models_folder in the settings.
+    Models are kept in the model library (models_folder in node.yaml).
     """
 
 
 @models.command()
 @click.argument("sources", nargs=-1, required=True, metavar="NAME|PATH|URL...")
-@click.option("--task", help="The known task whose weights these are (see `models known`).")
-@click.option("--name", help="Name of the installed model; default: that of its task.")
-@click.option("--sha256", help="The SHA-256 that the zip must have.")
-@click.option("--folds", help="Separated by commas: 0,1,2 or all; default: those of the task, else every one.")
+@click.option("--task", help="The known task that the weights belong to (see `models known`).")
+@click.option("--name", help="Name of the installed model; default: the task's name.")
+@click.option("--sha256", help="Expected SHA-256 of the zip.")
+@click.option("--folds", help="Separated by commas: 0,1,2 or all; default: the task's folds, otherwise every fold.")
 @click.option("--resampling", type=click.Choice(["corners", "nnunet"]), help=_RESAMPLING_HELP)
 @click.option("--model-version", "version", help="Version to record.")
 @click.option("--licence", help="Licence to record.")
-@click.option("--intended-use", help="Printed on every result; default: research use only.")
-@click.option("--minimum-slices", type=click.IntRange(1), help="Refuse volumes with fewer; default: 16.")
-@click.option("--minimum-extent-mm", type=click.FloatRange(0), help="Refuse smaller volumes; default: 30.")
+@click.option("--intended-use", help="Stated in every result; default: research use only.")
+@click.option("--minimum-slices", type=click.IntRange(1), help="Reject volumes with fewer slices; default: 16.")
+@click.option(
+    "--minimum-extent-mm", type=click.FloatRange(0), help="Reject smaller volumes, along any axis; default: 30."
+)
 @json_option
 @click.pass_obj
 def install(context: Context, /, *, sources: tuple[str, ...], folds: str | None, as_json: bool, **stated: Any) -> None:
     """Install a model.
 
-    From its folder, its zip, an https address, or by the name of a known task. Several sources are the parts of one
-    model. Nothing of a source is executed; a model that can't be trusted or is not whole is not installed.
+    The source is the name of a known task, a folder, a zip file or an https URL. Several sources are the parts of one
+    model. No code in a source is executed. A model that can't be trusted or is incomplete is not installed.
     """
     from inference.models.install import Stated  # noqa: PLC0415
     from inference.models.install import install as install_model  # noqa: PLC0415
@@ -58,10 +60,11 @@ def install(context: Context, /, *, sources: tuple[str, ...], folds: str | None,
     if as_json:
         print_json(facts)
         return
-    rows = [{"fact": name.replace("_", " "), "value": value} for name, value in facts.items()]
-    print_table(f"installed: {package.identity.name}", rows, ("fact", "value"))
+    rows = [{"property": name.replace("_", " "), "value": value} for name, value in facts.items()]
+    print_table(f"installed: {package.identity.name}", rows, ("property", "value"))
     if package.crop is not None and not (package.folder.parent / package.crop.model).exists():
-        click.echo(f"This model works inside what {package.crop.model} finds: install that one too.")
+        needed = package.crop.model
+        click.echo(f"This model segments only the region that {needed} finds. Install {needed} too.")
 
 
 @models.command()
@@ -69,7 +72,7 @@ def install(context: Context, /, *, sources: tuple[str, ...], folds: str | None,
 def known(*, as_json: bool) -> None:
     """List the known tasks.
 
-    They can be installed by name, or from a folder with --task.
+    Install a task by its name, or from a folder with --task.
     """
     from inference.models.tasks import tasks  # noqa: PLC0415
     from inference.structures import catalogue  # noqa: PLC0415
@@ -90,8 +93,8 @@ def known(*, as_json: bool) -> None:
         print_json(rows)
         return
     for row in rows:
-        how = "yes, by its name" if row["downloadable"] else "yes, from your own files"
-        row["can be installed"] = "no: structures without codes" if row["not_in_the_catalogue"] else how
+        how = "yes, by name" if row["downloadable"] else "yes, from your own files"
+        row["can be installed"] = "no: some structures have no code" if row["not_in_the_catalogue"] else how
     print_table("known tasks", rows, ("name", "title", "can be installed"))
 
 
@@ -101,7 +104,7 @@ def known(*, as_json: bool) -> None:
 def list_(context: Context, *, as_json: bool) -> None:
     """List the installed models.
 
-    The weights are not read; `models verify` reads them.
+    This does not read the weights; `models verify` does.
     """
     from inference.errors import ModelPackageError  # noqa: PLC0415
     from inference.models.library import installed, read  # noqa: PLC0415
@@ -110,7 +113,7 @@ def list_(context: Context, *, as_json: bool) -> None:
     for name in installed(folder):
         try:
             rows.append(_facts(read(folder, name, check_weights=False)))
-        except ModelPackageError as error:  # the sound ones are listed all the same
+        except ModelPackageError as error:  # the others are still listed
             damaged.append(f"{name}: {error}")
     if as_json:
         print_json(rows)
@@ -127,9 +130,9 @@ def list_(context: Context, *, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def verify(context: Context, *, names: tuple[str, ...], as_json: bool) -> None:
-    """Hash every file of the models again.
+    """Verify the digests of installed models.
 
-    Of the models NAMES; default: of all that are installed.
+    Every file of the models NAMES is hashed again; default: of all installed models.
     """
     from inference.errors import ModelPackageError  # noqa: PLC0415
     from inference.models.library import installed, read  # noqa: PLC0415
@@ -173,7 +176,7 @@ def _errors_of_models() -> Iterator[None]:
     except InferenceError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
-        raise click.ClickException(f"{error.filename or 'the library of models'}: {error.strerror}") from error
+        raise click.ClickException(f"{error.filename or 'the model library'}: {error.strerror}") from error
 
 
 def _facts(package: ModelPackage) -> dict[str, Any]:

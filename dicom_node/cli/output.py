@@ -1,4 +1,4 @@
-"""How commands answer: tables for people, JSON for programs, bars for what takes long."""
+"""Output of commands: tables for people, JSON for programs, progress bars for long operations."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _NEVER_WRAPPED = frozenset({"name", "id", "state", "progress", "attempts", "kind"})
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
+    """Print one JSON document to stdout."""
     click.echo(json.dumps(value, indent=2))
 
 
 def print_table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
     """Print the ``columns`` of ``rows``.
 
-    UIDs, reasons and times fold over several lines; short values stay whole, also in a terminal of 80 columns.
+    UIDs, reasons and times wrap over several lines; short values never do, even in a terminal of 80 columns.
     """
     columns = tuple(columns)
     table = Table(title=title)
     for column in columns:
         table.add_column(column.replace("_", " "), overflow="fold", no_wrap=column in _NEVER_WRAPPED)
     for row in rows:
-        # Text: square brackets in a value are no markup
+        # Text: rich would read square brackets in a plain string as markup
         table.add_row(*(Text("" if row[column] is None else str(row[column])) for column in columns))
     Console().print(table)
 
@@ -48,7 +48,7 @@ def print_facts(title: str, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """One bar per stage on stderr, where that is a terminal; gives what reports (stage, done, total)."""
+    """One bar per stage on stderr if that is a terminal; yields the function to report (stage, done, total) to."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

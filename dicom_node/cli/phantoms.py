@@ -1,4 +1,4 @@
-"""``phantom``, ``evaluate``, ``train``: synthetic patients, and models scored and trained on them."""
+"""``phantom``, ``evaluate``, ``train``: make synthetic patients, and score and train models on them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-_SPACING_HELP = "Columns, rows, planes in mm."
+_SPACING_HELP = "Spacing of columns, rows and planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
 _PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
-"""The programs of ``inference`` read their own arguments, ``--help`` too."""
+"""The programs in ``inference`` parse their own arguments, including ``--help``."""
 
 
 @click.command()
@@ -21,7 +21,7 @@ _PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
 def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_view: str, file_format: str) -> None:
     """Make a labelled synthetic patient.
 
-    A CT series with its true labels as NIfTI, or both as NIfTI.
+    Writes a CT series and its true labels as NIfTI, or both as NIfTI.
     """
     from dicom_node.demo.phantom_series import write_phantom  # noqa: PLC0415
 
@@ -33,7 +33,7 @@ def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_
 def evaluate(arguments: tuple[str, ...]) -> None:
     """Score a model on unseen phantoms.
 
-    Dice and surface Dice of each structure.
+    Reports Dice and surface Dice of each structure.
     """
     from inference.evaluation.phantoms import main as run  # noqa: PLC0415
 
@@ -45,12 +45,12 @@ def evaluate(arguments: tuple[str, ...]) -> None:
 def train(arguments: tuple[str, ...]) -> None:
     """Train the demo model on phantoms.
 
-    It needs nnU-Net: pip install 'dicom-node[train]'.
+    Training requires nnU-Net: pip install 'dicom-node[train]'.
     """
     try:
         from inference.training.demo_model import main as run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "nnunetv2":
             raise
-        raise click.ClickException("training needs nnU-Net: pip install 'dicom-node[train]'") from error
+        raise click.ClickException("training requires nnU-Net: pip install 'dicom-node[train]'") from error
     run(arguments)

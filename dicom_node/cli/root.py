@@ -1,4 +1,4 @@
-"""``dicom-node`` itself: its own options, and all its commands."""
+"""``dicom-node`` itself: its options and its commands."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def main(ctx: click.Context, configuration: Path) -> None:
     Research software, not a medical device.
     """
     ctx.obj = Context(configuration, given=is_given(ctx, "configuration"))
-    # stdout belongs to the answer (tables, JSON); `serve`, `listen` and `work` send their log there themselves
+    # stdout is for the output (tables, JSON); `serve`, `listen` and `work` send their log there themselves
     configure_logging(ctx.invoked_subcommand or "", sys.stderr, logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""``rules``: what the routing rules make of a series."""
+"""``rules``: test the routing rules on a series."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def rules() -> None:
-    """Try the routing rules."""
+    """Test the routing rules."""
 
 
 @rules.command()
@@ -27,7 +27,7 @@ def rules() -> None:
 def explain(context: Context, *, series: str, as_json: bool) -> None:
     """Explain why SERIES would or would not run.
 
-    SERIES is a folder of DICOM files, or the Series Instance UID of a series that the node has received.
+    SERIES is a folder of DICOM files, or the Series Instance UID of a series that the node has stored.
     """
     from dicom_node.app.explain import explain_rules  # noqa: PLC0415
 
@@ -36,10 +36,10 @@ def explain(context: Context, *, series: str, as_json: bool) -> None:
         print_json(explanations)
         return
     for explanation in explanations:
-        table = Table("rule", "condition", "seen", "holds", title=f"series {explanation['series_instance_uid']}")
+        table = Table("rule", "condition", "found", "met", title=f"series {explanation['series_instance_uid']}")
         for row in explanation["conditions"]:
             table.add_row(Text(row["rule"]), Text(row["condition"]), Text(row["seen"]), "yes" if row["held"] else "no")
         Console().print(table)
         for decision in explanation["decisions"]:
             what = f" -> model {decision['model']}; results" if decision["model"] else "; notice"
-            click.echo(f"{decision['reason']}{what} to: {', '.join(decision['destinations']) or 'nobody'}")
+            click.echo(f"{decision['reason']}{what} to: {', '.join(decision['destinations']) or 'no destination'}")

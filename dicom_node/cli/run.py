@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def serve(context: Context) -> None:
     """Run the whole node.
 
-    The listener and the work process, each restarted if it dies.
+    Starts the listener and the work process, and restarts either if it dies.
     """
     from dicom_node.app.supervise import serve as run  # noqa: PLC0415
 
@@ -42,9 +42,9 @@ def listen(context: Context) -> None:
 @click.command()
 @click.pass_obj
 def work(context: Context) -> None:
-    """Run everything but the listener.
+    """Run everything except the listener.
 
-    Completion of series, rules, segmentation, delivery.
+    Closes complete series, applies the rules, segments, and delivers results.
     """
     from dicom_node.app.compose import run_work  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""``segment``: the engine on files."""
+"""``segment``: run the engine on files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from dicom_node.cli.context import Context
 
 _PRECISIONS = ["auto", "float32", "bfloat16", "float16"]
-_RESULTS_HELP = "Which DICOM objects, with the keys of a destination in rules.yaml; default: BINARY SEG and SR."
+_RESULTS_HELP = "DICOM objects to write, with the keys of a destination in rules.yaml; default: BINARY SEG and SR."
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--model", required=True, help="An installed model, the folder of a package, or tissue.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Where the results go.")
-@click.option("--recursive", is_flag=True, help="Search subfolders too; each CT gets a folder of results.")
+@click.option("--model", required=True, help="Installed model, package folder, or tissue.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
+@click.option("--recursive", is_flag=True, help="Search subfolders too; each CT gets its own results folder.")
 @click.option("--series-uid", help="Only the series with this Series Instance UID.")
 @click.option("--again", is_flag=True, help="Redo finished inputs.")
 @click.option("--structures", default="", metavar="A,B", help="Only these structures.")
@@ -53,10 +53,10 @@ def segment(
     again: bool,
     **engine: Any,
 ) -> None:
-    """Segment files, without a network.
+    """Segment files without a network.
 
-    INPUTS are folders of DICOM files and NIfTI files. The results are a label map, measurements and, for DICOM input,
-    DICOM objects. Exit code 3: some inputs were refused, each with its reason.
+    INPUTS are folders of DICOM files, and NIfTI files. The results are a label map, measurements and, for DICOM input,
+    DICOM objects. Exit code 3: some inputs were rejected, each with a reason.
     """
     from dicom_node.route.requests import read_request  # noqa: PLC0415
     from dicom_node.segment.case import Wanted  # noqa: PLC0415
@@ -65,7 +65,7 @@ def segment(
     from inference.nnunet.contract import EngineOptions  # noqa: PLC0415
 
     if results and no_dicom:
-        raise click.UsageError("--results and --no-dicom contradict each other")
+        raise click.UsageError("--results and --no-dicom can't be combined")
     try:
         asked = None if no_dicom else read_request(results)
     except ConfigurationError as error:

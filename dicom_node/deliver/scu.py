@@ -38,14 +38,14 @@ class StatusMeaning:
 NAMED_STATUSES: Mapping[int, StatusMeaning] = {
     0x0000: StatusMeaning(delivered=True, retry=False, text="stored"),
     0x0110: StatusMeaning(delivered=False, retry=True, text="processing failure"),
-    0x0111: StatusMeaning(delivered=True, retry=False, text="already there (duplicate SOP Instance)"),
+    0x0111: StatusMeaning(delivered=True, retry=False, text="already stored (duplicate SOP Instance)"),
     0x0117: StatusMeaning(delivered=False, retry=False, text="invalid SOP Instance"),
     0x0122: StatusMeaning(delivered=False, retry=False, text="SOP Class not supported"),
     0x0124: StatusMeaning(delivered=False, retry=False, text="not authorised"),
     0x0210: StatusMeaning(delivered=False, retry=True, text="duplicate invocation"),
     0x0213: StatusMeaning(delivered=False, retry=True, text="resource limitation"),
     0xB000: StatusMeaning(delivered=True, retry=False, text="stored with coercion of data elements"),
-    0xB006: StatusMeaning(delivered=True, retry=False, text="stored, elements discarded"),
+    0xB006: StatusMeaning(delivered=True, retry=False, text="stored, some elements discarded"),
     0xB007: StatusMeaning(delivered=True, retry=False, text="stored, data set does not match the SOP Class"),
 }
 STATUS_RANGES = (

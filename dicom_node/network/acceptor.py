@@ -28,14 +28,14 @@ REQUEST_DEADLINE_S = 10.0
 """For the A-ASSOCIATE-RQ, from the connection to its last byte (ARTIM, PS3.8 9.1.4)."""
 SLOWEST_BYTES_PER_S = 10_000
 ABORTS: Mapping[AbortReason, str] = {
-    AbortReason.NOT_SPECIFIED: "the node stops, a data set comes too slowly, or a fault of the node",
-    AbortReason.UNRECOGNISED_PDU: "a PDU type that PS3.8 does not know",
-    AbortReason.UNEXPECTED_PDU: "a PDU or message fragment at the wrong moment",
+    AbortReason.NOT_SPECIFIED: "the node is stopping or failed, or a data set arrives too slowly",
+    AbortReason.UNRECOGNISED_PDU: "the PDU type is not defined in PS3.8",
+    AbortReason.UNEXPECTED_PDU: "a PDU or message fragment is out of sequence",
     AbortReason.INVALID_PARAMETER: (
-        "a PDU, command set or data set above its limit or unreadable, or a presentation context not accepted"
+        "a PDU, command set or data set is too large or unreadable, or its presentation context was not accepted"
     ),
 }
-"""Every reason that an acceptor aborts for, and when."""
+"""Every reason for which an acceptor aborts, and when it is used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +155,16 @@ class Acceptor:
 
     def _admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
         if request.application_context != APPLICATION_CONTEXT:
-            return Refused(pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "application context is not DICOM's")
+            return Refused(pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not that of DICOM")
         return self._service.admit(request)
 
     def _read_association_request(self) -> AssociationRequest:
         ends = time.monotonic() + REQUEST_DEADLINE_S
         kind, length = self._transport.read_header(ends, self._stop)
         if kind != PduType.ASSOCIATE_RQ:
-            raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} first")
+            raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"expected an association request, not PDU type {kind}")
         if length > pdu.LARGEST_ASSOCIATE:
-            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"association request of {length} bytes")
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"association request is too long: {length} bytes")
         return pdu.AssociationRequest.decode(self._transport.read_body(length, ends))
 
     def _converse(self) -> bool:
@@ -172,7 +172,7 @@ class Acceptor:
         while True:
             is_busy = self._assembly.is_under_way
             if self._stop.is_set and not is_busy:
-                raise ConnectionLost("stopping")
+                raise ConnectionLost("the node is stopping")
             kind, body = (
                 self._transport.read_pdu(self._limits.message_s)
                 if is_busy
@@ -187,7 +187,7 @@ class Acceptor:
             elif kind == PduType.ABORT:
                 raise ConnectionLost("aborted by the peer")
             else:
-                raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} at the wrong moment")
+                raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"unexpected PDU type {kind}")
 
     def _take(self, fragment: Fragment) -> None:
         assembly = self._assembly
@@ -219,10 +219,10 @@ class Acceptor:
     def _check_pace(self) -> None:
         largest = self._limits.largest_data_set_bytes
         if self._size_bytes > largest:
-            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"data set of more than {largest} bytes")
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"data set is larger than {largest} bytes")
         seconds = time.monotonic() - self._started
         if seconds > self._limits.message_s and self._size_bytes < SLOWEST_BYTES_PER_S * seconds:
-            raise ProtocolFault(AbortReason.NOT_SPECIFIED, f"{self._size_bytes} bytes in {seconds:.0f} s")
+            raise ProtocolFault(AbortReason.NOT_SPECIFIED, f"too slow: {self._size_bytes} bytes in {seconds:.0f} s")
 
     def _respond(self, request: CommandSet, response: Response) -> None:
         if request.wants_response:

@@ -94,11 +94,11 @@ class CommandSet:
         offset = 0
         while offset < len(encoded):
             if offset + _ELEMENT.size > len(encoded):
-                raise _unsound("command set ends inside an element header")
+                raise _unsound("the command set ends inside an element header")
             group, element, length = _ELEMENT.unpack_from(encoded, offset)
             offset += _ELEMENT.size
             if group != 0 or offset + length > len(encoded):
-                raise _unsound(f"command set has element ({group:04X},{element:04X}) of {length} bytes")
+                raise _unsound(f"unexpected element ({group:04X},{element:04X}) of {length} bytes in a command set")
             values[element] = bytes(encoded[offset : offset + length])
             offset += length
         values.pop(0, None)
@@ -121,7 +121,7 @@ class CommandSet:
         """
         value = self.values.get(element, b"")
         if len(value) != _US.size:
-            raise _unsound(f"command set without a sound (0000,{element:04X})")
+            raise _unsound(f"(0000,{element:04X}) is missing from the command set or invalid")
         return int(_US.unpack(value)[0])
 
     def text(self, element: Element) -> str:
@@ -268,14 +268,14 @@ class Assembly:
         if not self.is_under_way:
             self.context_id = fragment.context_id
         if fragment.context_id != self.context_id or fragment.context_id not in self._accepted:
-            raise _unsound(f"presentation context {fragment.context_id}")
+            raise _unsound(f"unexpected presentation context {fragment.context_id}")
         if fragment.is_command == (self.command is not None):
             raise ProtocolFault(AbortReason.UNEXPECTED_PDU, "command set and data set out of order")
         if not fragment.is_command:
             return False
         self._encoded += fragment.data
         if len(self._encoded) > LARGEST_COMMAND_SET:
-            raise _unsound(f"command set of {len(self._encoded)} bytes")
+            raise _unsound(f"command set is larger than {LARGEST_COMMAND_SET} bytes")
         if not fragment.is_last:
             return False
         self.command = CommandSet.decode(self._encoded)

@@ -107,7 +107,7 @@ def fragments(body: memoryview) -> Iterator[Fragment]:
         raise ProtocolFault(AbortReason.INVALID_PARAMETER, "empty P-DATA")
     while offset < end:
         if offset + PDV_HEADER.size > end:
-            raise ProtocolFault(AbortReason.INVALID_PARAMETER, "PDV header cut short")
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, "truncated PDV header")
         length, context_id, control = PDV_HEADER.unpack_from(body, offset)
         following = offset + 4 + length
         if length < 2 or following > end:  # noqa: PLR2004 - context ID and control header

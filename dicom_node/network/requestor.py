@@ -152,7 +152,7 @@ class Association:
         try:
             stream = file.path.open("rb")
         except OSError as error:
-            raise NotSendable(f"file of {file.sop_instance_uid} can't be read: {error.strerror}") from error
+            raise NotSendable(f"the file of {file.sop_instance_uid} can't be read: {error.strerror}") from error
         with stream:
             head = _data_set(stream, as_implicit=syntax != file.transfer_syntax_uid)
             with self._named("a C-STORE"):
@@ -192,11 +192,11 @@ class Association:
                 raise _unexpected(kind)
             acceptance = pdu.AssociationAcceptance.decode(body)
             if not acceptance.contexts:
-                raise ProtocolFault(AbortReason.INVALID_PARAMETER, "accepted without a presentation context")
+                raise ProtocolFault(AbortReason.INVALID_PARAMETER, "accepted without any presentation context")
             return acceptance
 
     def _rejected(self, rejection: pdu.Rejection) -> AssociationRejected:
-        what = f"{self._peer} rejects the association: {rejection.term}"
+        what = f"{self._peer} rejected the association: {rejection.term}"
         return AssociationRejected(what, permanent=rejection.is_permanent)
 
     def _context(self, sop_class: str, syntax: str) -> tuple[int, str]:
@@ -209,7 +209,7 @@ class Association:
             context_id = self._accepted.get((sop_class, accepted))
             if context_id is not None:
                 return context_id, accepted
-        raise NotSendable(f"{self._peer} accepts no {UID(sop_class).name} in {UID(syntax).name}")
+        raise NotSendable(f"{self._peer} does not accept {UID(sop_class).name} in {UID(syntax).name}")
 
     def _send(self, context_id: int, request: Request, data_set: _Readable | None = None) -> None:
         self._message_id = self._message_id % 0xFFFF + 1
@@ -249,7 +249,7 @@ class Association:
             else:
                 data_set += fragment.data
             if len(data_set) > LARGEST_ANSWER_BYTES:
-                raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"answer of more than {LARGEST_ANSWER_BYTES} bytes")
+                raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"the answer exceeds {LARGEST_ANSWER_BYTES} bytes")
             if fragment.is_last and not (is_whole_command and command.has_data_set):
                 self._assembly.end()
                 return dimse.Message(command, data_set if command.has_data_set else None)
@@ -268,8 +268,8 @@ class Association:
         if (command.field, command.message_id) != (expected, self._message_id):
             raise ProtocolFault(
                 AbortReason.INVALID_PARAMETER,
-                f"command 0x{command.field:04X} about message {command.message_id},"
-                f" expected 0x{expected:04X} about {self._message_id}",
+                f"command 0x{command.field:04X} for message {command.message_id},"
+                f" expected 0x{expected:04X} for message {self._message_id}",
             )
 
     def _named(self, request: str) -> _Named:
@@ -288,10 +288,10 @@ class _Named:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, ConnectionLost):
-            raise ConnectionLost(f"{self._peer} lost during {self._request}: {error}") from error
+            raise ConnectionLost(f"lost {self._peer} during {self._request}: {error}") from error
         if isinstance(error, ProtocolFault):
             raise ProtocolFault(
-                error.abort_reason, f"{self._peer} answers {self._request} with a malformed message: {error}"
+                error.abort_reason, f"{self._peer} answered {self._request} with an invalid message: {error}"
             ) from error
 
 
@@ -340,7 +340,7 @@ def with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
         if syntax == ExplicitVRLittleEndian and fallback not in wanted:
             wanted.append(fallback)
     if len(wanted) > pdu.MOST_CONTEXTS:
-        raise NotSendable(f"{len(wanted)} presentation contexts needed, one association can offer {pdu.MOST_CONTEXTS}")
+        raise NotSendable(f"{len(wanted)} presentation contexts needed; an association has at most {pdu.MOST_CONTEXTS}")
     return wanted
 
 
@@ -358,7 +358,7 @@ def _association_request(peer: Peer, our_ae: str, wanted: list[tuple[str, str]])
 def _unexpected(kind: int) -> NetworkError:
     if kind == PduType.ABORT:
         return ConnectionLost("aborted by the peer")
-    return ProtocolFault(AbortReason.UNEXPECTED_PDU, f"PDU type {kind} at the wrong moment")
+    return ProtocolFault(AbortReason.UNEXPECTED_PDU, f"unexpected PDU type {kind}")
 
 
 def _data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
@@ -371,7 +371,7 @@ def _data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
         return seek_data_set(stream, as_implicit=as_implicit)
     except Exception as error:
         # pydicom raises whatever it stumbles over
-        raise NotSendable(f"result file is no readable DICOM Part 10 file ({type(error).__name__})") from error
+        raise NotSendable(f"the result is not a readable DICOM Part 10 file ({type(error).__name__})") from error
 
 
 def _encoded(identifier: Dataset, *, is_implicit: bool) -> bytes:

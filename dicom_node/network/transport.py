@@ -188,7 +188,8 @@ class Transport:
                 raise ConnectionLost(type(error).__name__) from error
             else:
                 if not received:
-                    raise ConnectionLost("closed inside a PDU" if self._end > self._start else "closed")
+                    is_inside = self._end > self._start
+                    raise ConnectionLost("closed inside a PDU" if is_inside else "closed by the peer")
                 self._end += received
                 return
 
@@ -204,9 +205,9 @@ class Transport:
             poll.register(stop, select.POLLIN)
         ready = poll.poll(left_ms if left_ms < _LONGEST_POLL_MS else None) if left_ms > 0 else []
         if not ready:
-            raise ConnectionLost("silent or too slow")
+            raise ConnectionLost("the peer was silent or too slow")
         if stop is not None and ready[0][0] == stop.fileno() and len(ready) == 1:
-            raise ConnectionLost("stopping")
+            raise ConnectionLost("the node is stopping")
 
 
 def cut(connection: socket.socket) -> None:

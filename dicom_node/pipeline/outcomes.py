@@ -44,7 +44,7 @@ def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, stopp
     if disposition is Disposition.REJECT:
         return Outcome(JobState.REJECTED, reason)
     if isinstance(error, Stopping) or (disposition is Disposition.RETRY and stopping):
-        return Outcome(JobState.QUEUED, "the node was stopped; queued again", counts=False)
+        return Outcome(JobState.QUEUED, "the node was stopped; the job is queued again", counts=False)
     if disposition is Disposition.RETRY and attempt < attempts:
         return Outcome(JobState.QUEUED, reason, pause=FIRST_PAUSE * 2 ** (attempt - 1))
     return Outcome(JobState.FAILED, reason)
@@ -56,8 +56,8 @@ def _disposition(error: Exception, job: int) -> tuple[Disposition, str]:
             return error.disposition, str(error)
         case MemoryError():
             return Disposition.RETRY, "out of memory"
-        case _:  # its message may quote patient data: the type is all we repeat
-            return Disposition.FAIL, f"unexpected {type(error).__name__}; see the log of job {job}"
+        case _:  # only the type: the message may quote patient data
+            return Disposition.FAIL, f"unexpected error ({type(error).__name__}); see the log of job {job}"
 
 
 class Settling:

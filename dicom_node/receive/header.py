@@ -142,7 +142,7 @@ class _Walk:
     def _close_finished_levels(self) -> None:
         while self._levels and self._levels[-1].end is not None and self._offset >= self._levels[-1].end:
             if self._offset > self._levels[-1].end:
-                raise MalformedDataset(f"byte {self._offset}: an element runs beyond the end of its item or sequence")
+                raise MalformedDataset(f"byte {self._offset}: an element extends beyond its item or sequence")
             self._levels.pop()
 
     def _element(self) -> None:
@@ -188,7 +188,7 @@ class _Walk:
             self._offset = start + 12
             return vr, _LONG.unpack_from(self._bytes, start + 8)[0]
         if not (vr.isalpha() and vr.isupper()):
-            raise MalformedDataset(f"byte {start}: no VR where Explicit VR Little Endian has one")
+            raise MalformedDataset(f"byte {start}: no VR where Explicit VR Little Endian requires one")
         self._offset = start + 8
         return vr, _SHORT.unpack_from(self._bytes, start + 6)[0]
 
@@ -203,7 +203,7 @@ class _Walk:
         if tag == _SEQUENCE_END and level.end is None:
             self._levels.pop()
         elif tag != _ITEM:
-            raise MalformedDataset(f"byte {start}: tag ({group:04X},{element:04X}) where an item should be")
+            raise MalformedDataset(f"byte {start}: tag ({group:04X},{element:04X}) where an item was expected")
         elif length == _UNDEFINED and not level.fragments:
             self._open(_Level(None, is_sequence=False, implicit=level.implicit))
         else:
@@ -223,7 +223,7 @@ class _Walk:
         if end > self._length:
             raise MalformedDataset(
                 f"byte {start}: ({tag >> 16:04X},{tag & 0xFFFF:04X}) needs {end - self._offset} bytes,"
-                f" {self._length - self._offset} are left"
+                f" but only {self._length - self._offset} are left"
             )
 
 

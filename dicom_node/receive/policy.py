@@ -1,6 +1,6 @@
-"""The tables of the listener: what it speaks, who may, and how each fault is named on the wire.
+"""The tables of the listener: what it accepts, from whom, and how it answers each fault.
 
-The conformance statement is made from them (:mod:`dicom_node.conformance`).
+The conformance statement is generated from them (:mod:`dicom_node.conformance`).
 """
 
 from __future__ import annotations
@@ -40,41 +40,41 @@ STATUSES: Mapping[int, tuple[str, str]] = {
         "another image of the series, elsewhere or with other pixels, has this SOP Instance UID (PS3.7 C.5.7)",
     ),
     INVALID_SOP_INSTANCE: ("Invalid SOP Instance", "the Affected SOP Instance UID is not a UID"),
-    SOP_CLASS_NOT_SUPPORTED: ("SOP Class Not Supported", "the Affected SOP Class UID is none of those accepted"),
-    UNRECOGNISED_OPERATION: ("Unrecognized Operation", "any request but C-STORE and C-ECHO"),
+    SOP_CLASS_NOT_SUPPORTED: ("SOP Class Not Supported", "the Affected SOP Class UID is not one of those accepted"),
+    UNRECOGNISED_OPERATION: ("Unrecognized Operation", "any request other than C-STORE and C-ECHO"),
     OUT_OF_RESOURCES: (
         "Out of Resources",
-        "disk above its limit, spool or ledger not available, or a fault of the node: the instance may be sent again",
+        "the disk is too full, spool or ledger are unavailable, or the node failed; the instance may be sent again",
     ),
     DATASET_MISMATCH: (
         "Data Set does not match SOP Class",
-        "SOP Class or Instance UID differ from what was announced, Study or Series Instance UID is missing or no UID",
+        "SOP Class or SOP Instance UID differs from the one announced, or Study or Series Instance UID is not a UID",
     ),
-    CANNOT_UNDERSTAND: ("Cannot Understand", "the data set is truncated or malformed, or there is none"),
+    CANNOT_UNDERSTAND: ("Cannot Understand", "the data set is truncated, malformed or missing"),
 }
-"""Every status that the listener answers (PS3.7 annex C, PS3.4 B.2.3): its meaning, and when."""
+"""Every status that the listener answers with (PS3.7 annex C, PS3.4 B.2.3): its meaning, and when it is used."""
 
 REJECTIONS: Mapping[Rejection, str] = {
-    APPLICATION_CONTEXT_NOT_SUPPORTED: "it is not DICOM's",
-    CALLED_AE_NOT_RECOGNISED: "it is not that of the node",
-    CALLING_AE_NOT_RECOGNISED: "it is not configured as a source, or comes from an address that it may not come from",
-    LOCAL_LIMIT_EXCEEDED: "the largest number of associations is open",
+    APPLICATION_CONTEXT_NOT_SUPPORTED: "the application context is not that of DICOM",
+    CALLED_AE_NOT_RECOGNISED: "the called AE title is not that of the node",
+    CALLING_AE_NOT_RECOGNISED: "the calling AE title is not a configured source, or not allowed from this address",
+    LOCAL_LIMIT_EXCEEDED: "the maximum number of associations is open",
 }
-"""Every rejection, and when."""
+"""Every rejection, and when it is used."""
 
 
 def admit(
     sources: Iterable[SourceSettings], our_ae: str, calling_ae: str, called_ae: str, address: str
 ) -> SourceSettings | Refused:
-    """The configured source that asks, or why it is turned away. Nobody who is not configured gets in."""
+    """The configured source that requests the association, or why it is rejected. Unknown peers are always rejected."""
     if called_ae.strip() != our_ae.strip():
-        return Refused(CALLED_AE_NOT_RECOGNISED, "called AE title is not ours")
+        return Refused(CALLED_AE_NOT_RECOGNISED, "the called AE title is not that of this node")
     for source in sources:
         if source.ae_title.strip() == calling_ae.strip():
             if _comes_from(source, address):
                 return source
-            return Refused(CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} may not come from this address")
-    return Refused(CALLING_AE_NOT_RECOGNISED, "calling AE title is not configured as a source")
+            return Refused(CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} is not allowed from this address")
+    return Refused(CALLING_AE_NOT_RECOGNISED, "the calling AE title is not a configured source")
 
 
 def _comes_from(source: SourceSettings, address: str) -> bool:
@@ -87,7 +87,7 @@ def _comes_from(source: SourceSettings, address: str) -> bool:
 
 
 def served(source: SourceSettings, transfer_syntaxes: frozenset[str]) -> dict[str, Served]:
-    """What ``source`` is served, by abstract syntax: it is SCU of all of it."""
+    """What ``source`` may use, by abstract syntax, always as SCU."""
     served: dict[str, Served] = {}
     if "echo" in source.services:
         served[VERIFICATION] = Served(frozenset(str(uid) for uid in UNCOMPRESSED))
@@ -97,21 +97,21 @@ def served(source: SourceSettings, transfer_syntaxes: frozenset[str]) -> dict[st
 
 
 def check_announcement(context_sop_class: str, sop_class: str, sop_instance: str) -> None:
-    """What the command set says, before a byte of the data set is kept.
+    """Check the command set, before any of the data set is kept.
 
     Raises:
         InstanceRefused: 0122, A900 or 0117.
     """
     if sop_class not in CT_SOP_CLASSES:
-        raise InstanceRefused(SOP_CLASS_NOT_SUPPORTED, "SOP class not supported")
+        raise InstanceRefused(SOP_CLASS_NOT_SUPPORTED, "SOP Class not supported")
     if sop_class != context_sop_class:
-        raise InstanceRefused(DATASET_MISMATCH, "SOP class is not that of the context")
+        raise InstanceRefused(DATASET_MISMATCH, "SOP Class UID differs from the presentation context")
     if not is_well_formed_uid(sop_instance):
         raise InstanceRefused(INVALID_SOP_INSTANCE, "Affected SOP Instance UID is not a UID")
 
 
 def check_dataset(sop_class: str, sop_instance: str, header: InstanceHeader) -> None:
-    """What the data set says must be what the command set said, and name its series and study.
+    """Check that the data set agrees with the command set and names its series and study.
 
     Raises:
         InstanceRefused: A900.

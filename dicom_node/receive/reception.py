@@ -209,7 +209,7 @@ class _Guard:
             self._reception.fail(Response(error.status, str(error)))
         elif isinstance(error, StoreUnavailable):
             structlog.get_logger().error("store.unavailable", reason=str(error))
-            self._reception.fail(Response(OUT_OF_RESOURCES, "storage is not available at present"))
+            self._reception.fail(Response(OUT_OF_RESOURCES, "storage is currently unavailable"))
         elif isinstance(error, Exception):
             # our own fault, not the instance's: the sender may try again
             structlog.get_logger().error("reception.crashed", exc_info=error)

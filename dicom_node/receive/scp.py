@@ -234,7 +234,7 @@ class _Connection:
         )
         if not isinstance(admitted, Refused) and not self._connections.associate(self):
             most = settings.receive.maximum_associations
-            admitted = Refused(pdu.LOCAL_LIMIT_EXCEEDED, f"{most} associations are open")
+            admitted = Refused(pdu.LOCAL_LIMIT_EXCEEDED, f"the limit of {most} associations is reached")
         if isinstance(admitted, Refused):
             self._log.warning("association.rejected", reason=admitted.reason)
             return admitted
@@ -295,7 +295,7 @@ class _Connection:
             )
             self._opened = True
         except StoreUnavailable:
-            reception.fail(Response(policy.OUT_OF_RESOURCES, "ledger is not available at present"))
+            reception.fail(Response(policy.OUT_OF_RESOURCES, "ledger is currently unavailable"))
 
     def _end(self, *, released: bool) -> None:
         if self._opened:

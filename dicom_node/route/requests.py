@@ -21,8 +21,8 @@ _SELECTABLE = frozenset(structure.name for structure in STRUCTURES) | frozenset(
 
 def _selectable(name: str) -> str:
     if name not in _SELECTABLE:
-        known = f"the names of inference/structures.csv and the groups {', '.join(_GROUPS)}"
-        raise ValueError(f"no structure is called {shown(name)}{did_you_mean(name, _SELECTABLE)}; known: {known}")
+        known = f"the names in inference/structures.csv and the groups {', '.join(_GROUPS)}"
+        raise ValueError(f"unknown structure {shown(name)}{did_you_mean(name, _SELECTABLE)}; known: {known}")
     return name
 
 
@@ -86,5 +86,5 @@ def read_request(options: str) -> ResultRequest:
     """
     request = checked(parse(f"{{{options}}}", "results", has_lines=False), RequestOptions).request()
     if request.asks_peer or request.notice:
-        raise ConfigurationError("results: segmentation: auto and notice have no meaning without a destination")
+        raise ConfigurationError("results: 'segmentation: auto' and 'notice' require a destination")
     return request

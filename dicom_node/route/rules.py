@@ -83,6 +83,6 @@ def explain(series: Series, rules: Rules) -> tuple[ExplainedCondition, ...]:
     rows: list[ExplainedCondition] = []
     for name, outcomes in decision.outcomes.items():
         if not outcomes:
-            rows.append(ExplainedCondition(name, "(none: every series)", "", held=True))
+            rows.append(ExplainedCondition(name, "(none: matches every series)", "", held=True))
         rows.extend(ExplainedCondition(name, outcome.condition, outcome.seen, outcome.held) for outcome in outcomes)
     return tuple(rows)

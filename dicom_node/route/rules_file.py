@@ -47,7 +47,7 @@ def _text(value: str) -> str:
 def _keyword(name: str) -> str:
     if not is_comparable(name):
         near = did_you_mean(name, filter(is_comparable, keyword_dict)) if name not in keyword_dict else ""
-        raise ValueError(f"{shown(name)} is no keyword of a standard attribute with a text or number value{near}")
+        raise ValueError(f"{shown(name)} is not the keyword of a standard text or number attribute{near}")
     return name
 
 
@@ -59,13 +59,13 @@ def _fact(name: str) -> str:
 
 def _value(value: Any) -> str | float:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"text or a number is expected, not {shown(value)}; put text in quotes")  # noqa: TRY004 - see _values
+        raise ValueError(f"expected text or a number, not {shown(value)}; put text in quotes")  # noqa: TRY004 - see _values
     return _text(value) if isinstance(value, str) else _number(value)
 
 
 def _values(value: Any) -> tuple[str | float, ...]:
     if not isinstance(value, list):
-        raise ValueError("a list is expected, as [CT, MR]")  # noqa: TRY004 - pydantic asks for this type
+        raise ValueError("expected a list, such as [CT, MR]")  # noqa: TRY004 - pydantic asks for this type
     if not value:
         raise ValueError("the list must not be empty")
     return tuple(_value(choice) for choice in value)
@@ -78,7 +78,7 @@ def _value_or_values(value: Any) -> Operand:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         seen = "text" if isinstance(value, str) else shown(value)  # which may be a patient's
-        raise ValueError(f"a finite number is expected, not {seen}")
+        raise ValueError(f"expected a finite number, not {seen}")
     return float(value)
 
 
@@ -87,13 +87,13 @@ def _pattern(value: Any) -> str:
     try:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"no regular expression: {error}") from error
+        raise ValueError(f"not a valid regular expression: {error}") from error
     return pattern
 
 
 def _true(value: Any) -> str:
     if value is not True:
-        raise ValueError("can only be true: a missing attribute never matches")
+        raise ValueError("must be true: a missing attribute never matches")
     return ""
 
 
@@ -111,7 +111,7 @@ class _Form(Closed):
     @classmethod
     def _is_something(cls, value: Any) -> Any:
         if value is None:
-            raise ValueError("a value is expected, not nothing")
+            raise ValueError("expected a value, found nothing")
         return value
 
 
@@ -138,9 +138,9 @@ class _ConditionForm(_Form):
     @model_validator(mode="after")
     def _has_one_of_each(self) -> _ConditionForm:
         if (self.attribute is None) == (self.fact is None):
-            raise ValueError("exactly one of attribute and fact is expected")
+            raise ValueError("expected exactly one of attribute and fact")
         if len(self._operators()) != 1:
-            raise ValueError(f"exactly one of {', '.join(OPERATORS)} is expected, not {len(self._operators())}")
+            raise ValueError(f"expected exactly one of {', '.join(OPERATORS)}, not {len(self._operators())}")
         return self
 
     def _operators(self) -> dict[str, Operand]:
@@ -177,20 +177,20 @@ class _RuleForm(_Form):
     @model_validator(mode="after")
     def _segments_or_refuses(self) -> _RuleForm:
         if (self.model is None) == (self.refuse is None):
-            raise ValueError("exactly one of model and refuse is expected")
+            raise ValueError("expected exactly one of model and refuse")
         if self.refuse is not None:
             self._refuse_without_results()
         return self
 
     def _refuse_without_results(self) -> None:
-        text = "a rule that refuses can only give a notice, as {to: NAME, notice: true}"
+        text = "a rule that refuses can only send a notice: {to: NAME, notice: true}"
         faults: list[tuple[tuple[str | int, ...], str]] = [
             (("destinations", number), text)
             for number, each in enumerate(self.destinations)
             if each.model_fields_set != {"to", "notice"} or not each.notice
         ]
         if "priority" in self.model_fields_set:
-            faults.append((("priority",), "has no meaning in a rule that refuses"))
+            faults.append((("priority",), "can't be used in a rule that refuses"))
         if faults:
             raise misplaced(faults)
 
@@ -214,4 +214,4 @@ class _RulesForm(_Form):
 def _refuse_repeated(names: list[str], key: str) -> None:
     repeated = [(number, name) for number, name in enumerate(names) if name in names[:number]]
     if repeated:
-        raise misplaced(((number, key), f"{shown(name)} appears a second time") for number, name in repeated)
+        raise misplaced(((number, key), f"{shown(name)} appears more than once") for number, name in repeated)

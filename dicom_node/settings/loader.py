@@ -54,15 +54,15 @@ _MOST_DIGITS = 300
 """Longer ones are no setting, and Python refuses to read them beyond 4300."""
 
 _SYNTAX = {
-    "found character '\\t'": "a tab; indent with spaces",
+    "found character '\\t'": "a tab character; indent with spaces",
     "found character": "a value begins with a reserved character; put text in quotes",
-    "mapping values are not allowed": "a colon and a blank within text (put it in quotes), or wrong indentation",
+    "mapping values are not allowed": "a colon followed by a space in text (put it in quotes), or wrong indentation",
     "could not find expected ':'": "a line without 'key: value'; is a colon or a closing quote missing?",
-    "found unexpected end of stream": "the file ends within quotes",
-    "expected <block end>": "the indentation does not fit the lines above, or a bracket is not closed",
+    "found unexpected end of stream": "the file ends inside quotes",
+    "expected <block end>": "the indentation does not match the lines above, or a bracket is not closed",
     "expected ',' or": "a bracket is not closed, or a comma is missing",
     "expected the node content": "a value is missing, or a bracket is in the wrong place",
-    "expected '<document start>'": "something follows the end of the configuration",
+    "expected '<document start>'": "unexpected content after the end of the configuration",
     "found unknown escape character": "an unknown escape in double quotes; use single quotes for a backslash",
 }
 """By the beginning of PyYAML's own words."""
@@ -78,9 +78,9 @@ def read_file(file: Path) -> Tree:
         with file.open("rb") as opened:
             content = opened.read(LARGEST_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigurationError(f"cannot read {file}: {error.strerror}") from error
+        raise ConfigurationError(f"can't read {file}: {error.strerror}") from error
     if len(content) > LARGEST_FILE_BYTES:
-        raise ConfigurationError(f"{file}: larger than {LARGEST_FILE_BYTES} bytes, which no configuration is")
+        raise ConfigurationError(f"{file}: larger than {LARGEST_FILE_BYTES} bytes, the limit for a configuration")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,14 +118,14 @@ class _Builder:
         next(self._events)  # the start of the stream
         start = next(self._events)
         if isinstance(start, StreamEndEvent):
-            raise ConfigurationError(f"{self._at(1)}: a value is expected, not nothing")
+            raise ConfigurationError(f"{self._at(1)}: expected a value, found nothing")
         if isinstance(start, DocumentStartEvent) and start.version not in (None, (1, 2)):
-            raise self._error(start, "a %YAML directive; configurations are read as YAML 1.2")
+            raise self._error(start, "unsupported %YAML directive; configurations use YAML 1.2")
         tree = self._value(next(self._events), ())
         next(self._events)  # the end of the document
         after = next(self._events)
         if not isinstance(after, StreamEndEvent):
-            raise self._error(after, "a second document begins; one is expected")
+            raise self._error(after, "a second document begins; expected only one")
         return tree
 
     def _parsed(self) -> Iterator[Event]:
@@ -136,7 +136,7 @@ class _Builder:
             character = ord(self._text[error.position])
             raise ConfigurationError(f"{self._at(line)}: not YAML: U+{character:04X} is not allowed") from None
         except (ValueError, OverflowError):  # chr() of an escape such as \UFFFFFFFF
-            raise ConfigurationError(f"{self._source}: not YAML: a number is out of range in an escape") from None
+            raise ConfigurationError(f"{self._source}: not YAML: an escape sequence is out of range") from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             problem = error.problem or ""
@@ -175,8 +175,8 @@ class _Builder:
             value = self._value(next(self._events), (*path, key))
             if key in entries:
                 first = entries[key].place.line
-                again = "the same key again" if first is None else f"the same key again, first on line {first}"
-                self.faults.append(Fault(self._place(event), (*path, key), f"{again}; a key can appear only once"))
+                duplicate = "duplicate key" if first is None else f"duplicate key, first used on line {first}"
+                self.faults.append(Fault(self._place(event), (*path, key), duplicate))
             entries[key] = replace(value, place=self._place(event))
         return entries
 
@@ -207,7 +207,7 @@ class _Builder:
         if not (_WHOLE.fullmatch(text) or _DECIMAL.fullmatch(text)):
             return text
         if len(text) > _MOST_DIGITS:
-            raise self._error(event, f"a number of {len(text)} characters", path)
+            raise self._error(event, f"a number with {len(text)} characters, expected at most {_MOST_DIGITS}", path)
         return int(text) if _WHOLE.fullmatch(text) else float(text)
 
     def _repeated(self, event: AliasEvent, path: tuple[str | int, ...]) -> Tree:
@@ -215,10 +215,10 @@ class _Builder:
         if tree is None:
             raise self._error(event, "an alias (*) without an anchor (&) above it; put text in quotes", path)
         if len(path) + tree.depth() > DEEPEST:
-            raise self._error(event, f"nested more than {DEEPEST} levels deep by an alias", path)
+            raise self._error(event, f"an alias nests more than {DEEPEST} levels deep", path)
         self._values += tree.size()
         if self._values > MOST_VALUES:
-            raise self._error(event, f"more than {MOST_VALUES} values, each alias counted in full", path)
+            raise self._error(event, f"more than {MOST_VALUES} values, counting each alias in full", path)
         return tree
 
     def _place(self, event: Event) -> Place:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 def _ae_title(value: str) -> str:
     if not re.fullmatch(r"[ !-\[\]-~]+", value) or not value.strip():
-        raise ValueError(f"an AE title is printable ASCII without backslash, not blank (PS3.5 6.2); not {shown(value)}")
+        raise ValueError(
+            f"an AE title must be printable ASCII without backslash and not blank (PS3.5 6.2), not {shown(value)}"
+        )
     return value
 
 
@@ -37,7 +39,7 @@ def _network(value: str) -> str:
         ipaddress.ip_network(value, strict=False)
     except ValueError:
         examples = "10.1.2.3, 10.1.0.0/16, 2001:db8::/32"
-        raise ValueError(f"{shown(value)} is no IP address or network (examples: {examples})") from None
+        raise ValueError(f"{shown(value)} is not an IP address or network (examples: {examples})") from None
     return value
 
 
@@ -45,7 +47,9 @@ def _ip_address(value: str) -> str:
     try:
         ipaddress.ip_address(value)
     except ValueError:
-        raise ValueError(f"{shown(value)} is no IP address; 0.0.0.0 or :: listens on every interface") from None
+        raise ValueError(
+            f"{shown(value)} is not an IP address; use 0.0.0.0 or :: to listen on every interface"
+        ) from None
     return value
 
 
@@ -55,7 +59,7 @@ def _host(value: str) -> str:
         ipaddress.ip_address(value)
     except ValueError:
         if not re.fullmatch(r"(?!.*\.\.)[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", value) or re.fullmatch(r"[0-9.]+", value):
-            raise ValueError("a host name or IP address is expected, without port or scheme") from None
+            raise ValueError("expected a host name or IP address, without port or scheme") from None
     return value
 
 
@@ -63,19 +67,19 @@ def _path(value: Any) -> Any:
     if isinstance(value, str) and (not value.strip() or not value.isprintable()):
         raise ValueError("a path must be printable and not empty")
     if isinstance(value, str) and value.startswith("~"):
-        raise ValueError("~ is not expanded; write the whole path")
+        raise ValueError("~ is not expanded; write the full path")
     return value
 
 
 def _database_url(value: str) -> str:
     if not re.match(r"[a-z0-9]+(\+[a-z0-9]+)?://", value):  # never quoted: a password may be in it
-        raise ValueError("an SQLAlchemy URL is expected, such as postgresql+psycopg://user@host/database")
+        raise ValueError("expected an SQLAlchemy URL, such as postgresql+psycopg://user@host/database")
     return value
 
 
 def _digest(value: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
-        raise ValueError(f"64 hexadecimal digits are expected, not {len(value)} characters")
+        raise ValueError(f"expected 64 hexadecimal digits, not {len(value)} characters")
     return value
 
 

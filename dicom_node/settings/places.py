@@ -82,7 +82,7 @@ class Tree:
         """
         if not isinstance(self.content, dict):
             raise ConfigurationError(
-                f"{entry.place}: {self.place} is no mapping of keys to override; override it whole"
+                f"{entry.place}: {self.place} is not a mapping; it can only be overridden as a whole"
             )
         first, rest = self._written(steps[0]), steps[1:]
         present = self.content.get(first)

@@ -24,15 +24,15 @@ Model = TypeVar("Model", bound=BaseModel)
 _NEAR = 0.7
 """difflib's ratio: ``pasc`` and ``pacs`` have 0.75, ``gpu`` and ``cpu`` 0.67."""
 _TEXTS = {
-    "string_type": "text is expected, not {seen}{quotes}",
-    "int_type": "a whole number is expected, not {seen}",
-    "int_from_float": "a whole number is expected, not {seen}",
-    "float_type": "a number is expected, not {seen}",
-    "bool_type": "true or false is expected, not {seen}",
-    "path_type": "a path is expected, not {seen}{quotes}",
-    "tuple_type": "a list is expected, not {seen}",
-    "dict_type": "a mapping is expected, not {seen}",
-    "model_type": "a mapping is expected, not {seen}",
+    "string_type": "expected text, not {seen}{quotes}",
+    "int_type": "expected a whole number, not {seen}",
+    "int_from_float": "expected a whole number, not {seen}",
+    "float_type": "expected a number, not {seen}",
+    "bool_type": "expected true or false, not {seen}",
+    "path_type": "expected a path, not {seen}{quotes}",
+    "tuple_type": "expected a list, not {seen}",
+    "dict_type": "expected a mapping, not {seen}",
+    "model_type": "expected a mapping, not {seen}",
     "missing": "{last} is missing",
     "union_tag_not_found": "{last} is missing",
     "union_tag_invalid": "must be one of {expected_tags}, not {seen}{nearest}",
@@ -90,7 +90,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def no_such(kind: str, name: str, names: Iterable[str]) -> str:
     """What is said of a ``name`` that is none of the configured ``names``."""
     listed = ", ".join(sorted(names)) or "none"
-    return f"no {kind} is called {shown(name)}{did_you_mean(name, names)}; configured: {listed}"
+    return f"unknown {kind} {shown(name)}{did_you_mean(name, names)}; configured: {listed}"
 
 
 def configured(kind: str) -> Callable[[str, ValidationInfo], str]:

@@ -86,7 +86,9 @@ def _read_header(path: Path, allowance: Allowance) -> Dataset:
     try:
         return read_header(path, allowance)
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise StoreUnavailable(f"file {path.name} is missing") from error
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
-        raise StoreUnavailable(f"file {path.name}: {name}") from error
+        raise StoreUnavailable(f"file {path.name} can't be read: {name}") from error
     except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS) as error:
         raise PixelDataInvalid(f"file {path.name} is not readable as DICOM: {type(error).__name__}") from error

@@ -164,7 +164,7 @@ def encapsulated(tag: int, frames: list[bytes]) -> list[bytes]:
     """
     starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
     if starts[-1] > LONGEST_VALUE:
-        raise EncodingError(f"frames of {starts[-1]} bytes are more than a Basic Offset Table can tell")
+        raise EncodingError(f"frames of {starts[-1]} bytes exceed the range of a Basic Offset Table")
     header = _LONG.pack(tag >> 16, tag & 0xFFFF, b"OB", 0, _UNDEFINED_LENGTH)
     table = struct.pack(f"<{len(starts)}I", *starts)
     end = _ITEM_HEADER.pack(_SEQUENCE_DELIMITATION >> 16, _SEQUENCE_DELIMITATION & 0xFFFF, 0)
@@ -180,11 +180,11 @@ def fragments(value: memoryview) -> list[memoryview]:
     end = len(value) - _ITEM_HEADER.size
     group, number, length = _unpacked(_ITEM_HEADER, value, end)
     if (group << 16 | number, length) != (_SEQUENCE_DELIMITATION, 0):
-        raise EncodingError("encapsulated pixel data that do not end")
+        raise EncodingError("the encapsulated pixel data have no end")
     table, *frames = items(value[:end])
     starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
     if bytes(table) != struct.pack(f"<{len(starts)}I", *starts):
-        raise EncodingError(f"a Basic Offset Table that does not tell where {len(frames)} frames start")
+        raise EncodingError(f"the Basic Offset Table does not fit the {len(frames)} frames")
     return frames
 
 
@@ -220,7 +220,7 @@ def _places(encoded: memoryview) -> Iterator[tuple[int, int, int, int]]:
             raise _cut_short(encoded, start) from None
         end = first + length
         if end > size:
-            raise EncodingError(f"element ({group:04X},{number:04X}) of {length} bytes leads past the end")
+            raise EncodingError(f"element ({group:04X},{number:04X}) of {length} bytes extends beyond the end")
         yield group << 16 | number, start, first, end
         start = end
 

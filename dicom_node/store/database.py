@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
 _BUSY_TIMEOUT_MS = 10_000
+_EXAMPLE_URL = "postgresql+psycopg://user@host:5432/name"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -45,7 +46,7 @@ class Database:
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
         except ValueError:  # its text quotes a part of the URL, where a password may stand
-            raise ConfigurationError("ledger_url: no URL like postgresql+psycopg://user@host:5432/name") from None
+            raise ConfigurationError(f"ledger_url: expected a URL such as {_EXAMPLE_URL}") from None
         self._url = url
         self._turn = threading.Lock()
         if self._engine.dialect.name == "sqlite":
@@ -104,7 +105,7 @@ class Database:
             known = {revision.revision for revision in script.walk_revisions()}
             if found is not None and found not in known:
                 raise ConfigurationError(
-                    f"the ledger has schema {found}, which is newer than this program (it knows up to "
+                    f"the ledger has schema {found}, which is newer than this version supports (up to "
                     f"{script.get_current_head()}); install the version that wrote it"
                 )
             config.attributes["connection"] = connection
@@ -128,7 +129,7 @@ def _translated() -> Iterator[None]:
         # the driver's text has codes, tables and at most a key that exists already; SQLAlchemy's quotes parameters
         raise StoreUnavailable(f"ledger: {type(error.orig).__name__}: {error.orig}") from error
     except PoolTimeout as error:
-        raise StoreUnavailable("ledger: every connection to the database is in use") from error
+        raise StoreUnavailable("ledger: all database connections are in use") from error
 
 
 def _prepare_sqlite(engine: Engine) -> None:

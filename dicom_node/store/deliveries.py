@@ -150,6 +150,11 @@ def held_for_change(jobs: Select[Any]) -> Select[Any]:
     return jobs.with_for_update(of=job, key_share=True)
 
 
+def delivery_count(number: int) -> str:
+    """``number`` deliveries, in words for people."""
+    return "1 delivery" if number == 1 else f"{number} deliveries"
+
+
 def _settle_job(db: Connection, job_id: int, at: datetime) -> None:
     """ENCODED -> DELIVERED or FAILED. Notices of earlier attempts do not count."""
     counts = {
@@ -165,7 +170,7 @@ def _settle_job(db: Connection, job_id: int, at: datetime) -> None:
         return
     failed = counts.get(DeliveryState.FAILED, 0)
     state = JobState.FAILED if failed else JobState.DELIVERED
-    reason = f"{failed} deliveries were given up; see the job's deliveries" if failed else ""
+    reason = f"gave up on {delivery_count(failed)}; see the deliveries of this job" if failed else ""
     db.execute(
         update(job)
         .where(job.c.id == job_id, job.c.state == JobState.ENCODED)

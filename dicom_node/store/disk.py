@@ -34,7 +34,7 @@ class DiskWatermark:
         """
         if self.look():
             raise StoreUnavailable(
-                f"the disk of the spool is above {self._settings.disk_stop_percent:g} % "
+                f"the spool's disk is more than {self._settings.disk_stop_percent:g} % full "
                 f"or has less than {self._minimum_free_bytes} bytes free"
             )
 
@@ -47,7 +47,7 @@ class DiskWatermark:
         try:
             usage = shutil.disk_usage(self._folder)
         except OSError as error:
-            raise StoreUnavailable(f"the disk of the spool does not answer: {error.strerror}") from error
+            raise StoreUnavailable(f"the spool's disk can't be read: {error.strerror}") from error
         percent = 100.0 * usage.used / (usage.used + usage.free)
         limit = self._settings.disk_resume_percent if self._full else self._settings.disk_stop_percent
         full = percent > limit or usage.free < self._minimum_free_bytes

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, or_, select, update
 
-from dicom_node.store.deliveries import held_for_change
+from dicom_node.store.deliveries import delivery_count, held_for_change
 from dicom_node.store.results import insert_result, results_of, withdraw_notices
 from dicom_node.store.revisions import CompleteRevision, complete_revision
 from dicom_node.store.routing import has_successor, is_purged
@@ -175,13 +175,13 @@ class Jobs:
                     state=JobState.FAILED,
                     ended_at=now,
                     lease_until=None,
-                    reason=f"the worker was lost {attempts_limit} times while it ran this job",
+                    reason=f"the worker was lost {attempts_limit} times while running this job",
                 )
             ).rowcount
             requeued = db.execute(
                 update(job)
                 .where(stalled)
-                .values(state=JobState.QUEUED, lease_until=None, reason="the worker was lost; queued again")
+                .values(state=JobState.QUEUED, lease_until=None, reason="the worker was lost; the job is queued again")
             ).rowcount
             return requeued, failed
 
@@ -207,7 +207,7 @@ class Jobs:
                 db.execute(
                     update(job).where(job.c.id == job_id).values(state=JobState.ENCODED, reason="", ended_at=None)
                 )
-                return f"{waiting} deliveries are tried again now"
+                return f"retrying {delivery_count(waiting)} now"
             if row.model is None and row.state == JobState.REJECTED:
                 withdraw_notices(db, job_id)
                 db.execute(
@@ -220,13 +220,15 @@ class Jobs:
                     .where(job.c.id == job_id)
                     .values(state=JobState.SUPERSEDED, reason="routed again on request", ended_at=now)
                 )
-                return "the series goes through the rules again"
+                return "the series is routed again"
             if row.state in (JobState.FAILED, JobState.REJECTED):
                 withdraw_notices(db, job_id)
                 db.execute(
                     update(job)
                     .where(job.c.id == job_id)
-                    .values(state=JobState.QUEUED, attempts=0, not_before=None, ended_at=None, reason="on request")
+                    .values(
+                        state=JobState.QUEUED, attempts=0, not_before=None, ended_at=None, reason="retried on request"
+                    )
                 )
                 return "the job is queued again"
             return None
@@ -276,4 +278,4 @@ def _request_of(options: Mapping[str, Any]) -> ResultRequest:
 def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:
     if is_owed:
         return ""
-    return "no destination asked for what was found" if claimed.requests else "the rule names no destination"
+    return "no destination requested these results" if claimed.requests else "the rule names no destination"

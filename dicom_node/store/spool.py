@@ -256,7 +256,7 @@ class Spool:
         """
         path = self._root / spool_name
         if not spool_name or ".." in path.parts or not path.is_relative_to(self._root) or path == self._root:
-            raise ValueError("a spool name that leads out of the spool")
+            raise ValueError("the spool name points outside the spool")
         return path
 
     def delete(self, spool_name: str) -> None:

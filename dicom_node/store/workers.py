@@ -65,7 +65,7 @@ class WorkerName:
                 started_ticks=int(_process_status("self")[_START_TIME]),
             )
         except OSError as error:
-            raise ConfigurationError(f"a worker needs /proc for its name: {error.strerror}") from error
+            raise ConfigurationError(f"can't read /proc, which identifies a worker: {error.strerror}") from error
 
     def is_known_dead(self, seen_from: WorkerName) -> bool:
         """Whether ``seen_from``, a living process, can tell that this one has ended.

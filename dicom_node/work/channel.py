@@ -79,7 +79,7 @@ class Channel:
         message: dict[str, Any] = json.loads(line)
         stated, came = message.pop("descriptors"), len(self._unclaimed)
         if stated > came:
-            raise ValueError(f"{stated} descriptors are stated, {came} came")
+            raise ValueError(f"expected {stated} descriptors, received {came}")
         return message, [self._unclaimed.popleft() for _ in range(stated)]
 
     def close(self) -> None:

@@ -102,7 +102,7 @@ class LocalWorker:
         try:
             number, labels_zyx = _hand_over(volume, child)
         except OSError as error:  # of memory or descriptors there is enough another time
-            raise WorkerLost(f"the worker of model {self._name!r} can't be given a volume: {error.strerror}") from error
+            raise WorkerLost(f"can't send a volume to the worker of model {self._name!r}: {error.strerror}") from error
         self._wait_for(child, number, "prepared", started + self._work.job_limit_s, on_progress)
         return PreparedVolume(volume, child, number, labels_zyx, time.monotonic() - started)
 
@@ -175,7 +175,7 @@ class LocalWorker:
                 try:
                     self._child = self._starter.submit(_Child.start).result()
                 except OSError as error:  # as above
-                    reason = f"the worker of model {self._name!r} can't be started: {error.strerror}"
+                    reason = f"can't start the worker of model {self._name!r}: {error.strerror}"
                     raise WorkerLost(reason) from error
             if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
                 self._discard_child()
@@ -227,9 +227,9 @@ class LocalWorker:
             now = time.monotonic()
             silent_until = child.last_sign + silence_s
             if now >= deadline:
-                child.lose(f"took longer than the limit of {self._work.job_limit_s:g} s")
+                child.lose(f"exceeded the time limit of {self._work.job_limit_s:g} s")
             elif now >= silent_until:
-                child.lose(f"gave no sign of life for {silence_s:g} s")
+                child.lose(f"sent no heartbeat for {silence_s:g} s")
             try:
                 message = child.answers(number).get(timeout=max(0.0, min(deadline, silent_until) - now))
             except queue.Empty:
@@ -358,7 +358,7 @@ class _Child:
             message = received[0]
             self.device_bytes = tuple(message.get("device_bytes", self.device_bytes))
             if "broken" in message:
-                reason = f"broke: {message['broken']}"
+                reason = f"failed: {message['broken']}"
             elif "alive" not in message:
                 self._hand_over(message)
         self.lose(reason)
@@ -377,7 +377,7 @@ class _Child:
             self.process.wait(_EXIT_WAIT_S)
         code = self.process.poll()
         if code is None:
-            how = "it closed its channel and hangs"
+            how = "it closed its channel but did not exit"
         elif code == -signal.SIGKILL:
             how = f"signal SIGKILL, {self._who_killed()}"
         elif code < 0:
@@ -385,12 +385,12 @@ class _Child:
         else:
             how = f"exit status {code}"
         tail = self._tail()
-        return f"{how}; last words: {tail}" if tail else how
+        return f"{how}; last output: {tail}" if tail else how
 
     def _who_killed(self) -> str:
         if kernel_kills() > self._kills_before:
-            return "out of memory: the kernel has ended a process for that meanwhile"
-        return "which comes from a person or from a kernel that is out of memory"
+            return "probably out of memory: the kernel killed a process for lack of memory while the worker ran"
+        return "sent by a user, or by the kernel for lack of memory"
 
     def _tail(self) -> str:
         size = self._stderr.seek(0, os.SEEK_END)

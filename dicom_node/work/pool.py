@@ -120,7 +120,7 @@ class WorkerPool:
         resident = self._residents[model]
         try:
             if not self._begin(resident, may_wait=False):
-                self._log.warning("worker.not_preloaded", model=model, reason="no room", **self.state())
+                self._log.warning("worker.not_preloaded", model=model, reason="not enough memory", **self.state())
                 return
             try:
                 resident.worker.identity()

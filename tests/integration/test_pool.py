@@ -178,7 +178,7 @@ def test_a_preloaded_model_is_warm_for_the_first_volume_and_a_broken_one_harms_n
 
 
 def test_a_model_to_preload_must_be_configured():
-    with pytest.raises(ValueError, match=r"work\.preload\.1\n  no model is called 'b'; configured: a"):
+    with pytest.raises(ValueError, match=r"work\.preload\.1\n  unknown model 'b'; configured: a"):
         Settings(models={"a": {"kind": "tissue"}}, work={"preload": ["a", "b"]})
 
 

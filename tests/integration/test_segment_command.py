@@ -66,7 +66,6 @@ def _process_as_it_was():
     root.handlers = handlers
     root.setLevel(level)
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture(scope="module")

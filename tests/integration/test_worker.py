@@ -154,7 +154,7 @@ def test_a_frozen_child_is_lost_after_the_heartbeat_limit_and_gone(slow_worker):
             frozen.append(slow_worker.process_id)
             os.kill(frozen[0], signal.SIGSTOP)
 
-    with pytest.raises(WorkerLost, match="no sign of life for 4 s"):
+    with pytest.raises(WorkerLost, match="sent no heartbeat for 4 s"):
         slow_worker.segment(volume_of(), freeze_once)
     assert not is_running(frozen[0])
 
@@ -209,9 +209,9 @@ def test_want_of_descriptors_is_tried_again(tissue_worker):
     free = [number for number in range(max(used) + 3) if number not in used]
     resource.setrlimit(resource.RLIMIT_NOFILE, (free[1], limits[1]))
     try:
-        with pytest.raises(WorkerLost, match="can't be given a volume: Too many open files"):
+        with pytest.raises(WorkerLost, match=r"can't send a volume to the worker of model .*: Too many open files"):
             tissue_worker.segment(volume_of(), nothing)
-        with pytest.raises(WorkerLost, match="can't be started: Too many open files"):
+        with pytest.raises(WorkerLost, match=r"can't start the worker of model .*: Too many open files"):
             fresh.segment(volume_of(), nothing)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -331,7 +331,7 @@ def test_memory_that_fails_beside_an_inference_is_asked_for_again_after_it(scrip
 
 def test_a_child_that_runs_out_of_memory_says_so_and_is_replaced(script, scripted):
     script.fail("infer 1", "memory")
-    with pytest.raises(WorkerLost, match=r"broke: out of memory: Unable to allocate 256\. MiB"):
+    with pytest.raises(WorkerLost, match=r"failed: out of memory: Unable to allocate 256\. MiB"):
         scripted.segment(numbered(1), nothing)
     assert scripted.process_id is None
     assert labels_of(scripted, scripted.prepare(numbered(1), nothing)) == {1}

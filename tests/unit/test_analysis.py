@@ -169,7 +169,7 @@ def with_an_impossible_label(volume):
 @pytest.mark.parametrize("infer", [elsewhere, of_another_shape, without_a_name, with_an_impossible_label])
 def test_labels_that_contradict_themselves_are_the_models_fault(images, infer, request):
     case = Case(request.getfixturevalue(images), requests={}, infer=infer)
-    with pytest.raises(SegmentationImpossible, match=r"^model 'two' gave an invalid label map: ") as failure:
+    with pytest.raises(SegmentationImpossible, match=r"^model 'two' returned an invalid label map: ") as failure:
         analyse(case)
     assert isinstance(failure.value.__cause__, InvalidValueError)
     assert "keep" not in case.events

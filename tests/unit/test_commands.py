@@ -40,7 +40,6 @@ def _process_as_it_was():
     for number, handler in signals.items():
         signal.signal(number, handler)
     structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 @pytest.fixture
@@ -92,10 +91,10 @@ def test_every_command_for_people_answers_programs_in_json(config):
     status = json.loads(call(config, "status", "--json").stdout)
     assert status["counts"]["jobs"] == {"REJECTED": 1}
     (row,) = json.loads(call(config, "jobs", "--json").stdout)
-    assert (row["id"], row["reason"]) == (job_id, "no rule is configured")
+    assert (row["id"], row["reason"]) == (job_id, "no rules are configured")
     assert json.loads(call(config, "job", str(job_id), "--json").stdout)["series"]["reason"] == "regular"
     answer = json.loads(call(config, "retry", str(job_id), "--json").stdout)
-    assert answer == {"job": job_id, "answer": "the series goes through the rules again"}
+    assert answer == {"job": job_id, "answer": "the series is routed again"}
     for command in (["status"], ["jobs"], ["job", str(job_id)]):
         assert call(config, *command).exit_code == 0
     assert "SUPERSEDED" in call(config, "jobs").stdout, "states are whole in a terminal of 80 columns"
@@ -131,7 +130,7 @@ def test_explain_of_a_folder_without_dicom_says_so(config, tmp_path):
     (tmp_path / "empty").mkdir()
     answered = call(config, "rules", "explain", str(tmp_path / "empty"))
     assert answered.exit_code == 1
-    assert "no DICOM instance" in answered.stderr
+    assert "no DICOM instances" in answered.stderr
 
 
 def test_ledger_and_spool_are_for_the_node_alone(config, tmp_path):

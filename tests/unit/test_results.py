@@ -87,9 +87,9 @@ def test_a_result_of_another_ct_is_refused(tmp_path):
     grid = geometry()
     affine = grid.affine_lps.copy()
     affine[2, 3] += 1.0
-    with pytest.raises(ResultUnreadable, match="no plane of the images"):
+    with pytest.raises(ResultUnreadable, match="not a plane of the images"):
         read_segmentation(seg, Geometry(grid.shape_zyx, affine))
-    with pytest.raises(ResultUnreadable, match=r"frames of .* expected 10 x 16"):
+    with pytest.raises(ResultUnreadable, match=r"frames are .* expected 10 x 16"):
         read_segmentation(seg, geometry((5, 10, 16)))
 
 
@@ -100,7 +100,7 @@ def test_what_is_no_result_is_refused_with_what_it_is(tmp_path):
     for read, path, says in (
         (read_segmentation, sr, "expected a binary segmentation or a label map, found SR"),
         (read_report, seg, "expected a Structured Report, found SEG"),
-        (read_report, text, "text is no DICOM file"),
+        (read_report, text, "text is not a DICOM file"),
         (read_report, tmp_path / "nowhere", "can't read .*nowhere: No such file"),
     ):
         with pytest.raises(ResultUnreadable, match=says):

@@ -129,7 +129,7 @@ def test_a_fault_of_ours_is_logged_with_its_place_and_without_values(node, monke
 
     monkeypatch.setattr("dicom_node.pipeline.running.analyse", fail)
     job, log = node().run()
-    reason = f"unexpected ValueError; see the log of job {job.id} (attempt 1)"
+    reason = f"unexpected error (ValueError); see the log of job {job.id} (attempt 1)"
     assert (job.state, job.reason) == (JobState.FAILED, reason)
     assert [line["event"] for line in log] == ["job.crashed", "job"]
     assert "Doe" not in str(log[1])

@@ -53,7 +53,7 @@ FAULTS = {
     "PDV of length 1": pdu(4, pdv(1, 3, b"", length=1)),
     "PDV beyond its PDU": pdu(4, pdv(1, 3, b"abcd", length=100)),
     "PDV with overflowing length": pdu(4, pdv(1, 3, b"abcd", length=0xFFFFFFFC)),
-    "PDV header cut short": pdu(4, b"\0\0\0"),
+    "truncated PDV header": pdu(4, b"\0\0\0"),
     "context that was not accepted": pdv_command(3, store_command(CTImageStorage, "1.2.3")),
     "data before any command": pdv_data(1, b"abcd", last=True),
     "two commands": STORE + STORE,

@@ -371,7 +371,7 @@ def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(le
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
     assert (due.job_id, due.instance.sop_instance_uid) == (refused, "2.25.77")
     assert ledger.retention.purge_due(NOW + timedelta(days=1), NOW, 10) == ()
-    assert ledger.jobs.retry(refused, NOW) == "the series goes through the rules again"
+    assert ledger.jobs.retry(refused, NOW) == "the series is routed again"
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
@@ -470,8 +470,8 @@ def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledge
     arrive(ledger, 1)
     (job_id,) = ledger.routing.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
     shown = ledger.overview.job(job_id)
-    assert (shown.state, shown.reason) == (JobState.REJECTED, "no rule is configured")
-    assert ledger.jobs.retry(job_id, NOW) == "the series goes through the rules again"
+    assert (shown.state, shown.reason) == (JobState.REJECTED, "no rules are configured")
+    assert ledger.jobs.retry(job_id, NOW) == "the series is routed again"
     assert len(ledger.routing.due_revisions()) == 1
 
 
@@ -544,7 +544,7 @@ def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
     assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
     ledger.deliveries.record(bad, outcome(bad, delivered=False), None, later)
     assert state_of(ledger, job_id) == JobState.FAILED
-    assert ledger.jobs.retry(job_id, later) == "1 deliveries are tried again now"
+    assert ledger.jobs.retry(job_id, later) == "retrying 1 delivery now"
     assert [d.id for d in ledger.deliveries.due("pacs", later, 10)] == [bad.id]
     assert state_of(ledger, job_id) == JobState.ENCODED
 

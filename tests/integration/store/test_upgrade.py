@@ -338,7 +338,7 @@ def test_a_newer_revision_supersedes_what_waits(ledger):
 
 def test_failed_and_rejected_jobs_can_be_tried_again(ledger):
     assert ledger.jobs.retry(5, NOW) == "the job is queued again"
-    assert ledger.jobs.retry(6, NOW) == "1 deliveries are tried again now"
+    assert ledger.jobs.retry(6, NOW) == "retrying 1 delivery now"
     assert {due.instance.sop_instance_uid for due in ledger.deliveries.due("pacs", NOW, 10)} == {"2.25.3", "2.25.6"}
 
 

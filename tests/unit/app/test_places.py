@@ -51,7 +51,7 @@ def test_nothing_is_written_over_what_is_there(tmp_path, existing):
     mine = tmp_path / existing
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"nothing was written: .* already exists"):
+    with pytest.raises(ConfigurationError, match=r"nothing was written, because it would overwrite .*"):
         places.write_configuration(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [mine]
     assert mine.read_text() == "mine"
@@ -71,7 +71,7 @@ def test_config_init_says_what_to_do_next(tmp_path):
     assert done.stdout.endswith(f"dicom-node --config {folder / 'node.yaml'} check\n")
     again = CliRunner().invoke(main, ["config", "init", str(folder)])
     assert (again.exit_code, again.stdout) == (1, "")
-    assert "already exists" in again.stderr
+    assert "would overwrite" in again.stderr
 
 
 def test_the_current_folder_decides_on_nothing(ordinary_user, monkeypatch):

@@ -59,4 +59,4 @@ def test_training_without_its_extra_says_what_to_install():
     program = "import sys; sys.modules['nnunetv2'] = None; from dicom_node.cli import main; main(['train'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: training needs nnU-Net: pip install 'dicom-node[train]'\n"
+    assert done.stderr == "Error: training requires nnU-Net: pip install 'dicom-node[train]'\n"

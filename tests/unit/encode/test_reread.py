@@ -89,7 +89,7 @@ def test_a_frame_that_comes_twice_is_seen(run) -> None:
 
 def test_a_file_that_ends_early_is_seen(run) -> None:
     seg, _, labels, segments, source = run
-    with pytest.raises(EncodingError, match=r"element \(7FE0,0010\) of 96 bytes leads past the end"):
+    with pytest.raises(EncodingError, match=r"element \(7FE0,0010\) of 96 bytes extends beyond the end"):
         refuse_other_labels(content(seg)[:-1], labels.labels_zyx, segments, source)
 
 

@@ -22,7 +22,7 @@ from dicom_node.pipeline.outcomes import FIRST_PAUSE, Outcome, outcome_of
 from dicom_node.store.states import JobState
 
 PARTS = {"job": 7, "attempt": 1, "attempts": 3, "stopping": False}
-STOPPED = Outcome(JobState.QUEUED, "the node was stopped; queued again", counts=False)
+STOPPED = Outcome(JobState.QUEUED, "the node was stopped; the job is queued again", counts=False)
 
 
 def every_error() -> list[type[DicomNodeError]]:
@@ -77,4 +77,4 @@ def test_memory_may_be_there_another_time():
 
 def test_an_unexpected_error_is_not_quoted():
     outcome = outcome_of(ValueError("Doe^John is no number"), **PARTS)
-    assert outcome == Outcome(JobState.FAILED, "unexpected ValueError; see the log of job 7")
+    assert outcome == Outcome(JobState.FAILED, "unexpected error (ValueError); see the log of job 7")

@@ -229,7 +229,7 @@ rules:
     (decision,) = decide(series(), rules)
     assert (decision.rule, decision.model) == (None, None)
     assert decision.reason == (
-        "no rule matched; thin: spacing_mm at most 1.5 (seen: 2.5); head: body_part equals HEAD (seen: CHEST)"
+        "no rule matched; thin: spacing_mm at most 1.5 (found: 2.5); head: body_part equals HEAD (found: CHEST)"
     )
     rows = [(row.rule, row.condition, row.seen, row.held) for row in explain(series(), rules)]
     assert rows == [
@@ -242,7 +242,7 @@ rules:
 
 def test_no_rules_at_all(tmp_path):
     (decision,) = decide(series(), load(tmp_path, "rules: []"))
-    assert decision.reason == "no rule is configured"
+    assert decision.reason == "no rules are configured"
     assert decide(series(), Rules(())) == (decision,)
 
 
@@ -395,25 +395,25 @@ def test_every_destination_may_get_something_else(tmp_path):
 
 RULE = "{{name: r, model: tissue, when: [{}]}}".format
 WRONG = {
-    "not a mapping": ("[]", "rules.yaml:1: a mapping is expected, not a list"),
-    "empty": ("", "rules.yaml:1: a value is expected, not nothing"),
+    "not a mapping": ("[]", "rules.yaml:1: expected a mapping, not a list"),
+    "empty": ("", "rules.yaml:1: expected a value, found nothing"),
     "not YAML": ("rules: [", "rules.yaml:1: not YAML"),
-    "key twice": ("rules: []\nrules: []", "rules.yaml:2: rules: the same key again, first on line 1"),
+    "key twice": ("rules: []\nrules: []", "rules.yaml:2: rules: duplicate key, first used on line 1"),
     "unknown top key": ("rules: []\nmodel: x", "rules.yaml:2: model: unknown key; known: rules"),
-    "rules not a list": ("rules: {}", "rules: a list is expected, not a mapping"),
+    "rules not a list": ("rules: {}", "rules: expected a list, not a mapping"),
     "unknown key": ("rules: [{name: a, model: tissue, when: [], if: x}]", "rules[0].if: unknown key; known: name, "),
     "no when": ("rules: [{name: a, model: tissue}]", "rules[0]: when is missing"),
     "unknown model": (
         "rules: [{name: a, model: x, when: []}]",
-        "rules[0].model: no model is called 'x'; configured: phantom_demo_104, tissue",
+        "rules[0].model: unknown model 'x'; configured: phantom_demo_104, tissue",
     ),
     "unknown destination": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, y]}]",
-        "rules[0].destinations[1]: no destination is called 'y'; configured: pacs, research",
+        "rules[0].destinations[1]: unknown destination 'y'; configured: pacs, research",
     ),
     "destination twice": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, pacs]}]",
-        "rules[0].destinations[1]: 'pacs' appears a second time",
+        "rules[0].destinations[1]: 'pacs' appears more than once",
     ),
     **{
         name: (f"rules: [{{name: a, model: tissue, when: [], destinations: [{{to: pacs, {options}}}]}}]", said)
@@ -423,17 +423,21 @@ WRONG = {
             (
                 "unknown structure",
                 "structures: [liver, lvier]",
-                "structures[1]: no structure is called 'lvier' (did you mean 'liver'?); ",
+                "structures[1]: unknown structure 'lvier' (did you mean 'liver'?); ",
             ),
             ("unknown contour", "contours: [bones]", "the groups organ, vessel, bone, muscle, tissue"),
             ("no structure", "structures: []", "destinations[0]: structures must not be empty"),
             ("unknown split", "split: side", "destinations[0].split: must be 'group', not 'side'"),
-            ("no truth value", "report: 1", "destinations[0].report: true or false is expected, not 1"),
-            ("split of nothing", "segmentation: none, split: group", "split has no meaning without a segmentation"),
-            ("background of nothing", "background: false", "background has no meaning with segmentation: binary"),
-            ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes has no meaning without a report"),
-            ("shape of nothing", "report: false, shape: true", "shape has no meaning without a report"),
-            ("nothing", "segmentation: none, report: false", "destinations[0]: nothing is asked for"),
+            ("no truth value", "report: 1", "destinations[0].report: expected true or false, not 1"),
+            ("split of nothing", "segmentation: none, split: group", "split_by_group requires a segmentation"),
+            (
+                "background of nothing",
+                "background: false",
+                "background applies to label maps only, not to segmentation: binary",
+            ),
+            ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes requires a report"),
+            ("shape of nothing", "report: false, shape: true", "shape requires a report"),
+            ("nothing", "segmentation: none, report: false", "destinations[0]: no result is requested"),
         )
     },
     "destination without name": (
@@ -442,20 +446,20 @@ WRONG = {
     ),
     "destination twice in two ways": (
         "rules: [{name: a, model: tissue, when: [], destinations: [pacs, {to: pacs, report: false}]}]",
-        "rules[0].destinations[1].to: 'pacs' appears a second time",
+        "rules[0].destinations[1].to: 'pacs' appears more than once",
     ),
     "model and refuse": (
         "rules: [{name: a, model: tissue, refuse: b, when: []}]",
-        "rules[0]: exactly one of model and refuse is expected",
+        "rules[0]: expected exactly one of model and refuse",
     ),
-    "neither": ("rules: [{name: a, when: []}]", "rules[0]: exactly one of model and refuse is expected"),
+    "neither": ("rules: [{name: a, when: []}]", "rules[0]: expected exactly one of model and refuse"),
     "refuse with priority": (
         "rules: [{name: a, refuse: b, when: [], priority: 1}]",
-        "rules[0].priority: has no meaning in a rule that refuses",
+        "rules[0].priority: can't be used in a rule that refuses",
     ),
     "refuse with results": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true, capture: true}]}]",
-        "rules[0].destinations[0]: a rule that refuses can only give a notice",
+        "rules[0].destinations[0]: a rule that refuses can only send a notice",
     ),
     "refuse to a name": (
         "rules: [{name: a, refuse: b, when: [], destinations: [pacs]}]",
@@ -463,34 +467,34 @@ WRONG = {
     ),
     "refuse in silence": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: false}]}]",
-        "rules[0].destinations[0]: a rule that refuses can only give a notice",
+        "rules[0].destinations[0]: a rule that refuses can only send a notice",
     ),
     "refuse and tell twice": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true}, {to: pacs, notice: true}]}]",
-        "rules[0].destinations[1].to: 'pacs' appears a second time",
+        "rules[0].destinations[1].to: 'pacs' appears more than once",
     ),
     "refuse and tell nobody known": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: nowhere, notice: true}]}]",
-        "rules[0].destinations[0].to: no destination is called 'nowhere'; configured: pacs, research",
+        "rules[0].destinations[0].to: unknown destination 'nowhere'; configured: pacs, research",
     ),
     "priority": (
         "rules: [{name: a, model: tissue, when: [], priority: high}]",
-        "priority: a whole number is expected, not 'high'",
+        "priority: expected a whole number, not 'high'",
     ),
     "same name": (
         "rules: [{name: a, refuse: b, when: []}, {name: a, refuse: b, when: []}]",
-        "rules[1].name: 'a' appears a second time",
+        "rules[1].name: 'a' appears more than once",
     ),
     "no subject": (
         f"rules: [{RULE('{equals: CT}')}]",
-        "rules[0].when[0]: exactly one of attribute and fact is expected",
+        "rules[0].when[0]: expected exactly one of attribute and fact",
     ),
     "two subjects": (
         f"rules: [{RULE('{attribute: KVP, fact: kernel, equals: 1}')}]",
-        "exactly one of attribute and fact is expected",
+        "expected exactly one of attribute and fact",
     ),
-    "no operator": (f"rules: [{RULE('{attribute: KVP}')}]", "rules[0].when[0]: exactly one of exists, equals"),
-    "two operators": (f"rules: [{RULE('{attribute: KVP, at_least: 1, at_most: 2}')}]", "is expected, not 2"),
+    "no operator": (f"rules: [{RULE('{attribute: KVP}')}]", "rules[0].when[0]: expected exactly one of exists, equals"),
+    "two operators": (f"rules: [{RULE('{attribute: KVP, at_least: 1, at_most: 2}')}]", ", not 2"),
     "bad operator": (
         f"rules: [{RULE('{attribute: KVP, is: 1}')}]",
         "rules[0].when[0].is: unknown key; known: attribute, fact, of, exists, equals, ",
@@ -501,21 +505,21 @@ WRONG = {
     ),
     "unknown attribute": (
         f"rules: [{RULE('{attribute: Kvp, equals: 1}')}]",
-        "'Kvp' is no keyword of a standard attribute with a text or number value (did you mean 'KVP'?)",
+        "'Kvp' is not the keyword of a standard text or number attribute (did you mean 'KVP'?)",
     ),
-    "sequence": (f"rules: [{RULE('{attribute: SourceImageSequence, exists: true}')}]", "is no keyword"),
+    "sequence": (f"rules: [{RULE('{attribute: SourceImageSequence, exists: true}')}]", "is not the keyword"),
     "unknown fact": (f"rules: [{RULE('{fact: slices, equals: 1}')}]", "unknown fact 'slices'; known: slice_count"),
-    "truth value": (f"rules: [{RULE('{attribute: KVP, equals: true}')}]", "text or a number is expected, not true"),
-    "exists false": (f"rules: [{RULE('{attribute: KVP, exists: false}')}]", "exists: can only be true"),
+    "truth value": (f"rules: [{RULE('{attribute: KVP, equals: true}')}]", "expected text or a number, not true"),
+    "exists false": (f"rules: [{RULE('{attribute: KVP, exists: false}')}]", "exists: must be true"),
     "text limit": (
         f"rules: [{RULE('{attribute: KVP, at_least: many}')}]",
-        "a finite number is expected, not text",
+        "expected a finite number, not text",
     ),
     "list limit": (
         f"rules: [{RULE('{attribute: KVP, at_least: [1]}')}]",
-        "a finite number is expected, not a list",
+        "expected a finite number, not a list",
     ),
-    "in without list": (f"rules: [{RULE('{attribute: KVP, in: 1}')}]", "in: a list is expected, as [CT, MR]"),
+    "in without list": (f"rules: [{RULE('{attribute: KVP, in: 1}')}]", "in: expected a list, such as [CT, MR]"),
     "empty list": (
         f"rules: [{RULE('{attribute: KVP, in: []}')}]",
         "in: the list must not be empty",
@@ -523,7 +527,7 @@ WRONG = {
     "empty text": (f"rules: [{RULE('{attribute: KVP, equals: ' + repr('') + '}')}]", "equals: must not be empty"),
     "bad pattern": (
         f"rules: [{RULE('{attribute: KVP, matches: ' + repr('(') + '}')}]",
-        "matches: no regular expression: missing )",
+        "matches: not a valid regular expression: missing )",
     ),
 }
 
@@ -537,7 +541,7 @@ def test_a_wrong_file_is_told_where(tmp_path, text, said):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"cannot read .*none\.yaml: No such file"):
+    with pytest.raises(ConfigurationError, match=r"can't read .*none\.yaml: No such file"):
         load_rules(tmp_path / "none.yaml", SETTINGS)
 
 

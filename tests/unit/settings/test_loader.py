@@ -80,17 +80,17 @@ def nested_aliases(levels, width):
     [
         (b"a: 1\nb: \xe9\n", ":2: not UTF-8"),
         ("a: 1".encode("utf-16"), ":1: not UTF-8"),
-        (b"#" * (LARGEST_FILE_BYTES + 1), f": larger than {LARGEST_FILE_BYTES} bytes, which no configuration is"),
+        (b"#" * (LARGEST_FILE_BYTES + 1), f": larger than {LARGEST_FILE_BYTES} bytes, the limit for a configuration"),
         (b"a: 1\nb: \x07", ":2: not YAML: U+0007 is not allowed"),
         (b"[" * 100_000, f":1: nested more than {DEEPEST} levels deep"),
         (b"- " * 1000, f":1: nested more than {DEEPEST} levels deep"),
-        (nested_aliases(20, 10).encode(), ":6: a5[3]: more than 100000 values, each alias counted in full"),
-        (nested_aliases(200, 1).encode(), ":32: a31[0]: nested more than 32 levels deep by an alias"),
+        (nested_aliases(20, 10).encode(), ":6: a5[3]: more than 100000 values, counting each alias in full"),
+        (nested_aliases(200, 1).encode(), ":32: a31[0]: an alias nests more than 32 levels deep"),
         (b"a: &a [*a]", ":1: a[0]: an alias (*) without an anchor (&) above it; put text in quotes"),
-        (b"a: " + b"9" * 5000, ":1: a: a number of 5000 characters"),
-        (b'a: "\\UFFFFFFFF"', ": not YAML: a number is out of range in an escape"),
+        (b"a: " + b"9" * 5000, ":1: a: a number with 5000 characters, expected at most 300"),
+        (b'a: "\\UFFFFFFFF"', ": not YAML: an escape sequence is out of range"),
         (b"? [a]\n: b", ":1: a key must be text"),
-        (b"a: 1\na: 2\nb: 3\nb: 4\n", ":2: a: the same key again, first on line 1; a key can appear only once"),
+        (b"a: 1\na: 2\nb: 3\nb: 4\n", ":2: a: duplicate key, first used on line 1"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_with_its_line(content, said, tmp_path):
@@ -104,11 +104,12 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_line(content, said, tmp_
 def test_every_key_that_appears_twice_is_named():
     with pytest.raises(ConfigurationError) as refused:
         parse("a: 1\na: 2\nb: {c: 3, c: 4}\n", "f.yaml")
-    again = "the same key again, first on line"
-    once = "a key can appear only once"
-    assert str(refused.value).splitlines() == [f"f.yaml:2: a: {again} 1; {once}", f"f.yaml:3: b.c: {again} 3; {once}"]
+    assert str(refused.value).splitlines() == [
+        "f.yaml:2: a: duplicate key, first used on line 1",
+        "f.yaml:3: b.c: duplicate key, first used on line 3",
+    ]
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"cannot read .*: Is a directory"):
+    with pytest.raises(ConfigurationError, match=r"can't read .*: Is a directory"):
         read_file(tmp_path)

@@ -65,5 +65,5 @@ def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
 def test_a_message_that_lacks_its_descriptors_is_refused(ends):
     node, worker = ends
     node._socket.sendall(b'{"prepare": 1, "descriptors": 2}\n')
-    with pytest.raises(ValueError, match="2 descriptors are stated, 0 came"):
+    with pytest.raises(ValueError, match="expected 2 descriptors, received 0"):
         worker.receive()

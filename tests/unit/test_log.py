@@ -1,0 +1,63 @@
+"""What every log line has, and what none has."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+import warnings
+
+import pytest
+import structlog
+
+from dicom_node.log import configure_logging
+
+
+@pytest.fixture
+def lines():
+    """The lines logged so far, as parsed JSON; logging is restored afterwards."""
+    root, file = logging.getLogger(), io.StringIO()
+    handlers, level, show = root.handlers, root.level, warnings.showwarning
+    configure_logging("work", file)
+    yield lambda: [json.loads(line) for line in file.getvalue().splitlines()]
+    logging.captureWarnings(capture=False)
+    warnings.showwarning = show
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def in_a_thread(call) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_a_line_of_any_thread_names_its_process(lines):
+    log = structlog.get_logger()
+    log.info("here")
+    in_a_thread(lambda: log.info("there", process="another"))
+    in_a_thread(lambda: logging.getLogger("library").warning("text"))
+    assert [(line["event"], line["process"]) for line in lines()] == [
+        ("here", "work"),
+        ("there", "work"),
+        ("library.warning", "work"),
+    ]
+
+
+def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_left_out(lines):
+    log = structlog.get_logger()
+    log.info("job", job=1, patient_name="Doe^Jane", patient_id="4711")
+    logging.getLogger("pydicom").warning("Invalid value for VR PN: %r", "Doe^Jane")
+    warnings.warn("Invalid value 4711", stacklevel=1)
+    try:
+        int("Doe^Jane")
+    except ValueError:
+        log.exception("job.crashed")
+    text = json.dumps(lines())
+    assert [line["event"] for line in lines()] == ["job", "library.warning", "library.warning", "job.crashed"]
+    assert "Doe" not in text
+    assert "4711" not in text
+    assert lines()[1]["logger"] == "pydicom"
+    assert lines()[3]["exception"].startswith("ValueError at ")
