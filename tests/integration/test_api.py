@@ -108,7 +108,7 @@ def test_whole_numbers_stay_whole_and_a_result_cannot_be_changed(model):
     [
         (("nowhere", "tissue"), api.ConfigurationError, "nowhere"),
         (("ct-folder", "liverwurst"), api.ConfigurationError, "no model is called 'liverwurst'"),
-        (("two", "tissue"), api.ConfigurationError, "has 2 CTs, expected one"),
+        (("two", "tissue"), api.ConfigurationError, "contains 2 CTs, expected one"),
     ],
 )
 def test_wrong_calls_are_refused_with_the_reason(series, tmp_path, monkeypatch, arguments, error, says):
@@ -124,7 +124,7 @@ def test_wrong_calls_are_refused_with_the_reason(series, tmp_path, monkeypatch, 
 def test_what_contradicts_itself_is_refused(series, model):
     affine = np.diag([4.0, 4.0, 5.0, 1.0])
     ct = api.volume(np.zeros((20, 20, 20), np.int16), affine)
-    with pytest.raises(api.ConfigurationError, match="of a DICOM series only"):
+    with pytest.raises(api.ConfigurationError, match="require a DICOM series"):
         api.segment(ct, "tissue", results=api.ResultRequest())
     with pytest.raises(api.InferenceError, match="finds no livr"):
         api.segment(series, model, structures=["livr"])

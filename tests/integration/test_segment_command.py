@@ -252,13 +252,13 @@ def test_every_kind_of_result_is_to_be_had(series, tmp_path):
 @pytest.mark.parametrize(
     ("results", "says"),
     [
-        ("segmentation: auto", "no meaning without a destination"),
-        ("notice: true", "no meaning without a destination"),
+        ("segmentation: auto", "require a destination"),
+        ("notice: true", "require a destination"),
         ("to: pacs", "to"),
         ("colour: red", "colour"),
         ("contours: [spline]", "spline"),
         ("segmentation: [", "results: not YAML"),
-        ("}, {", "results: not YAML: something follows the end"),
+        ("}, {", "results: not YAML: unexpected content after the end"),
     ],
 )
 def test_results_that_cannot_be_had_are_refused_by_name(results, says, series, tmp_path):
