@@ -1,1 +1,1 @@
-"""The DICOM Conformance Statement (PS3.2), made from the tables and objects of the code that it speaks of."""
+"""The DICOM Conformance Statement (PS3.2), generated from the tables of the code and from objects that it encodes."""

@@ -1,4 +1,4 @@
-"""Sections 5 to 9: what is not there, character sets, security, and the created objects."""
+"""Sections 5 to 9: services that are not supported, character sets, security, and the created objects."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ _NO_MEDIA = "The node neither reads nor writes media."
 _NO_CDA = "None."
 _CHARACTER_SETS = """
 Every character set is supported in the sense that nothing is lost: names, identifiers and the other patient and study
-attributes go from the source into the results byte for byte, with the Specific Character Set (0008,0005) that they
-came with, none where there was none. Text of the node's own is ASCII, which is the same in every character set.
-Queries are made by UIDs alone. Report page and PDF show a name as far as their font (DejaVu Sans) has its characters
-and it is written from left to right; else they say that the name stands in the header.
+attributes are copied from the source to the results byte for byte, together with the Specific Character Set
+(0008,0005) if the source has one. Text that the node adds is ASCII, which is the same in every character set. Queries
+use UIDs only. Report page and PDF show a name if their font (DejaVu Sans) has all its characters and it is written from
+left to right; otherwise they refer to the header.
 """
 _PROFILES = """
-None of PS3.15. There is no TLS: the node belongs into a protected network, or behind a proxy that ends TLS. Data sets
-are stored byte for byte as received, so that Digital Signatures in them stay valid until they are deleted; none is
-checked, none is made. There is no audit trail in the format of PS3.15 A.5 and no de-identification.
+No profile of PS3.15 is supported. There is no TLS: run the node in a protected network, or behind a proxy that
+terminates TLS. Data sets are stored byte for byte as received, so Digital Signatures in them stay valid until the data
+sets are deleted; the node neither verifies nor creates signatures. There is no audit trail in the format of PS3.15 A.5
+and no de-identification.
 """
 _ASSOCIATION_SECURITY = """
 An association is accepted from configured sources only: the called AE title must be that of the node, the calling AE
-title that of a source, and the peer's address, where addresses are configured for that source, one of them. Without a
-configured source nobody is accepted. Each source may be limited to Verification or to Storage. User identity
-negotiation is ignored. PDUs, command sets, data sets, associations and waiting times are bounded (section 4.2.1).
+title that of a source, and the peer's address one of those configured for that source, if any are. If no source is
+configured, no association is accepted. Each source may be limited to Verification or to Storage. User identity
+negotiation is ignored. PDUs, command sets, data sets, associations and timeouts are limited (section 4.2.1).
 """
 _APPLICATION_SECURITY = "None."
 _LEGEND = """
-Presence: ALWAYS (with a value), VNAP (value not always present: there, and sometimes empty), ANAP (attribute not always
-present), EMPTY (there without a value).
+Presence: ALWAYS (present with a value), VNAP (value not always present: the attribute is present, but may be empty),
+ANAP (attribute not always present), EMPTY (present without a value).
 
-Source of value: COPY (that of the source series), FIXED (the value stated, or one of them), CONFIG (the station name
-of the configuration), AUTO (generated), with what it follows from: source (headers, grid and pixels of the source
-series), model, installation (configuration, and the UID that the installation drew for itself), run (time, revision,
-completeness, supersession), labels (the structures found, and where), request (what the destination asks for). A value
-that is both copied and generated is copied where the source states it soundly. Sequences with items have no source of
-their own; a coded concept stands in one line. Types are those of PS3.3.
+Source of value: COPY (copied from the source series), FIXED (the value given, or one of those given), CONFIG (the
+station name in the configuration), AUTO (generated). AUTO lists what the value depends on: source (headers, grid and
+pixels of the source series), model, installation (configuration, and the UID that the installation generated for
+itself), run (time, revision, completeness, supersession), labels (the structures found, and where), request (what the
+destination asks for). A value listed as both copied and generated is copied if the source has a valid value. Sequences
+with items have no source of their own; a coded concept is given in one line. Types are those of PS3.3.
 """
 _USAGE = """
-Volumes are made from pixel data, Image Position and Orientation (Patient), Pixel Spacing, Rescale Slope and Intercept
-and the attributes of the Image Pixel module, in multi-frame objects from the functional groups that hold them; never
-from Slice Location, Instance Number or the gantry tilt. Instances with SOP Class, SOP Instance, Study or Series
-Instance UID missing or invalid are refused, series with several patients, studies or Frames of Reference as well. The
-rules of a site may look at any standard attribute. What is copied into results is marked COPY in section 9.1.1.
+Volumes are reconstructed from Pixel Data, Image Position and Image Orientation (Patient), Pixel Spacing, Rescale Slope
+and Intercept and the attributes of the Image Pixel module (in multi-frame objects, from the functional groups that
+contain them), never from Slice Location, Instance Number or gantry tilt. Instances whose SOP Class, SOP Instance, Study
+or Series Instance UID is missing or invalid are refused, and so are series with several patients, studies or Frames of
+Reference. A site's rules may use any standard attribute. Attributes copied to results are marked COPY in section 9.1.1.
 """
-_MAPPING = "A copied attribute keeps its tag. What differs is in section 9.1.1."
-_COERCED = "None: received data sets are neither changed nor sent on."
+_MAPPING = "A copied attribute keeps its tag. Exceptions are listed in section 9.1.1."
+_COERCED = "None: received data sets are neither modified nor forwarded."
 _NO_PRIVATE = "None: created objects have no private attributes."
 _GREYSCALE = """
-Not applicable: nothing is displayed. Secondary captures are RGB with the CT drawn in a linear window; they are not
-made for the Grayscale Standard Display Function.
+Not applicable: the node has no display. Secondary captures are RGB, with the CT in a linear window; they are not
+prepared for the Grayscale Standard Display Function.
 """
 _STRUCTURES = """
-Segmented Property Category, Type and Type Modifier, Anatomic Region and its modifier of each of the {count}
-structures that a model may name are those of `inference/structures.csv`, in the coding schemes {schemes}; display
-colours too.
+Segmented Property Category, Type and Type Modifier, Anatomic Region and its modifier, and the display colour of each of
+the {count} structures that a model may name are listed in `inference/structures.csv`. The coding schemes are {schemes}.
 """
 
 
@@ -99,7 +99,7 @@ def sections(created: Sequence[CreatedObject]) -> list[tuple[str, str]]:
 
 
 def facts(created: Sequence[CreatedObject]) -> list[dict[str, Any]]:
-    """The created objects for programs."""
+    """The created objects as JSON values."""
     return [{**asdict(each), "codes": sorted(each.codes)} for each in created]
 
 
@@ -114,16 +114,16 @@ def _created(created: Sequence[CreatedObject]) -> str:
     kinds = table(("object", "SOP Class", "Modality", "Series Number ends with"), rows)
     shared = _shared(created)
     return f"""
-All are created in the study of the source, each kind in a series of its own. Series Number is that of the source
-series, three digits drawn from the model's name, and two digits for the kind; where a kind has several series, they
-are counted on. UIDs are derived (PS3.5 B.2): the same model on the same series revision gives the same instances. The
-structured reports are COMPLETE unless images are missing, and UNVERIFIED.
+All objects are created in the study of the source, each kind in its own series. Series Number consists of that of the
+source series, three digits derived from the model's name, and two digits for the kind; further series of a kind are
+numbered consecutively. UIDs are derived (PS3.5 B.2): the same model on the same series revision gives the same
+instances. Structured reports are COMPLETE unless images are missing, and always UNVERIFIED.
 
 {kinds}
 
 {_LEGEND}
 
-Table 9-1: attributes that all created objects have in the same way (modules as in Segmentation)
+Table 9-1: attributes common to all created objects (modules as in Segmentation)
 
 {_attribute_table(shared)}
 """
@@ -134,7 +134,7 @@ def _numbers(numbers: Iterable[int]) -> str:
 
 
 def _shared(created: Sequence[CreatedObject]) -> list[Attribute]:
-    """Attributes of which every object says the same, the module apart, and those within them."""
+    """Attributes that are the same in every object, apart from the module, and those within them."""
     others = [{_without_module(attribute) for attribute in each.attributes} for each in created[1:]]
     roots: dict[str, bool] = {}
     for attribute in created[0].attributes:
@@ -156,8 +156,8 @@ def _object(each: CreatedObject, shared: set[tuple[str, ...]]) -> str:
     unused = ", ".join(f"{name} ({usage})" for name, usage in each.unused_modules)
     own = [attribute for attribute in each.attributes if attribute.path not in shared]
     text = f"""
-{sop_class_name(each.sop_class_uid)}, {each.sop_class_uid}. Modules of the IOD (usage) without an attribute of their own
-here: {unused}.
+{sop_class_name(each.sop_class_uid)}, {each.sop_class_uid}. Modules of the IOD (usage) without attributes in this
+object: {unused}.
 
 {_attribute_table(own)}
 """
@@ -216,7 +216,7 @@ def _codes(created: Sequence[CreatedObject]) -> str:
     return f"""
 {_STRUCTURES.format(count=len(STRUCTURES), schemes=schemes).strip()}
 
-Concepts that the node uses besides:
+Other concepts that the node uses:
 
 {table(("scheme", "code", "meaning", "in"), rows)}
 """
@@ -228,7 +228,7 @@ def _templates(created: Sequence[CreatedObject]) -> str:
         for each in created
         if each.content
     ]
-    return table(("object", "templates stated in its content"), rows)
+    return table(("object", "templates identified in its content"), rows)
 
 
 def _private_codes(created: Sequence[CreatedObject]) -> str:
@@ -251,8 +251,8 @@ def _extended(created: Sequence[CreatedObject]) -> str:
         return f"None: no created object has an attribute {OUTSIDE_THE_IOD} of its SOP Class."
     described = table(("object", "SOP Class", "attribute", "tag"), rows)
     return f"""
-Standard Extended (PS3.4 B.4.1), because of standard attributes that their IOD does not have; no Specialized, no
-Private.
+The following objects are Standard Extended SOP Classes (PS3.4 B.4.1), because they have standard attributes that are
+not in their IOD. There are no Specialized or Private SOP Classes.
 
 {described}
 """

@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 CODE_MACRO = frozenset(
     ("CodeValue", "CodingSchemeDesignator", "CodingSchemeVersion", "CodeMeaning", "LongCodeValue", "URNCodeValue")
 )
-"""What a coded concept is (PS3.3 table 8.8-1): stated as one value."""
+"""The attributes of a coded concept (PS3.3 table 8.8-1), which is listed as one value."""
 OUTSIDE_THE_IOD = "outside the IOD"
 _TREES = frozenset(("ContentSequence",))
-"""Stated as a tree of content items instead."""
+"""Listed as a tree of content items instead."""
 _BULK = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "UN"))
 _LENGTHS = {"EncapsulatedDocumentLength": "EncapsulatedDocument"}
-"""Follow from what the document itself does, whether or not two documents happen to be equally long."""
+"""These depend on the document itself, even if two documents happen to have the same length."""
 _TYPES = ("1", "1C", "2", "2C", "3")
 _WORDS = {"of": "of", "sop": "SOP", "sr": "SR", "rt": "RT", "roi": "ROI", "sc": "SC", "voi": "VOI", "lut": "LUT"}
 
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """One attribute of one sort of object.
+    """One attribute of one type of object.
 
-    ``path`` are the keywords of the sequences that it lies in and its own; ``type`` is that of the standard, empty
-    where the tables have none; ``presence``, ``source``, ``follows_from`` and ``value`` as in
+    ``path`` has the keywords of the enclosing sequences and its own; ``type`` is that of the standard, empty if the
+    tables have none; for ``presence``, ``source``, ``follows_from`` and ``value`` see
     :class:`dicom_node.conformance.observation.Finding`.
     """
 
@@ -57,7 +57,7 @@ class Attribute:
 
 
 def attributes(samples: Sequence[Sample]) -> tuple[Attribute, ...]:
-    """Those of ``samples``, which are of one sort, by module."""
+    """The attributes of ``samples``, all of one type of object, by module."""
     sop_class = str(samples[0].dataset.SOPClassUID)
     seen = [
         Seen(
@@ -97,16 +97,16 @@ def modules(sop_class: str) -> list[tuple[str, str]]:
 
 
 def _title(key: str) -> str:
-    """``"sop-common"`` as people write it."""
+    """``"sop-common"`` as a title."""
     if not key:
         return OUTSIDE_THE_IOD
     return " ".join(_WORDS.get(word, word.capitalize()) for word in key.split("-"))
 
 
 def value_of(element: DataElement) -> str:
-    """The value of what is no sequence as text; nothing where there is none, a stand-in for what is not for people."""
+    """The value of an element other than a sequence as text; empty if it has none, a placeholder for binary data."""
     if element.VR in _BULK:
-        # of bytes it matters only whether they are the same in all objects
+        # for bytes, all that matters is whether they are the same in all objects
         return f"{len(element.value or b'')} bytes with CRC-32 {crc32(element.value or b''):08X}"
     if element.VR == "AT":
         return f"({element.value.group:04X},{element.value.element:04X})"
@@ -119,12 +119,12 @@ def value_of(element: DataElement) -> str:
 
 
 def is_code(item: Dataset) -> bool:
-    """Whether it is a coded concept."""
+    """Whether ``item`` is a coded concept."""
     return "CodeValue" in item and "CodingSchemeDesignator" in item
 
 
 def code_of(item: Dataset) -> str:
-    """As PS3.16 writes a coded concept."""
+    """A coded concept in the notation of PS3.16."""
     return f'({item.CodeValue}, {item.CodingSchemeDesignator}, "{item.CodeMeaning}")'
 
 
@@ -137,7 +137,7 @@ def _values(source: Dataset) -> dict[str, str]:
 
 
 def _parts(sample: Sample) -> tuple[Part, ...]:
-    """Every attribute; a sequence that is that of the source is one value, and so are coded concepts."""
+    """Every attribute; a sequence copied from the source counts as one value, and so does a coded concept."""
     parts: list[Part] = []
     numbers = count()
 
@@ -170,7 +170,7 @@ def _type(module: str, path: tuple[str, ...]) -> str:
 
 @cache
 def _module(sop_class: str, keyword: str) -> str:
-    """The module that an attribute is stated under: a mandatory one first, then that of the strictest type."""
+    """The module to list an attribute under: a mandatory one if possible, then the one with the strictest type."""
     candidates = [
         (module.usage != "M", _TYPES.index(type_), place, module.key)
         for place, module in enumerate(iods.modules(sop_class))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class ContentItem:
     """One line of the tree; ``level`` is 0 at the root, ``unit`` that of a number, ``template`` the TID of a container.
 
-    The rest as in :class:`dicom_node.conformance.attributes.Attribute`.
+    For the rest see :class:`dicom_node.conformance.attributes.Attribute`.
     """
 
     level: int
@@ -39,7 +39,7 @@ class ContentItem:
 
 
 def content_items(samples: Sequence[Sample]) -> tuple[ContentItem, ...]:
-    """The tree of ``samples``, which are of one sort; none where they are no SR documents."""
+    """The tree of ``samples``, all of one type of object; empty unless they are SR documents."""
     if "ValueType" not in samples[0].dataset:
         return ()
     seen = [Seen(sample.condition, _parts(sample.dataset), {}, str(sample.dataset.StationName)) for sample in samples]
@@ -78,7 +78,7 @@ def _parts(report: Dataset) -> tuple[Part, ...]:
 
 
 def _label(item: Dataset) -> str:
-    """What makes a content item another one than its neighbours."""
+    """What distinguishes a content item from its siblings."""
     concept = code_of(item.ConceptNameCodeSequence[0]) if "ConceptNameCodeSequence" in item else ""
     unit = template = ""
     if item.ValueType == "NUM":

@@ -1,4 +1,4 @@
-"""The sorts of object that the node creates, as its own encoder makes them."""
+"""The types of object that the node creates, as its encoder makes them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _TITLES = {
     (ResultKind.NOTICE, ""): "Notice that a series was not processed",
 }
 _SERIES_OF_A_RUN = 100
-"""The last two digits of a series number tell the kind of object."""
+"""The last two digits of a series number give the kind of object."""
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedObject:
-    """One sort. ``series_numbers`` are the last two digits of its Series Number, ``unused_modules`` those of the IOD
-    that no attribute is stated under, with their usage, ``codes`` the coded concepts (scheme, value, meaning).
+    """One type of object. ``series_numbers`` are the last two digits of its Series Number, ``unused_modules`` the IOD
+    modules without listed attributes, with their usage, ``codes`` the coded concepts (scheme, value, meaning).
     """
 
     title: str
@@ -53,13 +53,13 @@ class CreatedObject:
 
     @property
     def attributes_outside_the_iod(self) -> tuple[Attribute, ...]:
-        """What makes a Standard Extended SOP Class of it (PS3.4 B.4.1)."""
+        """The attributes that make it a Standard Extended SOP Class (PS3.4 B.4.1)."""
         return tuple(each for each in self.attributes if each.module == OUTSIDE_THE_IOD and len(each.path) == 1)
 
 
 @cache
 def created_objects() -> tuple[CreatedObject, ...]:
-    """Every sort, in the order of the kinds."""
+    """Every type of object, in the order of the kinds."""
     by_sort: dict[tuple[ResultKind, str], list[Sample]] = {sort: [] for sort in _TITLES}
     for sample in samples():
         by_sort[sample.kind, sample.part].append(sample)
@@ -67,7 +67,7 @@ def created_objects() -> tuple[CreatedObject, ...]:
 
 
 def sop_class_name(uid: str) -> str:
-    """The name of a SOP class, that of label maps too, which pydicom 3.0 has not."""
+    """The name of a SOP Class, including that of label maps, which pydicom 3.0 does not have."""
     return "Label Map Segmentation Storage" if uid == LABEL_MAP_SEGMENTATION_STORAGE else UID(uid).name
 
 
@@ -92,7 +92,7 @@ def _created(title: str, found: Sequence[Sample]) -> CreatedObject:
 
 
 def _codes(dataset: Dataset) -> Iterator[tuple[str, str, str]]:
-    """Every coded concept in it: scheme, value, meaning."""
+    """Every coded concept in ``dataset``: scheme, value, meaning."""
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:

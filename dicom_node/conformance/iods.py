@@ -23,7 +23,7 @@ class Module:
 
 @cache
 def modules(sop_class_uid: str) -> tuple[Module, ...]:
-    """Those of the IOD of a SOP Class, in the order of PS3.3.
+    """The modules of the IOD of a SOP Class, in the order of PS3.3.
 
     Raises:
         KeyError: the table does not have the SOP Class.

@@ -1,4 +1,4 @@
-"""As much of Markdown as the statement needs."""
+"""The parts of Markdown that the statement needs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; a bar in a cell is kept from ending it."""
+    """A table; vertical bars in cells are escaped."""
     lines = [_line(headings), f"|{'---|' * len(headings)}", *(_line(row) for row in rows)]
     return "\n".join(lines)
 
 
 def document(title: str, before: str, sections: Sequence[tuple[str, str]], contents_heading: str) -> str:
-    """``sections`` (numbered heading and text) with a table of contents in the place of ``contents_heading``."""
+    """``sections`` (numbered heading and text) with a table of contents at ``contents_heading``."""
     contents = "\n".join(f"{'  ' * _depth(heading)}- [{heading}](#{_anchor(heading)})" for heading, _ in sections)
     parts = [f"# {title}", before]
     for heading, text in sections:
@@ -35,5 +35,5 @@ def _depth(heading: str) -> int:
 
 
 def _anchor(heading: str) -> str:
-    """As GitHub makes it of a heading."""
+    """The anchor that GitHub derives from a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")

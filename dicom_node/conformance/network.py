@@ -1,4 +1,4 @@
-"""Section 4: who the node is on the network, what it accepts and proposes, and what each status means to it."""
+"""Section 4: the node's identity on the network, what it accepts and proposes, and how it handles each status."""
 
 from __future__ import annotations
 
@@ -53,55 +53,55 @@ _DATA_FLOW = """
                     C-FIND
 ```
 
-One product with three Application Entities in the sense of PS3.2, which share one AE title.
+The product has three Application Entities in the sense of PS3.2, which share one AE title.
 """
 _FUNCTIONS = """
-- **RECEIVE** waits for associations, answers C-ECHO, and stores what C-STORE brings: durable on disk and in the
-  ledger before the status is sent. When a series is whole, by evidence or by the clock, the rules decide what runs on
+- **RECEIVE** waits for associations, answers C-ECHO, and stores the instances of C-STORE durably on disk and in the
+  ledger before it sends the status. When a series is complete, by evidence or by timeout, the rules decide what runs on
   it.
-- **COUNT** asks the sender of a series, where that is configured, how many instances it has.
-- **DELIVER** sends the results to the destinations that the rules name, until each has answered for each instance, and
-  answers nothing itself. `dicom-node check` sends C-ECHO to every destination and count address.
+- **COUNT** asks the sender of a series, if configured, how many instances the series has.
+- **DELIVER** sends the results to the destinations that the rules name, until each destination has answered for each
+  instance; it accepts no requests. `dicom-node check` sends C-ECHO to every destination and count address.
 """
 _SEQUENCING = """
-A series is received over one or several associations; COUNT may ask at its end; reconstruction, segmentation and
-encoding follow; DELIVER sends each result. Instances that come late open a new revision of the series, whose results
-state that they supersede the earlier ones. An instance that comes again with the same bytes changes nothing; with
-other bytes it takes the place of the earlier one in a new revision.
+A series is received over one or more associations; COUNT may query the sender at the end; reconstruction, segmentation
+and encoding follow; DELIVER sends each result. Instances that arrive late open a new revision of the series, whose
+results state that they supersede the earlier ones. An instance that is sent again with the same bytes changes nothing;
+with different bytes it replaces the earlier one in a new revision.
 """
 _RECEIVE_GENERAL = """
-RECEIVE proposes nothing itself. SCP/SCU role selection is answered: a peer is granted the role of SCU where it proposes
-it; a presentation context for which it proposes the role of SCP alone is answered user-rejection (1). Items of extended
-negotiation, asynchronous operations and user identity are ignored: the defaults of the standard hold.
+RECEIVE makes no proposals. SCP/SCU role selection is answered: a peer that proposes the SCU role is granted it; a
+presentation context for which the peer proposes only the SCP role is answered user-rejection (1). Extended negotiation,
+asynchronous operations and user identity items are ignored: the defaults of the standard apply.
 """
 _RECEIVE_INITIATION = "RECEIVE initiates no association."
 _RECEIVE_ACCEPTANCE = """
-Of the transfer syntaxes proposed in a presentation context the first that the table has is accepted. The compressed
-ones are those that are lossless by definition and whose decoder is installed; Deflated Explicit VR and Explicit VR
-Big Endian are never accepted. A context for another abstract syntax is answered abstract-syntax-not-supported (3),
-one without a known transfer syntax transfer-syntaxes-not-supported (4).
+In each presentation context, the first proposed transfer syntax that is in the table is accepted. Compressed transfer
+syntaxes are accepted only if they are always lossless and their decoder is installed; Deflated Explicit VR and Explicit
+VR Big Endian are never accepted. A context for any other abstract syntax is answered abstract-syntax-not-supported (3),
+one without a supported transfer syntax transfer-syntaxes-not-supported (4).
 
-Storage is of level 2 (full): the data set is kept byte for byte as it came, private attributes included, until results
-are delivered and the retention time has passed. It can't be queried or retrieved. No attribute is coerced. Beyond
-well-formedness and the UIDs, content is looked at when the series is whole; what is unsuitable is then rejected
-in the node, with the reason, and not on the association.
+Storage is level 2 (full): the data set is kept byte for byte as received, including private attributes, until results
+are delivered and the retention time has passed. It can't be queried or retrieved. No attribute is coerced. Only
+well-formedness and UIDs are checked on reception; all other content is checked when the series is complete, and an
+unsuitable series is then rejected within the node, with the reason, and not on the association.
 """
-_COUNT_SCP = "COUNT is no SCP and accepts no association."
+_COUNT_SCP = "COUNT is not an SCP and accepts no associations."
 _COUNT_BEHAVIOUR = """
-One association per question: opened when a series may be whole and its sender has a count address, released after the
-answer. The count is used if exactly one response with status pending has the Series Instance UID asked for and a Number
-of Series Related Instances (0020,1209) above 0. Whatever else happens (no association, a failure, no answer, 0)
-counts as no answer: the series is then whole by the other evidence.
+Each query uses its own association, which is opened when a series may be complete and its sender has a count address,
+and released after the answer. The count is used if exactly one response with status pending has the requested Series
+Instance UID and a Number of Series Related Instances (0020,1209) above 0. Anything else (no association, a failure, no
+answer, 0) counts as no answer: completeness is then decided by the other evidence.
 """
 _DELIVER_BEHAVIOUR = """
-At most {number} instances that are due go to a destination on one association, one after another; there is one
-association per destination at a time, and destinations do not wait for each other. Each pair of SOP Class and transfer
-syntax that is needed is proposed as one presentation context; Implicit VR Little Endian in addition to Explicit VR
-Little Endian, for peers that take nothing else. Label maps are RLE compressed and sent so alone.
+At most {number} instances are sent to a destination on one association, one after another. There is one association per
+destination at a time, and destinations do not wait for each other. Each required pair of SOP Class and transfer syntax
+is proposed as one presentation context. Implicit VR Little Endian is proposed in addition to Explicit VR Little Endian,
+for peers that accept nothing else. Label maps are RLE compressed and sent in no other form.
 
-A destination whose segmentation is `auto` is asked first, on an association with the two contexts of SEG and label
-map and without C-STORE, whether it accepts label maps; its answer holds for {minutes:g} minutes
-or until it refuses one.
+If the segmentation of a destination is `auto`, DELIVER first finds out whether the destination accepts label maps, on
+an association that proposes contexts for SEG and label map and sends no C-STORE. The answer is valid for {minutes:g}
+minutes, or until the destination refuses a label map.
 """
 _DELIVER_FAILURES = (
     ("no connection, connection lost, silence, malformed answer, A-ABORT", "tried again"),
@@ -109,11 +109,11 @@ _DELIVER_FAILURES = (
     ("association rejected, permanent (1)", "refused"),
     ("presentation context not accepted", "refused"),
 )
-_INTERFACES = "TCP/IP; whatever the operating system supports below it."
+_INTERFACES = "TCP/IP over any interface that the operating system supports."
 _PROTOCOLS = "None: no DNS service discovery, no LDAP configuration, no DICOM web services."
 _IP_VERSIONS = """
-RECEIVE listens on one IPv4 or IPv6 address, that of `node.bind_address`. DELIVER and COUNT connect to what the host
-name of a peer resolves to, IPv4 or IPv6.
+RECEIVE listens on one IPv4 or IPv6 address, `node.bind_address`. DELIVER and COUNT connect to the IPv4 or IPv6 address
+that the host name of a peer resolves to.
 """
 
 
@@ -140,7 +140,7 @@ def sections(created: Sequence[CreatedObject], settings: Settings, *, is_configu
         ("4.2.3.1 SOP Classes", _sop_classes((VERIFICATION, *_sent(created)), scp=False)),
         ("4.2.3.2 Association policies", _deliver_policies()),
         ("4.2.3.3 Association initiation policy", _deliver_initiation(created, settings)),
-        ("4.2.3.4 Association acceptance policy", "DELIVER is no SCP and accepts no association."),
+        ("4.2.3.4 Association acceptance policy", "DELIVER is not an SCP and accepts no associations."),
         ("4.3 Network interfaces", ""),
         ("4.3.1 Physical network interface", _INTERFACES),
         ("4.3.2 Additional protocols", _PROTOCOLS),
@@ -152,7 +152,7 @@ def sections(created: Sequence[CreatedObject], settings: Settings, *, is_configu
 
 
 def facts(created: Sequence[CreatedObject], settings: Settings) -> dict[str, Any]:
-    """The tables for programs."""
+    """The tables as JSON values."""
     return {
         "implementation_class_uid": IMPLEMENTATION_CLASS_UID,
         "implementation_version_name": VERSION_NAME,
@@ -169,7 +169,7 @@ def facts(created: Sequence[CreatedObject], settings: Settings) -> dict[str, Any
 
 
 def accepted() -> dict[str, tuple[str, ...]]:
-    """Transfer syntaxes by abstract syntax, as RECEIVE accepts them from a source that may use both services."""
+    """Transfer syntaxes by abstract syntax that RECEIVE accepts from a source that may use both services."""
     stored = tuple(sorted(decodable(), key=lambda uid: [int(part) for part in uid.split(".")]))
     return {VERIFICATION: tuple(sorted(UNCOMPRESSED))} | dict.fromkeys(sorted(CT_SOP_CLASSES), stored)
 
@@ -204,20 +204,20 @@ def _receive_policies(settings: Settings) -> str:
     limits = settings.receive
     rows = [
         *_identification(),
-        ("associations as acceptor, at once", limits.maximum_associations),
+        ("simultaneous associations as acceptor", limits.maximum_associations),
         ("associations as requestor", 0),
-        ("largest PDU received, in bytes", limits.maximum_pdu_bytes),
-        ("largest A-ASSOCIATE-RQ, in bytes", LARGEST_ASSOCIATE),
-        ("largest command set, in bytes", LARGEST_COMMAND_SET),
-        ("largest data set, in bytes", limits.maximum_instance_bytes),
-        ("connections without an association at once, in all", MOST_WAITING),
-        ("connections without an association at once, of one address", MOST_WAITING_PER_ADDRESS),
-        ("A-ASSOCIATE-RQ must be there after (ARTIM)", f"{REQUEST_DEADLINE_S:g} s"),
-        ("silence between messages until the association is aborted", f"{limits.network_timeout_s:g} s"),
-        ("silence within a message until it is aborted", f"{limits.dimse_timeout_s:g} s"),
-        ("slowest data set, after that time", f"{SLOWEST_BYTES_PER_S} bytes/s"),
+        ("maximum PDU length received, in bytes", limits.maximum_pdu_bytes),
+        ("maximum A-ASSOCIATE-RQ length, in bytes", LARGEST_ASSOCIATE),
+        ("maximum command set length, in bytes", LARGEST_COMMAND_SET),
+        ("maximum data set length, in bytes", limits.maximum_instance_bytes),
+        ("simultaneous connections without an association, in total", MOST_WAITING),
+        ("simultaneous connections without an association, per address", MOST_WAITING_PER_ADDRESS),
+        ("timeout for the A-ASSOCIATE-RQ (ARTIM)", f"{REQUEST_DEADLINE_S:g} s"),
+        ("timeout between messages, then A-ABORT", f"{limits.network_timeout_s:g} s"),
+        ("timeout within a message, then A-ABORT", f"{limits.dimse_timeout_s:g} s"),
+        ("minimum rate of a data set, after that time", f"{SLOWEST_BYTES_PER_S} bytes/s"),
         ("TCP keep-alive after", f"{KEEPALIVE_IDLE_S} s"),
-        ("a message under way when the node stops may take", f"{STOP_DEADLINE_S:g} s"),
+        ("time to finish the current message when the node stops", f"{STOP_DEADLINE_S:g} s"),
     ]
     return f"{_RECEIVE_GENERAL}\n{table(('parameter', 'value'), rows)}"
 
@@ -239,7 +239,7 @@ Table 4-1: presentation contexts accepted
 
 {_RECEIVE_ACCEPTANCE.strip()}
 
-Table 4-2: statuses answered (PS3.7 annex C, PS3.4 B.2.3); Error Comment (0000,0902) says why
+Table 4-2: statuses returned (PS3.7 annex C, PS3.4 B.2.3); Error Comment (0000,0902) gives the reason
 
 {table(("status", "meaning", "when"), statuses)}
 
@@ -259,11 +259,11 @@ Table 4-4: associations aborted by RECEIVE (A-ABORT, source 2, PS3.8 9.3.8)
 def _count_policies() -> str:
     rows = [
         *_identification(),
-        ("associations as requestor, at once", 1),
+        ("simultaneous associations as requestor", 1),
         ("associations as acceptor", 0),
         ("largest PDU received, in bytes", LARGEST_PDU_BYTES),
-        ("a connection may take", f"{CONNECT_TIMEOUT_S:g} s"),
-        ("silence that ends a question", f"{ANSWER_TIMEOUT_S:g} s"),
+        ("timeout for a connection", f"{CONNECT_TIMEOUT_S:g} s"),
+        ("timeout for an answer", f"{ANSWER_TIMEOUT_S:g} s"),
     ]
     return table(("parameter", "value"), rows)
 
@@ -274,7 +274,7 @@ def _count_initiation() -> str:
         (
             dictionary_description(element.tag),
             f"({element.tag.group:04X},{element.tag.element:04X})",
-            "asked for" if element.is_empty else "matched" if element.VR == "UI" else element.value,
+            "return key" if element.is_empty else "matching key" if element.VR == "UI" else element.value,
         )
         for element in identifier
     ]
@@ -290,7 +290,7 @@ Table 4-5: presentation contexts proposed by COUNT
 
 {table(("abstract syntax", "UID", "transfer syntax", "UID", "role"), contexts)}
 
-Table 4-6: keys of the query
+Table 4-6: query keys
 
 {table(("attribute", "tag", "value"), keys)}
 """
@@ -303,14 +303,14 @@ def _deliver_policies() -> str:
     defaults = DestinationSettings(host="any", port=104, ae_title="ANY")
     rows = [
         *_identification(),
-        ("associations as requestor, at once", "1 per destination"),
+        ("simultaneous associations as requestor", "1 per destination"),
         ("associations as acceptor", 0),
-        ("largest PDU received, in bytes", f"{defaults.maximum_pdu_bytes}, per destination"),
-        ("largest PDU sent, in bytes", "what the peer announces, at most as many as are received"),
-        ("largest answer read, in bytes", LARGEST_ANSWER_BYTES),
-        ("a connection may take", f"{defaults.connect_timeout_s:g} s, per destination"),
-        ("silence that ends an association", f"{defaults.response_timeout_s:g} s, per destination"),
-        ("A-RELEASE-RP is waited for", f"{RELEASE_WAIT_S:g} s"),
+        ("maximum PDU length received, in bytes", f"{defaults.maximum_pdu_bytes}, per destination"),
+        ("maximum PDU length sent, in bytes", "that of the peer, at most the maximum received"),
+        ("maximum length of an answer, in bytes", LARGEST_ANSWER_BYTES),
+        ("timeout for a connection", f"{defaults.connect_timeout_s:g} s, per destination"),
+        ("timeout for an answer, then A-ABORT", f"{defaults.response_timeout_s:g} s, per destination"),
+        ("timeout for the A-RELEASE-RP", f"{RELEASE_WAIT_S:g} s"),
     ]
     return table(("parameter", "value"), rows)
 
@@ -323,7 +323,7 @@ def _deliver_initiation(created: Sequence[CreatedObject], settings: Settings) ->
     statuses = [
         *((f"{status:04X}", meaning.text, _behaviour(meaning)) for status, meaning in NAMED_STATUSES.items()),
         *(
-            (f"{low:04X} to {high:04X}, else", meaning.text, _behaviour(meaning))
+            (f"other {low:04X} to {high:04X}", meaning.text, _behaviour(meaning))
             for low, high, meaning in STATUS_RANGES
         ),
         ("any other", UNKNOWN_STATUS.text, _behaviour(UNKNOWN_STATUS)),
@@ -338,21 +338,21 @@ Table 4-7: presentation contexts proposed by DELIVER
 
 {contexts_table}
 
-Table 4-8: statuses of C-STORE understood
+Table 4-8: handling of C-STORE statuses
 
 {table(("status", "meaning", "behaviour"), statuses)}
 
-Table 4-9: failures of communication
+Table 4-9: handling of communication failures
 
 {table(("failure", "behaviour"), _DELIVER_FAILURES)}
 
 - *Delivered*: not sent again.
-- *Tried again*: after {delivery.first_retry_s:g} s, then twice as long each time up to {delivery.longest_retry_s:g} s,
-  for {give_up / 86400:g} days unless the destination is configured otherwise.
+- *Tried again*: after {delivery.first_retry_s:g} s, then at intervals that double up to {delivery.longest_retry_s:g} s,
+  for {give_up / 86400:g} days unless configured otherwise for the destination.
 - *Refused*: offered {delivery.refused_attempts} times within {REFUSALS_SPREAD_OVER.total_seconds() / 3600:g} h.
 
-A delivery that is given up is shown to people, who may have it tried again (`dicom-node retry`). Storage Commitment is
-not asked for.
+A delivery that was given up is listed for the operator, who can have it tried again (`dicom-node retry`). Storage
+Commitment is not requested.
 """
 
 
@@ -391,8 +391,8 @@ def _parameters(settings: Settings, *, is_configured: bool) -> str:
     headings = ["parameter", "default", "permitted", *(["configured"] if is_configured else [])]
     rows = [row[: len(headings)] for row in _rows(settings)]
     return f"""
-Keys of the configuration file that concern the network. Which series runs which model, and what each destination
-gets, is set by rules (`config/rules.yaml`), where every option is explained.
+These keys of the configuration file concern the network. Rules decide which model runs on which series and what each
+destination gets; `config/rules.yaml` explains every option.
 
 {table(headings, rows)}
 """
@@ -418,7 +418,7 @@ def _rows(settings: Settings) -> Iterator[tuple[str, str, str, str]]:
 def _keys(prefix: str, model: type[BaseModel], configured: BaseModel | None) -> Iterator[tuple[str, str, str, str]]:
     for name, schema in model.model_json_schema()["properties"].items():
         field = model.model_fields[name]
-        default = "must be stated" if field.is_required() else _shown(field.default)
+        default = "required" if field.is_required() else _shown(field.default)
         value = _shown(getattr(configured, name)) if configured is not None else "section 4.4.1"
         yield f"`{prefix}{name}`", default, _permitted(schema), value
 
@@ -432,7 +432,7 @@ def _shown(value: object) -> str:
 
 
 def _permitted(schema: dict[str, Any]) -> str:
-    """The limits that a JSON schema has."""
+    """The limits in a JSON schema."""
     choices = schema.get("items", schema).get("enum")
     if choices:
         return ", ".join(str(choice) for choice in choices)

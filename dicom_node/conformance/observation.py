@@ -1,6 +1,6 @@
-"""What samples of one sort of object show of its parts: whether each is always there, and where its value is from.
+"""Derives from samples of one type of object whether each part is always present and where its value comes from.
 
-A part is an attribute or a content item; its ``path`` names it and those that it lies in, from the outside inwards.
+A part is an attribute or a content item; its ``path`` names the enclosing parts, from the outside inwards, and itself.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ COPY, FIXED, CONFIG, AUTO, COPY_OR_AUTO, COPY_AND_FIXED = (
     "COPY, FIXED",
 )
 OUTSIDE = -1
-"""The parent of a part that lies in no other."""
+"""The parent of a part at the top level."""
 _MOST_VALUES, _LONGEST_VALUE = 6, 64
 _NUMBERS = frozenset(("DS", "FD", "FL", "IS", "NUM", "SL", "SS", "UL", "US"))
-"""Several numbers are no choice of fixed ones."""
+"""Several numbers are not a choice of fixed values."""
 
 
 class Part(NamedTuple):
     """One part of one object.
 
-    ``parent`` is the item that it lies in, ``items`` are those that it has, None where it can have none; items of an
-    object are numbered. ``value`` is empty where there is none.
+    ``parent`` is the enclosing item, ``items`` are its own items, None if it can have none; the items of an object are
+    numbered. ``value`` is empty if there is none.
     """
 
     path: tuple[str, ...]
@@ -48,7 +48,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One object taken apart, the values of the attributes of its source, and the station name of its installation."""
+    """The parts of one object, the attribute values of its source, and the station name of its installation."""
 
     condition: Condition
     parts: tuple[Part, ...]
@@ -58,9 +58,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """``presence`` and ``source`` are words of this module; the latter is empty for a part that has nothing but items.
+    """``presence`` and ``source`` are terms of this module; ``source`` is empty for a part that has only items.
 
-    ``follows_from`` names :data:`CONDITIONS`, ``value`` is that of a fixed part, where it is short.
+    ``follows_from`` names :data:`CONDITIONS`; ``value`` is that of a fixed part if it is short.
     """
 
     path: tuple[str, ...]
@@ -72,7 +72,7 @@ class Finding:
 
 
 class _Place(NamedTuple):
-    """The parts of one path in one object, and the items that such a part may lie in."""
+    """The parts of one path in one object, and the items that may contain such a part."""
 
     seen: Seen
     parts: tuple[Part, ...]
@@ -84,7 +84,7 @@ class _Place(NamedTuple):
 
 
 def findings(seen: Sequence[Seen]) -> Iterator[Finding]:
-    """A finding for each part that occurs in any of ``seen``, those within another after it."""
+    """A finding for each part that occurs in any of ``seen``, outer parts before inner ones."""
     by_path = [_by_path(each.parts) for each in seen]
     for path in _in_order(dict.fromkeys(path for parts in by_path for path in parts)):
         yield _finding(
@@ -155,9 +155,9 @@ def _presence(places: list[_Place]) -> str:
 
 
 def _changed(places: list[_Place]) -> tuple[str, ...]:
-    """The conditions that the values follow from; of a part that the base does not have, those that bring it in.
+    """The conditions that the values depend on; for a part that the base does not have, those that introduce it.
 
-    How often a value occurs does not count: the number of items follows from other conditions than what they hold.
+    How often a value occurs does not matter, because the number of items depends on other conditions than their values.
     """
 
     def of(condition: Condition) -> set[str]:
@@ -173,7 +173,7 @@ def _changed(places: list[_Place]) -> tuple[str, ...]:
 
 
 def _copied(keyword: str, occupied: list[_Place]) -> str | None:
-    """Whether the values are those that the source has under the same name."""
+    """Whether the values are those of the source under the same name."""
     named = [place for place in occupied if place.seen.source.get(keyword)]
     if not named:
         return None
@@ -181,7 +181,7 @@ def _copied(keyword: str, occupied: list[_Place]) -> str | None:
     if any(place.seen.source[keyword] not in place.values for place in named):
         return None
     if others == {()}:
-        # what a multi-frame source has in its functional groups is not under its name
+        # values in the functional groups of a multi-frame source are not found under their names
         alone = [place for place in occupied if place not in named and not place.seen.condition.multi_frame]
         return COPY_OR_AUTO if any(any(place.values) for place in alone) else COPY
     return COPY_AND_FIXED if len(others) == 1 else None

@@ -1,9 +1,9 @@
-"""Every object the node makes, of small synthetic series that differ in one condition at a time.
+"""Every object that the node makes, from small synthetic series that differ in one condition at a time.
 
-What the statement says on an attribute of a created object is what these objects show: it is there in all of them or
-not, its value is that of the source, follows from a condition, or is the same in all. The headers of the source hold
-every attribute of patient, study, series, equipment and image in general that the standard knows
-(PS3.3), so that whatever the node copies is seen to be copied.
+The statement describes an attribute of a created object as these objects show it: whether it is present in all of them,
+and whether its value is that of the source, depends on a condition, or is always the same. The headers of the source
+have every attribute of the patient, study, series, equipment and general image modules of PS3.3, so that everything
+that the node copies is found.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from inference.structures import Structure
 
 CONDITIONS = ("source", "model", "installation", "run", "labels", "request")
-"""What the value of an attribute may follow from: headers and grid of the source series, the model, the settings and
-the UID of the installation, time and circumstances of the run, the structures that were found, what is asked for.
+"""What the value of an attribute may depend on: headers and grid of the source series, the model, the settings and
+UID of the installation, time and circumstances of the run, the structures that were found, the request.
 """
 PAGE, OVERLAY = "report page", "overlay image"
 _IMAGES_PER_SERIES_KIND = 10
@@ -83,7 +83,7 @@ _EARLIER = tuple(
         )
     )
 )
-"""What the destination holds of the earlier revision in the second run."""
+"""The results of the earlier revision that the destination has in the second run."""
 _INSTALLATIONS = (("node-1", "2.25.1"), ("node-2", "2.25.2"))
 
 
@@ -91,7 +91,7 @@ _INSTALLATIONS = (("node-1", "2.25.1"), ("node-2", "2.25.2"))
 class Condition:
     """Which of two values each of :data:`CONDITIONS` has, and how the source series is stored.
 
-    ``bare``: its headers have nothing but what a result cannot do without. ``nothing_found``: no structure at all.
+    ``bare``: its headers have only what a result requires. ``nothing_found``: no structure at all.
     """
 
     source: int = 0
@@ -106,7 +106,7 @@ class Condition:
 
     @property
     def is_other_source(self) -> bool:
-        """Whether the source series is none of the two full classic ones."""
+        """Whether the source series is neither of the two full classic ones."""
         return self.bare or self.multi_frame
 
 
@@ -121,7 +121,7 @@ def altered(name: str) -> Condition:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One object, of which ``part`` tells two sorts of one kind apart, and a header of its source."""
+    """One object and a header of its source; ``part`` distinguishes two types of object of one kind."""
 
     kind: ResultKind
     part: str
@@ -132,7 +132,7 @@ class Sample:
 
 @cache
 def samples() -> tuple[Sample, ...]:
-    """All of them; the first condition is :data:`BASE`, of which each other one is a change."""
+    """All samples; the first condition is :data:`BASE`, and each other one changes it."""
     conditions = (
         BASE,
         *(altered(name) for name in CONDITIONS),
@@ -161,7 +161,7 @@ _REASONS = ("The series has 3 images, 16 are needed.", "The planes are not evenl
 
 
 def _requests(condition: Condition) -> dict[str, ResultRequest]:
-    """Every kind of object, and a report without a SEG to refer to; the second time of a part of the structures."""
+    """Every kind of object, and a report without a SEG to refer to; the second time with some of the structures."""
     pages = not condition.nothing_found
     if condition.request:
         chosen = tuple(structure.name for structure in _structures(condition.labels)[0][:2])
@@ -182,7 +182,7 @@ def _requests(condition: Condition) -> dict[str, ResultRequest]:
 def _part(kind: ResultKind, dataset: Dataset) -> str:
     if kind is not ResultKind.CAPTURE:
         return ""
-    # the last digit of a series number counts the series of a kind, of which the pages are the first
+    # the last digit of a series number counts the series of a kind; the pages are the first
     return PAGE if int(dataset.SeriesNumber) % _IMAGES_PER_SERIES_KIND == 1 else OVERLAY
 
 
@@ -208,7 +208,7 @@ def _reconstruction(condition: Condition) -> Reconstruction:
 
 
 def _geometry(source: int) -> Geometry:
-    """Two grids that differ in everything: size, spacing, place, and the second is of a prone patient."""
+    """Two grids that differ in size, spacing and position; the second is of a prone patient."""
     shape_zyx, spacing_mm = (((6, 16, 24), (0.75, 0.5, 2.5)), ((7, 24, 16), (0.5, 0.75, 1.5)))[source]
     sign = (1.0, -1.0)[source]
     affine = np.diag((sign * spacing_mm[0], sign * spacing_mm[1], spacing_mm[2], 1.0))
@@ -275,7 +275,7 @@ def _common_header(condition: Condition, geometry: Geometry) -> Dataset:
 
 @cache
 def _filled(source: int) -> Dataset:
-    """A header with every attribute of the entities that an image shares with its series, and of images in general."""
+    """A header with every attribute of the entities that an image shares with its series, and of general images."""
     modules = [module.key for module in iods.modules(CTImageStorage) if module.entity in _SOURCE_ENTITIES]
     header, numbers = Dataset(), count(1)
     for module in dict.fromkeys((*modules, *_SOURCE_MODULES)):
@@ -295,7 +295,7 @@ def _filled(source: int) -> Dataset:
 
 
 def _put_value(dataset: Dataset, keyword: str, source: int, number: int) -> None:
-    """A value that is sound for its VR, and another one for each ``number`` and ``source``."""
+    """Set a value that is valid for its VR and different for each ``number`` and ``source``."""
     vr, changing = dictionary_VR(_tag(keyword)), 2 * number + source
     text = f"{keyword[:10]} {changing}"
     values: dict[str, Any] = {
@@ -332,7 +332,7 @@ def _tag(keyword: str) -> int:
 def _context(condition: Condition) -> ResultContext:
     station_name, device_uid = _INSTALLATIONS[condition.installation]
     first = ResultContext(
-        # of the same date in nearly every time zone: a bare series is dated in that of this machine
+        # the same date in nearly every time zone: a bare series is dated in the time zone of this machine
         started_at=datetime(2010, 3, 4, 10, 31, 7, 89000, tzinfo=UTC),
         revision=1,
         content_digest="0f" * 32,
@@ -355,7 +355,7 @@ def _context(condition: Condition) -> ResultContext:
 
 
 def _segmentation(condition: Condition, reconstruction: Reconstruction) -> Segmentation:
-    """Boxes, the first of which touches the border; a bare series has one structure that does not."""
+    """Boxes, the first of which touches the border; a bare series has one structure, which does not."""
     geometry, (found, missing) = reconstruction.source.geometry, _structures(condition.labels)
     if condition.bare:
         found = found[-1:]
@@ -371,7 +371,7 @@ def _segmentation(condition: Condition, reconstruction: Reconstruction) -> Segme
 
 
 def _structures(labels: int) -> tuple[list[Structure], list[Structure]]:
-    """One structure for every combination of codes that there is, one fewer the second time; and one not found."""
+    """One structure for every combination of codes, one fewer the second time, and one that was not found."""
     by_shape: dict[tuple[object, ...], list[Structure]] = {}
     for each in STRUCTURES:
         shape = (each.type_modifier is None, each.region is None, each.region_modifier is None, each.category)

@@ -1,1 +1,1 @@
-"""The demonstration: a synthetic patient as a CT series, a PACS, the node, and the result in a table and a picture."""
+"""The demo: sends a synthetic CT series from a PACS to the node and shows the results as a table and a picture."""

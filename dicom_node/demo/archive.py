@@ -1,7 +1,7 @@
-"""An embedded archive for machines without Orthanc: takes every Storage SOP Class, keeps files in a folder.
+"""An embedded archive for machines without Orthanc: accepts every Storage SOP Class and keeps files in a folder.
 
-It runs as a process of its own (``python -m dicom_node.demo.archive``) so that the node under demonstration speaks to
-a peer over TCP, as it would to a PACS. It is no PACS: no index, no query, no access control; it binds to loopback.
+It runs in its own process (``python -m dicom_node.demo.archive``), so that the node talks to a peer over TCP as it
+would to a PACS. It is not a PACS: it has no index, no queries and no access control, and listens on loopback only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OUT_OF_RESOURCES = 0xA700
 
 
 def serve(folder: Path, ae_title: str, port: int) -> None:
-    """Store what arrives on ``127.0.0.1:port`` into ``folder``, until SIGTERM or SIGINT."""
+    """Store what arrives on ``127.0.0.1:port`` in ``folder``, until SIGTERM or SIGINT."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def store(event: Event) -> int:

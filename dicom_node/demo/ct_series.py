@@ -1,4 +1,4 @@
-"""A volume written as a classic CT series that any archive and any checker accepts."""
+"""Writes a volume as a classic CT series that any archive and any validator accepts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KERNEL = "SYNTHETIC"
 
 @dataclass(frozen=True, slots=True)
 class SyntheticPatient:
-    """Who the series is about. The name and the identifier say that he is not real."""
+    """The patient of the series, whose name and identifier show that the patient is not real."""
 
     seed: int
     age_years: int
@@ -48,11 +48,11 @@ class SyntheticPatient:
 
 
 def write_ct_series(volume: Volume, folder: Path, patient: SyntheticPatient) -> str:
-    """Write ``volume`` as one file per plane, ``ct_0000.dcm`` and on, into ``folder`` (made if it is missing).
+    """Write ``volume`` as one file per plane, starting with ``ct_0000.dcm``, to ``folder`` (created if missing).
 
-    Head first, supine, Explicit VR Little Endian, int16 with slope 1 and intercept -1024; HU are clipped to the 12 bit
-    of a scanner. Every UID derives from the patient's seed and the grid: the same phantom is the same series for an
-    archive, and never that of another phantom.
+    Head first, supine, Explicit VR Little Endian, int16 with slope 1 and intercept -1024; HU are clipped to the 12 bits
+    of a scanner. Every UID is derived from the patient's seed and the grid, so that the same phantom always gives the
+    same series and different phantoms never do.
 
     Returns:
         The Series Instance UID.
@@ -62,7 +62,7 @@ def write_ct_series(volume: Volume, folder: Path, patient: SyntheticPatient) -> 
     """
     geometry = volume.geometry
     if not np.allclose(geometry.direction, np.eye(3), atol=1e-4):
-        raise ValueError(f"expected an axial grid, columns along +x, rows along +y; got {geometry.direction.tolist()}")
+        raise ValueError(f"expected an axial grid, columns along +x, rows along +y, not {geometry.direction.tolist()}")
     folder.mkdir(parents=True, exist_ok=True)
     purpose = f"{patient.seed}/{geometry.shape_zyx}/{np.round(geometry.affine_lps, 6).tolist()}"
     shared = _shared_attributes(volume, patient, purpose)
@@ -120,7 +120,7 @@ def _equipment() -> Dataset:
 
 
 def _acquisition(volume: Volume, patient: SyntheticPatient) -> Dataset:
-    """CT Image, Image Plane and Image Pixel modules, as far as they are the same in every plane."""
+    """The attributes of the CT Image, Image Plane and Image Pixel modules that are the same in every plane."""
     columns_mm, rows_mm, planes_mm = volume.geometry.spacing_xyz_mm
     item = Dataset()
     item.SOPClassUID = CTImageStorage
@@ -171,7 +171,7 @@ def _plane(
 
 
 def _uid(purpose: str, part: str) -> str:
-    """A UID under 2.25 (PS3.5 B.2) from 128 bits of a hash that no other phantom and no other part shares."""
+    """A UID under 2.25 (PS3.5 B.2) from 128 bits of a hash that is unique to this phantom and part."""
     digest = hashlib.sha256(f"dicom-node phantom/{purpose}/{part}".encode()).digest()
     return f"2.25.{int.from_bytes(digest[:16], 'big')}"
 

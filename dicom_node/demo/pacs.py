@@ -1,4 +1,4 @@
-"""The PACS of the demonstration: Debian's Orthanc where it is installed, else the embedded archive."""
+"""The PACS of the demo: Debian's Orthanc if it is installed, else the embedded archive."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class Peer:
     port: int
 
     def as_destination(self) -> DestinationSettings:
-        """As the settings of a node name it."""
+        """The destination settings for this peer."""
         return DestinationSettings(host="127.0.0.1", port=self.port, ae_title=self.ae_title)
 
 
 class Pacs(Protocol):
-    """What the demonstration asks of a PACS. A context manager: started on entry, ended on exit."""
+    """What the demo needs from a PACS. A context manager: started on entry, ended on exit."""
 
     name: str
     peer: Peer
@@ -61,23 +61,23 @@ class Pacs(Protocol):
         """C-STORE all instances of ``series_uid`` to ``node``; ``progress`` as above.
 
         Raises:
-            ProgramFailed: the node did not take them all.
+            ProgramFailed: the node did not accept all of them.
         """
         ...
 
     def fetch(self, study_uid: str, modality: str, folder: Path) -> tuple[Path, ...]:
-        """Files of this study and modality as the PACS holds them, written to ``folder``."""
+        """Write the instances of this study and modality in the PACS to files in ``folder``."""
         ...
 
 
 def choose_pacs(folder: Path, node: Peer) -> Pacs:
-    """Orthanc when it is installed, else the embedded archive; its files go under ``folder``."""
+    """Orthanc if it is installed, else the embedded archive; its files are kept under ``folder``."""
     orthanc = shutil.which("Orthanc", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     return OrthancPacs(orthanc, folder, node) if orthanc else EmbeddedPacs(folder)
 
 
 class OrthancPacs:
-    """Orthanc with an own configuration and storage folder on loopback; no plugin is loaded."""
+    """Orthanc on loopback with its own configuration and storage folder, without plugins."""
 
     def __init__(self, program: str, folder: Path, node: Peer) -> None:
         self.name = "Orthanc"
@@ -124,10 +124,10 @@ class OrthancPacs:
         _c_store(files, self.peer, "DEMO", progress)
 
     def send_to_node(self, series_uid: str, node: Peer, progress: Callable[[int], None]) -> None:  # noqa: ARG002
-        """See Pacs; the node is the modality named in the configuration."""
+        """See Pacs; the node is the modality in the configuration."""
         found = self._post("/tools/find", {"Level": "Series", "Query": {"SeriesInstanceUID": series_uid}})
         if not found:
-            raise ProgramFailed("Orthanc does not hold the series that was stored into it")
+            raise ProgramFailed("Orthanc does not have the series that was sent to it")
         instances = len(self._get(f"/series/{found[0]}")["Instances"])
         job = self._post("/modalities/node/store", {"Resources": found, "Synchronous": False})["ID"]
         while True:
@@ -166,11 +166,11 @@ class OrthancPacs:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
             reason = error.read().decode(errors="replace")
-            raise ProgramFailed(f"Orthanc answers {place} with {error.code}: {reason}") from error
+            raise ProgramFailed(f"Orthanc answered {place} with {error.code}: {reason}") from error
 
 
 class EmbeddedPacs:
-    """The archive of :mod:`dicom_node.demo.archive` in a process of its own; sends with the node's own SCU."""
+    """The archive of :mod:`dicom_node.demo.archive` in its own process; sends with the node's SCU."""
 
     name = "embedded archive (Orthanc is not installed)"
 
@@ -222,7 +222,7 @@ class EmbeddedPacs:
 
 
 def outgoing_files(paths: Sequence[Path]) -> list[OutgoingFile]:
-    """What each DICOM Part 10 file says that it is; other files are left out."""
+    """The identification of each DICOM Part 10 file; other files are left out."""
     files = []
     for path in paths:
         try:
@@ -242,5 +242,5 @@ def _c_store(files: Sequence[OutgoingFile], to: Peer, our_ae: str, progress: Cal
         for count, file in enumerate(files, start=1):
             meaning = classify(association.store(file))
             if not meaning.delivered:
-                raise ProgramFailed(f"{to.ae_title} does not take {file.sop_instance_uid}: {meaning.text}")
+                raise ProgramFailed(f"{to.ae_title} did not accept {file.sop_instance_uid}: {meaning.text}")
             progress(count)

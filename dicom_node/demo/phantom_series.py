@@ -1,4 +1,4 @@
-"""The phantom as files: a CT series with its truth beside it, or a NIfTI pair."""
+"""Writes the phantom to files: a CT series with the truth, or a pair of NIfTI files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def write_phantom(
     seed: int, out: Path, spacing_xyz_mm: tuple[float, float, float], field_of_view: str, file_format: str
 ) -> str:
-    """Make patient ``seed`` and write him into ``out``; returns one line that says what lies where.
+    """Make patient ``seed``, write it to ``out`` and return a line that says which files were written.
 
     ``dicom``: the CT series in ``out/ct`` and the NIfTI pair in ``out/nifti``; ``nifti``: the pair in ``out``.
 
@@ -25,7 +25,7 @@ def write_phantom(
     known: tuple[FieldOfView, ...] = get_args(FieldOfView)
     chosen = next((name for name in known if name == field_of_view), None)
     if chosen is None:
-        raise ConfigurationError(f"field of view {field_of_view!r} is unknown; known: {', '.join(known)}")
+        raise ConfigurationError(f"unknown field of view {field_of_view!r}; known: {', '.join(known)}")
     if min(spacing_xyz_mm) <= 0:
         raise ConfigurationError(f"spacing must be positive, not {spacing_xyz_mm}")
     case = phantom(seed, spacing_xyz_mm, chosen)
@@ -39,7 +39,7 @@ def write_phantom(
 
 
 def write_series(case: Phantom, folder: Path) -> str:
-    """Write the CT of ``case`` as a DICOM series; returns its Series Instance UID."""
+    """Write the CT of ``case`` as a DICOM series and return its Series Instance UID."""
     patient = SyntheticPatient(
         seed=case.patient.seed,
         age_years=case.patient.age_years,

@@ -1,4 +1,4 @@
-"""The result as one picture: three planes in radiological convention with coloured overlay, and a legend."""
+"""Draws the result as a picture: three planes in radiological convention with coloured overlay, and a legend."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _LEGEND_STEP_IN, _FEWEST_COLUMNS = 0.25, 2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plane:
-    """One plane as it is shown; ``aspect`` is the height of a pixel over its width, ``sides`` its left and right."""
+    """One displayed plane; ``aspect`` is pixel height divided by width, ``sides`` are the labels at left and right."""
 
     name: str
     hu: NDArray[np.int16] | NDArray[np.float32]
@@ -54,7 +54,7 @@ class _Plane:
 
 @dataclass(frozen=True, slots=True)
 class LegendEntry:
-    """One line of the legend; several structures of one kind (ribs, vertebrae) share a line."""
+    """One line of the legend; structures of one kind (ribs, vertebrae) share a line."""
 
     text: str
     colours: tuple[tuple[float, float, float], ...]
@@ -71,9 +71,9 @@ def write_picture(
     title: str,
     subtitle: str,
 ) -> None:
-    """Write a PNG. ``labels_zyx`` lies on the grid of ``volume``; ``groups`` is the legend, a heading per group.
+    """Write a PNG. ``labels_zyx`` is on the grid of ``volume``; ``groups`` is the legend, with a heading per group.
 
-    The planes are those that show most structures. The patient's right is on the left of the picture.
+    The planes shown are those with most structures. The patient's right is on the left of the picture.
     """
     shown = _cropped(upright(volume, labels_zyx))
     colours = np.zeros((256, 3))
@@ -119,10 +119,10 @@ def _draw(
 
 
 def _layout(shown: Upright) -> tuple[tuple[Place, Place, Place], Place]:
-    """Where coronal, sagittal and axial plane and the legend go, in fractions of the figure (left, bottom, w, h).
+    """Positions of coronal, sagittal and axial plane and the legend, as fractions of the figure (left, bottom, w, h).
 
-    A body taller than wide: coronal and sagittal at full height, the axial plane above the legend. Else the axial
-    plane large, the two others stacked beside it above the legend.
+    If the body is taller than wide, the coronal and sagittal planes have full height and the axial plane is above the
+    legend. Otherwise the axial plane is large, with the two others stacked beside it above the legend.
     """
     z_mm, y_mm, x_mm = (n * s for n, s in zip(shown.labels_zyx.shape, shown.spacing_zyx_mm, strict=True))
     page = _HEIGHT_IN / _WIDTH_IN
@@ -195,7 +195,7 @@ def _draw_legend(axes: Axes, groups: Mapping[str, Sequence[LegendEntry]]) -> Non
 
 
 def _without_stranded_headings(lines: list[LegendEntry | str], rows: int) -> list[LegendEntry | str]:
-    """A heading that would stand alone at the foot of a column goes to the head of the next one."""
+    """Move a heading that would be the last line of a column to the top of the next one."""
     placed: list[LegendEntry | str] = []
     for line in lines:
         if isinstance(line, str) and len(placed) % rows == rows - 1:
@@ -214,9 +214,9 @@ def _draw_swatch(axes: Axes, colours: Sequence[tuple[float, float, float]], box:
 def legend_groups(
     segments: Sequence[StoredSegment], volume_ml: Mapping[str, float], group_of: Mapping[str, str]
 ) -> dict[str, list[LegendEntry]]:
-    """The legend: segments by group, the numbered ones (ribs, vertebrae) gathered into one line, largest first.
+    """The legend: segments by group, largest first, with numbered ones (ribs, vertebrae) combined into one line.
 
-    ``volume_ml`` and ``group_of`` are by the segment's name; segments without group come last.
+    ``volume_ml`` and ``group_of`` are keyed by the segment's name; segments without a group come last.
     """
     gathered: dict[tuple[str, str], list[StoredSegment]] = {}
     for segment in segments:
@@ -245,7 +245,7 @@ def _family(name: str) -> str:
 
 
 def _cropped(whole: Upright) -> Upright:
-    """The box of the body (largest connected part above fat, found on every third voxel) and of all labels."""
+    """Crop to the body (largest connected part denser than fat, found on every third voxel) and all labels."""
     coarse = (slice(None, None, 3),) * 3
     solid = ndimage.binary_opening(whole.hu_zyx[coarse] > _BODY_HU)
     parts, count = ndimage.label(solid)

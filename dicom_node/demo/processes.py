@@ -1,4 +1,4 @@
-"""Programs that the demonstration starts: each is ended by its own process id, whatever happens."""
+"""The programs that the demo starts; each is always ended, by its process id."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LAST_LINES = 15
 
 
 class ProgramFailed(Exception):
-    """A program of the demonstration ended or did not get ready; the message holds the end of its log."""
+    """A program of the demo ended early or did not become ready; the message includes the end of its log."""
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on at this moment."""
+    """A TCP port of the loopback interface that is currently free."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
@@ -37,7 +37,7 @@ class Program:
         self.name = name
         self._log_file = log_file
         with log_file.open("wb") as log:
-            # a session of its own: Ctrl-C goes to the demonstration alone, which then ends its programs in order
+            # its own session: Ctrl-C reaches only the demo, which then ends its programs in order
             self._process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -73,7 +73,7 @@ class Program:
                 time.sleep(0.1)
             else:
                 return
-        raise ProgramFailed(f"{self.name} does not listen on port {port} after {limit_s:.0f} s:\n{self._log_end()}")
+        raise ProgramFailed(f"{self.name} did not listen on port {port} within {limit_s:.0f} s:\n{self._log_end()}")
 
     def check_alive(self) -> None:
         """Raise ProgramFailed if the program has ended."""
@@ -82,7 +82,7 @@ class Program:
             raise ProgramFailed(f"{self.name} ended with exit code {code}:\n{self._log_end()}")
 
     def stop(self) -> None:
-        """End the program: SIGTERM, and SIGKILL to its session if it has not ended in time."""
+        """End the program with SIGTERM, or with SIGKILL to its session if it does not end in time."""
         if self._process.poll() is None:
             self._process.terminate()
         try:

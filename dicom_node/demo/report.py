@@ -1,4 +1,4 @@
-"""What came back, for people: a table of structures, and the picture."""
+"""Shows the results: a table of structures, and the picture."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Case:
-    """What is sent: the files of one CT series, and for a phantom the truth."""
+    """The files of one CT series to send, and for a phantom the truth."""
 
     files: tuple[OutgoingFile, ...]
     series_uid: str
@@ -40,7 +40,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """The two result objects as they were fetched, and from where."""
+    """The two result objects that were fetched, and the name of the PACS."""
 
     segmentation: Path
     report: Path
@@ -58,11 +58,11 @@ class Row:
 
 
 def show_results(console: Console, case: Case, results: Received, out: Path) -> None:
-    """Read the objects, print the table, and write ``structures.csv`` and ``result.png`` into ``out``.
+    """Read the objects, print the table, and write ``structures.csv`` and ``result.png`` to ``out``.
 
     Raises:
-        UnexpectedResult: the objects do not fit each other.
-        ResultUnreadable: they do not fit the CT that was sent, or are no SEG and no report.
+        UnexpectedResult: the objects do not match each other.
+        ResultUnreadable: they do not match the CT that was sent, or are not a SEG and a report.
     """
     volume = _volume(case)
     received = read_segmentation(results.segmentation, volume.geometry)
@@ -90,7 +90,7 @@ def show_results(console: Console, case: Case, results: Received, out: Path) -> 
 
 
 def _volume(case: Case) -> Volume:
-    """The CT on its source frames, built from the files that were sent."""
+    """The CT on its source frames, reconstructed from the files that were sent."""
     instances = tuple(SourceInstance(file.path, dcmread(file.path, stop_before_pixels=True)) for file in case.files)
     return reconstruct(Series(case.series_uid, case.study_uid, instances)).source
 
@@ -100,7 +100,7 @@ def _dice(case: Case, volume: Volume, received: StoredSegmentation) -> dict[str,
         return {}
     truth = case.truth.truth
     if not truth.geometry.same_grid(volume.geometry):
-        raise UnexpectedResult("the CT that was sent does not lie on the grid of the phantom")
+        raise UnexpectedResult("the CT that was sent is not on the grid of the phantom")
     if not {segment.name for segment in received.segments} & set(truth.names_by_label.values()):
         return {}
     return dice_by_name(received, truth.labels_zyx, truth.names_by_label)
@@ -120,8 +120,8 @@ def _rows(
 
 
 def _print_table(console: Console, rows: Sequence[Row], dice: Mapping[str, float]) -> None:
-    table = Table(title="structures, as the SR in the PACS states them")
-    for heading, justify in (("structure", "left"), ("group", "left"), ("volume ml", "right"), ("mean HU", "right")):
+    table = Table(title="structures, from the SR in the PACS")
+    for heading, justify in (("structure", "left"), ("group", "left"), ("volume (ml)", "right"), ("mean HU", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]  # literals, seen by mypy as str
     if dice:
         table.add_column("Dice (truth)", justify="right")

@@ -1,4 +1,4 @@
-"""The whole job once, on one machine: a PACS with a CT series, the node, SEG and SR back in the PACS."""
+"""Runs the whole job once on one machine: a PACS sends a CT series to the node, and SEG and SR return to the PACS."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ _POLL_S = 0.3
 _JOB_APPEARS_WITHIN_S = 120.0
 _ENDED_BADLY = (JobState.REJECTED, JobState.FAILED, JobState.SUPERSEDED)
 _ALMOST = 0.99
-"""What the bar shows at most before the results are delivered."""
+"""Maximum of the progress bar until the results are delivered."""
 _INTERRUPTED = 130
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Started:
-    """The programs of the demonstration while they run."""
+    """The running programs of the demo."""
 
     pacs: Pacs
     node: Peer
@@ -58,10 +58,10 @@ class _Started:
 
 
 def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) -> int:
-    """Run the demonstration; results stay in ``out``, everything else is temporary. Returns the exit code.
+    """Run the demo and return the exit code; results are kept in ``out``, everything else is temporary.
 
-    ``series``: a folder that holds a CT series (its largest is taken), sent as it is; None: phantom ``seed`` is made.
-    ``model``: None takes the demo model for a phantom and ``tissue`` for a real CT.
+    ``series``: a folder whose largest CT series is sent unchanged; None: send phantom ``seed``.
+    ``model``: None: the demo model for a phantom, ``tissue`` for a real CT.
     """
     console = Console()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -71,10 +71,10 @@ def run_demo(*, series: Path | None, model: str | None, seed: int, out: Path) ->
         with tempfile.TemporaryDirectory(prefix="dicom-node-demo-") as work:
             _run(console, _case(console, series, seed, Path(work)), _model(series, model), Path(work), out)
     except KeyboardInterrupt:
-        console.print("[yellow]interrupted; everything that was started has been ended[/]")
+        console.print("[yellow]interrupted; all programs of the demo were stopped[/]")
         return _INTERRUPTED
     except (ProgramFailed, UnexpectedResult, DicomNodeError) as error:
-        console.print(f"[red]the demonstration failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        console.print(f"[red]the demo failed:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     return 0
 
@@ -135,7 +135,7 @@ def _largest_ct_series(folder: Path) -> list[OutgoingFile]:
             header = dcmread(file.path, stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
             by_series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append(file)
     if not by_series:
-        raise UnexpectedResult(f"{folder} holds no CT image in DICOM Part 10 format")
+        raise UnexpectedResult(f"{folder} has no CT images in DICOM Part 10 format")
     return max(by_series.values(), key=len)
 
 
@@ -149,7 +149,7 @@ def _model(series: Path | None, model: str | None) -> str:
 def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path:
     models = {"tissue": {"kind": "tissue"}, DEMO_MODEL: {"kind": "nnunet", "package": str(shipped_model(DEMO_MODEL))}}
     if model not in models:
-        raise UnexpectedResult(f"model {model!r} is unknown to the demonstration; known: {', '.join(models)}")
+        raise UnexpectedResult(f"unknown model {model!r}; the demo has: {', '.join(models)}")
     settings = {
         "node": {"ae_title": node.ae_title, "port": node.port, "data_folder": str(work / "node")},
         "receive": {"minimum_free_disk_bytes": 256 * 1024**2},
@@ -167,7 +167,7 @@ def _write_configuration(work: Path, node: Peer, pacs: Pacs, model: str) -> Path
 
 
 def _send_and_wait(console: Console, case: Case, started: _Started) -> float:
-    """PACS takes the series, sends it to the node, and the job runs to its end; seconds from last image to delivery."""
+    """Store the series in the PACS, send it to the node and wait; returns seconds from last image to delivery."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -177,13 +177,13 @@ def _send_and_wait(console: Console, case: Case, started: _Started) -> float:
     )
     with Progress(*columns, console=console) as progress:
         count = len(case.files)
-        stored = progress.add_task(f"{count} images into the PACS", total=count)
+        stored = progress.add_task(f"storing {count} images in the PACS", total=count)
         started.pacs.take(case.files, lambda number: progress.update(stored, completed=number))
-        sent = progress.add_task("PACS -> node", total=count)
+        sent = progress.add_task("sending from the PACS to the node", total=count)
         started.pacs.send_to_node(case.series_uid, started.node, lambda number: progress.update(sent, completed=number))
         progress.update(sent, completed=count)
         last_image = time.monotonic()
-        task = progress.add_task("node: waiting for completion of the series", total=1.0)
+        task = progress.add_task("node: waiting until the series is complete", total=1.0)
         _wait_for_delivery(
             case, started, lambda done, words: progress.update(task, completed=done, description=f"node: {words}")
         )
@@ -194,7 +194,7 @@ def _wait_for_delivery(case: Case, started: _Started, show: Callable[[float, str
     """Follow the job in the node's ledger until its results are in the PACS.
 
     Raises:
-        ProgramFailed: the job ended otherwise, the node died, or it made no job of the series.
+        ProgramFailed: the job did not succeed, the node ended, or it created no job for the series.
     """
     ledger = open_store(started.settings)[1]
     give_up_at = time.monotonic() + _JOB_APPEARS_WITHIN_S
@@ -211,17 +211,17 @@ def _wait_for_delivery(case: Case, started: _Started, show: Callable[[float, str
                     return
                 show(min(job.progress, _ALMOST), job.stage or job.state.lower())
             elif time.monotonic() > give_up_at:
-                raise ProgramFailed("the node made no job of the series; see node.log")
+                raise ProgramFailed("the node created no job for the series; see node.log")
             time.sleep(_POLL_S)
     finally:
         ledger.close()
 
 
 def _fetch_one(pacs: Pacs, case: Case, modality: str, work: Path, out: Path) -> Path:
-    """The one object of this modality in the study, as ``out/SEG.dcm`` or ``out/SR.dcm``."""
+    """Fetch the only object of this modality in the study to ``out/SEG.dcm`` or ``out/SR.dcm``."""
     fetched = pacs.fetch(case.study_uid, modality, work / "fetched")
     if len(fetched) != 1:
-        raise UnexpectedResult(f"the PACS holds {len(fetched)} {modality} objects of the study, expected one")
+        raise UnexpectedResult(f"the PACS has {len(fetched)} {modality} objects in the study, expected one")
     return Path(shutil.copy(fetched[0], out / f"{modality}.dcm"))
 
 

@@ -1,4 +1,4 @@
-"""What the demonstration computes from the results that came back."""
+"""Scores the results of the demo."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 class UnexpectedResult(Exception):
-    """An object from the PACS is not what the node says it sends."""
+    """An object from the PACS is not what the node should have sent."""
 
 
 def dice_by_name(
     received: StoredSegmentation, truth_zyx: NDArray[np.uint8], truth_names: Mapping[int, str]
 ) -> dict[str, float]:
-    """Dice of every structure that truth or result contain, by the truth's name; from one joint histogram."""
+    """Dice of every structure in truth or result, by its name in the truth; from one joint histogram."""
     joint = np.bincount(
         truth_zyx.ravel().astype(np.int32) * 256 + received.labels_zyx.ravel(), minlength=1 << 16
     ).reshape(256, 256)

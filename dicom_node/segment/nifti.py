@@ -1,16 +1,16 @@
-"""NIfTI-1: the volume of a CT, and label maps that lie on its very grid.
+"""NIfTI-1: reads the volume of a CT, and writes label maps on exactly the same grid.
 
-The header is nibabel's (``Nifti1Header``: fields, byte orders, quaternions, extensions). The voxels are not: nibabel
-5.4.2 read 512 x 512 x 300 voxels from ``.nii.gz`` in 0.62 s and 300 MB, of float64 in 3.6 s and 1.4 GB; plane by plane
-through one buffer it takes 0.46 s and 155 MB, and 1.8 s and 161 MB (medians of three). It also reads extensions, which
-nobody needs here, of any size that a header declares, and repairs headers that are refused here.
+nibabel handles the header (``Nifti1Header``: fields, byte orders, quaternions, extensions), but not the voxels: nibabel
+5.4.2 read 512 x 512 x 300 voxels from ``.nii.gz`` in 0.62 s and 300 MB, and of float64 in 3.6 s and 1.4 GB. Reading
+plane by plane through one buffer takes 0.46 s and 155 MB, and 1.8 s and 161 MB (medians of three). nibabel also reads
+extensions of any size that a header declares, which are not needed here, and repairs headers that are refused here.
 
-SimpleITK is no alternative, because a label map must overlay its CT in every program: SimpleITK takes the qform where
-the sform says something else (nibabel, and with it TotalSegmentator, takes the sform), and what it writes differs in
-the last bits of the affine. Here the geometry of a label map is the CT's, bit for bit.
+SimpleITK is not an alternative, because a label map must overlay its CT in every program: if sform and qform disagree,
+SimpleITK takes the qform (nibabel, and with it TotalSegmentator, takes the sform), and the affine that it writes
+differs in the last bits. Here a label map has the geometry of the CT, bit for bit.
 
 Source: nifti1.h (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h). NIfTI's space is RAS (+x to the patient's
-Right, +y Anterior), so the first two rows of an affine change their sign on the way to LPS.
+Right, +y Anterior), so the first two rows of an affine change sign in the conversion to LPS.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _HEADER_BYTES, _NIFTI_2_HEADER_BYTES = 348, 540
 _FIRST_VOXEL = 352
-"""Of a file without extensions: the header and the four bytes that announce them."""
+"""In a file without extensions: the header, and the four bytes that announce extensions."""
 _MILLIMETRES, _SCANNER, _LABELS = 2, 1, 1002
 """Codes: NIFTI_UNITS_MM, NIFTI_XFORM_SCANNER_ANAT, NIFTI_INTENT_LABEL."""
 _GEOMETRY = (
@@ -48,17 +48,17 @@ _GEOMETRY = (
 )
 _LONGEST_NUMBER_BYTES = 8
 _QUATERNION_ROUNDING = -1e-5
-"""The least square of the quaternion's first part, which is left out in the file: 0 but for the rounding of float32."""
+"""Lower limit of the square of the quaternion's first part, which the file omits: 0 up to rounding in float32."""
 _SPATIAL_UNITS = {1: "metres", 3: "micrometres"}
 _UNKNOWN_EXTENSION = 0
-"""NIFTI_ECODE_IGNORE: TotalSegmentator looks for Caret's table of names under this code, and nibabel gives out the
-content of that one; under NIFTI_ECODE_CARET (30), where it belongs, nibabel (5.4) raises NotImplementedError.
+"""NIFTI_ECODE_IGNORE: TotalSegmentator looks for Caret's table of names under this code, whose content nibabel
+returns; for NIFTI_ECODE_CARET (30), where it belongs, nibabel (5.4) raises NotImplementedError.
 """
 
 _MAXIMUM_VOXELS = 2**31
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 1e-3, 1e3
 _DEFLATE_RATIO = 1032
-"""No gzip file holds more than that many bytes for each of its own."""
+"""Highest possible compression ratio of gzip."""
 _CHUNK_BYTES = 1 << 20
 _GZIP_MAGIC, _GZIP_WINDOW = b"\x1f\x8b", 31
 _FASTEST = 1
@@ -68,9 +68,9 @@ _LPS_OF_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FileGrid:
-    """How a volume lies in its file: the header, and whether the file's planes run against those of the volume.
+    """How a volume is stored in its file: the header, and whether the planes are in reverse order.
 
-    A left-handed grid (LAS, as many programs write) becomes right-handed by taking the planes in reverse.
+    A left-handed grid (LAS, as many programs write) becomes right-handed if the planes are reversed.
     """
 
     header: Nifti1Header
@@ -78,14 +78,14 @@ class FileGrid:
 
 
 def read_volume(path: Path) -> tuple[Volume, FileGrid]:
-    """The CT at ``path`` (``.nii`` or ``.nii.gz``, told by its content), HU as int16 where all are whole and fit.
+    """Read the CT at ``path`` (``.nii`` or ``.nii.gz``, by content), HU as int16 if all are whole numbers that fit.
 
-    The sform counts, the qform where there is none, as for nibabel; a file that states neither is refused, because
-    nobody can tell left from right in it.
+    Uses the sform, or the qform if there is none, as nibabel does. A file with neither is refused, because left and
+    right can't be told apart.
 
     Raises:
-        NotEligible: not NIfTI-1, no single volume of real numbers, a label map, too large, or in other units than mm.
-        GeometryRefused: no orientation, a sheared or singular grid.
+        NotEligible: not NIfTI-1, not a single volume of real numbers, a label map, too large, or not in mm.
+        GeometryRefused: the grid has no orientation, or is sheared or singular.
         PixelDataInvalid: truncated or damaged.
         StoreUnavailable: the file can't be read.
     """
@@ -103,12 +103,12 @@ def read_volume(path: Path) -> tuple[Volume, FileGrid]:
         _refuse_impossible_size(path, shape_zyx, dtype, compressed=stream is not file)
         _skip(stream, int(header["vox_offset"]) - _HEADER_BYTES)
         voxels = _hounsfield(stream, shape_zyx, dtype, _scaling(header))
-        stream.read(1)  # a gzip stream compares its checksum when it is read to the end
+        stream.read(1)  # a gzip stream verifies its checksum when read to the end
     return Volume(voxels[::-1] if reversed_planes else voxels, geometry), FileGrid(header, reversed_planes)
 
 
 def grid_of(geometry: Geometry) -> FileGrid:
-    """A file grid for a volume that came from no NIfTI file; the sform holds a tilted gantry's shear, a qform can't."""
+    """A file grid for a volume not from NIfTI, with an sform, since a qform can't hold the shear of a tilted gantry."""
     header = Nifti1Header(endianness="<")
     header.set_data_shape(geometry.shape_zyx[::-1])
     header.set_xyzt_units("mm")
@@ -125,10 +125,10 @@ def write_labels(
 ) -> None:
     """Write a label map (gzip) on ``grid``, with the label names in the header extension.
 
-    Nothing of the source but its geometry goes into the file. The same arguments give the same bytes.
+    Only the geometry of the source is written to the file. The same arguments give the same bytes.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     header = Nifti1Header(endianness="<")
     for field in _GEOMETRY:
@@ -137,7 +137,7 @@ def write_labels(
     header["scl_slope"], header["scl_inter"], header["intent_code"] = 1, 0, _LABELS
     header["descrip"] = description.encode("ascii", "replace")[:79]
     header.extensions.append(Nifti1Extension(_UNKNOWN_EXTENSION, _label_table(names)))
-    # no name and no time, which would make other bytes of the same labels
+    # without name and time, so that the same labels give the same bytes
     with path.open("wb") as file, gzip.GzipFile("", "wb", _FASTEST, file, mtime=0) as stream:
         header.write_to(stream)
         for plane in labels_zyx[::-1] if grid.reversed_planes else labels_zyx:
@@ -148,45 +148,45 @@ def write_labels(
 
 
 def _read_header(stream: BinaryIO) -> Nifti1Header:
-    """The header in the byte order of the file, which is that of the voxels too."""
+    """Read the header; its byte order is also that of the voxels."""
     content = stream.read(_HEADER_BYTES)
     if len(content) < _HEADER_BYTES:
-        raise PixelDataInvalid(f"{len(content)} bytes, a NIfTI-1 header has {_HEADER_BYTES}")
+        raise PixelDataInvalid(f"{len(content)} bytes, expected a NIfTI-1 header of {_HEADER_BYTES}")
     sizes = {order: struct.unpack_from(f"{order}i", content)[0] for order in ("<", ">")}
     if _NIFTI_2_HEADER_BYTES in sizes.values():
-        raise NotEligible("NIfTI-2; expected NIfTI-1")
+        raise NotEligible("a NIfTI-2 file, expected NIfTI-1")
     orders = [order for order, size in sizes.items() if size == _HEADER_BYTES]
     if not orders:
-        raise NotEligible("not a NIfTI file: its first four bytes are not 348")
-    # nibabel would take the byte order from the number of dimensions, and its checks repair what we refuse
+        raise NotEligible("not a NIfTI file: the first four bytes are not 348")
+    # nibabel would guess the byte order from the number of dimensions, and its checks repair what we refuse
     header = Nifti1Header(content, orders[0], check=False)
     if header["magic"] == b"ni1":
-        raise NotEligible("header of an .hdr/.img pair; expected one .nii file")
+        raise NotEligible("the header of an .hdr/.img pair, expected a single .nii file")
     if header["magic"] != b"n+1":
-        raise NotEligible("an Analyze header without NIfTI's mark: it tells no orientation")
+        raise NotEligible("an Analyze header, not NIfTI: it has no orientation")
     intent, units = int(header["intent_code"]), int(header["xyzt_units"]) & 7
     if intent == _LABELS:
         raise NotEligible(f"a label map (intent code {_LABELS}), not a CT")
     if units in _SPATIAL_UNITS:
-        raise NotEligible(f"the grid is stated in {_SPATIAL_UNITS[units]}, expected millimetres")
+        raise NotEligible(f"the grid is in {_SPATIAL_UNITS[units]}, expected millimetres")
     offset = float(header["vox_offset"])
     if not (_FIRST_VOXEL <= offset < _MAXIMUM_VOXELS and offset.is_integer()):
-        raise PixelDataInvalid(f"the voxels are said to start at byte {offset:g}, expected {_FIRST_VOXEL} or later")
+        raise PixelDataInvalid(f"the voxels start at byte {offset:g} by the header, expected {_FIRST_VOXEL} or later")
     return header
 
 
 def _shape_zyx(header: Nifti1Header) -> tuple[int, int, int]:
     count, *sizes = (int(n) for n in header["dim"])
     if not 1 <= count <= len(sizes):
-        raise PixelDataInvalid(f"{count} dimensions are stated, NIfTI has 1 to {len(sizes)}")
+        raise PixelDataInvalid(f"the header states {count} dimensions, expected 1 to {len(sizes)}")
     sizes = sizes[:count]
     while len(sizes) > 3 and sizes[-1] == 1:  # noqa: PLR2004 - columns, rows, planes
         sizes.pop()
     listed = " x ".join(str(n) for n in sizes)
     if len(sizes) != 3:  # noqa: PLR2004
-        raise NotEligible(f"an image of {len(sizes)} dimensions ({listed}), expected one volume of 3")
+        raise NotEligible(f"an image with {len(sizes)} dimensions ({listed}), expected a single volume with 3")
     if min(sizes) < 1 or np.prod(sizes, dtype=np.float64) > _MAXIMUM_VOXELS:
-        raise NotEligible(f"a volume of {listed} voxels; at most {_MAXIMUM_VOXELS} are read")
+        raise NotEligible(f"a volume of {listed} voxels, expected at most {_MAXIMUM_VOXELS}")
     x, y, z = sizes
     return z, y, x
 
@@ -200,23 +200,23 @@ def _stored_dtype(header: Nifti1Header) -> np.dtype[np.generic]:
 
 
 def _scaling(header: Nifti1Header) -> tuple[float, float] | None:
-    """Slope and intercept; None where the stored values are meant (nifti1.h: slope 0)."""
+    """Slope and intercept; None if the stored values are used unscaled (nifti1.h: slope 0)."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or not np.isfinite(slope) or (slope, intercept) == (1.0, 0.0):
         return None
     if not np.isfinite(intercept):
-        raise PixelDataInvalid(f"scl_slope {slope:g} with scl_inter {intercept:g} gives no numbers")
+        raise PixelDataInvalid(f"scl_inter is {intercept:g}, expected a finite number")
     return slope, intercept
 
 
 def _affine_lps(header: Nifti1Header) -> NDArray[np.float64]:
-    """Voxel index (x, y, z, 1) of the file to LPS mm, in float64 from the float32 of the file."""
+    """From voxel index (x, y, z, 1) in the file to LPS mm, in float64 from the file's float32."""
     if header["sform_code"] > 0:
         affine = header.get_sform()
     elif header["qform_code"] > 0:
         affine = _qform(header)
     else:
-        raise GeometryRefused("neither sform nor qform is set: the file does not say where left and right are")
+        raise GeometryRefused("neither sform nor qform is set: left and right are unknown")
     if not np.isfinite(affine).all():
         raise GeometryRefused("the affine is not finite")
     affine_lps: NDArray[np.float64] = _LPS_OF_RAS @ affine
@@ -224,7 +224,7 @@ def _affine_lps(header: Nifti1Header) -> NDArray[np.float64]:
 
 
 def _qform(header: Nifti1Header) -> NDArray[np.float64]:
-    """Unlike nibabel's, it takes a ``pixdim[0]`` of 0, which nifti1.h defines as 1, and rounded quaternions."""
+    """Unlike nibabel's, accepts a ``pixdim[0]`` of 0, which nifti1.h defines as 1, and rounded quaternions."""
     affine = np.eye(4)
     spacing = header["pixdim"][1:4].astype(np.float64)
     if header["pixdim"][0] < 0:
@@ -233,7 +233,7 @@ def _qform(header: Nifti1Header) -> NDArray[np.float64]:
     try:
         quaternion = fillpositive(stored, _QUATERNION_ROUNDING)
     except ValueError as error:
-        raise GeometryRefused("the qform holds no rotation") from error
+        raise GeometryRefused("the qform is not a rotation") from error
     affine[:3, :3] = quat2mat(quaternion) * spacing
     affine[:3, 3] = [header[f"qoffset_{axis}"] for axis in "xyz"]
     return affine
@@ -247,12 +247,12 @@ def _geometry(shape_zyx: tuple[int, int, int], affine_lps: NDArray[np.float64]) 
     spacing = geometry.spacing_xyz_mm
     if min(spacing) < _SMALLEST_SPACING_MM or max(spacing) > _LARGEST_SPACING_MM:
         listed = " x ".join(f"{length:g}" for length in spacing)
-        raise GeometryRefused(f"voxels of {listed} mm: no CT has such")
+        raise GeometryRefused(f"voxels of {listed} mm are not plausible for a CT")
     if not geometry.is_orthogonal:
         cosine = float(np.abs(geometry.direction.T @ geometry.direction - np.eye(3)).max())
         raise GeometryRefused(
-            f"the grid is sheared: the cosine between two axes is {cosine:.4f}, at most {ORTHOGONALITY_TOLERANCE} "
-            "is taken as a right angle"
+            f"the grid is sheared: the cosine between two axes is {cosine:.4f}, expected at most "
+            f"{ORTHOGONALITY_TOLERANCE}"
         )
     return geometry
 
@@ -263,7 +263,7 @@ def _geometry(shape_zyx: tuple[int, int, int], affine_lps: NDArray[np.float64]) 
 def _refuse_impossible_size(
     path: Path, shape_zyx: tuple[int, int, int], dtype: np.dtype[np.generic], *, compressed: bool
 ) -> None:
-    """Before anything is allocated: could the file hold what its header states?"""
+    """Check, before anything is allocated, that the file could contain the voxels that its header states."""
     there, stated = path.stat().st_size, int(np.prod(shape_zyx)) * dtype.itemsize
     if stated > there * (_DEFLATE_RATIO if compressed else 1):
         raise PixelDataInvalid(f"truncated: the header states {stated} bytes of voxels, the file has {there}")
@@ -275,7 +275,7 @@ def _hounsfield(
     dtype: np.dtype[np.generic],
     scaling: tuple[float, float] | None,
 ) -> NDArray[np.int16] | NDArray[np.float32]:
-    """Plane by plane into one array: int16 until a value does not fit, float32 from there on."""
+    """Read plane by plane into one array: int16 until a value does not fit, then float32."""
     voxels: NDArray[np.int16] | NDArray[np.float32] = np.empty(shape_zyx, np.int16)
     if scaling is None and dtype == np.dtype("<i2"):
         _fill(stream, voxels)
@@ -289,7 +289,7 @@ def _hounsfield(
             hu += scaling[1]
         if voxels.dtype == np.int16 and not _fits_int16(hu):
             voxels = voxels.astype(np.float32)
-        with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which segmenters refuse by name
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite, which segmenters refuse by name
             voxels[k] = hu
     return voxels
 
@@ -320,7 +320,7 @@ def _inflated(file: BinaryIO) -> BinaryIO:
 
 
 class _Inflated(io.RawIOBase):
-    """The content of a gzip file of any number of members; half the time of the standard library's 8 KiB reads."""
+    """The content of a gzip file with any number of members, in half the time of the standard library's 8 KiB reads."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""What a segmented CT leaves in its folder. The summary is written last: where it stands, everything else is whole."""
+"""Writes the output files of a segmented CT; the summary is written last, so it proves that the rest is complete."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_folder(folder: Path) -> None:
     """Make ``folder``.
 
     Raises:
-        ConfigurationError: it can't be made or written.
+        ConfigurationError: it can't be created or written.
     """
     with _translated(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,10 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_earlier(folder: Path) -> None:
-    """Take away what an earlier run left under our names, its summary first.
+    """Remove the output files of an earlier run, the summary first.
 
     Raises:
-        ConfigurationError: it can't be removed.
+        ConfigurationError: a file can't be removed.
     """
     with _translated(folder):
         results = (path.name for path in folder.iterdir() if _RESULT_FILE.fullmatch(path.name))
@@ -69,7 +69,7 @@ def remove_earlier(folder: Path) -> None:
 
 
 def write_label_map(folder: Path, segmentation: Segmentation, grid: FileGrid) -> None:
-    """``labels.nii.gz`` with its names inside, and the names once more as ``labels.json``.
+    """Write ``labels.nii.gz``, which includes the label names, and the names also as ``labels.json``.
 
     Raises:
         ConfigurationError: they can't be written.
@@ -82,7 +82,7 @@ def write_label_map(folder: Path, segmentation: Segmentation, grid: FileGrid) ->
 
 
 def write_measurements(folder: Path, measurements: Measurements) -> None:
-    """Every structure that was found, as JSON (with the names of those that were not) and as a table.
+    """Write every structure that was found, as JSON (with the names of those that were not) and as a table.
 
     Raises:
         ConfigurationError: they can't be written.
@@ -101,13 +101,13 @@ def write_measurements(folder: Path, measurements: Measurements) -> None:
 
 
 def _row(structure: StructureMeasurement) -> dict[str, Any]:
-    """Everything measured of one structure, its shape among the rest."""
+    """All measurements of one structure, including its shape."""
     row = asdict(structure)
     return row | (row.pop("shape") or {})
 
 
 def write_results(folder: Path, results: Sequence[EncodedResult]) -> list[dict[str, str]]:
-    """Part 10 files, numbered where there are several of a kind; returns which file holds which instance.
+    """Write Part 10 files, numbered if there are several of a kind; returns which file has which instance.
 
     Raises:
         ConfigurationError: they can't be written.
@@ -132,7 +132,7 @@ def write_results(folder: Path, results: Sequence[EncodedResult]) -> list[dict[s
 
 
 def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """The last word on this folder.
+    """Write the summary, the last file of a folder.
 
     Raises:
         ConfigurationError: it can't be written.
@@ -141,7 +141,7 @@ def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of an earlier run; None where there is none that can be read."""
+    """The summary of an earlier run; None if there is none, or if it can't be read."""
     try:
         content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -156,7 +156,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` that takes its name when it is whole."""
+    """A temporary file that is renamed to ``path`` when it is complete."""
     part = path.with_name(path.name + _PART)
     with _translated(path):
         try:

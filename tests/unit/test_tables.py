@@ -39,4 +39,4 @@ def test_the_demo_fails_with_its_reason_whatever_the_folder_is_called(tmp_path):
     command = [sys.executable, "-m", "dicom_node.cli", "demo", "--series", str(folder), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "[/red] holds no CT image" in done.stdout
+    assert "[/red] has no CT images" in done.stdout

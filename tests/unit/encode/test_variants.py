@@ -256,7 +256,7 @@ def test_the_same_structure_has_one_tracking_uid_in_everything_a_run_makes() -> 
 
 
 def test_a_destination_that_was_not_asked_is_refused_by_name() -> None:
-    with pytest.raises(EncodingError, match="what pacs accepts must be known"):
+    with pytest.raises(EncodingError, match="pacs has not been asked yet what it accepts"):
         results({"pacs": ResultRequest(SegmentationForm.AUTO)})
 
 
