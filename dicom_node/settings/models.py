@@ -10,6 +10,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import quote
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, field_validator, model_validator
 
@@ -94,6 +95,8 @@ ListeningPort = Annotated[Whole, Field(ge=0, le=65535)]
 """0: the operating system chooses."""
 Port = Annotated[Whole, Field(ge=1, le=65535)]
 Host = Annotated[str, AfterValidator(_host)]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+"""As long as the ledger's column for it."""
 Seconds = Annotated[Number, Field(ge=0)]
 PathS = Annotated[Path, BeforeValidator(_path)]
 """A relative one is relative to the folder of node.yaml."""
@@ -243,9 +246,9 @@ class Settings(Closed):
     """SQLAlchemy URL, e.g. postgresql+psycopg://...; None: SQLite in the data folder."""
     receive: ReceiveSettings = ReceiveSettings()
     sources: tuple[SourceSettings, ...] = ()
-    destinations: dict[str, DestinationSettings] = Field(default={})
+    destinations: dict[Name, DestinationSettings] = Field(default={})
     completion: CompletionSettings = CompletionSettings()
-    models: dict[str, ModelSettings] = Field(default={})
+    models: dict[Name, ModelSettings] = Field(default={})
     models_folder: PathS = Path("models")
     """The library that ``dicom-node models`` installs into, lists and verifies."""
     work: WorkSettings = WorkSettings()
@@ -280,7 +283,7 @@ class Settings(Closed):
     @property
     def effective_ledger_url(self) -> str:
         """The URL of the ledger, SQLite in the data folder by default."""
-        return self.ledger_url or f"sqlite:///{self.ledger_file}"
+        return self.ledger_url or f"sqlite:///{quote(str(self.ledger_file))}"
 
     @property
     def ledger_file(self) -> Path:
