@@ -14,7 +14,7 @@ from dicom_node.route.requests import NOTICE_ALONE, DestinationRequest
 from dicom_node.route.rules import Rule, Rules
 from dicom_node.route.values import FACT_ALIASES, FACTS, is_comparable
 from dicom_node.settings.loader import read_file
-from dicom_node.settings.models import Whole  # noqa: TC001 - pydantic reads it
+from dicom_node.settings.models import Name, Whole  # noqa: TC001 - pydantic reads it
 from dicom_node.settings.places import shown
 from dicom_node.settings.validation import Closed, checked, configured, did_you_mean, misplaced
 
@@ -160,7 +160,7 @@ class _ConditionForm(_Form):
 
 
 class _RuleForm(_Form):
-    name: Annotated[str, AfterValidator(_text)]
+    name: Annotated[Name, AfterValidator(_text)]
     when: tuple[_ConditionForm, ...]
     model: Annotated[str, AfterValidator(configured("model"))] | None = None
     refuse: Annotated[str, AfterValidator(_text)] | None = None

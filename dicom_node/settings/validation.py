@@ -120,7 +120,7 @@ def _fault(error: ErrorDetails, tree: Tree, schema: JsonSchema) -> Fault:
         seen=shown(value),
         quotes="; put it in quotes" if isinstance(value, int | float) else "",
         nearest=did_you_mean(value, choices) if isinstance(value, str) else "",
-        length=len(str(value)),
+        length=len(str(error["input"])),  # of a key, where that is too long
     )
     if any(each.get("writeOnly") for each in schemas_at(schema, location)):  # OpenAPI's mark of a secret
         text = text.partition(", not ")[0]
