@@ -10,7 +10,7 @@ import numpy as np
 
 from inference.errors import SegmentationRefusedError
 from inference.nnunet.contract import EngineOptions, OpenPart
-from inference.nnunet.failures import NotFiniteError, first_line, is_out_of_memory
+from inference.nnunet.failures import NotFiniteError, is_out_of_memory, reason_of
 from inference.nnunet.host.prepare import prepare
 from inference.nnunet.host.run import HostRun
 from inference.nnunet.limits import check
@@ -198,7 +198,7 @@ class NnunetSegmenter:
 
     def _fall_back(self, error: RuntimeError) -> None:
         """Switch from OpenVINO, which failed, to torch for the life of this segmenter."""
-        self._fallback = RunNote(f"OpenVINO failed, continued with torch: {first_line(error)}", changes_answer=True)
+        self._fallback = RunNote(f"OpenVINO failed, continued with torch: {reason_of(error)}", changes_answer=True)
         self._options = replace(self._options, backend="torch", device="cpu")
         self._parts = {}
         self._open()
@@ -228,4 +228,4 @@ class NnunetSegmenter:
 def _raise_if_out_of_memory(error: RuntimeError) -> None:
     """Another backend would need as much memory; later there may be enough."""
     if is_out_of_memory(error) or "bad_alloc" in str(error):
-        raise MemoryError(first_line(error)) from error
+        raise MemoryError(reason_of(error)) from error

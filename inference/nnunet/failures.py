@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class NotFiniteError(ArithmeticError):
     """The values of a network are not all finite numbers: its arithmetic overflowed, and no label can be trusted."""
@@ -20,6 +22,9 @@ _ALLOCATION_FAILED = (
     "can't allocate memory",  # torch's CPU allocator
 )
 
+_WHERE = re.compile(r"Exception from \S+:\d+:|Check '.*' failed at \S+:\d+:|While validating node ")
+"""OpenVINO 2026's lines before the reason."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is a failed allocation of torch, CUDA, cuBLAS or cuDNN, going by its message."""
@@ -29,6 +34,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in message for words in _ALLOCATION_FAILED)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message; OpenVINO's messages go on with lines of its source code."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def reason_of(error: BaseException) -> str:
+    """The line of an error's message that gives the reason, at most 200 characters.
+
+    That is the first one, but for OpenVINO's: these begin with where in its source code the error was raised, passed on
+    and checked, and which node of the network was being validated.
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return next((line for line in lines if not _WHERE.match(line)), lines[0])[:200]

@@ -16,7 +16,7 @@ from inference.nnunet.device.network import CapturedNetwork, CompiledNetwork, Re
 from inference.nnunet.device.restore import DeviceRestorer
 from inference.nnunet.device.volume import DeviceVolume
 from inference.nnunet.device.windows import Queued, averaged_half_slabs, averaged_slabs
-from inference.nnunet.failures import first_line, is_out_of_memory
+from inference.nnunet.failures import is_out_of_memory, reason_of
 from inference.nnunet.windows import Windows
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class DeviceRun:
             if not is_out_of_memory(error):
                 raise
             # the error holds the frames that failed, and those hold tensors: keep only its text
-            return first_line(error)
+            return reason_of(error)
         return None
 
     def _on_device(self, number: int, work: _Work, batch: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from inference.errors import InferenceError
 from inference.models.weights import read_head
 from inference.nnunet.contract import Head
-from inference.nnunet.failures import first_line
+from inference.nnunet.failures import reason_of
 from inference.nnunet.machine import effective_device, effective_precision
 from inference.types import RunNote
 
@@ -88,7 +88,7 @@ def _network(part: Part, options: EngineOptions, note: Callable[[RunNote], None]
                 cache_folder=options.cache_folder,
             )
         except (ImportError, RuntimeError) as error:  # torch may still run what OpenVINO can't compile here
-            reason = first_line(error)
+            reason = reason_of(error)
         else:
             if (used := network.runtime.precision) != precision:
                 text = f"OpenVINO runs {part.name} in {used}: this processor can't run it in {precision}"
