@@ -62,7 +62,7 @@ class ResultStore:
         """What results of ``model`` on ``revision`` state beside the findings; ``model`` None: a rule refuses it."""
         return ResultContext(
             started_at=started_at,
-            revision=revision.first_revision_with_content,
+            revision=revision.unchanged_since,
             content_digest=revision.content_digest,
             station_name=self._installation.station_name,
             device_uid=self._installation.device_uid,

@@ -247,6 +247,7 @@ class Arrivals:
                     completed_at=at,
                     evidence=_evidence_json(revision.evidence, verdict),
                     content_digest=digest,
+                    bytes_digest=digest,
                 )
             ).rowcount
             if changed:

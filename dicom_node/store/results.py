@@ -114,7 +114,7 @@ def new_id(inserted: CursorResult[Any]) -> int:
 def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[Any]:
     """Results of earlier revisions that were delivered, or that nobody was to have, in the order of their jobs.
 
-    A revision with the content of an earlier one repeats that one's results, which are not replaced by themselves.
+    A revision with the content of the one before it repeats that one's results, which are not replaced by themselves.
     """
     found = (
         select(
@@ -132,7 +132,7 @@ def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[An
         .where(
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             or_(
-                series_revision.c.revision < revision.first_revision_with_content,
+                series_revision.c.revision < revision.unchanged_since,
                 result.c.kind == ResultKind.NOTICE,
             ),
             or_(delivery.c.id.is_(None), delivery.c.state == DeliveryState.DELIVERED),

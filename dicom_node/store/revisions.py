@@ -11,6 +11,8 @@ from sqlalchemy import func, select
 from dicom_node.store.schema import instance, revision_instance, series_revision
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Connection
 
 
@@ -23,8 +25,8 @@ class CompleteRevision:
     study_instance_uid: str
     sending_ae: str
     revision: int
-    first_revision_with_content: int
-    """The lowest revision of this series that had the same content (itself, as a rule): results derive from it."""
+    unchanged_since: int
+    """The revision since which the content of this series is what it is (itself, as a rule): results derive from it."""
     reason: str
     content_digest: str
     spool_names: tuple[str, ...]
@@ -42,6 +44,24 @@ class CompleteRevision:
         return at if self.deliver_from is None else max(at, self.deliver_from)
 
 
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One instance of a revision: its bytes by digest, and where they are."""
+
+    dataset_sha256: str
+    spool_name: str
+
+
+def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:
+    """The instances of a whole revision by SOP Instance UID."""
+    rows = db.execute(
+        select(instance.c.sop_instance_uid, instance.c.dataset_sha256, instance.c.spool_name)
+        .select_from(revision_instance.join(instance))
+        .where(revision_instance.c.revision_id == revision_id)
+    )
+    return {row.sop_instance_uid: Member(row.dataset_sha256, row.spool_name) for row in rows}
+
+
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
     """The revision with its members, whatever its state (COMPLETE or ROUTED)."""
     row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
@@ -54,10 +74,11 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
     spool_names = tuple(names)
     evidence = row.evidence or {}
     deliver_from = evidence.get("deliver_from")
-    first = db.execute(
-        select(func.min(series_revision.c.revision)).where(
+    last_other = db.execute(
+        select(func.max(series_revision.c.revision)).where(
             series_revision.c.series_instance_uid == row.series_instance_uid,
-            series_revision.c.content_digest == row.content_digest,
+            series_revision.c.revision < row.revision,
+            series_revision.c.content_digest != row.content_digest,
         )
     ).scalar_one()
     return CompleteRevision(
@@ -66,7 +87,7 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         study_instance_uid=row.study_instance_uid,
         sending_ae=row.sending_ae,
         revision=row.revision,
-        first_revision_with_content=first,
+        unchanged_since=(last_other or 0) + 1,
         reason=row.reason,
         content_digest=row.content_digest,
         spool_names=spool_names,

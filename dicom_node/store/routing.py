@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import insert, select, update
 
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, new_id
-from dicom_node.store.revisions import CompleteRevision, complete_revision
+from dicom_node.store.revisions import CompleteRevision, Member, complete_revision, members_of
 from dicom_node.store.schema import delivery, instance, job, result, revision_instance, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
     from dicom_node.types import Decision, ResultInstance
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierBytes:
+    """An earlier revision of the same instances: its content, and each instance whose bytes changed, then and now."""
+
+    content_digest: str
+    changed: tuple[tuple[Member, Member], ...]
 
 
 class Routing:
@@ -39,24 +47,50 @@ class Routing:
             ).all()
             return tuple(complete_revision(db, row.id) for row in rows)
 
-    def content_already_routed(self, revision: CompleteRevision) -> bool:
-        """Whether the latest earlier revision has the same content and live jobs, so that there is nothing to do."""
+    def in_other_bytes(self, revision: CompleteRevision) -> Iterator[EarlierBytes]:
+        """Earlier revisions of the same instances, whose bytes are still here and others; the newest first."""
         with self._database.read() as db:
-            previous = db.execute(
+            rows = db.execute(
                 select(series_revision.c.id, series_revision.c.content_digest)
                 .where(
                     series_revision.c.series_instance_uid == revision.series_instance_uid,
                     series_revision.c.revision < revision.revision,
+                    series_revision.c.content_digest.is_not(None),
+                    series_revision.c.content_digest != revision.content_digest,
                 )
                 .order_by(series_revision.c.revision.desc())
-                .limit(1)
-            ).one_or_none()
-            if previous is None or previous.content_digest != revision.content_digest:
-                return False
-            jobs = db.execute(
-                select(func.count()).select_from(job).where(job.c.revision_id == previous.id)
-            ).scalar_one()
-            return bool(jobs) and not is_purged(db, previous.id)
+            ).all()
+            own = members_of(db, revision.id)
+        for row in rows:
+            with self._database.read() as db:
+                earlier = {} if is_purged(db, row.id) else members_of(db, row.id)
+            if earlier.keys() == own.keys():
+                pairs = ((earlier[uid], member) for uid, member in own.items())
+                changed = tuple(pair for pair in pairs if pair[0].dataset_sha256 != pair[1].dataset_sha256)
+                yield EarlierBytes(row.content_digest, changed)
+
+    def has_content(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
+        """``revision``, which says the same as the earlier one with ``content_digest``."""
+        with self._database.write() as db:
+            db.execute(
+                update(series_revision)
+                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
+                .values(content_digest=content_digest)
+            )
+            return complete_revision(db, revision.id)
+
+    def content_already_routed(self, revision: CompleteRevision) -> bool:
+        """Whether the content was routed before, with no other since, and its images are still here."""
+        unchanged = (
+            series_revision.c.series_instance_uid == revision.series_instance_uid,
+            series_revision.c.revision >= revision.unchanged_since,
+            series_revision.c.revision < revision.revision,
+        )
+        with self._database.read() as db:
+            routed = db.execute(
+                select(job.c.revision_id).select_from(job.join(series_revision)).where(*unchanged).distinct()
+            ).scalars()
+            return any(not is_purged(db, revision_id) for revision_id in routed.all())
 
     def route(
         self,

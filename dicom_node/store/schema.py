@@ -8,9 +8,10 @@
 A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all.
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
-was reached on older evidence is not written. ``job.attempts`` is the fencing token: it is counted before the work
-starts, and whoever holds an older number can no longer change the row. ``job.destinations`` maps each destination to
-what it gets, as it was when the series was routed.
+was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``
+is the same, or that of an earlier revision that says the same in other bytes. ``job.attempts`` is the fencing token: it
+is counted before the work starts, and whoever holds an older number can no longer change the row. ``job.destinations``
+maps each destination to what it gets, as it was when the series was routed.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ series_revision = Table(
     Column("reason", Text),
     Column("evidence", JSON),
     Column("content_digest", String(64)),
+    Column("bytes_digest", String(64)),
     UniqueConstraint("series_instance_uid", "revision"),
 )
 

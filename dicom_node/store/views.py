@@ -87,6 +87,7 @@ class RevisionView:
     reason: str | None
     evidence: Mapping[str, Any] | None
     content_digest: str | None
+    bytes_digest: str | None
 
 
 @dataclass(frozen=True, slots=True)

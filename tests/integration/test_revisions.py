@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import yaml
 from pydicom import dcmread
-from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
+from pydicom.uid import Comprehensive3DSRStorage, JPEGLSLossless, SegmentationStorage
 
 from dicom_node.app.compose import open_pipeline, open_store
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.standard.files import read_headers
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
 from tests.support.ct_series import Stack, write
@@ -179,3 +180,84 @@ def test_the_notice_of_a_refusal_outlives_the_process(node, slices) -> None:
 def test_a_refusal_without_destination_is_told_to_nobody(node, slices) -> None:
     node = node({"name": "no", "refuse": "no", "when": []})
     assert node.run(slices) == []
+
+
+def resent(instances, folder, change):
+    """The same instances as an archive sends them again."""
+    folder.mkdir()
+    paths = []
+    for number, each in enumerate(instances):
+        image = dcmread(each.path)
+        change(image)
+        paths.append(folder / f"{number}.dcm")
+        image.save_as(paths[-1], enforce_file_format=True)
+    return read_headers(paths)
+
+
+def by_the_archive(time):
+    def change(image):
+        image.private_block(0x0009, "ARCHIVE", create=True).add_new(0x01, "LO", f"sent at {time}")
+        image.RetrieveAETitle = "PACS"
+        image.InstanceAvailability = "ONLINE"
+
+    return change
+
+
+def as_jpeg_ls(image):
+    image.compress(JPEGLSLossless, encoding_plugin="pyjpegls", generate_instance_uid=False)
+
+
+def shifted(image):
+    image.RescaleIntercept = float(image.RescaleIntercept) + 5
+
+
+def test_a_series_that_comes_again_with_other_bytes_and_the_same_content_changes_nothing(
+    node, slices, tmp_path
+) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    assert len(node.run(slices)) == 2
+    assert node.run(resent(slices, tmp_path / "1", by_the_archive("noon"))) == []
+    assert node.run(resent(slices, tmp_path / "2", by_the_archive("night"))) == []
+    assert node.run(resent(slices, tmp_path / "3", as_jpeg_ls)) == []
+    assert node.run(resent(slices[:2], tmp_path / "4", by_the_archive("dawn"))) == []
+    (job,) = node.ledger.overview.jobs(9)
+    series = node.ledger.overview.job(job.id).series
+    assert series.bytes_digest == series.content_digest
+    assert node.ledger.routing.due_revisions() == ()
+
+
+@pytest.mark.parametrize("again", [None, by_the_archive("noon"), as_jpeg_ls], ids=["as before", "archive", "JPEG-LS"])
+def test_the_content_that_came_last_has_the_newest_results(node, slices, tmp_path, again) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    first = node.run(slices)
+    _, other = node.run(resent(slices, tmp_path / "b", shifted))
+    back = resent(slices, tmp_path / "a", again) if again else slices
+    seg, sr = node.run(back)
+    assert not {each.SOPInstanceUID for each in first} & {seg.SOPInstanceUID, sr.SOPInstanceUID}
+    assert predecessors(sr) == [(other.SeriesInstanceUID, other.SOPInstanceUID)]
+    assert "rev 3" in seg.SeriesDescription
+    assert "Supersedes the results of revision 2" in seg.ImageComments
+    assert node.run(resent(slices, tmp_path / "c", by_the_archive("night"))) == []
+
+
+def test_images_of_which_one_changed_are_segmented_again(node, slices, tmp_path) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(slices)
+
+    def change(image):
+        by_the_archive("noon")(image)
+        if image.SOPInstanceUID == slices[2].header.SOPInstanceUID:
+            pixels = bytearray(image.PixelData)
+            pixels[0] ^= 1
+            image.PixelData = bytes(pixels)
+
+    assert len(node.run(resent(slices, tmp_path / "1", change))) == 2
+
+
+def test_a_damaged_file_of_an_earlier_revision_is_no_reason_to_skip_the_new_one(node, slices, tmp_path) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(slices)
+    for name in node.spool.names(older_than_s=-1):
+        path = node.spool.path(name)
+        path.write_bytes(path.read_bytes()[:200])
+    assert len(node.run(resent(slices, tmp_path / "1", by_the_archive("noon")))) == 2

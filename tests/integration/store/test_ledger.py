@@ -315,7 +315,7 @@ def test_results_that_nobody_was_to_have_are_known_too(ledger):
     assert held(ledger, complete(ledger)) == {None: ["2.25.1", "2.25.2"]}
 
 
-def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger):
+def test_content_that_comes_back_replaces_what_was_said_of_it_and_its_own_first_results(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -324,7 +324,9 @@ def test_content_that_comes_back_replaces_nothing_but_what_was_said_of_it(ledger
     ledger.jobs.rejected(claim(ledger), "a slice is missing", NOW, a_notice("2.25.77", ("pacs",)))
     deliver(ledger, "pacs")
     arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
-    assert held(ledger, complete(ledger, NOW + timedelta(seconds=1))) == {"pacs": ["2.25.77"]}
+    back = complete(ledger, NOW + timedelta(seconds=1))
+    assert (back.revision, back.unchanged_since) == (3, 3)
+    assert held(ledger, back) == {"pacs": ["2.25.1", "2.25.77"]}  # the notice took the place of the report only
 
 
 def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(ledger):
@@ -563,7 +565,7 @@ def test_retention_never_takes_what_is_owed(ledger):
     assert arrive(ledger, 1, at=future) is Receipt.NEW
     again = complete(ledger, future)
     assert not ledger.routing.content_already_routed(again)
-    assert again.first_revision_with_content == 1
+    assert again.unchanged_since == 1
     assert state_of(ledger, job_id) == JobState.DELIVERED
 
 

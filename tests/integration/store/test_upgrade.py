@@ -322,7 +322,7 @@ def test_content_that_was_routed_is_not_routed_again(ledger):
     for revision in ledger.arrivals.due_revisions(NOW):
         ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
     (again,) = [each for each in ledger.routing.due_revisions() if each.series_instance_uid == series]
-    assert again.first_revision_with_content == 1
+    assert again.unchanged_since == 1
     assert ledger.routing.content_already_routed(again)
 
 
