@@ -303,7 +303,7 @@ class _MemoryCase:
     def context(self) -> ResultContext:
         """As `dicom-node segment` states it, so that both make the same instances."""
         assert not isinstance(self._entry, Volume)
-        return context_of(self._entry.content_digest(), self.structures, self._started_at)
+        return context_of(self._entry.content_digest(), self.structures, self._started_at, self._entry.missing)
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
         """Hold everything for :meth:`result`."""

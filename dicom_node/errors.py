@@ -9,6 +9,7 @@
     ├── SeriesRejected              REJECT  this series is not ours to segment; the reason is kept and shown
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
+    │   ├── FileUnreadable                  no DICOM file, or one that contradicts itself
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
     │   ├── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
     │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
@@ -68,6 +69,7 @@ network.pdu                ValueError, Exception (pynetdicom)               Prot
 network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
 network.transport          OSError                                          ConnectionLost
 standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid
+standard.opening           zlib.error                                       FileUnreadable
 standard.raw_elements      Exception (pydicom)                              EncodingError
 standard.part10            Exception (pydicom), struct.error                EncodingError
 =========================  ===============================================  ===========================================
@@ -153,6 +155,15 @@ class ReaderLost(DicomNodeError):
     """The process that reads headers and decodes pixels died, or took longer than allowed."""
 
     disposition = Disposition.RETRY
+
+
+class FileUnreadable(SeriesRejected):
+    """A file is none that can be read as DICOM. ``is_dicom``: it is, or was meant as, a DICOM file."""
+
+    def __init__(self, what: str, *, is_dicom: bool) -> None:
+        """``what``: what was seen, without values."""
+        super().__init__(what)
+        self.is_dicom = is_dicom
 
 
 class Stopping(DicomNodeError):

@@ -227,10 +227,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceInstance:
-    """One stored instance of a series: its file, and its header (everything but pixel data, with ``file_meta``)."""
+    """One stored instance of a series: its file, and its header (everything but pixel data, with ``file_meta``).
+
+    ``remark`` says where the file contradicts its own data set; empty as a rule.
+    """
 
     path: Path
     header: Dataset
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -242,6 +246,8 @@ class Series:
     instances: tuple[SourceInstance, ...]
     sending_ae: str = ""
     completion_reason: str = ""
+    notes: tuple[str, ...] = ()
+    """What a reader of results should know of how the instances were found."""
 
 
 @dataclass(frozen=True, slots=True)

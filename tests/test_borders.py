@@ -24,7 +24,7 @@ import yaml
 from pydicom import Dataset, dcmread
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
 from dicom_node import analysis, errors
@@ -47,6 +47,7 @@ from dicom_node.segment.model import find_model
 from dicom_node.segment.run import SegmentRun
 from dicom_node.settings import NnunetModelSettings, OperateSettings, TissueModelSettings, WorkSettings, load_settings
 from dicom_node.standard.files import read_headers
+from dicom_node.standard.opening import open_part10
 from dicom_node.standard.part10 import FileMeta, elements, file_of
 from dicom_node.standard.raw_elements import raw_element, raw_items
 from dicom_node.store import workers
@@ -593,6 +594,12 @@ def a_file_that_is_gone(folder):
 @fault("standard.files", errors.PixelDataInvalid)
 def a_file_that_is_no_dicom(folder):
     read_headers([in_file(folder, b"no DICOM at all" * 50)])
+
+
+@fault("standard.opening", errors.FileUnreadable)
+def a_deflated_data_set_that_is_none(folder):
+    deflated = FileMeta("1.2", "1.2.3", DeflatedExplicitVRLittleEndian).encoded()
+    open_part10(in_file(folder, deflated + b"not deflated at all"))
 
 
 @fault("standard.part10", errors.EncodingError)

@@ -27,7 +27,7 @@ def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
     folder = Path(series)
     found = read_series_folder(folder) if folder.is_dir() else (_received_series(settings, series),)
     if not found:
-        raise ConfigurationError(f"{folder} contains no DICOM instances")
+        raise ConfigurationError(f"{folder} contains no DICOM instance that can be read")
     return [
         {
             "series_instance_uid": one.series_instance_uid,

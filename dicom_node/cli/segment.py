@@ -56,7 +56,8 @@ def segment(
     """Segment files without a network.
 
     INPUTS are folders of DICOM files, and NIfTI files. The results are a label map, measurements and, for DICOM input,
-    DICOM objects. Exit code 3: some inputs were rejected, each with a reason.
+    DICOM objects. Exit code 3: some inputs were rejected, or files that may be images of
+    them could not be read.
     """
     from dicom_node.route.requests import read_request  # noqa: PLC0415
     from dicom_node.segment.case import Wanted  # noqa: PLC0415
@@ -85,11 +86,13 @@ def segment(
             show_progress=not as_json,
         ):
             outcomes.append(outcome)
+            for remark in outcome.remarks:
+                click.echo(remark, err=True)
             if not as_json:
                 click.echo(outcome.line, err=outcome.refused)
     except UnknownStructureError as error:
         raise click.BadParameter(str(error), param_hint="--structures") from error
     if as_json:
         print_json([{"folder": str(o.folder), "skipped": o.skipped, **o.summary} for o in outcomes])
-    if any(outcome.refused for outcome in outcomes):
+    if any(outcome.refused or outcome.is_partial for outcome in outcomes):
         sys.exit(PROBLEM_FOUND)

@@ -11,7 +11,7 @@ import structlog
 
 from dicom_node.errors import InstanceRefused, StoreUnavailable
 from dicom_node.network.dimse import SUCCESS, Response
-from dicom_node.receive.header import InstanceHeader, MalformedDataset, read_header
+from dicom_node.receive.header import InstanceHeader, read_header
 from dicom_node.receive.policy import (
     CANNOT_UNDERSTAND,
     DUPLICATE_SOP_INSTANCE,
@@ -21,6 +21,7 @@ from dicom_node.receive.policy import (
 )
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.standard.uids import is_well_formed_uid
+from dicom_node.standard.walk import MalformedDataset
 from dicom_node.types import Receipt, ReceivedInstance, Refusal
 
 if TYPE_CHECKING:

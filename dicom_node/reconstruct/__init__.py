@@ -11,6 +11,7 @@ What a refusal means and in which order the checks stand:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,9 @@ def _refuse_unbounded(planes: tuple[Plane, ...], limits: ReconstructionLimits) -
 def _notes(series: Series, grid: RegularGrid) -> tuple[str, ...]:
     """What was accepted and yet a reader of the result should know."""
     headers = [instance.header for instance in series.instances]
-    notes = []
+    notes = [*series.notes]
+    remarks = Counter(instance.remark for instance in series.instances if instance.remark)
+    notes.extend(f"{remark} (files: {count})" for remark, count in remarks.items())
     if grid.shear_xy_pixels_per_plane != (0.0, 0.0):
         notes.append(f"gantry tilt of {grid.tilt_degrees:.1f} degrees, corrected by shearing before segmentation")
     if any(text(header, "LossyImageCompression") == "01" for header in headers):

@@ -7,6 +7,7 @@ left of a cut stream without an error), and the dimensions inside every compress
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,9 +23,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node.errors import PixelDataInvalid
+from dicom_node.errors import FileUnreadable, PixelDataInvalid
 from dicom_node.reconstruct.attributes import text, whole_number
 from dicom_node.standard import transfer_syntaxes
+from dicom_node.standard.opening import open_part10
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,14 +88,15 @@ def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
     """
     where = f"instance {text(instance.header, 'SOPInstanceUID')}"
     description = _description(instance.header, frames, where)
-    with instance.path.open("rb") as file:
+    with _opened(instance.path, where) as file:
         try:
             dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
         except Exception as error:
             raise PixelDataInvalid(f"{where}: the stored file cannot be read ({type(error).__name__})") from error
         stated = _element_length(file, description.transfer_syntax, where)
         offset = file.tell()
-        available = instance.path.stat().st_size - offset
+        available = file.seek(0, os.SEEK_END) - offset
+        file.seek(offset)
         if description.transfer_syntax in transfer_syntaxes.NATIVE:
             length = _native_length(description, stated, available, where)
         else:
@@ -107,12 +110,19 @@ def stored_frames(source: PixelSource) -> Iterator[NDArray[np.integer]]:
     Raises:
         PixelDataInvalid: a frame is missing, of another size than stated, or not decodable.
     """
-    with source.path.open("rb") as file:
+    with _opened(source.path, source.where) as file:
         file.seek(source.offset)
         if source.description.transfer_syntax in transfer_syntaxes.NATIVE:
             yield from _native_frames(file, source)
         else:
             yield from _compressed_frames(file, source)
+
+
+def _opened(path: Path, where: str) -> BinaryIO:
+    try:
+        return open_part10(path).stream
+    except FileUnreadable as error:
+        raise PixelDataInvalid(f"{where}: the stored file cannot be read ({error})") from error
 
 
 def _description(header: Dataset, frames: int, where: str) -> PixelDescription:

@@ -116,7 +116,7 @@ class FileCase:
 
     def context(self) -> ResultContext:
         """What the results state beside the findings."""
-        return context_of(self._content_digest(), self.structures, self.started_at)
+        return context_of(self._content_digest(), self.structures, self.started_at, self._entry.missing)
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
         """Write everything into the folder; whoever reads it there finds the summary last."""

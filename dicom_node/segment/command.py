@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.segment.case import Wanted
+    from dicom_node.standard.files import PassedOver
     from inference.nnunet.contract import EngineOptions
 
 
@@ -27,6 +28,20 @@ class Outcome:
     folder: Path
     skipped: bool
     summary: dict[str, Any]
+    passed_over: tuple[PassedOver, ...] = ()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether files that may be images of it could not be read."""
+        return any(each.is_dicom for each in self.passed_over)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """A line for people on the files that were passed over for each reason."""
+        by_reason: dict[str, list[PassedOver]] = {}
+        for each in self.passed_over:
+            by_reason.setdefault(each.reason, []).append(each)
+        return tuple(_remark(reason, files) for reason, files in by_reason.items())
 
     @property
     def refused(self) -> bool:
@@ -41,6 +56,13 @@ class Outcome:
         found, seconds = self.summary["structures_found"], self.summary["seconds"]
         how = "finished by an earlier run" if self.skipped else f"{found} structures in {seconds:.1f} s"
         return f"{self.name}: {how}, in {self.folder}"
+
+
+def _remark(reason: str, files: Sequence[PassedOver]) -> str:
+    first = files[0]
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    detail = f" ({first.detail})" if first.detail else ""
+    return f"passed over: {first.path}{more}: {reason}{detail}"
 
 
 def segment_inputs(
@@ -73,8 +95,8 @@ def segment_inputs(
         for entry, folder in zip(entries, folders, strict=True):
             earlier = None if again else run.finished(entry, folder)
             if earlier is not None:
-                yield Outcome(entry.name, folder, skipped=True, summary=earlier)
+                yield Outcome(entry.name, folder, skipped=True, summary=earlier, passed_over=entry.passed_over)
                 continue
             with progress_bar(entry.name, shown=show_progress) as on_progress:
                 summary = run.segment(entry, folder, on_progress)
-            yield Outcome(entry.name, folder, skipped=False, summary=summary)
+            yield Outcome(entry.name, folder, skipped=False, summary=summary, passed_over=entry.passed_over)

@@ -19,15 +19,18 @@ _DEVICE_UID = derived_uid("dicom-node segment", "device")
 _COMPLETION_REASON = "these are all files that the segment command was given"
 
 
-def context_of(content_digest: str, structures: Sequence[str], started_at: datetime) -> ResultContext:
+def context_of(content_digest: str, structures: Sequence[str], started_at: datetime, missing: int = 0) -> ResultContext:
     """The context of a run over files; ``structures`` are those that were asked for, none for all.
 
     Anything that changes the answer makes other UIDs, so that no archive takes two answers for one instance: the model
-    by its identity, the input and the choice of structures by this digest.
+    by its identity, the input, the choice of structures and how many files could not be read (``missing``) by this
+    digest.
     """
     if structures:
         chosen = json.dumps([content_digest, *structures])
         content_digest = hashlib.sha256(chosen.encode()).hexdigest()
+    if missing:
+        content_digest = hashlib.sha256(json.dumps([content_digest, missing]).encode()).hexdigest()
     return ResultContext(
         started_at=started_at,
         revision=1,
@@ -35,4 +38,5 @@ def context_of(content_digest: str, structures: Sequence[str], started_at: datet
         station_name=_STATION_NAME,
         device_uid=_DEVICE_UID,
         completion_reason=_COMPLETION_REASON,
+        refused_instances=missing,
     )

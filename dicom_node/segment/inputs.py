@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
 from dicom_node.segment.nifti import read_volume
-from dicom_node.standard.files import read_headers, try_instance
+from dicom_node.standard.files import COPY, NO_DICOM, PassedOver, read_file, read_headers, read_repeated
+from dicom_node.standard.opening import EMPTY
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import is_valid_uid
 from dicom_node.types import Series
@@ -38,10 +41,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class DicomSeries:
-    """The files of one series, one per SOP Instance UID. ``name`` names its folder of results."""
+    """The files of one series, one per SOP Instance UID. ``name`` names its folder of results.
+
+    ``passed_over`` are the files of its folders that gave no instance of any series.
+    """
 
     series_instance_uid: str
     paths: tuple[Path, ...]
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def name(self) -> str:
@@ -57,7 +64,13 @@ class DicomSeries:
             "series_instance_uid": self.series_instance_uid,
             "files": len(self.paths),
             "bytes": _size(self.paths),
+            "passed_over": dict(sorted(Counter(each.reason for each in self.passed_over).items())),
         }
+
+    @property
+    def missing(self) -> int:
+        """How many of the files that were passed over may have been images of this series."""
+        return sum(each.is_dicom for each in self.passed_over)
 
     def read(self) -> Opened:
         """The headers.
@@ -68,7 +81,11 @@ class DicomSeries:
         """
         instances = read_headers(self.paths)
         study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
-        return Opened(Series(self.series_instance_uid, study_instance_uid, instances))
+        return Opened(Series(self.series_instance_uid, study_instance_uid, instances, notes=self._notes()))
+
+    def _notes(self) -> tuple[str, ...]:
+        missing = Counter(each.reason for each in self.passed_over if each.is_dicom)
+        return tuple(f"files left out: {count} ({reason})" for reason, count in sorted(missing.items()))
 
     def content_digest(self) -> str:
         """That of the ledger for the same instances: this command and a node derive the same UIDs.
@@ -85,6 +102,8 @@ class NiftiFile:
 
     path: Path
     name: str
+    passed_over: tuple[PassedOver, ...] = ()
+    missing = 0
 
     @property
     def facts(self) -> dict[str, object]:
@@ -115,6 +134,8 @@ class Unreadable:
 
     path: Path
     reason: str
+    passed_over: tuple[PassedOver, ...] = ()
+    missing = 0
 
     @property
     def name(self) -> str:
@@ -147,36 +168,97 @@ def find_inputs(
 ) -> tuple[Input, ...]:
     """Everything to segment in the files and folders ``given``: series by UID, then NIfTI files by name.
 
-    Files of one series belong together wherever they lie; a repeated SOP Instance UID counts once. Folders inside a
-    folder are looked into with ``recursive`` only, and never ``without``, where the results go. In a folder, files
-    that are neither are passed over; named alone they are refused.
+    Files of one series belong together wherever they lie; of copies, and of images with one SOP Instance UID, the first
+    counts. Folders inside a folder are looked into with ``recursive`` only, and never ``without``, where the
+    results go. What is passed over in the folders of a series is named with it; a file that was given alone, and a
+    folder of DICOM files none of which can be read, are refused.
 
     Raises:
         ConfigurationError: nothing is there, or not the series that was asked for, or results would go among images.
     """
     if without.resolve() in {path.resolve() for path in given}:
         raise ConfigurationError(f"{without} is an input; results go into a folder of their own")
-    series: dict[str, dict[str, Path]] = {}
+    found = _Found()
     nifti: dict[Path, NiftiFile] = {}
     unreadable: list[Unreadable] = []
     for path, root in _files(given, recursive=recursive, without=without):
         if path.name.lower().endswith(_NIFTI_SUFFIXES):
             nifti.setdefault(path, NiftiFile(path, _nifti_name(path, root)))
-        elif (instance := try_instance(path)) is not None:
-            members = series.setdefault(str(instance.header.SeriesInstanceUID), {})
-            members.setdefault(str(instance.header.SOPInstanceUID), path)
-        elif path == root:
-            unreadable.append(Unreadable(path, f"{path.name} is neither a DICOM instance nor a NIfTI file"))
-    found = [DicomSeries(uid, tuple(members.values())) for uid, members in sorted(series.items())]
+            continue
+        passed_over = found.take(path)
+        if passed_over is not None and path == root:
+            unreadable.append(Unreadable(path, _refusal(passed_over)))
+    series = found.series()
     if series_instance_uid is not None:
-        chosen = [one for one in found if one.series_instance_uid == series_instance_uid]
+        chosen = [one for one in series if one.series_instance_uid == series_instance_uid]
         if not chosen:
-            raise ConfigurationError(f"series {series_instance_uid} is not among the {len(found)} that were found")
+            raise ConfigurationError(f"series {series_instance_uid} is not among the {len(series)} that were found")
         return tuple(chosen)
-    if not (found or nifti or unreadable):
+    if not (series or nifti or unreadable):
+        unreadable.extend(_unreadable_folders(given, found.passed_over))
+    if not (series or nifti or unreadable):
         below = "" if recursive else " (--recursive looks into the folders below)"
         raise ConfigurationError(f"no DICOM series and no NIfTI file in {', '.join(map(str, given))}{below}")
-    return (*found, *nifti.values(), *unreadable)
+    return (*series, *nifti.values(), *unreadable)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What files of folders turned out to be."""
+
+    members: dict[str, dict[str, Path]] = field(default_factory=dict)
+    passed_over: list[PassedOver] = field(default_factory=list)
+
+    def take(self, path: Path) -> PassedOver | None:
+        """Add the instance in ``path`` to its series; returns why there is none."""
+        instance = read_file(path)
+        if not isinstance(instance, PassedOver):
+            members = self.members.setdefault(str(instance.header.SeriesInstanceUID), {})
+            known = members.setdefault(str(instance.header.SOPInstanceUID), path)
+            if known == path:
+                return None
+            of_known = read_file(known)
+            instance = of_known if isinstance(of_known, PassedOver) else read_repeated(of_known, instance)
+        self.passed_over.append(instance)
+        return instance if instance.reason != COPY else None
+
+    def series(self) -> list[DicomSeries]:
+        """Every series, with what was passed over in its folders."""
+        return [self._series(uid, tuple(members.values())) for uid, members in sorted(self.members.items())]
+
+    def _series(self, uid: str, paths: tuple[Path, ...]) -> DicomSeries:
+        folders = {path.parent for path in paths}
+        looks = {_look(path) for path in paths}
+        beside = (each for each in self.passed_over if each.path.parent in folders)
+        return DicomSeries(
+            uid,
+            paths,
+            tuple(
+                replace(each, is_dicom=True) if each.reason in (NO_DICOM, EMPTY) and _look(each.path) in looks else each
+                for each in beside
+            ),
+        )
+
+
+def _look(path: Path) -> str:
+    """The name without its numbers: an empty file that is called like the images beside it was one of them."""
+    return re.sub(r"[0-9]+", "#", path.name)
+
+
+def _unreadable_folders(given: Sequence[Path], passed_over: Sequence[PassedOver]) -> Iterator[Unreadable]:
+    """The folders with DICOM files that cannot be read; one of them named with its fault, the others counted."""
+    for root in given:
+        damaged = [each for each in passed_over if each.is_dicom and each.path.is_relative_to(root)]
+        if damaged:
+            more = f", and {len(damaged) - 1} more files" if len(damaged) > 1 else ""
+            yield Unreadable(root, f"no DICOM file can be read: {_refusal(damaged[0])}{more}", tuple(damaged))
+
+
+def _refusal(passed_over: PassedOver) -> str:
+    if not passed_over.is_dicom:
+        return f"{passed_over.path.name} is neither a DICOM instance nor a NIfTI file"
+    detail = f" ({passed_over.detail})" if passed_over.detail else ""
+    return f"{passed_over.path.name}: {passed_over.reason}{detail}"
 
 
 def _files(given: Sequence[Path], *, recursive: bool, without: Path) -> Iterator[tuple[Path, Path]]:

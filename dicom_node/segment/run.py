@@ -12,7 +12,7 @@ import structlog
 
 from dicom_node import __version__
 from dicom_node.analysis import analyse
-from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.errors import ConfigurationError, DicomNodeError, StoreUnavailable
 from dicom_node.segment import outputs
 from dicom_node.segment.case import FileCase, Stages
 from inference.errors import InferenceError
@@ -67,7 +67,13 @@ class SegmentRun:
         if summary is None or summary.get("status") != SEGMENTED:
             return None
         expected = json.loads(json.dumps({"input": entry.facts, **self._asked()}))
-        return summary if all(summary.get(key) == value for key, value in expected.items()) else None
+        if any(summary.get(key) != value for key, value in expected.items()):
+            return None
+        # last, because it reads every file: a corrected name or other pixels may leave every count and size as it was
+        try:
+            return summary if summary.get("content_sha256") == entry.content_digest() else None
+        except StoreUnavailable:
+            return None  # and why is said when it is segmented
 
     def segment(self, entry: Input, folder: Path, on_progress: Callable[[float, str], None]) -> dict[str, Any]:
         """Fill ``folder`` with everything about one CT; returns its summary, whose ``status`` says how it went.

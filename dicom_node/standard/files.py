@@ -1,37 +1,57 @@
-"""DICOM files of any origin, read as headers and series; what is no sound DICOM is left out or named, never trusted."""
+"""DICOM files of any origin, read as headers and series; what is no sound DICOM is named, never trusted."""
 
 from __future__ import annotations
 
 import errno
-import zlib
+import hashlib
+import mmap
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
-from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom import dcmread
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from dicom_node.errors import LimitExceeded, PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import FileUnreadable, LimitExceeded, PixelDataInvalid, StoreUnavailable
 from dicom_node.standard.headers import Allowance, read_header
+from dicom_node.standard.opening import EMPTY, open_part10, stated_syntax
+from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
+from dicom_node.standard.uids import CT_SOP_CLASSES
+from dicom_node.standard.walk import MalformedDataset, walk
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+    from typing import BinaryIO
 
     from pydicom import Dataset
 
-_UNWANTED_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    RecursionError,
-    MemoryError,
-    BytesLengthException,
-    zlib.error,
-)
-"""What pydicom raises, besides its own errors, on files that are not sound DICOM."""
+_CHUNK_BYTES = 1 << 20
+_SAME_PLACE = 1e-3
+"""In mm and in cosines."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A file that gives no instance of a series.
+
+    ``reason`` is one of a few, so that files can be counted by it; ``detail`` says what was seen, without values.
+    ``is_dicom``: it is, or was meant as, a DICOM instance, so that an image may be missing.
+    """
+
+    path: Path
+    reason: str
+    detail: str = ""
+    is_dicom: bool = True
+
+
+NO_DICOM, DAMAGED = "no DICOM file", "damaged, or not readable as DICOM"
+UID_MISSING = "SOP Instance UID or Series Instance UID is missing"
+UID_REUSED = "another image of the series has its SOP Instance UID"
+COPY = "copy of an instance that was read"
+DIRECTORY = "directory of a medium (DICOMDIR)"
 
 
 def read_headers(paths: Iterable[Path]) -> tuple[SourceInstance, ...]:
@@ -43,26 +63,74 @@ def read_headers(paths: Iterable[Path]) -> tuple[SourceInstance, ...]:
         StoreUnavailable: a file is missing or the disk fails.
     """
     allowance = Allowance.of_series()
-    return tuple(SourceInstance(path, _read_header(path, allowance)) for path in paths)
+    return tuple(_instance(path, allowance) for path in paths)
+
+
+def read_file(path: Path) -> SourceInstance | PassedOver:
+    """The instance in the file at ``path``, or why there is none.
+
+    Other objects than images need a series alone; a CT image must be whole to the end of its pixel data.
+    """
+    try:
+        instance = _read(path)
+    except FileUnreadable as error:
+        reason = EMPTY if str(error) == EMPTY else DAMAGED if error.is_dicom else NO_DICOM
+        return PassedOver(path, reason, str(error) if reason == DAMAGED else "", is_dicom=error.is_dicom)
+    except LimitExceeded as error:
+        return PassedOver(path, DAMAGED, str(error))
+    except OSError as error:
+        return PassedOver(path, "can't be read", error.strerror or type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - pydicom answers hostile bytes with whatever they lead to
+        return PassedOver(path, DAMAGED, _fault(path) or type(error).__name__)
+    return _why_none(instance) or instance
+
+
+def _why_none(instance: SourceInstance) -> PassedOver | None:
+    path, header = instance.path, instance.header
+    if _text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        return PassedOver(path, DIRECTORY, is_dicom=False)
+    is_named = bool(_text(header, "SeriesInstanceUID") and _text(header, "SOPInstanceUID"))
+    if is_named and _text(header, "SOPClassUID") not in CT_SOP_CLASSES:
+        return None
+    fault = _fault(path)
+    if fault:
+        return PassedOver(path, DAMAGED, fault)
+    return None if is_named else PassedOver(path, UID_MISSING)
+
+
+def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
+    """What becomes of ``other``, whose SOP Instance UID is that of the ``known`` instance: a copy, or another image.
+
+    It is another image where it lies elsewhere or, in one transfer syntax, has other pixels.
+
+    Raises:
+        OSError: a file is missing or the disk fails.
+    """
+    if _lies_elsewhere(known.header, other.header):
+        return PassedOver(other.path, UID_REUSED, "at another position")
+    recoded = known.header.file_meta.get("TransferSyntaxUID") != other.header.file_meta.get("TransferSyntaxUID")
+    if not recoded and _pixels_sha256(known.path) != _pixels_sha256(other.path):
+        return PassedOver(other.path, UID_REUSED, "with other pixels")
+    return PassedOver(other.path, COPY, is_dicom=False)
 
 
 def read_series_folder(folder: Path) -> tuple[Series, ...]:
     """Every series under ``folder`` (recursively), ordered by Series Instance UID; one instance per SOP Instance UID.
 
-    Files that are no DICOM instance of a series (other formats, DICOMDIR, damaged) and repeated SOP
-    Instance UIDs are left out; how many of each goes to the log.
+    What is passed over is counted by its reason in the log.
     """
     found: dict[str, dict[str, SourceInstance]] = {}
-    skipped = repeated = 0
+    passed_over: Counter[str] = Counter()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        instance = try_instance(path)
-        if instance is None:
-            skipped += 1
+        instance = read_file(path)
+        if isinstance(instance, PassedOver):
+            passed_over[instance.reason] += 1
             continue
         members = found.setdefault(str(instance.header.SeriesInstanceUID), {})
-        repeated += str(instance.header.SOPInstanceUID) in members
-        members.setdefault(str(instance.header.SOPInstanceUID), instance)
-    structlog.get_logger().info("folder.read", series=len(found), skipped=skipped, repeated=repeated)
+        known = members.setdefault(str(instance.header.SOPInstanceUID), instance)
+        if known is not instance:
+            passed_over[read_repeated(known, instance).reason] += 1
+    structlog.get_logger().info("folder.read", series=len(found), passed_over=dict(passed_over))
     return tuple(
         Series(
             series_instance_uid=uid,
@@ -73,22 +141,84 @@ def read_series_folder(folder: Path) -> tuple[Series, ...]:
     )
 
 
-def try_instance(path: Path) -> SourceInstance | None:
-    """The instance of a series in the file at ``path``; None if it has none or a damaged one."""
+def _instance(path: Path, allowance: Allowance) -> SourceInstance:
     try:
-        header = read_header(path)
-        return SourceInstance(path, header) if header.SeriesInstanceUID and header.SOPInstanceUID else None
-    except (LimitExceeded, InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS):
-        return None
-
-
-def _read_header(path: Path, allowance: Allowance) -> Dataset:
-    try:
-        return read_header(path, allowance)
+        return _read(path, allowance)
+    except LimitExceeded:
+        raise
     except OSError as error:
         if error.errno == errno.ENOENT:
             raise StoreUnavailable(f"file {path.name} is missing") from error
         name = errno.errorcode.get(error.errno or 0, type(error).__name__)
         raise StoreUnavailable(f"file {path.name} can't be read: {name}") from error
-    except (InvalidDicomError, NotImplementedError, *_UNWANTED_ERRORS) as error:
-        raise PixelDataInvalid(f"file {path.name} is not readable as DICOM: {type(error).__name__}") from error
+    except Exception as error:
+        reason = str(error) if isinstance(error, FileUnreadable) else type(error).__name__
+        raise PixelDataInvalid(f"file {path.name} is not readable as DICOM: {reason}") from error
+
+
+def _read(path: Path, allowance: Allowance | None = None) -> SourceInstance:
+    opened = open_part10(path)
+    with opened.stream as stream:
+        return SourceInstance(path, read_header(stream, allowance), opened.remark)
+
+
+def _fault(path: Path) -> str:
+    """Where the data set is damaged or cut, if a walk over its elements finds that; empty where it finds nothing."""
+    try:
+        with (
+            open_part10(path).stream as stream,
+            mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+            memoryview(mapped) as whole,
+        ):
+            return _fault_in(whole)
+    except Exception:  # noqa: BLE001 - no Part 10 file to walk over
+        return ""
+
+
+def _fault_in(whole: memoryview) -> str:
+    start = data_set_start(whole)
+    syntax = stated_syntax(bytes(whole[HEAD_LENGTH:start]))
+    if syntax == ExplicitVRBigEndian:
+        return ""
+    try:
+        with whole[start:] as data_set:
+            walked = walk(data_set, implicit=syntax == ImplicitVRLittleEndian)
+    except MalformedDataset as error:
+        return str(error)
+    return "" if walked.pixel_data.stop else "no Pixel Data"
+
+
+def _lies_elsewhere(known: Dataset, other: Dataset) -> bool:
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient"):
+        places = [_numbers(header, keyword) for header in (known, other)]
+        if all(places) and any(abs(a - b) > _SAME_PLACE for a, b in zip(*places, strict=False)):
+            return True
+    return False
+
+
+def _numbers(header: Dataset, keyword: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in header.get(keyword) or ())
+    except Exception:  # noqa: BLE001 - a position that is none says nothing about the place
+        return ()
+
+
+def _pixels_sha256(path: Path) -> str:
+    """Over everything from Pixel Data on."""
+    with open_part10(path).stream as stream:
+        dcmread(stream, specific_tags=["Rows"], stop_before_pixels=True)
+        return _digest(stream)
+
+
+def _digest(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    try:
+        return str(dataset.get(keyword) or "").strip(" \0")
+    except Exception:  # noqa: BLE001 - see read_file
+        return ""

@@ -1,7 +1,7 @@
 """Headers of untrusted files, read within limits that no CT image comes near.
 
 pydicom keeps every value and every item that a file states, so one file can take all memory or hours: 200 MB in a
-private value, a million items, a megabyte that inflates to gigabytes. Here it reads through a stream that counts what
+private value, a million items. Here it reads through a stream that counts what
 is asked for, and a long value is passed over by its declared length.
 
 ===================== ========= ====================================================================================
@@ -19,8 +19,6 @@ with 1000 elements and 100 items each.
 
 from __future__ import annotations
 
-import os
-import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, cast
@@ -28,15 +26,11 @@ from typing import TYPE_CHECKING, cast
 from pydicom import dcmread
 from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
-from pydicom.filereader import read_dataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
 from dicom_node.errors import LimitExceeded
-from dicom_node.standard.part10 import data_set_start
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from typing import BinaryIO
 
     from pydicom import DataElement, Dataset
@@ -47,7 +41,6 @@ LONGEST_VALUE = 64 * 1024
 _MIB = 2**20
 _HEAD = 128 * 1024
 """In these bytes the header of nearly every CT image ends."""
-_INFLATED_AT_ONCE = 1 * _MIB
 _ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 """(FFFE,E000) in Little and in Big Endian."""
 _PIXEL_DATA = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -94,8 +87,10 @@ class Allowance:
             raise LimitExceeded("more sequence items in headers than the limit of 100,000 each and 300,000 in a series")
 
 
-def read_header(path: Path, series: Allowance | None = None) -> Dataset:
+def read_header(stream: BinaryIO, series: Allowance | None = None) -> Dataset:
     """Everything before the pixel data, with ``file_meta``, without values of more than ``LONGEST_VALUE`` bytes.
+
+    ``stream`` is a file that :func:`dicom_node.standard.opening.open_part10` has opened, which is not deflated.
 
     Only sequences may be longer, and hold longer values.
 
@@ -108,8 +103,7 @@ def read_header(path: Path, series: Allowance | None = None) -> Dataset:
     """
     allowances = (Allowance(), series or Allowance.of_series())
     try:
-        with path.open("rb") as file:
-            return _read(file, allowances)
+        return _read(stream, allowances)
     finally:  # pydicom makes other errors, or none, of what its stream raises
         for allowance in allowances:
             allowance.check()
@@ -117,10 +111,6 @@ def read_header(path: Path, series: Allowance | None = None) -> Dataset:
 
 def _read(file: BinaryIO, allowances: tuple[Allowance, ...]) -> Dataset:
     head = file.read(_HEAD)
-    if DeflatedExplicitVRLittleEndian.encode() in head:
-        deflated = _deflated(file, head, allowances)
-        if deflated is not None:
-            return deflated
     header = _read_in(head, allowances, is_all=len(head) < _HEAD)
     if header is None:
         file.seek(0)
@@ -153,7 +143,7 @@ def _read_in(head: bytes, allowances: tuple[Allowance, ...], *, is_all: bool) ->
 class _Counted:
     """A file as pydicom reads it: what it asks for is counted before it is read."""
 
-    def __init__(self, file: BinaryIO | _Inflated, allowances: tuple[Allowance, ...]) -> None:
+    def __init__(self, file: BinaryIO, allowances: tuple[Allowance, ...]) -> None:
         self._file = file
         self._allowances = allowances
         self.seek = file.seek
@@ -193,56 +183,3 @@ def _is_sequence(element: RawDataElement) -> bool:
     if element.VR == VR.SQ:
         return True
     return element.VR in (None, VR.UN) and dictionary_has_tag(element.tag) and dictionary_VR(element.tag) == VR.SQ
-
-
-def _deflated(file: BinaryIO, head: bytes, allowances: tuple[Allowance, ...]) -> Dataset | None:
-    """The header of a deflated data set (PS3.5 A.5), inflated only as far as it goes; None if it is not deflated."""
-    start = data_set_start(head)
-    meta = dcmread(BytesIO(head[:start])).file_meta
-    if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
-        return None
-    file.seek(start)
-    stream = cast("BinaryIO", _Counted(_Inflated(file), allowances))
-    header = read_dataset(
-        stream,
-        is_implicit_VR=False,
-        is_little_endian=True,
-        stop_when=lambda tag, _vr, _length: tag in _PIXEL_DATA,
-        defer_size=LONGEST_VALUE,
-    )
-    _settle_long_values(header, stream, allowances)
-    header.file_meta = meta
-    return header
-
-
-class _Inflated:
-    """A deflated file as if it was not: inflated as far as somebody reads, which must be within the limit of bytes."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._inflating = zlib.decompressobj(-zlib.MAX_WBITS)
-        self._content = bytearray()
-        self._position = 0
-
-    def read(self, size: int) -> bytes:
-        """At most ``size`` bytes."""
-        end = self._position + size
-        if end > Allowance().bytes_left:
-            raise LimitExceeded(f"a deflated header that inflates to {end} bytes and more, the limit is 64 MiB")
-        while len(self._content) < end and not self._inflating.eof:
-            deflated = self._inflating.unconsumed_tail or self._file.read(_HEAD)
-            if not deflated:
-                break
-            self._content += self._inflating.decompress(deflated, _INFLATED_AT_ONCE)
-        content = bytes(self._content[self._position : end])
-        self._position += len(content)
-        return content
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As for any file; the end is not known."""
-        self._position = offset if whence == os.SEEK_SET else self._position + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Of the inflated bytes."""
-        return self._position

@@ -410,6 +410,127 @@ def test_the_results_of_an_earlier_run_stay_when_the_model_cannot_be_loaded(case
     assert names_in(tmp_path / "out") == OUTPUTS
 
 
+# ---- what is left out, and what was done before
+
+
+@pytest.fixture
+def ct(series, tmp_path) -> Path:
+    """A copy of the series that a test may bend."""
+    return shutil.copytree(series, tmp_path / "ct")
+
+
+def ascending(folder):
+    return sorted(folder.iterdir(), key=lambda path: float(dcmread(path).ImagePositionPatient[2]))
+
+
+def rewritten(path, change):
+    changed = dcmread(path)
+    change(changed)
+    changed.save_as(path)
+
+
+def empty(files):
+    files[-1].write_bytes(b"")
+
+
+def cut_in_the_header(files):
+    files[-1].write_bytes(files[-1].read_bytes()[:900])
+
+
+def of_the_one_before(files):
+    uid = dcmread(files[-2]).SOPInstanceUID
+    rewritten(files[-1], lambda changed: setattr(changed, "SOPInstanceUID", uid))
+
+
+def without_uid(files):
+    rewritten(files[0], lambda changed: setattr(changed, "SOPInstanceUID", ""))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (empty, "empty file"),
+        (cut_in_the_header, "damaged, or not readable as DICOM"),
+        (of_the_one_before, "another image of the series has its SOP Instance UID"),
+        (without_uid, "SOP Instance UID or Series Instance UID is missing"),
+    ],
+)
+def test_an_image_that_is_left_out_at_an_end_is_said_everywhere(ct, tmp_path, damage, reason):
+    files = ascending(ct)
+    (ct / "readme.txt").write_text("Doe^John")
+    damage(files)
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 3, answered.output
+    assert f": {reason}" in answered.stderr
+    summary = summary_of(tmp_path / "out")
+    assert summary["status"] == "segmented"
+    assert (summary["input"]["files"], summary["input"]["passed_over"]) == (
+        len(files) - 1,
+        {reason: 1, "no DICOM file": 1},
+    )
+    assert summary["notes"] == [f"files left out: 1 ({reason})"]
+    report = dcmread(tmp_path / "out" / "report.dcm")
+    assert report.CompletionFlag == "PARTIAL"
+    assert "INCOMPLETE" in report.SeriesDescription
+    content = (tmp_path / "out" / "report.dcm").read_bytes()
+    assert f"Files left out: 1 ({reason})".encode() in content
+    assert b"Doe" not in json.dumps(summary).encode() + content
+
+
+def test_what_was_left_out_makes_other_instances(ct, tmp_path):
+    call(ct, "--model", "tissue", "--out", tmp_path / "whole")
+    empty_file = ct / ascending(ct)[0].name.replace("0", "9")
+    empty_file.touch()
+    call(ct, "--model", "tissue", "--out", tmp_path / "part")
+    uids = {dcmread(tmp_path / out / "report.dcm").SOPInstanceUID for out in ("whole", "part")}
+    assert len(uids) == 2
+
+
+def test_copies_and_what_is_no_image_are_counted_and_nothing_is_missing(ct, tmp_path):
+    shutil.copy(ascending(ct)[3], ct / "copy of one.dcm")
+    (ct / ".hidden").touch()
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 0, answered.output
+    assert summary_of(tmp_path / "out")["input"]["passed_over"] == {
+        "copy of an instance that was read": 1,
+        "empty file": 1,
+    }
+    assert dcmread(tmp_path / "out" / "report.dcm").CompletionFlag == "COMPLETE"
+
+
+def test_dicom_files_none_of_which_can_be_read_are_named(ct, tmp_path):
+    for path in ct.iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 3
+    assert "no DICOM file can be read" in answered.stderr
+    assert "no DICOM series" not in answered.stderr
+    assert f"and {len(list(ct.iterdir())) - 1} more files" in summary_of(tmp_path / "out")["reason"]
+
+
+def corrected_patient_id(changed):
+    changed.PatientID = changed.PatientID[:-1] + "9"
+
+
+def other_pixels(changed):
+    changed.PixelData = changed.PixelData[::-1]
+
+
+@pytest.mark.parametrize("correction", [corrected_patient_id, other_pixels])
+def test_a_corrected_series_is_segmented_anew_though_its_files_are_as_long_as_before(ct, tmp_path, correction):
+    arguments = (ct, "--model", "tissue", "--out", tmp_path / "out", "--json")
+    assert [call(*arguments).exit_code for _ in range(2)] == [0, 0]
+    assert json.loads(call(*arguments).stdout)[0]["skipped"]
+    sizes = [path.stat().st_size for path in ascending(ct)]
+    for path in ct.iterdir():
+        rewritten(path, correction)
+    assert [path.stat().st_size for path in ascending(ct)] == sizes
+    (answered,) = json.loads(call(*arguments).stdout)
+    assert not answered["skipped"]
+    if correction is corrected_patient_id:
+        assert dcmread(tmp_path / "out" / "report.dcm").PatientID.endswith("9")
+
+
 # ---- several
 
 

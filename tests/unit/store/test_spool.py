@@ -250,7 +250,9 @@ def test_headers_of_what_is_no_dicom_or_is_missing(tmp_path):
 def test_a_folder_gives_its_series_and_skips_what_is_none(tmp_path):
     (tmp_path / "deep").mkdir()
     for number, (series, instance) in enumerate([("1.2.1", "1"), ("1.2.1", "2"), ("1.2.2", "3"), ("1.2.1", "2")]):
-        dataset(series, f"1.2.9.{instance}").save_as(tmp_path / "deep" / f"{number}", enforce_file_format=True)
+        dataset(series, f"1.2.9.{instance}", BitsAllocated=8, PixelData=b"\0\0").save_as(
+            tmp_path / "deep" / f"{number}", enforce_file_format=True
+        )
     (tmp_path / "readme.txt").write_text("not DICOM")
     (tmp_path / "cut.dcm").write_bytes(bytes(128) + b"DICM\x02\x00\x00\x00UL")
     (tmp_path / "empty").touch()
