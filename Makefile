@@ -7,16 +7,16 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast check wheel setup test-setup peers clean
 
-demo: setup ## set up and run the whole job once: PACS -> node -> SEG and SR -> PACS, with a table and a picture
+demo: setup ## set up and run the demo: PACS -> node -> SEG and SR -> PACS, with a table and a picture
 	$(BIN)/dicom-node demo $(if $(SERIES),--series "$(SERIES)") $(if $(MODEL),--model "$(MODEL)")
 
-test: test-setup peers ## set up and pass the tests; branch coverage must not fall below its floor
+test: test-setup peers ## set up and run all tests; fails if branch coverage is below its minimum
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-test-fast: test-setup ## the tests that need no peer and no model: minutes, for work on the code
+test-fast: test-setup ## the tests that need no peers and no trained model; takes a few minutes
 	$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
 
 check: test-setup ## lint, types, imports, declared dependencies
@@ -27,7 +27,7 @@ check: test-setup ## lint, types, imports, declared dependencies
 	$(BIN)/deptry dicom_node inference
 	$(BIN)/deptry tests benchmarks --ignore DEP002,DEP004
 
-wheel: test-setup ## build the wheel and use it outside the checkout
+wheel: test-setup ## build the wheel and test it outside the checkout
 	.ci/wheel
 
 setup: $(VENV)/.runtime
@@ -37,7 +37,7 @@ $(VENV)/.python:
 	deploy/python-venv.sh "$(PYTHON)" "$(VENV)"
 	touch $@
 
-# torch first: what depends on it would otherwise choose another build
+# torch first: packages that depend on it would otherwise install another build
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'

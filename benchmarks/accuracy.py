@@ -1,11 +1,11 @@
-"""What each choice of the engine costs or gains, on phantoms whose truth is known.
+"""Measures what each option of the engine costs or gains, on phantoms with known truth.
 
     python benchmarks/accuracy.py [--seeds N] [--report docs/developers/engine-accuracy.md]
         [--json benchmarks/results/engine-accuracy.json]
 
-Segments N unseen phantoms with the demo model in every way that the engine can: as TotalSegmentator does, with and
-without the body crop, in float32 and bfloat16. Every answer is compared with the truth (Dice, surface Dice at 3 mm)
-and with the most exact one: float32, no crop.
+Segments N unseen phantoms with the demo model and every option of the engine: parity with TotalSegmentator, with and
+without the body crop, in float32 and bfloat16. Every result is compared with the truth (Dice, surface Dice at 3 mm) and
+with the most exact result: float32, no crop.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def markdown(rows: dict[str, dict[str, float]], seeds: int, spacing: tuple[float
         "",
         f"`python benchmarks/accuracy.py --seeds {seeds}`: {seeds} unseen phantoms at {x:g} x {y:g} x {z:g} mm, the",
         "demo model (5 mm, 104 structures), OpenVINO on the CPU. Dice and surface Dice (3 mm) are against the truth;",
-        f'"like float32" is the mean Dice against the labels of "{EXACT}" and, in brackets, of the worst phantom.',
-        "Seconds are the median of a case; compare their ratios only.",
+        f'"like float32" is the mean Dice against the labels of "{EXACT}", with the lowest phantom in brackets.',
+        "Seconds are medians over the phantoms; only their ratios are comparable.",
         "",
-        "| answer | Dice | surface Dice | lowest case | like float32 | s |",
+        "| options | Dice | surface Dice | lowest case | like float32 | s |",
         "|---|---|---|---|---|---|",
     ]
     lines += [
@@ -109,7 +109,7 @@ def markdown(rows: dict[str, dict[str, float]], seeds: int, spacing: tuple[float
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="phantoms 1 to N; training began at 100000")
+    parser.add_argument("--seeds", type=int, default=20, help="phantoms 1 to N; training starts at 100000")
     parser.add_argument("--spacing", type=float, nargs=3, default=(1.5, 1.5, 2.0), metavar=("X", "Y", "Z"))
     parser.add_argument("--report", type=Path, help="Markdown file to write")
     parser.add_argument("--json", type=Path, help="JSON file to write")

@@ -1,21 +1,22 @@
-"""How long and how much memory does it take to encode a series of 104 structures, beside the programs that do it?
+"""Measures time and memory to encode a series with 104 structures, compared with other programs.
 
     python benchmarks/encode.py --work FOLDER --report docs/developers/encode-benchmark.md
         --json benchmarks/results/encode-benchmark.json --totalsegmentator PYTHON
 
-PYTHON is that of an environment with ``TotalSegmentator==2.18.0`` and ``highdicom``; without it that writer is left
-out. dcmqi comes with the tests' dependencies.
+PYTHON is the interpreter of an environment with ``TotalSegmentator==2.18.0`` and ``highdicom``; without it, that writer
+is left out. dcmqi is one of the tests' dependencies.
 
-The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which are
-10,400 BINARY frames. Every measurement is a process of its own, the writers in turn in each round, so that the ratios
-hold where the absolute figures drift; medians are reported. The slowest writers run in the first round alone.
+The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which give 10,400 BINARY frames. Every measurement
+is a separate process, and the writers take turns in each round, so that the ratios hold even if absolute figures drift;
+medians are reported. The slowest writers run in the first round only.
 
-"ours" is the node's whole encode stage for that object: the source checked, the object read back and compared with the
-labels, its file made durable in the spool. "highdicom" is the same attributes made by highdicom from the whole label
-map and saved by pydicom, not checked. These find their libraries loaded and the labels in memory, as TotalSegmentator's
-writer does, and memory is counted above that. dcmqi's programs are whole processes that read the labels from a file.
+"ours" is the node's whole encode stage for that object: the source is checked, the object read back and compared with
+the labels, and its file made durable in the spool. "highdicom" makes the same attributes with highdicom from the whole
+label map and saves them with pydicom, without a check. Both start with libraries and labels in memory, as does
+TotalSegmentator's writer, and memory is counted above that. dcmqi's programs are whole processes that read the labels
+from a file.
 
-This parent imports nothing large, because a child's peak begins with its parent's.
+This parent process imports nothing large, because a child's peak memory starts at its parent's.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ OBJECTS = {
 }
 SLOW = {("BINARY", "dcmqi"), ("BINARY", "TotalSegmentator")}
 BARS = {
-    "BINARY": "at most 2 s CPU, +450 MB, 5 x faster than highdicom",
+    "BINARY": "at most 2 s CPU, +450 MB, 5 x as fast as highdicom",
     "LABELMAP": "at most 0.5 s CPU, +110 MB",
     "SR": "at most 0.2 s CPU",
     "all": "at most 5 s wall on 2 cores",
@@ -146,14 +147,14 @@ def bars(results: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
         said = f"{wall:.2f} s wall, {cpu:.2f} s CPU, +{peak / 1e6:.0f} MB"
         if "highdicom" in results[what]:
             pairs = zip(results[what]["highdicom"], rounds, strict=True)
-            said += f", {statistics.median(own['wall_s'] / our['wall_s'] for own, our in pairs):.1f} x faster (wall)"
+            said += f", {statistics.median(own['wall_s'] / our['wall_s'] for own, our in pairs):.1f} x as fast (wall)"
         lines.append(f"| {OBJECTS[what]} | {asked} | {said} |")
     return lines
 
 
 def serving_table(serving: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
-        "| SEG | frames | to store it, s | metadata of the series, s | one frame, ms |",
+        "| SEG | frames | store, s | series metadata, s | one frame, ms |",
         "|---|---|---|---|---|",
     ]
     for what, seen in serving.items():
@@ -171,29 +172,29 @@ def report(content: dict[str, Any]) -> str:
         "# Encoding, compared with other writers",
         "",
         f"Written by `{content['command']}` on {content['date']}: {content['machine']}.",
-        f"Medians of {content['rounds']} rounds in turn; dcmqi and TotalSegmentator wrote BINARY once.",
+        f"Medians of {content['rounds']} alternating rounds; dcmqi and TotalSegmentator wrote BINARY once.",
         f"Load average at the start: {content['load']:.1f}. Peers: {peers}{content['absent']}.",
         f"One series of 512 x 512 x {content['planes']}, 104 structures.",
         "",
         *table(content["results"]),
         "",
-        "Peak memory is in addition to the series and its labels; dcmqi's is that of the whole process. Ours includes",
-        "the check of the source, the read-back and fsync. highdicom's RLE is encoded by pydicom: GDCM takes less time",
-        "but aborts the process on frames of an odd size. dcmqi's label map is not compressed.",
+        "Peak memory does not count the series and its labels, except for dcmqi (whole process). Ours includes the",
+        "check of the source, the read-back and fsync. pydicom encodes highdicom's RLE: GDCM is faster but aborts the",
+        "process on frames of an odd size. dcmqi's label map is not compressed.",
         "",
         "## Targets",
         "",
         *bars(content["results"]),
         "",
-        "## Served to a viewer",
+        "## Serving a viewer",
         "",
     ]
     if served is None:
         lines += ["Not measured: Orthanc with its DICOMweb plugin is not installed.", ""]
     else:
         lines += [
-            f"By Orthanc {served['orthanc']} (DICOMweb plugin): STOW-RS, `/metadata`, and `/frames/N`, the median of",
-            f"{served['frames_asked']} frames, each requested once.",
+            f"Orthanc {served['orthanc']} with the DICOMweb plugin: STOW-RS, `/metadata`, and `/frames/N` (median of",
+            f"{served['frames_asked']} frames, each requested once).",
             "",
             *serving_table(content["serving"]),
             "",
@@ -206,10 +207,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the series and the results")
     parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--json", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="without it that writer is left out")
+    parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="if missing, that writer is left out")
     parser.add_argument("--planes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=5, help="how many frames Orthanc is asked for")
+    parser.add_argument("--frames", type=int, default=5, help="how many frames to request from Orthanc")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
     work: Path = arguments.work
@@ -221,7 +222,7 @@ def main() -> None:
         asked = "from importlib.metadata import version; print(version('TotalSegmentator'))"
         peers["TotalSegmentator"] = last_line(run([arguments.totalsegmentator, "-c", asked]).output)
     missing = sorted({"dcmqi", "TotalSegmentator"} - names)
-    absent = f"; left out, because not given: {', '.join(missing)}" if missing else ""
+    absent = f"; not given and left out: {', '.join(missing)}" if missing else ""
     results = bench.rounds(arguments.rounds)
     segs = [work / f"{what}.dcm" for what in SERVED]
     command = [sys.executable, HERE / "encode_serve.py", "--folder", work, "--frames", arguments.frames, *segs]

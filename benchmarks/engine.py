@@ -1,4 +1,4 @@
-"""TotalSegmentator and this engine, one after the other in one run, on the same weights and the same CT.
+"""Compares TotalSegmentator and this engine in one run, on the same weights and the same CT.
 
     python benchmarks/engine.py --peer ENVIRONMENT --ct CT.nii.gz --work FOLDER
         --report docs/developers/engine-benchmark.md --json benchmarks/results/engine-benchmark.json
@@ -6,11 +6,11 @@
 ENVIRONMENT is a virtual environment with ``TotalSegmentator==2.18.0`` and ``highdicom``, and CT.nii.gz any CT (the
 figures in docs/ are of the example in TotalSegmentator's own repository). Inputs and models are made once in FOLDER.
 
-Every measurement is a process of its own: wall and CPU seconds (user and system, children included) and the peak of
-the largest process as the kernel counted them. Programs take turns in each round, so that the ratios hold where the
-absolute figures drift; medians are reported. "new process" is the command line from nothing to files; "warm" is the
-second segmentation inside one process, HU in memory to labels on the source grid, as a node's worker does it. This
-parent imports nothing large, because a child's peak begins with its parent's.
+Every measurement is a separate process: wall and CPU seconds (user and system, including children) and the peak of the
+largest process, as counted by the kernel. Programs take turns in each round, so that the ratios hold even if absolute
+figures drift; medians are reported. "new process" is the whole command line; "warm" is the second segmentation in one
+process, from HU in memory to labels on the source grid, as in a node's worker. This parent process imports nothing
+large, because a child's peak memory starts at its parent's.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Bench:
         folder = self.work / "ct"
         if not (folder / "dicom").exists():
             if self.ct is None:
-                raise SystemExit("this case is made from a CT: --ct CT.nii.gz")
+                raise SystemExit("this case needs a CT: --ct CT.nii.gz")
             step("engine_inputs.py", "ct", "--source", self.ct, "--out", folder, "--shape", *self.shape)
         return folder / "dicom" if case.source == "ct/dicom" else folder / "ct.nii.gz"
 
@@ -286,13 +286,13 @@ def median(rounds: list[dict[str, Any]], program: str, key: str) -> float:
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
-        "| case | | wall s | times faster | CPU s | peak GB |",
+        "| case | | wall s | times as fast | CPU s | peak GB |",
         "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
         rounds = result["rounds"]
         titles = {"peer": "TotalSegmentator, new process", "cold": "ours, new process", "warm": "**ours, warm**"}
-        if CASES[name].dicom_out:  # the warm figure knows no DICOM: it would stand beside the wrong one
+        if CASES[name].dicom_out:  # the warm figure excludes DICOM, so it can't be compared
             del titles["warm"]
         for program, title in titles.items():
             wall, cpu, peak = (median(rounds, program, key) for key in ("wall_s", "cpu_s", "peak_bytes"))
@@ -331,7 +331,7 @@ def stage_table(results: dict[str, dict[str, Any]]) -> list[str]:
 def floor_table(results: dict[str, dict[str, Any]], floor: dict[str, Any], rate: str) -> list[str]:
     """Windows times their operations over the machine's rate, beside the warm time."""
     lines = [
-        "| case | windows | TFLOP a window | floor s | warm s | floor / warm |",
+        "| case | windows | TFLOP per window | floor s | warm s | floor / warm |",
         "|---|---|---|---|---|---|",
     ]
     for name, result in results.items():
@@ -354,7 +354,7 @@ def report(content: dict[str, Any]) -> str:
     rates = ", ".join(f"{precision} {rate / 1e9:.0f} GFLOP/s" for precision, rate in floor["flop_per_s"].items())
     fastest = max(floor["flop_per_s"], key=floor["flop_per_s"].get)
     peer = ", ".join(f"{name} {version}" for name, version in content["peer"].items())
-    how = f"{content['rounds']} rounds in turn, medians; load average at the start {content['load']:.1f}"
+    how = f"Medians of {content['rounds']} alternating rounds; load average at the start {content['load']:.1f}"
     if content["times_only"]:
         how += "; times only, so `warm` is the first volume of a loaded model"
     lines = [
@@ -370,7 +370,7 @@ def report(content: dict[str, Any]) -> str:
         "",
         *stage_table(results),
         "",
-        f"One large convolution on this machine: {rates}. The floor is every window at {fastest} and nothing else.",
+        f"One large convolution on this machine: {rates}. The floor is the time of all windows at {fastest} alone.",
         "",
         *floor_table(results, floor, fastest),
         "",
@@ -388,12 +388,12 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, required=True, help="virtual environment with TotalSegmentator")
-    parser.add_argument("--ct", type=Path, help="NIfTI CT that the cases but `phantom` are made from")
+    parser.add_argument("--ct", type=Path, help="NIfTI CT for all cases except `phantom`")
     parser.add_argument("--case", nargs="+", choices=[*CASES, "all"], default=["all"])
     parser.add_argument("--shape", type=int, nargs=3, default=(280, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument(
-        "--times-only", action="store_true", help="no parity and no float32 beside it: half an hour less for 1.5 mm"
+        "--times-only", action="store_true", help="skip the parity and float32 runs: saves half an hour for 1.5 mm"
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--work", type=Path, required=True, help="folder for inputs, models and results")

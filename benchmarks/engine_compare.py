@@ -1,4 +1,4 @@
-"""How far two label maps of the same CT agree, by the names of their structures; prints JSON.
+"""Compares two label maps of the same CT by the names of their structures; prints JSON.
 
 ``python benchmarks/engine_compare.py FIRST FIRST_NAMES SECOND SECOND_NAMES``: a map is a NIfTI file or an array
 [z, y, x] of the same grid with a JSON file of names by label, or a DICOM SEG (BINARY), whose own names count.
@@ -58,7 +58,7 @@ def paired(
         images = sorted({*first, *second})
         return np.stack([first.get(i, empty) for i in images]), np.stack([second.get(i, empty) for i in images])
     if isinstance(first, dict) or isinstance(second, dict) or first.shape != second.shape:
-        raise SystemExit("the two label maps do not lie on one grid")
+        raise SystemExit("the two label maps are on different grids")
     return first, second
 
 

@@ -1,7 +1,7 @@
-"""What a model costs at least on this machine: its multiplications, and how fast the machine multiplies.
+"""The minimum cost of a model on this machine: its multiplications, and how fast the machine multiplies.
 
 ``python benchmarks/engine_floor.py PACKAGE [--device cuda]`` prints JSON. The rate is that of one large 3 x 3 x 3
-convolution of 128 channels, repeated until it gets no faster: what the same library gives where nothing else is to do.
+convolution of 128 channels, repeated until it gets no faster, with the same library and nothing else to do.
 """
 
 from __future__ import annotations

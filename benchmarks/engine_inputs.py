@@ -1,7 +1,7 @@
-"""What both programs of ``benchmarks/engine.py`` work on: a routine CT, a phantom, and nnU-Net model folders.
+"""The inputs of both programs of ``benchmarks/engine.py``: a routine CT, a phantom, and nnU-Net model folders.
 
-The weights of the large models are random: their time does not depend on what they have learned, and nobody's weights
-are needed. Patch sizes, spacings and feature counts are those of TotalSegmentator's published models.
+The weights of the large models are random, because the time does not depend on what was learned and no licensed weights
+are needed then. Patch sizes, spacings and feature counts are those of TotalSegmentator's published models.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from inference.models.install import Stated, install
 from inference.models.network import build_network
 from inference.models.package import read_package
 from inference.models.weights import head_name
+from inference.training.nnunet_folder import CONFIGURATION, Design, Intensities
+from inference.training.nnunet_folder import plans as training_plans
 from inference.types import Geometry, Volume
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
 
 ROUTINE_SHAPE_ZYX = (280, 512, 512)
 DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
-CONFIGURATION = "3d_fullres"
+INTENSITIES = Intensities(-50.0, -50.0, 500.0, -1024.0, 3071.0, -1004.0, 1588.0)
+"""Of the HU of a whole body."""
 NEVER = -100.0
 """A logit below all others."""
 PARTS = {
@@ -89,63 +92,14 @@ def write_ct(source: Path, folder: Path, shape_zyx: tuple[int, int, int]) -> Non
     write_ct_series(volume, folder / "dicom", SyntheticPatient(seed=0, age_years=60, sex="O"))
 
 
-def plans(spacing_mm: float, patch: Sequence[int], features: Sequence[int]) -> dict[str, Any]:
-    """nnU-Net's plans.json of a PlainConvUNet on isotropic CT."""
+def plans(spacing_mm: float, patch: tuple[int, int, int], features: Sequence[int]) -> dict[str, Any]:
+    """nnU-Net's plans.json of a PlainConvUNet on isotropic CT, with two convolutions in every stage."""
     stages = len(features)
-    resampling = {
-        key + suffix: value
-        for key, order in (("data", 3), ("seg", 1), ("probabilities", 1))
-        for suffix, value in (
-            ("", "resample_data_or_seg_to_shape"),
-            ("_kwargs", {"is_seg": key == "seg", "order": order, "order_z": 0, "force_separate_z": None}),
-        )
-    }
-    return {
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "NibabelIOWithReorient",
-        "label_manager": "LabelManager",
-        "experiment_planner_used": "ExperimentPlanner",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "original_median_spacing_after_transp": [spacing_mm] * 3,
-        "original_median_shape_after_transp": [300, 250, 250],
-        "foreground_intensity_properties_per_channel": {
-            "0": {"mean": -50.0, "std": 500.0, "percentile_00_5": -1004.0, "percentile_99_5": 1588.0}
-        },
-        "configurations": {
-            CONFIGURATION: {
-                "data_identifier": "nnUNetPlans_3d_fullres",
-                "preprocessor_name": "DefaultPreprocessor",
-                "batch_size": 2,
-                "batch_dice": False,
-                "patch_size": list(patch),
-                "spacing": [spacing_mm] * 3,
-                "normalization_schemes": ["CTNormalization"],
-                "use_mask_for_norm": [False],
-                **{f"resampling_fn_{key}": value for key, value in resampling.items()},
-                "architecture": {
-                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-                    "arch_kwargs": {
-                        "n_stages": stages,
-                        "features_per_stage": list(features),
-                        "conv_op": "torch.nn.modules.conv.Conv3d",
-                        "kernel_sizes": [[3, 3, 3]] * stages,
-                        "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
-                        "n_conv_per_stage": [2] * stages,
-                        "n_conv_per_stage_decoder": [2] * (stages - 1),
-                        "conv_bias": True,
-                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                        "dropout_op": None,
-                        "dropout_op_kwargs": None,
-                        "nonlin": "torch.nn.LeakyReLU",
-                        "nonlin_kwargs": {"inplace": True},
-                    },
-                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-                },
-            }
-        },
-    }
+    design = Design(spacing_mm, patch, tuple(features), (2,) * stages)
+    described = training_plans("", design, INTENSITIES, (300, 250, 250))
+    kwargs = described["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
+    kwargs["n_conv_per_stage_decoder"] = [2] * (stages - 1)
+    return described
 
 
 def write_random_model(
@@ -157,14 +111,14 @@ def write_random_model(
     torch.manual_seed(0)
     network = PlainConvUNet(input_channels=1, num_classes=len(names) + 1, deep_supervision=False, **kwargs)
     network.apply(network.initialize)
-    write_model(results, dataset, trainer, names, {"dataset_name": dataset, **described}, network.state_dict())
+    write_model(results, dataset, trainer, names, {**described, "dataset_name": dataset}, network.state_dict())
 
 
 def write_demo_model(results: Path, names: Sequence[str]) -> None:
     """The shipped demo model where TotalSegmentator looks for its 3 mm model, with its spacing and its names.
 
-    The network is the trained one; at 3 mm, and under other names, its answer has no meaning, which neither program
-    minds. The names that it has no class for get one that no voxel is given to.
+    The network is the trained one; at 3 mm and under other names its labels are meaningless, which does not matter
+    here. Names without a class get one that no voxel is assigned to.
     """
     (part,) = read_package(DEMO_MODEL).parts
     weights = load_file(part.weights[0])
@@ -187,7 +141,7 @@ def write_demo_model(results: Path, names: Sequence[str]) -> None:
         "n_conv_per_stage_decoder": list(part.architecture.convolutions_per_decoder_stage),
     }
     described["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"] |= convolutions
-    write_model(results, FAST, TRAINER_OF_FAST, names, {"dataset_name": FAST, **described}, network.state_dict())
+    write_model(results, FAST, TRAINER_OF_FAST, names, {**described, "dataset_name": FAST}, network.state_dict())
 
 
 def write_model(

@@ -1,4 +1,4 @@
-"""Our engine in a process of its own, a CT several times over: the first time cold caches, then warm.
+"""Runs our engine in its own process several times on one CT: first with cold caches, then warm.
 
 ``python benchmarks/engine_ours.py --package FOLDER --input CT --labels FILE [--runs N] [--parity] ...`` writes the last
 labels as an array [z, y, x] and prints JSON: seconds of every stage of every run, and the peak of the whole process.

@@ -1,4 +1,4 @@
-"""How many CT instances a second does the listener make durable, beside Orthanc and DCMTK's storescp?
+"""Measures how many CT instances per second the listener makes durable, compared with Orthanc and DCMTK's storescp.
 
 ``python benchmarks/receive.py [--instances N] [--rounds R]``. All receivers run in turn on this machine in each round,
 so that the ratios hold where the absolute figures drift; the median of the rounds is printed. Senders are DCMTK's

@@ -1,4 +1,4 @@
-"""Is this checkout as fast as an earlier one? Both do the same work in turn, and the ratio is taken pair by pair.
+"""Checks whether this checkout is as fast as an earlier one: both do the same work alternately, compared pair by pair.
 
 ``python benchmarks/trees.py OLD NEW --package FOLDER --ct FILE [--case demo receive encode engine] [--pairs 9]``. OLD
 and NEW are checkouts that have their ``.venv``; FOLDER is a model package and FILE a CT for the engine. Each figure is

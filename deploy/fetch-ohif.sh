@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Puts the site that OHIF's npm package carries into FOLDER: fetch-ohif.sh [FOLDER]. Nothing of the package is run.
-# FOLDER is by default where the tests look for it. One version, known by its hash, for the container and for the tests.
+# Extracts the site in OHIF's npm package to FOLDER: fetch-ohif.sh [FOLDER]. No code of the package is run.
+# FOLDER defaults to the place where the tests look. The container and the tests use one version, pinned by its hash.
 set -euo pipefail
 
 version=3.13.2
@@ -13,6 +13,6 @@ part=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$part"' EXIT
 (cd "$part" && npm pack --silent --ignore-scripts "@ohif/app@$version" >/dev/null)
 echo "$sha512  $part/ohif-app-$version.tgz" | sha512sum --check --quiet
-# two folders that are not used here are three quarters of it
+# two folders that are not used here make up three quarters of it
 tar -xzf "$part/ohif-app-$version.tgz" -C "$part" --exclude=package/dist/ort --exclude=package/dist/dicom-microscopy-viewer package/dist
 mv "$part/package/dist" "$folder"

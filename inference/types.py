@@ -321,3 +321,16 @@ class Segmenter(Protocol):
         ``progress(fraction, stage)`` receives the fraction (0..1) of the whole work and a short English stage name.
         """
         ...
+
+
+@runtime_checkable
+class TwoStepSegmenter(Segmenter, Protocol):
+    """A segmenter that can prepare one volume in one thread while it infers another in a second thread."""
+
+    def prepare(self, volume: Volume, progress: Callable[[float, str], None]) -> Any:
+        """Do everything that needs no network."""
+        ...
+
+    def infer(self, prepared: Any, progress: Callable[[float, str], None]) -> Segmentation:
+        """Label every voxel of a prepared volume."""
+        ...

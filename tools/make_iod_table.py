@@ -3,7 +3,7 @@
     python tools/make_iod_table.py
 
 The tables are highdicom's, made from the source of the standard. It has them in a private module and in files of 23 MB,
-so the node ships the few that its conformance statement needs; a test holds them against the installed highdicom.
+so the node ships the few that its conformance statement needs; a test compares them with the installed highdicom.
 """
 
 from __future__ import annotations

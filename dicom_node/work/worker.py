@@ -19,7 +19,7 @@ import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -28,14 +28,14 @@ from dicom_node.settings import ModelSettings, NnunetModelSettings, TissueModelS
 from dicom_node.work.channel import Channel, mapped
 from dicom_node.work.models import load_segmenter
 from inference.errors import InferenceError
-from inference.types import Geometry, Volume
+from inference.types import Geometry, TwoStepSegmenter, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from inference.types import Segmentation, Segmenter
+    from inference.types import Segmenter
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
@@ -43,15 +43,6 @@ _NICENESS = 5
 _EXPENDABLE = "500"
 """Where memory runs out the kernel shall end this process, which is replaced, and not the listener."""
 BROKEN_EXIT_CODE = 3
-
-
-@runtime_checkable
-class _TwoSteps(Protocol):
-    """A segmenter whose first step may run in another thread while the second one works on another volume."""
-
-    def prepare(self, volume: Volume, progress: Callable[[float, str], None]) -> Any: ...
-
-    def infer(self, prepared: Any, progress: Callable[[float, str], None]) -> Segmentation: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -119,7 +110,7 @@ class _Server:
         for descriptor in descriptors:
             os.close(descriptor)
         request = _Request(Volume(voxels, Geometry(shape, np.array(message["affine_lps"]))), labels)
-        if isinstance(self._segmenter, _TwoSteps):
+        if isinstance(self._segmenter, TwoStepSegmenter):
             try:
                 with self._pulse:
                     request.prepared = self._segmenter.prepare(request.volume, self._progress(number))
@@ -137,7 +128,7 @@ class _Server:
         progress = self._progress(number)
         try:
             with self._pulse:
-                if request.prepared is not None and isinstance(self._segmenter, _TwoSteps):
+                if request.prepared is not None and isinstance(self._segmenter, TwoStepSegmenter):
                     result = self._segmenter.infer(request.prepared, progress)
                 else:
                     result = self._segmenter.segment(request.volume, progress)

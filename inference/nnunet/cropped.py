@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inference.errors import ModelPackageError
 from inference.nnunet.body import bounding_box
-from inference.types import Geometry, RunReport, Segmentation, Segmenter, Volume
+from inference.types import Geometry, RunReport, Segmentation, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,24 +19,12 @@ if TYPE_CHECKING:
 
     from inference.models.package import Crop
     from inference.nnunet.engine import NnunetSegmenter
-    from inference.types import ModelIdentity
+    from inference.types import ModelIdentity, TwoStepSegmenter
 
     Progress = Callable[[float, str], None]
 
 _FIRST_SHARE = 0.3
 """Share of the first model in the progress display."""
-
-
-class TwoSteps(Segmenter, Protocol):
-    """A segmenter that can prepare one volume while it infers another."""
-
-    def prepare(self, volume: Volume, progress: Progress) -> Any:
-        """Do everything that needs no network."""
-        ...
-
-    def infer(self, prepared: Any, progress: Progress) -> Segmentation:
-        """Do the rest."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +50,7 @@ class CroppedSegmenter:
         ModelPackageError: ``first`` does not know a structure of ``crop``.
     """
 
-    def __init__(self, first: TwoSteps, second: NnunetSegmenter, crop: Crop) -> None:
+    def __init__(self, first: TwoStepSegmenter, second: NnunetSegmenter, crop: Crop) -> None:
         missing = sorted(set(crop.structures) - set(first.names_by_label.values()))
         if missing:
             raise ModelPackageError(f"{first.identity.name} does not find {', '.join(missing)}")

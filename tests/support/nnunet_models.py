@@ -1,4 +1,8 @@
-"""Small nnU-Net v2 model folders with random weights, by a writer of their own; and packages installed from them."""
+"""Small nnU-Net v2 model folders with random weights, and packages installed from them.
+
+The folders are written without the writer of :mod:`inference.training`, so that the reader is not tested against
+mistakes that both would share.
+"""
 
 import json
 
@@ -7,6 +11,17 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from inference.models.install import Facts, install_folders
+
+_LAYERS = {
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "conv_bias": True,
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+}
 
 
 def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network="PlainConvUNet", axes=(0, 1, 2)):
@@ -25,18 +40,11 @@ def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network=
                     "arch_kwargs": {
                         "n_stages": stages,
                         "features_per_stage": list(features),
-                        "conv_op": "torch.nn.modules.conv.Conv3d",
                         "kernel_sizes": [[3, 3, 3]] * stages,
                         "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
                         blocks: [1] * stages,
                         "n_conv_per_stage_decoder": [1] * (stages - 1),
-                        "conv_bias": True,
-                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-                        "dropout_op": None,
-                        "dropout_op_kwargs": None,
-                        "nonlin": "torch.nn.LeakyReLU",
-                        "nonlin_kwargs": {"inplace": True},
+                        **_LAYERS,
                     },
                     "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
                 },

@@ -1,4 +1,4 @@
-"""TotalSegmentator's pipeline with the code of those that it is made of: nibabel, scipy and nnU-Net's own predictor."""
+"""TotalSegmentator's pipeline, built from the libraries that it uses: nibabel, scipy and nnU-Net's own predictor."""
 
 import sys
 from copy import deepcopy

@@ -12,11 +12,11 @@ _HELD: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on and nobody else is given while this process lives.
+    """A free loopback port that no other test process gets while this process lives.
 
-    Asking the kernel for a port and closing it again is a race: the next connection of anybody may get it. This one
-    lies below the range that the kernel gives away, and a name in the abstract socket namespace reserves it among the
-    test processes of this machine.
+    Asking the kernel for a port and closing it again is a race: the next connection may get it. This port is below the
+    range that the kernel assigns, and a name in the abstract socket namespace reserves it among the test processes of
+    this machine.
     """
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = list(range(_LOWEST, max(first_ephemeral, _LOWEST + 1000)))

@@ -1,4 +1,4 @@
-"""A small CT series as bytes, element by element: what a fault must look like on the wire no library would write."""
+"""A small CT series as bytes, element by element, for faults that no library would write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PLANES, ROWS, COLUMNS = 4, 6, 7
 ROOT = "1.2.826.0.1.3680043.8.498"
 SURNAME = "Zweifelhaft"
-"""Must never be read anywhere but in results."""
+"""Must appear nowhere except in results."""
 PATIENT_ID = "P-90210"
 
 Elements = dict[int, tuple[bytes, bytes]]
@@ -77,7 +77,7 @@ def tag_of(keyword: str) -> int:
 
 
 def plane_elements(k: int) -> Elements:
-    """A sound header and its pixels."""
+    """A valid header and its pixels."""
     texts = _COMMON | {"SOPInstanceUID": f"{ROOT}.2.{k + 1}", "ImagePositionPatient": f"-3\\-4\\{2.5 * k}"}
     texts["InstanceNumber"] = str(PLANES - k)
     found: Elements = {}
