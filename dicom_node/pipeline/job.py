@@ -76,8 +76,7 @@ class JobCase:
 
     def infer(self, volume: Volume) -> Segmentation:
         """Have the volume prepared, wait for the device, let the next job in and infer."""
-        places, workers, attempt = self._means.places, self._means.workers, self._attempt
-        places.refuse_if_closed()
+        workers, attempt = self._means.workers, self._attempt
         with self.stage("prepare"):
             order = workers.prepare(self.model, volume, attempt.on_progress)
         with self.stage("wait"):

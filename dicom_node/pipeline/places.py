@@ -50,15 +50,6 @@ class Places:
             if self._closed:
                 raise Stopping
 
-    def refuse_if_closed(self) -> None:
-        """Between two long steps.
-
-        Raises:
-            Stopping: the node is being stopped.
-        """
-        if self._closed:
-            raise Stopping
-
     def wait_until_closed(self, limit_s: float) -> None:
         """Wait until the node is stopped, ``limit_s`` at most."""
         with self._changed:

@@ -61,6 +61,34 @@ def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(confi
     ledger.close()
 
 
+@pytest.mark.parametrize("how", ["stopped", "killed", "killed and stopped"])
+@pytest.mark.parametrize("step", ["load tissue", "prepare 1", "infer 1"])
+def test_a_lost_worker_costs_an_attempt_and_a_stop_none_at_whatever_step(config, tmp_path, monkeypatch, step, how):
+    script = Script(tmp_path / "script", monkeypatch)
+    script.hold(step)
+    settings = load_settings(config)
+    spool, ledger = open_store(settings)
+    receive(spool, ledger, tmp_path / "ct", 1)
+    workers = WorkerPool(settings.models, settings.work)
+    pipeline = open_pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers)
+    pipeline.completing.complete_due()
+    pipeline.routing.route_complete()
+    running = threading.Thread(target=pipeline.running.run_next_job)
+    running.start()
+    script.wait_for(f"{step} begins")
+    if "killed" in how:
+        os.kill(workers._residents["tissue"].worker.process_id, signal.SIGKILL)
+    if "stopped" in how:
+        pipeline.running.stop()
+    running.join(30)
+    assert not running.is_alive()
+    workers.close()
+    (job,) = ledger.overview.jobs(5)
+    assert (job.state, job.attempts) == (JobState.QUEUED, 0 if "stopped" in how else 1)
+    assert ("signal SIGKILL" in job.reason) == (how == "killed")
+    ledger.close()
+
+
 def children_of(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in found.read_text().split()]

@@ -58,7 +58,6 @@ def test_closing_sends_away_whoever_waits_and_whoever_comes(places):
 
         waiting = [*gates, threads.submit(alone), threads.submit(places.wait_until_closed, LONG_S)]
         wait_until(lambda: places._under_way == 2)
-        places.refuse_if_closed()
         places.close()
         for each in waiting[:3]:
             with pytest.raises(Stopping):
@@ -67,7 +66,5 @@ def test_closing_sends_away_whoever_waits_and_whoever_comes(places):
     for gate in (places.intake, places.encoding):
         with pytest.raises(Stopping):
             gate.enter()
-    with pytest.raises(Stopping):
-        places.refuse_if_closed()
     with places.job_under_way(), pytest.raises(Stopping):
         places.wait_for_others()
