@@ -1,9 +1,8 @@
-"""What happens to a CT: read, reconstruct, infer, back to the source grid, measure, encode, keep.
+"""The steps of an analysis: read, reconstruct, infer, return to the source grid, measure, encode, keep.
 
-:func:`analyse` is the only place that knows this order; a job of the node and an input of ``dicom-node segment`` are
-both a :class:`Case` of it. The case says how each step is done where it runs: where the images are, which process
-infers, when it is the turn of this one to be encoded, and where the results go. What the steps do to the values is
-below, each a function of its own.
+Only :func:`analyse` defines this order. A job of the node and an input of ``dicom-node segment`` are both a
+:class:`Case`, which supplies what differs between them: where the images are, which process infers, when a case may be
+encoded, and where the results go. The steps themselves are the functions below.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ct:
-    """A CT in memory: ``volume`` is what a model gets, ``source`` the grid that results lie on.
+    """A CT in memory: ``volume`` is the input of a model, ``source`` defines the grid of the results.
 
-    They are one object unless the gantry was tilted. ``reconstruction`` ties the planes to their source images; None
-    for a volume that no DICOM object can refer to.
+    Both are the same object unless the gantry was tilted. ``reconstruction`` links the planes to their source images;
+    None for a volume that does not come from DICOM.
     """
 
     volume: Volume
@@ -43,7 +42,7 @@ class Ct:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:
-    """What the model found in ``ct``: labels on the source grid, and what they measure there."""
+    """What the model found in ``ct``: labels on the source grid, and their measurements."""
 
     ct: Ct
     segmentation: Segmentation
@@ -51,14 +50,14 @@ class Findings:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader should know: of the images, and of a run that did not go as planned."""
+        """What a reader should know about the images, and about a run that did not go as planned."""
         of_images = self.ct.reconstruction.notes if self.ct.reconstruction else ()
         of_run = self.segmentation.run.notes if self.segmentation.run else ()
         return (*of_images, *(note.text for note in of_run))
 
 
 class Case(Protocol):
-    """One CT on its way, as :func:`analyse` sees it."""
+    """One CT as :func:`analyse` sees it."""
 
     @property
     def model(self) -> str:
@@ -67,16 +66,16 @@ class Case(Protocol):
 
     @property
     def minimum(self) -> MinimumExtent:
-        """The least that the model needs of a volume."""
+        """The smallest volume that the model accepts."""
         ...
 
     @property
     def structures(self) -> Sequence[str]:
-        """Keep only these of the structures that the model finds; all where it is empty."""
+        """The structures to keep of those that the model finds; empty: all."""
         ...
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of the block as stage ``name``."""
+        """Record the duration of the block as stage ``name``."""
         ...
 
     def read(self) -> Series | Volume:
@@ -88,19 +87,19 @@ class Case(Protocol):
         ...
 
     def requests(self) -> Mapping[str, ResultRequest] | None:
-        """What each destination gets (none named: the default objects); None: no DICOM objects."""
+        """The results for each destination (empty: the default objects); None: no DICOM objects."""
         ...
 
     def encoding(self) -> AbstractContextManager[object]:
-        """Wait until this case may be measured and encoded, and hold the place for the block."""
+        """Wait until this case may be measured and encoded, then reserve that for the duration of the block."""
         ...
 
     def context(self) -> ResultContext:
-        """What the results state beside the findings."""
+        """What the results state besides the findings."""
         ...
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
-        """Store everything; each of ``results`` is encoded when it is asked for."""
+        """Store everything; each of ``results`` is encoded when it is requested."""
         ...
 
 
@@ -108,9 +107,9 @@ def analyse(case: Case) -> None:
     """Take one CT from its files to its results.
 
     Raises:
-        SeriesRejected: the images form no CT volume, or one too small for the model.
-        SegmentationImpossible: the model says no, or its labels contradict themselves.
-        EncodingError: a result could not be built, or did not read back equal.
+        SeriesRejected: the images do not form a CT volume, or the volume is too small for the model.
+        SegmentationImpossible: the model refuses the volume, or its labels are inconsistent.
+        EncodingError: a result could not be built, or differed when read back.
         DicomNodeError: whatever the case raises.
     """
     with case.stage("read"):
@@ -142,10 +141,10 @@ def reconstructed(images: Series | Volume) -> Ct:
 
 
 def refuse_too_small(ct: Ct, minimum: MinimumExtent) -> None:
-    """Whether ``ct`` is large enough for the model.
+    """Check that ``ct`` is large enough for the model.
 
     Raises:
-        NotEligible: fewer slices than ``minimum``, or less extent along an axis.
+        NotEligible: it has fewer slices than ``minimum``, or a smaller extent along an axis.
     """
     refusal = minimum.refusal(ct.volume.geometry)
     if refusal is not None:
@@ -153,10 +152,10 @@ def refuse_too_small(ct: Ct, minimum: MinimumExtent) -> None:
 
 
 def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ()) -> Segmentation:
-    """``labels`` of the volume, plane by plane on the source images; only ``structures`` of them, where some are named.
+    """The ``labels`` of the volume, plane by plane on the source images; only ``structures``, if any are given.
 
     Raises:
-        InvalidValueError: the labels lie on another grid than the volume.
+        InvalidValueError: the labels have a different grid than the volume.
     """
     if not labels.geometry.same_grid(ct.volume.geometry):
         raise InvalidValueError(
@@ -176,7 +175,7 @@ def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ())
 
 
 def measured(ct: Ct, segmentation: Segmentation, *, with_shape: bool) -> Findings:
-    """The findings of ``segmentation``, which lies on the source grid.
+    """The findings of ``segmentation``, which must be on the source grid.
 
     Raises:
         InvalidValueError: see :func:`inference.measure.measure`.
@@ -195,7 +194,7 @@ def _encoded(case: Case, findings: Findings, requests: Mapping[str, ResultReques
 
 @contextmanager
 def _sound_labels(model: str) -> Iterator[None]:
-    """The border to the values of ``inference``: labels that contradict themselves are the model's fault."""
+    """Translate errors in the values of ``inference``: the model is to blame for inconsistent labels."""
     try:
         yield
     except InvalidValueError as error:

@@ -1,7 +1,7 @@
 """The public Python API: segment a CT, and read results back into values.
 
-What this module exports is what a release promises to keep (docs/developers/releases.md); every other module is
-internal. docs/developers/api.md has examples. Coordinates are those of DICOM: millimetres in LPS, arrays indexed
+The exports of this module are the stable API (docs/developers/releases.md); every other module is internal.
+docs/developers/api.md has examples. Coordinates are those of DICOM: millimetres in LPS, arrays indexed
 ``[plane, row, column]``.
 """
 
@@ -99,28 +99,28 @@ __all__ = [
 ]
 
 _BEGINS_AT = {"read": 0.0, "reconstruct": 0.02, "segment": 0.05, "measure": 0.9, "encode": 0.95}
-"""Where each stage begins of the fraction that ``progress`` is told."""
+"""The fraction that ``progress`` gets at the start of each stage."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpenModel:
-    """A model that is loaded and stays so: for one CT after the other. Made by :func:`open_model`."""
+    """A model that stays loaded, for any number of CTs. Made by :func:`open_model`."""
 
     identity: ModelIdentity
     names_by_label: Mapping[int, str]
-    """Every structure that it can find."""
+    """Every structure that the model can find."""
     _model: Model = field(repr=False)
     _segmenter: Segmenter = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What was found in one CT.
+    """The result for one CT.
 
-    ``labels_zyx`` is uint8 on ``geometry``, the grid of the images themselves (of NIfTI: its voxels, with the axes in
-    DICOM's order); 0 is background. ``structures`` are the measurements of all that was found, by ascending label.
-    ``run`` says what ran, and ``notes`` what a reader should know. ``objects`` are the DICOM results that were asked
-    for: ``object.content`` is a whole file.
+    ``labels_zyx`` is uint8 on ``geometry``, the grid of the input images (for NIfTI, with the axes in DICOM's order);
+    0 is background. ``structures`` are the measurements of all structures found, by ascending label. ``run`` describes
+    the run, and ``notes`` tell a reader what to keep in mind. ``objects`` are the requested DICOM results;
+    ``object.content`` is a whole file.
     """
 
     labels_zyx: NDArray[np.uint8]
@@ -135,17 +135,17 @@ class Result:
     _grid: FileGrid = field(repr=False)
 
     def voxels_of(self, name: str) -> NDArray[np.bool_]:
-        """Where the structure ``name`` is, on the grid of ``labels_zyx``.
+        """A mask of the structure ``name``, on the grid of ``labels_zyx``.
 
         Raises:
-            KeyError: the model does not look for it.
+            KeyError: it is not a structure of the model.
         """
         label_of = {structure: label for label, structure in self.names_by_label.items()}
         inside: NDArray[np.bool_] = self.labels_zyx == label_of[name]
         return inside
 
     def write_labels(self, path: str | os.PathLike[str]) -> None:
-        """Write the label map as NIfTI (``.nii.gz``); one of a NIfTI file lies on the very grid of that file."""
+        """Write the label map as NIfTI (``.nii.gz``); for a NIfTI input, with exactly the grid of that file."""
         description = f"{self.model.name} {self.model.version}; research use only"
         write_labels(Path(path), self.labels_zyx, self._grid, self.names_by_label, description)
 
@@ -154,10 +154,10 @@ def volume(voxels_zyx: ArrayLike, affine_lps: ArrayLike) -> Volume:
     """A CT from an array of Hounsfield units.
 
     ``affine_lps`` (4 x 4) maps the index (column, row, plane, 1) to LPS millimetres; planes ascend along the cross
-    product of row and column direction. Whole numbers that fit become int16, others float32.
+    product of row and column direction. Integers that fit become int16, all other values float32.
 
     Raises:
-        InvalidValueError: the array is not of three dimensions, or the affine is singular or left-handed.
+        InvalidValueError: the array does not have three dimensions, or the affine is singular or left-handed.
     """
     given = np.asarray(voxels_zyx)
     if given.ndim != 3:  # noqa: PLR2004 - z, y, x
@@ -181,14 +181,14 @@ def open_model(
 ) -> OpenModel:
     """Load a model, for any number of CTs.
 
-    ``name``: an installed model, ``phantom_demo_104``, ``tissue``, or the folder of a package. ``library``: where
-    models are installed; by default where `dicom-node models` installs them. The rest as the options of
-    `dicom-node segment`: ``threads`` 0 takes all cores, ``parity`` answers as TotalSegmentator does, ``body_crop``
-    leaves out the air around the patient.
+    ``name``: an installed model, ``phantom_demo_104``, ``tissue``, or a package folder. ``library``: the folder of
+    installed models; by default that of `dicom-node models`. The other arguments are the options of
+    `dicom-node segment`: ``threads`` 0 uses all cores, ``parity`` gives the same labels as TotalSegmentator,
+    ``body_crop`` leaves out the air around the patient.
 
     Raises:
-        ConfigurationError: there is no such model, or it is damaged.
-        InferenceError: this machine has not what the options ask for.
+        ConfigurationError: the model does not exist or is damaged.
+        InferenceError: this machine does not support the options.
     """
     options = EngineOptions(
         device=device,
@@ -214,17 +214,18 @@ def segment(
     """Segment one CT and measure what was found.
 
     ``images``: a folder with a DICOM series, a NIfTI file, or a :class:`Volume` (see :func:`volume`). ``model``: an
-    :class:`OpenModel`, or what :func:`open_model` takes, which is then loaded for this CT alone. ``structures``: only
-    these of all that the model finds. ``results``: the DICOM objects to make, of a DICOM series only; none by default.
-    ``series_instance_uid``: which series, where the folder has several. ``progress(fraction, stage)`` is called on the
-    way.
+    :class:`OpenModel`, or a name for :func:`open_model`, in which case the model is loaded for this CT only.
+    ``structures``: keep only these of the structures found. ``results``: the DICOM objects to make, for a DICOM series
+    only; none by default. ``series_instance_uid``: which series to use if the folder has several.
+    ``progress(fraction, stage)`` is called during the run.
 
     Raises:
-        ConfigurationError: no such model, not exactly one CT, or DICOM results of what is no DICOM series.
-        SeriesRejected: the images form no CT volume that the model is made for; the message says why.
+        ConfigurationError: the model does not exist, there is not exactly one CT, or DICOM results were requested for
+            something other than a DICOM series.
+        SeriesRejected: the images do not form a CT volume that the model accepts; the message says why.
         SegmentationError: the model can't segment it.
         EncodingError: a DICOM object could not be made.
-        InferenceError: a structure that the model does not find, or the engine fails.
+        InferenceError: the model does not find a requested structure, or the engine failed.
     """
     entry = images if isinstance(images, Volume) else _only_input(Path(images), series_instance_uid)
     opened = model if isinstance(model, OpenModel) else open_model(model)
@@ -250,7 +251,7 @@ def _only_input(path: Path, series_instance_uid: str | None) -> Input:
 
 
 class _MemoryCase:
-    """One CT, as :func:`dicom_node.analysis.analyse` sees it: values out."""
+    """One CT as :func:`dicom_node.analysis.analyse` sees it; keeps everything in memory."""
 
     def __init__(
         self,
@@ -273,7 +274,7 @@ class _MemoryCase:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Show it; how long it took is nobody's question here."""
+        """Report the stage; its duration is not recorded here."""
         self._progress(_BEGINS_AT[name], name)
         yield
 
@@ -297,22 +298,22 @@ class _MemoryCase:
         return None if self._results is None else {"caller": self._results}
 
     def encoding(self) -> AbstractContextManager[None]:
-        """Nobody else is encoded in this process."""
+        """Nothing to wait for: no other case is encoded in this process."""
         return nullcontext()
 
     def context(self) -> ResultContext:
-        """As `dicom-node segment` states it, so that both make the same instances."""
+        """The same as for `dicom-node segment`, so that both make the same instances."""
         assert not isinstance(self._entry, Volume)
         return context_of(self._entry.content_digest(), self.structures, self._started_at, self._entry.missing)
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
-        """Hold everything for :meth:`result`."""
+        """Keep everything for :meth:`result`."""
         self._progress(_BEGINS_AT["encode"], "encode")
         self._kept = findings, tuple(results)
         self._progress(1.0, "segmented")
 
     def result(self) -> Result:
-        """What was kept."""
+        """The result."""
         assert self._kept is not None
         findings, objects = self._kept
         segmentation, measurements = findings.segmentation, findings.measurements

@@ -1,4 +1,4 @@
-"""The one tree of errors. Every class says what becomes of the work that met it.
+"""All errors of the node in one tree. Each class determines what happens to the work that failed.
 
 ::
 
@@ -6,28 +6,28 @@
     ├── ConfigurationError          FAIL    node.yaml or rules.yaml is wrong; nothing starts
     ├── InstanceRefused             REJECT  a C-STORE is answered with ``status``; nothing is kept
     ├── StoreUnavailable            RETRY   spool or ledger can't take a write now (answered 0xA700 on the wire)
-    ├── SeriesRejected              REJECT  this series is not ours to segment; the reason is kept and shown
+    ├── SeriesRejected              REJECT  this series can't be segmented; the reason is kept and shown
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
     │   ├── FileUnreadable                  no DICOM file, or one that contradicts itself
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
-    │   ├── PixelDataInvalid                truncated, lying dimensions, not decodable, no sound HU
+    │   ├── PixelDataInvalid                truncated, wrong dimensions, not decodable, no valid HU
     │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
     ├── ReaderLost                  RETRY   the process that reads images died or took too long
-    ├── Stopping                    RETRY   the node is being stopped; the attempt does not count
+    ├── Stopping                    RETRY   the node is stopping; the attempt does not count
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
-    │   └── SegmentationImpossible  FAIL    the model itself says no (volume too small or too large, bad package)
-    ├── ResultUnreadable            FAIL    a file that was given as a result is none that can be read
-    ├── EncodingError               FAIL    a result object could not be built or did not read back equal
+    │   └── SegmentationImpossible  FAIL    the model refuses (volume too small or too large, bad package)
+    ├── ResultUnreadable            FAIL    a file is not a result, or can't be read
+    ├── EncodingError               FAIL    a result object could not be built, or differed when read back
     ├── NetworkError                        an association failed; deliver and count translate it
     │   ├── ConnectionLost          RETRY   peer away or silent, connection closed or reset, association aborted
-    │   ├── ProtocolFault           RETRY   the peer broke PS3.7, PS3.8 or a limit of ours
-    │   ├── AssociationRejected     RETRY   the peer rejects us, for now or (``permanent``) for good
+    │   ├── ProtocolFault           RETRY   the peer violated PS3.7, PS3.8 or one of our limits
+    │   ├── AssociationRejected     RETRY   the peer rejected us, transiently or (``permanent``) permanently
     │   └── NotSendable             FAIL    no presentation context for this object, or its file cannot be read
     └── DeliveryError
-        ├── DeliveryDelayed         RETRY   peer away, busy or out of resources: again later
-        └── DeliveryRefused         FAIL    peer will not take this object: a person must look
+        ├── DeliveryDelayed         RETRY   peer away, busy or out of resources; tried again later
+        └── DeliveryRefused         FAIL    peer does not accept this object; a person must look
 
 Messages say what was seen and what was expected, with numbers and UIDs, and never contain patient data.
 
@@ -88,12 +88,12 @@ from typing import ClassVar
 
 
 class Disposition(Enum):
-    """What becomes of the work that met an error."""
+    """What happens to work that ended with an error."""
 
     REJECT = "reject"
-    """Not ours: keep the reason, go on."""
+    """Not for this node: keep the reason and continue."""
     RETRY = "retry"
-    """May pass by itself: try again, a limited number of times."""
+    """May resolve itself: try again, a limited number of times."""
     FAIL = "fail"
     """A person must look."""
 
@@ -105,7 +105,7 @@ class DicomNodeError(Exception):
 
 
 class ConfigurationError(DicomNodeError):
-    """The configuration names something that does not exist or contradicts itself."""
+    """The configuration contradicts itself or names something that does not exist."""
 
 
 class InstanceRefused(DicomNodeError):
@@ -120,19 +120,19 @@ class InstanceRefused(DicomNodeError):
 
 
 class StoreUnavailable(DicomNodeError):
-    """Spool or ledger cannot take a write at present (disk full, database away)."""
+    """Spool or ledger is unavailable (disk full, file missing, database down)."""
 
     disposition = Disposition.RETRY
 
 
 class SeriesRejected(DicomNodeError):
-    """The series can't or shall not be segmented; the message is the reason shown to people."""
+    """The series can't or must not be segmented; the message is the reason shown to people."""
 
     disposition = Disposition.REJECT
 
 
 class NotEligible(SeriesRejected):
-    """Not the kind of series that a model is made for."""
+    """Not a kind of series that the model is made for."""
 
 
 class GeometryRefused(SeriesRejected):
@@ -144,7 +144,7 @@ class IdentityConflict(SeriesRejected):
 
 
 class PixelDataInvalid(SeriesRejected):
-    """Pixel data are truncated, contradict their description or give no sound Hounsfield units."""
+    """Pixel data are truncated, contradict their description or give no valid Hounsfield units."""
 
 
 class LimitExceeded(SeriesRejected):
@@ -167,7 +167,7 @@ class FileUnreadable(SeriesRejected):
 
 
 class Stopping(DicomNodeError):
-    """The node is being stopped: what was under way is queued again, and the attempt does not count."""
+    """The node is stopping: running work is queued again, and the attempt does not count."""
 
     disposition = Disposition.RETRY
 
@@ -177,7 +177,7 @@ class Stopping(DicomNodeError):
 
 
 class SegmentationError(DicomNodeError):
-    """Inference did not give a label map."""
+    """Inference did not produce a label map."""
 
 
 class WorkerLost(SegmentationError):
@@ -187,62 +187,62 @@ class WorkerLost(SegmentationError):
 
 
 class SegmentationImpossible(SegmentationError):
-    """The model cannot segment this volume, or cannot be loaded; trying again would change nothing."""
+    """The model can't segment this volume, or can't be loaded; another attempt would not help."""
 
 
 class ResultUnreadable(DicomNodeError):
-    """A file that was given as a result of a node is none, or does not fit the images it was said to be of."""
+    """A file is not a result of a node, or does not match the images."""
 
 
 class EncodingError(DicomNodeError):
-    """A result object could not be built, or did not read back equal to what was put in."""
+    """A result object could not be built, or differed from its input when read back."""
 
 
 class NetworkError(DicomNodeError):
-    """An association did not do what it was made for."""
+    """An association failed."""
 
 
 class ConnectionLost(NetworkError):
-    """The peer is away, closed or reset the connection, aborted, or was silent too long: nothing more can be said."""
+    """The peer is away, closed or reset the connection, aborted, or was silent too long."""
 
     disposition = Disposition.RETRY
 
 
 class ProtocolFault(NetworkError):
-    """The peer broke PS3.7, PS3.8 or a limit; it gets an A-ABORT with ``abort_reason`` (PS3.8 table 9-26)."""
+    """The peer violated PS3.7, PS3.8 or a limit; it gets an A-ABORT with ``abort_reason`` (PS3.8 table 9-26)."""
 
     disposition = Disposition.RETRY
 
     def __init__(self, abort_reason: int, what: str) -> None:
-        """``what``: what was seen, and expected."""
+        """``what``: what was seen and expected."""
         super().__init__(what)
         self.abort_reason = abort_reason
 
 
 class AssociationRejected(NetworkError):
-    """The peer answered with an A-ASSOCIATE-RJ; ``permanent`` as it says (PS3.8 table 9-21)."""
+    """The peer answered with an A-ASSOCIATE-RJ, ``permanent`` or transient (PS3.8 table 9-21)."""
 
     disposition = Disposition.RETRY
 
     def __init__(self, what: str, *, permanent: bool) -> None:
-        """``what``: who rejects, and the reason stated."""
+        """``what``: the peer and its stated reason."""
         super().__init__(what)
         self.permanent = permanent
 
 
 class NotSendable(NetworkError):
-    """This request cannot go on this association; others can."""
+    """This request can't be sent on this association; others can."""
 
 
 class DeliveryError(DicomNodeError):
-    """A destination did not take a result."""
+    """A destination did not accept a result."""
 
 
 class DeliveryDelayed(DeliveryError):
-    """The destination may take it later."""
+    """The destination may accept it later."""
 
     disposition = Disposition.RETRY
 
 
 class DeliveryRefused(DeliveryError):
-    """The destination says it will not take this object."""
+    """The destination refused this object."""

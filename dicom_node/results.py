@@ -1,7 +1,7 @@
-"""Results read back into values: the label map out of a SEG, the measurements out of a report.
+"""Read results back into values: the label map from a SEG, the measurements from a report.
 
-Read with pydicom and numpy, not with the code that wrote the objects, so that what is read proves what was written. The
-objects are those of this node; segmentations of others are read too where each voxel is of one segment at most.
+This uses pydicom and numpy, not the code that wrote the objects, so that reading verifies writing. It reads the objects
+of this node, and segmentations of other systems if each voxel belongs to at most one segment.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _GREY = (0.5, 0.5, 0.5)
 class StoredSegment:
     """One segment of a SEG.
 
-    ``label`` is its Segment Number, ``name`` its Segment Label (a name of :mod:`inference.structures` in our objects),
-    ``cielab`` its Recommended Display CIELab Value as it is encoded (PS3.3 C.10.7.1.1), empty where it has none.
+    ``label`` is its Segment Number, ``name`` its Segment Label (in our objects, a name in :mod:`inference.structures`),
+    ``cielab`` its encoded Recommended Display CIELab Value (PS3.3 C.10.7.1.1), empty if it has none.
     """
 
     label: int
@@ -51,7 +51,7 @@ class StoredSegment:
 
     @property
     def rgb(self) -> tuple[float, float, float]:
-        """The recommended colour in sRGB, 0..1 each; grey where none is recommended."""
+        """The recommended colour in sRGB, 0..1 each; grey if none is recommended."""
         if not self.cielab:
             return _GREY
         from highdicom.color import CIELabColor  # noqa: PLC0415 - takes longer to load than a SEG to read
@@ -62,7 +62,7 @@ class StoredSegment:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredSegmentation:
-    """The label map of a SEG: ``labels_zyx`` is uint8 on ``geometry``, 0 where no segment is.
+    """The label map of a SEG: ``labels_zyx`` is uint8 on ``geometry``, 0 outside all segments.
 
     ``algorithm`` is the Segment Algorithm Name of the first segment.
     """
@@ -100,12 +100,12 @@ class StoredStructure:
 
     @property
     def volume_ml(self) -> float | None:
-        """Volume in ml; None where the group states none."""
+        """Volume in ml; None if the group has none."""
         return self._value(_VOLUME, "", "ml")
 
     @property
     def mean_hu(self) -> float | None:
-        """Mean attenuation in HU; None where the group states none."""
+        """Mean attenuation in HU; None if the group has none."""
         return self._value(_ATTENUATION, _MEAN, "[hnsf'U]")
 
     def _value(self, concept: str, derivation: str, unit: str) -> float | None:
@@ -116,10 +116,10 @@ class StoredStructure:
 
 
 def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSegmentation:
-    """Unpack a binary SEG or a label map; each frame goes to the plane where it says it lies.
+    """Unpack a binary SEG or a label map; each frame goes to the plane at its stated position.
 
-    ``geometry``: the grid of the images it was made from, on which the labels are then; without it they are on the
-    smallest grid that holds every frame, since frames without a voxel are usually left out.
+    ``geometry``: the grid of the source images, which the labels then have. Without it, they have the smallest grid
+    that contains every frame, because frames without voxels are usually omitted.
 
     Raises:
         ResultUnreadable: it is no SEG, no binary one or label map, has labels above 255 or segments that overlap, its
@@ -130,10 +130,10 @@ def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSeg
 
 
 def read_report(path: Path) -> tuple[StoredStructure, ...]:
-    """Every Measurement Group of a TID 1500 report, in its order.
+    """Every Measurement Group of a TID 1500 report, in the order of the report.
 
     Raises:
-        ResultUnreadable: it is no Structured Report, or the file is damaged.
+        ResultUnreadable: it is not a Structured Report, or the file is damaged.
     """
     with _translated(path):
         dataset = dcmread(path)
@@ -144,7 +144,7 @@ def read_report(path: Path) -> tuple[StoredStructure, ...]:
 
 @contextmanager
 def _translated(path: Path) -> Iterator[None]:
-    """The border: pydicom and numpy answer a damaged object with whatever it leads to, and quote its values."""
+    """Translate exceptions: on a damaged object pydicom and numpy raise anything, and quote its values."""
     try:
         yield
     except ResultUnreadable:
@@ -196,14 +196,14 @@ def _position(dataset: Dataset, frame: int) -> list[float]:
 
 
 def _group(dataset: Dataset, frame: int, keyword: str) -> Dataset:
-    """A functional group of one frame; what is the same in all frames may be shared (PS3.3 C.7.6.16.1)."""
+    """A functional group of one frame; it is shared if it is the same in all frames (PS3.3 C.7.6.16.1)."""
     own = dataset.PerFrameFunctionalGroupsSequence[frame]
     item: Dataset = (own if keyword in own else dataset.SharedFunctionalGroupsSequence[0])[keyword].value[0]
     return item
 
 
 def _grid_of(dataset: Dataset, positions: NDArray[np.float64], name: str) -> Geometry:
-    """The grid that ends at the outermost frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.3 and C.7.6.16.2.4)."""
+    """The grid between the outermost frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.3 and C.7.6.16.2.4)."""
     orientation = _group(dataset, 0, "PlaneOrientationSequence").ImageOrientationPatient
     row, column = np.array(orientation, np.float64).reshape(2, 3)
     measures = _group(dataset, 0, "PixelMeasuresSequence")
@@ -228,7 +228,7 @@ def _grid_of(dataset: Dataset, positions: NDArray[np.float64], name: str) -> Geo
 
 
 def _planes(positions: NDArray[np.float64], grid: Geometry, name: str) -> list[int]:
-    """The plane of ``grid`` that each frame lies on."""
+    """The plane of ``grid`` for each frame."""
     homogeneous = np.column_stack([positions, np.ones(len(positions))])
     indices = homogeneous @ np.linalg.inv(grid.affine_lps).T[:, :3]
     planes = np.rint(indices[:, 2]).astype(int)
@@ -255,7 +255,7 @@ def _put(labels_yx: NDArray[np.uint8], dataset: Dataset, frame: int, name: str) 
 
 
 def _frame_bits(dataset: Dataset, frame: int) -> NDArray[np.bool_]:
-    """Frames follow each other bit by bit, without padding, least significant bit first (PS3.5 8.1.1, 8.2)."""
+    """Frames are packed without padding, one bit per pixel, least significant bit first (PS3.5 8.1.1, 8.2)."""
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
     first = frame * rows * columns

@@ -1,4 +1,4 @@
-"""The nouns that the rooms hand to each other; frozen, and true by construction."""
+"""The values that the packages exchange: frozen, and validated on construction."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LABEL_MAP_SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 class ResultKind(StrEnum):
-    """The kinds of result instance the node makes."""
+    """The kinds of result that the node makes."""
 
     SEGMENTATION = "SEG"
     """Segmentation Storage (1.2.840.10008.5.1.4.1.1.66.4), BINARY."""
@@ -42,7 +42,7 @@ class ResultKind(StrEnum):
 
     @property
     def family(self) -> ResultKind:
-        """The kind that stands for all that replace each other: a report the notice, a label map the BINARY SEG."""
+        """What all kinds that replace each other have in common: REPORT for NOTICE, SEGMENTATION for LABELMAP."""
         return _FAMILIES.get(self, self)
 
 
@@ -50,24 +50,24 @@ _FAMILIES = {ResultKind.LABELMAP: ResultKind.SEGMENTATION, ResultKind.NOTICE: Re
 
 
 class SegmentationForm(StrEnum):
-    """In which form a destination gets the segmentation."""
+    """The form in which a destination gets the segmentation."""
 
     NONE = "none"
     BINARY = "binary"
     LABELMAP = "labelmap"
     AUTO = "auto"
-    """A label map where the destination says at negotiation that it takes one, else BINARY."""
+    """A label map if the destination accepts one at negotiation, otherwise BINARY."""
     BOTH = "both"
 
 
 @dataclass(frozen=True, slots=True)
 class ResultRequest:
-    """What one destination wants of a run; a destination that is only named gets what stands here as default.
+    """The results that one destination gets from a run; the defaults apply to a destination given by name only.
 
     ``structures`` and ``contours`` hold names or groups of the anatomy catalogue; ``structures`` None: all that were
-    found. ``split_by_group``: one SEG series for each anatomical group. ``background`` describes what is no structure
-    as a segment of its own in a label map. ``shape``: the report tells the shape of each structure too. ``notice``: a
-    series that is rejected or fails is answered with the reason.
+    found. ``split_by_group``: one SEG series per anatomical group. ``background``: describe the background of a label
+    map as a segment of its own. ``shape``: report the shape of each structure too. ``notice``: if a series is rejected
+    or fails, send a notice with the reason.
     """
 
     segmentation: SegmentationForm = SegmentationForm.BINARY
@@ -83,7 +83,7 @@ class ResultRequest:
     notice: bool = False
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError where the options contradict each other."""
+        """Raises ConfigurationError if the options contradict each other."""
         form = self.segmentation
         if self.split_by_group and form is SegmentationForm.NONE:
             raise ConfigurationError("split_by_group requires a segmentation")
@@ -104,7 +104,7 @@ class ResultRequest:
         return self.segmentation is SegmentationForm.AUTO
 
     def answered(self, *, accepts_labelmap: bool) -> ResultRequest:
-        """The request once the destination was asked."""
+        """The request with the form settled by the destination's answer."""
         if not self.asks_peer:
             return self
         form = SegmentationForm.LABELMAP if accepts_labelmap else SegmentationForm.BINARY
@@ -112,11 +112,11 @@ class ResultRequest:
 
 
 class Receipt(StrEnum):
-    """What an accepted instance was to the ledger."""
+    """How the ledger classified an accepted instance."""
 
     NEW = "NEW"
     DUPLICATE = "DUPLICATE"
-    """Same SOP Instance UID in the same series with the same bytes: acknowledged, changes nothing."""
+    """Same SOP Instance UID in the same series with the same bytes: acknowledged without any change."""
     REPLACEMENT = "REPLACEMENT"
     """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
     REUSED = "REUSED"
@@ -125,11 +125,11 @@ class Receipt(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReceivedInstance:
-    """One instance whose data set lies durable in the spool.
+    """One instance whose data set is durable in the spool.
 
     ``spool_name`` is our own file name relative to the spool; ``dataset_sha256`` is over the data set bytes as they
     came (without preamble and file meta information). ``position_mm`` is the slice's place along its own normal, where
-    the header tells one, and ``orientation`` the six direction cosines as received; both serve series completion only.
+    the header has one, and ``orientation`` the six direction cosines as received; both serve series completion only.
     """
 
     sop_instance_uid: str
@@ -261,10 +261,10 @@ class ConditionOutcome:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the rules say about one series: the outcome of every condition of every rule that was looked at.
+    """The rules' decision on one series, with the outcome of every condition of every rule that was evaluated.
 
-    ``model`` is None where no rule matched or the deciding rule refuses, with its ``refusal`` as the reason; ``rule``
-    names the rule that decided, ``requests`` what each destination gets.
+    ``rule`` is the rule that decided, ``requests`` the results that each destination gets. ``model`` is None if no rule
+    matched, or if the deciding rule refuses the series with ``refusal`` as the reason.
     """
 
     rule: str | None
@@ -297,7 +297,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class SourceFrame:
-    """The image that one plane of a volume came from; ``frame_number`` (from 1) for multi-frame objects only."""
+    """The image that a plane of a volume came from; ``frame_number`` (from 1) for multi-frame objects only."""
 
     sop_instance_uid: str
     sop_class_uid: str
@@ -308,11 +308,11 @@ class SourceFrame:
 class Reconstruction:
     """A CT volume and the frames it came from.
 
-    ``source`` holds the voxels on the source frames: plane k of its array *is* ``frames[k]``, rows and columns as
-    stored. ``volume`` is what a segmenter gets: orthogonal; the same object as ``source`` unless the gantry was tilted,
-    then ``source`` sheared upright. ``headers`` are the headers of the source instances (one per plane for classic CT
-    in plane order, one in all for multi-frame CT). ``shear_xy_pixels_per_plane`` is the in-plane shift between
-    neighbouring source planes in (column, row) pixels; (0, 0) without tilt.
+    ``source`` holds the voxels of the source frames: plane k of its array *is* ``frames[k]``, rows and columns as
+    stored. ``volume`` is the orthogonal input of a segmenter: the same object as ``source`` or, if the gantry was
+    tilted, ``source`` sheared upright. ``headers`` are the headers of the source instances (classic CT: one per plane,
+    in plane order; multi-frame CT: one). ``shear_xy_pixels_per_plane`` is the in-plane shift between neighbouring
+    source planes in (column, row) pixels; (0, 0) without tilt.
     """
 
     volume: Volume
@@ -325,9 +325,9 @@ class Reconstruction:
 
 @dataclass(frozen=True, slots=True)
 class EarlierResult:
-    """A result that an earlier revision of the same source series left behind; ``revision`` is that revision.
+    """A result of an earlier revision of the same source series; ``revision`` is that revision.
 
-    It lies in the study that the series belonged to then.
+    It belongs to the study that the series belonged to at that time.
     """
 
     kind: ResultKind
@@ -363,16 +363,15 @@ class ResultContext:
 
     @property
     def is_incomplete(self) -> bool:
-        """Whether images are missing, or nobody can tell that none are."""
+        """Whether images are missing or may be missing."""
         return bool(self.missing_instances or self.refused_instances) or self.is_cut_short
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedResult:
-    """A result object in memory, checked; the pipeline puts it into the spool.
+    """A checked result object in memory; the pipeline writes it to the spool.
 
-    ``content`` is the whole DICOM Part 10 file, the UIDs are those that stand in it. ``destinations`` are those that
-    asked for it.
+    ``content`` is the whole DICOM Part 10 file, and the UIDs are those in it. ``destinations`` requested it.
     """
 
     kind: ResultKind
@@ -385,7 +384,7 @@ class EncodedResult:
 
     @property
     def dataset(self) -> Dataset:
-        """The data set, read anew from ``content`` at each use."""
+        """The data set, parsed from ``content`` on each call."""
         return dcmread(BytesIO(self.content))
 
 
@@ -402,14 +401,14 @@ class ResultInstance:
     sha256: str
     size_bytes: int
     destinations: tuple[str, ...] = ()
-    """Where it goes; the ledger keeps that as deliveries."""
+    """Where it goes; the ledger records this as deliveries."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryOutcome:
-    """What one destination said to one result instance.
+    """The answer of one destination to one result instance.
 
-    ``status`` is the DIMSE status where one came. ``reason`` is for people; never patient data.
+    ``status`` is the DIMSE status, if one was received. ``reason`` is for people and never contains patient data.
     """
 
     sop_instance_uid: str

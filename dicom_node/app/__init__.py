@@ -1,1 +1,1 @@
-"""App: settings become objects, objects become processes; and is everything right?"""
+"""App: builds objects from settings, runs the processes of the node, and checks the configuration."""

@@ -1,8 +1,8 @@
-"""Composition root of the node's two processes: settings become objects, objects are started and stopped.
+"""Composition root of the node's two processes: builds objects from settings, starts and stops them.
 
-``listen`` is the listener and nothing else: one busy Python thread beside it takes pynetdicom from 200 to 4 instances a
-second. ``work`` is everything after the spool. They meet in the ledger and the spool alone, so each may be killed and
-started on its own; ``supervise.py`` starts and watches both.
+``listen`` runs the listener and nothing else: one busy Python thread in the same process slows pynetdicom from 200 to 4
+instances a second. ``work`` runs everything after the spool. They share only the ledger and the spool, so each can be
+killed and started independently; ``supervise.py`` starts and watches both.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ _LEDGER_PAUSE_S = 1.0
 
 
 def open_store(settings: Settings) -> tuple[Spool, Ledger]:
-    """The spool and the ledger of this node; folders are made (mode 0700) and the schema is brought up to date.
+    """The spool and the ledger of this node; creates the folders (mode 0700) and upgrades the schema.
 
     Raises:
-        ConfigurationError: the data folder can't be made or written, the ledger's URL or schema is not usable.
-        StoreUnavailable: spool or ledger are away.
+        ConfigurationError: the data folder can't be created or written, or the ledger's URL or schema can't be used.
+        StoreUnavailable: spool or ledger is unavailable.
     """
     folder = settings.node.data_folder
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if settings.ledger_url is None:
-            settings.ledger_file.touch(mode=0o600)  # SQLite would make it readable for all
+            settings.ledger_file.touch(mode=0o600)  # SQLite would make it world-readable
     except OSError as error:
         raise ConfigurationError(f"node.data_folder {folder} can't be used: {error.strerror}") from error
     spool = Spool(settings.spool_folder)
@@ -73,7 +73,7 @@ def open_store(settings: Settings) -> tuple[Spool, Ledger]:
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """The rooms of the work process, wired to one ledger and one spool."""
+    """The parts of the work process, connected to one ledger and one spool."""
 
     completing: Completing
     routing: Routing
@@ -82,7 +82,7 @@ class Pipeline:
 
 
 def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules, workers: WorkerPool) -> Pipeline:
-    """Wire the rooms of the work process; each gets the part of settings and ledger that it needs."""
+    """Connect the parts of the work process; each gets only the settings and the ledger access that it needs."""
     node = settings.node
     abilities = Abilities(node.ae_title)
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation(node.station_name, ledger.device_uid()))
@@ -99,7 +99,7 @@ def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules
 
 
 def run_listener(settings: Settings) -> None:
-    """The listener, until SIGTERM or SIGINT."""
+    """Run the listener until SIGTERM or SIGINT."""
     stop = stop_on_signals()
     spool, ledger = open_store(settings)
     ledger.arrivals.close_interrupted_associations(now_utc())
@@ -115,7 +115,7 @@ def run_listener(settings: Settings) -> None:
 
 
 def run_work(settings: Settings) -> None:
-    """Everything after the spool, until SIGTERM or SIGINT."""
+    """Run everything after the spool until SIGTERM or SIGINT."""
     stop = stop_on_signals()
     spool, ledger = open_store(settings)
     rules = load_rules(settings.rules_file, settings)
@@ -174,7 +174,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
 
 
 def _run_jobs(running: Running, stop: threading.Event, at_once: int) -> None:
-    """As many threads as jobs may be under way; a fault in one of them stops all and is raised here."""
+    """Run one thread per concurrent job; an exception in one of them stops all and is raised here."""
     with ThreadPoolExecutor(at_once, thread_name_prefix="job") as runners:
         threads = [runners.submit(_run_one_after_another, running, stop) for _ in range(at_once)]
         wait(threads, return_when=FIRST_EXCEPTION)

@@ -1,4 +1,4 @@
-"""``dicom-node rules explain``: what the rules make of a series, of files or of the spool."""
+"""``dicom-node rules explain``: apply the rules to a series in a folder or in the spool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
-    """Why ``series`` would or would not run: a folder of DICOM files, or the UID of a series in the spool.
+    """Explain why ``series`` would or would not run: a folder of DICOM files, or the UID of a series in the spool.
 
     Raises:
         ConfigurationError: it is neither a folder with DICOM files nor known to the ledger.

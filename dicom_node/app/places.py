@@ -1,6 +1,6 @@
-"""Where things are that no setting names: the configuration, the library of models without one, what the package ships.
+"""Default locations: the configuration, the model library without a configuration, and the files in the package.
 
-None of these places depends on the current folder.
+None of them depends on the current folder.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from dicom_node.errors import ConfigurationError
 
 DEFAULT_CONFIGURATION = Path("/etc/dicom-node/node.yaml")
-"""The configuration file where neither ``--config`` nor ``DICOM_NODE_CONFIG`` names one."""
+"""The configuration file if neither ``--config`` nor ``DICOM_NODE_CONFIG`` names one."""
 DEMO_MODEL = "phantom_demo_104"
 _LIBRARY_OF_ROOT = Path("/var/lib/dicom-node/models")
 
 
 def models_folder(configuration: Path | None) -> Path:
-    """Where models are installed: ``models_folder`` of the ``configuration`` file, which was named by somebody.
+    """Where models are installed: ``models_folder`` in the ``configuration`` file that was named explicitly.
 
-    Without one (None) that of :data:`DEFAULT_CONFIGURATION`, where this user can read it; else the user's own.
+    Without one (None): that of :data:`DEFAULT_CONFIGURATION` if this user can read it, otherwise the user's own folder.
 
     Raises:
         ConfigurationError: the configuration can't be used.
@@ -34,10 +34,10 @@ def models_folder(configuration: Path | None) -> Path:
 
 
 def models_folder_without_configuration() -> Path:
-    """The library of models of a user who has no configuration file.
+    """The model library of a user without a configuration file.
 
     ``$XDG_DATA_HOME/dicom-node/models``, by default ``~/.local/share/dicom-node/models`` (XDG Base Directory
-    Specification); of root ``/var/lib/dicom-node/models``.
+    Specification); for root, ``/var/lib/dicom-node/models``.
     """
     if os.geteuid() == 0:
         return _LIBRARY_OF_ROOT
@@ -47,7 +47,7 @@ def models_folder_without_configuration() -> Path:
 
 
 def cache_folder_of_user() -> Path | None:
-    """Compiled networks of this user (XDG Base Directory Specification); None where nothing can be kept."""
+    """Folder for this user's compiled networks (XDG Base Directory Specification); None if it can't be written."""
     root = os.environ.get("XDG_CACHE_HOME") or (Path.home() / ".cache" if os.environ.get("HOME") else None)
     if root is None:
         return None
@@ -62,7 +62,7 @@ def cache_folder_of_user() -> Path | None:
 def shipped_configuration() -> Path:
     """The folder with ``node.yaml``, ``rules.yaml`` and ``models/``: ``config/`` of the repository.
 
-    The wheel has it inside the package; in a checkout, which an editable install uses, it is beside the package.
+    The wheel contains it inside the package; in a checkout (and an editable install) it is next to the package.
     """
     package = Path(str(files("dicom_node")))
     inside = package / "_config"
@@ -70,7 +70,7 @@ def shipped_configuration() -> Path:
 
 
 def shipped_model(name: str) -> Path | None:
-    """The package folder of a model that comes with ``dicom-node`` itself; None where none is called so."""
+    """The package folder of a model that is shipped with ``dicom-node``; None if there is no such model."""
     return shipped_configuration() / "models" / DEMO_MODEL if name == DEMO_MODEL else None
 
 
@@ -80,7 +80,7 @@ def write_configuration(folder: Path) -> tuple[Path, ...]:
     Returns what was written.
 
     Raises:
-        ConfigurationError: one of them exists already, then nothing was written; or ``folder`` can't be written.
+        ConfigurationError: one of them exists (nothing is written then), or ``folder`` can't be written.
     """
     names = (Path("node.yaml"), Path("rules.yaml"), Path("models", DEMO_MODEL))
     existing = [str(folder / name) for name in names if (folder / name).exists()]

@@ -1,4 +1,4 @@
-"""``dicom-node serve``: start the listener and the work process, restart whichever dies, stop both."""
+"""``dicom-node serve``: start the listener and the work process, restart either if it dies, stop both."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _WATCH_S = 0.2
 _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 _SOUND_AFTER_S = 60.0
-"""A child that lived this long has recovered: its next death is a first one again."""
+"""After this long without a failure, the restart pause starts at its minimum again."""
 _STOP_LIMIT_S = 15.0
 
 
 def serve(settings: Settings, config_file: Path) -> int:
-    """Start the listener and the work process, restart whichever dies, stop both on SIGTERM or SIGINT.
+    """Start the listener and the work process, restart either if it dies, stop both on SIGTERM or SIGINT.
 
-    Returns the exit code: 0 after a stop that was asked for.
+    Returns the exit code: 0 after a requested stop.
 
     Raises:
         ConfigurationError: rules or ledger can't be used; nothing was started.
@@ -55,7 +55,7 @@ def serve(settings: Settings, config_file: Path) -> int:
 
 
 def _check_before_start(settings: Settings) -> None:
-    """Fail at once, with the reason, rather than in a child that is restarted for ever."""
+    """Fail immediately and with the reason, instead of in a child that is restarted again and again."""
     load_rules(settings.rules_file, settings)
     _, ledger = open_store(settings)
     ledger.close()
@@ -64,10 +64,10 @@ def _check_before_start(settings: Settings) -> None:
 
 
 class Child:
-    """One process of the node, started again when it dies.
+    """One process of the node, restarted when it dies.
 
-    The pause before a restart doubles from 1 s to 30 s, so that a process that dies at once can't fill the log; after a
-    minute of life it starts at 1 s again. ``clock`` gives seconds that only grow.
+    The pause before a restart doubles from 1 s to 30 s, so that a process that dies immediately can't fill the log;
+    once the process has run for a minute, it starts at 1 s again. ``clock`` is a monotonic clock in seconds.
     """
 
     def __init__(self, name: str, command: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -81,7 +81,7 @@ class Child:
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
-        """The running process, also while its death has not been noticed; None while it waits for its restart."""
+        """The process, even if it died and this has not been noticed yet; None while a restart is pending."""
         return self._process
 
     def start(self) -> None:
@@ -95,7 +95,7 @@ class Child:
         structlog.get_logger().info("process.started", name=self._name, pid=self._process.pid)
 
     def watch(self) -> None:
-        """Notice a death, or start again when the pause after one is over; never waits."""
+        """Notice that the process died, or restart it once the pause is over; never waits."""
         if self._process is None:
             if self._clock() >= self._start_at:
                 self.start()
@@ -117,7 +117,7 @@ class Child:
             self._process.terminate()
 
     def join(self, limit_s: float) -> None:
-        """Wait until the process has ended; one that has not after ``limit_s`` is killed, with all that it started."""
+        """Wait for the process to end; after ``limit_s`` kill it and everything that it started."""
         if self._process is None:
             return
         try:
@@ -132,8 +132,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _stop_with_watcher() -> None:
-    """In a child before it runs: ask Linux to send it SIGTERM when its watcher dies, however that dies.
+    """Runs in the child before its program: ask Linux to send it SIGTERM when the supervisor dies for any reason.
 
-    Otherwise a killed watcher would leave a listener behind that keeps the port from the next one.
+    Otherwise the listener of a killed supervisor would continue to occupy the port.
     """
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

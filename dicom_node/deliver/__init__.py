@@ -1,1 +1,1 @@
-"""Deliver: results go to their destinations until each has said yes."""
+"""Deliver: sends results to their destinations until each has accepted them."""

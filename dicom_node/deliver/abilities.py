@@ -1,4 +1,4 @@
-"""What destinations say that they accept, asked on an association of its own and remembered for a while."""
+"""What destinations accept: queried on a separate association and cached for a while."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Answer(NamedTuple):
 
 
 class Abilities:
-    """Answers of destinations; may be asked by several threads."""
+    """The answers of destinations; safe to use from several threads."""
 
     def __init__(self, our_ae: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._our_ae = our_ae
@@ -38,9 +38,9 @@ class Abilities:
         self._answers: dict[DestinationSettings, _Answer] = {}
 
     def accepts_labelmap(self, destination: DestinationSettings) -> bool:
-        """Whether ``destination`` accepts label maps as we write them; not when it can't be asked.
+        """Whether ``destination`` accepts label maps as we write them; False if it does not answer.
 
-        An answer is good for ten minutes. That there was none is not remembered.
+        An answer is valid for ten minutes; a missing answer is not cached.
         """
         with self._lock:
             known = self._answers.get(destination)
@@ -56,6 +56,6 @@ class Abilities:
         return answer
 
     def forget(self, destination: DestinationSettings) -> None:
-        """``destination`` refused what it had said that it accepts: it is asked anew."""
+        """Query ``destination`` again, because it refused what it had claimed to accept."""
         with self._lock:
             self._answers.pop(destination, None)

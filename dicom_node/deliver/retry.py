@@ -1,8 +1,8 @@
-"""When a delivery that failed is tried again, as pure functions of what has happened so far.
+"""When a failed delivery is tried again, as pure functions of the attempts so far.
 
-Two clocks: a destination that is away, busy or out of resources is tried for days (exponential back-off with jitter);
-an object that a destination refuses is offered a few times within an hour, since people do correct their archive's
-configuration, and is then shown as FAILED.
+There are two schedules. A destination that is away, busy or out of resources is tried for days (exponential back-off
+with jitter). An object that a destination refuses is offered a few times within an hour, because people may correct
+the configuration of their archive, and is then FAILED.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def next_attempt(
     give_up_after_s: float,
     jitter: float,
 ) -> datetime | None:
-    """When to try again after an attempt that was ``refused``, or else failed in passing; None: the delivery is FAILED.
+    """When to try again after an attempt that was ``refused`` or failed transiently; None: the delivery is FAILED.
 
-    ``attempts`` and ``refusals`` count what has been made so far, this one included.
+    ``attempts`` and ``refusals`` include this attempt.
     """
     if refused:
         return after_refusal(refusals=refusals, now=now, policy=policy, jitter=jitter)
@@ -54,25 +54,25 @@ def after_delay(
     give_up_after_s: float,
     jitter: float,
 ) -> datetime | None:
-    """When to try again after ``attempts`` (>= 1) attempts that failed in passing; None: give up.
+    """When to try again after ``attempts`` (>= 1) transient failures; None: give up.
 
-    The wait doubles from ``policy.first_retry_s`` to ``policy.longest_retry_s``; ``jitter`` (0..1, drawn by the
-    caller) takes up to half of it away, so that many results do not come back in one burst. The last attempt is made
-    at the deadline itself, ``give_up_after_s`` after the first.
+    The wait doubles from ``policy.first_retry_s`` to ``policy.longest_retry_s``; ``jitter`` (0..1, drawn by the caller)
+    shortens it by up to half, so that many results are not retried in one burst. The last attempt is made exactly at
+    the deadline, ``give_up_after_s`` after the first.
     """
     _check(attempts, jitter)
     deadline = first_attempt_at + timedelta(seconds=give_up_after_s)
     if now >= deadline:
         return None
-    doublings = min(attempts - 1, 60)  # beyond any sensible limit; keeps the power finite
+    doublings = min(attempts - 1, 60)  # more than any sensible limit; keeps the power finite
     whole_s = min(policy.longest_retry_s, policy.first_retry_s * 2.0**doublings)
     return min(now + timedelta(seconds=whole_s * (1.0 - jitter / 2.0)), deadline)
 
 
 def after_refusal(*, refusals: int, now: datetime, policy: DeliverySettings, jitter: float) -> datetime | None:
-    """When to offer again an object that was refused ``refusals`` (>= 1) times; None: it is FAILED.
+    """When to offer an object again that was refused ``refusals`` (>= 1) times; None: it is FAILED.
 
-    ``policy.refused_attempts`` offers are spread over an hour; ``jitter`` (0..1) takes up to a tenth of a wait away.
+    ``policy.refused_attempts`` offers are spread over an hour; ``jitter`` (0..1) shortens a wait by up to a tenth.
     """
     _check(refusals, jitter)
     if refusals >= policy.refused_attempts:

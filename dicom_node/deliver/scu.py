@@ -1,4 +1,4 @@
-"""Results to a destination by C-STORE: one association, an answer per instance, and what each answer means."""
+"""Sends results to a destination by C-STORE on one association, and interprets the answer for each instance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StatusMeaning:
-    """What a C-STORE status means for a delivery: taken, to be tried again, or (neither) refused."""
+    """What a C-STORE status means for a delivery: delivered, to be retried, or (neither) refused."""
 
     delivered: bool
     retry: bool
@@ -54,16 +54,16 @@ STATUS_RANGES = (
     (0xB000, 0xBFFF, StatusMeaning(delivered=True, retry=False, text="stored with a warning")),
     (0xC000, 0xCFFF, StatusMeaning(delivered=False, retry=False, text="cannot understand")),
 )
-"""First and last status of a range, for those that have no meaning of their own."""
+"""First and last status of each range, for statuses without an entry of their own."""
 UNKNOWN_STATUS = StatusMeaning(delivered=False, retry=False, text="unknown status")
 
 
 def classify(status: int) -> StatusMeaning:
     """What a C-STORE response status means (PS3.4 B.2.3, PS3.7 Annex C).
 
-    0x0111 counts as delivered: our SOP Instance UIDs are derived from the content, so what is there is the same
-    object. 0x0110 is what archives answer to their own internal errors, hence worth a retry. An unknown status is
-    taken as a refusal, which is tried a few times and then shown.
+    0x0111 counts as delivered: our SOP Instance UIDs are derived from the content, so the stored object is the same.
+    0x0110 is the answer of archives to their own internal errors, so a retry may help. An unknown status counts as a
+    refusal, which is retried a few times and then FAILED.
     """
     named = NAMED_STATUSES.get(status)
     if named is not None:
@@ -79,9 +79,9 @@ def send(
 ) -> tuple[DeliveryOutcome, ...]:
     """C-STORE ``results`` to ``destination`` on one association, in order.
 
-    ``on_outcome`` is called the moment an instance's fate is known, so that a send that breaks off is resumed after
-    the last answered instance. A refusal of one instance does not stop the others. Whatever the peer does ends in an
-    outcome, never in an exception; only what ``on_outcome`` raises goes through (the association is then aborted).
+    ``on_outcome`` is called as soon as the outcome of an instance is known, so that an interrupted send resumes after
+    the last answered instance. A refused instance does not stop the others. Whatever the peer does results in an
+    outcome, never in an exception; only exceptions of ``on_outcome`` propagate (the association is then aborted).
 
     Returns:
         One outcome per result, in the order of ``results``.
@@ -107,7 +107,7 @@ def send(
 
 
 def echo(destination: DestinationSettings, our_ae: str) -> tuple[bool, str]:
-    """C-ECHO ``destination``: whether it answered Success, and what it answered, for people."""
+    """C-ECHO ``destination``: whether it answered with Success, and its answer as text."""
     try:
         with Association(peer_of(destination), our_ae, [(VERIFICATION, str(ImplicitVRLittleEndian))]) as association:
             status = association.echo()
@@ -129,13 +129,13 @@ def peer_of(destination: DestinationSettings) -> Peer:
 
 
 def translated(error: NetworkError) -> DeliveryError:
-    """The border: what a failed association means for a delivery."""
+    """Translate an error of the association into one of the delivery."""
     is_final = isinstance(error, NotSendable) or (isinstance(error, AssociationRejected) and error.permanent)
     return DeliveryRefused(str(error)) if is_final else DeliveryDelayed(str(error))
 
 
 def _store(association: Association, file: OutgoingFile) -> DeliveryOutcome:
-    """One instance's outcome; what concerns the others too goes up as a NetworkError."""
+    """The outcome for one instance; an error that affects the whole association is raised as a NetworkError."""
     try:
         status = association.store(file)
     except NotSendable as error:

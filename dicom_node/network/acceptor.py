@@ -1,7 +1,7 @@
 """An association as acceptor: negotiation, requests in and responses out, release and abort (PS3.8 7, PS3.7 annex D).
 
-What is served, and for whom, is the business of a :class:`Service`. It sees whole command sets and, of a data set, one
-fragment at a time, so that an instance of any size goes straight to the disk.
+A :class:`Service` decides what is served, and to whom. It gets whole command sets, but data sets one fragment at a
+time, so that an instance of any size goes straight to disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ABORTS: Mapping[AbortReason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """An abstract syntax that is served: in which transfer syntaxes, and the roles that its requestor may take."""
+    """How an abstract syntax is served: its transfer syntaxes, and the roles that the requestor may take."""
 
     transfer_syntaxes: frozenset[str]
     requestor_roles: Roles = pdu.DEFAULT_ROLES
@@ -48,7 +48,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why an association is not accepted: what the peer is told, and a reason for people."""
+    """Why an association is not accepted: the rejection sent to the peer, and a reason for people."""
 
     rejection: Rejection
     reason: str
@@ -56,7 +56,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedContext:
-    """A presentation context that both sides agreed on; ``roles`` are those of the requestor."""
+    """An accepted presentation context; ``roles`` are those of the requestor."""
 
     abstract_syntax: str
     transfer_syntax: str
@@ -65,7 +65,7 @@ class AcceptedContext:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one peer may take: bytes, and seconds of silence between messages and within one."""
+    """Limits for one peer: bytes, and seconds of silence between messages and within one."""
 
     largest_pdu_bytes: int
     largest_data_set_bytes: int
@@ -74,10 +74,10 @@ class Limits:
 
 
 class Service(Protocol):
-    """What is served on one association. A request with a data set is begun, written and concluded, or discarded."""
+    """The service on one association. A request with a data set is begun, written and concluded, or discarded."""
 
     def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
-        """What this peer is served, by abstract syntax; or why nothing."""
+        """What this peer may use, by abstract syntax, or why it is rejected."""
 
     def answer(self, request: CommandSet, context: AcceptedContext) -> Response:
         """The response to a request without a data set."""
@@ -89,18 +89,18 @@ class Service(Protocol):
         """The next bytes of the data set; valid during this call."""
 
     def conclude(self) -> Response:
-        """The data set is whole: the response to its request."""
+        """The response to the request, whose data set is complete."""
 
     def discard(self) -> None:
-        """The association ended before the data set was whole, if one was begun."""
+        """The association ended; drop the data set if it is incomplete."""
 
 
 class Acceptor:
-    """One accepted connection and the association that may come of it. :meth:`run` may be called once."""
+    """One accepted connection and its association. :meth:`run` may be called once."""
 
     def __init__(self, connection: socket.socket, service: Service, limits: Limits, stop: StopSignal) -> None:
-        """``connection``: just accepted, with its TLS handshake done where there is one. ``stop``: given to abort the
-        association as soon as no message is under way (PS3.8 has no other way to say so).
+        """``connection``: just accepted, after the TLS handshake if there is one. ``stop``: when set, abort the
+        association as soon as no message is in transfer (PS3.8 offers an acceptor no other way to end it).
         """
         self._socket = connection
         self._service = service
@@ -112,7 +112,7 @@ class Acceptor:
         self._size_bytes = 0
 
     def cut(self) -> None:
-        """End it now, whatever it does; from any thread."""
+        """Close the connection immediately; may be called from any thread."""
         cut(self._socket)
 
     def run(self) -> bool:
@@ -241,9 +241,9 @@ class Acceptor:
 def negotiate(request: AssociationRequest, served: Mapping[str, Served], largest_pdu: int) -> pdu.AssociationAcceptance:
     """Answer each presentation context (PS3.8 9.3.3.2) and each role that is proposed (PS3.7 D.3.3.4).
 
-    Of several transfer syntaxes the first one that is served is taken, since senders put first what they have. A role
-    is granted where it was proposed and the requestor may take it; a context that leaves the requestor no role is
-    refused (user-rejection).
+    Of several transfer syntaxes, the first supported one is accepted, because senders list the one they have first. A
+    role is granted if it was proposed and the requestor may take it; a context that leaves the requestor no role is
+    rejected (user-rejection).
     """
     granted = {
         uid: roles

@@ -1,4 +1,4 @@
-"""DIMSE messages (PS3.7): a command set, and a data set where the command set says so.
+"""DIMSE messages (PS3.7): a command set, and a data set if the command set announces one.
 
 A command set is group 0000 alone in Implicit VR Little Endian (PS3.7 6.3.1, annex E). Requests and responses of every
 service have the same shape here: a C-STORE, a C-FIND and an N-ACTION differ in their elements only.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dicom_node.network.pdu import Fragment
 
 LARGEST_COMMAND_SET = 16 * 1024
-"""In bytes; those that occur have some hundred."""
+"""In bytes; real command sets have a few hundred."""
 SUCCESS = 0x0000
 UNRECOGNISED_OPERATION = 0x0211
 PENDING = (0xFF00, 0xFF01)
@@ -30,7 +30,7 @@ PENDING = (0xFF00, 0xFF01)
 C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0020, 0x0030, 0x0FFF
 N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0100, 0x0130
 RESPONSE = 0x8000
-"""The bit of the Command Field that makes a response of a request."""
+"""The bit of the Command Field that distinguishes a response from its request."""
 _WITH_DATA_SET, _NO_DATA_SET = 0x0001, 0x0101
 _MEDIUM = 0
 _LONGEST = 64
@@ -73,7 +73,7 @@ _TEXTS = frozenset({Element.ERROR_COMMENT})
 class CommandSet:
     """The elements of a command set, by element number, their values as encoded (and as a peer sent them: unchecked).
 
-    Command Group Length is left out: it is counted anew when the set is encoded.
+    Command Group Length is left out; it is computed when the set is encoded.
     """
 
     values: Mapping[int, bytes]
@@ -145,7 +145,7 @@ class CommandSet:
 
     @property
     def message_id(self) -> int:
-        """Of a request its own, of a response and a C-CANCEL that of the request it refers to."""
+        """The ID of a request; for a response or a C-CANCEL, the ID of the request it refers to."""
         is_own = self.wants_response
         return self.number(Element.MESSAGE_ID if is_own else Element.MESSAGE_ID_BEING_RESPONDED_TO)
 
@@ -167,7 +167,7 @@ class CommandSet:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a peer. ``elements`` are those of the service, beside Command Field, IDs and data set type."""
+    """A request to a peer. ``elements`` are those of the service, besides Command Field, IDs and data set type."""
 
     field: int
     elements: Mapping[Element, int | str]
@@ -187,8 +187,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What a request is answered with: a status, Error Comment (0000,0902), never with patient data, ``elements`` of
-    the service's own, and an encoded ``data_set``.
+    """The response to a request: a status, an Error Comment (0000,0902) without patient data, the ``elements`` of the
+    service, and an encoded ``data_set``.
     """
 
     status: int
@@ -197,7 +197,7 @@ class Response:
     data_set: bytes | None = None
 
     def command(self, request: CommandSet) -> CommandSet:
-        """The command set that answers ``request``: it repeats what the request is about."""
+        """The command set of the response to ``request``, with its SOP Class and Instance UIDs."""
         elements: dict[Element, int | str] = {
             Element.COMMAND_FIELD: request.field | RESPONSE,
             Element.MESSAGE_ID_BEING_RESPONDED_TO: request.message_id,
@@ -215,7 +215,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A whole message in memory, as the responses to our requests are."""
+    """A whole message in memory, such as a response to our request."""
 
     command: CommandSet
     data_set: bytes | None = None
@@ -243,9 +243,9 @@ def find_request(sop_class_uid: str) -> Request:
 
 
 class Assembly:
-    """The message that is coming in: first its command set, then its data set if it has one (PS3.7 6.3.1).
+    """The incoming message: first its command set, then its data set if it has one (PS3.7 6.3.1).
 
-    ``accepted``: the IDs of the presentation contexts that it may come on. ``command`` is there once it is whole.
+    ``accepted``: the IDs of the accepted presentation contexts. ``command`` is None until it is complete.
     """
 
     def __init__(self, accepted: Container[int]) -> None:
@@ -256,14 +256,14 @@ class Assembly:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a message has begun and not ended."""
+        """Whether a message has started and not ended."""
         return bool(self._encoded) or self.command is not None
 
     def take(self, fragment: Fragment) -> bool:
-        """Take the next fragment; whether it completes the command set.
+        """Take the next fragment; returns whether it completes the command set.
 
         Raises:
-            ProtocolFault: not at this moment, not on this presentation context, or no command set.
+            ProtocolFault: the fragment is out of sequence, on a wrong presentation context, or not a command set.
         """
         if not self.is_under_way:
             self.context_id = fragment.context_id
@@ -283,7 +283,7 @@ class Assembly:
         return True
 
     def end(self) -> None:
-        """The message is done with; the next may begin."""
+        """End the message; the next one may start."""
         self.command = None
 
 

@@ -1,4 +1,4 @@
-"""PDUs of the Upper Layer (PS3.8 section 9.3) as bytes and as values."""
+"""Encodes and decodes the PDUs of the Upper Layer (PS3.8 section 9.3)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEADER = struct.Struct(">BxI")
-"""PDU type and length of what follows."""
+"""PDU type and length of the rest."""
 PDV_HEADER = struct.Struct(">IBB")
 """Length, presentation context ID and message control header; the length counts the last two and the data."""
 COMMAND, LAST = 0x01, 0x02
@@ -53,7 +53,7 @@ KNOWN_TYPES = range(PduType.ASSOCIATE_RQ, PduType.ABORT + 1)
 
 
 class AbortReason(IntEnum):
-    """Why the service provider aborts (PS3.8 table 9-26); those that the node states."""
+    """The reasons for which the node aborts as service provider (PS3.8 table 9-26)."""
 
     NOT_SPECIFIED = 0
     UNRECOGNISED_PDU = 1
@@ -159,7 +159,7 @@ class Rejection:
 
     @property
     def is_permanent(self) -> bool:
-        """Whether it makes no sense to ask again."""
+        """Whether another request would be rejected too."""
         return self.result == 1
 
     @property

@@ -1,7 +1,7 @@
 """An association as requestor: C-ECHO, C-STORE straight from a file, C-FIND.
 
-Peers are trusted with nothing: an answer is bounded (``LARGEST_ANSWER_BYTES``), every wait ends, and whatever a peer
-does becomes a :class:`~dicom_node.errors.NetworkError`.
+Peers are not trusted: the size of an answer is limited (``LARGEST_ANSWER_BYTES``), every wait has a timeout, and every
+fault of a peer becomes a :class:`~dicom_node.errors.NetworkError`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 LARGEST_ANSWER_BYTES = 1 << 20
 RELEASE_WAIT_S = 5.0
 SMALLEST_PDU_BYTES = 1024
-"""A peer that announces less would make every object a storm of tiny PDUs; nobody does."""
+"""No real peer announces less, which would split every object into a flood of tiny PDUs."""
 _SEND_BUFFER_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An Application Entity to call. A timeout of 0 s is none; ``largest_pdu_bytes`` is what we take from it."""
+    """An Application Entity to call. A timeout of 0 s means none; ``largest_pdu_bytes`` is our limit for its PDUs."""
 
     ae_title: str
     host: str
@@ -59,7 +59,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class OutgoingFile:
-    """A DICOM Part 10 file to be sent: where it is, and what it says that it is."""
+    """A DICOM Part 10 file to send: its path, and the UIDs it states."""
 
     path: Path
     sop_class_uid: str
@@ -77,8 +77,8 @@ class Association:
     Raises:
         ConnectionLost: peer away or silent.
         AssociationRejected: by an A-ASSOCIATE-RJ (PS3.8 9.3.4).
-        ProtocolFault: its answer is no DICOM.
-        NotSendable: more offers than one association can hold.
+        ProtocolFault: its answer is not DICOM.
+        NotSendable: there are more offers than an association can propose.
     """
 
     def __init__(self, peer: Peer, our_ae: str, offers: Collection[tuple[str, str]]) -> None:
@@ -117,7 +117,7 @@ class Association:
             else:
                 self._transport.send(pdu.user_abort(), RELEASE_WAIT_S)
         except NetworkError:
-            pass  # every status that matters is known already
+            pass  # all relevant statuses are known already
         finally:
             self._transport.close()
 
@@ -139,9 +139,9 @@ class Association:
             return self._response().command.number(dimse.Element.STATUS)
 
     def store(self, file: OutgoingFile) -> int:
-        """C-STORE (PS3.7 9.1.1) one file, its data set byte for byte as it lies on disk; returns the status.
+        """C-STORE (PS3.7 9.1.1) one file, its data set byte for byte as on disk; returns the status.
 
-        Where the peer takes an explicit little endian object in implicit form only, the form is changed on the way.
+        If the peer accepts an explicit little endian object in implicit form only, it is converted during the transfer.
 
         Raises:
             NotSendable: the peer accepted no presentation context for it, or the file can't be read.
@@ -161,9 +161,9 @@ class Association:
                 return self._response().command.number(dimse.Element.STATUS)
 
     def find(self, sop_class: str, identifier: Dataset) -> Iterator[tuple[int, Dataset | None]]:
-        """C-FIND (PS3.7 9.1.2): the status of each response, pending ones and the last, and its identifier.
+        """C-FIND (PS3.7 9.1.2): yields the status and identifier of each response, pending ones and the last.
 
-        Must be read to its end, or left by an exception, before the association is used for anything else.
+        Must be read to the end, or left by an exception, before the association is used for anything else.
 
         Raises:
             NotSendable: no presentation context for ``sop_class`` was accepted.
@@ -277,7 +277,7 @@ class Association:
 
 
 class _Named:
-    """What the layers below raise gets the name of the peer, and of what was asked of it."""
+    """Adds the peer and the request to the errors of the layers below."""
 
     def __init__(self, peer: Peer, request: str) -> None:
         self._peer = peer
@@ -323,7 +323,7 @@ def connect(peer: Peer) -> socket.socket:
         connection = socket.create_connection((peer.host, peer.port), timeout=peer.connect_timeout_s or None)
     except OSError as error:
         raise ConnectionLost(f"{peer} can't be reached: {error.strerror or error}") from error
-    # What waits in our kernel's buffer must not be taken for a peer's silence: keep it small against the timeout.
+    # Keep the kernel's send buffer small relative to the timeout: time spent draining it looks like a silent peer.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
     return connection
 
@@ -370,7 +370,7 @@ def _data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
     try:
         return seek_data_set(stream, as_implicit=as_implicit)
     except Exception as error:
-        # pydicom raises whatever it stumbles over
+        # pydicom may raise anything
         raise NotSendable(f"the result is not a readable DICOM Part 10 file ({type(error).__name__})") from error
 
 

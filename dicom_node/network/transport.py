@@ -1,8 +1,8 @@
 """PDUs over one socket, plain or TLS. Every read and every write has one deadline for all of its bytes.
 
-The socket does not block: what is there is taken at once, into a buffer that holds the largest PDU, and the wait for
-more ends at the deadline, however slowly bytes come. One call takes what the kernel (or the TLS record) has: mostly a
-whole PDU and the header of the next. No flag or option is needed that an ``ssl.SSLSocket`` refuses.
+The socket is non-blocking: available bytes are read immediately into a buffer for the largest PDU, and the wait for
+more ends at the deadline, however slowly they arrive. One call reads what the kernel (or the TLS record) has: usually a
+whole PDU and the header of the next. This needs no flag or option that an ``ssl.SSLSocket`` does not support.
 """
 
 from __future__ import annotations
@@ -19,18 +19,17 @@ from dicom_node.network.pdu import HEADER, KNOWN_TYPES, LARGEST_ASSOCIATE, Abort
 KEEPALIVE_IDLE_S = 30
 _LINGER_S = 1.0
 _READ_AHEAD = 16 * 1024
-"""Bytes behind the PDU that is read. The next one mostly needs no call for its header; more would be copied to and fro.
-"""
+"""Bytes to read beyond the current PDU, which usually saves a call for the next header; more would cost copying."""
 _LONGEST_POLL_MS = 2**31 - 1
 _WANTS_READ = (BlockingIOError, ssl.SSLWantReadError)
 _WANTS_WRITE = ssl.SSLWantWriteError
 
 
 class StopSignal:
-    """Ends the wait for a peer's next message, of every transport that is told of it; given once, from any thread.
+    """Ends the wait for a peer's next message in every transport that has the signal; set once, from any thread.
 
-    A descriptor that becomes readable, and stays so, rather than a shutdown of the peer's socket: OpenSSL takes the end
-    of its input for an attack, and nothing could be said to the peer any more.
+    It is a descriptor that becomes and stays readable. Shutting down the peer's socket would not do: OpenSSL treats the
+    end of its input as an attack, and nothing could be sent to the peer any more.
     """
 
     def __init__(self) -> None:
@@ -38,16 +37,16 @@ class StopSignal:
         self.is_set = False
 
     def set(self) -> None:
-        """Give it."""
+        """Set the signal."""
         self.is_set = True
         self._held_open.close()
 
     def fileno(self) -> int:
-        """What to poll."""
+        """The descriptor to poll."""
         return self._waited_for.fileno()
 
     def close(self) -> None:
-        """Nobody waits for it any more."""
+        """Release the descriptors; no transport may use the signal any more."""
         self._held_open.close()
         self._waited_for.close()
 
@@ -55,15 +54,15 @@ class StopSignal:
 class Transport:
     """PDUs over one connected socket. For one thread; another may call :func:`cut`.
 
-    ``acknowledges_at_once``: the peer gets its TCP acknowledgements without delay. One that answers in two small
-    segments (Nagle) would wait for them 40 ms each time.
+    ``acknowledges_at_once``: send TCP acknowledgements without delay. A peer that answers in two small segments (Nagle)
+    would otherwise wait 40 ms for them each time.
     """
 
     def __init__(self, connection: socket.socket, largest_pdu: int, *, acknowledges_at_once: bool = False) -> None:
-        """Take over ``connection``, connected and (TLS) with its handshake done.
+        """Take over ``connection``, which is connected and, for TLS, after its handshake.
 
         Raises:
-            ConnectionLost: it was reset already.
+            ConnectionLost: it was already reset.
         """
         self._socket = connection
         self._largest_pdu = largest_pdu
@@ -141,8 +140,8 @@ class Transport:
     def close_after(self, last_words: bytes) -> None:
         """Send ``last_words`` and end the connection.
 
-        What still comes in is read away for a moment: closing a socket with unread bytes resets it, and the peer would
-        never see why.
+        Incoming bytes are read and discarded for a moment: closing a socket with unread bytes resets the connection,
+        and the peer would never see ``last_words``.
         """
         with suppress(OSError, ConnectionLost):
             self.send(last_words, _LINGER_S)
@@ -157,7 +156,7 @@ class Transport:
         self.close()
 
     def close(self) -> None:
-        """Give the socket back."""
+        """Close the socket."""
         with suppress(OSError):
             self._socket.close()
 
@@ -195,7 +194,7 @@ class Transport:
 
     def _wait(self, event: int, ends: float, stop: StopSignal | None = None) -> None:
         if self._acknowledges_at_once and event == select.POLLIN:
-            # the kernel forgets this option
+            # the kernel resets this option
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         left_ms = (ends - time.monotonic()) * 1e3
@@ -211,9 +210,10 @@ class Transport:
 
 
 def cut(connection: socket.socket) -> None:
-    """End a connection under a thread that waits for it.
+    """End a connection while another thread waits for it.
 
-    By its own method: ``SSLSocket.shutdown`` would drop TLS, and that thread would go on in clear text.
+    This calls ``socket.shutdown`` even for TLS: ``SSLSocket.shutdown`` would drop TLS, and the other thread would
+    continue in clear text.
     """
     with suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""Retention: the bytes of a series are deleted some days after the last job on it ended, never while they are owed."""
+"""Retention: delete the files of a series some days after its last job ended, but never undelivered results."""
 
 from __future__ import annotations
 

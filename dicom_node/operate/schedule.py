@@ -1,6 +1,7 @@
-"""Sweeps: small pieces of work that are done again and again, each on its own, by APScheduler.
+"""Sweeps: small periodic tasks, run independently of each other by APScheduler.
 
-A sweep that raises is logged and comes again; a slow one delays no other and is never run twice at the same time.
+A sweep that raises is logged and runs again at its next turn. A slow sweep does not delay others and never overlaps
+with itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """``run`` is called every ``every_s`` seconds, in a thread of its own."""
+    """A task: ``run`` is called every ``every_s`` seconds, in a thread of its own."""
 
     name: str
     every_s: float
@@ -32,7 +33,7 @@ class Schedule:
     """The running sweeps of one process."""
 
     def __init__(self, sweeps: Sequence[Sweep]) -> None:
-        # it warns whenever a sweep still runs as its next turn comes: every second of every long delivery
+        # APScheduler warns whenever a sweep is still running at its next turn: every second during a long delivery
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(max(1, len(sweeps)))},
@@ -43,11 +44,11 @@ class Schedule:
             self._scheduler.add_job(_guarded(sweep), "interval", seconds=sweep.every_s, id=sweep.name, name=sweep.name)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the sweeps; returns immediately."""
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Let the sweeps that run end, and start no more."""
+        """Start no more sweeps, and wait for those that are running."""
         self._scheduler.shutdown(wait=True)
 
 

@@ -1,6 +1,5 @@
-"""What the node does with a series, from its last image to its results: one module per duty.
+"""The processing of a series, from its last image to the delivery of its results: one module per duty.
 
-``completing`` closes series that are whole, ``routing`` asks the rules what happens to them, ``running`` takes jobs
-through the analysis, ``delivering`` sends results. Each does what is due and records it in the ledger, so that whatever
-ends the process, the next one goes on from there.
+``completing`` closes complete series, ``routing`` applies the rules to them, ``running`` runs jobs, ``delivering``
+sends results. Each does what is due and records it in the ledger, so that a new process can continue after a crash.
 """

@@ -1,4 +1,4 @@
-"""One attempt of one job while it lasts, and the canonical log line that it leaves."""
+"""One attempt of one job, and its canonical log line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Attempt:
-    """Where the attempt is and how long each stage took."""
+    """The progress of an attempt, and the duration of each stage."""
 
     def __init__(self, claimed: ClaimedJob) -> None:
         self.claimed = claimed
@@ -29,12 +29,12 @@ class Attempt:
 
     @property
     def is_alone(self) -> bool:
-        """Whether no other job may run beside it: whatever ended the first attempt must not cost others theirs."""
+        """Whether no other job may run at the same time: what ended the first attempt must not end other jobs too."""
         return self.claimed.attempt > 1
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of the block as part of stage ``name``."""
+        """Add the duration of the block to stage ``name``."""
         self.stage_name = name
         start = time.monotonic()
         try:
@@ -43,13 +43,13 @@ class Attempt:
             self.stage_seconds[name] = round(self.stage_seconds.get(name, 0) + time.monotonic() - start, 3)
 
     def on_progress(self, fraction: float, stage: str) -> None:
-        """Note what the worker says."""
+        """Record the progress that the worker reports."""
         self.progress, self.stage_name = fraction, stage
 
     def log(
         self, state: JobState, reason: str, results: Sequence[ResultInstance], findings: Findings | None = None
     ) -> None:
-        """The canonical line: everything about this attempt."""
+        """Log the canonical line: everything about this attempt."""
         claimed = self.claimed
         model = findings.segmentation.model if findings else None
         run = findings.segmentation.run if findings else None

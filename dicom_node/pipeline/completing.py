@@ -1,4 +1,4 @@
-"""Is the series whole? Asks the sender where it can be asked, and closes what is."""
+"""Closes complete series; asks the sender for its count of instances if possible."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Completing:
 
     Args:
         arrivals: what was received.
-        policy: how long a series must have been quiet.
-        sources: who may send, and who of them can be asked how many images a series has.
-        ae_title: ours, for that question.
+        policy: how long a series must be quiet.
+        sources: the peers that may send; some can be queried for the number of instances of a series.
+        ae_title: our AE title for that query.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Completing:
         self._log = structlog.get_logger()
 
     def complete_due(self) -> None:
-        """Look at every series that changed or whose time has come, and close those that are whole."""
+        """Check every series that changed or is due for a check, and close those that are complete."""
         for revision in self._arrivals.due_revisions(now_utc()):
             try:
                 self._decide(self._with_count(revision))

@@ -1,4 +1,4 @@
-"""Sends results to their destinations, and asks destinations what they accept."""
+"""Sends results to their destinations, and queries what destinations accept."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ DELIVERIES_PER_ASSOCIATION = 200
 
 
 class Delivering:
-    """Offers each destination what is due there, one destination at a time.
+    """Sends each destination its due results, one destination at a time.
 
     Args:
-        deliveries: what is owed to whom.
-        destinations: the configured ones, by name.
-        policy: how long to wait after a failure, and how often.
-        abilities: what destinations said that they accept.
-        ae_title: ours.
+        deliveries: the pending deliveries.
+        destinations: the configured destinations, by name.
+        policy: how long to wait after a failure, and how often to try again.
+        abilities: what the destinations accept.
+        ae_title: our AE title.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Delivering:
         self._log = structlog.get_logger()
 
     def deliver(self, destination_name: str) -> None:
-        """Offer ``destination_name`` everything that is due there, and record each answer as it comes."""
+        """Send ``destination_name`` all its due results, and record each answer as soon as it arrives."""
         due = self._deliveries.due(destination_name, now_utc(), DELIVERIES_PER_ASSOCIATION)
         destination = self._destinations.get(destination_name)
         if not due or destination is None:
@@ -98,19 +98,19 @@ class Delivering:
             now=now,
             policy=self._policy,
             give_up_after_s=destination.give_up_after_s,
-            jitter=random.random(),  # noqa: S311 - spreads load, guards no secret
+            jitter=random.random(),  # noqa: S311 - spreads the load; not for security
         )
 
 
 class Asking:
-    """Settles what a run makes for destinations whose results depend on what they accept."""
+    """Settles the results for destinations whose results depend on what they accept."""
 
     def __init__(self, destinations: Mapping[str, DestinationSettings], abilities: Abilities) -> None:
         self._destinations = destinations
         self._abilities = abilities
 
     def answered(self, requests: Mapping[str, ResultRequest]) -> dict[str, ResultRequest]:
-        """``requests``, after a question to each destination that must be asked."""
+        """``requests``, after querying each destination whose results depend on what it accepts."""
         answered = {}
         for name, request in requests.items():
             destination = self._destinations.get(name)

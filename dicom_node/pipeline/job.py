@@ -1,7 +1,7 @@
 """A job of the node as a case of the analysis: images from the spool, labels from a warm worker, results to the spool.
 
-Several jobs are under way at once, each in a thread of its own; :mod:`dicom_node.pipeline.places` says which of their
-steps may coincide.
+Several jobs run at once, each in a thread of its own; :mod:`dicom_node.pipeline.places` defines which of their steps
+may overlap.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every job works with."""
+    """What all jobs share."""
 
     models: Mapping[str, TissueModelSettings | NnunetModelSettings]
     spool: Spool
@@ -46,11 +46,11 @@ class Means:
 
 
 class JobCase:
-    """One attempt of one job, as :func:`dicom_node.analysis.analyse` sees it; made when it may begin.
+    """One attempt of one job as :func:`dicom_node.analysis.analyse` sees it; created when it may begin.
 
     Raises:
         SegmentationImpossible: the model is no longer configured.
-        ConfigurationError: its manifest is not sound.
+        ConfigurationError: the model's manifest is invalid.
     """
 
     structures = ()
@@ -67,15 +67,15 @@ class JobCase:
         self.minimum: MinimumExtent = minimum_extent(self.model, means.models[self.model])
 
     def stage(self, name: str) -> AbstractContextManager[None]:
-        """Count the time of the block."""
+        """Record the duration of the block."""
         return self._attempt.stage(name)
 
     def read(self) -> Series:
-        """The headers, from the spool."""
+        """Read the headers from the spool."""
         return read_series(self._means.spool, self._claimed.revision)
 
     def infer(self, volume: Volume) -> Segmentation:
-        """Have the volume prepared, wait for the device, let the next job in and infer."""
+        """Have the volume prepared, wait for the device, let the next job start, and infer."""
         workers, attempt = self._means.workers, self._attempt
         with self.stage("prepare"):
             order = workers.prepare(self.model, volume, attempt.on_progress)
@@ -88,7 +88,7 @@ class JobCase:
                 return turn.infer(order, attempt.on_progress)
 
     def requests(self) -> Mapping[str, ResultRequest]:
-        """What each destination gets, after a question to those whose form depends on what they accept."""
+        """The results for each destination, after querying those whose form depends on what they accept."""
         requests = self._claimed.requests
         if not any(request.asks_peer for request in requests.values()):
             return requests
@@ -97,18 +97,18 @@ class JobCase:
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
-        """Hold the place for encoding."""
+        """Wait until this job may encode, then reserve that for the duration of the block."""
         with self.stage("wait"):
             place = self._means.places.encoding.enter()
         with place:
             yield
 
     def context(self) -> ResultContext:
-        """What results of this attempt state."""
+        """What the results of this attempt state."""
         return self._means.results.context(self._claimed.revision, self.model, self._started_at)
 
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
-        """Store and record the results; those of a job that another worker has taken over meanwhile are discarded."""
+        """Store and record the results, or discard them if another worker has taken over the job in the meantime."""
         stored = self._means.results.keep(self._attempt, findings, results)
         state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
         self._attempt.log(state, "", [instance for instance, _ in stored or ()], findings)

@@ -1,4 +1,4 @@
-"""The lease of a running job: renewed beside the work, so that a job whose process died is given to another."""
+"""The lease of a running job, renewed during the work: a job whose process died goes to another worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RENEWAL_S = 1.0
 
 @contextmanager
 def lease_renewed(jobs: Jobs, attempt: Attempt) -> Iterator[None]:
-    """Renew the lease, and record the progress, until the end of the block or until the job is lost."""
+    """Renew the lease and record the progress until the block ends or the job is lost."""
     ended = threading.Event()
 
     def renew() -> None:

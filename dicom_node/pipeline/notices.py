@@ -1,4 +1,4 @@
-"""Notices: destinations that ask for it are told why a series came to nothing."""
+"""Notices: tell destinations that request it why a series has no results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Notices:
-    """Writes notices into the spool; whoever asked for them records them in the ledger, or discards them."""
+    """Writes notices into the spool; the caller records them in the ledger or discards them."""
 
     def __init__(self, spool: Spool, results: ResultStore) -> None:
         self._spool = spool
@@ -29,9 +29,9 @@ class Notices:
     def write(
         self, revision: CompleteRevision, model: str | None, reason: str, requests: Mapping[str, ResultRequest]
     ) -> StoredResults:
-        """The notices that ``requests`` ask for: ``revision`` was not processed by ``model`` (None: a rule refuses it).
+        """Write the requested notices that ``revision`` was not processed by ``model`` (None: refused by a rule).
 
-        Nothing where none can be written: the job has ended all the same, and the log says why nobody was told.
+        Returns none if they can't be written: the job ends regardless, and the reason is logged.
         """
         wanted = tuple(name for name, request in requests.items() if request.notice)
         if not wanted:

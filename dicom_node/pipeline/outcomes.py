@@ -1,4 +1,4 @@
-"""From what ended an attempt to the state of its job: the one place that decides."""
+"""Decides the state of a job from the error that ended an attempt."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 FIRST_PAUSE = timedelta(seconds=5)
-"""Before the second attempt; it doubles with each further one."""
+"""Before the second attempt; doubles with each further attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What becomes of a job whose attempt ended with an error.
+    """What happens to a job whose attempt ended with an error.
 
-    ``pause``: how long to wait before the next attempt, where there is one. ``counts``: whether the attempt counts
-    towards the limit.
+    ``pause``: how long to wait before the next attempt, if there is one. ``counts``: whether the attempt counts towards
+    the limit.
     """
 
     state: JobState
@@ -36,9 +36,9 @@ class Outcome:
 
 
 def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, stopping: bool) -> Outcome:
-    """What ``error`` in attempt number ``attempt`` of at most ``attempts`` makes of job number ``job``.
+    """The outcome of ``error`` in attempt ``attempt`` (of at most ``attempts``) of job ``job``.
 
-    ``stopping``: the node is being stopped, which may be what the error comes from.
+    ``stopping``: the node is stopping, which may have caused the error.
     """
     disposition, reason = _disposition(error, job)
     if disposition is Disposition.REJECT:
@@ -61,7 +61,7 @@ def _disposition(error: Exception, job: int) -> tuple[Disposition, str]:
 
 
 class Settling:
-    """Records outcomes in the ledger, with the notices that destinations ask for."""
+    """Records outcomes in the ledger, with the notices that destinations request."""
 
     def __init__(self, jobs: Jobs, spool: Spool, notices: Notices) -> None:
         self._jobs = jobs
@@ -69,7 +69,7 @@ class Settling:
         self._notices = notices
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """RUNNING -> the state of ``outcome``, unless the job was lost to another worker; then nothing is written."""
+        """RUNNING -> the state of ``outcome``; writes nothing if the job was lost to another worker."""
         claimed = attempt.claimed
         notices: StoredResults = []
         if outcome.state is not JobState.QUEUED:

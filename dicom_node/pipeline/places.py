@@ -1,10 +1,10 @@
-"""How many jobs may be where: at each of three places there is one at a time.
+"""Limits on concurrent jobs: each of three places admits one job at a time.
 
 ::
 
     intake ─ claim ▸ read ▸ reconstruct ▸ prepare ─▶ device ─ infer ─▶ encoding ─ measure ▸ encode ▸ store
 
-A job leaves the intake when it reaches the device, so that no more than one volume waits for it.
+A job leaves the intake when it reaches the device, so that at most one volume waits for the device.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Places:
-    """The intake, the place for encoding, and the count of jobs under way. The device belongs to the worker pool."""
+    """The intake, the place for encoding, and the number of running jobs. The device belongs to the worker pool."""
 
     def __init__(self) -> None:
         self.intake = Gate()
@@ -32,7 +32,7 @@ class Places:
 
     @contextmanager
     def job_under_way(self) -> Iterator[None]:
-        """Count the block as a job."""
+        """Count one more running job during the block."""
         self._count(1)
         try:
             yield
@@ -40,10 +40,10 @@ class Places:
             self._count(-1)
 
     def wait_for_others(self) -> None:
-        """Wait until the caller's job is the only one; while it holds the intake no other will come.
+        """Wait until the caller's job is the only one; no other can start while it holds the intake.
 
         Raises:
-            Stopping: the node is stopped meanwhile.
+            Stopping: the node is stopping.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._under_way == 1 or self._closed)
@@ -51,17 +51,17 @@ class Places:
                 raise Stopping
 
     def wait_until_closed(self, limit_s: float) -> None:
-        """Wait until the node is stopped, ``limit_s`` at most."""
+        """Wait until the node is stopping, at most ``limit_s``."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed, limit_s)
 
     @property
     def is_closed(self) -> bool:
-        """Whether the node is being stopped."""
+        """Whether the node is stopping."""
         return self._closed
 
     def close(self) -> None:
-        """Turn away whoever waits and whoever comes; the job that is being encoded is left alone."""
+        """Turn away all current and future waiters; a job that is already encoding finishes."""
         self.intake.close()
         self.encoding.close()
         with self._changed:

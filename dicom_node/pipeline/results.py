@@ -1,4 +1,4 @@
-"""Between the analysis of a revision and the store: its images in, its results out, and what the results state."""
+"""Between analysis and store: read the images of a revision, store its results, and collect what the results state."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from dicom_node.types import EncodedResult
 
 StoredResults = list[tuple[ResultInstance, str]]
-"""Result objects in the spool, each with its spool name; nothing of them is in the ledger yet."""
+"""Result objects in the spool, each with its spool name; not yet recorded in the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
 class Installation:
-    """This node, as its results name it: Station Name and Device UID."""
+    """This node as its results identify it: Station Name and Device UID."""
 
     station_name: str
     device_uid: str
@@ -38,7 +38,7 @@ def read_series(spool: Spool, revision: CompleteRevision) -> Series:
 
     Raises:
         StoreUnavailable: a file is missing or the disk fails.
-        SeriesRejected: a file holds no instance that can be read.
+        SeriesRejected: a file does not contain a readable instance.
     """
     return Series(
         series_instance_uid=revision.series_instance_uid,
@@ -59,7 +59,7 @@ class ResultStore:
         self._installation = installation
 
     def context(self, revision: CompleteRevision, model: str | None, started_at: datetime) -> ResultContext:
-        """What results of ``model`` on ``revision`` state beside the findings; ``model`` None: a rule refuses it."""
+        """What results of ``model`` on ``revision`` state besides the findings; ``model`` None: refused by a rule."""
         return ResultContext(
             started_at=started_at,
             revision=revision.unchanged_since,
@@ -76,7 +76,7 @@ class ResultStore:
     def keep(self, attempt: Attempt, findings: Findings, results: Iterable[EncodedResult]) -> StoredResults | None:
         """Write ``results`` as they are made and record them: RUNNING -> ENCODED.
 
-        Returns what was stored, None where the job was lost to another worker meanwhile and nothing is kept.
+        Returns what was stored, or None if the job was lost to another worker in the meantime; nothing is kept then.
 
         Raises:
             StoreUnavailable: spool or ledger can't be written; nothing is left behind.

@@ -1,4 +1,4 @@
-"""Which model, and where to? Puts every complete series before the rules and queues the jobs that they ask for."""
+"""Applies the rules to every complete series and queues the resulting jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Routing:
         self._log = structlog.get_logger()
 
     def route_complete(self) -> None:
-        """Route every complete revision; one whose content was routed before needs no second job."""
+        """Route every complete revision, except those whose content was already routed."""
         for received in self._revisions.due_revisions():
             revision = self._by_content(received)
             if self._revisions.content_already_routed(revision):
@@ -80,12 +80,12 @@ class Routing:
             return decide(read_series(self._spool, revision), self._rules), None
         except DicomNodeError as error:
             return (_NO_RULE,), str(error)
-        except Exception as error:  # noqa: BLE001 - a series nobody foresaw must not stop the others
+        except Exception as error:  # noqa: BLE001 - one unexpected series must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
             return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
 
     def _refusal_notices(self, revision: CompleteRevision, decisions: tuple[Decision, ...]) -> StoredResults:
-        """For the destinations that a rule which refuses the series names."""
+        """Notices for the destinations of a rule that refuses the series."""
         (decision, *others) = decisions
         if others or decision.model is not None or decision.refusal is None:
             return []

@@ -1,4 +1,4 @@
-"""Claims jobs and takes each through one attempt, whatever becomes of it."""
+"""Claims jobs and runs one attempt of each; every attempt ends in a recorded outcome."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Running:
-    """Runs jobs, in as many threads as call it.
+    """Runs jobs; several threads may call it.
 
     Args:
         jobs: the queue.
-        means: what every job works with.
-        settling: records what becomes of a job that ends with an error.
-        worker: the name by which this process claims jobs.
-        attempts: how often a job is tried.
+        means: what all jobs share.
+        settling: records the outcome of a job that ends with an error.
+        worker: the name under which this process claims jobs.
+        attempts: the maximum number of attempts per job.
     """
 
     def __init__(self, jobs: Jobs, means: Means, settling: Settling, worker: WorkerName, attempts: int) -> None:
@@ -44,8 +44,8 @@ class Running:
     def run_next_job(self, idle_pause_s: float = 0.0) -> bool:
         """Claim the most urgent job and take it to ENCODED, REJECTED, FAILED or back into the queue.
 
-        Returns whether there was a job. Where there is none it waits ``idle_pause_s`` at the intake, so that of all
-        threads only one asks the ledger.
+        Returns whether there was a job. If there is none, waits ``idle_pause_s`` while holding the intake, so that only
+        one thread polls the ledger.
         """
         places = self._means.places
         try:
@@ -65,13 +65,13 @@ class Running:
     def stop(self) -> None:
         """End the running jobs, from another thread: they are queued again, and the attempts do not count.
 
-        Only what is being encoded already is finished.
+        A job that is already encoding finishes.
         """
         self._means.places.close()
         self._means.workers.close()
 
     def recover_jobs(self) -> None:
-        """Queue jobs whose worker died again, or fail them when their attempts are used up."""
+        """Requeue jobs whose worker died, or fail them if they have no attempts left."""
         requeued, failed = self._jobs.recover_stalled(self._worker, now_utc(), self._attempts)
         if requeued or failed:
             self._log.warning("jobs.recovered", requeued=requeued, failed=failed)
@@ -83,7 +83,7 @@ class Running:
                     with attempt.stage("wait"):
                         self._means.places.wait_for_others()
                 analyse(JobCase(attempt, intake, self._means))
-        except Exception as error:  # noqa: BLE001 - no job may end the node: each gets a state and a reason
+        except Exception as error:  # noqa: BLE001 - no job may end the node; each gets a state and a reason
             if not isinstance(error, DicomNodeError | MemoryError):
                 self._log.exception("job.crashed", job=attempt.claimed.id)
             outcome = outcome_of(

@@ -1,1 +1,1 @@
-"""Receive: instances come in, nothing is acknowledged before it is durable; and when a series is whole."""
+"""Receive: accepts instances, acknowledges them only once they are durable, and decides when a series is complete."""

@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 _LEFTOVER_AGE_S = 600.0
-"""No writer, however slow its sender or disk, leaves a temporary file alone for so long."""
+"""No writer leaves a temporary file untouched for this long, however slow its sender or disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What was found: instances recorded now, and files removed."""
+    """What was done: instances recorded, and files removed."""
 
     adopted: int
     removed: int
 
 
 def adopt_unclaimed(spool: Spool, ledger: ReceiptLedger, claims: Mapping[str, bool], older_than_s: float) -> Adoption:
-    """Record or remove every whole spool file older than ``older_than_s`` that is not claimed.
+    """Record or remove every complete spool file older than ``older_than_s`` that is not claimed.
 
-    ``claims``: for each name that the ledger knows, whether its bytes are still wanted. Temporary files of killed
-    processes go too: the listener removes at its start only those that are old enough then.
+    ``claims``: for each name in the ledger, whether its file is still needed. Temporary files of killed processes are
+    removed too; at its start the listener removes only those that are old enough then.
     """
     adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S)
     for name in spool.names(older_than_s):

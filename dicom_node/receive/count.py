@@ -1,4 +1,4 @@
-"""How many instances does the sender think the series has? Its own index is the best evidence there is.
+"""Queries the sender for the number of instances of a series: its own index is the best evidence available.
 
 C-FIND, Study Root Query/Retrieve Information Model, SERIES level: Number of Series Related Instances (0020,1209), see
 PS3.4 C.3.4 and C.6.2.1.
@@ -25,19 +25,19 @@ CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 5.0
 LARGEST_PDU_BYTES = 16384
 MOST_ANSWERS = 1000
-"""More series than a study has: such a peer ignores what it was asked."""
+"""More series than any study has: a peer that sends more ignores the query."""
 
 
 def expected_count(source: SourceSettings, our_ae: str, study_uid: str, series_uid: str) -> int | None:
-    """The count by the index of ``source``; None if it was not asked or gave no answer. Never raises for the peer.
+    """The count in the index of ``source``; None if it can't be queried or does not answer. Never raises.
 
-    A count of 0 is no answer: the index has not seen the series yet.
+    A count of 0 is no answer: the series is not in the index yet.
     """
     if source.count_host is None:
         return None
     try:
         count = _ask(source, our_ae, study_uid, series_uid)
-    except Exception as error:  # noqa: BLE001 - whatever a peer's answer does, the series waits for the clock instead
+    except Exception as error:  # noqa: BLE001 - whatever goes wrong, the series completes by its quiet time instead
         structlog.get_logger().warning("count.failed", source=source.ae_title, error=type(error).__name__)
         return None
     return count if count is not None and count > 0 else None
@@ -68,7 +68,7 @@ def _counts(answers: Iterator[tuple[int, Dataset | None]], series_uid: str) -> I
 
 
 def query_identifier(study_uid: str, series_uid: str) -> Dataset:
-    """The identifier of the query: its keys, and what is asked for."""
+    """The identifier of the query: matching keys and return keys."""
     identifier = Dataset()
     identifier.QueryRetrieveLevel = "SERIES"
     identifier.StudyInstanceUID = study_uid

@@ -31,7 +31,7 @@ _WANTED = frozenset(
 )
 _UNIT_TOLERANCE = 1e-2
 _FARTHEST_MM = 1e7
-"""No table is 10 km long; differences of such places stay finite, which not every database takes otherwise."""
+"""No scanner table is 10 km long; the limit keeps differences of positions finite, as some databases require."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One C-STORE from its command set to its status: spool durable first, ledger row second, 0x0000 third."""
+"""One C-STORE from its command set to its status: first the spool file, then the ledger row, then 0x0000."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class ReceiptLedger(Protocol):
-    """What the listener tells the ledger; every call is durable when it returns, or raises StoreUnavailable."""
+    """What the listener records in the ledger; every call is durable on return, or raises StoreUnavailable."""
 
     def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
         """An association is about to bring its first instance."""
@@ -149,7 +149,7 @@ class Reception:
         header, pixels_sha256 = self._checked_header(self._writer)
         spooled = self._writer.commit()
         self._series_instance_uid, self._dataset_sha256 = header.series_instance_uid, spooled.dataset_sha256
-        # If this raises, the file stays: the row may be there all the same (a connection that broke during COMMIT).
+        # If this raises, keep the file: the row may exist anyway (if the connection broke during COMMIT).
         # A file without a row is removed by the sweep of unclaimed files; a row without a file would be a loss.
         receipt = self._ledger.record_instance(
             ReceivedInstance(
@@ -212,7 +212,7 @@ class _Guard:
             structlog.get_logger().error("store.unavailable", reason=str(error))
             self._reception.fail(Response(OUT_OF_RESOURCES, "storage is currently unavailable"))
         elif isinstance(error, Exception):
-            # our own fault, not the instance's: the sender may try again
+            # a fault of the node, not of the instance: the sender may try again
             structlog.get_logger().error("reception.crashed", exc_info=error)
             self._reception.fail(Response(OUT_OF_RESOURCES, "internal error"))
         else:

@@ -1,8 +1,8 @@
-"""The listener: Verification and Storage SCP. It alone in its process, one thread per connection.
+"""The listener: Verification and Storage SCP. It runs alone in its process, with one thread per connection.
 
-Connections that have not sent an association request yet wait apart from the associations, for 10 s at most; when too
-many wait, the oldest is closed, so that peers that connect and stay silent never keep an honest one out (that needs
-milliseconds). Everything a peer may do wrong ends in a named status, a rejection or an A-ABORT.
+Connections that have not sent an association request yet are limited separately from associations and wait at most
+10 s. If too many are waiting, the oldest is closed, so that silent peers never keep out others, which need only
+milliseconds. Every fault of a peer results in a defined status, a rejection or an A-ABORT.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _NOT_SUPPORTED = Response(dimse.UNRECOGNISED_OPERATION, "operation not supported
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """What every connection shares."""
+    """What all connections share."""
 
     settings: Settings
     spool: Spool
@@ -64,7 +64,7 @@ class _Node:
 
 @dataclass(slots=True)
 class _Connections:
-    """Who is connected: waiting (no association yet, oldest first) and associated."""
+    """The open connections: waiting (no association yet, oldest first) and associated."""
 
     most_associations: int
     waiting: list[_Connection] = field(default_factory=list)
@@ -74,7 +74,7 @@ class _Connections:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, connection: _Connection) -> None:
-        """A new connection; room is made at the cost of the oldest that still wait."""
+        """Add a new connection; if too many are waiting, close the oldest."""
         with self._lock:
             neighbours = [other for other in self.waiting if other.address == connection.address]
             if len(neighbours) >= MOST_WAITING_PER_ADDRESS:
@@ -84,7 +84,7 @@ class _Connections:
             self.waiting.append(connection)
 
     def associate(self, connection: _Connection) -> bool:
-        """From waiting to associated, if there is room."""
+        """Move a connection from waiting to associated; False if the limit is reached."""
         with self._lock:
             if len(self.associated) >= self.most_associations:
                 return False
@@ -94,14 +94,14 @@ class _Connections:
             return True
 
     def remove(self, connection: _Connection) -> None:
-        """It has ended."""
+        """Remove a connection that has ended."""
         with self._lock:
             self.associated.discard(connection)
             if connection in self.waiting:
                 self.waiting.remove(connection)
 
     def all(self) -> list[_Connection]:
-        """Everybody, at this moment."""
+        """All connections at this moment."""
         with self._lock:
             return [*self.waiting, *self.associated]
 
@@ -121,7 +121,7 @@ class Listener:
         self._log = structlog.get_logger()
 
     def start(self) -> None:
-        """Remove what a killed predecessor left half-written, bind and listen; returns when peers can connect.
+        """Remove partial files of a killed listener, bind and listen; returns once peers can connect.
 
         Raises:
             OSError: the address can't be bound.
@@ -141,11 +141,11 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port that is bound (of interest where 0 was asked for)."""
+        """The bound port (useful if 0 was configured)."""
         return int(self._socket.getsockname()[1])
 
     def stop(self) -> None:
-        """Take no new connections, let instances that are under way finish, end everything within 10 s."""
+        """Accept no new connections, let instances in transfer finish, and end everything within 10 s."""
         self._connections.stopping = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -183,7 +183,7 @@ class Listener:
 
 
 class _Connection:
-    """One TCP connection, and what is served on the association that may come of it (an acceptor's ``Service``)."""
+    """One TCP connection and the service on its association (an acceptor's ``Service``)."""
 
     def __init__(self, accepted: socket.socket, address: str, node: _Node, connections: _Connections) -> None:
         self.address = address
@@ -219,12 +219,12 @@ class _Connection:
                 self._log.warning("association.lost", calling_ae=self._calling_ae, reason=str(lost))
         except ProtocolFault as fault:
             self._log.warning("association.fault", calling_ae=self._calling_ae, reason=str(fault))
-        except Exception:  # noqa: BLE001 - the border: one association may fail, the listener may not
+        except Exception:  # noqa: BLE001 - one association may fail, but not the listener
             self._log.exception("association.crashed")
         finally:
             self._end(released=released)
 
-    # ---- what the acceptor asks
+    # ---- called by the acceptor
 
     def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
         """See Service."""

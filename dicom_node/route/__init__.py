@@ -1,1 +1,1 @@
-"""Route: rules over the whole series decide what runs; every decision keeps its reason."""
+"""Route: rules on the whole series decide what runs; every decision records its reason."""

@@ -1,7 +1,7 @@
-"""One condition: something about a series, an operator, what it is held against.
+"""A condition: an attribute or fact of a series, an operator and an operand.
 
-The one law: what is missing never matches, not under ``not_equals`` and not under any other negation either. A rule
-that shall catch a series must name what it sees, not what it does not see.
+A missing value never matches, not even with ``not_equals`` or another negation: a rule must name what a series has, not
+what it lacks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """``name`` is an attribute's keyword or, if ``is_fact``, a fact. Every instance must satisfy it, or any one."""
+    """``name`` is an attribute's keyword or, if ``is_fact``, a fact. All instances must satisfy it, or any one."""
 
     name: str
     operator: str
@@ -38,7 +38,7 @@ class Condition:
 
     @property
     def identifying(self) -> bool:
-        """Whether values must not be shown."""
+        """Whether the values may identify the patient and must not be shown."""
         return self.name not in FACTS and is_identifying(FACT_ALIASES.get(self.name, self.name))
 
     def __str__(self) -> str:
@@ -49,7 +49,7 @@ class Condition:
         return f"{whose}{self.name} {self.operator.replace('_', ' ')} {operand}"
 
     def look_at(self, series: Series) -> ConditionOutcome:
-        """Whether the condition holds, and the value that decided. Never raises, whatever the headers hold."""
+        """Whether the condition is met, and the value that decided. Never raises, whatever the headers contain."""
         if self.is_fact and self.name in FACTS:
             entries = fact_values(series, self.name)
         else:
@@ -60,7 +60,7 @@ class Condition:
         return ConditionOutcome(str(self), self._seen(decisive, len(entries), held=held), held)
 
     def _seen(self, decisive: list[InstanceValues], total: int, *, held: bool) -> str:
-        """What the instances that decided hold; of identifying attributes only whether they matched."""
+        """The values of the instances that decided; for identifying attributes, only whether they matched."""
         present = [values for values in decisive if values]
         if not present:
             return "missing" if len(decisive) == total else f"missing in {len(decisive)} of {total}"
@@ -121,7 +121,7 @@ OPERATORS: Mapping[str, Callable[[InstanceValues, Operand], bool]] = {
     "greater_than": _compared(lambda number, limit: number > limit),
     "less_than": _compared(lambda number, limit: number < limit),
 }
-"""Each is asked only about values that are there. Text is compared without regard to case and outer blanks."""
+"""Called for existing values only. Text comparison ignores case and leading and trailing spaces."""
 
 
 def _number(value: str | float) -> float | None:
@@ -140,7 +140,7 @@ def _joined(values: InstanceValues) -> str:
 
 
 def _values_text(values: InstanceValues) -> str:
-    """As one printable line: values come from the wire and may hold anything."""
+    """The values as one printable line: they come from the network and may contain anything."""
     joined = "\\".join(f"{value:g}" if isinstance(value, float) else value for value in values)
     printable = "".join(character if character.isprintable() else "?" for character in joined)
     return printable if len(printable) <= _SHOWN_CHARACTERS else printable[:_SHOWN_CHARACTERS] + "..."

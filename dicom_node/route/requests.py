@@ -1,4 +1,4 @@
-"""What a rule's destinations get: a name alone gets the default, a mapping says otherwise."""
+"""The results for a rule's destinations: the defaults for a name alone, or the options in a mapping."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Selection = tuple[Annotated[str, AfterValidator(_selectable)], ...]
 
 
 class RequestOptions(Closed):
-    """The keys that say what is wanted; those left out have the defaults of :class:`ResultRequest`."""
+    """The options; omitted ones have the defaults of :class:`ResultRequest`."""
 
     segmentation: SegmentationForm = SegmentationForm.BINARY
     split: Literal["group"] = "group"
@@ -53,7 +53,7 @@ class RequestOptions(Closed):
         return self
 
     def request(self) -> ResultRequest:
-        """What is asked for.
+        """The request.
 
         Raises:
             ConfigurationError: the options contradict each other.
@@ -79,10 +79,10 @@ class DestinationRequest(RequestOptions):
 
 
 def read_request(options: str) -> ResultRequest:
-    """The request of who keeps files: the keys of a destination but ``to``, as ``segmentation: labelmap, shape: true``.
+    """A request for result files: the keys of a destination except ``to``, as ``segmentation: labelmap, shape: true``.
 
     Raises:
-        ConfigurationError: as for a destination; ``auto`` and ``notice`` have no meaning without one.
+        ConfigurationError: as for a destination; also for ``auto`` and ``notice``, which require one.
     """
     request = checked(parse(f"{{{options}}}", "results", has_lines=False), RequestOptions).request()
     if request.asks_peer or request.notice:

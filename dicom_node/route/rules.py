@@ -1,8 +1,9 @@
 """The rules: which model a series goes to, where its results go, and why.
 
-Rules are looked at in the order of the file. A rule whose conditions all hold either gives the series to its ``model``
-or, with ``refuse``, ends the search with a reason. A series that two models are meant for gets two jobs; of several
-matching rules for one model the first wins. Every outcome of every condition looked at is kept with the decision.
+Rules are evaluated in the order of the file. A rule whose conditions are all met either assigns the series to its
+``model`` or, with ``refuse``, ends the evaluation with a reason. A series that matches rules for two models gets two
+jobs; of several matching rules for one model, the first wins. The decision keeps the outcome of every condition
+evaluated.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class Rule:
     """One rule of the file: either ``model`` or ``refusal`` is set. Without conditions it matches every series.
 
-    ``requests`` of a rule that refuses ask for a notice alone.
+    The ``requests`` of a rule that refuses contain a notice only.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedCondition:
-    """One printable row of ``dicom-node rules explain``."""
+    """One row of ``dicom-node rules explain``."""
 
     rule: str
     condition: str
@@ -52,10 +53,9 @@ class ExplainedCondition:
 
 
 def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
-    """One decision per model that the series goes to, else a single one without model that says why not.
+    """One decision per model for the series, or a single decision without a model that says why there is none.
 
-    Never raises, whatever the headers hold: an attribute that cannot be read is missing, and what is missing never
-    matches.
+    Never raises, whatever the headers contain: an attribute that can't be read counts as missing and never matches.
     """
     outcomes: dict[str, tuple[ConditionOutcome, ...]] = {}
     chosen: dict[str, Rule] = {}
@@ -78,7 +78,7 @@ def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
 
 
 def explain(series: Series, rules: Rules) -> tuple[ExplainedCondition, ...]:
-    """Every condition of every rule that was looked at, with the value that decided it; identities are not shown."""
+    """Every condition of every evaluated rule, with the value that decided it; identifying values are not shown."""
     (decision, *_) = decide(series, rules)
     rows: list[ExplainedCondition] = []
     for name, outcomes in decision.outcomes.items():

@@ -1,4 +1,4 @@
-"""rules.yaml: its closed form, checked against the settings, as :class:`~dicom_node.route.rules.Rules`."""
+"""Reads rules.yaml and validates it against the settings; the result is :class:`~dicom_node.route.rules.Rules`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def load_rules(file: Path, settings: Settings) -> Rules:
     """Read and check ``file`` (``config/rules.yaml`` explains every key).
 
     Raises:
-        ConfigurationError: missing, not in the dialect of :mod:`dicom_node.settings.loader`, an unknown key, attribute,
-            fact, operator, model, destination or option, or an operand that does not fit its operator; each on a line
-            of its own with its place.
+        ConfigurationError: the file is missing or not in the dialect of :mod:`dicom_node.settings.loader`; a key,
+            attribute, fact, operator, model, destination or option is unknown; or an operand does not suit its
+            operator. One line for each, with its place.
     """
     context = {"model": settings.models.keys(), "destination": settings.destinations.keys()}
     return Rules(tuple(each.rule() for each in checked(read_file(file), _RulesForm, context).rules))
@@ -105,7 +105,7 @@ _Pattern = Annotated[Operand, PlainValidator(_pattern)]
 
 
 class _Form(Closed):
-    """A part of the file, in which every key that is written has a value."""
+    """A part of the file in which every key must have a value."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -148,7 +148,7 @@ class _ConditionForm(_Form):
         return {name: operand for name, operand in written.items() if name in OPERATORS}
 
     def condition(self) -> Condition:
-        """What is looked at in a series."""
+        """The condition."""
         ((operator, operand),) = self._operators().items()
         return Condition(
             name=self.attribute or self.fact or "",
@@ -195,7 +195,7 @@ class _RuleForm(_Form):
             raise misplaced(faults)
 
     def rule(self) -> Rule:
-        """What is decided by."""
+        """The rule."""
         requests = {each.to: NOTICE_ALONE if self.refuse else each.request() for each in self.destinations}
         conditions = tuple(each.condition() for each in self.when)
         return Rule(self.name, conditions, self.model, self.refuse, requests, self.priority)

@@ -1,6 +1,6 @@
-"""What a rule may ask of a series: attributes by keyword, and facts derived from all of its headers.
+"""What rules can test in a series: attributes by keyword, and facts derived from all headers.
 
-Everything is tolerant: what is missing, broken or contradictory is simply not there, and a condition on it never holds.
+Reading is tolerant: a missing, broken or contradictory value counts as missing, and a condition on it is never met.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Value = str | float
 InstanceValues = tuple[Value, ...]
-"""The values of a multi-valued attribute in one instance; empty where the instance lacks it."""
+"""The values of an attribute in one instance; empty if the instance lacks it."""
 
 _MULTI_FRAME_SEQUENCES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PATIENT_GROUP = 0x0010
@@ -33,7 +33,7 @@ _LONGEST_COUNT = 12
 """Characters of an Integer String (PS3.5 table 6.2-1)."""
 _SAME_ORIENTATION = 1e-3
 _ALONG_AN_AXIS = math.cos(math.radians(32))
-"""Gantries tilt up to some 30 degrees, and a tilted head is still an axial series."""
+"""Gantries tilt by up to about 30 degrees, and a tilted head scan is still axial."""
 
 
 def is_comparable(keyword: str) -> bool:
@@ -43,7 +43,7 @@ def is_comparable(keyword: str) -> bool:
 
 
 def is_identifying(keyword: str) -> bool:
-    """Whether the value may tell who the patient is, so that it must not be shown, stored or logged."""
+    """Whether the value may identify the patient and thus must not be shown, stored or logged."""
     tag = tag_for_keyword(keyword)
     if tag is None or tag >> 16 == _PATIENT_GROUP or keyword in _IDENTIFYING_KEYWORDS:
         return True
@@ -51,10 +51,11 @@ def is_identifying(keyword: str) -> bool:
 
 
 def attribute_values(series: Series, keyword: str) -> tuple[InstanceValues, ...]:
-    """The values of one attribute, an entry per instance; for multi-frame objects per frame where the frames differ.
+    """The values of one attribute, one entry per instance; for multi-frame objects, per frame if the frames differ.
 
-    Multi-frame objects are searched in the top level, then in the shared and then in the per-frame functional groups
-    (Legacy Converted objects keep the kernel, for one, in Unassigned Shared Converted Attributes, PS3.3 C.7.6.16.2.20).
+    Multi-frame objects are searched at the top level, then in the shared and then in the per-frame functional groups
+    (Legacy Converted objects, for example, have the kernel in Unassigned Shared Converted Attributes, PS3.3
+    C.7.6.16.2.20).
     """
     found: list[InstanceValues] = []
     for instance in series.instances:
@@ -89,7 +90,7 @@ def _values(header: Dataset, keyword: str) -> InstanceValues:
 
 
 def _group_values(header: Dataset, sequence: str, keyword: str) -> list[InstanceValues]:
-    """The values in each functional group item; the attribute stands in the items of its macros."""
+    """The values in each functional group item; the attribute is in the items of its macros."""
     return [
         next((values for macro in _macros(group) if (values := _values(macro, keyword))), ())
         for group in _items(header, sequence)
@@ -110,7 +111,7 @@ def _macros(group: Dataset) -> Iterator[Dataset]:
 
 
 def _planes(series: Series, keyword: str, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    """``count`` finite numbers of every plane as an array ``[plane, number]``; None where any plane lacks them."""
+    """``count`` finite numbers for every plane as an array ``[plane, number]``; None if any plane lacks them."""
     rows = attribute_values(series, keyword)
     try:
         numbers = np.array([[float(value) for value in values] for values in rows], dtype=np.float64)
@@ -132,7 +133,7 @@ def _slice_count(series: Series) -> float:
 
 
 def _normal(series: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    """Unit normal of the planes, where they share one orientation."""
+    """Unit normal of the planes; None unless all have the same orientation."""
     cosines = _planes(series, "ImageOrientationPatient", 6)
     if cosines is None or np.abs(cosines - cosines[0]).max() > _SAME_ORIENTATION:
         return None
@@ -142,7 +143,7 @@ def _normal(series: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 def _places(series: Series) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:
-    """Ascending places of at least two planes along their normal, in mm."""
+    """Ascending positions of at least two planes along their normal, in mm."""
     normal, positions = _normal(series), _planes(series, "ImagePositionPatient", 3)
     if normal is None or positions is None or len(positions) < 2:  # noqa: PLR2004 - a gap needs two
         return None
@@ -156,7 +157,7 @@ def _spacing_mm(series: Series) -> float | None:
 
 
 def _extent_mm(series: Series) -> float | None:
-    """Way from the first to the last plane, and one spacing for the thickness of the last."""
+    """Distance from the first to the last plane, plus one spacing for the thickness of the last."""
     places, spacing = _places(series), _spacing_mm(series)
     return None if places is None or spacing is None else round(float(places[-1] - places[0]) + spacing, 6)
 
@@ -190,4 +191,4 @@ FACT_ALIASES: Mapping[str, str] = {
     "body_part": "BodyPartExamined",
     "image_type": "ImageType",
 }
-"""Facts that are an attribute under a plainer name."""
+"""Facts that are plainer names for an attribute."""

@@ -1,4 +1,4 @@
-"""Settings: node.yaml and the environment, read once, frozen; each room is handed its own part."""
+"""Settings: node.yaml and the environment, read once and frozen; each package gets only its own part."""
 
 from dicom_node.settings.models import (
     AeTitle,

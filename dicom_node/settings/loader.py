@@ -1,14 +1,14 @@
-"""The one dialect of every configuration file: YAML 1.2 with the line of each value and without surprises.
+"""The YAML dialect of all configuration files: a subset of YAML 1.2 that keeps the line of each value.
 
-Only ``true`` and ``false`` are truth values, ``null`` and ``~`` are nothing, numbers are decimal without leading zeros,
-all else is text: DICOM values look like ``NO``, ``0815``, ``12:30`` and ``2020-01-01``. Keys are text and no key may
-appear twice in one mapping. An alias (``*name``) repeats the value of its anchor; tags and merge keys (``<<``, YAML
-1.1) are refused.
+Only ``true`` and ``false`` are booleans, ``null`` and ``~`` are null, numbers are decimal without leading zeros, and
+everything else is text, because DICOM values look like ``NO``, ``0815``, ``12:30`` and ``2020-01-01``. Keys are text,
+and a key may appear only once in a mapping. An alias (``*name``) repeats the value of its anchor; tags and merge keys
+(``<<``, YAML 1.1) are errors.
 
-PyYAML parses; what its events mean is decided here, since its constructors follow YAML 1.1. ruamel.yaml 0.19 speaks
-1.2, but reads ``2020-01-01`` as a date and ``0815`` as 815, follows a ``%YAML 1.1`` directive in the file, ends in a
-RecursionError on deep nesting, and quotes the file in its messages, where a password may be. Hence it would need as
-many lines around it. For that last reason no text of PyYAML is shown either.
+PyYAML parses the file into events; this module interprets them, because PyYAML's constructors follow YAML 1.1.
+ruamel.yaml 0.19 supports 1.2, but reads ``2020-01-01`` as a date and ``0815`` as 815, obeys a ``%YAML 1.1`` directive
+in the file, raises RecursionError on deep nesting, and quotes the file, which may contain a password, in its messages;
+it would need just as much code around it. For the same reason, messages of PyYAML are never shown.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ LARGEST_FILE_BYTES = 1024 * 1024
 DEEPEST = 32
 """Levels of mappings and lists; the deepest setting has five."""
 MOST_VALUES = 100_000
-"""With each alias counted in full: aliases of aliases grow exponentially."""
+"""Counting each alias in full: aliases of aliases grow exponentially."""
 
 _NULL = re.compile(r"~|null|")
 _TRUTH = re.compile(r"true|false")
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9]*)?\.[0-9]+([eE][-+]?[0-9]+)?")
 _MOST_DIGITS = 300
-"""Longer ones are no setting, and Python refuses to read them beyond 4300."""
+"""No setting needs more, and Python refuses to parse more than 4300."""
 
 _SYNTAX = {
     "found character '\\t'": "a tab character; indent with spaces",
@@ -65,14 +65,14 @@ _SYNTAX = {
     "expected '<document start>'": "unexpected content after the end of the configuration",
     "found unknown escape character": "an unknown escape in double quotes; use single quotes for a backslash",
 }
-"""By the beginning of PyYAML's own words."""
+"""Our messages by the beginning of PyYAML's."""
 
 
 def read_file(file: Path) -> Tree:
     """Parse ``file`` (UTF-8, with or without byte order mark).
 
     Raises:
-        ConfigurationError: it can't be read, is too large, or is not in the dialect; the line is named.
+        ConfigurationError: it can't be read, is too large, or is not in the dialect; names the line.
     """
     try:
         with file.open("rb") as opened:
@@ -93,7 +93,7 @@ def parse(text: str, source: str, *, has_lines: bool = True) -> Tree:
     """Parse one document; ``source`` names the file or variable in messages.
 
     Raises:
-        ConfigurationError: it is not in the dialect. Keys that appear twice are all named, else the first fault is.
+        ConfigurationError: it is not in the dialect. Names all duplicate keys, or else the first fault.
     """
     builder = _Builder(text, source, has_lines=has_lines)
     tree = builder.document()

@@ -1,7 +1,7 @@
-"""The closed settings of a node, frozen; an unknown key is an error.
+"""The settings of a node: closed (an unknown key is an error) and frozen.
 
-Every key is explained in ``config/node.yaml``; ``tests/test_docs.py`` keeps the two equal. Numbers and truth values are
-strict: ``"104"`` in quotes is text, and no number.
+``config/node.yaml`` explains every key; ``tests/test_docs.py`` keeps both in step. Numbers and booleans are strict:
+``"104"`` in quotes is text, not a number.
 """
 
 from __future__ import annotations
@@ -99,13 +99,13 @@ Name = Annotated[str, Field(min_length=1, max_length=255)]
 """As long as the ledger's column for it."""
 Seconds = Annotated[Number, Field(ge=0)]
 PathS = Annotated[Path, BeforeValidator(_path)]
-"""A relative one is relative to the folder of node.yaml."""
+"""Relative paths are relative to the folder of node.yaml."""
 LargestPdu = Annotated[Whole, Field(ge=4096, le=2**32 - 1)]
 """PS3.8 D.1: 32 bits."""
 
 
 class NodeSettings(Closed):
-    """Who we are and where we listen."""
+    """The identity of the node, and where it listens."""
 
     ae_title: AeTitle = "DICOMNODE"
     bind_address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
@@ -116,7 +116,7 @@ class NodeSettings(Closed):
 
 
 class ReceiveSettings(Closed):
-    """Limits of the listener: without them one peer can exhaust its memory, threads or disk."""
+    """Limits of the listener; without them, a peer could exhaust its memory, threads or disk."""
 
     maximum_associations: Whole = Field(default=64, ge=1)
     maximum_pdu_bytes: LargestPdu = 131072
@@ -124,24 +124,24 @@ class ReceiveSettings(Closed):
     dimse_timeout_s: Seconds = 60
     maximum_instance_bytes: Whole = Field(default=4 * 1024**3, ge=1024)
     minimum_free_disk_bytes: Whole = Field(default=1024**3, ge=0)
-    """Below this much free space every C-STORE is answered 0xA700 (Out of Resources)."""
+    """Below this much free space, every C-STORE is answered with 0xA700 (Out of Resources)."""
 
 
 class SourceSettings(Closed):
-    """A peer that may send to us. No source configured means that nobody may."""
+    """A peer that may send to the node. If no source is configured, no peer may."""
 
     ae_title: AeTitle
     addresses: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
     """IP addresses or networks it may come from; empty: any."""
     services: tuple[Literal["echo", "store"], ...] = ("echo", "store")
     count_host: Host | None = None
-    """Where to ask, by C-FIND, how many instances a series has (Study Root, SERIES level); None: don't ask."""
+    """Where to query the number of instances of a series by C-FIND (Study Root, SERIES level); None: don't query."""
     count_port: Port = 104
     count_ae_title: AeTitle | None = None
 
 
 class DestinationSettings(Closed):
-    """A peer that results go to."""
+    """A peer that results are sent to."""
 
     host: Host
     port: Port
@@ -153,7 +153,7 @@ class DestinationSettings(Closed):
 
 
 class CompletionSettings(Closed):
-    """When a series counts as whole (see dicom_node/receive/completion.py)."""
+    """When a series is considered complete (see dicom_node/receive/completion.py)."""
 
     count_reached_quiet_s: Seconds = 0
     regular_quiet_s: Seconds = 5
@@ -172,11 +172,11 @@ class NnunetModelSettings(Closed):
 
     kind: Literal["nnunet"]
     package: PathS
-    """Its folder in the library of models."""
+    """Its folder in the model library."""
     digest: Annotated[str, AfterValidator(_digest)] | None = None
     """As ``dicom-node models list`` prints it; a model that differs is not loaded."""
     answer: Literal["best", "parity"] = "best"
-    """``parity``: voxel by voxel what TotalSegmentator answers; ``best``: faster, and labels with smooth surfaces."""
+    """``parity``: the same labels as TotalSegmentator, voxel by voxel; ``best``: faster, with smooth surfaces."""
     body_crop: Truth = True
     """Leave out the air around the patient (never for ``parity``)."""
 
@@ -190,31 +190,31 @@ class WorkSettings(Closed):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["auto", "openvino", "torch"] = "auto"
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the convolutions; auto: float16 on CUDA, bfloat16 on a CPU that has it, else float32."""
+    """Of the convolutions; auto: float16 on CUDA, bfloat16 on a CPU that supports it, otherwise float32."""
     threads: Whole = Field(default=0, ge=0)
     """CPU threads of a worker; 0: all cores."""
     cache_folder: PathS | None = None
     """Compiled networks; None: ``cache`` in the data folder."""
     preload: tuple[str, ...] = ()
-    """Models that are loaded at the start, so that the first series finds them warm."""
+    """Models to load at startup, so that they are ready for the first series."""
     resident_memory_percent: Number = Field(default=60, gt=0, le=100)
-    """Of the machine's memory, and of the accelerator's: what the models may hold together. The one that was not used
-    for the longest time is closed first; one alone may hold more.
+    """How much of the machine's memory, and of the accelerator's, all loaded models may use together. The least
+    recently used model is unloaded first; a single model may use more.
     """
     jobs_at_once: Whole = Field(default=3, ge=1)
-    """Volumes in memory: one is read and prepared, one inferred, one encoded; 1: strictly one after another."""
+    """Volumes in memory: one is read and prepared, one inferred, one encoded; 1: strictly sequential."""
     attempts: Whole = Field(default=3, ge=1)
     job_limit_s: Seconds = 3600
     heartbeat_limit_s: Seconds = 120
 
 
 class DeliverySettings(Closed):
-    """Back-off of deliveries: first, then doubled up to the longest, with jitter."""
+    """Back-off of deliveries: the pause doubles from the first to the longest, with jitter."""
 
     first_retry_s: Seconds = 30
     longest_retry_s: Seconds = 900
     refused_attempts: Whole = Field(default=3, ge=1)
-    """How often an object that the peer refuses for good is offered before it is FAILED."""
+    """How often an object that the peer refuses is offered before it is FAILED."""
 
 
 class OperateSettings(Closed):
@@ -222,7 +222,7 @@ class OperateSettings(Closed):
 
     sweep_s: Seconds = 1.0
     retention_days: Number = Field(default=7, ge=0)
-    """Spool files of a series are deleted this long after its last job ended; never before results are delivered."""
+    """The spool files of a series are deleted this long after its last job ended, never before delivery."""
     disk_stop_percent: Number = Field(default=85, gt=0, le=100)
     disk_resume_percent: Number = Field(default=80, gt=0, le=100)
 
@@ -237,7 +237,7 @@ class OperateSettings(Closed):
 
 
 class Settings(Closed):
-    """Everything that can be set. Each room gets its own part."""
+    """All settings. Each package gets only its own part."""
 
     node: NodeSettings = NodeSettings()
     ledger_url: Annotated[str, AfterValidator(_database_url)] | None = Field(
@@ -250,7 +250,7 @@ class Settings(Closed):
     completion: CompletionSettings = CompletionSettings()
     models: dict[Name, ModelSettings] = Field(default={})
     models_folder: PathS = Path("models")
-    """The library that ``dicom-node models`` installs into, lists and verifies."""
+    """The model library, which ``dicom-node models`` manages."""
     work: WorkSettings = WorkSettings()
     delivery: DeliverySettings = DeliverySettings()
     operate: OperateSettings = OperateSettings()
@@ -269,7 +269,7 @@ class Settings(Closed):
     @field_validator("work")
     @classmethod
     def _preloaded_models_exist(cls, work: WorkSettings, others: ValidationInfo) -> WorkSettings:
-        models = others.data.get("models", work.preload)  # where they are wrong, that is said already
+        models = others.data.get("models", work.preload)  # invalid models are reported already
         unknown = [(number, name) for number, name in enumerate(work.preload) if name not in models]
         if unknown:
             raise misplaced((("preload", number), no_such("model", name, models)) for number, name in unknown)
@@ -277,15 +277,15 @@ class Settings(Closed):
 
     @property
     def spool_folder(self) -> Path:
-        """Root of the spool."""
+        """The root folder of the spool."""
         return self.node.data_folder / "spool"
 
     @property
     def effective_ledger_url(self) -> str:
-        """The URL of the ledger, SQLite in the data folder by default."""
+        """The URL of the ledger; default: SQLite in the data folder."""
         return self.ledger_url or f"sqlite:///{quote(str(self.ledger_file))}"
 
     @property
     def ledger_file(self) -> Path:
-        """The ledger where no URL is given."""
+        """The SQLite file of the ledger if no URL is given."""
         return self.node.data_folder / "ledger.sqlite3"

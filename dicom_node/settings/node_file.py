@@ -1,8 +1,8 @@
-"""The settings of a node: its file, and what the environment overrides.
+"""The settings of a node: its file, and overrides from the environment.
 
-``DICOM_NODE__NODE__PORT=11112`` overrides ``node.port`` (two underscores between levels). The value is written as in
-the file, so that ``DICOM_NODE__WORK__PRELOAD='[tissue]'`` is a list; where text is expected it needs no quotes.
-pydantic-settings would ignore a variable that names no setting, and could not tell which one a fault is in.
+``DICOM_NODE__NODE__PORT=11112`` overrides ``node.port`` (two underscores between levels). Values have the syntax of the
+file, so that ``DICOM_NODE__WORK__PRELOAD='[tissue]'`` is a list; text needs no quotes. This does not use
+pydantic-settings, which ignores a variable for an unknown setting and can't say which variable is wrong.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ PREFIX = "DICOM_NODE__"
 
 
 def load_settings(file: Path) -> Settings:
-    """Read and check ``file`` and the environment; relative paths are taken from the folder of ``file``.
+    """Read and validate ``file`` and the environment; relative paths are relative to the folder of ``file``.
 
     Raises:
-        ConfigurationError: file missing, not in the dialect of :mod:`dicom_node.settings.loader`, an unknown key or a
-            value out of range; each on a line of its own, with its place in the file or its variable.
+        ConfigurationError: the file is missing or not in the dialect of :mod:`dicom_node.settings.loader`, a key is
+            unknown or a value is out of range; one line for each, with its place in the file or its variable.
     """
     tree = _overridden(read_file(file), os.environ)
     return _with_absolute_paths(checked(tree, Settings), file.resolve().parent)

@@ -1,6 +1,6 @@
-"""What a configuration says, and where: every value keeps the line it was written on.
+"""The values of a configuration with their places: every value keeps its line.
 
-A fault then names the place (``config/node.yaml:12``, or the environment variable), the key and what is wrong.
+A fault can thus name the place (``config/node.yaml:12``, or the environment variable), the key and what is wrong.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where something was written: a line (from 1) of a file, or a source without lines such as a variable."""
+    """The place of a value: a line (from 1) of a file, or a source without lines such as a variable."""
 
     source: str
     line: int | None = None
@@ -30,13 +30,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """One value with its place; that of an entry of a mapping is the place of its key."""
+    """A value with its place; for an entry of a mapping, the place of its key."""
 
     content: Mapping[str, Tree] | tuple[Tree, ...] | Scalar
     place: Place
 
     def plain(self) -> Any:
-        """The value alone, as dict, list, str, int, float, bool or None."""
+        """The value without places, as dict, list, str, int, float, bool or None."""
         if isinstance(self.content, tuple):
             return [entry.plain() for entry in self.content]
         if isinstance(self.content, Scalar):
@@ -44,7 +44,7 @@ class Tree:
         return {key: entry.plain() for key, entry in self.content.items()}
 
     def size(self) -> int:
-        """How many values there are, counting each alias in full."""
+        """The number of values, counting each alias in full."""
         return 1 + sum(entry.size() for entry in self._entries())
 
     def depth(self) -> int:
@@ -54,9 +54,9 @@ class Tree:
         )
 
     def find(self, path: Sequence[str | int]) -> tuple[Tree, tuple[str | int, ...]]:
-        """The innermost value on ``path`` that exists, and the steps to it; steps that lead nowhere are skipped.
+        """The innermost existing value on ``path``, and the steps to it; steps that don't exist are skipped.
 
-        (Pydantic's locations also hold the kind of a union that was chosen.)
+        (Pydantic's locations also contain the chosen kind of a union.)
         """
         tree, steps = self, list[str | int]()
         for step in path:
@@ -67,7 +67,7 @@ class Tree:
         return tree, tuple(steps)
 
     def entry(self, step: str | int) -> Tree | None:
-        """One entry of a mapping or list; None where there is none."""
+        """One entry of a mapping or list; None if it does not exist."""
         if isinstance(self.content, tuple):
             return self.content[step] if isinstance(step, int) and step < len(self.content) else None
         if isinstance(self.content, Scalar) or not isinstance(step, str):
@@ -75,10 +75,10 @@ class Tree:
         return self.content.get(step)
 
     def with_entry(self, steps: Sequence[str], entry: Tree) -> Tree:
-        """This mapping with ``entry`` at ``steps``; what is there already is merged if both are mappings.
+        """This mapping with ``entry`` at ``steps``, merged with an existing entry if both are mappings.
 
         Raises:
-            ConfigurationError: a value on the way is no mapping.
+            ConfigurationError: a value on the path is not a mapping.
         """
         if not isinstance(self.content, dict):
             raise ConfigurationError(
@@ -95,7 +95,7 @@ class Tree:
         return replace(self, content={**self.content, first: entry})
 
     def _written(self, key: str) -> str:
-        """``key`` as it is written here: variables have no case."""
+        """``key`` as written in this mapping: variables are case-insensitive."""
         assert isinstance(self.content, dict)
         return next((present for present in self.content if present.lower() == key.lower()), key)
 
@@ -119,18 +119,18 @@ class Fault:
 
 
 def refusal(faults: Iterable[Fault]) -> ConfigurationError:
-    """An error that states all of them, a line each, in the order of the file."""
+    """An error with all ``faults``, one per line, in the order of the file."""
     ordered = sorted(dict.fromkeys(faults), key=lambda fault: (fault.place.source, fault.place.line or 0))
     return ConfigurationError("\n".join(str(fault) for fault in ordered))
 
 
 def shown_key(key: str) -> str:
-    """``key`` for a message; not what may be an address with a password that lacks its key."""
+    """``key`` for a message; hidden if it may be an address with a password whose key was forgotten."""
     return key if key.isprintable() and len(key) <= _LONGEST_SHOWN and not _may_be_secret(key) else "(not shown)"
 
 
 def shown(value: Any) -> str:
-    """A value for a message: short, on one line, and not an address that may hold a password."""
+    """A value for a message: short and on one line; hidden if it may be an address with a password."""
     match value:
         case None:
             return "nothing"

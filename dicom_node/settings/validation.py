@@ -1,4 +1,4 @@
-"""From a parsed configuration to a closed pydantic model; all that is wrong is said at once, with place and key."""
+"""Turns a parsed configuration into a closed pydantic model; reports all faults at once, with place and key."""
 
 from __future__ import annotations
 
@@ -47,20 +47,20 @@ _TEXTS = {
     "string_too_long": "must have at most {max_length} characters, not {length}",
     "value_error": "{error}",
 }
-"""What is said, by pydantic's type of error; its own text is said where there is none."""
+"""Our messages by pydantic's type of error; for other types, pydantic's own message is used."""
 
 
 class Closed(BaseModel):
-    """A frozen part of a configuration in which an unknown key is an error."""
+    """A frozen part of a configuration; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def checked(tree: Tree, model: type[Model], context: Mapping[str, Collection[str]] | None = None) -> Model:
-    """``tree`` as ``model``; ``context`` has the names that :func:`configured` asks for.
+    """``tree`` as ``model``; ``context`` has the names that :func:`configured` checks against.
 
     Raises:
-        ConfigurationError: all faults, each on a line of its own.
+        ConfigurationError: all faults, one per line.
     """
     try:
         return model.model_validate(tree.plain(), context=context)
@@ -70,7 +70,7 @@ def checked(tree: Tree, model: type[Model], context: Mapping[str, Collection[str
 
 
 def misplaced(faults: Iterable[tuple[Sequence[Step], str]]) -> ValidationError:
-    """What a validator raises for faults in the values below its own: the steps to each, and what is wrong there."""
+    """The error for a validator to raise for faults inside its value: the steps to each, and what is wrong."""
     return ValidationError.from_exception_data(
         "configuration",
         [
@@ -81,20 +81,20 @@ def misplaced(faults: Iterable[tuple[Sequence[Step], str]]) -> ValidationError:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'X'?)``, or nothing where none of ``known`` is near; case does not matter."""
+    """`` (did you mean 'X'?)``, or nothing if none of ``known`` is similar; ignores case."""
     by_folded = {each.casefold(): each for each in known}
     nearest = get_close_matches(name.casefold(), by_folded, n=1, cutoff=_NEAR)
     return f" (did you mean {by_folded[nearest[0]]!r}?)" if nearest else ""
 
 
 def no_such(kind: str, name: str, names: Iterable[str]) -> str:
-    """What is said of a ``name`` that is none of the configured ``names``."""
+    """The message for a ``name`` that is not one of the configured ``names``."""
     listed = ", ".join(sorted(names)) or "none"
     return f"unknown {kind} {shown(name)}{did_you_mean(name, names)}; configured: {listed}"
 
 
 def configured(kind: str) -> Callable[[str, ValidationInfo], str]:
-    """A validator of names that must be among those that the context of the validation has for ``kind``."""
+    """A validator of names that must be among the names for ``kind`` in the validation context."""
 
     def validate(name: str, info: ValidationInfo) -> str:
         names = (info.context or {}).get(kind, ())
@@ -133,7 +133,7 @@ def _unknown_key(key: str, schema: JsonSchema, parent: Sequence[Step]) -> str:
 
 
 def schemas_at(root: JsonSchema, path: Sequence[Step]) -> list[JsonSchema]:
-    """The JSON schemas that a value at ``path`` may follow; none for an unknown key."""
+    """The JSON schemas that apply to a value at ``path``; none for an unknown key."""
     found = [root]
     for step in path:
         found = [inner for each in found for inner in _below(root, each, step)]
@@ -152,7 +152,7 @@ def _below(root: JsonSchema, schema: JsonSchema, step: Step) -> Iterator[JsonSch
 
 
 def _variants(root: JsonSchema, schema: JsonSchema) -> Iterator[JsonSchema]:
-    """Each alternative of a union by itself, references resolved."""
+    """Each alternative of a union, with references resolved."""
     if "$ref" in schema:
         target = root["$defs"][schema["$ref"].rpartition("/")[2]]
         schema = {**schema, **target}

@@ -1,1 +1,1 @@
-"""Standard: what DICOM says, known once."""
+"""Standard: the facts of the DICOM standard, each in one place."""

@@ -1,4 +1,4 @@
-"""Whose a series is: patient, study, series and Frame of Reference, which all of its instances must state alike."""
+"""The identity of a series: patient, study, series and Frame of Reference, which must agree in all its instances."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _ESCAPE = b"\x1b"
 
 
 def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str]) -> None:
-    """Every header must state the same values of ``keywords``, down to the last character.
+    """Check that all headers have exactly the same values of ``keywords``.
 
-    An attribute that some instances have and others lack counts as different: nobody can tell that it is the same
-    patient. The message counts values and never shows them.
+    An attribute that some instances have and others lack counts as different: it may not be the same patient. The
+    message counts the values and never shows them.
 
     Raises:
-        IdentityConflict: they differ.
-        EncodingError: an attribute cannot be read as the bytes that were received.
+        IdentityConflict: the values differ.
+        EncodingError: an attribute can't be read as the bytes received.
     """
     for keyword in keywords:
         values = {_comparable(header, keyword) for header in headers}
@@ -46,10 +46,10 @@ def refuse_mixed_identity(headers: Sequence[Dataset], keywords: Sequence[str]) -
 
 
 def states(header: Dataset, keyword: str) -> bool:
-    """Whether the attribute is there and not empty.
+    """Whether the attribute is present and not empty.
 
     Raises:
-        EncodingError: it cannot be read as the bytes that were received.
+        EncodingError: it can't be read as the bytes received.
     """
     return bool(_value(header, keyword))
 
@@ -57,7 +57,7 @@ def states(header: Dataset, keyword: str) -> bool:
 def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
     """The bytes of the value, without padding and trailing empty name components, and their character set.
 
-    The same bytes are a different name in another character set, unless they are ASCII, which all of them share.
+    The same bytes are a different name in another character set, unless they are ASCII, which is common to all.
     """
     value = _value(header, keyword).rstrip(b"^ \0")
     if value.isascii() and _ESCAPE not in value:
@@ -66,6 +66,6 @@ def _comparable(header: Dataset, keyword: str) -> tuple[bytes, bytes]:
 
 
 def _value(header: Dataset, keyword: str) -> bytes:
-    """The bytes received without padding; none where the attribute is absent."""
+    """The bytes received, without padding; empty if the attribute is absent."""
     element = raw_element(header, keyword)
     return b"" if element is None else (element.value or b"").rstrip(b" \0")

@@ -1,4 +1,4 @@
-"""Who wrote a file or proposes an association (PS3.7 D.3.3.2, PS3.10 7.1)."""
+"""Identifies this implementation in files and associations (PS3.7 D.3.3.2, PS3.10 7.1)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Part 10 files in Explicit VR Little Endian as bytes: written by pydicom, taken apart and put together here.
+"""Part 10 files in Explicit VR Little Endian as bytes: pydicom writes them, this module splits and joins them.
 
-pydicom spends about 100 us on an item of a sequence, which is 10 s for the frames of one SEG. What repeats thousands of
+pydicom takes about 100 us per sequence item, which is 10 s for the frames of one SEG. An item that occurs thousands of
 times is therefore written once by pydicom and repeated as bytes (PS3.5 section 7.1, explicit lengths throughout).
 """
 
@@ -29,9 +29,9 @@ PREAMBLE_LENGTH = len(PREAMBLE)
 _GROUP_LENGTH = b"\x02\x00\x00\x00UL\x04\x00"
 """Header of File Meta Information Group Length (0002,0000), with which the File Meta Information begins."""
 HEAD_LENGTH = PREAMBLE_LENGTH + len(_GROUP_LENGTH) + 4
-"""Bytes that must be seen to know where the data set begins."""
+"""The number of bytes needed to find the start of the data set."""
 LONGEST_VALUE, _LONGEST_SHORT_VALUE = 2**32 - 2, 2**16 - 1
-"""Bytes that a length of 32 or 16 bits can tell; 2**32 - 1 means an undefined length."""
+"""The largest value in bytes for a length of 32 or 16 bits; 2**32 - 1 means an undefined length."""
 _UNDEFINED_LENGTH = 2**32 - 1
 
 LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
@@ -69,7 +69,7 @@ def file_of(dataset: Dataset) -> bytes:
 
 
 def rewritten(file: memoryview, changes: dict[int, bytes]) -> bytes:
-    """A Part 10 ``file`` with ``changes`` in place of elements, or added to them."""
+    """A Part 10 ``file`` with the elements in ``changes`` replaced or added."""
     parts = encoded_elements(file[PREAMBLE_LENGTH:]) | changes
     return bytes(file[:PREAMBLE_LENGTH]) + b"".join(parts[tag] for tag in sorted(parts))
 
@@ -85,10 +85,10 @@ def item_of(dataset: Dataset) -> bytes:
 def elements(encoded: memoryview) -> Iterator[Element]:
     """The data elements of an item, or of a file after its preamble, in order.
 
-    An undefined length is that of encapsulated pixel data, with which our files end.
+    An undefined length is allowed only for encapsulated pixel data, which are the last element of our files.
 
     Raises:
-        EncodingError: a length leads past the end.
+        EncodingError: an element extends beyond the end.
     """
     for tag, start, first, end in _places(encoded):
         yield Element(tag, start, encoded[first:end], encoded[start:end])
@@ -108,7 +108,7 @@ def items(value: memoryview) -> Iterator[memoryview]:
     """The items of a sequence, each without its tag and length.
 
     Raises:
-        EncodingError: something else than an item, or a length that is undefined or leads past the end.
+        EncodingError: there is something other than an item, or a length is undefined or extends beyond the end.
     """
     start, end = 0, len(value)
     while start < end:
@@ -129,7 +129,7 @@ def element_header(tag: int, vr: bytes, length: int) -> bytes:
     """Tag, VR and length of a data element.
 
     Raises:
-        EncodingError: no element may be that long.
+        EncodingError: the length exceeds the maximum for the VR.
     """
     if length > (LONGEST_VALUE if vr in LONG_VRS else _LONGEST_SHORT_VALUE):
         raise EncodingError(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) would have {length} bytes")
@@ -157,10 +157,10 @@ def item(content: bytes) -> bytes:
 
 
 def encapsulated(tag: int, frames: list[bytes]) -> list[bytes]:
-    """Pixel data of encoded ``frames``, one fragment each, behind a Basic Offset Table (PS3.5 A.4).
+    """Pixel data of encoded ``frames``, one fragment each, after a Basic Offset Table (PS3.5 A.4).
 
     Raises:
-        EncodingError: a frame would start beyond what the table can tell.
+        EncodingError: the start of a frame exceeds the range of the table.
     """
     starts = [0, *accumulate(_ITEM_HEADER.size + len(frame) for frame in frames[:-1])]
     if starts[-1] > LONGEST_VALUE:
@@ -175,7 +175,7 @@ def fragments(value: memoryview) -> list[memoryview]:
     """The frames of encapsulated pixel data, each of one fragment.
 
     Raises:
-        EncodingError: the table tells of other frames, or the end is not where it must be.
+        EncodingError: the table does not match the frames, or the end is not where it must be.
     """
     end = len(value) - _ITEM_HEADER.size
     group, number, length = _unpacked(_ITEM_HEADER, value, end)
@@ -195,17 +195,17 @@ def only_item(parent: dict[int, bytes], tag: int) -> dict[int, bytes]:
 
 
 def within(parent: dict[int, bytes], tag: int, changes: dict[int, bytes]) -> bytes:
-    """The sequence ``tag`` of ``parent``, which has one item, with ``changes`` in place of elements of that item."""
+    """The sequence ``tag`` of ``parent``, which has one item, with the elements in ``changes`` replaced or added."""
     return with_changes(tag, only_item(parent, tag), changes)
 
 
 def with_changes(tag: int, only: dict[int, bytes], changes: dict[int, bytes]) -> bytes:
-    """A sequence of one item: the elements ``only`` with ``changes`` in place of some."""
+    """A sequence of one item: the elements ``only``, with those in ``changes`` replaced or added."""
     return sequence(tag, [b"".join((only | changes).values())])
 
 
 def _places(encoded: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Of each element its tag, and where its header, its value and the next element start."""
+    """For each element, its tag and the offsets of its header, its value and the next element."""
     start, size = 0, len(encoded)
     while start < size:
         try:
@@ -238,7 +238,7 @@ def _cut_short(encoded: memoryview, start: int) -> EncodingError:
 
 @dataclass(frozen=True, slots=True)
 class FileMeta:
-    """What the File Meta Information of a received instance says (PS3.10 7.1)."""
+    """The File Meta Information of a received instance (PS3.10 7.1)."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -262,7 +262,7 @@ class FileMeta:
 
 
 def data_set_start(head: bytes | memoryview) -> int:
-    """Offset of the data set of a Part 10 file that begins with ``head``, of which HEAD_LENGTH bytes are looked at.
+    """The offset of the data set in a Part 10 file that starts with ``head`` (the first HEAD_LENGTH bytes suffice).
 
     Raises:
         ValueError: no preamble, or no File Meta Information that states its length.
@@ -274,14 +274,14 @@ def data_set_start(head: bytes | memoryview) -> int:
 
 
 def seek_data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
-    """Place ``stream`` where the encoded data set goes on, and return those of its bytes that come before.
+    """Position ``stream`` at the rest of the encoded data set, and return the bytes that precede it.
 
-    Unchanged form: the stream is at the first byte of the data set, and nothing comes before. ``as_implicit``, for an
-    explicit little endian file: the header is encoded anew; native pixel data are the same bytes in both forms and go
-    on from the file.
+    Without conversion, the stream is at the first byte of the data set, and nothing precedes it. With ``as_implicit``,
+    for an explicit little endian file, the header is encoded again; native pixel data are the same bytes in both forms
+    and are read from the file.
 
     Raises:
-        Exception: whatever pydicom stumbles over in a file that is not sound.
+        Exception: pydicom may raise anything for an invalid file.
     """
     if as_implicit:
         return _implicit_head(stream)
@@ -291,7 +291,7 @@ def seek_data_set(stream: BinaryIO, *, as_implicit: bool) -> bytes:
 
 
 def _implicit_head(stream: BinaryIO) -> bytes:
-    """The data set in implicit form up to the pixel values, where ``stream`` is left (at its end if there are none)."""
+    """The data set in implicit form up to the pixel values; leaves ``stream`` there (at the end if there are none)."""
     header = dcmread(stream, stop_before_pixels=True)
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, True

@@ -1,7 +1,7 @@
-"""Copy elements of a header as the bytes that were received.
+"""Copies elements of a header as the bytes received.
 
-No library decodes, checks or repairs them, so that a name in any character set, valid or not, is preserved exactly.
-An element that can't be copied in this way is refused by the name of its attribute.
+No library decodes, validates or repairs them, so that a name in any character set, valid or not, is preserved exactly.
+An element that can't be copied this way is refused, naming the attribute.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LONGEST_VALUE = 0xFFFE
 
 
 def raw_element(header: Dataset, keyword: str) -> RawDataElement | None:
-    """The element as the bytes that were received, whatever VR they had; None if it is absent.
+    """The element as the bytes received, regardless of their VR; None if it is absent.
 
-    pydicom 3 discards the bytes of an element whose value has been read, names included. Such an element is written
+    pydicom 3 discards the bytes of an element whose value has been read, including names. Such an element is written
     again in its character set, which gives the same bytes if they were valid.
 
     Raises:
-        EncodingError: its VR is not of the standard, it is a sequence or too long, or it was read and not valid.
+        EncodingError: its VR is not a standard one, it is a sequence or too long, or it was read and is not valid.
     """
     return _raw_element(header, keyword) if keyword in header else None
 
@@ -44,7 +44,7 @@ def _raw_element(header: Dataset, keyword: str) -> RawDataElement:
 
 
 def raw(keyword: str, value: bytes) -> RawDataElement:
-    """``value``, without its padding, as an element in Explicit VR Little Endian.
+    """An element in Explicit VR Little Endian with the unpadded ``value``.
 
     Raises:
         EncodingError: it is too long.
@@ -84,7 +84,7 @@ def keep_bytes(dataset: Dataset) -> None:
 
 
 def raw_items(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence, with their standard text attributes, nested ones included, as the bytes received.
+    """The items of a sequence, with their standard text attributes (including nested ones) as the bytes received.
 
     Raises:
         EncodingError: it is not a sequence.

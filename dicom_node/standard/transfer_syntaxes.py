@@ -1,7 +1,7 @@
-"""Which transfer syntaxes keep every value of a CT: one list for what is accepted on the network and what is decoded.
+"""The transfer syntaxes that preserve every value of a CT: one list for the network and for decoding.
 
-Left out: Deflated Explicit VR, of which a file of 1.5 MB inflates to 1.5 GB before anything can be checked; JPEG-LS
-near-lossless (.81), JPEG 2000 (.91) and HTJ2K (.203), which may be lossy.
+Not included: Deflated Explicit VR, because a file of 1.5 MB can inflate to 1.5 GB before anything can be checked;
+JPEG-LS near-lossless (.81), JPEG 2000 (.91) and HTJ2K (.203), which may be lossy.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pydicom.uid import (
 UNCOMPRESSED = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 """As the node accepts and sends them."""
 NATIVE = frozenset({*UNCOMPRESSED, ExplicitVRBigEndian})
-"""As files may have them: big endian is retired, and read but not accepted on the network."""
+"""In files; big endian is retired, so that it is read but not accepted on the network."""
 JPEG = frozenset({JPEGLossless, JPEGLosslessSV1, JPEGLSLossless})
 JPEG_2000 = frozenset({JPEG2000Lossless, HTJ2KLossless, HTJ2KLosslessRPCL})
 COMPRESSED = JPEG | JPEG_2000 | {RLELossless}

@@ -1,4 +1,4 @@
-"""UIDs that several rooms know by name, and what makes a UID valid."""
+"""UIDs used in several packages, and the rules for valid UIDs."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _WELL_FORMED = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 
 def is_valid_uid(value: str) -> bool:
-    """Whether ``value`` is a UID of PS3.5 section 9.1: components without leading zeros, at most 64 characters."""
+    """Whether ``value`` is a valid UID (PS3.5 section 9.1): no leading zeros in components, at most 64 characters."""
     return len(value) <= _LONGEST and _VALID.fullmatch(value) is not None
 
 
 def is_well_formed_uid(value: str) -> bool:
-    """Whether ``value`` has the form of a UID. Leading zeros, which PS3.5 forbids and senders write, are let in."""
+    """Whether ``value`` has the form of a UID, allowing leading zeros, which PS3.5 forbids but some senders write."""
     return len(value) <= _LONGEST and _WELL_FORMED.fullmatch(value) is not None

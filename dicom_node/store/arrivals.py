@@ -1,4 +1,4 @@
-"""What arrived, and when a series is whole: the listener's side of the ledger, and the completion sweep's."""
+"""Received instances and the completion of series: the part of the ledger for the listener and the completion sweep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dicom_node.store.database import Database
 
-# Built once: the listener needs them for every instance, and building costs more than running them.
+# Built once: the listener needs them for every instance, and building them takes longer than running them.
 _CURRENT_INSTANCE = select(
     instance.c.id,
     instance.c.dataset_sha256,
@@ -44,7 +44,7 @@ _LATEST_REVISION = (
     .where(series_revision.c.series_instance_uid == bindparam("series"))
     .order_by(series_revision.c.revision.desc())
     .limit(1)
-    # PostgreSQL: wait for a verdict that is being written, else a late instance would join a revision that just closed
+    # PostgreSQL: wait for a completion that is being written; a late instance must not join a revision that just closed
     .with_for_update()
 )
 _SAME_PLACE_MM = 1e-3
@@ -57,7 +57,7 @@ _RECENT_SERIES = 50
 
 @dataclass(frozen=True, slots=True)
 class OpenRevision:
-    """A series revision that waits to be whole; ``version`` guards every verdict on it."""
+    """A series revision that is not complete yet; every decision on it is conditional on ``version``."""
 
     id: int
     version: int
@@ -67,15 +67,15 @@ class OpenRevision:
     revision: int
     evidence: SeriesEvidence
     count_asked: bool
-    """Whether the sender was asked for its count at this version."""
+    """Whether the sender was already asked for its count at this version."""
 
     def with_expected_count(self, count: int | None) -> OpenRevision:
-        """The same revision, with what the sender answered among its evidence."""
+        """The same revision with the sender's answer added to its evidence."""
         return replace(self, evidence=replace(self.evidence, expected_count=count), count_asked=True)
 
 
 class _Arrival:
-    """An instance that a thread of the listener wants recorded, and what came of it."""
+    """An instance that a thread of the listener wants to record, and the outcome."""
 
     def __init__(self, received: ReceivedInstance) -> None:
         self.received = received
@@ -142,7 +142,7 @@ class Arrivals:
             _touch(db, or_(*concerned))
 
     def close_interrupted_associations(self, at: datetime) -> int:
-        """At the start of the listener: whatever is still open died with its predecessor. Returns how many."""
+        """Mark associations of a previous listener process as aborted; called at its start. Returns how many."""
         with self._database.write() as db:
             count = db.execute(
                 update(association).where(association.c.closed_at.is_(None)).values(closed_at=at, aborted=True)
@@ -152,13 +152,13 @@ class Arrivals:
             return int(count)
 
     def record_instance(self, received: ReceivedInstance) -> Receipt:
-        """Record an instance whose bytes are durable, and open or touch the revision of its series.
+        """Record an instance whose bytes are durable, and open or update the revision of its series.
 
-        Threads that call at the same time share one transaction, since what each waits for is the disk. A DUPLICATE
-        leaves the ledger's file as it was: the caller removes the new one.
+        Threads that call this at the same time share one transaction, because each waits mostly for the disk. For a
+        DUPLICATE the ledger keeps the earlier file: the caller removes the new one.
 
         Raises:
-            StoreUnavailable: the database is locked, full or away.
+            StoreUnavailable: the database is locked, full or unavailable.
         """
         arrival = _Arrival(received)
         self._arriving.append(arrival)
@@ -174,12 +174,12 @@ class Arrivals:
         try:
             with self._database.write() as db:
                 receipts = [_record(db, arrival.received) for arrival in arrivals]
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that it belongs to
+        except Exception as error:  # noqa: BLE001 - raised again in the calling thread
             if len(arrivals) == 1 or isinstance(error, StoreUnavailable):
                 for arrival in arrivals:
                     arrival.settle(error)
             else:
-                # the fault of one: the others shall not suffer for it
+                # one of them is at fault: the others must not fail with it
                 for arrival in arrivals:
                     self._record_together([arrival])
             return
@@ -187,7 +187,7 @@ class Arrivals:
             arrival.settle(receipt)
 
     def current_instances(self, series_instance_uid: str) -> tuple[tuple[str, ...], str]:
-        """Spool names of the current instances of a series, and the AE that sent the first; empty when unknown."""
+        """Spool names of the current instances of a series, and the AE that sent the first; empty if unknown."""
         with self._database.read() as db:
             rows = db.execute(
                 select(instance.c.spool_name, instance.c.calling_ae)
@@ -199,7 +199,7 @@ class Arrivals:
     # ---- the completion sweep
 
     def due_revisions(self, now: datetime) -> tuple[OpenRevision, ...]:
-        """The open revisions that have news or whose time to look again has come."""
+        """The open revisions that changed or are due for a check."""
         with self._database.read() as db:
             rows = db.execute(
                 select(series_revision).where(
@@ -210,7 +210,7 @@ class Arrivals:
             return tuple(_open_revision(db, row) for row in rows)
 
     def set_expected_count(self, revision: OpenRevision, count: int | None) -> None:
-        """What the sender answered to the question how many instances the series has (None: nothing)."""
+        """Record the sender's count of instances of the series (None: no answer)."""
         with self._database.write() as db:
             db.execute(
                 update(series_revision)
@@ -219,7 +219,7 @@ class Arrivals:
             )
 
     def postpone(self, revision: OpenRevision, look_again_at: datetime) -> bool:
-        """Leave the revision alone until then, unless news arrive first. False: news have arrived already."""
+        """Check the revision again at ``look_again_at`` or when it changes. False: it has already changed."""
         with self._database.write() as db:
             changed = db.execute(
                 update(series_revision).where(_unchanged(revision)).values(look_again_at=look_again_at)
@@ -262,7 +262,7 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
         _CURRENT_INSTANCE, {"series": received.series_instance_uid, "sop_instance": received.sop_instance_uid}
     ).one_or_none()
     if known is not None and known.spool_name == received.spool_name:
-        # the very same file, recorded a second time: the sweep of unclaimed files and the listener met over a slow disk
+        # the same file recorded twice: on a slow disk, both the listener and the sweep of unclaimed files recorded it
         return Receipt.NEW
     if known is not None and known.dataset_sha256 == received.dataset_sha256:
         db.execute(update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1))
@@ -389,13 +389,13 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
 
 
 def _not_made_good(associations: Sequence[Any]) -> int:
-    """How many associations ended in an abort that no later association, which was released, has made up for."""
+    """How many associations were aborted and not followed by a later one that was released."""
     released = [a.opened_at for a in associations if a.closed_at is not None and not a.aborted]
     return sum(a.aborted and all(opened < a.closed_at for opened in released) for a in associations)
 
 
 def _refused(db: Connection, revision: Any, carriers: set[str]) -> int:
-    """How many instances were refused that are of the series, or of which nobody knows that they are not."""
+    """How many refused instances belong to the series, or may belong to it."""
     nearby = and_(
         refusal.c.series_instance_uid.is_(None),
         refusal.c.calling_ae == revision.sending_ae,

@@ -1,4 +1,4 @@
-"""The clock of the node's durable times."""
+"""The clock for all times in the ledger."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from datetime import UTC, datetime
 
 
 def now_utc() -> datetime:
-    """Now, in UTC."""
+    """The current time in UTC."""
     return datetime.now(UTC)

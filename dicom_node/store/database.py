@@ -1,7 +1,7 @@
 """The database under the ledger: SQLite in WAL mode with synchronous=FULL, or PostgreSQL by URL.
 
-Every change happens in a write transaction that holds the write lock from its first statement (``BEGIN IMMEDIATE`` on
-SQLite), so that read-then-write is one step, and that is on the disk when it returns.
+Every change is a write transaction that holds the write lock from its first statement (``BEGIN IMMEDIATE`` on SQLite),
+so that read-then-write is atomic, and that is on disk when it returns.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ class Database:
     """Connections to the ledger's database, and its schema."""
 
     def __init__(self, url: str) -> None:
-        """``url``: a SQLAlchemy URL. Nothing is opened before it is needed.
+        """``url``: an SQLAlchemy URL. Connections are opened when needed.
 
         Raises:
-            ConfigurationError: the URL can't be understood or its driver is not installed.
+            ConfigurationError: the URL can't be parsed or its driver is not installed.
         """
         try:
             self._engine = sqlalchemy.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
-        except ValueError:  # its text quotes a part of the URL, where a password may stand
+        except ValueError:  # its message quotes part of the URL, which may contain a password
             raise ConfigurationError(f"ledger_url: expected a URL such as {_EXAMPLE_URL}") from None
         self._url = url
         self._turn = threading.Lock()
@@ -54,10 +54,10 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """One durable, serialised change; rolled back when the body raises.
+        """One durable, serialised change; rolled back if the body raises.
 
         Raises:
-            StoreUnavailable: the database is locked, full or away.
+            StoreUnavailable: the database is locked, full or unavailable.
         """
         with (
             self._next_writer(),
@@ -69,8 +69,8 @@ class Database:
 
     @contextmanager
     def _next_writer(self) -> Iterator[None]:
-        """Threads of one process queue here, because a SQLite connection that finds the lock taken sleeps by guess:
-        with four senders that cost 4 of 10 instances a second.
+        """Queue the threads of one process: an SQLite connection that finds the lock taken sleeps for a guessed time,
+        which cost 4 of 10 instances a second with four senders.
         """
         if self._engine.dialect.name != "sqlite":
             yield
@@ -84,19 +84,19 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent look that never waits for writers.
+        """A consistent read that never waits for writers.
 
         Raises:
-            StoreUnavailable: the database is away.
+            StoreUnavailable: the database is unavailable.
         """
         with _translated(), self._engine.connect() as connection:
             yield connection
 
     def upgrade(self) -> None:
-        """Bring the schema to the newest version; refuse one that is newer than this program.
+        """Upgrade the schema to the newest version.
 
         Raises:
-            ConfigurationError: the database was written by a newer version.
+            ConfigurationError: the database was written by a newer version of the node.
         """
         config = self._alembic()
         script = ScriptDirectory.from_config(config)
@@ -112,7 +112,7 @@ class Database:
             command.upgrade(config, "head")
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
         self._engine.dispose()
 
     def _alembic(self) -> Config:

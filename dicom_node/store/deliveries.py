@@ -1,4 +1,4 @@
-"""What waits for which destination, and what each destination said."""
+"""Pending deliveries and the answers of the destinations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """One result that is to be offered to one destination now."""
+    """One result that is due at one destination."""
 
     id: int
     job_id: int
@@ -33,7 +33,7 @@ class DueDelivery:
 
 
 class Deliveries:
-    """The outgoing side of the ledger."""
+    """The part of the ledger for deliveries."""
 
     def __init__(self, database: Database, spool: Spool) -> None:
         self._database = database
@@ -93,7 +93,7 @@ class Deliveries:
         )
 
     def starting(self, deliveries: tuple[DueDelivery, ...], now: datetime) -> None:
-        """Count the attempt before it is made."""
+        """Count the attempts before they are made."""
         with self._database.write() as db:
             for due in deliveries:
                 db.execute(
@@ -105,16 +105,16 @@ class Deliveries:
     def record(
         self, due: DueDelivery, outcome: DeliveryOutcome, next_attempt_at: datetime | None, at: datetime
     ) -> None:
-        """What the destination said: delivered, again at ``next_attempt_at``, or (None) FAILED."""
+        """Record the answer: delivered, tried again at ``next_attempt_at``, or (None) FAILED."""
         state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
         open_states = {DeliveryState.WAITING}
         if outcome.delivered:
             state = DeliveryState.DELIVERED
-            # a newer revision may have replaced it while it was on its way: the destination has it all the same
+            # a newer revision may have replaced it during the transfer; the destination has it anyway
             open_states.add(DeliveryState.SUPERSEDED)
         refused = not outcome.delivered and not outcome.retry
         with self._database.write() as db:
-            # of two destinations that answer at once the later one sees what the other said
+            # if two destinations answer at once, the later transaction sees the other's answer
             db.execute(held_for_change(select(job.c.id).where(job.c.id == due.job_id))).all()
             db.execute(
                 update(delivery)
@@ -142,16 +142,16 @@ def _more_is_arriving() -> Any:
 
 
 def held_for_change(jobs: Select[Any]) -> Select[Any]:
-    """``jobs``, whose rows nobody else changes before this transaction ends.
+    """``jobs`` with their rows locked until this transaction ends.
 
-    SQLite has one writer at a time and needs nothing for it. Who changes jobs and deliveries asks for the jobs first:
-    two that each wait for the other would both be broken off.
+    SQLite has one writer at a time and needs no lock. A transaction that changes jobs and deliveries locks the jobs
+    first, so that two of them can't deadlock.
     """
     return jobs.with_for_update(of=job, key_share=True)
 
 
 def delivery_count(number: int) -> str:
-    """``number`` deliveries, in words for people."""
+    """``number`` deliveries, in words."""
     return "1 delivery" if number == 1 else f"{number} deliveries"
 
 

@@ -1,4 +1,4 @@
-"""The disk of the spool: whether it has room for more, said once when it fills up and once when it has room again."""
+"""Free space on the spool's disk; logged once when the disk is too full and once when it has space again."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class DiskWatermark:
-    """Says once when the disk of the spool is too full, and once when it has room again."""
+    """Tells whether the spool's disk is too full; logs each change once."""
 
     def __init__(self, folder: Path, settings: OperateSettings, minimum_free_bytes: int = 0) -> None:
-        """``minimum_free_bytes`` are kept free whatever the percentage says."""
+        """``minimum_free_bytes`` are kept free regardless of the percentage."""
         self._folder = folder
         self._settings = settings
         self._minimum_free_bytes = minimum_free_bytes
         self._full = False
 
     def refuse_when_full(self) -> None:
-        """To be called before something is written that its sender will offer again.
+        """Call this before writing something that its sender will offer again.
 
         Raises:
-            StoreUnavailable: the disk is above its mark. Results are still written: sending them frees space.
+            StoreUnavailable: the disk is too full. Results are still written, because sending them frees space.
         """
         if self.look():
             raise StoreUnavailable(
@@ -39,10 +39,10 @@ class DiskWatermark:
             )
 
     def look(self) -> bool:
-        """Whether the disk is above the stop mark (or has not yet come down to the resume mark).
+        """Whether disk usage is above the stop mark (or has not yet fallen to the resume mark).
 
         Raises:
-            StoreUnavailable: the file system is away.
+            StoreUnavailable: the file system can't be read.
         """
         try:
             usage = shutil.disk_usage(self._folder)

@@ -1,8 +1,8 @@
-"""The queue of jobs: the ledger is queue and truth.
+"""The queue of jobs, kept in the ledger.
 
-One conditional ``UPDATE ... WHERE state = ?`` per arrow of the state drawing in ARCHITECTURE.md. ``attempts`` is
-counted before the work and serves as fencing token: a worker that lost its lease holds an older number and changes
-nothing.
+Each transition of the state diagram in ARCHITECTURE.md is one conditional ``UPDATE ... WHERE state = ?``. ``attempts``
+is incremented before the work and serves as a fencing token: a worker that lost its lease has an older number and can't
+change anything.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class ClaimedJob:
     model: str
     rule: str
     requests: Mapping[str, ResultRequest]
-    """What each destination gets."""
+    """The results that each destination gets."""
     revision: CompleteRevision
 
 
 class Jobs:
-    """The workers' side of the ledger: claimed work out, outcomes back in."""
+    """The part of the ledger for workers: claim jobs, record outcomes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def claim(self, worker: WorkerName, now: datetime, lease_until: datetime) -> ClaimedJob | None:
-        """QUEUED -> RUNNING for the most urgent job that may start; the attempt is counted before it starts."""
+        """QUEUED -> RUNNING for the most urgent job that may start; counts the attempt before it starts."""
         with self._database.write() as db:
             row = db.execute(
                 select(job)
@@ -88,7 +88,7 @@ class Jobs:
         )
 
     def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:
-        """Still at it. False: the lease was lost (superseded, cancelled or given away): stop."""
+        """Extend the lease. False: the job was lost (superseded, cancelled or given to another worker); stop."""
         return self._change(claimed, lease_until=lease_until, progress=progress, stage=stage)
 
     def encoded(
@@ -102,9 +102,9 @@ class Jobs:
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
-        ``run`` says what ran, where that is known; ``stage_seconds`` are the wall seconds of the node's own stages.
+        ``run`` describes the run, if known; ``stage_seconds`` are the wall seconds of the node's own stages.
 
-        False: the lease was lost; nothing was written and the results must be thrown away.
+        False: the lease was lost; nothing was written, and the caller must discard the results.
         """
         with self._database.write() as db:
             is_owed = any(instance.destinations for instance, _ in results)
@@ -133,13 +133,13 @@ class Jobs:
     def rejected(
         self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
     ) -> bool:
-        """RUNNING -> REJECTED: not a series for this model. ``notices`` that say so wait for delivery from now on."""
+        """RUNNING -> REJECTED: not a series for this model. Queues ``notices`` for delivery."""
         return self._ended(claimed, JobState.REJECTED, reason, at, notices)
 
     def failed(
         self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
     ) -> bool:
-        """RUNNING -> FAILED: a person must look. ``notices`` that say so wait for delivery from now on."""
+        """RUNNING -> FAILED: a person must look. Queues ``notices`` for delivery."""
         return self._ended(claimed, JobState.FAILED, reason, at, notices)
 
     def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime) -> bool:
@@ -147,7 +147,7 @@ class Jobs:
         return self._change(claimed, state=JobState.QUEUED, reason=reason, not_before=not_before, lease_until=None)
 
     def give_back(self, claimed: ClaimedJob, reason: str) -> bool:
-        """RUNNING -> QUEUED by a worker that is stopped: the attempt is not counted. Its holder writes no more."""
+        """RUNNING -> QUEUED by a worker that is stopping; the attempt does not count. The worker writes no more."""
         return self._change(
             claimed,
             state=JobState.QUEUED,
@@ -158,9 +158,9 @@ class Jobs:
         )
 
     def recover_stalled(self, worker: WorkerName, now: datetime, attempts_limit: int) -> tuple[int, int]:
-        """RUNNING without a live worker -> QUEUED, or FAILED when its attempts are used up.
+        """RUNNING without a live worker -> QUEUED, or FAILED if it has no attempts left.
 
-        A job is stalled when its lease has ended, and before that when ``worker``, who asks, can tell that the process
+        A job is stalled when its lease has expired, or as soon as the caller, ``worker``, can tell that the process
         that claimed it is dead. Returns (requeued, failed).
         """
         with self._database.write() as db:
@@ -186,10 +186,10 @@ class Jobs:
             return requeued, failed
 
     def retry(self, job_id: int, now: datetime) -> str | None:
-        """A person wants it again. Returns what happens now in words, or None when the job's state allows nothing.
+        """Retry a job at a person's request. Returns what happens now, in words; None if there is nothing to retry.
 
-        Nor is anything tried again once a newer revision of the series was routed, since the old result would come
-        last, or once the images were deleted.
+        Nothing is retried once a newer revision of the series was routed, because the old result would arrive last, or
+        once the images were deleted.
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
@@ -255,7 +255,7 @@ class Jobs:
 
 
 def _dead_claimants(db: Connection, worker: WorkerName) -> list[str]:
-    """Those who claimed a running job and are known to be dead; each name is one process, so none claims again."""
+    """The claimants of running jobs that are known to be dead. A name is never reused, so they can't claim again."""
     claimants = db.execute(select(job.c.claimed_by).where(job.c.state == JobState.RUNNING).distinct()).scalars()
     names = {text: WorkerName.parse(text) for text in claimants if text is not None}
     return [text for text, name in names.items() if name is not None and name.is_known_dead(worker)]
@@ -266,7 +266,7 @@ def _held(claimed: ClaimedJob) -> Any:
 
 
 def _request_of(options: Mapping[str, Any]) -> ResultRequest:
-    """What was asked for when the series was routed, as JSON; a version that knew fewer options left the others out."""
+    """The request in the JSON written when the series was routed; older versions wrote fewer options."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
     }

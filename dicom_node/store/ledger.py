@@ -1,4 +1,4 @@
-"""The ledger: every durable fact of the node, in one database, seen from the sides that use it."""
+"""The ledger: every durable fact of the node in one database, with one part for each of its users."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """One database, seven sides. Safe to use from several threads and several processes at once."""
+    """One database with seven parts. Safe to use from several threads and several processes at once."""
 
     def __init__(self, url: str, spool: Spool) -> None:
         """Opens ``url`` and brings its schema up to date.
 
         Raises:
-            ConfigurationError: URL not usable, or a schema newer than this program.
-            StoreUnavailable: the database is away.
+            ConfigurationError: the URL can't be used, or the schema is newer than this version supports.
+            StoreUnavailable: the database is unavailable.
         """
         self.database = Database(url)
         self.database.upgrade()
@@ -42,7 +42,7 @@ class Ledger:
         self.retention = Retention(self.database)
 
     def device_uid(self) -> str:
-        """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), made at first use and kept for ever."""
+        """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), created on first use and permanent."""
         with self.database.write() as db:
             found = db.execute(select(installation.c.value).where(installation.c.name == "device_uid")).scalar()
             if found is not None:
@@ -52,5 +52,5 @@ class Ledger:
             return made
 
     def close(self) -> None:
-        """Give every connection back."""
+        """Close all connections."""
         self.database.close()

@@ -1,4 +1,4 @@
-"""The reading side of the ledger: counts, jobs, one job with everything about it."""
+"""Read-only views of the ledger: counts, lists of jobs, and one job in detail."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Overview:
     def jobs(
         self, limit: int, state: JobState | None = None, series_instance_uid: str | None = None
     ) -> tuple[JobRow, ...]:
-        """The newest ``limit`` jobs, newest first, narrowed by state or series where given."""
+        """The newest ``limit`` jobs, newest first, optionally of one state or series."""
         query = (
             select(
                 job.c.id,
@@ -78,7 +78,7 @@ class Overview:
             return tuple(JobRow(**_values(row, state=JobState(row.state))) for row in db.execute(query))
 
     def open_series(self) -> tuple[OpenSeries, ...]:
-        """The series that are still arriving, and when they are looked at again."""
+        """The series that are still arriving, and when they are checked again."""
         with self._database.read() as db:
             rows = db.execute(
                 select(
@@ -133,7 +133,7 @@ def _by_state(db: Connection, column: Any, states: type[_State]) -> dict[_State,
 
 
 def _values(row: Any, **converted: Any) -> dict[str, Any]:
-    """The columns of ``row`` by name, with those replaced that are more than a plain value."""
+    """The columns of ``row`` by name, with ``converted`` in place of those that are not plain values."""
     return {**row._mapping, **converted}  # noqa: SLF001 - SQLAlchemy's documented name
 
 

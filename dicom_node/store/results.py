@@ -1,4 +1,4 @@
-"""The results of jobs, and which of them each destination already holds."""
+"""The results of jobs, and which of them each destination already has."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Results:
         self._database = database
 
     def earlier(self, revision: CompleteRevision, model: str | None) -> Mapping[str | None, tuple[EarlierResult, ...]]:
-        """What each destination holds that the results of ``model`` on ``revision`` replace (None: of every model).
+        """The results at each destination that those of ``model`` on ``revision`` replace (None: those of every model).
 
-        A destination holds what it took, of each family of kinds the newest; the key None has the results of jobs
-        without any destination. Notices of the revision itself are among them: a job that is tried again may succeed.
+        A destination has the results that it accepted, the newest of each family of kinds; the key None has the results
+        of jobs without a destination. Notices of the revision itself are included: a job that is retried may succeed.
         """
         with self._database.read() as db:
             rows = db.execute(_earlier_results(revision, model)).all()
@@ -57,7 +57,7 @@ class Results:
 
 
 def insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:
-    """A row for the result, and a delivery that is due at ``at`` for each of its destinations."""
+    """Insert a row for the result, and one delivery, due at ``at``, for each of its destinations."""
     inserted = db.execute(
         insert(result).values(
             job_id=job_id,
@@ -93,7 +93,7 @@ def results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:
 
 
 def withdraw_notices(db: Connection, job_id: int) -> None:
-    """Send no notice of an attempt that is repeated."""
+    """Cancel the notices of an attempt that is repeated."""
     db.execute(
         update(delivery)
         .where(
@@ -105,7 +105,7 @@ def withdraw_notices(db: Connection, job_id: int) -> None:
 
 
 def new_id(inserted: CursorResult[Any]) -> int:
-    """The primary key of the one row that was inserted."""
+    """The primary key of the inserted row."""
     key = inserted.inserted_primary_key
     assert key is not None
     return int(key[0])
@@ -139,5 +139,5 @@ def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[An
         )
         .order_by(result.c.job_id, result.c.id)
     )
-    # a refusal by rule has no model, and is what every model's results replace
+    # a refusal by a rule has no model; the results of any model replace it
     return found if model is None else found.where(or_(job.c.model == model, job.c.model.is_(None)))

@@ -1,4 +1,4 @@
-"""What may be deleted from the spool, and the count of what was: never anything that is still owed to somebody."""
+"""What may be deleted from the spool: nothing that still has to be delivered."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ if TYPE_CHECKING:
     from dicom_node.store.database import Database
 
 _ENDED = (JobState.DELIVERED, JobState.REJECTED, JobState.SUPERSEDED)
-"""FAILED is not among them: a person must look first, and needs the images for it."""
+"""FAILED is not included: a person must look first, and needs the images."""
 
 
 class Retention:
-    """Purging: rows stay for ever, bytes go."""
+    """Purging deletes files and keeps the rows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def purge_due(self, before: datetime, at: datetime, limit: int) -> tuple[str, ...]:
-        """Mark as purged, and name, spool files of series all of whose jobs ended before ``before``.
+        """Mark as purged, and return, the spool files of series whose jobs all ended before ``before``.
 
-        The rows are marked first; a crash between mark and deletion leaves files that nobody wants, which the sweep of
-        unclaimed files removes.
+        Rows are marked before files are deleted; the sweep of unclaimed files removes what a crash in between leaves.
         """
         with self._database.read() as db:
-            # looked for without the write lock, which arriving instances wait for
+            # without the write lock, which arriving instances need
             due = [uid for uid in _kept_series(db) if _is_settled(db, uid, before)]
         names: list[str] = []
         for uid in due:
             if len(names) >= limit:
                 break
             with self._database.write() as db:
-                if _is_settled(db, uid, before):  # still: a late instance may have come
+                if _is_settled(db, uid, before):  # checked again: a late instance may have arrived
                     names += _mark_purged(db, uid, at)
         return tuple(names)
 
     def claims(self) -> dict[str, bool]:
-        """For every spool name that the ledger knows, whether its bytes are still wanted."""
+        """For every spool name in the ledger, whether its file is still needed."""
         with self._database.read() as db:
             return {
                 str(row.spool_name): row.purged_at is None
@@ -64,7 +63,7 @@ def _kept_series(db: Connection) -> Sequence[str]:
 
 
 def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
-    """Whether nothing of the series is open or owed, since ``before``."""
+    """Whether everything of the series ended and was delivered before ``before``."""
     revisions = db.execute(
         select(series_revision.c.state, series_revision.c.last_arrival).where(
             series_revision.c.series_instance_uid == series_uid
@@ -93,7 +92,7 @@ def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
 
 
 def _mark_purged(db: Connection, series_uid: str, at: datetime) -> list[str]:
-    """Mark the series' instances, replaced ones too, and its results; returns their spool names."""
+    """Mark the instances (including replaced ones) and the results of the series; returns their spool names."""
     own_instances = and_(instance.c.series_instance_uid == series_uid, instance.c.purged_at.is_(None))
     own_jobs = (
         select(job.c.id)

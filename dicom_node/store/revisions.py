@@ -1,4 +1,4 @@
-"""A whole revision of a series: its members for ever, and the content that results derive from."""
+"""A complete revision of a series: its fixed members, and the content that results derive from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CompleteRevision:
-    """A whole series revision and the spool names of its instances."""
+    """A complete series revision and the spool names of its instances."""
 
     id: int
     series_instance_uid: str

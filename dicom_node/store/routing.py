@@ -1,4 +1,4 @@
-"""From a whole revision to its jobs, which supersede those of earlier revisions of the series."""
+"""Turns a complete revision into jobs, which supersede those of earlier revisions of the series."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EarlierBytes:
 
 
 class Routing:
-    """The routing side of the ledger: COMPLETE -> ROUTED."""
+    """The part of the ledger for routing: COMPLETE -> ROUTED."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -100,11 +100,11 @@ class Routing:
         at: datetime,
         notices: Sequence[tuple[ResultInstance, str]] = (),
     ) -> tuple[int, ...]:
-        """COMPLETE -> ROUTED: a job per decision that names a model, else one REJECTED row with the ``reason``.
+        """COMPLETE -> ROUTED: one job per decision with a model, otherwise one REJECTED row with the ``reason``.
 
-        ``notices`` say that the one decision refuses, and wait for delivery from now on. Waiting and running jobs of
-        earlier revisions, and their unsent results, are superseded by the new one. Returns the ids of the new jobs,
-        none when another process routed the revision first.
+        ``notices`` of a refusal are queued for delivery. The new jobs supersede waiting and running jobs of earlier
+        revisions and their undelivered results. Returns the ids of the new jobs, or none if another process routed the
+        revision first.
         """
         with self._database.write() as db:
             changed = db.execute(
@@ -121,7 +121,7 @@ class Routing:
             return made
 
     def skip(self, revision: CompleteRevision) -> None:
-        """COMPLETE -> ROUTED without a job: the same content was routed before."""
+        """COMPLETE -> ROUTED without a job: the same content was already routed."""
         with self._database.write() as db:
             db.execute(
                 update(series_revision)
@@ -194,7 +194,7 @@ def _earlier_jobs(revision: CompleteRevision) -> Any:
 
 def _supersede_earlier(db: Connection, revision: CompleteRevision, at: datetime) -> None:
     earlier = _earlier_jobs(revision)
-    # whoever is writing the results of one of them ends first: what it writes is to be seen below
+    # a transaction that is writing results of one of them must end first, so that its results are seen below
     db.execute(held_for_change(select(job.c.id).where(job.c.id.in_(earlier)).order_by(job.c.id))).all()
     db.execute(
         update(delivery)

@@ -1,4 +1,4 @@
-"""The tables of the ledger. Times are UTC and timezone-aware in Python whatever the database keeps.
+"""The tables of the ledger. Times are UTC and timezone-aware in Python, regardless of the database.
 
 ::
 
@@ -10,7 +10,7 @@ A ``refusal`` is an instance that was not kept; its row goes once the instance w
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``
 is the same, or that of an earlier revision that says the same in other bytes. ``job.attempts`` is the fencing token: it
-is counted before the work starts, and whoever holds an older number can no longer change the row. ``job.destinations``
+is counted before the work starts, and a worker with an older number can no longer change the row. ``job.destinations``
 maps each destination to what it gets, as it was when the series was routed.
 """
 
@@ -43,17 +43,17 @@ if TYPE_CHECKING:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A timezone-aware UTC time on databases that keep the zone and on those that don't (SQLite)."""
+    """A timezone-aware UTC time, for databases that store the zone and for those that don't (SQLite)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """To the database: UTC, without zone where it can't be kept."""
+        """To the database: UTC, without the zone if the database can't store it."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """From the database: aware, UTC."""
+        """From the database: timezone-aware UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)

@@ -1,11 +1,10 @@
-"""The spool: every byte the node keeps, each file durable under its final name before anybody hears of it.
+"""The spool: all files of the node, each durable under its final name before the ledger mentions it.
 
-Files are written beside their final place as ``*.part``, renamed when they are whole (results when all of their run
-are), and file and folder are synced
-before the writer says so; the ledger names a file only after that, so a file that the ledger names is whole after a
-power cut too, and one that it does not name was never acknowledged. All names are ours (date and a random UUID);
-nothing from the wire ever becomes part of a path. Files have mode 0600, folders 0700. Received data sets keep their
-bytes as they came.
+Files are written next to their final place as ``*.part`` and renamed when they are complete (results when all results
+of their run are). File and folder are synced before the writer reports success, and the ledger names a file only after
+that: a file named in the ledger is complete even after a power failure, and a file that is not was never acknowledged.
+All names are ours (date and a random UUID); nothing from the network becomes part of a path. Files have mode 0600,
+folders 0700. Received data sets are stored byte for byte.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _RESULTS_AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class SpooledInstance:
-    """A durable file of the spool; digest and size are of the data set alone, without File Meta Information."""
+    """A durable file in the spool; digest and size are those of the data set, without File Meta Information."""
 
     spool_name: str
     dataset_sha256: str
@@ -49,7 +48,7 @@ class SpooledInstance:
 
 
 class InstanceWriter:
-    """One instance on its way into the spool; a context manager that leaves nothing behind unless it was committed."""
+    """Writes one instance to the spool; a context manager that removes the file unless it was committed."""
 
     def __init__(self, spool: Spool, meta: FileMeta) -> None:
         """Opens the temporary file.
@@ -93,7 +92,7 @@ class InstanceWriter:
 
     @contextmanager
     def dataset(self) -> Iterator[memoryview]:
-        """The data set bytes written so far, mapped and not copied; valid inside the ``with`` only."""
+        """The data set bytes written so far, memory-mapped; valid inside the ``with`` block only."""
         with _translated("reading a spool file back"):
             mapped = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
         with mapped, memoryview(mapped) as whole, whole[self._head_bytes :] as view:
@@ -103,7 +102,7 @@ class InstanceWriter:
         """Make the file durable under its final name.
 
         Raises:
-            StoreUnavailable: disk full or failing; nothing stands under the final name.
+            StoreUnavailable: disk full or failing; there is no file under the final name.
         """
         with _translated("syncing a spool file"):
             self._part.rename(self._final)
@@ -130,10 +129,10 @@ class InstanceWriter:
 
 
 class ResultWriting:
-    """Results of one run on their way to the disk.
+    """Writes the results of one run to disk.
 
-    They keep a temporary name until the last is there: under its own name a file that no row claims is swept away, and
-    a run may take longer to make the others than the sweep waits.
+    They keep temporary names until the last one is written: a file under its final name that no row claims is removed
+    by a sweep, and a run may need longer for its other results than the sweep waits.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -143,13 +142,13 @@ class ResultWriting:
         self._paths: list[Path] = []
 
     def add(self, encoded: EncodedResult) -> None:
-        """Begin to write."""
+        """Start writing a result in the background."""
         name = self._spool.new_name()
         self._paths.append(self._spool.path(name))
         self._writing.append(self._writers.submit(self._write, encoded, name))
 
     def written(self) -> list[tuple[ResultInstance, str]]:
-        """All results in the order in which they came, durable, with their spool names.
+        """All results, durable, in the order they were added, with their spool names.
 
         Raises:
             StoreUnavailable: disk full or failing.
@@ -158,14 +157,14 @@ class ResultWriting:
         with _translated("naming the results"):
             for path in self._paths:
                 part = path.with_suffix(_PART)
-                os.utime(part)  # the sweep counts from now: the row comes next
+                os.utime(part)  # restarts the sweep's clock: the row is written next
                 part.rename(path)
             for folder in sorted({path.parent for path in self._paths}):
                 _sync_folder(folder)
         return stored
 
     def abandon(self) -> None:
-        """Begin no other, wait for those under way; nothing of them stays."""
+        """Start no more writes, wait for those in progress, and remove all files."""
         self.end()
         for path in self._paths:
             for each in (path, path.with_suffix(_PART)):
@@ -173,7 +172,7 @@ class ResultWriting:
                     each.unlink(missing_ok=True)
 
     def end(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the writes in progress."""
         self._writers.shutdown(cancel_futures=True)
 
     def _write(self, encoded: EncodedResult, name: str) -> tuple[ResultInstance, str]:
@@ -199,10 +198,10 @@ class Spool:
     """The folder of received instances and results. Safe to use from several threads and processes at once."""
 
     def __init__(self, root: Path) -> None:
-        """Makes ``root`` where it is missing.
+        """Creates ``root`` if it is missing.
 
         Raises:
-            StoreUnavailable: it can't be made.
+            StoreUnavailable: it can't be created.
         """
         self._root = root.absolute()
         with _translated("making the spool folder"):
@@ -220,8 +219,8 @@ class Spool:
         return InstanceWriter(self, meta)
 
     def write_results(self, encoded: Iterable[EncodedResult]) -> list[tuple[ResultInstance, str]]:
-        """Make result objects durable; returns them in that order with their spool names. ``sha256`` is over the whole
-        file. Some at a time, because most of it is waiting for the disk.
+        """Make result objects durable; returns them in the same order with their spool names. ``sha256`` covers the
+        whole file. Several are written at a time, because most of the time is spent waiting for the disk.
 
         Raises:
             StoreUnavailable: disk full or failing; nothing is left behind.
@@ -233,7 +232,7 @@ class Spool:
 
     @contextmanager
     def writing_results(self) -> Iterator[ResultWriting]:
-        """Results are written while others are made. Of a block that ends with an error nothing is left behind."""
+        """Write results while others are being made; removes them all if the block raises."""
         writing = ResultWriting(self)
         try:
             yield writing
@@ -249,10 +248,10 @@ class Spool:
             self.delete(name)
 
     def path(self, spool_name: str) -> Path:
-        """Where ``spool_name`` lies.
+        """The path of ``spool_name``.
 
         Raises:
-            ValueError: the name leads out of the spool.
+            ValueError: the name points outside the spool.
         """
         path = self._root / spool_name
         if not spool_name or ".." in path.parts or not path.is_relative_to(self._root) or path == self._root:
@@ -260,30 +259,30 @@ class Spool:
         return path
 
     def delete(self, spool_name: str) -> None:
-        """Remove a file; a missing one is fine, one that can't be removed stays for the sweep of unclaimed files."""
+        """Remove a file if it exists; if that fails, the sweep of unclaimed files removes it later."""
         with suppress(OSError):
             self.path(spool_name).unlink(missing_ok=True)
 
     def remove_leftovers(self, older_than_s: float) -> int:
-        """Remove temporary files that a killed process left behind; returns how many."""
+        """Remove temporary files of killed processes; returns how many."""
         leftovers = list(self._files(_PART, older_than_s))
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)
 
     def names(self, older_than_s: float) -> Iterator[str]:
-        """Spool names of all whole files older than that: the ledger tells which of them nobody claims."""
+        """Spool names of all complete files that are at least ``older_than_s`` old."""
         for path in self._files(".dcm", older_than_s):
             yield path.relative_to(self._root).as_posix()
 
     def new_name(self) -> str:
-        """A name that was never used: day, hour and a random UUID (a new folder costs a sync: one an hour does)."""
+        """A new, unique name: day, hour and a random UUID (one new folder per hour, because each costs a sync)."""
         return f"{datetime.now(UTC):%Y%m%d/%H}/{uuid.uuid4().hex}.dcm"
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder of the spool durable, with those above it.
+        """Create a folder in the spool and make it and its parents durable.
 
-        One that is there already may be that of a process, or a thread, that has not synced it yet and may never do.
+        An existing folder may have been created by a process or thread that has not synced it and may never do so.
         """
         if folder == self._root or (folder in self._durable_folders and folder.is_dir()):
             return
@@ -293,8 +292,8 @@ class Spool:
         self._durable_folders.add(folder)
 
     def sync(self, descriptor: int, folder: Path) -> None:
-        """Make a renamed file and its name durable. Both syncs run at once: one after the other they cost 8.9 ms an
-        instance, at once 2.8 ms (ext4 on a disk with a write cache).
+        """Make a renamed file and its name durable. Both syncs run in parallel: in sequence they take 8.9 ms per
+        instance, in parallel 2.8 ms (ext4 on a disk with a write cache).
 
         Raises:
             OSError: one of them failed.
@@ -318,7 +317,7 @@ class Spool:
 
 
 def _write_durably(part: Path, content: bytes | memoryview) -> str:
-    """Returns the SHA-256 of what can be read back from the file."""
+    """Write the file and return the SHA-256 of what is read back from it."""
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
     with os.fdopen(descriptor, "w+b") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""The states that the ledger keeps; the arrows between them are drawn in ARCHITECTURE.md."""
+"""The states in the ledger; ARCHITECTURE.md has the diagram of their transitions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class RevisionState(StrEnum):
     OPEN = "OPEN"
     """Instances may still arrive."""
     COMPLETE = "COMPLETE"
-    """Whole, and not yet put before the rules."""
+    """Complete, and not routed yet."""
     ROUTED = "ROUTED"
 
 
@@ -21,7 +21,7 @@ class JobState(StrEnum):
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     ENCODED = "ENCODED"
-    """The results are durable, and not every destination has them yet."""
+    """The results are durable, but not all are delivered yet."""
     DELIVERED = "DELIVERED"
     REJECTED = "REJECTED"
     """Not a series for this model, or for any."""

@@ -1,7 +1,7 @@
-"""What people and programs read of the ledger: frozen values without patient data, and their JSON form.
+"""The ledger as people and programs see it: frozen values without patient data, and their JSON form.
 
-The names of the fields are the keys of the JSON that ``dicom-node status``, ``jobs`` and ``job`` print, which programs
-read: a field may be added, none renamed.
+The field names are the keys of the JSON that ``dicom-node status``, ``jobs`` and ``job`` print for programs: fields may
+be added, but not renamed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many of each are in which state. ``associations`` has ``open``; ``instances`` have ``current``, ``replaced``
-    (newer bytes came under the same UID) and ``purged``.
+    """How many of each are in which state. ``associations`` has ``open``; ``instances`` has ``current``, ``replaced``
+    (newer bytes arrived under the same UID) and ``purged``.
     """
 
     associations: Mapping[str, int]
@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class OpenSeries:
-    """A series that is still arriving; ``look_again_at`` is None where there is news to look at now."""
+    """A series that is still arriving; ``look_again_at`` is None if it is due for a check now."""
 
     series_instance_uid: str
     revision: int
@@ -69,7 +69,7 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class RevisionView:
-    """The revision of a series that a job works on, and the evidence by which it was taken as whole."""
+    """The revision of a series that a job works on, and the evidence that it is complete."""
 
     id: int
     series_instance_uid: str
@@ -92,7 +92,7 @@ class RevisionView:
 
 @dataclass(frozen=True, slots=True)
 class ResultView:
-    """One result of a job; ``purged_at`` says since when its bytes are gone."""
+    """One result of a job; ``purged_at`` is when its file was deleted."""
 
     id: int
     job_id: int
@@ -109,7 +109,7 @@ class ResultView:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryView:
-    """One result at one destination, and what was answered last (``last_status``: the DIMSE status)."""
+    """One result at one destination, and the last answer (``last_status``: the DIMSE status)."""
 
     id: int
     result_id: int
@@ -126,8 +126,8 @@ class DeliveryView:
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """Everything about one job. ``decision`` has the outcomes of each rule's conditions by the name of the rule,
-    ``destinations`` the options of each destination as they were when the series was routed.
+    """Everything about one job. ``decision`` maps the name of each rule to the outcomes of its conditions,
+    ``destinations`` each destination to its options when the series was routed.
     """
 
     id: int

@@ -25,7 +25,7 @@ _PARTS_BESIDE_HOST = 4
 
 @dataclass(frozen=True, slots=True)
 class WorkerName:
-    """One process for ever. ``started_ticks`` is its start time in clock ticks since the boot (proc(5))."""
+    """Identifies one process uniquely. ``started_ticks`` is its start time in clock ticks since boot (proc(5))."""
 
     host: str
     boot_id: str
@@ -34,7 +34,7 @@ class WorkerName:
     started_ticks: int
 
     def __str__(self) -> str:
-        """The text that the ledger keeps; :meth:`parse` reads it."""
+        """The text in the ledger, which :meth:`parse` reads."""
         return f"{self.host}/{self.boot_id}/{self.pid_namespace}/{self.pid}/{self.started_ticks}"
 
     @classmethod

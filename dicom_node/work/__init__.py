@@ -1,1 +1,1 @@
-"""Work: the worker process that keeps a model warm and may crash alone."""
+"""Work: worker processes, which keep models loaded and can crash without affecting the node."""

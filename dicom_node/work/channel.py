@@ -1,9 +1,9 @@
-"""What a node and its worker say to each other: lines of JSON on a socket pair, voxels in shared anonymous memory.
+"""The channel between node and worker: lines of JSON on a socket pair, voxels in shared anonymous memory.
 
-The memory has no name and no file: it is gone when both ends are, however they end. A volume travels as the
-descriptors of two blocks of memory, the HU (read) and the labels (written).
+The memory has no name and no file, so that it is released when both processes have ended for any reason. A volume is
+sent as the descriptors of two blocks of memory, the HU (read) and the labels (written).
 
-Every volume has a number, and two may be under way: one is made ready for the network while another one is inferred.
+Every volume has a number. Two volumes may be in progress: one is prepared while another one is inferred.
 
 ============== ====================================================================================================
 node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype, affine_lps}`` with two descriptors;
@@ -11,7 +11,7 @@ node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype,
 worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"broken": reason}`` (and the worker ends); of one volume:
                ``{"volume": number}`` with ``progress: [fraction, stage]``, ``prepared``,
                ``done: {...}`` (the labels are written; the report of the run, or null), or
-               ``impossible: reason`` (the model says no, and the volume is forgotten)
+               ``impossible: reason`` (the model refuses; the volume is dropped)
 ============== ====================================================================================================
 """
 
@@ -38,17 +38,17 @@ _DESCRIPTORS = 2
 
 
 class Channel:
-    """One end of the socket pair; sending is safe from several threads, receiving is for one."""
+    """One end of the socket pair; any thread may send, but only one may receive."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._lock = threading.Lock()
         self._unread = b""
         self._unclaimed: deque[int] = deque()
-        """Descriptors of messages that are not handed out yet; one read may bring those of a later message."""
+        """Descriptors of messages not returned yet; one read may receive those of a later message too."""
 
     def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send one message; raises OSError when the other end is gone."""
+        """Send one message; raises OSError if the other end is closed."""
         line = json.dumps({**message, "descriptors": len(descriptors)}).encode() + b"\n"
         with self._lock:
             if descriptors:
@@ -57,11 +57,11 @@ class Channel:
             self._socket.sendall(line)
 
     def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors; None when the other end is gone.
+        """The next message and its descriptors; None if the other end is closed.
 
         Raises:
-            TimeoutError: nothing whole came in time.
-            ValueError: it is no message.
+            TimeoutError: no complete message arrived in time.
+            ValueError: it is not a message.
         """
         self._socket.settimeout(timeout_s)
         try:
@@ -83,7 +83,7 @@ class Channel:
         return message, [self._unclaimed.popleft() for _ in range(stated)]
 
     def close(self) -> None:
-        """Close this end; the other end receives None, and so does a thread that waits at this one."""
+        """Close this end; the other end receives None, and so does a thread that is receiving at this end."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -92,7 +92,7 @@ class Channel:
 
 
 def anonymous_memory(size_bytes: int) -> int:
-    """A descriptor of ``size_bytes`` zero bytes of memory without a name (the caller closes it)."""
+    """A descriptor of ``size_bytes`` of zeroed anonymous memory; the caller closes it."""
     descriptor = os.memfd_create("voxels", os.MFD_CLOEXEC)
     try:
         os.ftruncate(descriptor, size_bytes)
@@ -103,5 +103,5 @@ def anonymous_memory(size_bytes: int) -> int:
 
 
 def mapped(descriptor: int, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The array in the memory behind ``descriptor``; it stays mapped as long as the array lives."""
+    """An array in the memory of ``descriptor``, which stays mapped as long as the array exists."""
     return np.frombuffer(mmap.mmap(descriptor, 0), dtype=dtype).reshape(shape)

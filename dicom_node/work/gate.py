@@ -1,4 +1,4 @@
-"""A place for one at a time, entered in the order of asking."""
+"""A gate that admits one thread at a time, in order of arrival."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Gate:
-    """Lets one thread in at a time, first come, first served (a plain lock may pass over a waiting thread for ever)."""
+    """Admits one thread at a time, first come, first served (a plain lock may starve a waiting thread)."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -21,10 +21,10 @@ class Gate:
         self._closed = False
 
     def enter(self) -> Pass:
-        """Wait for the turn; the place is held until the pass is given up.
+        """Wait for admission, which lasts until the pass is released.
 
         Raises:
-            Stopping: the gate was closed before the turn came.
+            Stopping: the gate was closed first.
         """
         mine = Pass(self)
         with self._changed:
@@ -36,7 +36,7 @@ class Gate:
         return mine
 
     def close(self) -> None:
-        """Turn away whoever waits and whoever comes; the one inside is left alone."""
+        """Turn away all current and future waiters; the thread inside is not affected."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -49,13 +49,13 @@ class Gate:
 
 
 class Pass:
-    """The right to be inside of one gate; given up at the end of its ``with`` block, or before by :meth:`leave`."""
+    """Admission to a gate; released at the end of its ``with`` block, or earlier by :meth:`leave`."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
 
     def leave(self) -> None:
-        """Give the place to the next one; does nothing the second time."""
+        """Admit the next thread; a second call does nothing."""
         self._gate._leave(self)  # noqa: SLF001 - two halves of one thing
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
-"""A warm model in a child process of this one: it may crash, freeze or run out of memory without taking the node along.
+"""A loaded model in a child process, which can crash, freeze or run out of memory without affecting the node.
 
-The child is started by the first call, loads the model once and is kept until :meth:`LocalWorker.unload`. Whatever ends
-it badly becomes :class:`~dicom_node.errors.WorkerLost` for every volume that was under way in it, and the next call
-starts a new one.
+The first call starts the child, which loads the model once and runs until :meth:`LocalWorker.unload`. If it fails for
+any reason, every volume in progress ends with :class:`~dicom_node.errors.WorkerLost`, and the next call starts a new
+child.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ _LOADING = 0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedVolume:
-    """A volume that waits in a child for its inference; kept here too, for another child should that one be lost."""
+    """A volume that waits in a child for its inference; also kept here, for a new child if that one is lost."""
 
     volume: Volume
     child: _Child
     number: int
     labels_zyx: NDArray[np.uint8]
-    """Memory that the child writes the result into."""
+    """Memory into which the child writes the result."""
     seconds: float
-    """What it has used of its time limit."""
+    """The part of its time limit that is used up."""
 
 
 class LocalWorker:
     """A model of the configuration in a child process; may be called from several threads.
 
-    One volume at a time is inferred and one prepared beside it; more of either queue in the child.
+    One volume is inferred and one prepared at a time; further ones queue in the child.
 
     Args:
         model_name: its name in the configuration, for messages.
@@ -79,37 +79,37 @@ class LocalWorker:
         self._model = model
         self._work = work
         self._starting = threading.Lock()
-        # Linux ends a child together with the thread that started it: this one lives as long as the worker
+        # Linux ends the child when the thread that started it ends: this thread lives as long as the worker
         self._starter = ThreadPoolExecutor(1, thread_name_prefix=f"starter of {model_name}")
         self._child: _Child | None = None
         self._closed = False
 
     def segment(self, volume: Volume, on_progress: OnProgress) -> Segmentation:
-        """Label every voxel of ``volume``: :meth:`prepare` and :meth:`infer`, with what these raise."""
+        """Label every voxel of ``volume``: :meth:`prepare`, then :meth:`infer`. Raises what they raise."""
         return self.infer(self.prepare(volume, on_progress), on_progress)
 
     def prepare(self, volume: Volume, on_progress: OnProgress) -> PreparedVolume:
-        """Give ``volume`` to the child and let it do what can be done beside the inference of another one.
+        """Send ``volume`` to the child, which prepares it while another one may be inferred.
 
         ``on_progress(fraction, stage)`` is called from this thread.
 
         Raises:
-            WorkerLost: the child died, froze, broke or took longer than allowed; it is gone, the next call starts anew.
-            SegmentationImpossible: the model refuses the volume, or cannot be loaded; the reason is its own.
+            WorkerLost: the child died, froze, failed or exceeded its time limit; the next call starts a new one.
+            SegmentationImpossible: the model refuses the volume, or can't be loaded; the message has its reason.
         """
         child = self._ready_child()
         started = time.monotonic()
         try:
             number, labels_zyx = _hand_over(volume, child)
-        except OSError as error:  # of memory or descriptors there is enough another time
+        except OSError as error:  # memory or descriptors may suffice at the next attempt
             raise WorkerLost(f"can't send a volume to the worker of model {self._name!r}: {error.strerror}") from error
         self._wait_for(child, number, "prepared", started + self._work.job_limit_s, on_progress)
         return PreparedVolume(volume, child, number, labels_zyx, time.monotonic() - started)
 
     def infer(self, prepared: PreparedVolume, on_progress: OnProgress) -> Segmentation:
-        """The labels of a prepared volume; prepares it anew where its child was lost while it waited.
+        """The labels of a prepared volume; prepares it again if its child was lost while it waited.
 
-        Raises: like :meth:`prepare`, and InvalidValueError where the labels contradict the names of the model.
+        Raises: like :meth:`prepare`, and InvalidValueError if the labels contradict the names of the model.
         """
         if prepared.child.is_lost:
             prepared = self.prepare(prepared.volume, on_progress)
@@ -122,16 +122,16 @@ class LocalWorker:
         return Segmentation(prepared.labels_zyx, volume.geometry, child.names_by_label, child.identity, run)
 
     def identity(self) -> ModelIdentity:
-        """Which model is loaded; loads it where it is not yet. Raises like :meth:`prepare`."""
+        """The loaded model; loads it if necessary. Raises like :meth:`prepare`."""
         return self._ready_child().identity
 
     def names_by_label(self) -> Mapping[int, str]:
-        """Every label that the model can give; loads it where it is not yet. Raises like :meth:`prepare`."""
+        """All labels of the model; loads it if necessary. Raises like :meth:`prepare`."""
         return self._ready_child().names_by_label
 
     @property
     def process_id(self) -> int | None:
-        """Of the child; None where none is running."""
+        """The PID of the child; None if none is running."""
         child = self._child
         return child.process.pid if child is not None and not child.is_lost else None
 
@@ -143,12 +143,12 @@ class LocalWorker:
 
     @property
     def device_bytes(self) -> tuple[int, int]:
-        """Memory of an accelerator as the child last told: what it holds, and how much there is; zeros without one."""
+        """Accelerator memory as last reported by the child: used by it, and total; zeros without an accelerator."""
         child = self._child
         return child.device_bytes if child is not None and not child.is_lost else (0, 0)
 
     def unload(self) -> None:
-        """End the child, at once; a volume that is under way in another thread ends with WorkerLost."""
+        """End the child immediately; volumes in progress in other threads end with WorkerLost."""
         child = self._child
         if child is not None:
             child.lose("was closed")
@@ -156,7 +156,7 @@ class LocalWorker:
             self._discard_child()
 
     def close(self) -> None:
-        """End the child for good; a volume that is under way, and every later call, ends with Stopping."""
+        """End the child permanently; volumes in progress, and all later calls, end with Stopping."""
         self._closed = True
         self.unload()
         self._starter.shutdown()
@@ -177,7 +177,7 @@ class LocalWorker:
                 except OSError as error:  # as above
                     reason = f"can't start the worker of model {self._name!r}: {error.strerror}"
                     raise WorkerLost(reason) from error
-            if self._closed or self._child is None:  # also when `close` found no child to end a moment ago
+            if self._closed or self._child is None:  # `close` may have run before there was a child to end
                 self._discard_child()
                 raise Stopping
             self._load(self._child)
@@ -203,9 +203,7 @@ class LocalWorker:
         child.is_loaded = True
 
     def _wait_for(self, child: _Child, number: int, answer: str, deadline: float, on_progress: OnProgress) -> Any:
-        """The child's ``answer`` to request ``number``; whatever else ends the waiting ends the child too, except a
-        volume refused.
-        """
+        """The child's ``answer`` to request ``number``. Any exception ends the child too, except a refused volume."""
         try:
             while True:
                 message = self._next_message(child, number, deadline)
@@ -213,7 +211,7 @@ class LocalWorker:
                     on_progress(*message["progress"])
                 elif answer in message or "impossible" in message:
                     break
-        except BaseException:  # also when on_progress fails or the program is interrupted: its state is unknown
+        except BaseException:  # even if on_progress raised or the program was interrupted: the child's state is unknown
             child.lose("was closed")
             raise
         if "impossible" not in message:
@@ -242,7 +240,7 @@ class LocalWorker:
 
 
 def _hand_over(volume: Volume, child: _Child) -> tuple[int, NDArray[np.uint8]]:
-    """Send ``volume`` to ``child``: its number there, and the memory that the labels will stand in."""
+    """Send ``volume`` to ``child``; returns its number there, and the memory for the labels."""
     shape, dtype = volume.geometry.shape_zyx, volume.voxels_zyx.dtype
     voxel_count = int(np.prod(shape))
     with contextlib.ExitStack() as opened:
@@ -256,9 +254,9 @@ def _hand_over(volume: Volume, child: _Child) -> tuple[int, NDArray[np.uint8]]:
 
 
 class _Child:
-    """The process, our end of its channel, and what it writes to stderr (which no patient data can reach).
+    """The child process, our end of its channel, and its stderr (which can't contain patient data).
 
-    A thread of its own reads what it says and hands each message to whoever waits for it.
+    A separate thread reads its messages and passes each to the thread that waits for it.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], channel: Channel, stderr: IO[bytes]) -> None:
@@ -269,7 +267,7 @@ class _Child:
         self.last_sign = time.monotonic()
         self.device_bytes = (0, 0)
         self.loss: str | None = None
-        """Why it is of no use any more, in words that follow "the worker"; the first reason stays."""
+        """Why the child is lost, worded to follow "the worker"; the first reason is kept."""
         self._channel = channel
         self._stderr = stderr
         self._kills_before = kernel_kills()
@@ -280,7 +278,7 @@ class _Child:
 
     @classmethod
     def start(cls) -> _Child:
-        """Start it in a session of its own, so that all that it may start itself can be ended with it."""
+        """Start the child in a new session, so that everything it starts can be ended with it."""
         with contextlib.ExitStack() as failed:
             ours, theirs = (failed.enter_context(end) for end in socket.socketpair())
             stderr = failed.enter_context(tempfile.TemporaryFile())
@@ -293,7 +291,7 @@ class _Child:
                 start_new_session=True,
                 env=_environment(),
             )
-            failed.pop_all()  # these live as long as the process
+            failed.pop_all()  # keep them open as long as the process runs
         theirs.close()
         return cls(process, Channel(ours), stderr)
 
@@ -302,8 +300,8 @@ class _Child:
         return self.loss is not None or self.process.poll() is not None
 
     def send(self, message: Mapping[str, Any], descriptors: tuple[int, ...] = ()) -> None:
-        """Send; a child that is gone is noticed when its answer is awaited."""
-        self.last_sign = time.monotonic()  # it is silent while it has nothing to do
+        """Send a message; if the child is gone, waiting for its answer notices that."""
+        self.last_sign = time.monotonic()  # an idle child sends nothing
         with contextlib.suppress(OSError):
             self._channel.send(message, descriptors)
 
@@ -324,16 +322,16 @@ class _Child:
         return number
 
     def answers(self, number: int) -> queue.SimpleQueue[dict[str, Any] | None]:
-        """What it says about request ``number``; None comes when it is lost."""
+        """The messages about request ``number``; None when the child is lost."""
         return self._answers[number]
 
     def forget(self, number: int) -> None:
-        """No more is expected about this volume."""
+        """Expect no more messages about this volume."""
         with self._lock:
             self._answers.pop(number, None)
 
     def lose(self, reason: str) -> None:
-        """End the process and everything in its session, and tell all who wait for it."""
+        """End the process and everything in its session, and wake all threads that wait for it."""
         with self._lock:
             self.loss = self.loss or reason
             for answers in self._answers.values():
@@ -344,7 +342,7 @@ class _Child:
             self.process.wait(_EXIT_WAIT_S)
 
     def _read(self) -> None:
-        """Until the channel ends; runs in the thread of this child."""
+        """Read messages until the channel ends; runs in a thread of its own."""
         reason = None
         while reason is None:
             try:
@@ -372,7 +370,7 @@ class _Child:
                 answers.put(message)
 
     def _end(self) -> str:
-        """How it ended: signal or exit status, and the last lines it wrote."""
+        """How the process ended: signal or exit status, and its last lines of output."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_EXIT_WAIT_S)
         code = self.process.poll()
@@ -400,7 +398,7 @@ class _Child:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without the node's settings (a database's password may stand there), and with this package importable."""
+    """Our environment without the node's settings (which may contain a password), and with this package importable."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("DICOM_NODE__")}
     paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,4 +1,4 @@
-"""What Linux says about memory: how much there is, what a process holds, and whether the kernel ran out of it."""
+"""Memory figures from Linux: the total, the use of a process, and whether the kernel ran out of memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Of versions 2 and 1, as a container sees its own."""
+"""For cgroup versions 2 and 1, as seen inside a container."""
 
 
 def machine_bytes() -> int:
-    """Memory of this machine, or of the container that this process runs in where that is less."""
+    """Total memory of this machine, or the limit of this process's container if that is lower."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _CGROUP_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
@@ -20,10 +20,10 @@ def machine_bytes() -> int:
 
 
 def resident_bytes(process_id: int) -> int:
-    """What a process holds in memory; 0 when it is gone.
+    """Memory used by a process; 0 if it has ended.
 
-    Pages that it shares with others, such as the voxels of a request, count in parts (PSS); on a kernel that does not
-    tell, they count in full (RSS).
+    Pages shared with other processes, such as the voxels of a request, count proportionally (PSS), or in full (RSS) on
+    a kernel that does not report PSS.
     """
     folder = Path(f"/proc/{process_id}")
     with contextlib.suppress(OSError):
@@ -36,7 +36,7 @@ def resident_bytes(process_id: int) -> int:
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has ended since it started because memory ran out."""
+    """How many processes the kernel has killed since boot because memory ran out."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):

@@ -1,4 +1,4 @@
-"""From the settings of a model to the model: which engine serves which kind, with which options."""
+"""Loads a model from its settings: chooses the engine for its kind, and the options."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from inference.types import ModelIdentity, Segmenter
 
 _LARGEST_PART_OF_MEMORY = 0.8
-"""One segmentation may take; the rest is for the weights, the node and the volume itself."""
+"""The share of memory for one segmentation; the rest is for the weights, the node and the volume itself."""
 _BARE_WORKER_BYTES = 300 * 1024**2
 """Python, numpy and an engine without a model."""
 _COPIES_OF_WEIGHTS = 2
-"""As they are read, and as the network was compiled."""
+"""Once as read, and once in the compiled network."""
 
 
 def describe_model(name: str, model: object, work: WorkSettings) -> ModelIdentity:
-    """What results of model ``name`` will name, from its files alone: no network is built, no weight is loaded.
+    """The identity of model ``name`` in results, from its files only, without building the network or loading weights.
 
     Raises:
-        ConfigurationError: the settings are of no known kind, or the model's files are not sound or not the approved.
+        ConfigurationError: the settings are of an unknown kind, or the model's files are damaged or not the approved
+            ones.
     """
     try:
         if isinstance(model, TissueModelSettings):
@@ -44,10 +45,10 @@ def describe_model(name: str, model: object, work: WorkSettings) -> ModelIdentit
 
 
 def load_segmenter(name: str, model: TissueModelSettings | NnunetModelSettings, work: WorkSettings) -> Segmenter:
-    """Load the model; takes seconds, and all the memory that its weights need.
+    """Load the model, which takes seconds and the memory for its weights.
 
     Raises:
-        InferenceError: the model's files are not sound or not the approved ones.
+        InferenceError: the model's files are damaged or not the approved ones.
     """
     if isinstance(model, TissueModelSettings):
         from inference.tissue import TissueSegmenter  # noqa: PLC0415
@@ -57,10 +58,10 @@ def load_segmenter(name: str, model: TissueModelSettings | NnunetModelSettings, 
 
 
 def engine_options(model: NnunetModelSettings, work: WorkSettings) -> EngineOptions:
-    """How the settings want ``model`` to be run in a node.
+    """The engine options for ``model`` in a node.
 
-    What a segmentation may take is told from the machine, not from what is free at the moment: a volume is too large or
-    it is not, whatever runs beside it; where memory is short it is tried again.
+    The memory limit of a segmentation depends on the machine, not on what is free at the moment: whether a volume is
+    too large must not depend on what else is running. If memory is short at the time, the job is tried again.
     """
     return EngineOptions(
         device=work.device,
@@ -75,7 +76,7 @@ def engine_options(model: NnunetModelSettings, work: WorkSettings) -> EngineOpti
 
 
 def estimated_bytes(model: TissueModelSettings | NnunetModelSettings) -> int:
-    """What a worker that has loaded ``model`` will about hold; unsound files count nothing, for loading names them."""
+    """The approximate memory of a worker with ``model`` loaded; damaged files count 0, because loading reports them."""
     weights = 0
     if isinstance(model, NnunetModelSettings):
         with contextlib.suppress(InferenceError, OSError):
@@ -85,10 +86,10 @@ def estimated_bytes(model: TissueModelSettings | NnunetModelSettings) -> int:
 
 
 def minimum_extent(name: str, model: TissueModelSettings | NnunetModelSettings) -> MinimumExtent:
-    """What a volume must have for ``model`` and for the models that find what it crops to.
+    """The smallest volume for ``model`` and for the models that find the region it is cropped to.
 
     Raises:
-        ConfigurationError: the manifest of either is not sound.
+        ConfigurationError: a manifest is invalid.
     """
     if not isinstance(model, NnunetModelSettings):
         return MinimumExtent()

@@ -1,7 +1,7 @@
 """The models of a node: which of them are in memory, and which one may use the device.
 
-A model is loaded when a volume comes for it and stays until memory is wanted for another one; the one that was not used
-for the longest time goes first. One volume is inferred at a time, so that two models never compete for one device.
+A model is loaded for its first volume and stays loaded until another model needs the memory; the least recently used
+model is unloaded first. One volume is inferred at a time, so that two models never compete for a device.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     OnProgress = Callable[[float, str], None]
 
 _LOOK_S = 1.0
-"""So often is memory looked at while a volume is inferred: a worker grows then."""
+"""How often memory is checked while a volume is inferred, because the worker grows during inference."""
 _MIB = 1024**2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Order:
-    """A volume for a model; ``prepared`` is None where all is left to the turn on the device."""
+    """A volume for a model; ``prepared`` is None if it is prepared during its turn on the device."""
 
     model: str
     volume: Volume
@@ -45,16 +45,16 @@ class Order:
 
 
 class _Resident:
-    """A model and what the pool knows about its worker; guarded by the pool."""
+    """A model and the state of its worker; guarded by the pool's lock."""
 
     def __init__(self, worker: LocalWorker, expected_bytes: int) -> None:
         self.worker = worker
         self.expected_bytes = expected_bytes
-        """What it will hold once it is loaded: the estimate of its package, then what it held the last time."""
+        """Its memory once it is loaded: estimated from its package, later what it used the last time."""
         self.calls = 0
         self.last_used = 0.0
         self.process_id: int | None = None
-        """Of the worker that was last reported."""
+        """The PID of the worker that was last logged."""
 
     @property
     def is_present(self) -> bool:
@@ -72,7 +72,7 @@ class WorkerPool:
 
     Args:
         models: the settings of every model, by name.
-        work: device, threads, limits, and the part of the memory that the models may hold together.
+        work: device, threads, limits, and the share of memory for all models together.
     """
 
     def __init__(self, models: Mapping[str, TissueModelSettings | NnunetModelSettings], work: WorkSettings) -> None:
@@ -90,14 +90,14 @@ class WorkerPool:
         return model in self._residents
 
     def prepare(self, model: str, volume: Volume, on_progress: OnProgress) -> Order:
-        """Have the worker of ``model`` do what it can beside the inference of another volume.
+        """Have the worker of ``model`` prepare the volume while another one may be inferred.
 
-        Nothing is done, and all is left to the turn on the device, where its model is not loaded and would not fit
-        beside those in use.
+        If the model is not loaded and does not fit into memory with the models in use, this does nothing; the volume is
+        then prepared during its turn on the device.
 
         Raises:
-            WorkerLost: the worker died, froze, broke or took longer than allowed.
-            SegmentationImpossible: the model refuses the volume, or cannot be loaded.
+            WorkerLost: the worker died, froze, failed or exceeded its time limit.
+            SegmentationImpossible: the model refuses the volume, or can't be loaded.
         """
         resident = self._residents[model]
         if not self._begin(resident, may_wait=False):
@@ -111,12 +111,12 @@ class WorkerPool:
         """Wait for the device, first come, first served.
 
         Raises:
-            Stopping: the pool was closed meanwhile.
+            Stopping: the pool was closed.
         """
         return Turn(self, self._device.enter())
 
     def load(self, model: str) -> None:
-        """Load ``model`` if there is room; a failure is logged, and met again by the first volume."""
+        """Load ``model`` if it fits into memory; a failure is logged, and recurs with the first volume."""
         resident = self._residents[model]
         try:
             if not self._begin(resident, may_wait=False):
@@ -130,7 +130,7 @@ class WorkerPool:
             self._log.warning("worker.not_preloaded", model=model, reason=str(error))
 
     def state(self) -> dict[str, object]:
-        """For the log: what each model in memory holds, the longest unused first, and the bound."""
+        """For the log: the memory of each loaded model, least recently used first, and the limit."""
         names = {id(resident): name for name, resident in self._residents.items()}
         with self._changed:
             return {
@@ -139,7 +139,7 @@ class WorkerPool:
             }
 
     def close(self) -> None:
-        """End all workers, at once and for good; volumes under way in other threads end with Stopping."""
+        """End all workers immediately and permanently; volumes in progress in other threads end with Stopping."""
         self._device.close()
         with self._changed:
             self._closed = True
@@ -158,16 +158,16 @@ class WorkerPool:
             self._end(resident)
 
     def _present(self) -> list[_Resident]:
-        """Those in memory or on their way there, the longest unused first."""
+        """The models that are loaded or loading, least recently used first."""
         return sorted((one for one in self._residents.values() if one.is_present), key=lambda one: one.last_used)
 
     def _begin(self, resident: _Resident, *, may_wait: bool) -> bool:
-        """Make room for ``resident`` and take it into use; False where there is none and waiting is not wanted.
+        """Make room for ``resident`` and mark it as in use; False if there is no room and it may not wait.
 
-        Waiting is for the one that has the device: those whom it waits for do not wait themselves.
+        Only the thread that has the device may wait: the threads it waits for never wait themselves.
         """
         with self._changed:
-            resident.calls += 1  # from here on it is counted with what it will hold
+            resident.calls += 1  # from here on its expected memory counts
             while not self._make_room() and not resident.worker.is_loaded:
                 if not may_wait or self._closed:
                     resident.calls -= 1
@@ -189,9 +189,9 @@ class WorkerPool:
             self._changed.notify_all()
 
     def _make_room(self) -> bool:
-        """Close what is not in use, the longest unused first, until the rest fits or one is left.
+        """Unload unused models, least recently used first, until the others fit or only one is left.
 
-        Returns whether it does; one alone may hold more than the bound.
+        Returns whether they fit; a single model may exceed the limit.
         """
         while len(present := self._present()) > 1 and self._exceeds(present):
             unused = next((one for one in present if not one.calls), None)
@@ -210,7 +210,7 @@ class WorkerPool:
         return 0 < device_limit_bytes < sum(held for held, _ in on_device) + expected
 
     def _watching(self, on_progress: OnProgress) -> OnProgress:
-        """``on_progress``, and a look at the memory now and then: a worker grows while it infers."""
+        """``on_progress`` with periodic checks of the memory, because a worker grows during inference."""
         next_look = time.monotonic() + _LOOK_S
 
         def watch(fraction: float, stage: str) -> None:
@@ -225,20 +225,20 @@ class WorkerPool:
 
 
 class Turn:
-    """The device is yours until the end of the ``with`` block."""
+    """Exclusive use of the device until the end of the ``with`` block."""
 
     def __init__(self, pool: WorkerPool, place: Pass) -> None:
         self._pool = pool
         self._place = place
 
     def infer(self, order: Order, on_progress: OnProgress) -> Segmentation:
-        """The labels of ``order``; loads the model, and prepares the volume, where that is still to be done.
+        """The labels of ``order``; first loads the model and prepares the volume if necessary.
 
         Raises:
-            WorkerLost: the worker died, froze, broke or took longer than allowed; the next call starts a new one.
-            SegmentationImpossible: the model refuses the volume, or cannot be loaded.
+            WorkerLost: the worker died, froze, failed or exceeded its time limit; the next call starts a new one.
+            SegmentationImpossible: the model refuses the volume, or can't be loaded.
         """
-        return self._pool._infer(order, on_progress)  # noqa: SLF001 - only who has the device may infer
+        return self._pool._infer(order, on_progress)  # noqa: SLF001 - only the holder of the device may infer
 
     def __enter__(self) -> Self:
         return self

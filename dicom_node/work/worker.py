@@ -1,7 +1,7 @@
-"""The worker process: loads one model, keeps it, segments what it is given, and may crash alone.
+"""The worker process: loads one model, keeps it loaded and segments volumes; it can crash without affecting the node.
 
 Started by :class:`dicom_node.work.local.LocalWorker`; it never sees a UID or a name, only voxels and their grid. The
-main thread infers, a second one prepares the next volume meanwhile, a third one listens.
+main thread infers, a second one prepares the next volume in parallel, a third one receives messages.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _NICENESS = 5
-"""The listener and the deliveries go first: a segmentation takes its seconds anyway."""
+"""The listener and the deliveries have priority; a segmentation takes seconds anyway."""
 _EXPENDABLE = "500"
-"""Where memory runs out the kernel shall end this process, which is replaced, and not the listener."""
+"""If memory runs out, the kernel should kill this process, which is replaced, and not the listener."""
 BROKEN_EXIT_CODE = 3
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A volume under way; ``prepared`` is None where all is left to the inference."""
+    """A volume in progress; ``prepared`` is None if everything is left to the inference."""
 
     volume: Volume
     labels_zyx: NDArray[np.uint8]
@@ -55,7 +55,7 @@ class _Request:
 
 
 class _Pulse:
-    """Says that the process lives while it works; a frozen or killed one is then told from a slow one."""
+    """Sends heartbeats during work, which distinguish a slow process from a frozen or killed one."""
 
     def __init__(self, channel: Channel, every_s: float) -> None:
         self._channel = channel
@@ -89,7 +89,7 @@ class _Pulse:
 
 
 class _Server:
-    """A loaded model between the node's requests and its answers."""
+    """Serves the node's requests with a loaded model."""
 
     def __init__(self, channel: Channel, segmenter: Segmenter, pulse: _Pulse) -> None:
         self._channel = channel
@@ -98,10 +98,10 @@ class _Server:
         self._under_way: dict[int, _Request] = {}
 
     def prepare(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        """Do what can be done beside an inference.
+        """Do the work that can run in parallel with an inference.
 
-        Whatever fails but a refusal, memory first of all, is left to :meth:`infer`, which then has the process to
-        itself and ends it where it fails again.
+        Any failure other than a refusal, most likely a lack of memory, is left to :meth:`infer`, which then has the
+        process to itself and ends it if it fails again.
         """
         number = message["prepare"]
         shape = tuple(message["shape_zyx"])
@@ -171,7 +171,7 @@ def main() -> None:
             server.infer(to_infer.get()["infer"])
     except InferenceError as error:
         channel.send({"impossible": str(error)})
-    except Exception as error:  # noqa: BLE001 - whatever it is, the node shall know before this process ends
+    except Exception as error:  # noqa: BLE001 - report any error to the node before this process ends
         _break(channel, error)
 
 
@@ -188,7 +188,7 @@ def _prepare_all(
     while True:
         try:
             server.prepare(*to_prepare.get())
-        except Exception as error:  # noqa: BLE001 - as above; a thread that died in silence would be waited for
+        except Exception as error:  # noqa: BLE001 - as above; otherwise the node would wait for a dead thread
             _break(channel, error)
 
 
@@ -204,7 +204,7 @@ def _listen(
     to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]],
     to_infer: queue.SimpleQueue[dict[str, Any]],
 ) -> NoReturn:
-    """Hand requests to the working threads; when the node is gone, end at once whatever is being computed."""
+    """Pass requests to the working threads; when the node is gone, kill this process immediately."""
     while True:
         received = channel.receive()
         if received is None:
@@ -216,15 +216,15 @@ def _listen(
 
 
 def _device_bytes() -> tuple[int, int]:
-    """Memory that this process holds on a CUDA device, and how much the device has; zeros without one."""
-    torch = sys.modules.get("torch")  # a model that runs without it shall not pay for its import
+    """Memory used by this process on a CUDA device, and the device's total; zeros without a device."""
+    torch = sys.modules.get("torch")  # don't import torch for a model that runs without it
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
     return torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
 
 
 def _die_with(node_process: int) -> None:
-    """Ask Linux to kill this process when the thread that started it ends: reaches even a stopped process."""
+    """Ask Linux to kill this process, even if it is suspended, when the thread that started it ends."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != node_process:  # it ended before it could be asked

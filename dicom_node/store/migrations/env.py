@@ -1,4 +1,4 @@
-"""Alembic's entry: migrate on the connection that the ledger hands over (see Database.upgrade)."""
+"""Alembic's entry point: migrate on the connection that Database.upgrade passes."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""What each destination of a job gets stands beside its name
+"""The requested results are stored with each destination of a job
 
 Revision: 0002, after: 0001
 """
