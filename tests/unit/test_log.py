@@ -46,6 +46,7 @@ def test_a_line_of_any_thread_names_its_process(lines):
     ]
 
 
+@pytest.mark.filterwarnings("always:Invalid value:UserWarning")
 def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_left_out(lines):
     log = structlog.get_logger()
     log.info("job", job=1, patient_name="Doe^Jane", patient_id="4711")
