@@ -178,13 +178,14 @@ def open_model(
     threads: int = 0,
     parity: bool = False,
     body_crop: bool = True,
+    mirroring: bool = False,
 ) -> OpenModel:
     """Load a model, for any number of CTs.
 
     ``name``: an installed model, ``phantom_demo_104``, ``tissue``, or a package folder. ``library``: the folder of
     installed models; by default that of `dicom-node models`. The other arguments are the options of
     `dicom-node segment`: ``threads`` 0 uses all cores, ``parity`` gives the same labels as TotalSegmentator,
-    ``body_crop`` leaves out the air around the patient.
+    ``body_crop`` leaves out the air around the patient, ``mirroring`` averages over mirrored windows as nnU-Net does by default.
 
     Raises:
         ConfigurationError: the model does not exist or is damaged.
@@ -196,6 +197,7 @@ def open_model(
         threads=threads,
         parity=parity,
         body_crop=body_crop,
+        mirroring=mirroring,
         cache_folder=cache_folder_of_user(),
     )
     model = find_model(os.fspath(name), _library(library), options)

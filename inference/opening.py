@@ -63,11 +63,12 @@ def identity_of(models: Sequence[ModelPackage], options: EngineOptions) -> Model
     Its version therefore includes every option that changes the result and is not the default, and the model that it
     crops by. What ``auto`` chooses on a machine is not included, because it only changes the rounding.
     """
-    identity, *others = (model.identity for model in models)
-    words = [identity.version, *_unusual(options)]
+    model, *others = models
+    words = [model.identity.version, *_unusual(options), *_left_out(model, options)]
     for other in others:
-        words += ["in", other.name, other.version, other.digest[:12]]
-    return replace(identity, version=" ".join(words))
+        one = other.identity
+        words += ["in", one.name, one.version, one.digest[:12], *_left_out(other, options)]
+    return replace(model.identity, version=" ".join(words))
 
 
 def _unusual(options: EngineOptions) -> Iterator[str]:
@@ -76,6 +77,12 @@ def _unusual(options: EngineOptions) -> Iterator[str]:
     elif not options.body_crop:
         yield "no body crop"
     yield from (choice for choice in (options.precision, options.backend) if choice != "auto")
+
+
+def _left_out(model: ModelPackage, options: EngineOptions) -> Iterator[str]:
+    """nnU-Net mirrors by default where a model was trained for it; TotalSegmentator does not, nor does the node."""
+    if not options.mirroring and any(part.mirroring_axes for part in model.parts):
+        yield "no mirroring"
 
 
 def minimum_extent(models: Sequence[ModelPackage]) -> MinimumExtent:

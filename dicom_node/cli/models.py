@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _RESAMPLING_HELP = "corners: as in TotalSegmentator; nnunet: as in nnU-Net; default: the task's, otherwise nnunet."
 
+_ORIENTATION_HELP = "Of the training files, such as LPS or RAS; needed where nnU-Net's reader does not tell it."
+
 
 @click.group()
 def models() -> None:
@@ -35,6 +37,7 @@ def models() -> None:
 @click.option("--sha256", help="Expected SHA-256 of the zip.")
 @click.option("--folds", help="Separated by commas: 0,1,2 or all; default: the task's folds, otherwise every fold.")
 @click.option("--resampling", type=click.Choice(["corners", "nnunet"]), help=_RESAMPLING_HELP)
+@click.option("--orientation", metavar="XYZ", help=_ORIENTATION_HELP)
 @click.option("--model-version", "version", help="Version to record.")
 @click.option("--licence", help="Licence to record.")
 @click.option("--intended-use", help="Stated in every result; default: research use only.")
@@ -54,8 +57,11 @@ def install(context: Context, /, *, sources: tuple[str, ...], folds: str | None,
     from inference.models.install import install as install_model  # noqa: PLC0415
 
     chosen = Stated(folds=tuple(folds.split(",")) if folds else None, **stated)
+    warnings: list[str] = []
     with _errors_of_models(), progress_bars() as report:
-        package = install_model(sources, context.models_folder(), chosen, report)
+        package = install_model(sources, context.models_folder(), chosen, report, warnings.append)
+    for warning in warnings:
+        click.echo(f"Warning: {warning}", err=True)
     facts = _facts(package)
     if as_json:
         print_json(facts)
@@ -190,6 +196,8 @@ def _facts(package: ModelPackage) -> dict[str, Any]:
         "intended_use": package.identity.intended_use,
         "licence": package.licence,
         "source": package.source,
+        "orientation": package.orientation,
+        "mirroring": any(part.mirroring_axes for part in package.parts),
         "minimum_slices": package.minimum_slices,
         "minimum_extent_mm": package.minimum_extent_mm,
     }

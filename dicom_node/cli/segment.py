@@ -30,6 +30,7 @@ _RESULTS_HELP = "DICOM objects to write, with the keys of a destination in rules
 @click.option("--results", default="", metavar="'KEY: VALUE, ...'", help=_RESULTS_HELP)
 @click.option("--no-dicom", is_flag=True, help="Write no DICOM objects.")
 @click.option("--parity", is_flag=True, help="Match TotalSegmentator 2.18 voxel by voxel.")
+@click.option("--mirroring", is_flag=True, help="Average over mirrored windows, as nnU-Net does by default; slow.")
 @click.option("--no-body-crop", is_flag=True, help="Segment the air around the patient too.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(_PRECISIONS), default="auto", show_default=True)

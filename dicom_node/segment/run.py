@@ -117,6 +117,7 @@ class SegmentRun:
                 "threads": self._options.threads,
                 "parity": self._options.parity,
                 "body_crop": self._options.body_crop and not self._options.parity,
+                "mirroring": self._options.mirroring,
             },
             "wanted": {
                 "structures": list(self._wanted.structures) or "all",

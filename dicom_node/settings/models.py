@@ -179,6 +179,8 @@ class NnunetModelSettings(Closed):
     """``parity``: the same labels as TotalSegmentator, voxel by voxel; ``best``: faster, with smooth surfaces."""
     body_crop: Truth = True
     """Leave out the air around the patient (never for ``parity``)."""
+    mirroring: Truth = False
+    """Average over mirrored windows, as nnU-Net does by default; up to eight times as slow."""
 
 
 ModelSettings = Annotated[TissueModelSettings | NnunetModelSettings, Field(discriminator="kind")]

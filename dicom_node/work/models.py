@@ -70,6 +70,7 @@ def engine_options(model: NnunetModelSettings, work: WorkSettings) -> EngineOpti
         threads=work.threads,
         parity=model.answer == "parity",
         body_crop=model.body_crop,
+        mirroring=model.mirroring,
         memory_bytes=int(_LARGEST_PART_OF_MEMORY * machine_bytes()),
         cache_folder=work.cache_folder,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +46,19 @@ PARAMETER_LIMIT = 10**9
 """Most parameters of a network; TotalSegmentator's networks have 3 * 10**7."""
 
 
-def read_weights(path: Path, found: NnunetFolder) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Checkpoint:
+    """What of a checkpoint is used.
+
+    ``mirroring_axes``: the network's axes along which it was trained on mirrored images too
+    (``inference_allowed_mirroring_axes``), ascending.
+    """
+
+    weights: dict[str, torch.Tensor]
+    mirroring_axes: tuple[int, ...]
+
+
+def read_checkpoint(path: Path, found: NnunetFolder) -> Checkpoint:
     """The weights that inference needs, each once, under the names of the bare network, as 32- or 16-bit floats.
 
     Weights used only in training (the heads of deep supervision) and nnU-Net's second names are left out.
@@ -54,7 +67,8 @@ def read_weights(path: Path, found: NnunetFolder) -> dict[str, torch.Tensor]:
         ModelPackageError: the checkpoint holds code, is of another configuration, or does not fit the plans.
     """
     _check_archive(path)
-    weights = _network_weights(path, found)
+    content = _content(path, found)
+    weights = {_bare(name): value for name, value in content["network_weights"].items()}
     with torch.device("meta"):  # names and shapes without memory
         network = build_network(found.architecture, len(found.names_by_channel) + 1)
     expected: dict[str, torch.Tensor] = network.state_dict()
@@ -65,7 +79,16 @@ def read_weights(path: Path, found: NnunetFolder) -> dict[str, torch.Tensor]:
     heads = [name for name in expected if name.startswith("decoder.seg_layers.")]
     last = heads[-1].rsplit(".", 1)[0] + "."
     kept = {name: weights[name] for name, _ in network.named_parameters() if name not in heads or name.startswith(last)}
-    return {name: _as_float(name, value, path) for name, value in kept.items()}
+    floats = {name: _as_float(name, value, path) for name, value in kept.items()}
+    return Checkpoint(floats, _mirroring_axes(content, path))
+
+
+def _mirroring_axes(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
+    given = content.get("inference_allowed_mirroring_axes")
+    axes = () if given is None else given
+    if not isinstance(axes, list | tuple) or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+        raise ModelPackageError(f"{path}: inference_allowed_mirroring_axes {str(given)[:80]!r} are no axes of an image")
+    return tuple(sorted(int(axis) for axis in axes))
 
 
 def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -109,7 +132,7 @@ def _as_float(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
     return (value if value.dtype == torch.float16 else value.float()).contiguous()
 
 
-def _network_weights(path: Path, found: NnunetFolder) -> dict[str, Any]:
+def _content(path: Path, found: NnunetFolder) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_BOOKKEEPING_TYPES):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -128,7 +151,7 @@ def _network_weights(path: Path, found: NnunetFolder) -> dict[str, Any]:
     trained = named.get("configuration", found.configuration)
     if trained != found.configuration:
         raise ModelPackageError(f"{path} was trained as {trained!r}, but its folder says {found.configuration!r}")
-    return {_bare(name): value for name, value in weights.items()}
+    return checkpoint
 
 
 def _check_archive(path: Path) -> None:

@@ -17,6 +17,7 @@ from inference.errors import ModelPackageError
 from inference.models import checks
 from inference.models.architecture import architecture_entry
 from inference.models.nnunet_folder import read_nnunet_folder
+from inference.models.orientation import CANONICAL, array_axes, directions_xyz, orientation_of
 from inference.models.package import FAMILY, MANIFEST_NAME, ModelPackage, file_digest, manifest_text, read_package
 from inference.models.sources import check_task, gather
 from inference.models.tasks import task
@@ -54,6 +55,7 @@ class Facts:
     window_step: float = 0.5
     crop: Crop | None = None
     auxiliary: tuple[str, ...] = ()
+    orientation: str | None = None
     minimum_slices: int = 16
     minimum_extent_mm: float = 30.0
 
@@ -70,12 +72,17 @@ class Stated:
     intended_use: str | None = None
     folds: tuple[str, ...] | None = None
     resampling: Resampling | None = None
+    orientation: str | None = None
     minimum_slices: int | None = None
     minimum_extent_mm: float | None = None
 
 
 def install(
-    sources: Sequence[str], library: Path, stated: Stated, report: Callable[[str, int, int], None]
+    sources: Sequence[str],
+    library: Path,
+    stated: Stated,
+    report: Callable[[str, int, int], None],
+    warn: Callable[[str], None] = lambda _: None,
 ) -> ModelPackage:
     """Install one model from folders, zips and https URLs (its parts), or by the name of a known task.
 
@@ -95,7 +102,10 @@ def install(
             parts = [read_nnunet_folder(folder, facts.folds) for folder in gathered.folders]
             if gathered.task is not None:
                 check_task(parts, gathered.task)
-            return _install(parts, library, facts, lambda done, total: report("convert", done, total))
+            package = _install(parts, library, facts, lambda done, total: report("convert", done, total))
+            for warning in dict.fromkeys(warning for part in parts for warning in part.warnings):
+                warn(warning)
+            return package
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
@@ -117,6 +127,7 @@ def _facts(stated: Stated, gathered: Gathered) -> Facts:
             window_step=known.window_step,
             crop=known.crop,
             auxiliary=known.auxiliary,
+            orientation=CANONICAL if known.parts else None,  # TotalSegmentator reorients, whatever the reader is
         )
     said = {key: value for key, value in asdict(stated).items() if value is not None and key not in ("task", "sha256")}
     return replace(facts, **said)
@@ -145,9 +156,12 @@ def _install(
     odd = [part.folder.name for part in parts if not part.resampled_by_default]
     if facts.resampling == "nnunet" and odd:
         raise ModelPackageError(f"{', '.join(odd)}: plans.json requires a resampling other than nnU-Net's default")
+    orientations = [orientation_of(part.reader, facts.orientation) for part in parts]
+    orientation = orientations[0]  # of all: the stated one, or the only one that a reader can tell
     with _place(library, facts.name) as place:
-        entries = _write_parts(parts, place, on_checkpoint)
-        (place / MANIFEST_NAME).write_text(manifest_text(_manifest(facts, parts, entries)), encoding="utf-8")
+        entries = _write_parts(parts, array_axes(orientation), place, on_checkpoint)
+        content = _manifest(facts, parts, entries, directions_xyz(orientation))
+        (place / MANIFEST_NAME).write_text(manifest_text(content), encoding="utf-8")
         read_package(place)
         _sync(place)
     return read_package(library / facts.name, check_weights=False)
@@ -192,20 +206,27 @@ def _place(library: Path, name: str) -> Iterator[Path]:
 
 
 def _write_parts(
-    parts: Sequence[NnunetFolder], place: Path, on_checkpoint: Callable[[int, int], None]
+    parts: Sequence[NnunetFolder],
+    array_axes: tuple[int, int, int],
+    place: Path,
+    on_checkpoint: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     from safetensors import SafetensorError  # noqa: PLC0415 - as below
     from safetensors.torch import save_file  # noqa: PLC0415 - torch is needed only to install
 
-    from inference.models.checkpoint import read_weights  # noqa: PLC0415
+    from inference.models.checkpoint import read_checkpoint  # noqa: PLC0415
 
     total, done, entries = sum(len(part.checkpoints) for part in parts), 0, []
     for number, part in enumerate(parts, start=1):
-        weights = []
+        weights: list[dict[str, Any]] = []
+        mirroring_axes: tuple[int, ...] = ()
         for path in part.checkpoints:
+            checkpoint = read_checkpoint(path, part)
+            if not weights:  # nnU-Net, too, mirrors as the first fold says
+                mirroring_axes = checkpoint.mirroring_axes
             file = place / f"part{number}_{path.parent.name}.safetensors"
             try:
-                save_file(read_weights(path, part), file)
+                save_file(checkpoint.weights, file)
             except (SafetensorError, OSError) as error:  # a full disk may raise either
                 raise ModelPackageError(f"cannot write {file.name}: {str(error)[:200]}") from error
             file.chmod(0o644)  # safetensors makes files readable by their owner only
@@ -218,16 +239,19 @@ def _write_parts(
                 "weights": weights,
                 "architecture": architecture_entry(part.architecture),
                 "normalisation": asdict(part.normalisation),
-                "axes": part.axes,
+                "axes": [array_axes[axis] for axis in part.axes],
                 "spacing_mm": part.spacing_mm,
                 "patch_size": part.patch_size,
                 "names_by_channel": part.names_by_channel,
+                **({"mirroring_axes": mirroring_axes} if mirroring_axes else {}),
             }
         )
     return entries
 
 
-def _manifest(facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _manifest(
+    facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Mapping[str, Any]], orientation: str
+) -> dict[str, Any]:
     content = {
         "name": facts.name,
         "version": facts.version,
@@ -245,6 +269,8 @@ def _manifest(facts: Facts, parts: Sequence[NnunetFolder], entries: Sequence[Map
     }
     if facts.auxiliary:
         content["auxiliary"] = facts.auxiliary
+    if orientation != CANONICAL:
+        content["orientation"] = orientation
     plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys as text
     return plain
 

@@ -15,7 +15,7 @@ from inference.models.architecture import read_architecture
 from inference.models.package import PATCH_BOUNDS, SPACING_BOUNDS_MM, read_normalisation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from inference.models.architecture import Architecture
@@ -46,6 +46,9 @@ _LAYERS: dict[str, dict[str | None, str | None]] = {
         "torch.nn.modules.activation.ReLU": "ReLU",
     },
 }
+_DEFAULT_CLASSES = {"preprocessor_name": "DefaultPreprocessor", "label_manager": "LabelManager"}
+_IGNORE = "ignore"
+"""nnU-Net's name for voxels without annotation; it is the highest number, and no output of the network."""
 _FREE_KEYS = {"norm_op_kwargs", "dropout_op_kwargs", "nonlin_kwargs", "conv_bias", "deep_supervision", "nonlin_first"}
 
 
@@ -67,6 +70,10 @@ class NnunetFolder:
     names_by_channel: Mapping[int, str]
     resampled_by_default: bool
     """Whether the plans ask for nnU-Net's default resampling, the only one that ``nnunet`` resampling supports."""
+    reader: str | None
+    """What read the training files; tells their orientation, see :mod:`inference.models.orientation`."""
+    warnings: tuple[str, ...]
+    """What is odd about the model, in sentences for the person who installs it."""
 
 
 def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> NnunetFolder:
@@ -91,9 +98,16 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
             patch_size=checks.whole_numbers(settings["patch_size"], "patch_size", *PATCH_BOUNDS),
             names_by_channel=_names_by_channel(dataset),
             resampled_by_default=_resampled_by_default(settings),
+            reader=_reader(plans, dataset),
+            warnings=tuple(_warnings(folder, dataset)),
         )
+        _check_classes(plans, settings)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        what = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        what = (
+            f"{error.args[0]!r} is missing"
+            if isinstance(error, KeyError)
+            else f"an entry is not of the expected form ({error})"
+        )
         raise ModelPackageError(f"{folder}: plans.json or dataset.json: {what}") from error
     checks.patch_of_network(found.patch_size, found.architecture.strides, str(folder))
     return found
@@ -201,9 +215,41 @@ def _architecture_of_old_plans(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _layer(kind: str, name: object) -> str | None:
     allowed = _LAYERS[kind]
+    if kind == "dropout_op" and isinstance(name, str):
+        raise ModelPackageError(f"dropout_op {name[:80]!r}: networks with dropout layers are not run")
     if not (name is None or isinstance(name, str)) or name not in allowed:
         raise ModelPackageError(f"{kind} {name!r} is not allowed; allowed: {sorted(map(str, allowed))}")
     return allowed[name]
+
+
+def _check_classes(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """What nnU-Net does around the network is done here again, so it must be what nnU-Net does by default."""
+    for key, seen in (
+        ("preprocessor_name", settings.get("preprocessor_name")),
+        ("label_manager", plans.get("label_manager")),
+    ):
+        expected = _DEFAULT_CLASSES[key]
+        if seen not in (None, expected):
+            raise ModelPackageError(f"{key} {str(seen)[:80]!r} is not known; only {expected} is")
+
+
+def _reader(plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> str | None:
+    """The class that plans.json names; where it does not, the one that dataset.json asks for (``"None"``: none)."""
+    reader = plans.get("image_reader_writer") or dataset.get("overwrite_image_reader_writer")
+    return None if reader in (None, "None") else checks.text(reader, "image_reader_writer")
+
+
+def _channels(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    return dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"}
+
+
+def _warnings(folder: Path, dataset: Mapping[str, Any]) -> Iterator[str]:
+    (channel,) = _channels(dataset).values()
+    if str(channel).upper() != "CT":
+        yield (
+            f"{folder.name}: dataset.json calls the image channel {str(channel)[:80]!r}, but plans.json normalises it "
+            "as CT (CTNormalization). The node hands the model Hounsfield units"
+        )
 
 
 def _normalisation(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Normalisation:
@@ -228,12 +274,19 @@ def _resampled_by_default(settings: Mapping[str, Any]) -> bool:
 
 
 def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:
-    labels = dataset["labels"]
-    channels = dataset.get("channel_names") or dataset.get("modality") or {"0": "CT"}
+    labels, channels = dataset["labels"], _channels(dataset)
     if len(channels) != 1:
         raise ModelPackageError(f"the model needs {len(channels)} image channels; only one (CT) is supported")
     if not isinstance(labels, dict) or len(labels) > checks.HIGHEST_LABEL + 1:
         raise ModelPackageError(f"dataset.json must name 1 to {checks.HIGHEST_LABEL} labels and the background")
+    regions = [f"{region} ({members})" for region, members in labels.items() if isinstance(members, list)]
+    if regions or dataset.get("regions_class_order"):
+        said = ", ".join(regions)[:200] or "regions_class_order"
+        raise ModelPackageError(
+            f"dataset.json describes regions that overlap: {said}; only labels that exclude each other are run"
+        )
+    if _IGNORE in labels:
+        labels = _without_ignore(labels)
     if labels.get("background") != 0:
         raise ModelPackageError(f"label 0 must be the background, not {labels.get('background')!r}")
     named = {
@@ -244,3 +297,13 @@ def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:
     del named[0]
     checks.known_structures(named.values(), "dataset.json")
     return dict(sorted(named.items()))
+
+
+def _without_ignore(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """The labels that the network gives; nnU-Net demands that ``ignore`` has the number after them."""
+    given = {name: label for name, label in labels.items() if name != _IGNORE}
+    if labels[_IGNORE] != len(given):
+        raise ModelPackageError(
+            f"the label to ignore is {str(labels[_IGNORE])[:80]!r}; it must be the highest, {len(given)}, as in nnU-Net"
+        )
+    return given

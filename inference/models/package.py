@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from inference.errors import ModelDigestError, ModelPackageError
 from inference.models import checks
 from inference.models.architecture import Architecture, read_architecture
+from inference.models.orientation import CANONICAL, ORIENTATIONS, directions_xyz
 from inference.types import MinimumExtent, ModelIdentity
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SPACING_BOUNDS_MM = (0.1, 20.0)
 PATCH_BOUNDS = (8, 512)
 MOST_PARTS = 16
 MOST_FOLDS = 10
+_DIRECTIONS = sorted({directions_xyz(orientation) for orientation in ORIENTATIONS})
 
 Resampling = Literal["corners", "nnunet"]
 """How HU are resampled to the network's grid and labels back to the source grid.
@@ -53,7 +55,8 @@ class Normalisation:
 class Part:
     """One nnU-Net model; several parts may share the work of one segmenter.
 
-    ``axes`` is nnU-Net's transpose_forward: the network's axes are the canonical (z, y, x) in this order;
+    ``axes``: the network's axes are the patient's (z, y, x) taken in this order (nnU-Net's transpose_forward, after the
+    order of axes in which the model's reader gives files);
     ``spacing_mm`` and ``patch_size`` are in the network's order. ``names_by_channel`` names the network's output
     channels (0, the background, excluded). ``weights`` holds one safetensors file per fold; the folds are averaged.
     """
@@ -66,6 +69,8 @@ class Part:
     spacing_mm: tuple[float, float, float]
     patch_size: tuple[int, int, int]
     names_by_channel: Mapping[int, str]
+    mirroring_axes: tuple[int, ...] = ()
+    """The network's axes along which nnU-Net mirrors windows and averages, unless it is told not to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +106,8 @@ class ModelPackage:
     source: str
     auxiliary: tuple[str, ...] = ()
     """Structures that the parts find but the result leaves out, as background."""
+    orientation: str = CANONICAL
+    """The directions to which x, y and z of what the networks see ascend (R or L, A or P, S or I)."""
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
     """Stamps of the weights files that were checked; a changed or replaced file has another stamp."""
 
@@ -131,8 +138,7 @@ def read_package(folder: Path, *, check_weights: bool = True) -> ModelPackage:
         ModelDigestError: the manifest or a weights file is not the installed one.
     """
     found = checks.read_json(folder / MANIFEST_NAME)
-    keys = (*_KEYS, _OPTIONAL_KEY) if _OPTIONAL_KEY in found else _KEYS
-    content = checks.closed(found, str(folder / MANIFEST_NAME), keys)
+    content = checks.closed(found, str(folder / MANIFEST_NAME), _known_keys(found, _KEYS, _OPTIONAL_KEYS))
     checks.whole_in(content["format"], "format", FORMAT, FORMAT)
     try:
         package = _package(folder, content)
@@ -193,9 +199,15 @@ _KEYS = (
     *("format", "digest", "name", "version", "family", "intended_use", "licence", "source", "labels", "parts"),
     *("resampling", "window_step", "crop", "minimum_slices", "minimum_extent_mm"),
 )
-_OPTIONAL_KEY = "auxiliary"
-_PART_KEYS = tuple(Part.__dataclass_fields__)
+_OPTIONAL_KEYS = ("auxiliary", "orientation")
+_OPTIONAL_PART_KEYS = ("mirroring_axes",)
+"""Written only where they say something, so that the digests of packages without them stay what they were."""
+_PART_KEYS = tuple(key for key in Part.__dataclass_fields__ if key not in _OPTIONAL_PART_KEYS)
 _WEIGHTS_KEYS = ("file", "bytes", "sha256")
+
+
+def _known_keys(content: object, keys: tuple[str, ...], optional: tuple[str, ...]) -> tuple[str, ...]:
+    return (*keys, *(key for key in optional if isinstance(content, dict) and key in content))
 
 
 def _package(folder: Path, content: Mapping[str, Any]) -> ModelPackage:
@@ -219,13 +231,14 @@ def _package(folder: Path, content: Mapping[str, Any]) -> ModelPackage:
         licence=checks.text(content["licence"], "licence"),
         source=checks.text(content["source"], "source"),
         auxiliary=_auxiliary(content),
+        orientation=checks.one_of(content.get("orientation", CANONICAL), "orientation", _DIRECTIONS),
     )
     _check_names(package)
     return package
 
 
 def _part(folder: Path, content: object) -> Part:
-    given = checks.closed(content, "part", _PART_KEYS)
+    given = checks.closed(content, "part", _known_keys(content, _PART_KEYS, _OPTIONAL_PART_KEYS))
     what = f"part {checks.name(given['name'], 'name of a part')}"
     weights = [
         checks.closed(entry, "weights", _WEIGHTS_KEYS) for entry in checks.listed(given["weights"], what, MOST_FOLDS)
@@ -239,6 +252,7 @@ def _part(folder: Path, content: object) -> Part:
         spacing_mm=checks.numbers(given["spacing_mm"], "spacing_mm", *SPACING_BOUNDS_MM),
         patch_size=checks.whole_numbers(given["patch_size"], "patch_size", *PATCH_BOUNDS),
         names_by_channel=_names(given["names_by_channel"], f"{what}: names_by_channel"),
+        mirroring_axes=_mirroring_axes(given, what),
     )
     if sorted(part.names_by_channel) != list(range(1, len(part.names_by_channel) + 1)):
         raise ModelPackageError(f"{what}: channels must be numbered 1..{len(part.names_by_channel)} without gaps")
@@ -265,12 +279,22 @@ def read_crop(content: object) -> Crop:
 
 
 def _auxiliary(content: Mapping[str, Any]) -> tuple[str, ...]:
-    if _OPTIONAL_KEY not in content:
+    if "auxiliary" not in content:
         return ()
-    listed = checks.listed(content[_OPTIONAL_KEY], _OPTIONAL_KEY, checks.HIGHEST_LABEL)
-    names = tuple(checks.text(name, _OPTIONAL_KEY) for name in listed)
-    checks.known_structures(names, _OPTIONAL_KEY)
+    listed = checks.listed(content["auxiliary"], "auxiliary", checks.HIGHEST_LABEL)
+    names = tuple(checks.text(name, "auxiliary") for name in listed)
+    checks.known_structures(names, "auxiliary")
     return names
+
+
+def _mirroring_axes(given: Mapping[str, Any], what: str) -> tuple[int, ...]:
+    if "mirroring_axes" not in given:
+        return ()
+    name = f"{what}: mirroring_axes"
+    axes = tuple(checks.whole_in(axis, name, 0, 2) for axis in checks.listed(given["mirroring_axes"], name, 3))
+    if list(axes) != sorted(set(axes)):
+        raise ModelPackageError(f"{name} {list(axes)} must ascend")
+    return axes
 
 
 def _names(content: object, what: str) -> dict[int, str]:

@@ -10,7 +10,12 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Interpolation = Literal["smooth", "nearest"]
+Interpolation = Literal["smooth", "nearest", "linear"]
+"""``smooth``: of the classes at the corners of a cell, the one with the highest interpolated logit; ``nearest``: the
+class of the nearest network voxel, as in TotalSegmentator; ``linear``: of all classes, as in nnU-Net's own export.
+"""
+ROWS_BYTES = 16 << 20
+"""``linear``: the interpolated logits of the rows that one thread works on; it holds about four times as much."""
 Alignment = Literal["corners", "centres"]
 """What the two grids share: the centres of their outermost voxels (``corners``, as in ``scipy.ndimage.zoom``), or the
 outer borders of these voxels (``centres``, as in nnU-Net: the i-th centre lies at (i + 1/2) / n of the extent).

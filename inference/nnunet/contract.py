@@ -17,6 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from numpy.typing import NDArray
 
     from inference.models.package import Part
@@ -33,6 +34,7 @@ class EngineOptions:
     ``parity`` gives the labels of TotalSegmentator 2.18, voxel by voxel apart from rounding: float32, every window,
     half-precision sums, nearest neighbour back to the source grid (interpolated logits where nnU-Net itself resamples).
     ``body_crop`` skips the air around the patient (never in parity).
+    ``mirroring`` averages over mirrored windows, as nnU-Net does by default, where the model was trained for it.
     ``memory_bytes`` limits the memory of one segmentation, not counting the volume; None: 80 % of what is available.
     ``cache_folder`` holds compiled networks; None: no cache.
     """
@@ -43,6 +45,7 @@ class EngineOptions:
     threads: int = 0
     parity: bool = False
     body_crop: bool = True
+    mirroring: bool = False
     memory_bytes: int | None = None
     cache_folder: Path | None = None
 
@@ -78,6 +81,14 @@ class WindowNetwork(Protocol):
 
     def rest(self) -> None:
         """Free the memory that only running needs; earlier results become invalid. The next ``run`` takes it again."""
+        ...
+
+
+class TensorNetwork(WindowNetwork, Protocol):
+    """A network on a device."""
+
+    def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
+        """[n, 1, z, y, x] float32 -> [n, K, z, y, x], both on the device; the next call may overwrite the result."""
         ...
 
 

@@ -15,6 +15,7 @@ from inference.nnunet.host.prepare import prepare
 from inference.nnunet.host.run import HostRun
 from inference.nnunet.limits import check
 from inference.nnunet.machine import effective_device, effective_precision, usable_cores
+from inference.nnunet.networks.mirrored import MirroredNetwork
 from inference.nnunet.networks.open_networks import open_networks
 from inference.nnunet.record import RunRecord
 from inference.types import RunNote, Segmentation
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import ModelPackage, Part
+    from inference.nnunet.contract import WindowNetwork
     from inference.nnunet.device.run import DeviceRun
     from inference.nnunet.prepared import Prepared
     from inference.types import ModelIdentity, Volume
@@ -221,7 +223,9 @@ class NnunetSegmenter:
             folds = [replace(part, weights=(path,)) for path in part.weights]
             opened = [open_networks(fold, options, output="logits", note=notes.append) for fold in folds]
         self._package.check_unchanged(part)  # after a backend failed, the digests were compared long ago
-        networks = tuple(network for network, _ in opened)
+        networks: tuple[WindowNetwork, ...] = tuple(network for network, _ in opened)
+        if options.mirroring and part.mirroring_axes:
+            networks = tuple(MirroredNetwork(network, part.mirroring_axes) for network in networks)
         return OpenPart(part, networks, opened[0][1], labels, tuple(notes))
 
 

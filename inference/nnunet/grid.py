@@ -1,7 +1,8 @@
-"""From the source grid to the network's: closest canonical RAS axes, corner-aligned linear resampling.
+"""From the source grid to the network's: closest axes of the model's orientation, corner-aligned linear resampling.
 
-nnU-Net models trained on NIfTI files that nibabel read see arrays whose axes ascend towards the patient's Right,
-Anterior and Superior, indexed [z, y, x]. TotalSegmentator resamples them with ``scipy.ndimage.zoom(order=1,
+nnU-Net models see arrays indexed [z, y, x]. Those that were trained on what nibabel reoriented, as TotalSegmentator's,
+see axes that ascend towards the patient's Right, Anterior and Superior; others see what their training files had
+(:mod:`inference.models.orientation`). TotalSegmentator resamples them with ``scipy.ndimage.zoom(order=1,
 grid_mode=False)``, which maps the centres of the outermost voxels onto each other (totalsegmentator/resampling.py).
 """
 
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from inference.models.orientation import CANONICAL
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,12 +23,14 @@ if TYPE_CHECKING:
     from inference.types import Geometry
 
 _T = TypeVar("_T", bound=np.generic)
+_ANISOTROPIC = 3.0
+"""nnU-Net resamples planes one by one if they are more than this many times as far apart as their pixels."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
 class Canonical:
-    """The flips and the permutation of axes between a source array [z, y, x] and the closest RAS array.
+    """The flips and the permutation of axes between a source array [z, y, x] and the closest array of an orientation.
 
     Axis k of the canonical array is axis ``source_axes[k]`` of the source array, reversed where ``reversed_axes[k]``.
     """
@@ -34,9 +39,10 @@ class Canonical:
     reversed_axes: tuple[bool, bool, bool]
 
     @classmethod
-    def of(cls, geometry: Geometry, order: Sequence[int] = (0, 1, 2)) -> Canonical:
+    def of(cls, geometry: Geometry, order: Sequence[int] = (0, 1, 2), orientation: str = CANONICAL) -> Canonical:
         """The canonical view of ``geometry``, with its axes (z, y, x) in the ``order`` that the network expects.
 
+        ``orientation``: the directions to which x, y and z ascend in it, as in a package; see ``Canonical``.
         The strongest direction cosine is assigned first, as in ``nibabel.orientations.io_orientation``.
         """
         cosines = _RAS_FROM_LPS @ geometry.direction
@@ -45,7 +51,9 @@ class Canonical:
         source_of_patient_axis: dict[int, tuple[int, bool]] = {}
         for grid_axis in np.argsort(-np.abs(closest).max(axis=0), kind="stable"):
             patient_axis = int(np.argmax(np.abs(closest[:, grid_axis])))
-            source_of_patient_axis[patient_axis] = (int(grid_axis), bool(closest[patient_axis, grid_axis] < 0))
+            descends = bool(closest[patient_axis, grid_axis] < 0)
+            turned = orientation[patient_axis] != CANONICAL[patient_axis]
+            source_of_patient_axis[patient_axis] = (int(grid_axis), descends != turned)
             closest[patient_axis] = 0
         # grid and patient axes count x, y, z; arrays are indexed z, y, x
         wanted = [source_of_patient_axis[2 - axis] for axis in order]
@@ -95,3 +103,15 @@ def shape_within_borders(
         max(1, round(old / new * n)) for n, old, new in zip(shape, spacing_mm, new_spacing_mm, strict=True)
     )
     return first, second, third
+
+
+def thick_axis(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) -> int | None:
+    """The axis along which nnU-Net takes the nearest plane, because either grid is so much coarser there; or None.
+
+    (determine_do_sep_z_and_axis in nnunetv2/preprocessing/resampling/default_resampling.py)
+    """
+    for spacing in (spacing_mm, new_spacing_mm):
+        if max(spacing) / min(spacing) > _ANISOTROPIC:
+            thickest = [axis for axis, mm in enumerate(spacing) if mm == max(spacing)]
+            return thickest[0] if len(thickest) == 1 else None
+    return None

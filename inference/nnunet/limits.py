@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.errors import SegmentationRefusedError
+from inference.nnunet.axes import ROWS_BYTES
 from inference.nnunet.grid import Canonical, resampled_shape
-from inference.nnunet.machine import available_memory_bytes, effective_precision
+from inference.nnunet.machine import available_memory_bytes, effective_precision, usable_cores
 from inference.nnunet.networks.open_networks import channel_count
 from inference.nnunet.prepared import grid_key, spacing_zyx_mm
 from inference.nnunet.windows import SLAB_PLANES
@@ -68,6 +69,8 @@ def memory_estimate_bytes(geometry: Geometry, package: ModelPackage, options: En
         _part_bytes(part, [shape_by_grid[grid_key(part, package)][axis] for axis in part.axes], options)
         for part in package.parts
     )
+    if package.resampling == "nnunet" and options.parity:
+        of_part += (options.threads or usable_cores()) * 4 * ROWS_BYTES
     return math.prod(geometry.shape_zyx) + kept + max(passing, of_part)
 
 
@@ -87,4 +90,6 @@ def _part_bytes(part: Part, shape: Sequence[int], options: EngineOptions) -> int
     number = 4 if effective_precision(options) == "float32" else 2
     # a U-Net at its widest: the skip, the upsampled features, the two concatenated, and the output
     network = window * (6 * features * number + 8 * channels)
+    if options.mirroring and part.mirroring_axes:
+        network += window * 4 * channels  # the sum of the mirrored results
     return 8 * math.prod(padded) + sums + restored + network

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.nnunet.body import bounding_box
+from inference.nnunet.grid import thick_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,11 @@ class Prepared:
     canonical: Canonical
     grids: tuple[Grid, ...]
     seconds: float = 0.0
+
+    def thick_axis(self, part: Part) -> int | None:
+        """Of the axes of ``part``, the one along which nnU-Net takes logits from the nearest plane."""
+        source = self.canonical.spacing_mm(self.volume.geometry)
+        return thick_axis(part.spacing_mm, [source[axis] for axis in part.axes])
 
 
 def spacing_zyx_mm(part: Part) -> tuple[float, float, float]:

@@ -22,19 +22,36 @@ _LAYERS = {
     "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
     "norm_op_kwargs": {"eps": 1e-05, "affine": True},
 }
+CUBIC, LINEAR, LABELS = (
+    {"is_seg": labels, "order": order, "order_z": 0, "force_separate_z": None}
+    for order, labels in ((3, False), (1, False), (1, True))
+)
 
 
 def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network="PlainConvUNet", axes=(0, 1, 2)):
+    """A whole plans.json, as nnU-Net's own PlansManager reads it."""
     stages = len(features)
     blocks = "n_conv_per_stage" if network == "PlainConvUNet" else "n_blocks_per_stage"
     return {
         "plans_name": "nnUNetPlans",
+        "image_reader_writer": "NibabelIOWithReorient",
+        "label_manager": "LabelManager",
+        "dataset_name": "Dataset900_test",
         "transpose_forward": list(axes),
+        "transpose_backward": [axes.index(axis) for axis in range(3)],
         "configurations": {
             "3d_fullres": {
+                "preprocessor_name": "DefaultPreprocessor",
                 "patch_size": list(patch),
                 "spacing": list(spacing),
                 "normalization_schemes": ["CTNormalization"],
+                "use_mask_for_norm": [False],
+                "resampling_fn_data": "resample_data_or_seg_to_shape",
+                "resampling_fn_data_kwargs": CUBIC,
+                "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                "resampling_fn_seg_kwargs": LABELS,
+                "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+                "resampling_fn_probabilities_kwargs": LINEAR,
                 "architecture": {
                     "network_class_name": f"dynamic_network_architectures.architectures.unet.{network}",
                     "arch_kwargs": {
@@ -70,13 +87,25 @@ def random_network(described, classes, seed=0):
     return network.eval()
 
 
-def write_model(folder, names=("liver", "spleen", "aorta"), described=None, folds=(0,), checkpoint=None, prefix=""):
-    """Write a model folder of random weights; returns it. ``checkpoint`` adds or replaces entries."""
+def write_model(
+    folder,
+    names=("liver", "spleen", "aorta"),
+    described=None,
+    folds=(0,),
+    checkpoint=None,
+    prefix="",
+    more_labels=None,
+):
+    """Write a model folder of random weights; returns it.
+
+    ``checkpoint`` adds or replaces entries. ``more_labels`` are in dataset.json, but no output of the network.
+    """
     described = described or plans()
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(described))
     labels = {"background": 0, **{name: k + 1 for k, name in enumerate(names)}}
-    dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": 1}
+    every = {**labels, **(more_labels or {})}
+    dataset = {"channel_names": {"0": "CT"}, "labels": every, "file_ending": ".nii.gz", "numTraining": 1}
     (folder / "dataset.json").write_text(json.dumps(dataset))
     for fold in folds:
         network = random_network(described, len(labels), seed=fold if isinstance(fold, int) else 0)

@@ -1,5 +1,6 @@
-"""TotalSegmentator's pipeline, built from the libraries that it uses: nibabel, scipy and nnU-Net's own predictor."""
+"""nnU-Net's and TotalSegmentator's pipelines, built from what they use: nibabel, scipy and nnU-Net's own classes."""
 
+import json
 import sys
 from copy import deepcopy
 from functools import cache
@@ -34,6 +35,45 @@ def half_logits(image_zyx, networks, classes, patch, step):
     predictor.network = deepcopy(networks[0])  # its weights are overwritten by those of each fold
     predictor.list_of_parameters = [network.state_dict() for network in networks]
     return predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image_zyx)[None])
+
+
+def nnunet(volume, model, networks, folder, *, configuration="3d_fullres", orientation="LPS", mirroring_axes=None):
+    """Labels [z, y, x] on the grid of ``volume`` by nnU-Net's reader, preprocessing, predictor, export and writer.
+
+    ``model`` is the folder with plans.json and dataset.json, ``networks`` are its folds. The CT lies in ``folder`` as a
+    NIfTI file in that ``orientation``, as the model's training files did.
+    """
+    affine = np.diag([-1, -1, 1, 1]) @ volume.geometry.affine_lps
+    image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), affine)
+    nibabel.save(_in_orientation(image, nibabel.orientations.axcodes2ornt(orientation)), folder / "ct.nii.gz")
+    predictor = predictor_class()(
+        use_mirroring=mirroring_axes is not None,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+        perform_everything_on_device=False,
+    )
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager  # noqa: PLC0415 - imports torchvision, too
+
+    manager = PlansManager(str(model / "plans.json"))
+    predictor.manual_initialization(
+        deepcopy(networks[0]),
+        manager,
+        manager.get_configuration(configuration),
+        [deepcopy(network.state_dict()) for network in networks],
+        json.loads((model / "dataset.json").read_text()),
+        "nnUNetTrainer",
+        mirroring_axes,
+    )
+    reader = manager.image_reader_writer_class()
+    hu, properties = reader.read_images([str(folder / "ct.nii.gz")])
+    reader.write_seg(predictor.predict_single_npy_array(hu, properties), str(folder / "labels.nii.gz"), properties)
+    back = _in_orientation(nibabel.load(folder / "labels.nii.gz"), nibabel.io_orientation(affine))
+    np.testing.assert_allclose(back.affine, affine, atol=1e-4)
+    return np.asarray(back.dataobj, np.uint8).transpose(2, 1, 0)
+
+
+def _in_orientation(image, wanted):
+    return image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), wanted))
 
 
 def change_spacing(hu_zyx, zoom_zyx):

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import Part
-    from inference.nnunet.contract import OpenPart, Runtime
-    from inference.nnunet.device.windows import TensorNetwork
+    from inference.nnunet.contract import OpenPart, Runtime, TensorNetwork
 
 
 class ResidentParts:

@@ -61,6 +61,8 @@ class DeviceRestorer:
         shape: size of that box.
         label_by_channel: uint8, the label to write for each output channel.
         head: turns the values into logits.
+        interpolation, alignment: see :mod:`inference.nnunet.axes`.
+        thick_axis: an axis along which the nearest network voxel is taken in any case.
         working_bytes: memory to use besides the slab and the labels.
     """
 
@@ -77,11 +79,14 @@ class DeviceRestorer:
         interpolation: Interpolation,
         alignment: Alignment,
         working_bytes: int,
+        thick_axis: int | None = None,
     ) -> None:
         self._nearest = interpolation == "nearest"
+        self._every_class = interpolation == "linear"
+        sizes = zip(labels.shape, network_shape, offset, shape, backwards, strict=True)
         self._z, y, x = (
-            axis_between(*sizes, alignment=alignment, nearest=self._nearest, backwards=flip)
-            for *sizes, flip in zip(labels.shape, network_shape, offset, shape, backwards, strict=True)
+            axis_between(*of_axis, alignment=alignment, nearest=self._nearest or axis == thick_axis, backwards=flip)
+            for axis, (*of_axis, flip) in enumerate(sizes)
         )
         self._labels = labels[self._z.inside, y.inside, x.inside]
         self._y, self._x = (
@@ -140,6 +145,8 @@ class DeviceRestorer:
         for dimension, axis in enumerate((z, y, x), start=1):
             values = axis.between(values, dimension)
         logits = self._head.logits(values)
+        if self._every_class:
+            return logits.half().argmax(dim=0).to(torch.uint8)
         candidates = torch.stack(
             [
                 channels.index_select(0, planes).index_select(1, rows).index_select(2, columns)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from inference.models.package import ModelPackage, Part
-    from inference.nnunet.contract import EngineOptions, OpenPart
+    from inference.nnunet.axes import Interpolation
+    from inference.nnunet.contract import EngineOptions, OpenPart, TensorNetwork
     from inference.nnunet.device.fallback import Placement
     from inference.nnunet.device.restore import DeviceHead
     from inference.nnunet.device.source import DeviceGrid
-    from inference.nnunet.device.windows import TensorNetwork
     from inference.nnunet.prepared import Prepared
     from inference.nnunet.record import RunRecord
 
@@ -210,6 +210,9 @@ class DeviceRun:
         axes = one.part.axes
         within_borders = self._package.resampling == "nnunet"
         labels, backwards = volume.labels_view(grid)
+        interpolation: Interpolation = "smooth"
+        if self._options.parity:
+            interpolation = "linear" if within_borders else "nearest"
         return DeviceRestorer(
             labels.permute(axes),
             _in_order(backwards, axes),
@@ -218,8 +221,9 @@ class DeviceRun:
             _in_order([box.stop - box.start for box in grid.box], axes),
             one.label_by_channel,
             head,
-            interpolation="nearest" if self._options.parity and not within_borders else "smooth",
+            interpolation=interpolation,
             alignment="centres" if within_borders else "corners",
+            thick_axis=volume.thick_axis(one.part) if interpolation == "linear" else None,
             working_bytes=self._work_bytes(),
         )
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from inference.models.package import ModelPackage
+    from inference.models.package import ModelPackage, Part
     from inference.nnunet.contract import EngineOptions
     from inference.nnunet.prepared import Prepared
 
@@ -36,6 +36,10 @@ class DeviceVolume:
     def is_on_device(self) -> bool:
         """Whether the volume, a grid and the label map fit on the device."""
         return bool(self._grids) and self._labels is not None
+
+    def thick_axis(self, part: Part) -> int | None:
+        """Of the axes of ``part``, the one along which nnU-Net takes logits from the nearest plane."""
+        return self._prepared.thick_axis(part)
 
     def grid(self, number: int, package: ModelPackage, options: EngineOptions, working_bytes: int) -> DeviceGrid:
         """What part ``number`` looks at; parts with the same spacing share it."""

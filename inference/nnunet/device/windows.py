@@ -7,11 +7,10 @@ the device, and several windows with the same first plane go through the network
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
-from inference.nnunet.contract import WindowNetwork
 from inference.nnunet.device.source import uploaded
 from inference.nnunet.failures import NotFiniteError
 from inference.nnunet.windows import gaussian_weights
@@ -19,18 +18,11 @@ from inference.nnunet.windows import gaussian_weights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from inference.nnunet.contract import TensorNetwork
     from inference.nnunet.windows import Windows
 
 _BATCHES_AHEAD = 4
 """How far the host runs ahead: far enough to keep the queue filled, and progress still counts finished windows."""
-
-
-class TensorNetwork(WindowNetwork, Protocol):
-    """A network on a device."""
-
-    def run_tensor(self, windows: torch.Tensor) -> torch.Tensor:
-        """[n, 1, z, y, x] float32 -> [n, K, z, y, x], both on the device; the next call may overwrite the result."""
-        ...
 
 
 class Queued:

@@ -35,7 +35,7 @@ def prepare(volume: Volume, package: ModelPackage, options: EngineOptions, *, re
         options: ``parity`` and ``body_crop`` decide which part of the volume the network sees.
         resampled: False leaves resampling to the device.
     """
-    canonical = Canonical.of(volume.geometry)
+    canonical = Canonical.of(volume.geometry, orientation=package.orientation)
     if not resampled:
         return Prepared(volume, canonical, ())
     source = canonical.view(volume.voxels_zyx)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import zoom
 
-from inference.nnunet.grid import sample_positions
+from inference.nnunet.grid import sample_positions, thick_axis
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,10 +73,6 @@ def _plane(voxels_zyx: NDArray[Any], k: int, z: _Linear, y: _Linear, x: _Linear)
     return total
 
 
-_ANISOTROPIC = 3.0
-"""nnU-Net resamples planes separately if their spacing is more than three times the pixel spacing."""
-
-
 def resample_within_borders(
     values_zyx: NDArray[np.float32],
     new_shape: Sequence[int],
@@ -91,7 +87,7 @@ def resample_within_borders(
     if tuple(new_shape) == values_zyx.shape:
         return values_zyx
     values = values_zyx.astype(np.float64)
-    axis = _thick_axis(spacing_mm, new_spacing_mm)
+    axis = thick_axis(spacing_mm, new_spacing_mm)
     if axis is None:
         return _cubic(values, new_shape).astype(np.float32)
     planes = np.moveaxis(values, axis, 0)
@@ -101,14 +97,6 @@ def resample_within_borders(
     nearest = np.floor((count / new_count) * (np.arange(new_count) + 0.5) - 0.5 + 0.5).astype(np.int64)
     whole: NDArray[np.float32] = np.moveaxis(resampled[np.clip(nearest, 0, count - 1)], 0, axis).astype(np.float32)
     return whole
-
-
-def _thick_axis(spacing_mm: Sequence[float], new_spacing_mm: Sequence[float]) -> int | None:
-    for spacing in (spacing_mm, new_spacing_mm):
-        if max(spacing) / min(spacing) > _ANISOTROPIC:
-            thickest = [axis for axis, mm in enumerate(spacing) if mm == max(spacing)]
-            return thickest[0] if len(thickest) == 1 else None
-    return None
 
 
 def _cubic(values: NDArray[np.float64], new_shape: Sequence[int]) -> NDArray[np.float64]:

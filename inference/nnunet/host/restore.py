@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from inference.nnunet.axes import Alignment, Interpolation, axis_between
+from inference.nnunet.axes import Alignment, axis_between
 from inference.nnunet.host.strip import Strip
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Restorer:
         label_by_channel: NDArray[np.uint8],
         head: Head,
         *,
-        interpolation: Interpolation,
+        interpolation: Literal["smooth", "nearest"],
         alignment: Alignment,
         threads: int = 0,
     ) -> None:

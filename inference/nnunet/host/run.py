@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.nnunet.host.averaging import averaged, averaged_half
+from inference.nnunet.host.linear import LinearRestorer
 from inference.nnunet.host.restore import Restorer
 from inference.nnunet.windows import Windows
 
@@ -70,7 +71,7 @@ class HostRun:
     ) -> None:
         """Write the labels of part ``number`` over those of earlier parts in ``labels`` [z, y, x]."""
         grid = prepared.grids[number]
-        restorer = self._restorer(one, grid, prepared.canonical.view(labels))
+        restorer = self._restorer(one, grid, prepared, labels)
         slabs = self._slabs(one, grid.image(one.part), self._windows(one.part, grid), on_window)
         for first, values in record.timed_items("inference", slabs):
             with record.timed("restore"):
@@ -92,18 +93,30 @@ class HostRun:
             return averaged_half(image, windows, one.networks, on_window)
         return averaged(image, windows, one.networks[0], on_window, self._threads)
 
-    def _restorer(self, one: OpenPart, grid: Grid, view: NDArray[np.uint8]) -> Restorer:
+    def _restorer(
+        self, one: OpenPart, grid: Grid, prepared: Prepared, labels: NDArray[np.uint8]
+    ) -> Restorer | LinearRestorer:
         axes = one.part.axes
+        view = prepared.canonical.view(labels)[grid.source_box].transpose(axes)
+        shape = _in_order(grid.voxels_zyx.shape, axes)
         within_borders = self._package.resampling == "nnunet"
+        if within_borders and self._options.parity:
+            return LinearRestorer(
+                view,
+                shape,
+                one.label_by_channel,
+                one.head,
+                thick_axis=prepared.thick_axis(one.part),
+                threads=self._threads,
+            )
         return Restorer(
-            view[grid.source_box].transpose(axes),
-            _in_order(grid.voxels_zyx.shape, axes),
+            view,
+            shape,
             _in_order([box.start for box in grid.box], axes),
             _in_order([box.stop - box.start for box in grid.box], axes),
             one.label_by_channel,
             one.head,
-            # nnU-Net interpolates logits where it resamples on its own; TotalSegmentator takes the nearest label
-            interpolation="nearest" if self._options.parity and not within_borders else "smooth",
+            interpolation="nearest" if self._options.parity else "smooth",
             alignment="centres" if within_borders else "corners",
             threads=self._threads,
         )
