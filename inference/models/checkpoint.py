@@ -42,6 +42,7 @@ _BOOKKEEPING_TYPES: list[Any] = [
 
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LAST_AXIS = 2
 PARAMETER_LIMIT = 10**9
 """Most parameters of a network; TotalSegmentator's networks have 3 * 10**7."""
 
@@ -86,9 +87,10 @@ def read_checkpoint(path: Path, found: NnunetFolder) -> Checkpoint:
 def _mirroring_axes(content: Mapping[str, Any], path: Path) -> tuple[int, ...]:
     given = content.get("inference_allowed_mirroring_axes")
     axes = () if given is None else given
-    if not isinstance(axes, list | tuple) or len(set(axes)) < len(axes) or not set(axes) <= {0, 1, 2}:
+    sound = isinstance(axes, list | tuple) and all(isinstance(axis, int) and 0 <= axis <= _LAST_AXIS for axis in axes)
+    if not sound or len(set(axes)) < len(axes):
         raise ModelPackageError(f"{path}: inference_allowed_mirroring_axes {str(given)[:80]!r} are no axes of an image")
-    return tuple(sorted(int(axis) for axis in axes))
+    return tuple(sorted(axes))
 
 
 def _check_fit(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -7,7 +7,7 @@ import yaml
 from click.testing import CliRunner
 
 from dicom_node.cli import main
-from tests.support.nnunet_models import write_model
+from tests.support.nnunet_models import plans, write_model
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_a_model_is_installed_listed_verified_and_removed(call, tmp_path):
     assert call("remove", "sound").exit_code == 0
     assert call("remove", "mine").stdout == "removed mine\n"
     assert json.loads(call("list", "--json").stdout) == []
+
+
+def test_a_model_of_the_default_reader_needs_its_orientation(call, tmp_path):
+    folder = write_model(tmp_path / "m", described=plans() | {"image_reader_writer": "SimpleITKIO"})
+    asked = call("install", folder, "--name", "mine")
+    assert asked.exit_code == 1
+    assert "state the orientation of the training files with --orientation" in asked.stderr
+    told = call("install", folder, "--name", "mine", "--orientation", "SPL", "--json")
+    assert json.loads(told.stdout)["orientation"] == "LPS"
+
+
+def test_what_is_odd_about_a_model_is_a_warning_on_stderr(call, tmp_path):
+    folder = write_model(tmp_path / "m")
+    dataset = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(dataset | {"channel_names": {"0": "T1"}}))
+    done = call("install", folder, "--name", "mine", "--json")
+    assert json.loads(done.stdout)["name"] == "mine"
+    assert done.stderr.splitlines()[-1].startswith("Warning: m: dataset.json calls the image channel 'T1'")
 
 
 def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):

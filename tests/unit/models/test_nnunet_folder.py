@@ -130,11 +130,40 @@ def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
         ("plans.json", lambda c: configuration(c).update(inherits_from="3d_fullres"), "configuration"),
         ("plans.json", lambda c: configuration(c).pop("patch_size"), "patch_size"),
         ("plans.json", lambda c: c.pop("configurations"), "configurations"),
+        (
+            "plans.json",
+            lambda c: configuration(c).update(preprocessor_name="os.system"),
+            "preprocessor_name 'os.system'",
+        ),
+        ("plans.json", lambda c: configuration(c).update(preprocessor_name=["x"]), "preprocessor_name .* is not known"),
+        (
+            "plans.json",
+            lambda c: c.update(label_manager="MyLabels"),
+            "label_manager 'MyLabels' is not known; only LabelM",
+        ),
+        ("plans.json", lambda c: c.update(image_reader_writer=["x"]), "image_reader_writer must be printable text"),
+        (
+            "plans.json",
+            lambda c: kwargs(c).update(dropout_op="torch.nn.Dropout3d"),
+            "networks with dropout layers are not",
+        ),
+        (
+            "plans.json",
+            lambda c: c.update(foreground_intensity_properties_per_channel=None),
+            "not of the expected form",
+        ),
         ("plans.json", lambda c: c.update(transpose_forward=[0, 0, 1]), "transpose_forward"),
         ("plans.json", lambda c: c.update(padding="x" * 1024**2), "bytes"),
         ("dataset.json", lambda c: c["labels"].update(flux_capacitor=4), "flux_capacitor"),
         ("dataset.json", lambda c: c["labels"].update(brain=9), "without gap"),
-        ("dataset.json", lambda c: c["labels"].update(brain=[1, 2]), "brain"),
+        ("dataset.json", lambda c: c["labels"].update(brain=[1, 2]), r"regions that overlap: brain \(\[1, 2\]\)"),
+        ("dataset.json", lambda c: c.update(regions_class_order=[1, 2, 3]), "regions that overlap"),
+        (
+            "dataset.json",
+            lambda c: c["labels"].update(ignore=255),
+            "label to ignore is '255'; it must be the highest, 4",
+        ),
+        ("dataset.json", lambda c: c.update(channel_names={}, modality="C"), "not of the expected form"),
         ("dataset.json", lambda c: c["labels"].update({str(n): n for n in range(4, 10**4)}), "255"),
         ("dataset.json", lambda c: c["labels"].update(background=1), "background"),
         ("dataset.json", lambda c: c.update(channel_names={"0": "CT", "1": "PET"}), "channels"),
@@ -146,6 +175,31 @@ def test_foreign_names_and_sizes_are_refused(tmp_path, place, change, reason):
     edit(folder, place, change)
     with pytest.raises(ModelPackageError, match=reason):
         read_nnunet_folder(folder)
+
+
+@pytest.mark.parametrize("axes", ["x", [3], [0, 0], [0.5], [[0]], 1, {"0": 0}])
+def test_mirroring_axes_that_are_none_are_refused(tmp_path, axes):
+    folder = write_model(tmp_path / "m", checkpoint={"inference_allowed_mirroring_axes": axes})
+    with pytest.raises(ModelPackageError, match=r"inference_allowed_mirroring_axes .* are no axes"):
+        write_package(tmp_path / "library", folder)
+
+
+def test_a_channel_that_is_no_ct_but_normalised_as_one_is_a_warning(tmp_path):
+    folder = write_model(tmp_path / "m")
+    assert read_nnunet_folder(folder).warnings == ()
+    edit(folder, "dataset.json", lambda c: c.update(channel_names={"0": "MRI"}))
+    (warning,) = read_nnunet_folder(folder).warnings
+    assert "calls the image channel 'MRI', but plans.json normalises it as CT" in warning
+
+
+def test_the_reader_is_that_of_the_plans_or_else_of_the_data_set(tmp_path):
+    folder = write_model(tmp_path / "m")
+    edit(folder, "dataset.json", lambda c: c.update(overwrite_image_reader_writer="SimpleITKIO"))
+    assert read_nnunet_folder(folder).reader == "NibabelIOWithReorient"
+    edit(folder, "plans.json", lambda c: c.pop("image_reader_writer"))
+    assert read_nnunet_folder(folder).reader == "SimpleITKIO"
+    edit(folder, "dataset.json", lambda c: c.update(overwrite_image_reader_writer="None"))
+    assert read_nnunet_folder(folder).reader is None
 
 
 def test_files_that_are_missing_or_no_json_are_named(tmp_path):
