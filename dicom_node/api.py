@@ -185,7 +185,8 @@ def open_model(
     ``name``: an installed model, ``phantom_demo_104``, ``tissue``, or a package folder. ``library``: the folder of
     installed models; by default that of `dicom-node models`. The other arguments are the options of
     `dicom-node segment`: ``threads`` 0 uses all cores, ``parity`` gives the same labels as TotalSegmentator,
-    ``body_crop`` leaves out the air around the patient, ``mirroring`` averages over mirrored windows as nnU-Net does by default.
+    ``body_crop`` leaves out the air around the patient, ``mirroring`` averages over mirrored windows as nnU-Net does by
+    default.
 
     Raises:
         ConfigurationError: the model does not exist or is damaged.
