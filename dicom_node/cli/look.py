@@ -83,6 +83,7 @@ def job(context: Context, *, job_id: int, as_json: bool) -> None:
         return
     results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
     run_report = found.pop("run_report")
+    del found["names_by_label"]  # a hundred lines
     print_facts(f"job {job_id}", found)
     if run_report is not None:
         print_facts("run", run_report)

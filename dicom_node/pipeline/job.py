@@ -75,8 +75,17 @@ class JobCase:
         return read_series(self._means.spool, self._claimed.revision)
 
     def infer(self, volume: Volume) -> Segmentation:
-        """Have the volume prepared, wait for the device, let the next job start, and infer."""
+        """Have the volume prepared, wait for the device, let the next job start, and infer.
+
+        Nothing is inferred where the same model has given labels to the same images already.
+        """
         workers, attempt = self._means.workers, self._attempt
+        with self.stage("recall"):
+            known = self._means.results.known_labels(self._claimed.revision, self.model, volume)
+            if known is not None and known.model == workers.identity(self.model):
+                if not attempt.is_alone:
+                    self._intake.leave()
+                return known
         with self.stage("prepare"):
             order = workers.prepare(self.model, volume, attempt.on_progress)
         with self.stage("wait"):

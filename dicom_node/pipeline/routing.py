@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.errors import DicomNodeError
+from dicom_node.pipeline.comparing import Comparing, Likeness
 from dicom_node.pipeline.results import read_series
-from dicom_node.reconstruct.content import content_digest
 from dicom_node.route.rules import decide
-from dicom_node.standard.files import read_headers
 from dicom_node.store.clock import now_utc
 from dicom_node.types import Decision
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from dicom_node.pipeline.results import StoredResults
     from dicom_node.route.rules import Rules
     from dicom_node.store import routing as store
-    from dicom_node.store.revisions import CompleteRevision, Member
+    from dicom_node.store.revisions import CompleteRevision
     from dicom_node.store.spool import Spool
 
 _NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
@@ -46,19 +45,15 @@ class Routing:
                 self._route(revision)
 
     def _by_content(self, revision: CompleteRevision) -> CompleteRevision:
-        """``revision``, with the content of an earlier one where only the bytes are others."""
+        """``revision``, with what it has in common with an earlier one whose bytes are others."""
+        comparing, same_images_as = Comparing(self._spool), None
         for earlier in self._revisions.in_other_bytes(revision):
-            if all(self._say_the_same(before, now) for before, now in earlier.changed):
+            likeness = comparing.likeness(earlier.changed)
+            if likeness is Likeness.CONTENT:
                 return self._revisions.has_content(revision, earlier.content_digest)
-        return revision
-
-    def _say_the_same(self, before: Member, now: Member) -> bool:
-        try:
-            first, second = read_headers([self._spool.path(before.spool_name), self._spool.path(now.spool_name)])
-            return content_digest(first) == content_digest(second)
-        except Exception as error:  # noqa: BLE001 - what can't be read is compared by its bytes, and they differ
-            self._log.info("series.not_compared", error=type(error).__name__)
-            return False
+            if likeness is Likeness.IMAGES and same_images_as is None:
+                same_images_as = earlier.content_digest
+        return revision if same_images_as is None else self._revisions.has_images(revision, same_images_as)
 
     def _route(self, revision: CompleteRevision) -> None:
         decisions, reason = self._decide(revision)

@@ -10,6 +10,7 @@ would keep a wrong result. Names in another character set count as different, si
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,13 +58,38 @@ _OF_THE_ARCHIVE = frozenset(
         "DataSetTrailingPadding",
     )
 )
+_PATIENT, _CLINICAL_TRIAL = 0x0010, 0x0012
+_OF_THE_STUDY = frozenset(
+    Tag(keyword)
+    for keyword in (
+        "StudyInstanceUID",
+        "StudyID",
+        "StudyDate",
+        "StudyTime",
+        "StudyDescription",
+        "AccessionNumber",
+        "IssuerOfAccessionNumberSequence",
+        "ReferringPhysicianName",
+    )
+)
 _ESCAPE = b"\x1b"
 _NUMBER_BYTES = {VR.US: 2, VR.SS: 2, VR.AT: 2, VR.US_SS: 2, VR.UL: 4, VR.SL: 4, VR.FL: 4, VR.FD: 8, VR.UV: 8, VR.SV: 8}
 """Size of what the byte order of the transfer syntax changes (PS3.5 section 7.3)."""
 
 
-def content_digest(instance: SourceInstance) -> str:
-    """SHA-256 of the content of ``instance``: its attributes and its decoded pixels.
+@dataclass(frozen=True, slots=True)
+class InstanceContent:
+    """Two SHA-256: ``identity`` of patient and study, ``image`` of all other attributes and the decoded pixels.
+
+    What a model makes of an image depends on ``image`` only.
+    """
+
+    identity: str
+    image: str
+
+
+def content_of(instance: SourceInstance) -> InstanceContent:
+    """The content of ``instance``.
 
     The elements of the header are decoded where they are sequences; hand over a header that nothing else needs raw.
 
@@ -71,13 +97,19 @@ def content_digest(instance: SourceInstance) -> str:
         PixelDataInvalid: the pixel data can't be decoded.
         Exception: whatever pydicom stumbles over in a header that is not sound.
     """
-    digest = hashlib.sha256(repr(list(_elements(instance.header, b""))).encode())
+    elements = list(_elements(instance.header, b""))
+    identity = [element for element in elements if _is_identity(Tag(element[0]))]
+    digest = hashlib.sha256(repr([element for element in elements if element not in identity]).encode())
     frames = 1
     if text(instance.header, "NumberOfFrames"):
         frames = whole_number(instance.header, "NumberOfFrames", PixelDataInvalid, "instance")
     for frame in stored_frames(find_pixel_data(instance, frames)):
         digest.update(frame.astype(frame.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
+    return InstanceContent(hashlib.sha256(repr(identity).encode()).hexdigest(), digest.hexdigest())
+
+
+def _is_identity(tag: BaseTag) -> bool:
+    return tag.group in (_PATIENT, _CLINICAL_TRIAL) or tag in _OF_THE_STUDY
 
 
 def _elements(dataset: Dataset, character_set: bytes) -> Iterator[tuple[int, Any]]:

@@ -99,10 +99,12 @@ class Jobs:
         run: RunReport | None,
         stage_seconds: Mapping[str, float],
         at: datetime,
+        names_by_label: Mapping[int, str] | None = None,
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
         ``run`` describes the run, if known; ``stage_seconds`` are the wall seconds of the node's own stages.
+        ``names_by_label`` are those of the label map, with which another job can take it over.
 
         False: the lease was lost; nothing was written, and the caller must discard the results.
         """
@@ -122,6 +124,7 @@ class Jobs:
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),
                     run_report=None if run is None else run.to_json(),
+                    names_by_label=None if names_by_label is None else dict(names_by_label),
                 )
             ).rowcount
             if not changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, or_, select, update
@@ -9,6 +10,7 @@ from sqlalchemy import insert, or_, select, update
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState
 from dicom_node.types import EarlierResult, ResultInstance, ResultKind
+from inference.types import ModelIdentity, RunReport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
 
     from dicom_node.store.database import Database
     from dicom_node.store.revisions import CompleteRevision
+
+
+@dataclass(frozen=True, slots=True)
+class KnownLabels:
+    """The SEG of an earlier job on the same images, with all structures that were found, and what ran then."""
+
+    job_id: int
+    spool_name: str
+    sha256: str
+    names_by_label: Mapping[int, str]
+    model: ModelIdentity
+    run: RunReport | None
 
 
 class Results:
@@ -54,6 +68,53 @@ class Results:
         for (destination, _, _), (_, found) in newest.items():
             held[destination] = (*held.get(destination, ()), *found)
         return held
+
+    def known_labels(self, revision: CompleteRevision, model: str) -> KnownLabels | None:
+        """The newest labels of ``model`` for the images of ``revision``, where they are still in the spool."""
+        same_images = (revision.content_digest, revision.same_images_as)
+        query = (
+            select(
+                job.c.id,
+                job.c.destinations,
+                job.c.names_by_label,
+                job.c.model_identity,
+                job.c.run_report,
+                result.c.spool_name,
+                result.c.sha256,
+                delivery.c.destination,
+            )
+            .select_from(result.join(job).join(series_revision).outerjoin(delivery))
+            .where(
+                series_revision.c.series_instance_uid == revision.series_instance_uid,
+                series_revision.c.revision < revision.revision,
+                series_revision.c.content_digest.in_([digest for digest in same_images if digest is not None]),
+                job.c.model == model,
+                job.c.model_identity.is_not(None),
+                result.c.kind.in_((ResultKind.SEGMENTATION, ResultKind.LABELMAP)),
+                result.c.purged_at.is_(None),
+            )
+            .order_by(job.c.id.desc(), result.c.id)
+        )
+        with self._database.read() as db:
+            rows = db.execute(query).all()
+        return next((_known_labels(row) for row in rows if row.names_by_label and _has_all_structures(row)), None)
+
+
+def _known_labels(row: Any) -> KnownLabels:
+    return KnownLabels(
+        job_id=row.id,
+        spool_name=row.spool_name,
+        sha256=row.sha256,
+        names_by_label={int(label): name for label, name in row.names_by_label.items()},
+        model=ModelIdentity(**row.model_identity),
+        run=None if row.run_report is None else RunReport.from_json(row.run_report),
+    )
+
+
+def _has_all_structures(row: Any) -> bool:
+    """Whether the destination of a SEG, if it has one, asked for all structures in one object."""
+    asked = row.destinations.get(row.destination, {})
+    return asked.get("structures") is None and not asked.get("split_by_group")
 
 
 def insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:

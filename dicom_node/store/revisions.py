@@ -29,6 +29,8 @@ class CompleteRevision:
     """The revision since which the content of this series is what it is (itself, as a rule): results derive from it."""
     reason: str
     content_digest: str
+    same_images_as: str | None
+    """The content of an earlier revision from which only patient and study differ, where there is one."""
     spool_names: tuple[str, ...]
     missing_instances: int
     """How many more the sender counts; 0 where it was not asked."""
@@ -90,6 +92,7 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         unchanged_since=(last_other or 0) + 1,
         reason=row.reason,
         content_digest=row.content_digest,
+        same_images_as=row.same_images_as,
         spool_names=spool_names,
         missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
         refused_instances=evidence.get("refused_instances", 0),

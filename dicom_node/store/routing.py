@@ -71,11 +71,18 @@ class Routing:
 
     def has_content(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
         """``revision``, which says the same as the earlier one with ``content_digest``."""
+        return self._known(revision, content_digest=content_digest)
+
+    def has_images(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
+        """``revision``, which differs from the earlier one with ``content_digest`` in patient and study only."""
+        return self._known(revision, same_images_as=content_digest)
+
+    def _known(self, revision: CompleteRevision, **values: str) -> CompleteRevision:
         with self._database.write() as db:
             db.execute(
                 update(series_revision)
                 .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
-                .values(content_digest=content_digest)
+                .values(**values)
             )
             return complete_revision(db, revision.id)
 

@@ -9,9 +9,10 @@ A ``refusal`` is an instance that was not kept; its row goes once the instance w
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``
-is the same, or that of an earlier revision that says the same in other bytes. ``job.attempts`` is the fencing token: it
-is counted before the work starts, and a worker with an older number can no longer change the row. ``job.destinations``
-maps each destination to what it gets, as it was when the series was routed.
+is the same, or that of an earlier revision that says the same in other bytes; ``same_images_as`` is that of an earlier
+revision from which only patient and study differ. ``job.attempts`` is the fencing token: it is counted before the work
+starts, and a worker with an older number can no longer change the row. ``job.destinations`` maps each destination to
+what it gets, as it was when the series was routed.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ series_revision = Table(
     Column("evidence", JSON),
     Column("content_digest", String(64)),
     Column("bytes_digest", String(64)),
+    Column("same_images_as", String(64)),
     UniqueConstraint("series_instance_uid", "revision"),
 )
 
@@ -191,6 +193,7 @@ job = Table(
     Column("stage_seconds", JSON),
     Column("model_identity", JSON),
     Column("run_report", JSON),
+    Column("names_by_label", JSON),
     Index("ix_job_queue", "state", "priority", "id"),
 )
 

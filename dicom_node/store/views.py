@@ -88,6 +88,7 @@ class RevisionView:
     evidence: Mapping[str, Any] | None
     content_digest: str | None
     bytes_digest: str | None
+    same_images_as: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class JobView:
     stage_seconds: Mapping[str, float] | None
     model_identity: ModelIdentity | None
     run_report: RunReport | None
+    names_by_label: Mapping[str, str] | None
     series: RevisionView
     results: tuple[ResultView, ...]
     deliveries: tuple[DeliveryView, ...]

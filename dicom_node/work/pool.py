@@ -17,7 +17,7 @@ from dicom_node.errors import DicomNodeError, Stopping
 from dicom_node.work.gate import Gate
 from dicom_node.work.local import LocalWorker
 from dicom_node.work.memory import machine_bytes, resident_bytes
-from dicom_node.work.models import estimated_bytes
+from dicom_node.work.models import describe_model, estimated_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
     from dicom_node.work.gate import Pass
     from dicom_node.work.local import PreparedVolume
-    from inference.types import Segmentation, Volume
+    from inference.types import ModelIdentity, Segmentation, Volume
 
     OnProgress = Callable[[float, str], None]
 
@@ -79,6 +79,7 @@ class WorkerPool:
         self._residents = {
             name: _Resident(LocalWorker(name, model, work), estimated_bytes(model)) for name, model in models.items()
         }
+        self._models, self._work = models, work
         self._part = work.resident_memory_percent / 100
         self._limit_bytes = self._part * machine_bytes()
         self._device = Gate()
@@ -88,6 +89,14 @@ class WorkerPool:
 
     def __contains__(self, model: object) -> bool:
         return model in self._residents
+
+    def identity(self, model: str) -> ModelIdentity:
+        """What results of ``model`` name, from its files as they are now; nothing is loaded.
+
+        Raises:
+            ConfigurationError: the files are not sound or not the approved ones.
+        """
+        return describe_model(model, self._models[model], self._work)
 
     def prepare(self, model: str, volume: Volume, on_progress: OnProgress) -> Order:
         """Have the worker of ``model`` prepare the volume while another one may be inferred.

@@ -261,3 +261,103 @@ def test_a_damaged_file_of_an_earlier_revision_is_no_reason_to_skip_the_new_one(
         path = node.spool.path(name)
         path.write_bytes(path.read_bytes()[:200])
     assert len(node.run(resent(slices, tmp_path / "1", by_the_archive("noon")))) == 2
+
+
+def corrected(image):
+    image.PatientID = "T1-MERGED"
+    image.PatientName = "Merged^Name"
+    image.StudyInstanceUID = "1.2.3.4"
+
+
+def inferences(monkeypatch):
+    """Volumes that go to the model from now on."""
+    seen = []
+    prepare = WorkerPool.prepare
+    monkeypatch.setattr(WorkerPool, "prepare", lambda *args: (seen.append(args[2]), prepare(*args))[1])
+    return seen
+
+
+@pytest.fixture
+def tissues(tmp_path):
+    """Five planes with several tissues."""
+    (tmp_path / "tissues").mkdir()
+    hu = np.full((5, 16, 16), 40 + 1024, np.uint16)
+    hu[:, 4:8, 4:8], hu[1:4, 10:14, 10:14] = 900, 1024 + 600
+    return write(tmp_path / "tissues", Stack(hu, row_spacing_mm=8.0, column_spacing_mm=8.0)).instances
+
+
+@pytest.mark.parametrize("form", ["binary", "labelmap", "both"])
+def test_a_corrected_patient_gets_new_results_with_the_labels_that_the_images_have(
+    node, tissues, tmp_path, monkeypatch, form
+) -> None:
+    node = node(EVERY_CT | {"destinations": [{"to": "pacs", "segmentation": form}]})
+    *_, old = before = node.run(tissues)
+    inferred = inferences(monkeypatch)
+    *_, sr = after = node.run(resent(tissues, tmp_path / "1", corrected))
+    assert inferred == []
+    assert {str(each.PatientID) for each in after} == {"T1-MERGED"}
+    assert {str(each.StudyInstanceUID) for each in after} == {"1.2.3.4"}
+    assert not {each.SOPInstanceUID for each in before} & {each.SOPInstanceUID for each in after}
+    assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
+    for earlier, later in zip(before[:-1], after[:-1], strict=True):
+        assert later.PixelData == earlier.PixelData
+        assert [s.SegmentLabel for s in later.SegmentSequence] == [s.SegmentLabel for s in earlier.SegmentSequence]
+    # a second correction goes on from the first
+    assert len(node.run(resent(tissues, tmp_path / "2", lambda image: setattr(image, "PatientID", "T1-AGAIN"))))
+    assert inferred == []
+
+
+def without_labels(node):
+    for job in node.ledger.overview.jobs(9):
+        for result in node.ledger.overview.job(job.id).results:
+            node.spool.delete(result.spool_name)
+
+
+def with_damaged_labels(node):
+    for job in node.ledger.overview.jobs(9):
+        for result in node.ledger.overview.job(job.id).results:
+            path = node.spool.path(result.spool_name)
+            content = bytearray(path.read_bytes())
+            content[-20] ^= 0xFF
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize("forget", [without_labels, with_damaged_labels])
+def test_a_corrected_patient_whose_labels_are_gone_is_segmented_again(
+    node, tissues, tmp_path, monkeypatch, forget
+) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(tissues)
+    forget(node)
+    inferred = inferences(monkeypatch)
+    assert len(node.run(resent(tissues, tmp_path / "1", corrected))) == 2
+    assert len(inferred) == 1
+
+
+@pytest.mark.parametrize(
+    "request_", [{"structures": ["bone_tissue"]}, {"split": "group"}, {"segmentation": "none"}], ids=str
+)
+def test_labels_of_which_the_spool_has_a_part_only_are_not_used_again(
+    node, tissues, tmp_path, monkeypatch, request_
+) -> None:
+    node = node(EVERY_CT | {"destinations": [{"to": "pacs"} | request_]})
+    node.run(tissues)
+    inferred = inferences(monkeypatch)
+    assert node.run(resent(tissues, tmp_path / "1", corrected))
+    assert len(inferred) == 1
+
+
+def test_labels_of_another_model_or_of_other_images_are_not_used_again(node, tissues, tmp_path, monkeypatch) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(tissues)
+    inferred = inferences(monkeypatch)
+
+    def other(image):
+        corrected(image)
+        shifted(image)
+
+    assert len(node.run(resent(tissues, tmp_path / "1", other))) == 2
+    assert len(inferred) == 1
+    monkeypatch.setattr("inference.tissue.VERSION", "2")  # of the model as it is installed now
+    assert len(node.run(resent(tissues, tmp_path / "2", shifted))) == 2
+    assert len(inferred) == 2

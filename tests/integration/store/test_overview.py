@@ -78,6 +78,7 @@ KEYS_OF_A_JOB = [
     "stage_seconds",
     "model_identity",
     "run_report",
+    "names_by_label",
     "series",
     "results",
     "deliveries",

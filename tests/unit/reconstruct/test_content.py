@@ -13,7 +13,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node.reconstruct.content import content_digest
+from dicom_node.reconstruct.content import content_of
 from dicom_node.standard.files import read_headers
 from tests.support.ct_series import Stack, write
 
@@ -37,7 +37,7 @@ def digest(tmp_path):
         path = tmp_path / "digest.dcm"
         dataset.save_as(path, enforce_file_format=True, **encoding)
         (instance,) = read_headers([path])
-        return content_digest(instance)
+        return content_of(instance)
 
     return of
 
@@ -127,3 +127,29 @@ def test_values_do_not_move_from_one_attribute_to_another(image, digest):
     before = digest(image)
     image.StudyDescription, image.SeriesDescription = "abdomen", "chest"
     assert digest(image) != before
+
+
+CORRECTIONS = {
+    "name": lambda d: setattr(d, "PatientName", "Other^Name"),
+    "issuer": lambda d: setattr(d, "IssuerOfPatientID", "HOSPITAL"),
+    "study": lambda d: setattr(d, "StudyInstanceUID", "1.2.3.4"),
+    "accession": lambda d: setattr(d, "AccessionNumber", "A2"),
+}
+
+
+@pytest.mark.parametrize("change", CORRECTIONS.values(), ids=CORRECTIONS)
+def test_patient_and_study_are_identity_and_no_image(image, digest, change):
+    before = digest(image)
+    change(image)
+    after = digest(image)
+    assert after.image == before.image
+    assert after.identity != before.identity
+
+
+@pytest.mark.parametrize("name", ["one bit of one pixel", "position", "rescale", "padding value", "kernel", "a code"])
+def test_what_the_model_may_see_is_image_and_no_identity(image, digest, name):
+    before = digest(image)
+    CHANGES[name](image)
+    after = digest(image)
+    assert after.identity == before.identity
+    assert after.image != before.image

@@ -1,0 +1,59 @@
+"""Does a series that came again say what it said before? Instances are compared where their bytes differ."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.reconstruct.content import content_of
+from dicom_node.standard.files import read_headers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from dicom_node.reconstruct.content import InstanceContent
+    from dicom_node.store.revisions import Member
+    from dicom_node.store.spool import Spool
+
+
+class Likeness(Enum):
+    """How much of a series is as it was."""
+
+    CONTENT = auto()
+    """All of it."""
+    IMAGES = auto()
+    """All but patient and study."""
+    NONE = auto()
+
+
+class Comparing:
+    """Compares the instances of one revision with those of earlier ones; each is decoded once."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._contents: dict[str, InstanceContent | None] = {}
+
+    def likeness(self, changed: Iterable[tuple[Member, Member]]) -> Likeness:
+        """Of two revisions, by the instances whose bytes differ."""
+        likeness = Likeness.CONTENT
+        for before, now in changed:
+            first, second = self._content(before), self._content(now)
+            if first is None or second is None or first.image != second.image:
+                return Likeness.NONE
+            if first.identity != second.identity:
+                likeness = Likeness.IMAGES
+        return likeness
+
+    def _content(self, member: Member) -> InstanceContent | None:
+        """None where it can't be read: such an instance is known by its bytes only, and they differ."""
+        name = member.spool_name
+        if name not in self._contents:
+            try:
+                (instance,) = read_headers([self._spool.path(name)])
+                self._contents[name] = content_of(instance)
+            except Exception as error:  # noqa: BLE001 - see above
+                structlog.get_logger().info("series.not_compared", error=type(error).__name__)
+                self._contents[name] = None
+        return self._contents[name]
