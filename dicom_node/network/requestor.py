@@ -288,7 +288,7 @@ class _Named:
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         if isinstance(error, ConnectionLost):
-            raise ConnectionLost(f"lost {self._peer} during {self._request}: {error}") from error
+            raise ConnectionLost(f"lost the connection to {self._peer} during {self._request}: {error}") from error
         if isinstance(error, ProtocolFault):
             raise ProtocolFault(
                 error.abort_reason, f"{self._peer} answered {self._request} with an invalid message: {error}"

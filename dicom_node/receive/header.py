@@ -1,4 +1,4 @@
-"""The few attributes of an encoded data set that the listener must know, read without trusting a byte of it."""
+"""Reads the few attributes of an encoded data set that the listener needs, without trusting any of its bytes."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _FARTHEST_MM = 1e7
 
 @dataclass(frozen=True, slots=True)
 class InstanceHeader:
-    """What the data set says about itself; UIDs without padding and unchecked, empty where absent.
+    """The attributes of a data set; UIDs are without padding, not validated, and empty if absent.
 
     ``position_mm`` is the Image Position (Patient) along the slice normal, ``orientation`` the six direction cosines;
-    both None unless both attributes are sound. ``pixel_data`` is where the value of Pixel Data lies in the data set;
-    empty where there is none.
+    both None unless both attributes are valid. ``pixel_data`` is the position of the value of Pixel Data in the data
+    set; empty if there is none.
     """
 
     sop_class_uid: str
@@ -98,7 +98,7 @@ def _numbers(value: bytes | None, count: int) -> tuple[float, ...] | None:
 
 
 def _along_normal(position: tuple[float, ...] | None, orientation: tuple[float, ...] | None) -> float | None:
-    """The position in mm along row x column (PS3.3 C.7.6.2.1.1); None without a sound plane."""
+    """The position in mm along row x column (PS3.3 C.7.6.2.1.1); None without a valid plane."""
     if position is None or orientation is None:
         return None
     (a, b, c), (d, e, f) = orientation[:3], orientation[3:]

@@ -42,7 +42,7 @@ class ReceiptLedger(Protocol):
     def association_closed(
         self, association_id: str, at: datetime, aborted: bool, refusals: Sequence[Refusal] = ()
     ) -> None:
-        """It ended; ``refusals`` are the instances that it brought and the node did not keep."""
+        """An association ended; ``refusals`` are its instances that the node did not keep."""
 
     def record_instance(self, received: ReceivedInstance) -> Receipt:
         """The bytes of ``received`` are durable in the spool."""
@@ -50,7 +50,7 @@ class ReceiptLedger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """Whose instances these are."""
+    """The sender of the instances."""
 
     calling_ae: str
     peer_address: str
@@ -58,10 +58,10 @@ class Sender:
 
 
 class Reception:
-    """One instance on its way in.
+    """Receives one instance.
 
-    Whatever goes wrong before the last fragment is kept as the answer, and the rest of the data set is let pass, since
-    a C-STORE is answered after its data set. No exception leaves this class.
+    An error before the last fragment is kept as the answer, and the rest of the data set is discarded, because a
+    C-STORE is answered after its data set. No exception leaves this class.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Reception:
         store: tuple[Spool, ReceiptLedger],
         disk: DiskWatermark,
     ) -> None:
-        """``context``: the presentation context that the command came on."""
+        """``context``: the presentation context of the command."""
         self._command = command
         self._abstract_syntax, self._transfer_syntax = context.abstract_syntax, context.transfer_syntax
         self._sender = sender
@@ -83,7 +83,7 @@ class Reception:
         self._series_instance_uid: str | None = None
         self._dataset_sha256: str | None = None
         self.refusal: Refusal | None = None
-        """Set where the answer is a failure."""
+        """Set if the answer is a failure."""
         with _Guard(self):
             self._open()
 
@@ -94,7 +94,7 @@ class Reception:
                 self._writer.write(fragment)
 
     def conclude(self) -> Response:
-        """After the last fragment: make the instance durable, record it, and say how it went."""
+        """After the last fragment: make the instance durable, record it, and return the answer."""
         if self._failure is None:
             with _Guard(self):
                 self._keep()
@@ -102,13 +102,13 @@ class Reception:
         return self._failure or Response(SUCCESS)
 
     def discard(self) -> None:
-        """Forget an instance that will not be completed; nothing of it stays."""
+        """Discard an incomplete instance; removes its file."""
         if self._writer is not None:
             self._writer.__exit__(None, None, None)
             self._writer = None
 
     def fail(self, answer: Response) -> None:
-        """Keep ``answer`` for the end of the data set, and nothing of the data."""
+        """Keep ``answer`` for the end of the data set, and discard the data."""
         self._failure = answer
         self.discard()
         announced = self._command.sop_instance_uid
@@ -129,7 +129,7 @@ class Reception:
         )
 
     def makes_up_for(self, refusal: Refusal) -> bool:
-        """Whether this instance, once kept, is the one that was refused before."""
+        """Whether this instance, if it is kept, is one that was refused before."""
         return refusal.sop_instance_uid == self._command.sop_instance_uid and refusal.status != DUPLICATE_SOP_INSTANCE
 
     def _open(self) -> None:
@@ -178,7 +178,7 @@ class Reception:
             raise InstanceRefused(DUPLICATE_SOP_INSTANCE, "another image of the series has this SOP Instance UID")
 
     def _checked_header(self, writer: InstanceWriter) -> tuple[InstanceHeader, str | None]:
-        """What the data set says about itself, and the digest of its pixel data."""
+        """The attributes of the data set, and the digest of its pixel data."""
         with writer.dataset() as dataset:
             try:
                 header = read_header(dataset, self._transfer_syntax)
@@ -190,12 +190,12 @@ class Reception:
 
 
 def digest_of(pixel_data: memoryview | bytes) -> str | None:
-    """SHA-256 of the value of Pixel Data; None where there is none."""
+    """SHA-256 of the value of Pixel Data; None if there is none."""
     return hashlib.sha256(pixel_data).hexdigest() if len(pixel_data) else None
 
 
 class _Guard:
-    """The border: every exception inside becomes the answer of the reception."""
+    """Turns every exception in its block into the answer of the reception."""
 
     def __init__(self, reception: Reception) -> None:
         self._reception = reception

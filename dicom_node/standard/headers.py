@@ -1,8 +1,8 @@
-"""Headers of untrusted files, read within limits that no CT image comes near.
+"""Reads headers of untrusted files within limits that no CT image comes near.
 
-pydicom keeps every value and every item that a file states, so one file can take all memory or hours: 200 MB in a
-private value, a million items. Here it reads through a stream that counts what
-is asked for, and a long value is passed over by its declared length.
+pydicom keeps every value and every item of a file, so that one file with 200 MB in a private value, or a million items,
+can take all memory or hours. Here, pydicom reads through a stream that counts the bytes requested, and long values are
+skipped by their declared length.
 
 ===================== ========= ====================================================================================
 per header            limit     the most that a CT image needs
@@ -150,7 +150,7 @@ class _Counted:
         self.tell = file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """At most ``size`` bytes; a negative size is not answered, because nobody can say how many they are."""
+        """At most ``size`` bytes; a negative size is refused, because it has no limit."""
         for allowance in self._allowances:
             allowance.spend(size if size >= 0 else allowance.bytes_left + 1, size == _TAG_AND_LENGTH)
         content = self._file.read(size)

@@ -1,8 +1,8 @@
-"""Files as people keep them, opened as Part 10 files: without preamble, deflated, or with a wrong transfer syntax.
+"""Opens files without preamble, deflated files and files with a wrong transfer syntax as Part 10 files.
 
-An archive that writes bare data sets, or deflates them, changes no value; a file is read as what its data set is, and
-what it states wrongly is told. A file that needs no change is opened as it is; any other is written anew into a
-temporary file without a name, which ends with the stream.
+A file is read according to its actual data set, and a wrong statement in its File Meta Information is reported. A file
+that needs no change is opened directly; any other is rewritten to a temporary file without a name, which is removed
+with the stream.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ _LATEST_REVISION = (
 _SAME_PLACE_MM = 1e-3
 _SAME_DIRECTION = 1e-4
 _AROUND = timedelta(minutes=1)
-"""Before the first instance of a series: a sender that opens an association for each may have been refused then."""
+"""Before the first instance of a series: refusals this early count if the sender uses one association per instance."""
 _RECENT_SERIES = 50
-"""Of a sender, by which its pauses are known."""
+"""The number of a sender's recent series from which its pauses are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +117,9 @@ class Arrivals:
     def association_closed(
         self, association_id: str, at: datetime, aborted: bool, refusals: Sequence[Refusal] = ()
     ) -> None:
-        """An association ended, on which ``refusals`` were answered; its series are looked at again at once.
+        """An association ended, with ``refusals``; its series are due for a check immediately.
 
-        What was refused earlier and came now is refused no longer.
+        An instance that was refused earlier and accepted on this association no longer counts as refused.
         """
         with self._database.write() as db:
             db.execute(
@@ -229,7 +229,7 @@ class Arrivals:
     def complete(self, revision: OpenRevision, verdict: Completion, at: datetime) -> bool:
         """OPEN -> COMPLETE by ``verdict``, with its evidence, members and content digest.
 
-        False: news arrived in between.
+        False: the revision changed in the meantime.
         """
         with self._database.write() as db:
             members = db.execute(
@@ -277,10 +277,10 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
 
 
 def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) -> bool:
-    """Whether ``received`` is no correction of the ``known`` instance but another image under its UID.
+    """Whether ``received`` is not a correction of the ``known`` instance but another image with the same UID.
 
-    That is so with another place or other pixels on one association, with another place while the series is still
-    arriving, and where the same bytes were refused before.
+    This is the case if its position or pixels differ on the same association, if its position differs while the series
+    is still arriving, or if the same bytes were refused before.
     """
     elsewhere = _lies_elsewhere(known, received)
     if known.association_id and known.association_id == received.association_id:
@@ -301,7 +301,7 @@ def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) ->
 
 
 def _lies_elsewhere(known: Any, received: ReceivedInstance) -> bool:
-    """Whether both say where they lie, and say it differently."""
+    """Whether both have a position, and the positions differ."""
     if known.position_mm is None or received.position_mm is None or not (known.orientation and received.orientation):
         return False
     if abs(known.position_mm - received.position_mm) > _SAME_PLACE_MM:
@@ -410,7 +410,7 @@ def _refused(db: Connection, revision: Any, carriers: set[str]) -> int:
 
 
 def _stretches(associations: Sequence[Any], instances: Sequence[Any]) -> Iterator[Stretch]:
-    """What each released association brought of ``instances``, where its slices have positions."""
+    """The ``instances`` of each released association whose slices have positions."""
     places: dict[str, list[float]] = {}
     for each in instances:
         if each.position_mm is not None:

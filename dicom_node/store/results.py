@@ -173,9 +173,9 @@ def new_id(inserted: CursorResult[Any]) -> int:
 
 
 def _earlier_results(revision: CompleteRevision, model: str | None) -> Select[Any]:
-    """Results of earlier revisions that were delivered, or that nobody was to have, in the order of their jobs.
+    """Results of earlier revisions that were delivered, or that had no destination, in the order of their jobs.
 
-    A revision with the content of the one before it repeats that one's results, which are not replaced by themselves.
+    A revision with the same content as the one before it has the same results, which do not replace themselves.
     """
     found = (
         select(

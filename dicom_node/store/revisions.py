@@ -26,36 +26,36 @@ class CompleteRevision:
     sending_ae: str
     revision: int
     unchanged_since: int
-    """The revision since which the content of this series is what it is (itself, as a rule): results derive from it."""
+    """The revision since which the content of this series is unchanged (usually itself); results derive from it."""
     reason: str
     content_digest: str
     same_images_as: str | None
     """The content of an earlier revision from which only patient and study differ, where there is one."""
     spool_names: tuple[str, ...]
     missing_instances: int
-    """How many more the sender counts; 0 where it was not asked."""
+    """How many more instances the sender counts; 0 if it was not queried."""
     refused_instances: int
-    """How many were sent with the series and refused."""
+    """How many instances of the series were refused."""
     is_cut_short: bool
     """Whether the hard limit ended the wait for more."""
     deliver_from: datetime | None
-    """No result leaves the node earlier, since until then more of the series may come; None: at once."""
+    """No result is sent earlier, because more of the series may arrive until then; None: send immediately."""
 
     def due_at(self, at: datetime) -> datetime:
-        """When results that are recorded ``at`` may leave the node."""
+        """When results that are recorded ``at`` may be sent."""
         return at if self.deliver_from is None else max(at, self.deliver_from)
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One instance of a revision: its bytes by digest, and where they are."""
+    """One instance of a revision: the digest of its bytes, and its file."""
 
     dataset_sha256: str
     spool_name: str
 
 
 def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:
-    """The instances of a whole revision by SOP Instance UID."""
+    """The instances of a complete revision by SOP Instance UID."""
     rows = db.execute(
         select(instance.c.sop_instance_uid, instance.c.dataset_sha256, instance.c.spool_name)
         .select_from(revision_instance.join(instance))
@@ -65,7 +65,7 @@ def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:
 
 
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
-    """The revision with its members, whatever its state (COMPLETE or ROUTED)."""
+    """The revision with its members, in either state (COMPLETE or ROUTED)."""
     row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
     names = db.execute(
         select(instance.c.spool_name)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EarlierBytes:
-    """An earlier revision of the same instances: its content, and each instance whose bytes changed, then and now."""
+    """An earlier revision of the same instances: its content, and the old and new version of each changed instance."""
 
     content_digest: str
     changed: tuple[tuple[Member, Member], ...]
@@ -48,7 +48,7 @@ class Routing:
             return tuple(complete_revision(db, row.id) for row in rows)
 
     def in_other_bytes(self, revision: CompleteRevision) -> Iterator[EarlierBytes]:
-        """Earlier revisions of the same instances, whose bytes are still here and others; the newest first."""
+        """Earlier revisions of the same instances with different bytes that are still stored, newest first."""
         with self._database.read() as db:
             rows = db.execute(
                 select(series_revision.c.id, series_revision.c.content_digest)
@@ -70,7 +70,7 @@ class Routing:
                 yield EarlierBytes(row.content_digest, changed)
 
     def has_content(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
-        """``revision``, which says the same as the earlier one with ``content_digest``."""
+        """``revision`` with ``content_digest``, because its content is equivalent to that of the earlier revision."""
         return self._known(revision, content_digest=content_digest)
 
     def has_images(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
@@ -87,7 +87,7 @@ class Routing:
             return complete_revision(db, revision.id)
 
     def content_already_routed(self, revision: CompleteRevision) -> bool:
-        """Whether the content was routed before, with no other since, and its images are still here."""
+        """Whether the latest content routed was the same, and its images are still stored."""
         unchanged = (
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             series_revision.c.revision >= revision.unchanged_since,

@@ -151,7 +151,7 @@ def test_a_peer_that_aborts_between_answers(archive):
         event.assoc.abort()
 
     with (
-        pytest.raises(ConnectionLost, match=r"lost ARCHIVE at 127\.0\.0\.1:.* during a C-FIND"),
+        pytest.raises(ConnectionLost, match=r"lost the connection to ARCHIVE at 127\.0\.0\.1:.* during a C-FIND"),
         Association(peer_at(archive(handler)), "NODE", FIND) as association,
     ):
         list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="SERIES")))
