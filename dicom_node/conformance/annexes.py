@@ -117,7 +117,9 @@ def _created(created: Sequence[CreatedObject]) -> str:
 All objects are created in the study of the source, each kind in its own series. Series Number consists of that of the
 source series, three digits derived from the model's name, and two digits for the kind; further series of a kind are
 numbered consecutively. UIDs are derived (PS3.5 B.2): the same model on the same series revision gives the same
-instances. Structured reports are COMPLETE unless images are missing, and always UNVERIFIED.
+instances. A series that is received again with attributes that archives add, or in another lossless transfer syntax,
+creates no objects. One whose content changed, or changed back, is a new revision: its objects have new UIDs and name
+those that they replace. Structured reports are COMPLETE unless images are missing, and always UNVERIFIED.
 
 {kinds}
 
