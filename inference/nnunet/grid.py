@@ -42,7 +42,7 @@ class Canonical:
     def of(cls, geometry: Geometry, order: Sequence[int] = (0, 1, 2), orientation: str = CANONICAL) -> Canonical:
         """The canonical view of ``geometry``, with its axes (z, y, x) in the ``order`` that the network expects.
 
-        ``orientation``: the directions to which x, y and z ascend in it, as in a package; see ``Canonical``.
+        ``orientation``: the directions towards which its x, y and z ascend, as in a package.
         The strongest direction cosine is assigned first, as in ``nibabel.orientations.io_orientation``.
         """
         cosines = _RAS_FROM_LPS @ geometry.direction
