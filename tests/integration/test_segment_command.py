@@ -342,8 +342,8 @@ def one_slice(path):
         (constant, "every voxel of the volume is 30 HU"),
         (with_nan, "not finite"),
         (too_small, "3 slices; the model needs at least 16"),
-        (four_dimensional, "an image of 4 dimensions"),
-        (no_image, "8 bytes, a NIfTI-1 header has 348"),
+        (four_dimensional, "an image with 4 dimensions"),
+        (no_image, "8 bytes, expected a NIfTI-1 header of 348"),
         (one_slice, "planes: 1, a volume needs at least 3"),
     ],
 )
