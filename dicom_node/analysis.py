@@ -16,7 +16,8 @@ import numpy as np
 from dicom_node.errors import NotEligible, SegmentationImpossible
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.types import Series
-from inference.measure import measure
+from inference.measure import measure, without_padding
+from inference.padding import find_padding
 from inference.types import InvalidValueError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def analyse(case: Case) -> None:
 
 
 def reconstructed(images: Series | Volume) -> Ct:
-    """The volume of ``images``.
+    """The volume of ``images``; of a volume from elsewhere, the padding is looked for.
 
     Raises:
         SeriesRejected: see :func:`dicom_node.reconstruct.reconstruct`.
@@ -137,6 +138,8 @@ def reconstructed(images: Series | Volume) -> Ct:
     if isinstance(images, Series):
         reconstruction = reconstruct(images)
         return Ct(reconstruction.volume, reconstruction.source, reconstruction)
+    if images.padding is None:
+        images = replace(images, padding=find_padding(images.voxels_zyx))
     return Ct(images, images)
 
 
@@ -154,6 +157,8 @@ def refuse_too_small(ct: Ct, minimum: MinimumExtent) -> None:
 def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ()) -> Segmentation:
     """The ``labels`` of the volume, plane by plane on the source images; only ``structures``, if any are given.
 
+    Padding has no label, whatever the model says of it.
+
     Raises:
         InvalidValueError: the labels have a different grid than the volume.
     """
@@ -164,6 +169,7 @@ def on_source_grid(ct: Ct, labels: Segmentation, structures: Sequence[str] = ())
     labels_zyx, names = labels.labels_zyx, labels.names_by_label
     if ct.reconstruction is not None:
         labels_zyx = labels_on_source(ct.reconstruction, labels_zyx)
+    labels_zyx = without_padding(ct.source, labels_zyx)
     if structures:
         names = {label: name for label, name in names.items() if name in structures}
         kept = np.zeros(256, np.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -34,6 +34,7 @@ from dicom_node.results import (
     read_report,
     read_segmentation,
 )
+from dicom_node.segment.case import Wanted
 from dicom_node.segment.context import context_of
 from dicom_node.segment.inputs import Opened, find_inputs
 from dicom_node.segment.model import find_model, refuse_unknown
@@ -212,6 +213,7 @@ def segment(
     structures: Sequence[str] = (),
     results: ResultRequest | None = None,
     series_instance_uid: str | None = None,
+    unchecked_hu: bool = False,
     progress: Callable[[float, str], None] | None = None,
 ) -> Result:
     """Segment one CT and measure what was found.
@@ -220,6 +222,7 @@ def segment(
     :class:`OpenModel`, or a name for :func:`open_model`, in which case the model is loaded for this CT only.
     ``structures``: keep only these of the structures found. ``results``: the DICOM objects to make, for a DICOM series
     only; none by default. ``series_instance_uid``: which series to use if the folder has several.
+    ``unchecked_hu``: take the values of the images for Hounsfield units even if they don't look like it.
     ``progress(fraction, stage)`` is called during the run.
 
     Raises:
@@ -233,7 +236,8 @@ def segment(
     entry = images if isinstance(images, Volume) else _only_input(Path(images), series_instance_uid)
     opened = model if isinstance(model, OpenModel) else open_model(model)
     refuse_unknown(structures, opened._model)  # noqa: SLF001 - of this module
-    case = _MemoryCase(entry, opened, tuple(sorted(set(structures))), results, progress or (lambda *_: None))
+    wanted = Wanted(tuple(structures), results, unchecked_hu)
+    case = _MemoryCase(entry, opened, wanted, progress or (lambda *_: None))
     analyse(case)
     return case.result()
 
@@ -260,20 +264,19 @@ class _MemoryCase:
         self,
         entry: Input | Volume,
         opened: OpenModel,
-        structures: tuple[str, ...],
-        results: ResultRequest | None,
+        wanted: Wanted,
         progress: Callable[[float, str], None],
     ) -> None:
         self._entry = entry
         self._opened = opened
-        self._results = results
+        self._wanted = wanted
         self._progress = progress
         self._grid: FileGrid | None = None
         self._kept: tuple[Findings, tuple[EncodedResult, ...]] | None = None
         self._started_at = datetime.now(UTC)
         self.model = opened.identity.name
         self.minimum: MinimumExtent = opened._model.minimum  # noqa: SLF001 - of this module
-        self.structures = structures
+        self.structures = wanted.structures
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -284,9 +287,11 @@ class _MemoryCase:
     def read(self) -> Series | Volume:
         """The headers of the series, or the volume."""
         opened = Opened(self._entry) if isinstance(self._entry, Volume) else self._entry.read()
-        if self._results is not None and isinstance(opened.images, Volume):
-            raise ConfigurationError("DICOM results require a DICOM series")
         self._grid = opened.grid
+        if not isinstance(opened.images, Volume):
+            return replace(opened.images, unchecked_hu=self._wanted.unchecked_hu)
+        if self._wanted.results is not None:
+            raise ConfigurationError("DICOM results require a DICOM series")
         return opened.images
 
     def infer(self, volume: Volume) -> Segmentation:
@@ -298,7 +303,7 @@ class _MemoryCase:
 
     def requests(self) -> Mapping[str, ResultRequest] | None:
         """One destination: the caller."""
-        return None if self._results is None else {"caller": self._results}
+        return None if self._wanted.results is None else {"caller": self._wanted.results}
 
     def encoding(self) -> AbstractContextManager[None]:
         """Nothing to wait for: no other case is encoded in this process."""

@@ -239,13 +239,17 @@ class SourceInstance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Series:
-    """All current instances of one series, one per SOP Instance UID."""
+    """All current instances of one series, one per SOP Instance UID.
+
+    ``unchecked_hu``: the rescaled values count as Hounsfield units even where they don't look like it.
+    """
 
     series_instance_uid: str
     study_instance_uid: str
     instances: tuple[SourceInstance, ...]
     sending_ae: str = ""
     completion_reason: str = ""
+    unchecked_hu: bool = False
     notes: tuple[str, ...] = ()
     """What a reader of results should know of how the instances were found."""
 
@@ -265,6 +269,7 @@ class Decision:
 
     ``rule`` is the rule that decided, ``requests`` the results that each destination gets. ``model`` is None if no rule
     matched, or if the deciding rule refuses the series with ``refusal`` as the reason.
+    ``unchecked_hu``: see :class:`Series`.
     """
 
     rule: str | None
@@ -273,6 +278,7 @@ class Decision:
     priority: int
     outcomes: Mapping[str, tuple[ConditionOutcome, ...]] = field(default_factory=dict)
     refusal: str | None = None
+    unchecked_hu: bool = False
 
     @property
     def destinations(self) -> tuple[str, ...]:

@@ -6,10 +6,12 @@ included; fractional HU are grouped by label and measured voxel by voxel.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from inference.padding import find_padding
 from inference.shape import measure_shape
 from inference.types import InvalidValueError, Measurements, StructureMeasurement
 
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
     from inference.types import Segmentation, Volume
 
 _VOXELS_PER_SLAB = 4_000_000
-_LOWEST_SCANNER_HU = -1024
-"""Below the 12-bit scale of CT; a constant below it in the corners of a slice is padding outside the scanned circle."""
 
 
 class _Statistics(NamedTuple):
@@ -37,8 +37,9 @@ class _Statistics(NamedTuple):
 def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = False) -> Measurements:
     """Measure every structure of ``segmentation`` in ``volume``, and optionally its shape; both must be on one grid.
 
-    The standard deviation is that of the structure's voxels (divisor N). A structure is ``truncated`` when it touches
-    the first or last plane, the edge of the slices, or the padding around a circular field of view.
+    Voxels of ``volume.padding`` belong to no structure. The standard deviation is that of the structure's voxels
+    (divisor N). A structure is ``truncated`` when it touches the first or last plane, the edge of the slices, or
+    padding.
 
     Raises:
         InvalidValueError: the grids differ, a label has no name, or HU are not finite where a structure lies.
@@ -48,15 +49,14 @@ def measure(volume: Volume, segmentation: Segmentation, *, with_shape: bool = Fa
             f"label map {segmentation.geometry.shape_zyx} does not lie on the grid of the volume "
             f"{volume.geometry.shape_zyx}, or is displaced"
         )
+    labels_zyx = without_padding(volume, segmentation.labels_zyx)
     whole = volume.voxels_zyx.dtype == np.int16
-    statistics = (_statistics_of_whole_hu if whole else _statistics_of_fractional_hu)(
-        volume.voxels_zyx, segmentation.labels_zyx
-    )
+    statistics = (_statistics_of_whole_hu if whole else _statistics_of_fractional_hu)(volume.voxels_zyx, labels_zyx)
     for label, found in statistics.items():
         if label not in segmentation.names_by_label:
             raise InvalidValueError(f"label {label} ({found.voxel_count} voxels) has no name")
-    at_border = _labels_at_border(volume.voxels_zyx, segmentation.labels_zyx)
-    shapes = measure_shape(segmentation) if with_shape else {}
+    at_border = _labels_at_border(volume, labels_zyx)
+    shapes = measure_shape(replace(segmentation, labels_zyx=labels_zyx)) if with_shape else {}
     structures = tuple(
         StructureMeasurement(
             name=name,
@@ -130,31 +130,38 @@ def _from_values(hu: NDArray[np.float64]) -> _Statistics:
     )
 
 
-def _labels_at_border(
-    voxels_zyx: NDArray[np.int16] | NDArray[np.float32], labels_zyx: NDArray[np.uint8]
-) -> frozenset[int]:
+def without_padding(volume: Volume, labels_zyx: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """``labels_zyx`` with background on the padding of ``volume``; the same array where no label lies there."""
+    cleared: NDArray[np.uint8] | None = None
+    if volume.padding is None:
+        return labels_zyx
+    for k in range(len(labels_zyx)):
+        labelled = volume.padding.found_in(volume.voxels_zyx[k : k + 1], k)[0] & (labels_zyx[k] != 0)
+        if labelled.any():
+            cleared = labels_zyx.copy() if cleared is None else cleared
+            cleared[k][labelled] = 0
+    return labels_zyx if cleared is None else cleared
+
+
+def _labels_at_border(volume: Volume, labels_zyx: NDArray[np.uint8]) -> frozenset[int]:
+    voxels_zyx = volume.voxels_zyx
     seen = np.zeros(256, dtype=bool)
     for axis in range(3):
         seen[np.take(labels_zyx, [0, -1], axis=axis)] = True
-    padding = _padding_value(voxels_zyx)
+    padding = volume.padding or find_padding(voxels_zyx)  # a volume that was made elsewhere may not know
     if padding is not None:
-        for slab in _slabs(voxels_zyx.shape):
-            seen[labels_zyx[slab][_beside_in_plane(voxels_zyx[slab] == padding)]] = True
+        for k in range(len(labels_zyx)):
+            first, last = max(0, k - 1), min(len(labels_zyx), k + 2)
+            beside = _beside(padding.found_in(voxels_zyx[first:last], first))[k - first]
+            seen[labels_zyx[k][beside]] = True
     return frozenset(int(label) for label in np.flatnonzero(seen) if label)
 
 
-def _padding_value(voxels_zyx: NDArray[np.int16] | NDArray[np.float32]) -> float | None:
-    """The HU outside the scanned circle, where the volume shows one: a constant in all corners, lower than any CT."""
-    corners = voxels_zyx[:, [0, 0, -1, -1], [0, -1, 0, -1]]
-    lowest = float(corners.min())
-    return lowest if lowest < _LOWEST_SCANNER_HU and bool((corners == lowest).all()) else None
-
-
-def _beside_in_plane(unseen_zyx: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Voxels that share an in-plane edge with a voxel that was not scanned."""
+def _beside(unseen_zyx: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels that share a face with one that was not imaged."""
     beside = np.zeros_like(unseen_zyx)
-    beside[:, 1:] |= unseen_zyx[:, :-1]
-    beside[:, :-1] |= unseen_zyx[:, 1:]
-    beside[:, :, 1:] |= unseen_zyx[:, :, :-1]
-    beside[:, :, :-1] |= unseen_zyx[:, :, 1:]
+    for axis in range(3):
+        here, there = np.moveaxis(beside, axis, 0), np.moveaxis(unseen_zyx, axis, 0)
+        here[1:] |= there[:-1]
+        here[:-1] |= there[1:]
     return beside

@@ -75,6 +75,7 @@ class TissueSegmenter:
         Raises:
             SegmentationRefusedError: HU are not finite.
         """
+        volume = volume.with_air_for_padding()
         voxels = volume.voxels_zyx
         if voxels.dtype == np.float32 and not np.isfinite(voxels).all():
             raise SegmentationRefusedError("the volume has HU values that are not finite")

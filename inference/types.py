@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+AIR_HU = -1024
+"""What a model sees where nothing was imaged: the lowest value of the usual 12-bit scale of CT."""
 _HIGHEST_LABEL = 255
 ORTHOGONALITY_TOLERANCE = 1e-3
 """Largest cosine between two axes of a grid that still counts as orthogonal (0.06 degrees)."""
@@ -107,23 +109,86 @@ class MinimumExtent:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Padding:
+    """Which voxels hold no measurement: whatever an image has around the reconstruction circle to be a rectangle.
+
+    Those of plane k whose HU lie from ``lowest_hu[k]`` to ``highest_hu[k]`` (both included; NaN: none of this plane)
+    and, where the HU alone do not tell, that lie in ``region_zyx``: [planes, rows, columns], or one plane for all.
+    """
+
+    lowest_hu: NDArray[np.float64]
+    highest_hu: NDArray[np.float64]
+    region_zyx: NDArray[np.bool_] | None = None
+
+    def found_in(self, voxels_zyx: NDArray[Any], first_plane: int = 0) -> NDArray[np.bool_]:
+        """Where ``voxels_zyx``, the planes of the volume from ``first_plane`` on, are padding."""
+        planes = slice(first_plane, first_plane + len(voxels_zyx))
+        lowest, highest = self._bounds(voxels_zyx.dtype, planes)
+        found: NDArray[np.bool_] = voxels_zyx >= lowest
+        found &= voxels_zyx <= highest
+        if self.region_zyx is not None:
+            found &= self.region_zyx if len(self.region_zyx) == 1 else self.region_zyx[planes]
+        return found
+
+    def _bounds(self, dtype: np.dtype[Any], planes: slice) -> tuple[NDArray[Any], NDArray[Any]]:
+        """In the type of the voxels: a comparison in another one would copy them, and differ where HU were rounded."""
+        lowest, highest = self.lowest_hu[planes], self.highest_hu[planes]
+        if np.issubdtype(dtype, np.integer):
+            limits = np.iinfo(dtype)
+            # no bounds, or bounds between two whole numbers, are an empty range
+            stated = np.ceil(lowest) <= np.minimum(np.floor(highest), limits.max)
+            stated &= np.floor(highest) >= limits.min
+            lowest = np.where(stated, np.maximum(np.ceil(lowest), limits.min), limits.max)
+            highest = np.where(stated, np.minimum(np.floor(highest), limits.max), limits.min)
+        return lowest.astype(dtype)[:, None, None], highest.astype(dtype)[:, None, None]
+
+    def cropped(self, box: tuple[slice, slice, slice]) -> Padding:
+        """Of the part of the volume in ``box``."""
+        region = self.region_zyx
+        if region is not None:
+            region = region[(slice(None) if len(region) == 1 else box[0], *box[1:])]
+        return Padding(self.lowest_hu[box[0]], self.highest_hu[box[0]], region)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Volume:
     """A CT volume in Hounsfield units; the array is made read-only.
 
-    ``voxels_zyx`` is int16 where the HU are whole numbers that fit, else float32.
+    ``voxels_zyx`` is int16 where the HU are whole numbers that fit, else float32. ``padding`` says which of them were
+    never measured; None where there is none. They keep the values that the images give them.
     """
 
     voxels_zyx: NDArray[np.int16] | NDArray[np.float32]
     geometry: Geometry
+    padding: Padding | None = None
 
     def __post_init__(self) -> None:
         if self.voxels_zyx.dtype not in (np.dtype(np.int16), np.dtype(np.float32)):
             raise InvalidValueError(f"HU must be int16 or float32, not {self.voxels_zyx.dtype}")
         if self.voxels_zyx.shape != self.geometry.shape_zyx:
             raise InvalidValueError(f"array {self.voxels_zyx.shape} does not fit grid {self.geometry.shape_zyx}")
+        if self.padding is not None:
+            _refuse_other_shape(self.padding, self.geometry.shape_zyx)
         view = self.voxels_zyx.view()
         view.setflags(write=False)
         object.__setattr__(self, "voxels_zyx", view)
+
+    def with_air_for_padding(self) -> Volume:
+        """The volume as a model should see it, padding as :data:`AIR_HU`; this one where it has no padding."""
+        if self.padding is None:
+            return self
+        voxels = self.voxels_zyx.copy()
+        for k in range(len(voxels)):
+            voxels[k][self.padding.found_in(voxels[k : k + 1], k)[0]] = AIR_HU
+        return Volume(voxels, self.geometry)
+
+
+def _refuse_other_shape(padding: Padding, shape_zyx: tuple[int, int, int]) -> None:
+    if not padding.lowest_hu.shape == padding.highest_hu.shape == shape_zyx[:1]:
+        raise InvalidValueError(f"padding of {len(padding.lowest_hu)} planes in a volume of {shape_zyx[0]}")
+    region = padding.region_zyx
+    if region is not None and (region.shape[1:] != shape_zyx[1:] or len(region) not in (1, shape_zyx[0])):
+        raise InvalidValueError(f"a region of padding {region.shape} does not fit grid {shape_zyx}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ _RESULTS_HELP = "DICOM objects to write, with the keys of a destination in rules
 @click.option("--structures", default="", metavar="A,B", help="Only these structures.")
 @click.option("--results", default="", metavar="'KEY: VALUE, ...'", help=_RESULTS_HELP)
 @click.option("--no-dicom", is_flag=True, help="Write no DICOM objects.")
+@click.option("--unchecked-hu", is_flag=True, help="Take the values for Hounsfield units even if they don't look it.")
 @click.option("--parity", is_flag=True, help="Match TotalSegmentator 2.18 voxel by voxel.")
 @click.option("--mirroring", is_flag=True, help="Average over mirrored windows, as nnU-Net does by default; slow.")
 @click.option("--no-body-crop", is_flag=True, help="Segment the air around the patient too.")
@@ -48,6 +49,7 @@ def segment(
     results: str,
     no_dicom: bool,
     no_body_crop: bool,
+    unchecked_hu: bool,
     as_json: bool,
     recursive: bool,
     series_uid: str | None,
@@ -80,7 +82,7 @@ def segment(
             model_name=model,
             models_folder=context.models_folder(),
             options=EngineOptions(body_crop=not no_body_crop, **engine),
-            wanted=Wanted(tuple(structures.replace(",", " ").split()), asked),
+            wanted=Wanted(tuple(structures.replace(",", " ").split()), asked, unchecked_hu),
             recursive=recursive,
             series_instance_uid=series_uid,
             again=again,

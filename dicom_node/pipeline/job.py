@@ -7,7 +7,7 @@ may overlap.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import SegmentationImpossible
@@ -72,7 +72,8 @@ class JobCase:
 
     def read(self) -> Series:
         """Read the headers from the spool."""
-        return read_series(self._means.spool, self._claimed.revision)
+        series = read_series(self._means.spool, self._claimed.revision)
+        return replace(series, unchecked_hu=self._claimed.unchecked_hu)
 
     def infer(self, volume: Volume) -> Segmentation:
         """Have the volume prepared, wait for the device, let the next job start, and infer.

@@ -6,7 +6,8 @@ What a refusal means and in which order the checks stand:
 2. ``planes``: does every frame say where it lies and how its values become HU?
 3. limits, then ``geometry``: do the planes form one regular grid?
 4. ``pixels``: is the pixel data of every instance whole and of the stated size? Only now something is allocated.
-5. ``volume``: decode and rescale. ``tilt``: shear the planes of a tilted gantry upright.
+5. ``volume``: decode and rescale; what is padding is known from here on. ``scale``: can these be Hounsfield units?
+6. ``tilt``: shear the planes of a tilted gantry upright.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.errors import NotEligible, StoreUnavailable
+from dicom_node.errors import NotEligible, PixelDataInvalid, StoreUnavailable
 from dicom_node.reconstruct.attributes import text, texts
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
 from dicom_node.reconstruct.pixels import find_pixel_data
 from dicom_node.reconstruct.planes import Plane, planes_of
+from dicom_node.reconstruct.scale import implausible_scale
 from dicom_node.reconstruct.select import (
     is_multi_frame,
     refuse_ineligible,
@@ -29,6 +31,7 @@ from dicom_node.reconstruct.select import (
 from dicom_node.reconstruct.tilt import back_on_source, upright
 from dicom_node.reconstruct.volume import hounsfield_voxels
 from dicom_node.types import Reconstruction
+from inference.padding import find_padding
 from inference.types import Volume
 
 if TYPE_CHECKING:
@@ -63,7 +66,8 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
         NotEligible: not a greyscale CT series that can be referred to, too few or too many planes, stated not HU.
         IdentityConflict: two patients, studies or Frames of Reference.
         GeometryRefused: the planes form no regular grid.
-        PixelDataInvalid: pixel data truncated, contradicting the header, lossy or not decodable; rescale without sense.
+        PixelDataInvalid: pixel data truncated, contradicting the header, lossy or not decodable; rescale without sense;
+            values that can't be Hounsfield units.
         StoreUnavailable: a file is missing or the disk fails.
     """
     refuse_ineligible(series)
@@ -80,9 +84,12 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
             find_pixel_data(instance, frames)
             for instance, frames in zip(series.instances, frames_of_instance, strict=True)
         ]
-        source = Volume(hounsfield_voxels(planes, grid.order, sources), grid.geometry)
+        decoded = hounsfield_voxels(planes, grid.order, sources)
     except OSError as error:
         raise StoreUnavailable(f"a stored file cannot be read: {error.strerror}") from error
+    padding = find_padding(decoded.voxels_zyx, decoded.lowest_padding_hu, decoded.highest_padding_hu)
+    source = Volume(decoded.voxels_zyx, grid.geometry, padding)
+    notes = [*_notes(series, grid), *filter(None, [decoded.note, _note_on_scale(series, planes, source)])]
     tilted = grid.shear_xy_pixels_per_plane != (0.0, 0.0)
     return Reconstruction(
         volume=upright(source, grid.shear_xy_pixels_per_plane) if tilted else source,
@@ -93,7 +100,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
             for instance in dict.fromkeys(planes[index].instance for index in grid.order)
         ),
         shear_xy_pixels_per_plane=grid.shear_xy_pixels_per_plane,
-        notes=_notes(series, grid),
+        notes=tuple(notes),
     )
 
 
@@ -122,6 +129,19 @@ def _refuse_unbounded(planes: tuple[Plane, ...], limits: ReconstructionLimits) -
     voxels = sum(plane.rows * plane.columns for plane in planes)
     if voxels > limits.maximum_voxels:
         raise NotEligible(f"voxels: {voxels} are stated, the limit is {limits.maximum_voxels}")
+
+
+def _note_on_scale(series: Series, planes: tuple[Plane, ...], source: Volume) -> str | None:
+    """Refuse what can't be Hounsfield units, or say so where a rule wants them taken for it."""
+    unspecified = any(plane.rescale_type == "US" for plane in planes)
+    implausible = implausible_scale(source, needs_air=unspecified)
+    if implausible is None:
+        return "Rescale Type is US (unspecified); taken as HU because air is where it belongs" if unspecified else None
+    if series.unchecked_hu:
+        return f"taken as Hounsfield units because a rule or option says so, though {implausible}"
+    if unspecified:
+        raise NotEligible(f"Rescale Type is US (unspecified), and the values are not Hounsfield units: {implausible}")
+    raise PixelDataInvalid(f"the values are not Hounsfield units: {implausible}")
 
 
 def _notes(series: Series, grid: RegularGrid) -> tuple[str, ...]:

@@ -104,7 +104,7 @@ def content_of(instance: SourceInstance) -> InstanceContent:
     if text(instance.header, "NumberOfFrames"):
         frames = whole_number(instance.header, "NumberOfFrames", PixelDataInvalid, "instance")
     for frame in stored_frames(find_pixel_data(instance, frames)):
-        digest.update(frame.astype(frame.dtype.newbyteorder("<")).tobytes())
+        digest.update(frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes())
     return InstanceContent(hashlib.sha256(repr(identity).encode()).hexdigest(), digest.hexdigest())
 
 

@@ -3,6 +3,10 @@
 Everything that can be known without decoding is checked first: the length of native pixel data against the stated
 dimensions, the structure of encapsulated pixel data down to its Sequence Delimitation Item (pydicom returns what is
 left of a cut stream without an error), and the dimensions inside every compressed frame before a decoder sees it.
+
+The bits of a pixel above Bits Stored may hold anything (PS3.5 8.1.1): an old overlay, or zeros where the sign belongs.
+They are dropped here for every transfer syntax. In JPEG-LS and JPEG 2000 pydicom 3.0.2 goes by the precision of the
+codestream instead, so its own corrections are switched off.
 """
 
 from __future__ import annotations
@@ -56,6 +60,9 @@ class PixelDescription:
     bits_allocated: int
     bits_stored: int
     signed: bool
+    """As Pixel Representation says, which is what counts; a codestream may say otherwise, see :class:`StoredFrame`."""
+    padding: tuple[int, int] | None = None
+    """Pixel Padding Value and Pixel Padding Range Limit (the value again where there is none), as they are stated."""
 
     @property
     def stored_dtype(self) -> np.dtype[np.integer]:
@@ -67,6 +74,41 @@ class PixelDescription:
     def frame_bytes(self) -> int:
         """Length of one decoded frame."""
         return self.rows * self.columns * (self.bits_allocated // 8)
+
+    def stored_padding(self, signed: bool | None = None) -> tuple[int, int] | None:
+        """The stated padding as :class:`StoredFrame` has its pixels: without unused bits, in the sign of the pixels.
+
+        ``signed``: where it is not that of the header.
+        """
+        if self.padding is None:
+            return None
+        signed = self.signed if signed is None else signed
+        bits = np.array([value & 0xFFFF for value in self.padding], dtype=np.uint16)
+        bits = bits.view(np.int16 if signed else np.uint16)
+        value, limit = _without_unused_bits(bits, self.bits_stored).tolist()
+        return value, limit
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrame:
+    """The pixels of one frame, ``[row, column]``, in the native byte order, without their unused bits.
+
+    ``bits`` is how many low bits of a pixel hold its value, ``values`` those bits as Pixel Representation reads them.
+    ``codestream_signed`` is what a compressed frame says itself about the sign: None where it says nothing (only JPEG
+    2000 does) or the same as the header.
+    """
+
+    values: NDArray[np.integer]
+    bits: int
+    codestream_signed: bool | None = None
+
+    @property
+    def values_as_codestream(self) -> NDArray[np.integer]:
+        """The values as the codestream reads them, where it differs from the header."""
+        if self.codestream_signed is None:
+            return self.values
+        kind = "i" if self.codestream_signed else "u"
+        return _without_unused_bits(self.values.astype(f"{kind}{self.values.itemsize}"), self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +140,14 @@ def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
         available = file.seek(0, os.SEEK_END) - offset
         file.seek(offset)
         if description.transfer_syntax in transfer_syntaxes.NATIVE:
-            length = _native_length(description, stated, available, where)
+            length = _native_length(file, description, stated, available, where)
         else:
             length = _encapsulated_length(file, stated, available, where)
     return PixelSource(instance.path, where, description, offset, length)
 
 
-def stored_frames(source: PixelSource) -> Iterator[NDArray[np.integer]]:
-    """Every frame in turn as stored integers ``[row, column]``, sign-extended from Bits Stored.
+def stored_frames(source: PixelSource) -> Iterator[StoredFrame]:
+    """Every frame in turn.
 
     Raises:
         PixelDataInvalid: a frame is missing, of another size than stated, or not decodable.
@@ -139,7 +181,28 @@ def _description(header: Dataset, frames: int, where: str) -> PixelDescription:
         raise PixelDataInvalid(f"{where}: Pixel Representation is {representation}, expected 0 or 1")
     if text(header, "HighBit") and whole_number(header, "HighBit", PixelDataInvalid, where) != stored - 1:
         raise PixelDataInvalid(f"{where}: High Bit is not Bits Stored - 1 = {stored - 1}")
-    return PixelDescription(syntax, rows, columns, frames, allocated, stored, signed=representation == 1)
+    return PixelDescription(
+        syntax, rows, columns, frames, allocated, stored, signed=representation == 1, padding=_stated_padding(header)
+    )
+
+
+def _stated_padding(header: Dataset) -> tuple[int, int] | None:
+    """Their VR is US or SS after Pixel Representation (PS3.3 C.7.5.1.1.2), but files have either, and unknown ones."""
+    value = _integer(header, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = _integer(header, "PixelPaddingRangeLimit")
+    return value, value if limit is None else limit
+
+
+def _integer(header: Dataset, keyword: str) -> int | None:
+    try:
+        value = header.get(keyword)
+        if isinstance(value, bytes):
+            return int.from_bytes(value[:2], "little") if len(value) >= 2 else None  # noqa: PLR2004 - a 16-bit number
+        return None if value is None or value == "" else int(value)
+    except Exception:  # noqa: BLE001 - see attributes.text; a padding value that cannot be read is none
+        return None
 
 
 def _element_length(file: BinaryIO, syntax: UID, where: str) -> int:
@@ -155,9 +218,11 @@ def _element_length(file: BinaryIO, syntax: UID, where: str) -> int:
     return int(length)
 
 
-def _native_length(description: PixelDescription, stated: int, available: int, where: str) -> int:
+def _native_length(file: BinaryIO, description: PixelDescription, stated: int, available: int, where: str) -> int:
+    """The length of the pixels; what follows them in the element must be padding."""
     expected = description.frame_bytes * description.frames
-    if stated != expected + expected % 2:
+    excess = stated - expected
+    if excess < 0 or excess > description.frame_bytes or _holds_more(file, expected, excess):
         raise PixelDataInvalid(
             f"{where}: {description.columns} x {description.rows} pixels in {description.frames} frames need "
             f"{expected} bytes, Pixel Data states {stated}"
@@ -165,6 +230,18 @@ def _native_length(description: PixelDescription, stated: int, available: int, w
     if available < expected:
         raise PixelDataInvalid(f"{where}: Pixel Data is truncated, {available} of {expected} bytes are there")
     return expected
+
+
+def _holds_more(file: BinaryIO, length: int, excess: int) -> bool:
+    """Whether the ``excess`` bytes after ``length`` bytes are anything but zeros: pixels that nobody counted.
+
+    Some writers round Pixel Data up to whole blocks, and PS3.5 8.1.1 asks for a padding byte after an odd length.
+    """
+    start = file.tell()
+    file.seek(start + length)
+    holds_more = excess > 1 and any(file.read(excess))
+    file.seek(start)
+    return holds_more
 
 
 def _encapsulated_length(file: BinaryIO, stated: int, available: int, where: str) -> int:
@@ -189,26 +266,27 @@ def _encapsulated_length(file: BinaryIO, stated: int, available: int, where: str
         file.seek(start + walked)
 
 
-def _native_frames(file: BinaryIO, source: PixelSource) -> Iterator[NDArray[np.integer]]:
+def _native_frames(file: BinaryIO, source: PixelSource) -> Iterator[StoredFrame]:
     description = source.description
     for _ in range(description.frames):
         content = file.read(description.frame_bytes)
         if len(content) != description.frame_bytes:
             raise PixelDataInvalid(f"{source.where}: the stored file has become shorter")
-        stored = np.frombuffer(content, dtype=description.stored_dtype).reshape(description.rows, description.columns)
-        yield _sign_extended(stored.astype(stored.dtype.newbyteorder("=")), description)
+        pixels = np.frombuffer(content, dtype=description.stored_dtype).reshape(description.rows, description.columns)
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+        yield StoredFrame(_without_unused_bits(pixels, description.bits_stored), description.bits_stored)
 
 
-def _sign_extended(stored: NDArray[np.integer], description: PixelDescription) -> NDArray[np.integer]:
-    """Drop the unused high bits, which may hold anything (PS3.5 section 8.1.1), and carry the sign into them."""
-    unused = description.bits_allocated - description.bits_stored
+def _without_unused_bits(pixels: NDArray[np.integer], bits: int) -> NDArray[np.integer]:
+    """The value in the low ``bits`` of each pixel, its sign carried into the others; in place."""
+    unused = 8 * pixels.itemsize - bits
     if unused:
-        stored <<= unused
-        stored >>= unused
-    return stored
+        pixels <<= unused
+        pixels >>= unused
+    return pixels
 
 
-def _compressed_frames(file: BinaryIO, source: PixelSource) -> Iterator[NDArray[np.integer]]:
+def _compressed_frames(file: BinaryIO, source: PixelSource) -> Iterator[StoredFrame]:
     description = source.description
     count = 0
     frames = generate_frames(file, number_of_frames=description.frames)
@@ -225,9 +303,9 @@ def _compressed_frames(file: BinaryIO, source: PixelSource) -> Iterator[NDArray[
         raise PixelDataInvalid(f"{source.where}: {count} compressed frames, Number of Frames is {description.frames}")
 
 
-def _decoded(frame: bytes, source: PixelSource) -> NDArray[np.integer]:
+def _decoded(frame: bytes, source: PixelSource) -> StoredFrame:
     description = source.description
-    _refuse_lying_frame(frame, source)
+    codestream = _refuse_lying_frame(frame, source)
     options: dict[str, Any] = {
         "rows": description.rows,
         "columns": description.columns,
@@ -238,7 +316,13 @@ def _decoded(frame: bytes, source: PixelSource) -> NDArray[np.integer]:
         "pixel_representation": int(description.signed),
         "photometric_interpretation": "MONOCHROME2",
         "pixel_keyword": "PixelData",
+        "apply_j2k_sign_correction": False,
+        "apply_jls_sign_correction": False,
+        "correct_unused_bits": False,
     }
+    if codestream is not None and codestream.precision <= 8:  # noqa: PLR2004 - then the decoders give bytes
+        options["bits_allocated"] = 8
+        options["bits_stored"] = min(8, description.bits_stored)
     try:
         decoder = get_decoder(description.transfer_syntax)
         decoded, _ = decoder.as_array(encapsulate([frame], has_bot=False), raw=True, **options)
@@ -246,45 +330,78 @@ def _decoded(frame: bytes, source: PixelSource) -> NDArray[np.integer]:
         raise PixelDataInvalid(f"{source.where}: Pixel Data cannot be decoded ({type(error).__name__})") from error
     if decoded.shape != (description.rows, description.columns):
         raise PixelDataInvalid(f"{source.where}: decoded frame of {decoded.shape} pixels, expected rows x columns")
-    return decoded
+    return _stored_frame(decoded, codestream, description)
 
 
-def _refuse_lying_frame(frame: bytes, source: PixelSource) -> None:
-    """Compare the size inside a compressed frame with the header's before memory is asked for."""
+def _stored_frame(
+    decoded: NDArray[np.integer], codestream: _Codestream | None, description: PixelDescription
+) -> StoredFrame:
+    """A codestream may have fewer bits than the header says: then its highest one is the sign."""
+    if codestream is None:
+        return StoredFrame(_without_unused_bits(decoded, description.bits_stored), description.bits_stored)
+    bits = min(codestream.precision, description.bits_stored)
+    # an unsigned codestream of more bits than are stored is a mere container of bits, and says nothing about their sign
+    says_sign = codestream.signed or (codestream.signed is False and codestream.precision <= description.bits_stored)
+    disagrees = says_sign and codestream.signed != description.signed
+    values = _without_unused_bits(decoded, bits).astype(description.stored_dtype.newbyteorder("="), copy=False)
+    return StoredFrame(values, bits, codestream.signed if disagrees else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Codestream:
+    """What a compressed frame says about itself; ``signed`` None: its format does not tell."""
+
+    rows: int
+    columns: int
+    components: int
+    precision: int
+    signed: bool | None = None
+
+
+def _refuse_lying_frame(frame: bytes, source: PixelSource) -> _Codestream | None:
+    """Compare the size inside a compressed frame with the header's before memory is asked for; RLE states none."""
     description = source.description
     if description.transfer_syntax == RLELossless:
         # A literal run of 128 bytes costs 129 (PS3.5 G.3.1), so honest RLE cannot be longer; longer RLE is a bomb.
         if len(frame) > description.frame_bytes * 2 + 64:
             raise PixelDataInvalid(f"{source.where}: {len(frame)} bytes of RLE for {description.frame_bytes} of pixels")
-        return
-    found = _jpeg_2000_size(frame) if description.transfer_syntax in transfer_syntaxes.JPEG_2000 else _jpeg_size(frame)
-    if found != (description.rows, description.columns, 1):
+        return None
+    is_jpeg_2000 = description.transfer_syntax in transfer_syntaxes.JPEG_2000
+    codestream = _jpeg_2000_codestream(frame) if is_jpeg_2000 else _jpeg_codestream(frame)
+    found = codestream and (codestream.rows, codestream.columns, codestream.components)
+    if codestream is None or found != (description.rows, description.columns, 1):
         raise PixelDataInvalid(
             f"{source.where}: the compressed frame states (rows, columns, components) {found}, the header "
             f"{(description.rows, description.columns, 1)}"
         )
+    if not 1 <= codestream.precision <= description.bits_allocated:
+        raise PixelDataInvalid(
+            f"{source.where}: the compressed frame has {codestream.precision} bits per pixel, Bits Allocated is "
+            f"{description.bits_allocated}"
+        )
+    return codestream
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of a JPEG or JPEG-LS frame, from its Start Of Frame segment."""
+def _jpeg_codestream(frame: bytes) -> _Codestream | None:
+    """Of a JPEG or JPEG-LS frame, from its Start Of Frame segment."""
     position = 2
     while position + 10 <= len(frame) and frame[position] == 0xFF:  # noqa: PLR2004 - the marker prefix
         marker = frame[position + 1]
         if marker == 0xFF:  # noqa: PLR2004 - fill bytes may precede a marker
             position += 1
         elif marker in _FRAME_MARKERS:
-            rows, columns, components = struct.unpack_from(">HHB", frame, position + 5)
-            return rows, columns, components
+            precision, rows, columns, components = struct.unpack_from(">BHHB", frame, position + 4)
+            return _Codestream(rows, columns, components, precision)
         else:
             position += 2 + struct.unpack_from(">H", frame, position + 2)[0]
     return None
 
 
-def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of a JPEG 2000 codestream, from its SIZ segment (ISO 15444-1 A.5.1)."""
+def _jpeg_2000_codestream(frame: bytes) -> _Codestream | None:
+    """Of a JPEG 2000 frame, from its SIZ segment (ISO 15444-1 A.5.1): Ssiz holds the sign and the precision - 1."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers wrap the codestream into a JP2 file
-    if start < 0 or len(frame) < start + 42:
+    if start < 0 or len(frame) < start + 43:
         return None
     width, height, left, top = struct.unpack_from(">4L", frame, start + 8)
-    (components,) = struct.unpack_from(">H", frame, start + 40)
-    return height - top, width - left, components
+    components, depth = struct.unpack_from(">HB", frame, start + 40)
+    return _Codestream(height - top, width - left, components, (depth & 0x7F) + 1, signed=bool(depth & 0x80))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid
-from dicom_node.reconstruct.attributes import finite_numbers, items, text, whole_number
+from dicom_node.reconstruct.attributes import finite_numbers, items, text, texts, whole_number
 from dicom_node.reconstruct.select import is_multi_frame
 from dicom_node.types import SourceFrame
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _LARGEST_SOUND_HU = 2.0**24
 """Whole numbers up to here are exact in float32; real CT stays three orders of magnitude below."""
+
+_OTHER_RESCALE_TYPES = frozenset({"OD", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT"})
+"""Safe to quote: a value beside these may be any text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Plane:
     column_spacing_mm: float
     rescale_slope: float
     rescale_intercept: float
+    rescale_type: str
 
 
 def planes_of(series: Series) -> tuple[Plane, ...]:
@@ -105,6 +109,7 @@ def _plane(header: Dataset, instance: int, frame_index: int, macros: _Macros) ->
     multi_frame = is_multi_frame(header)
     where = _where(header) + (f" frame {frame_index + 1}" if multi_frame else "")
     row_spacing, column_spacing = finite_numbers(macros.measures, "PixelSpacing", 2, GeometryRefused, where)
+    rescale_type = _rescale_type(header, macros.transformation, where)
     slope, intercept = _rescale(macros.transformation, where)
     return Plane(
         instance=instance,
@@ -122,6 +127,7 @@ def _plane(header: Dataset, instance: int, frame_index: int, macros: _Macros) ->
         column_spacing_mm=column_spacing,
         rescale_slope=slope,
         rescale_intercept=intercept,
+        rescale_type=rescale_type,
     )
 
 
@@ -132,15 +138,27 @@ def _positive(header: Dataset, keyword: str, where: str) -> int:
     return number
 
 
-def _rescale(transformation: Dataset, where: str) -> tuple[float, float]:
-    """Slope and intercept to Hounsfield units.
+def _rescale_type(header: Dataset, transformation: Dataset, where: str) -> str:
+    """``HU`` or ``US`` (PS3.3 C.11.1.1.2); every other type says that the values are no Hounsfield units.
 
-    An absent Rescale Type means HU (PS3.3 C.8.2.1: required if the type is not HU); any stated type but HU, "US"
-    (unspecified) included, says that the values are not known to be HU, as in perfusion maps and material images.
+    An absent one means HU (PS3.3 C.8.2.1: required if the type is not HU). "Unspecified" is what some systems write
+    over true HU and others over perfusion maps, whose background may be -1024 too: of original images the values
+    themselves must tell (see ``scale``), of derived ones nobody can.
     """
-    rescale_type = text(transformation, "RescaleType").upper()
-    if rescale_type not in ("", "HU"):
-        raise NotEligible(f"{where}: Rescale Type states that the values are not Hounsfield units")
+    rescale_type = text(transformation, "RescaleType").upper() or "HU"
+    if rescale_type == "US" and texts(header, "ImageType")[:1] != ("ORIGINAL",):
+        raise NotEligible(
+            f"{where}: Rescale Type is US (unspecified) and Image Type not ORIGINAL: not Hounsfield units, as far as "
+            "the headers tell"
+        )
+    if rescale_type not in ("HU", "US"):
+        named = rescale_type if rescale_type in _OTHER_RESCALE_TYPES else "none of the standard's"
+        raise NotEligible(f"{where}: Rescale Type ({named}) states that the values are not Hounsfield units")
+    return rescale_type
+
+
+def _rescale(transformation: Dataset, where: str) -> tuple[float, float]:
+    """Slope and intercept to Hounsfield units."""
     (slope,) = finite_numbers(transformation, "RescaleSlope", 1, PixelDataInvalid, where)
     (intercept,) = finite_numbers(transformation, "RescaleIntercept", 1, PixelDataInvalid, where)
     if slope <= 0 or max(slope * 2**16, abs(intercept)) > _LARGEST_SOUND_HU:

@@ -110,7 +110,7 @@ def _refuse_unsuitable_image(header: Dataset) -> None:
     samples, photometric = text(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
     if samples not in ("", "1") or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise NotEligible(f"{where} is not a greyscale image (Samples per Pixel {samples!r})")
-    if not is_multi_frame(header) and text(header, "NumberOfFrames") not in ("", "1"):
+    if not is_multi_frame(header) and text(header, "NumberOfFrames").lstrip("+0") not in ("", "1"):
         raise NotEligible(f"{where} is a classic CT image that states several frames")
     if text(header, "VolumetricProperties") == "DISTORTED":
         raise NotEligible(f"{where} states distorted geometry (Volumetric Properties)")

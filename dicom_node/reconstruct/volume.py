@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,24 +14,99 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicom_node.reconstruct.pixels import PixelSource
+    from dicom_node.reconstruct.pixels import PixelSource, StoredFrame
     from dicom_node.reconstruct.planes import Plane
 
 _INT16 = np.iinfo(np.int16)
+_USUAL_HU = (-1100, 3071)
+"""The 12-bit scale of CT, with some room for noise in air."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HounsfieldVoxels:
+    """HU of every plane, int16 where all are whole and fit, else float32, and what the images state as padding.
+
+    ``lowest_padding_hu`` and ``highest_padding_hu`` have a value for each plane, NaN where none is stated. ``note``
+    tells of headers that the pixels contradict; empty where none does.
+    """
+
+    voxels_zyx: NDArray[np.int16] | NDArray[np.float32]
+    lowest_padding_hu: NDArray[np.float64]
+    highest_padding_hu: NDArray[np.float64]
+    note: str = ""
+
+
+@dataclass(slots=True)
+class _SignConflict:
+    """Frames whose codestream has another sign than Pixel Representation: values on the usual scale by either."""
+
+    values: int = 0
+    on_scale_by_header: int = 0
+    on_scale_by_codestream: int = 0
+    codestream_signed: bool = False
+
+    @property
+    def codestream_is_right(self) -> bool:
+        return self.on_scale_by_codestream > self.on_scale_by_header
+
+    def count(self, frame: StoredFrame, plane: Plane) -> None:
+        """Take one frame into account, if it makes a difference which sign is right."""
+        by_header, by_codestream = _rescaled(frame.values, plane), _rescaled(frame.values_as_codestream, plane)
+        if frame.codestream_signed is None or np.array_equal(by_header, by_codestream):
+            return
+        self.values += by_header.size
+        self.codestream_signed = frame.codestream_signed
+        self.on_scale_by_header += _on_scale(by_header)
+        self.on_scale_by_codestream += _on_scale(by_codestream)
+
+    @property
+    def note(self) -> str:
+        """What was read, and why."""
+        signs = ("unsigned", "signed")
+        codestream, header = signs[self.codestream_signed], signs[not self.codestream_signed]
+        taken, other = (codestream, header) if self.codestream_is_right else (header, codestream)
+        shares = sorted((self.on_scale_by_codestream, self.on_scale_by_header), reverse=True)
+        return (
+            f"Pixel Representation says that pixels are {header}, the compressed frames say {codestream}; read as "
+            f"{taken}, with which {shares[0] / self.values:.1%} of the values lie from {_USUAL_HU[0]} to "
+            f"{_USUAL_HU[1]} HU ({shares[1] / self.values:.1%} if {other})"
+        )
 
 
 def hounsfield_voxels(
     planes: Sequence[Plane], order: Sequence[int], sources: Sequence[PixelSource]
-) -> NDArray[np.int16] | NDArray[np.float32]:
-    """HU of every plane, ``voxels_zyx[k]`` being ``planes[order[k]]``: int16 where all are whole and fit, else float32.
+) -> HounsfieldVoxels:
+    """HU of every plane, ``voxels_zyx[k]`` being ``planes[order[k]]``.
 
     Each plane is rescaled by its own slope and intercept. Padding keeps its rescaled value (a stored -2000 becomes
-    -3024 HU): whoever looks at the voxels sees what the images hold; a segmenter clips. One thread: the decoders hold
-    the interpreter lock (two threads took as long as one, 11 ms per JPEG lossless and 25 ms per JPEG 2000 slice).
+    -3024 HU): the voxels are what the images hold. One thread: the decoders hold the interpreter lock (two threads took
+    as long as one, 11 ms per JPEG lossless and 25 ms per JPEG 2000 slice).
+
+    Where JPEG 2000 frames have another sign than Pixel Representation, the reading that puts more values on the usual
+    scale of CT is right, for the whole series: in doubt the header's.
 
     Raises:
         PixelDataInvalid: a frame cannot be decoded to what its header states.
     """
+    conflict = _SignConflict()
+    voxels = _decoded(planes, order, sources, conflict)
+    if conflict.codestream_is_right:
+        voxels = _decoded(planes, order, sources, None)
+    padding_hu = np.full((len(order), 2), np.nan)
+    for k, index in enumerate(order):
+        plane = planes[index]
+        padding = sources[plane.instance].description.stored_padding(
+            conflict.codestream_signed if conflict.codestream_is_right else None
+        )
+        if padding is not None:
+            padding_hu[k] = sorted(value * plane.rescale_slope + plane.rescale_intercept for value in padding)
+    return HounsfieldVoxels(voxels, padding_hu[:, 0], padding_hu[:, 1], conflict.note if conflict.values else "")
+
+
+def _decoded(
+    planes: Sequence[Plane], order: Sequence[int], sources: Sequence[PixelSource], conflict: _SignConflict | None
+) -> NDArray[np.int16] | NDArray[np.float32]:
+    """Read by the header, counting in ``conflict``; without one, by the codestream."""
     place = {(planes[index].instance, planes[index].frame_index): k for k, index in enumerate(order)}
     rows, columns = planes[0].rows, planes[0].columns
     voxels: NDArray[np.int16] | NDArray[np.float32] = np.empty((len(order), rows, columns), dtype=np.int16)
@@ -38,11 +114,17 @@ def hounsfield_voxels(
     for instance, source in enumerate(sources):
         for frame_index, stored in enumerate(stored_frames(source)):
             key = (instance, frame_index)
-            hu = _rescaled(stored, plane_at[key])
+            if conflict is not None and stored.codestream_signed is not None:
+                conflict.count(stored, plane_at[key])
+            hu = _rescaled(stored.values_as_codestream if conflict is None else stored.values, plane_at[key])
             if voxels.dtype == np.int16 and not _fits_int16(hu):
                 voxels = voxels.astype(np.float32)
             voxels[place[key]] = hu
     return voxels
+
+
+def _on_scale(hu: NDArray[np.int32] | NDArray[np.float64]) -> int:
+    return int(np.count_nonzero((hu >= _USUAL_HU[0]) & (hu <= _USUAL_HU[1])))
 
 
 def _rescaled(stored: NDArray[np.integer], plane: Plane) -> NDArray[np.int32] | NDArray[np.float64]:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Rule:
     """One rule of the file: either ``model`` or ``refusal`` is set. Without conditions it matches every series.
 
-    The ``requests`` of a rule that refuses contain a notice only.
+    The ``requests`` of a rule that refuses contain a notice only. ``unchecked_hu``: see
+    :class:`~dicom_node.types.Series`.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Rule:
     refusal: str | None = None
     requests: Mapping[str, ResultRequest] = field(default_factory=dict)
     priority: int = 0
+    unchecked_hu: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
         chosen.setdefault(rule.model, rule)
     if chosen:
         return tuple(
-            Decision(rule.name, model, rule.requests, rule.priority, outcomes) for model, rule in chosen.items()
+            Decision(rule.name, model, rule.requests, rule.priority, outcomes, unchecked_hu=rule.unchecked_hu)
+            for model, rule in chosen.items()
         )
     if refusing is not None:
         return (Decision(refusing.name, None, refusing.requests, 0, outcomes, refusing.refusal),)

@@ -14,7 +14,7 @@ from dicom_node.route.requests import NOTICE_ALONE, DestinationRequest
 from dicom_node.route.rules import Rule, Rules
 from dicom_node.route.values import FACT_ALIASES, FACTS, is_comparable
 from dicom_node.settings.loader import read_file
-from dicom_node.settings.models import Name, Whole  # noqa: TC001 - pydantic reads it
+from dicom_node.settings.models import Name, Truth, Whole  # noqa: TC001 - pydantic reads it
 from dicom_node.settings.places import shown
 from dicom_node.settings.validation import Closed, checked, configured, did_you_mean, misplaced
 
@@ -166,6 +166,7 @@ class _RuleForm(_Form):
     refuse: Annotated[str, AfterValidator(_text)] | None = None
     destinations: tuple[DestinationRequest, ...] = ()
     priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] = 0
+    unchecked_hu: Truth = False
 
     @field_validator("destinations")
     @classmethod
@@ -189,8 +190,11 @@ class _RuleForm(_Form):
             for number, each in enumerate(self.destinations)
             if each.model_fields_set != {"to", "notice"} or not each.notice
         ]
-        if "priority" in self.model_fields_set:
-            faults.append((("priority",), "can't be used in a rule that refuses"))
+        faults += [
+            ((key,), "can't be used in a rule that refuses")
+            for key in ("priority", "unchecked_hu")
+            if key in self.model_fields_set
+        ]
         if faults:
             raise misplaced(faults)
 
@@ -198,7 +202,7 @@ class _RuleForm(_Form):
         """The rule."""
         requests = {each.to: NOTICE_ALONE if self.refuse else each.request() for each in self.destinations}
         conditions = tuple(each.condition() for each in self.when)
-        return Rule(self.name, conditions, self.model, self.refuse, requests, self.priority)
+        return Rule(self.name, conditions, self.model, self.refuse, requests, self.priority, self.unchecked_hu)
 
 
 class _RulesForm(_Form):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from dicom_node.errors import ConfigurationError
 from dicom_node.segment import outputs
 from dicom_node.segment.context import context_of
 from dicom_node.segment.nifti import grid_of
+from dicom_node.types import Series
 from inference.errors import InferenceError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
     from dicom_node.segment.nifti import FileGrid
-    from dicom_node.types import EncodedResult, ResultContext, ResultRequest, Series
+    from dicom_node.types import EncodedResult, ResultContext, ResultRequest
     from inference.types import Segmentation, Segmenter, Volume
 
 _BEGINS_AT = {
@@ -41,10 +42,14 @@ _BEGINS_AT = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the results shall hold: ``structures`` (all where empty, in any order), and which objects of DICOM input."""
+    """What the results shall hold: ``structures`` (all where empty, in any order), and which objects of DICOM input.
+
+    ``unchecked_hu``: see :class:`~dicom_node.types.Series`.
+    """
 
     structures: tuple[str, ...]
     results: ResultRequest | None
+    unchecked_hu: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "structures", tuple(sorted(set(self.structures))))
@@ -90,6 +95,8 @@ class FileCase:
         opened = self._entry.read()
         self._grid = opened.grid
         self._digest = self._beside.submit(self._entry.content_digest)
+        if isinstance(opened.images, Series):
+            return replace(opened.images, unchecked_hu=self._wanted.unchecked_hu)
         return opened.images
 
     def infer(self, volume: Volume) -> Segmentation:

@@ -122,6 +122,7 @@ class SegmentRun:
             "wanted": {
                 "structures": list(self._wanted.structures) or "all",
                 "results": None if self._wanted.results is None else asdict(self._wanted.results),
+                **({"unchecked_hu": True} if self._wanted.unchecked_hu else {}),
             },
         }
 

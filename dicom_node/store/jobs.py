@@ -42,6 +42,7 @@ class ClaimedJob:
     requests: Mapping[str, ResultRequest]
     """The results that each destination gets."""
     revision: CompleteRevision
+    unchecked_hu: bool = False
 
 
 class Jobs:
@@ -85,6 +86,7 @@ class Jobs:
             rule=row.rule,
             requests={name: _request_of(options) for name, options in row.destinations.items()},
             revision=revision,
+            unchecked_hu=row.unchecked_hu,
         )
 
     def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:

@@ -175,6 +175,7 @@ def _insert_job(
             model=decision.model,
             destinations={name: asdict(request) for name, request in decision.requests.items()},
             priority=decision.priority,
+            unchecked_hu=decision.unchecked_hu,
             decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
             state=JobState.QUEUED if runs else JobState.REJECTED,
             reason="" if runs else (reason or decision.reason),

@@ -35,6 +35,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 from sqlalchemy.types import TypeDecorator
@@ -178,6 +179,7 @@ job = Table(
     Column("model", String(255)),
     Column("destinations", JSON, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("unchecked_hu", Boolean, nullable=False, server_default=false()),
     Column("decision", JSON, nullable=False),
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),

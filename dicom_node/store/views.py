@@ -128,7 +128,8 @@ class DeliveryView:
 @dataclass(frozen=True, slots=True)
 class JobView:
     """Everything about one job. ``decision`` maps the name of each rule to the outcomes of its conditions,
-    ``destinations`` each destination to its options when the series was routed.
+    ``destinations`` each destination to its options when the series was routed. ``unchecked_hu``: the rule takes the
+    values for Hounsfield units whatever they look like.
     """
 
     id: int
@@ -137,6 +138,7 @@ class JobView:
     model: str | None
     destinations: Mapping[str, Mapping[str, Any]]
     priority: int
+    unchecked_hu: bool
     decision: Mapping[str, tuple[ConditionOutcome, ...]]
     state: JobState
     reason: str

@@ -1,13 +1,14 @@
 """The channel between node and worker: lines of JSON on a socket pair, voxels in shared anonymous memory.
 
 The memory has no name and no file, so that it is released when both processes have ended for any reason. A volume is
-sent as the descriptors of two blocks of memory, the HU (read) and the labels (written).
+sent as the descriptors of two blocks of memory, the HU (read) and the labels (written). A third
+block describes the region of padding, unless its HU alone tell it.
 
 Every volume has a number. Two volumes may be in progress: one is prepared while another one is inferred.
 
 ============== ====================================================================================================
-node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype, affine_lps}`` with two descriptors;
-               ``{"infer": number}`` for a volume that was prepared
+node to worker ``{"load": {...}}`` once; ``{"prepare": number, shape_zyx, dtype, affine_lps, padding}`` with two or
+               three descriptors; ``{"infer": number}`` for a volume that was prepared
 worker to node ``{"loaded": ...}``, ``{"alive": true}``, ``{"broken": reason}`` (and the worker ends); of one volume:
                ``{"volume": number}`` with ``progress: [fraction, stage]``, ``prepared``,
                ``done: {...}`` (the labels are written; the report of the run, or null), or
@@ -28,13 +29,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inference.types import Padding
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
 _MESSAGE_LIMIT_BYTES = 256 * 1024
-_DESCRIPTORS = 2
+_DESCRIPTORS = 3
 
 
 class Channel:
@@ -105,3 +108,18 @@ def anonymous_memory(size_bytes: int) -> int:
 def mapped(descriptor: int, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """An array in the memory of ``descriptor``, which stays mapped as long as the array exists."""
     return np.frombuffer(mmap.mmap(descriptor, 0), dtype=dtype).reshape(shape)
+
+
+def stated_padding(padding: Padding) -> dict[str, Any]:
+    """The padding of a volume as values of JSON, but for its region, which travels as memory."""
+    bounds = np.stack([padding.lowest_hu, padding.highest_hu], axis=1)
+    return {
+        "bounds_hu": [None if np.isnan(pair).any() else pair for pair in bounds.tolist()],
+        "region_planes": None if padding.region_zyx is None else len(padding.region_zyx),
+    }
+
+
+def padding_of(stated: Mapping[str, Any], region_zyx: NDArray[np.bool_] | None) -> Padding:
+    """The padding that :func:`stated_padding` stated."""
+    bounds = np.array([pair or (np.nan, np.nan) for pair in stated["bounds_hu"]])
+    return Padding(bounds[:, 0], bounds[:, 1], region_zyx)

@@ -26,7 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
-from dicom_node.work.channel import Channel, anonymous_memory, mapped
+from dicom_node.work.channel import Channel, anonymous_memory, mapped, stated_padding
 from dicom_node.work.memory import kernel_kills
 from dicom_node.work.models import describe_model
 from inference.types import ModelIdentity, RunReport, Segmentation
@@ -250,7 +250,13 @@ def _hand_over(volume: Volume, child: _Child) -> tuple[int, NDArray[np.uint8]]:
         opened.callback(os.close, result)
         mapped(hu, shape, dtype)[...] = volume.voxels_zyx
         labels_zyx = mapped(result, shape, np.dtype(np.uint8))
-        return child.send_volume(volume, (hu, result)), labels_zyx
+        descriptors = [hu, result]
+        region = volume.padding.region_zyx if volume.padding is not None else None
+        if region is not None:
+            descriptors.append(anonymous_memory(region.size))
+            opened.callback(os.close, descriptors[-1])
+            mapped(descriptors[-1], region.shape, np.dtype(np.bool_))[...] = region
+        return child.send_volume(volume, tuple(descriptors)), labels_zyx
 
 
 class _Child:
@@ -305,7 +311,7 @@ class _Child:
         with contextlib.suppress(OSError):
             self._channel.send(message, descriptors)
 
-    def send_volume(self, volume: Volume, descriptors: tuple[int, int]) -> int:
+    def send_volume(self, volume: Volume, descriptors: tuple[int, ...]) -> int:
         """Have ``volume`` prepared; returns its number."""
         with self._lock:
             number = next(self._numbers)
@@ -317,6 +323,7 @@ class _Child:
             "shape_zyx": volume.geometry.shape_zyx,
             "dtype": volume.voxels_zyx.dtype.str,
             "affine_lps": volume.geometry.affine_lps.tolist(),
+            "padding": None if volume.padding is None else stated_padding(volume.padding),
         }
         self.send(order, descriptors)
         return number

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from dicom_node.settings import ModelSettings, NnunetModelSettings, TissueModelSettings, WorkSettings
-from dicom_node.work.channel import Channel, mapped
+from dicom_node.work.channel import Channel, mapped, padding_of
 from dicom_node.work.models import load_segmenter
 from inference.errors import InferenceError
 from inference.types import Geometry, TwoStepSegmenter, Volume
@@ -107,9 +107,14 @@ class _Server:
         shape = tuple(message["shape_zyx"])
         voxels = mapped(descriptors[0], shape, np.dtype(message["dtype"]))
         labels = mapped(descriptors[1], shape, np.dtype(np.uint8))
+        padding = None
+        if message["padding"] is not None:
+            planes = message["padding"]["region_planes"]
+            region = None if planes is None else mapped(descriptors[2], (planes, *shape[1:]), np.dtype(np.bool_))
+            padding = padding_of(message["padding"], region)
         for descriptor in descriptors:
             os.close(descriptor)
-        request = _Request(Volume(voxels, Geometry(shape, np.array(message["affine_lps"]))), labels)
+        request = _Request(Volume(voxels, Geometry(shape, np.array(message["affine_lps"])), padding), labels)
         if isinstance(self._segmenter, TwoStepSegmenter):
             try:
                 with self._pulse:

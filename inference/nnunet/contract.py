@@ -32,7 +32,8 @@ class EngineOptions:
     """How a model is run.
 
     ``parity`` gives the labels of TotalSegmentator 2.18, voxel by voxel apart from rounding: float32, every window,
-    half-precision sums, nearest neighbour back to the source grid (interpolated logits where nnU-Net itself resamples).
+    half-precision sums, nearest neighbour back to the source grid (interpolated logits where nnU-Net itself resamples),
+    and padding with the values that the images give it instead of air.
     ``body_crop`` skips the air around the patient (never in parity).
     ``mirroring`` averages over mirrored windows, as nnU-Net does by default, where the model was trained for it.
     ``memory_bytes`` limits the memory of one segmentation, not counting the volume; None: 80 % of what is available.

@@ -140,4 +140,5 @@ def cropped(volume: Volume, box: tuple[slice, slice, slice]) -> Volume:
     affine = volume.geometry.affine_lps.copy()
     z, y, x = (at.start for at in box)
     affine[:, 3] = affine @ np.array([x, y, z, 1.0])
-    return Volume(voxels, Geometry(voxels.shape, affine))
+    padding = None if volume.padding is None else volume.padding.cropped(box)
+    return Volume(voxels, Geometry(voxels.shape, affine), padding)

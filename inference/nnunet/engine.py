@@ -93,6 +93,8 @@ class NnunetSegmenter:
         progress(0.0, "resample")
         if not checked:
             self.check(volume)
+        if not self._options.parity:  # TotalSegmentator sees padding as it is stored
+            volume = volume.with_air_for_padding()
         # a device resamples on its own, except for nnU-Net's cubic resampling
         resampled = self._device is None or self._package.resampling == "nnunet"
         prepared = prepare(volume, self._package, self._options, resampled=resampled)

@@ -18,7 +18,7 @@ from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSe
 from dicom_node.work.local import LocalWorker, describe_model
 from dicom_node.work.pool import WorkerPool
 from inference.tissue import TissueSegmenter
-from inference.types import Geometry, Volume
+from inference.types import Geometry, Padding, Volume
 from tests.support.nnunet_models import plans, write_model, write_package
 from tests.support.scripted_worker import Script
 from tests.support.waiting import wait_until
@@ -85,6 +85,22 @@ def test_the_child_gives_what_the_model_gives_here_and_stays_warm(tissue_worker,
     assert tissue_worker.process_id == first
     assert tissue_worker.identity() == expected.model
     assert tissue_worker.names_by_label() == expected.names_by_label
+
+
+@pytest.mark.parametrize("region", [None, (1, 60, 50), (24, 60, 50)], ids=["by HU", "in one plane for all", "in each"])
+def test_the_child_sees_padding_as_the_model_does_here(tissue_worker, region):
+    """40 HU are padding in planes 3 to 20, in half of the image where there is a region: air to the model."""
+    whole = volume_of()
+    hu = np.where(whole.voxels_zyx > 0, np.int16(40), np.int16(-900))
+    inside = None if region is None else np.indices(region)[1] < 30
+    bounds = np.full(24, 40.0)
+    bounds[:3] = bounds[21:] = np.nan
+    volume = Volume(hu, whole.geometry, Padding(bounds, bounds, inside))
+    labels = tissue_worker.segment(volume, nothing).labels_zyx
+    np.testing.assert_array_equal(labels, TissueSegmenter("tissue").segment(volume, nothing).labels_zyx)
+    seen = volume.with_air_for_padding()
+    np.testing.assert_array_equal(labels, tissue_worker.segment(seen, nothing).labels_zyx)
+    assert (labels != tissue_worker.segment(replace(volume, padding=None), nothing).labels_zyx).any()
 
 
 BROKEN_OPENVINO = """

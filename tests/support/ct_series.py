@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -81,3 +82,9 @@ def bent(series: Series, change: Callable[[Dataset], None], *indices: int) -> Se
 
 def noise(shape_zyx: tuple[int, int, int], seed: int = 0, low: int = 0, high: int = 4096) -> np.ndarray:
     return np.random.default_rng(seed).integers(low, high, shape_zyx).astype(np.uint16 if low >= 0 else np.int16)
+
+
+def tilted_axes(degrees: float) -> tuple[float, ...]:
+    """Columns lean back by ``degrees`` about the x axis; the table still moves along z."""
+    angle = math.radians(degrees)
+    return (1.0, 0.0, 0.0, 0.0, math.cos(angle), -math.sin(angle))

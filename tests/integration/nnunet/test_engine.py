@@ -14,10 +14,10 @@ from scipy import ndimage
 from inference.errors import ModelPackageError, SegmentationRefusedError
 from inference.models.package import Crop
 from inference.nnunet.contract import EngineOptions
-from inference.nnunet.cropped import CroppedSegmenter
+from inference.nnunet.cropped import CroppedSegmenter, cropped
 from inference.nnunet.engine import NnunetSegmenter
 from inference.nnunet.limits import memory_estimate_bytes
-from inference.types import Geometry, ModelIdentity, RunNote, RunReport, Segmentation, Segmenter, Volume
+from inference.types import Geometry, ModelIdentity, Padding, RunNote, RunReport, Segmentation, Segmenter, Volume
 from tests.support.nnunet_models import (
     plans,
     random_network,
@@ -392,3 +392,32 @@ def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
     estimate = memory_estimate_bytes(geometry, package, BEST)
     assert estimate / 2 <= int(taken) <= estimate
     assert uses_torch == "False"
+
+
+@pytest.mark.parametrize("options", [PARITY, BEST], ids=["parity", "default"])
+def test_padding_is_air_but_as_stored_in_parity(tmp_path, options):
+    volume = ct()
+    hu = volume.voxels_zyx.copy()
+    hu[:, :12] = 300
+    bounds = np.full(len(hu), 300.0)
+    outside = np.zeros((1, *hu.shape[1:]), bool)
+    outside[:, :12] = True
+    stored = Volume(hu, volume.geometry)
+    padded = Volume(hu, volume.geometry, Padding(bounds, bounds, outside))
+    package = random_package(tmp_path)
+    of_padded, of_stored = labels_of(package, padded, options), labels_of(package, stored, options)
+    of_air = labels_of(package, padded.with_air_for_padding(), options)
+    assert (of_air != of_stored).any()
+    np.testing.assert_array_equal(of_padded, of_stored if options.parity else of_air)
+
+
+def test_a_crop_keeps_the_padding_that_lies_in_it():
+    hu = np.random.default_rng(0).integers(-1000, 1000, (6, 8, 9)).astype(np.int16)
+    region = np.random.default_rng(1).random((6, 8, 9)) < 0.5
+    bounds = np.array([0.0, 100, np.nan, 0, 50, 100])
+    volume = Volume(hu, Geometry(hu.shape, np.eye(4)), Padding(bounds, bounds + 300, region))
+    box = (slice(1, 5), slice(2, 7), slice(3, 9))
+    part = cropped(volume, box)
+    np.testing.assert_array_equal(
+        part.padding.found_in(part.voxels_zyx), volume.padding.found_in(volume.voxels_zyx)[box]
+    )

@@ -468,6 +468,13 @@ def test_put_back_waits_and_urgent_jobs_go_first(ledger):
     assert claim(ledger, at=later).id == slow.id
 
 
+@pytest.mark.parametrize("unchecked", [True, False])
+def test_a_job_knows_whether_its_rule_takes_the_values_as_they_are(ledger, unchecked):
+    job_id = queued_job(ledger, replace(DECISION, unchecked_hu=unchecked))
+    assert claim(ledger).unchecked_hu is unchecked
+    assert ledger.overview.job(job_id).unchecked_hu is unchecked
+
+
 def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledger):
     arrive(ledger, 1)
     (job_id,) = ledger.routing.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)

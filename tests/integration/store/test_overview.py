@@ -63,6 +63,7 @@ KEYS_OF_A_JOB = [
     "model",
     "destinations",
     "priority",
+    "unchecked_hu",
     "decision",
     "state",
     "reason",

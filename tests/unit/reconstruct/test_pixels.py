@@ -113,10 +113,13 @@ def test_every_plane_has_its_own_rescale(series):
     np.testing.assert_array_equal(result.source.voxels_zyx, expected.astype(np.float32))
 
 
-def test_hu_beyond_int16_are_kept(tmp_path):
+def test_hu_beyond_int16_are_kept_where_a_rule_wants_them(tmp_path):
     series = write(tmp_path, Stack(noise(SHAPE, low=60000, high=65536)))
-    result = reconstruct(series)
+    with pytest.raises(PixelDataInvalid, match=r"values from 5\d+ to 64511 HU, no CT goes beyond -32,768 to 32,767"):
+        reconstruct(series)
+    result = reconstruct(replace(series, unchecked_hu=True))
     assert result.source.voxels_zyx.dtype == np.float32
+    assert "no CT goes beyond" in result.notes[0]
     np.testing.assert_array_equal(result.source.voxels_zyx, noise(SHAPE, low=60000, high=65536).astype(int) - 1024)
 
 
@@ -158,6 +161,25 @@ def test_lying_dimensions_are_refused_before_anything_is_allocated(series, rows,
         assert tracemalloc.get_traced_memory()[1] < 20e6
     finally:
         tracemalloc.stop()
+
+
+def lengthened(tail):
+    def change(ds):
+        ds.PixelData += tail
+
+    return change
+
+
+@pytest.mark.parametrize("length", [2, 512, 2720])
+def test_zeros_behind_the_last_pixel_are_padding(series, length):
+    result = reconstruct(rewritten(series, lengthened(bytes(length))))
+    np.testing.assert_array_equal(result.source.voxels_zyx, noise(SHAPE).astype(int) - 1024)
+
+
+@pytest.mark.parametrize("tail", [b"\0\1", bytes(500) + b"\7\0", bytes(2722)], ids=["values", "late", "a frame more"])
+def test_more_pixels_than_the_header_counts_are_refused(series, tail):
+    with pytest.raises(PixelDataInvalid, match=f"need 2720 bytes, Pixel Data states {2720 + len(tail)}"):
+        reconstruct(rewritten(series, lengthened(tail)))
 
 
 @pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless], ids=["native", "RLE", "JPEG 2000"])

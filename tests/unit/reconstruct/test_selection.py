@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import EnhancedCTImageStorage, MRImageStorage, SecondaryCaptureImageStorage
 
 from dicom_node.errors import IdentityConflict, NotEligible, PixelDataInvalid, SeriesRejected
@@ -36,6 +38,7 @@ NOT_ELIGIBLE = {
     "perfusion map": (assign(RescaleType="US"), "not Hounsfield units"),
     "iodine image": (assign(RescaleType="MGML"), "not Hounsfield units"),
     "several frames": (assign(NumberOfFrames=2), "classic CT image that states several frames"),
+    "two frames, filled up": (assign(NumberOfFrames="02"), "classic CT image that states several frames"),
     "several multi-frame objects": (assign(SOPClassUID=EnhancedCTImageStorage), "multi-frame objects among 4"),
     "no SOP Instance UID": (assign(SOPInstanceUID=""), "SOP Instance UID is missing"),
     "no Study Instance UID": (assign(StudyInstanceUID=None), "Study Instance UID is missing"),
@@ -62,6 +65,15 @@ def test_not_ours(series, change, said):
 def test_one_instance_that_is_not_ours_refuses_the_series(series, change):
     with pytest.raises(NotEligible):
         reconstruct(bent(series, change, 2))
+
+
+@pytest.mark.parametrize("spelling", ["1", "01", "+1", "1 ", " 001"])
+def test_one_frame_may_be_spelled_in_any_way(series, spelling):
+    def change(header):
+        value = spelling.encode()
+        header["NumberOfFrames"] = RawDataElement(Tag("NumberOfFrames"), "IS", len(value), value, 0, False, True)
+
+    assert len(reconstruct(bent(series, change)).frames) == len(series.instances)
 
 
 def test_an_empty_series_is_refused(series):

@@ -13,13 +13,7 @@ from dicom_node.errors import GeometryRefused
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.reconstruct.tilt import back_on_source, upright
 from inference.types import Geometry, Volume
-from tests.support.ct_series import Stack, noise, write
-
-
-def tilted_axes(degrees):
-    """Columns lean back by ``degrees`` about the x axis; the table still moves along z."""
-    angle = math.radians(degrees)
-    return (1.0, 0.0, 0.0, 0.0, math.cos(angle), -math.sin(angle))
+from tests.support.ct_series import Stack, noise, tilted_axes, write
 
 
 @pytest.mark.parametrize("degrees", [-25.0, 18.5, 5.0])

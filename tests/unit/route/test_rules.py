@@ -172,7 +172,7 @@ def test_a_condition_must_hold_for_every_instance_unless_any_is_enough(tmp_path)
 TWO_MODELS = """
 rules:
   - {name: first, model: tissue, destinations: [pacs], priority: 5, when: [{attribute: Modality, equals: CT}]}
-  - {name: second, model: phantom_demo_104, destinations: [pacs, research], when: []}
+  - {name: second, model: phantom_demo_104, destinations: [pacs, research], unchecked_hu: true, when: []}
   - {name: shadowed, model: tissue, destinations: [research], when: []}
 """
 
@@ -184,6 +184,7 @@ def test_two_models_two_jobs_and_the_first_rule_of_a_model_wins(tmp_path):
         ("second", "phantom_demo_104", ("pacs", "research"), 0),
     ]
     assert decisions[0].reason == "rule 'first' matched"
+    assert [d.unchecked_hu for d in decisions] == [False, True]
 
 
 REFUSING = """
@@ -457,6 +458,14 @@ WRONG = {
         "rules: [{name: a, refuse: b, when: [], priority: 1}]",
         "rules[0].priority: can't be used in a rule that refuses",
     ),
+    "refuse with unchecked values": (
+        "rules: [{name: a, refuse: b, when: [], unchecked_hu: true}]",
+        "rules[0].unchecked_hu: can't be used in a rule that refuses",
+    ),
+    "unchecked values by a word": (
+        "rules: [{name: a, model: tissue, when: [], unchecked_hu: yes}]",
+        "rules[0].unchecked_hu: true or false is expected",
+    ),
     "refuse with results": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true, capture: true}]}]",
         "rules[0].destinations[0]: a rule that refuses can only send a notice",
@@ -561,7 +570,18 @@ def test_the_shipped_rules_load_and_do_what_they_say():
 def test_every_key_and_fact_is_explained_in_the_shipped_file():
     text = (ROOT / "config" / "rules.yaml").read_text(encoding="utf-8")
     comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
-    words = ["name:", "model:", "refuse:", "destinations:", "priority:", "when:", "attribute:", "fact:", "of:"]
+    words = [
+        "name:",
+        "model:",
+        "refuse:",
+        "destinations:",
+        "priority:",
+        "unchecked_hu:",
+        "when:",
+        "attribute:",
+        "fact:",
+        "of:",
+    ]
     options = [f"{option}:" for option in OPTIONS]
     for word in [*words, *options, *SegmentationForm, *OPERATORS, *FACTS, *FACT_ALIASES]:
         assert word in comments

@@ -1,0 +1,104 @@
+"""Whether the values of a volume can be Hounsfield units at all: air is near -1000 HU around every patient.
+
+A rescale that was lost or applied twice, and signed values under an unsigned header, leave a volume that looks right in
+a viewer, whose window a reader turns until it does. A segmentation and its figures would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
+
+from inference.padding import HIGHEST_CT_HU
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from inference.types import Volume
+
+_LOWEST_CT_HU = -32_768
+_AIR_HU = (-1300.0, -700.0)
+"""Of air, with its noise and artefacts, and of lung that reaches the edge of a small field of view."""
+_LEAST_SHARE_OF_AIR = 0.01
+_LEAST_SURROUNDINGS = 500
+"""Voxels at the edge of the images, without padding. Of fewer nothing can be said."""
+_TISSUE_HU = (-300.0, 300.0)
+"""What lies at the edge where the field of view is smaller than the patient."""
+_WITHIN_BONE_HU, _WITHIN_BONE_MM = 2000.0, 50.0
+"""A field of view smaller than this may lie within one bone, as one of the inner ear does."""
+_BONE_HU = (300.0, 700.0)
+_SHIFTED_TISSUE_HU = (700.0, 1400.0)
+"""Where fat and soft tissue lie on a scale that begins at 0 instead of -1024. Dense bone has these values too, but then
+there is more of the bone between it and tissue."""
+_LEAST_SHARE_OF_SHIFTED_TISSUE = 0.02
+
+
+def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
+    """Why the values can't be Hounsfield units, with the figures; None where they can.
+
+    ``needs_air``: a field of view inside the patient, which can't show what air is, does not pass either.
+    """
+    return _beyond_every_scale(volume) or _not_surrounded_by_air(volume, needs_air=needs_air)
+
+
+def _not_surrounded_by_air(volume: Volume, *, needs_air: bool) -> str | None:
+    surroundings = _surroundings(volume)
+    if surroundings.size < _LEAST_SURROUNDINGS:
+        return f"{surroundings.size} voxels at the edge of the images are too few to tell" if needs_air else None
+    share_of_air = _share(surroundings, _AIR_HU)
+    if share_of_air >= _LEAST_SHARE_OF_AIR:
+        return None
+    median = float(np.median(surroundings))
+    seen = (
+        f"{share_of_air:.1%} of the voxels at the edge of the images lie from {_AIR_HU[0]:.0f} to {_AIR_HU[1]:.0f} HU, "
+        f"where air is; their median is {median:.0f} HU"
+    )
+    if needs_air or not _TISSUE_HU[0] <= median <= (_WITHIN_BONE_HU if _is_small(volume) else _TISSUE_HU[1]):
+        return seen
+    shifted = _share(volume.voxels_zyx, _SHIFTED_TISSUE_HU)
+    is_shifted = shifted > max(2 * _share(volume.voxels_zyx, _BONE_HU), _LEAST_SHARE_OF_SHIFTED_TISSUE)
+    if median <= _TISSUE_HU[1] and is_shifted:
+        return f"{seen}, and {shifted:.1%} of all voxels lie near 1,000 HU, where tissue is when the intercept is lost"
+    return None
+
+
+def _is_small(volume: Volume) -> bool:
+    _, rows, columns = volume.geometry.shape_zyx
+    column_mm, row_mm, _ = volume.geometry.spacing_xyz_mm
+    return max(columns * column_mm, rows * row_mm) < _WITHIN_BONE_MM
+
+
+def _beyond_every_scale(volume: Volume) -> str | None:
+    voxels = volume.voxels_zyx
+    if voxels.dtype == np.int16:
+        return None
+    lowest, highest = np.inf, -np.inf
+    for k in range(len(voxels)):
+        plane = voxels[k]
+        if volume.padding is not None:
+            plane = plane[~volume.padding.found_in(voxels[k : k + 1], k)[0]]
+        if plane.size:
+            lowest, highest = min(lowest, float(plane.min())), max(highest, float(plane.max()))
+    if lowest < _LOWEST_CT_HU or highest > HIGHEST_CT_HU:
+        return f"values from {lowest:.0f} to {highest:.0f} HU, no CT goes beyond {_LOWEST_CT_HU:,} to {HIGHEST_CT_HU:,}"
+    return None
+
+
+def _surroundings(volume: Volume) -> NDArray[np.float64]:
+    """The outermost voxels of each plane: at the edges of the image, or beside padding."""
+    voxels = volume.voxels_zyx
+    outermost = np.zeros(voxels.shape[1:], dtype=bool)
+    outermost[[0, -1]] = outermost[:, [0, -1]] = True
+    if volume.padding is None:
+        return voxels[:, outermost].astype(np.float64).ravel()
+    edges = []
+    for k in range(len(voxels)):
+        padding = volume.padding.found_in(voxels[k : k + 1], k)[0]
+        edges.append(voxels[k][(outermost | ndimage.binary_dilation(padding)) & ~padding])
+    return np.concatenate(edges).astype(np.float64)
+
+
+def _share(hu: NDArray[Any], bounds: tuple[float, float]) -> float:
+    return float(np.count_nonzero((hu >= bounds[0]) & (hu <= bounds[1]))) / hu.size

@@ -1,0 +1,143 @@
+"""Values that can't be Hounsfield units are refused with the figures; whatever a CT can hold passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dicom_node.errors import NotEligible, PixelDataInvalid
+from dicom_node.reconstruct import reconstruct
+from tests.support.chest import chest_hu, outside_circle
+from tests.support.ct_series import Stack, bent, write
+
+
+def rescaled(slope, intercept, **values):
+    def change(header):
+        header.RescaleSlope, header.RescaleIntercept = slope, intercept
+        for keyword, value in values.items():
+            setattr(header, keyword, value)
+
+    return change
+
+
+def pixels_of(hu, dtype=np.uint16):
+    return (np.maximum(hu, -1024) + 1024).astype(dtype)
+
+
+def series_of(folder, pixels, change, **stack):
+    return bent(write(folder, Stack(pixels, **stack)), change)
+
+
+def as_12_bits(hu):
+    return (hu.astype(int) & 0x0FFF).astype(np.uint16)
+
+
+def inside_the_body():
+    """A small field of view with nothing of the air around the patient."""
+    return chest_hu()[:, 14:46, 30:34]
+
+
+def padded(hu):
+    hu = hu.copy()
+    hu[:, outside_circle()] = -3024
+    return hu
+
+
+HU = chest_hu()
+IMPLAUSIBLE = {
+    "signed values under an unsigned header": (HU.view(np.uint16), rescaled(1, 0), "values from 4 to 65464 HU"),
+    "signed 12 bits read as unsigned": (as_12_bits(HU), rescaled(1, 0), "their median is 3096 HU"),
+    "intercept lost": (pixels_of(HU), rescaled(1, 0), "where tissue is when the intercept is lost"),
+    "intercept applied twice": (pixels_of(HU), rescaled(1, -2048), "their median is -2024 HU"),
+    "slope doubled": (pixels_of(HU), rescaled(2, -500), "their median is -452 HU"),
+}
+
+
+@pytest.mark.parametrize(("pixels", "change", "said"), IMPLAUSIBLE.values(), ids=IMPLAUSIBLE.keys())
+def test_what_cannot_be_hounsfield_units_is_refused(tmp_path, pixels, change, said):
+    series = series_of(tmp_path, pixels, change)
+    with pytest.raises(PixelDataInvalid, match="the values are not Hounsfield units") as refusal:
+        reconstruct(series)
+    assert said in str(refusal.value)
+
+
+@pytest.mark.parametrize(("pixels", "change", "said"), IMPLAUSIBLE.values(), ids=IMPLAUSIBLE.keys())
+def test_a_rule_may_have_it_all_the_same_and_the_result_says_so(tmp_path, pixels, change, said):
+    series = replace(series_of(tmp_path, pixels, change), unchecked_hu=True)
+    (note,) = reconstruct(series).notes
+    assert note.startswith("taken as Hounsfield units because a rule or option says so, though ")
+    assert said in note
+
+
+def test_a_lost_intercept_shows_beside_padding_too(tmp_path):
+    pixels = padded(HU).astype(int) + 1024
+    series = series_of(tmp_path, pixels.astype(np.int16), rescaled(1, 0))
+    with pytest.raises(PixelDataInvalid, match="where tissue is when the intercept is lost"):
+        reconstruct(series)
+
+
+def with_metal(highest):
+    hu = HU.astype(int)
+    hu[4:8, 30:34, 30:34] = highest
+    return hu
+
+
+PLAUSIBLE = {
+    "chest": (pixels_of(HU), rescaled(1, -1024)),
+    "extended scale": ((with_metal(20_000) + 10_240) // 10, rescaled(10, -10_240)),
+    "all of the extended scale": ((with_metal(30_710) + 10_240) // 10, rescaled(10, -10_240)),
+    "metal at the end of 16 bits": (with_metal(31_743).astype(np.int16), rescaled(1, 0)),
+    "padding around it": (padded(HU), rescaled(1, 0)),
+    "nothing but air": (np.full(HU.shape, 24), rescaled(1, -1024)),
+    "inside of the body": (pixels_of(np.tile(inside_the_body(), (1, 1, 8))), rescaled(1, -1024)),
+    "within one bone": (
+        np.random.default_rng(0).integers(1900, 1950, HU.shape),
+        rescaled(1, -1024, PixelSpacing=[0.1, 0.1]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("pixels", "change"), PLAUSIBLE.values(), ids=PLAUSIBLE.keys())
+def test_what_a_ct_can_hold_passes(tmp_path, pixels, change):
+    dtype = np.int16 if pixels.min() < 0 else np.uint16
+    assert reconstruct(series_of(tmp_path, pixels.astype(dtype), change)).notes == ()
+
+
+@pytest.mark.parametrize("absent", ["US", "us ", ""])
+def test_unspecified_rescale_type_with_air_around_the_patient_is_accepted(tmp_path, absent):
+    result = reconstruct(series_of(tmp_path, pixels_of(HU), rescaled(1, -1024, RescaleType=absent)))
+    np.testing.assert_array_equal(result.volume.voxels_zyx, np.maximum(HU, -1024))
+    assert result.notes == (
+        () if not absent else ("Rescale Type is US (unspecified); taken as HU because air is where it belongs",)
+    )
+
+
+UNSPECIFIED = {
+    "no air": (pixels_of(HU), rescaled(1, 0, RescaleType="US"), "Rescale Type is US (unspecified), and the values are"),
+    "inside of the body": (
+        pixels_of(np.tile(inside_the_body(), (1, 1, 8))),
+        rescaled(1, -1024, RescaleType="US"),
+        "where air is; their median is",
+    ),
+    "derived": (
+        pixels_of(HU),
+        rescaled(1, -1024, RescaleType="US", ImageType=["DERIVED", "PRIMARY", "AXIAL"]),
+        "Rescale Type is US (unspecified) and Image Type not ORIGINAL",
+    ),
+    "electron density": (pixels_of(HU), rescaled(1, -1024, RescaleType="ED"), "Rescale Type (ED) states"),
+    "any text": (
+        pixels_of(HU),
+        rescaled(1, -1024, RescaleType="Meier"),
+        "Rescale Type (none of the standard's) states",
+    ),
+}
+
+
+@pytest.mark.parametrize(("pixels", "change", "said"), UNSPECIFIED.values(), ids=UNSPECIFIED.keys())
+def test_another_rescale_type_is_named_in_the_refusal(tmp_path, pixels, change, said):
+    with pytest.raises(NotEligible) as refusal:
+        reconstruct(series_of(tmp_path, pixels, change))
+    assert said in str(refusal.value)
+    assert "Meier" not in str(refusal.value)
