@@ -130,7 +130,7 @@ def test_explain_of_a_folder_without_dicom_says_so(config, tmp_path):
     (tmp_path / "empty").mkdir()
     answered = call(config, "rules", "explain", str(tmp_path / "empty"))
     assert answered.exit_code == 1
-    assert "no DICOM instances" in answered.stderr
+    assert "contains no DICOM instance" in answered.stderr
 
 
 def test_ledger_and_spool_are_for_the_node_alone(config, tmp_path):
