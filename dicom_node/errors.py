@@ -13,7 +13,6 @@
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
     │   ├── PixelDataInvalid                truncated, wrong dimensions, not decodable, no valid HU
     │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
-    ├── ReaderLost                  RETRY   the process that reads images died or took too long
     ├── Stopping                    RETRY   the node is stopping; the attempt does not count
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
@@ -149,12 +148,6 @@ class PixelDataInvalid(SeriesRejected):
 
 class LimitExceeded(SeriesRejected):
     """Reading the series takes more than any CT needs; the message names the limit."""
-
-
-class ReaderLost(DicomNodeError):
-    """The process that reads headers and decodes pixels died, or took longer than allowed."""
-
-    disposition = Disposition.RETRY
 
 
 class FileUnreadable(SeriesRejected):

@@ -12,9 +12,9 @@ Messages say what was seen and what was expected. Retrying with the same model a
 
 An exception of Python or of another package becomes one of this tree in these modules, and only there:
 
-=====================  ==========================================================  =====================
+=====================  ==========================================================  ========================
 border                 exceptions below                                            errors of this tree
-=====================  ==========================================================  =====================
+=====================  ==========================================================  ========================
 models.archive         OSError, zipfile, zlib                                      ModelPackageError
 models.checkpoint      pickle, zipfile, and what torch raises on a damaged file    ModelPackageError
 models.checks          OSError, ValueError (JSON), RecursionError                  ModelPackageError
@@ -24,8 +24,9 @@ models.nnunet_folder   KeyError, TypeError, ValueError and others (plans.json)  
 models.package         OSError                                                     ModelPackageError
 models.tasks           KeyError                                                    ModelPackageError
 models.weights         OSError, safetensors, TypeError                             ModelPackageError
+nnunet.engine          a network that overflows in every precision                 SegmentationRefusedError
 structures             KeyError                                                    UnknownStructureError
-=====================  ==========================================================  =====================
+=====================  ==========================================================  ========================
 """
 
 from __future__ import annotations

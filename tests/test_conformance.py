@@ -257,7 +257,7 @@ def test_the_listener_is_who_the_statement_says(port):
     association.release()
     assert f"| Implementation Class UID | {acceptor.implementation_class_uid} |" in text
     assert f"| Implementation Version Name | {acceptor.implementation_version_name} |" in text
-    assert f"| largest PDU received, in bytes | {acceptor.maximum_length} |" in text
+    assert f"| maximum PDU length received, in bytes | {acceptor.maximum_length} |" in text
 
 
 # ---- delivery

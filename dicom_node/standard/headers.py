@@ -7,7 +7,7 @@ skipped by their declared length.
 ===================== ========= ====================================================================================
 per header            limit     the most that a CT image needs
 ===================== ========= ====================================================================================
-one value             64 KiB    10 KiB, a text. Longer ones (private data, overlays, icons) are left out
+one value             64 KiB    10 KiB, a text. Longer private and bulk values are left out, others refused
 bytes, without those  64 MiB    10 MiB: an Enhanced CT of 3000 frames with 3 KiB each
 elements and items    1,000,000 900,000: a Legacy Converted CT of 3000 frames with 300 attributes each
 items                 100,000   36,000: 3000 frames with 12 functional groups each
@@ -24,7 +24,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, cast
 
 from pydicom import dcmread
-from pydicom.datadict import dictionary_has_tag, dictionary_VR
+from pydicom.datadict import dictionary_description, dictionary_has_tag, dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.valuerep import VR
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 LONGEST_VALUE = 64 * 1024
 """In bytes."""
+_SHORT_VRS = frozenset(["AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UI"])
+"""VRs of attributes that identify or describe; none of their values may be as long as that (PS3.5 table 6.2-1)."""
 _MIB = 2**20
 _HEAD = 128 * 1024
 """In these bytes the header of nearly every CT image ends."""
@@ -92,7 +94,7 @@ def read_header(stream: BinaryIO, series: Allowance | None = None) -> Dataset:
 
     ``stream`` is a file that :func:`dicom_node.standard.opening.open_part10` has opened, which is not deflated.
 
-    Only sequences may be longer, and hold longer values.
+    Only sequences may be longer, and hold longer values. A short text of the standard that is longer is refused.
 
     ``series`` is what the headers of its series may still have; this one is subtracted.
 
@@ -175,7 +177,17 @@ def _settle_long_values(header: Dataset, stream: BinaryIO, allowances: tuple[All
                 allowance.spend(items=items)
             elements[tag] = element._replace(value=value)
         elif not _is_sequence(element) and (is_deferred or len(element.value or b"") > LONGEST_VALUE):
+            _refuse_unless_dispensable(element)
             del elements[tag]
+
+
+def _refuse_unless_dispensable(element: RawDataElement) -> None:
+    """Private and bulk values may be left out; without its identity or description a series would be another one."""
+    tag = element.tag
+    if dictionary_has_tag(tag) and dictionary_VR(tag) in _SHORT_VRS:
+        raise LimitExceeded(
+            f"{dictionary_description(tag)} {tag} has {element.length} bytes, more than the limit of {LONGEST_VALUE}"
+        )
 
 
 def _is_sequence(element: RawDataElement) -> bool:

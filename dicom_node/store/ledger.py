@@ -32,7 +32,11 @@ class Ledger:
             StoreUnavailable: the database is unavailable.
         """
         self.database = Database(url)
-        self.database.upgrade()
+        try:
+            self.database.upgrade()
+        except BaseException:
+            self.database.close()
+            raise
         self.arrivals = Arrivals(self.database)
         self.routing = Routing(self.database)
         self.jobs = Jobs(self.database)

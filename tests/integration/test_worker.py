@@ -396,6 +396,7 @@ def test_the_child_dies_with_the_node(started_by, frozen):
     finally:
         node.kill()
         node.wait()
+        node.stdout.close()
     wait_until(lambda: not is_running(pid))
 
 

@@ -91,9 +91,11 @@ def url(request, tmp_path):
 
 
 def _fresh_schema(url):
-    with Database(url).write() as db:
+    database = Database(url)
+    with database.write() as db:
         db.exec_driver_sql("DROP SCHEMA public CASCADE")
         db.exec_driver_sql("CREATE SCHEMA public")
+    database.close()
 
 
 @pytest.fixture

@@ -65,10 +65,9 @@ def test_jobs_of_a_ledger_that_knew_names_alone_get_the_default(url, ledger, tmp
         config.attributes["connection"] = db
         command.downgrade(config, "0001")
         assert db.execute(select(job.c.destinations).where(job.c.id == job_id)).scalar_one() == ["pacs", "archive"]
-    assert claim(Ledger(url, Spool(tmp_path / "spool"))).requests == {
-        "archive": ResultRequest(),
-        "pacs": ResultRequest(),
-    }
+    reopened = Ledger(url, Spool(tmp_path / "spool"))
+    assert claim(reopened).requests == {"archive": ResultRequest(), "pacs": ResultRequest()}
+    reopened.close()
 
 
 def test_a_job_shows_the_report_of_its_run(ledger):

@@ -150,7 +150,7 @@ def test_two_bytes_of_unknown_vr_state_a_value(tmp_path):
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
-@pytest.mark.parametrize("change", [stated(b"", "UN"), stated("", "US"), stated(b"\x01", "UN"), stated([1, 2], "US")])
+@pytest.mark.parametrize("change", [stated(b"", "UN"), stated(None, "US"), stated(b"\x01", "UN"), stated([1, 2], "US")])
 def test_what_cannot_be_read_states_nothing(tmp_path, change):
     assert reconstruct(bent(series_of(tmp_path, unsigned_pixels(chest_hu())), change)).volume.padding is None
 

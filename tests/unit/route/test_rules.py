@@ -464,7 +464,7 @@ WRONG = {
     ),
     "unchecked values by a word": (
         "rules: [{name: a, model: tissue, when: [], unchecked_hu: yes}]",
-        "rules[0].unchecked_hu: true or false is expected",
+        "rules[0].unchecked_hu: expected true or false, not",
     ),
     "refuse with results": (
         "rules: [{name: a, refuse: b, when: [], destinations: [{to: pacs, notice: true, capture: true}]}]",
