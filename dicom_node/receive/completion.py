@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from dicom_node.settings import CompletionSettings
     from dicom_node.types import SeriesEvidence, Stretch
 
-_SPACING_TOLERANCE = 0.01
-"""Fraction of the spacing, as in ``reconstruct/geometry.py``: a series that has a gap is not complete by evidence."""
+_SPACING_TOLERANCE, _ROUNDED_MM, _MOST_ROUNDED = 0.01, 0.1, 0.3
+"""A gap may differ from the others by 1 % or by what positions rounded to 0.1 mm explain, but by no more than 30 %."""
+_FLOAT_ERROR_MM = 1e-6
 _LEARNED_MARGIN = 1.5
 """A sender that once paused for so long may pause a little longer the next time."""
 _HELD_BACK = 3
@@ -145,6 +146,7 @@ def _irregularity(evidence: SeriesEvidence) -> str | None:
     smallest, largest = min(gaps), max(gaps)
     if smallest <= _SPACING_TOLERANCE * spacing:
         return "several slices at one position"
-    if max(spacing - smallest, largest - spacing) > _SPACING_TOLERANCE * spacing:
+    allowed = min(max(_SPACING_TOLERANCE * spacing, _ROUNDED_MM), _MOST_ROUNDED * spacing) + _FLOAT_ERROR_MM
+    if max(spacing - smallest, largest - spacing) > allowed:
         return f"slice spacing from {smallest:.3f} to {largest:.3f} mm"
     return None

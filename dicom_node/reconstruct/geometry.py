@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
     from dicom_node.reconstruct.planes import Plane
 
-SPACING_TOLERANCE = 0.01
-"""Largest deviation of one gap from the spacing, as a fraction of the spacing."""
-_PLACE_TOLERANCE = 0.1
-"""Largest distance of a plane from its regular place, in spacings or pixels, so that small errors cannot add up."""
+_SAME_PLACE = 0.01
+"""Planes that are closer than this, as a fraction of the usual gap, lie at one position."""
+_SHIFT_TOLERANCE = 0.1
+"""Largest shift of a plane within itself, in pixels, where that is more than the tolerance in mm."""
 _UNIT_TOLERANCE = 1e-3
-_ORIENTATION_TOLERANCE = 1e-4
-"""0.05 mm at the far corner of a 512 mm image."""
+_SAME_ORIENTATION = 1e-4
+"""Cosines as exact as decimal strings hold them: the first stands for all."""
+_ORIENTATION_TOLERANCE = 1e-3
+"""0.06 degrees: planes further apart were never one stack, however small they are."""
 _PIXEL_SPACING_TOLERANCE = 1e-4
 _ROUNDING_MM = 1e-6
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 1e-3, 1e3
@@ -55,11 +57,14 @@ class RegularGrid:
 
 
 def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
-    """Order at least two planes and fit the grid: the step between planes is (last - first) / (count - 1).
+    """Order at least two planes and fit the grid: the line on which their positions lie, and one orientation for all.
+
+    Exporters round positions to 0.1 mm and cosines to three or four decimals. The grid goes through the middle of what
+    is stated, and a plane may be off by what such rounding explains (see :func:`tolerance_mm`).
 
     Raises:
         GeometryRefused: several sizes, pixel spacings or orientations; orientation or spacing without sense; planes at
-            one position; a missing plane or unequal spacing (beyond 1 %); planes shifted irregularly. With numbers.
+            one position; a missing plane or unequal spacing; planes shifted irregularly. With numbers.
     """
     _refuse_several_sizes(planes)
     row_direction, column_direction = _common_directions(planes)
@@ -71,11 +76,13 @@ def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
     positions, along_normal = positions[order], along_normal[order]
     _refuse_irregular_gaps(along_normal)
 
-    step = (positions[-1] - positions[0]) / (len(planes) - 1)
+    start, step = _line_through(positions)
     x_axis, y_axis = row_direction * column_spacing, column_direction * row_spacing
-    _refuse_irregular_shift(positions, step, row_direction, column_direction, min(row_spacing, column_spacing))
+    off_line = positions - (start + np.arange(len(planes))[:, np.newaxis] * step)
+    allowed_mm = max(_SHIFT_TOLERANCE * min(row_spacing, column_spacing), tolerance_mm(float(step @ normal)))
+    _refuse_irregular_shift(off_line, row_direction, column_direction, allowed_mm)
     affine = np.eye(4)
-    affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = x_axis, y_axis, step, positions[0]
+    affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = x_axis, y_axis, step, start
     tilt = _tilt_degrees(affine)
     if tilt > _LARGEST_TILT_DEGREES:
         raise GeometryRefused(f"planes are sheared by {tilt:.1f} degrees, more than any gantry tilts")
@@ -84,6 +91,27 @@ def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
     if not geometry.is_orthogonal:
         shear = (float(step @ row_direction) / column_spacing, float(step @ column_direction) / row_spacing)
     return RegularGrid(tuple(int(index) for index in order), geometry, shear)
+
+
+def tolerance_mm(spacing_mm: float) -> float:
+    """How far a plane may be from its regular place: 0.1 mm or 1 % of the spacing, but at most 15 % of it."""
+    return min(max(0.1, 0.01 * spacing_mm), 0.15 * spacing_mm)
+
+
+def _line_through(positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First position and step of the line through ordered ``positions``.
+
+    It goes from the first to the last where all lie on it. Else the ends are rounded, too: it has the slope of least
+    squares and lies in the middle between the positions that are farthest off.
+    """
+    steps = np.arange(len(positions))
+    start, step = positions[0], (positions[-1] - positions[0]) / (len(positions) - 1)
+    if np.abs(positions - (start + steps[:, np.newaxis] * step)).max() <= _ROUNDING_MM:
+        return start, step
+    centred = steps - steps.mean()
+    step = centred @ positions / (centred @ centred)
+    starts = positions - steps[:, np.newaxis] * step
+    return (starts.max(axis=0) + starts.min(axis=0)) / 2, step
 
 
 def _refuse_several_sizes(planes: tuple[Plane, ...]) -> None:
@@ -96,14 +124,11 @@ def _refuse_several_sizes(planes: tuple[Plane, ...]) -> None:
 def _common_directions(planes: tuple[Plane, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The unit vectors along rows (to the next column) and along columns (to the next row)."""
     stated = np.array([plane.orientation for plane in planes], dtype=np.float64)
-    deviations = np.abs(stated - stated[0]).max(axis=1)
-    if deviations.max() > _ORIENTATION_TOLERANCE:
-        others = int((deviations > _ORIENTATION_TOLERANCE).sum())
-        raise GeometryRefused(
-            f"several orientations: {others} of {len(planes)} planes deviate from the first (cosines by up to "
-            f"{deviations.max():.4f})"
-        )
-    row, column = stated[0, :3], stated[0, 3:]
+    common = stated[0]
+    if np.abs(stated - common).max() > _SAME_ORIENTATION:
+        common = stated.mean(axis=0)
+        _refuse_several_orientations(planes, stated, common)
+    row, column = common[:3], common[3:]
     lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     if any(abs(length - 1) > _UNIT_TOLERANCE for length in lengths):
         raise GeometryRefused(
@@ -113,6 +138,30 @@ def _common_directions(planes: tuple[Plane, ...]) -> tuple[NDArray[np.float64], 
     if abs(float(row @ column)) > ORTHOGONALITY_TOLERANCE:
         raise GeometryRefused(f"rows and columns are not perpendicular (cosine {float(row @ column):.4f})")
     return row, column
+
+
+def _refuse_several_orientations(
+    planes: tuple[Plane, ...], stated: NDArray[np.float64], common: NDArray[np.float64]
+) -> None:
+    """Every plane must lie as ``common`` says, to within the tolerance at its farthest corner."""
+    deviation = stated - common
+    first = planes[0]
+    width_mm, height_mm = first.columns * first.column_spacing_mm, first.rows * first.row_spacing_mm
+    moved_mm = np.linalg.norm(deviation[:, :3] * width_mm + deviation[:, 3:] * height_mm, axis=1)
+    allowed_mm = tolerance_mm(_usual_gap(planes, common))
+    refused = (moved_mm > allowed_mm) | (np.abs(deviation).max(axis=1) > _ORIENTATION_TOLERANCE)
+    if refused.any():
+        others = int((np.abs(stated - stated[0]).max(axis=1) > _SAME_ORIENTATION).sum())
+        raise GeometryRefused(
+            f"several orientations: {others} of {len(planes)} planes deviate from the first (cosines by up to "
+            f"{np.abs(stated - stated[0]).max():.4f}), a corner by up to {moved_mm.max():.3g} mm from their mean"
+        )
+
+
+def _usual_gap(planes: tuple[Plane, ...], orientation: NDArray[np.float64]) -> float:
+    positions = np.array([plane.position_lps_mm for plane in planes], dtype=np.float64)
+    along_normal = positions @ np.cross(orientation[:3], orientation[3:])
+    return float(np.median(np.diff(np.sort(along_normal))))
 
 
 def _common_pixel_spacing(planes: tuple[Plane, ...]) -> tuple[float, float]:
@@ -133,38 +182,39 @@ def _refuse_irregular_gaps(along_normal: NDArray[np.float64]) -> None:
     usual = float(np.median(gaps))
     if usual > _LARGEST_SPACING_MM:
         raise GeometryRefused(f"planes are {usual:g} mm apart")
-    same_place = int((gaps < max(_SMALLEST_SPACING_MM, SPACING_TOLERANCE * usual)).sum())
+    same_place = int((gaps < max(_SMALLEST_SPACING_MM, _SAME_PLACE * usual)).sum())
     if same_place:
         raise GeometryRefused(f"{same_place} of {len(along_normal)} planes lie at the position of another plane")
-    # Against the mean, because positions rounded to 0.01 mm make two kinds of gap of which neither is the spacing.
-    spacing = float(gaps.mean())
-    if np.abs(gaps - spacing).max() > SPACING_TOLERANCE * spacing + _ROUNDING_MM:
+    start, spacing = (float(value[0]) for value in _line_through(along_normal[:, np.newaxis]))
+    off_place = np.abs(along_normal - (start + spacing * np.arange(len(along_normal))))
+    allowed_mm = tolerance_mm(spacing)
+    if off_place.max() <= allowed_mm + _ROUNDING_MM:
+        return
+    uneven = int((np.abs(gaps - usual) > allowed_mm).sum())
+    if uneven:
         worst = int(np.abs(gaps - usual).argmax())
-        uneven = int((np.abs(gaps - usual) > SPACING_TOLERANCE * usual).sum())
         raise GeometryRefused(
             f"gap of {gaps[worst]:.4g} mm after plane {worst + 1} of {len(along_normal)}, expected {usual:.4g} mm: "
-            f"missing plane or unequal spacing ({uneven} of {len(gaps)} gaps differ by more than 1 %)"
+            f"missing plane or unequal spacing ({uneven} of {len(gaps)} gaps differ by more than {allowed_mm:.3g} mm)"
         )
-    regular = np.linspace(along_normal[0], along_normal[-1], len(along_normal))
-    drift = float(np.abs(along_normal - regular).max())
-    if drift > _PLACE_TOLERANCE * spacing + _ROUNDING_MM:
-        raise GeometryRefused(f"spacing drifts: a plane lies {drift:.4g} mm from its regular place ({spacing:.4g} mm)")
+    raise GeometryRefused(
+        f"spacing drifts: a plane lies {off_place.max():.4g} mm from its regular place ({spacing:.4g} mm)"
+    )
 
 
 def _refuse_irregular_shift(
-    positions: NDArray[np.float64],
-    step: NDArray[np.float64],
+    off_line: NDArray[np.float64],
     row_direction: NDArray[np.float64],
     column_direction: NDArray[np.float64],
-    pixel_mm: float,
+    allowed_mm: float,
 ) -> None:
-    deviation = positions - (positions[0] + np.arange(len(positions))[:, np.newaxis] * step)
-    shift = np.abs(deviation @ np.stack([row_direction, column_direction], axis=1)).max(axis=1)
+    """``off_line``: of each plane, the way from its place on the line to its position."""
+    shift = np.abs(off_line @ np.stack([row_direction, column_direction], axis=1)).max(axis=1)
     worst = int(shift.argmax())
-    if shift[worst] > _PLACE_TOLERANCE * pixel_mm + _ROUNDING_MM:
+    if shift[worst] > allowed_mm + _ROUNDING_MM:
         raise GeometryRefused(
-            f"plane {worst + 1} of {len(positions)} is shifted by {shift[worst]:.4g} mm within its plane against a "
-            f"regular grid (pixel {pixel_mm:.4g} mm)"
+            f"plane {worst + 1} of {len(off_line)} is shifted by {shift[worst]:.4g} mm within its plane against a "
+            f"regular grid, {allowed_mm:.3g} mm are allowed"
         )
 
 

@@ -44,6 +44,8 @@ WAITS = {
     "regular and released": (REGULAR, 5),
     "regular in any order, from above": (evidence([100.0, 97.5, 102.5, 95.0]), 5),
     "rounding of 1 %": (evidence([0, 0.62, 1.25, 1.87, 2.5]), 5),
+    "rounded to 0.1 mm": (evidence([0, 0.6, 1.2, 1.9, 2.5, 3.1]), 5),
+    "one slice missing, rounded to 0.1 mm": (evidence([0, 0.6, 1.9, 2.5, 3.1]), 60),
     "association still open": (replace(REGULAR, open_associations=1), 60),
     "association broken off after a regular part": (replace(REGULAR, aborted_associations=1), 60),
     "an instance refused after a regular part": (replace(REGULAR, refused_instances=1), 60),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,8 +121,8 @@ def remove(keyword):
 
 REFUSED = {
     "duplicate position": (move(0, 0, -2.5), (2,), "1 of 6 planes lie at the position of another"),
-    "unequal spacing": (move(0, 0, 0.05), (2,), "unequal spacing (2 of 5 gaps"),
-    "one plane shifted sideways": (move(0.2, 0, 0), (3,), "plane 4 of 6 is shifted by 0.2 mm"),
+    "unequal spacing": (move(0, 0, 0.2), (2,), "unequal spacing (2 of 5 gaps"),
+    "one plane shifted sideways": (move(0.2, 0, 0), (3,), "plane 4 of 6 is shifted by 0.1"),
     "other size": (assign(Rows=6), (1,), "2 image sizes (columns x rows): 7 x 5, 7 x 6"),
     "other pixel spacing": (assign(PixelSpacing=[0.75, 0.6]), (1,), "2 pixel spacings in one series, from 0.5 to 0.75"),
     "other orientation": (assign(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), (1,), "several orientations: 1 of 6"),
@@ -163,12 +164,56 @@ def test_small_errors_of_one_sign_must_not_add_up(tmp_path):
         reconstruct(series)
 
 
-def test_rounded_positions_are_regular(tmp_path):
-    # 0.625 mm written with two decimals: gaps of 0.62 and 0.63 mm
-    series = write(tmp_path, Stack(noise((20, 2, 2))))
+@pytest.mark.parametrize("decimals", [1, 2, 3])
+@pytest.mark.parametrize("spacing_mm", [0.4, 0.625, 0.7, 1.25, 3.0])
+@pytest.mark.parametrize("way", [(0.0, 0.0, 1.0), (0.0, -0.25, 1.0)], ids=["upright", "tilted"])
+def test_rounded_positions_are_regular(tmp_path, decimals, spacing_mm, way):
+    """As exporters write them: 0.625 mm becomes gaps of 0.6 and 0.7 mm."""
+    series = write(tmp_path, Stack(noise((41, 12, 12))))
     for k, instance in enumerate(series.instances):
-        instance.header.ImagePositionPatient = [0, 0, round(k * 0.625, 2)]
-    assert reconstruct(series).volume.geometry.spacing_xyz_mm[2] == pytest.approx(0.625, abs=1e-3)
+        place = np.array([-100.03, 20.04, 30.05]) + k * spacing_mm * np.array(way)
+        instance.header.ImagePositionPatient = [round(float(value), decimals) for value in place]
+    geometry = reconstruct(series).source.geometry
+    step, start = geometry.affine_lps[:3, 2], geometry.affine_lps[:3, 3]
+    np.testing.assert_allclose(step, spacing_mm * np.array(way), atol=0.005)
+    np.testing.assert_allclose(start, [-100.03, 20.04, 30.05], atol=0.06)
+
+
+@pytest.mark.parametrize("missing", [1, 7, 20, 38, 39])
+@pytest.mark.parametrize("spacing_mm", [0.3, 0.4, 0.625, 5.0])
+def test_a_missing_plane_is_seen_among_rounded_positions(tmp_path, missing, spacing_mm):
+    series = write(tmp_path, Stack(noise((41, 4, 4))))
+    for k, instance in enumerate(series.instances):
+        instance.header.ImagePositionPatient = [0, 0, round(k * spacing_mm, 1)]
+    rest = tuple(instance for k, instance in enumerate(series.instances) if k != missing)
+    with pytest.raises(GeometryRefused, match=r"missing plane or unequal spacing|position of another plane"):
+        reconstruct(replace(series, instances=rest))
+
+
+def rotated(angle, k):
+    turned = angle * (k % 2)
+    return [math.cos(turned), math.sin(turned), 0, -math.sin(turned), math.cos(turned), 0]
+
+
+@pytest.mark.parametrize(
+    ("angle", "size", "is_refused"),
+    [(1e-4, 512, False), (3e-4, 400, False), (6e-4, 512, True), (1e-3, 8, False), (3e-3, 8, True)],
+)
+def test_cosines_may_vary_by_what_moves_no_corner_by_a_tenth_of_a_millimetre(tmp_path, angle, size, is_refused):
+    series = write(tmp_path, Stack(noise((9, 4, 4)), row_spacing_mm=size / 4, column_spacing_mm=size / 4))
+    for k, instance in enumerate(series.instances):
+        instance.header.ImageOrientationPatient = rotated(angle, k)
+    if is_refused:
+        with pytest.raises(GeometryRefused, match="several orientations: 4 of 9"):
+            reconstruct(series)
+        return
+    x_axis = reconstruct(series).source.geometry.affine_lps[:3, 0]
+    assert x_axis[1] / x_axis[0] == pytest.approx(angle * 4 / 9 if angle > 1e-4 else 0, abs=1e-6)
+
+
+def test_one_plane_that_lies_otherwise_is_not_averaged_away(series):
+    with pytest.raises(GeometryRefused, match="several orientations: 1 of 6"):
+        reconstruct(bent(series, assign(ImageOrientationPatient=rotated(0.002, 1)), 3))
 
 
 def test_tags_that_lie_in_some_vendors_images_are_not_looked_at(series):
