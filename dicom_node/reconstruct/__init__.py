@@ -2,9 +2,10 @@
 
 What a refusal means and in which order the checks stand:
 
-1. ``select``: is it CT, greyscale, referable, of one patient, study and Frame of Reference?
+1. Localizers are set aside. ``select``: is the rest CT, greyscale, referable, of one patient, study and Frame of
+   Reference?
 2. ``planes``: does every frame say where it lies and how its values become HU?
-3. limits, then ``geometry``: do the planes form one regular grid?
+3. limits, then ``geometry``: do the planes form one regular grid? ``acquisitions``: are they of one acquisition?
 4. ``pixels``: is the pixel data of every instance whole and of the stated size? Only now something is allocated.
 5. ``volume``: decode and rescale; what is padding is known from here on. ``scale``: can these be Hounsfield units?
 6. ``tilt``: shear the planes of a tilted gantry upright.
@@ -16,7 +17,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.errors import NotEligible, PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, StoreUnavailable
+from dicom_node.reconstruct.acquisitions import notes_on_acquisitions
 from dicom_node.reconstruct.attributes import text, texts
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
 from dicom_node.reconstruct.pixels import find_pixel_data
@@ -25,11 +27,13 @@ from dicom_node.reconstruct.scale import implausible_scale
 from dicom_node.reconstruct.select import (
     is_multi_frame,
     refuse_ineligible,
+    refuse_several_frames_of_reference,
     refuse_several_patients,
     refuse_without_frame_of_reference,
 )
 from dicom_node.reconstruct.tilt import back_on_source, upright
 from dicom_node.reconstruct.volume import hounsfield_voxels
+from dicom_node.standard.localizers import without_localizers
 from dicom_node.types import Reconstruction
 from inference.padding import find_padding
 from inference.types import Volume
@@ -70,12 +74,15 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
             values that can't be Hounsfield units.
         StoreUnavailable: a file is missing or the disk fails.
     """
+    whole, (series, set_aside) = series, _set_aside(series)
     refuse_ineligible(series)
-    refuse_several_patients(series)
+    refuse_several_patients(whole)
+    refuse_several_frames_of_reference(series)
     planes = planes_of(series)
     _refuse_unbounded(planes, limits or ReconstructionLimits())
-    grid = regular_grid(planes)
+    grid = _grid(series, planes)
     refuse_without_frame_of_reference(series)
+    acquisitions = notes_on_acquisitions(series, planes, grid.order)
     frames_of_instance = [0] * len(series.instances)
     for plane in planes:
         frames_of_instance[plane.instance] += 1
@@ -100,7 +107,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
             for instance in dict.fromkeys(planes[index].instance for index in grid.order)
         ),
         shear_xy_pixels_per_plane=grid.shear_xy_pixels_per_plane,
-        notes=tuple(notes),
+        notes=(*set_aside, *notes, *acquisitions),
     )
 
 
@@ -118,6 +125,23 @@ def labels_on_source(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint
     return back_on_source(
         labels_zyx, reconstruction.source.geometry.shape_zyx, reconstruction.shear_xy_pixels_per_plane
     )
+
+
+def _grid(series: Series, planes: tuple[Plane, ...]) -> RegularGrid:
+    try:
+        return regular_grid(planes)
+    except GeometryRefused as error:
+        objects = len(series.instances)
+        if objects > 1 and is_multi_frame(series.instances[0].header):
+            raise GeometryRefused(f"{objects} multi-frame objects are not one volume: {error}") from error
+        raise
+
+
+def _set_aside(series: Series) -> tuple[Series, tuple[str, ...]]:
+    """The images that may form a volume, and a note on the others."""
+    images = without_localizers(series)
+    count = len(series.instances) - len(images.instances)
+    return images, (f"localizers in the series: {count}, set aside",) if count else ()
 
 
 def _refuse_unbounded(planes: tuple[Plane, ...], limits: ReconstructionLimits) -> None:
@@ -154,8 +178,9 @@ def _notes(series: Series, grid: RegularGrid) -> tuple[str, ...]:
         notes.append(f"gantry tilt of {grid.tilt_degrees:.1f} degrees, corrected by shearing before segmentation")
     if any(text(header, "LossyImageCompression") == "01" for header in headers):
         notes.append("the source images have undergone lossy compression")
-    if any(texts(header, "ImageType")[:1] == ("DERIVED",) for header in headers):
-        notes.append("the source images are derived (Image Type DERIVED)")
+    derived = {image_type for header in headers if (image_type := texts(header, "ImageType"))[:1] == ("DERIVED",)}
+    if derived:
+        notes.append(f"the source images are derived (Image Type {', '.join(sorted(map(' '.join, derived)))})")
     if any(not is_multi_frame(header) and not text(header, "Modality") for header in headers):
         notes.append("Modality is missing; treated as CT because of the SOP Class")
     return tuple(notes)

@@ -10,10 +10,15 @@ from pydicom.uid import UID
 from dicom_node.errors import EncodingError, NotEligible
 from dicom_node.reconstruct.attributes import items, text, texts
 from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity, states
-from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES, is_valid_uid
+from dicom_node.standard.uids import (
+    CT_FOR_PROCESSING_SOP_CLASSES,
+    CT_SOP_CLASSES,
+    MULTI_FRAME_CT_SOP_CLASSES,
+    is_well_formed_uid,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pydicom import Dataset
 
@@ -28,8 +33,8 @@ def refuse_ineligible(series: Series) -> None:
     A missing Modality is forgiven because the SOP class says CT.
 
     Raises:
-        NotEligible: another SOP class or modality, localizer, colour, several multi-frame objects, a type 1 UID that
-            is empty or invalid.
+        NotEligible: another SOP class or modality, localizer, colour, multi-frame objects among classic images, a type
+            1 UID that is empty or no UID.
     """
     if not series.instances:
         raise NotEligible("the series has no instances")
@@ -42,8 +47,8 @@ def refuse_ineligible(series: Series) -> None:
     for header in headers:
         _refuse_unsuitable_image(header)
     multi_frame = sum(is_multi_frame(header) for header in headers)
-    if multi_frame and len(headers) > 1:
-        raise NotEligible(f"{multi_frame} multi-frame objects among {len(headers)} instances, expected one alone")
+    if 0 < multi_frame < len(headers):
+        raise NotEligible(f"{multi_frame} multi-frame objects among {len(headers)} instances, expected all or none")
 
 
 def refuse_without_frame_of_reference(series: Series) -> None:
@@ -64,24 +69,42 @@ def is_multi_frame(header: Dataset) -> bool:
 
 
 def refuse_several_patients(series: Series) -> None:
-    """Every instance must state the same patient, study, series and Frame of Reference.
+    """Every instance, a localizer too, must state the same patient, study and series.
 
     Raises:
         IdentityConflict: something differs.
         NotEligible: something cannot be read, so that nobody can tell.
     """
+    _refuse_mixed([instance.header for instance in series.instances], PATIENT_STUDY_SERIES)
+
+
+def refuse_several_frames_of_reference(series: Series) -> None:
+    """Every image must state the same Frame of Reference; a missing one is refused by its own name later.
+
+    Raises:
+        IdentityConflict: it differs.
+        NotEligible: it cannot be read.
+    """
     headers = [instance.header for instance in series.instances]
     try:
-        refuse_mixed_identity(headers, PATIENT_STUDY_SERIES)
-        # a missing one is refused by its own name, refuse_without_frame_of_reference
         stated = [header for header in headers if states(header, FRAME_OF_REFERENCE)]
-        refuse_mixed_identity(stated, (FRAME_OF_REFERENCE,))
+    except EncodingError as error:
+        raise NotEligible(str(error)) from error
+    _refuse_mixed(stated, (FRAME_OF_REFERENCE,))
+
+
+def _refuse_mixed(headers: Sequence[Dataset], keywords: Sequence[str]) -> None:
+    try:
+        refuse_mixed_identity(headers, keywords)
     except EncodingError as error:
         raise NotEligible(str(error)) from error
 
 
 def _refuse_other_kinds(header: Dataset) -> None:
     sop_class = text(header, "SOPClassUID")
+    for_processing = CT_FOR_PROCESSING_SOP_CLASSES.get(sop_class)
+    if for_processing is not None:
+        raise NotEligible(f"SOP class is {for_processing}: not images to be read, which a model is made for")
     if sop_class not in CT_SOP_CLASSES:
         raise NotEligible(f"SOP class is {_sop_class_name(sop_class)}, expected a CT image")
     modality = text(header, "Modality")
@@ -92,12 +115,12 @@ def _refuse_other_kinds(header: Dataset) -> None:
 def _sop_class_name(sop_class: str) -> str:
     if not sop_class:
         return "missing"
-    return str(UID(sop_class).name) if is_valid_uid(sop_class) else "not a UID"
+    return str(UID(sop_class).name) if is_well_formed_uid(sop_class) else "not a UID"
 
 
 def _refuse_unusable_uid(header: Dataset, keyword: str) -> None:
     value = text(header, keyword)
-    if not is_valid_uid(value):
+    if not is_well_formed_uid(value):
         state = "is no valid UID" if value else "is missing"
         raise NotEligible(f"{dictionary_description(keyword)} {state}: a result could not refer to this series")
 

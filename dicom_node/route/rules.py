@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from dicom_node.standard.localizers import without_localizers
 from dicom_node.types import Decision
 
 if TYPE_CHECKING:
@@ -57,8 +58,11 @@ class ExplainedCondition:
 def decide(series: Series, rules: Rules) -> tuple[Decision, ...]:
     """One decision per model for the series, or a single decision without a model that says why there is none.
 
+    Localizers in a series of other images are not looked at, because they are set aside later, too.
+
     Never raises, whatever the headers contain: an attribute that can't be read counts as missing and never matches.
     """
+    series = without_localizers(series)
     outcomes: dict[str, tuple[ConditionOutcome, ...]] = {}
     chosen: dict[str, Rule] = {}
     refusing: Rule | None = None

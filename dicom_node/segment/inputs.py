@@ -19,7 +19,7 @@ from dicom_node.segment.nifti import read_volume
 from dicom_node.standard.files import COPY, NO_DICOM, PassedOver, read_file, read_headers, read_repeated
 from dicom_node.standard.opening import EMPTY
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
-from dicom_node.standard.uids import is_valid_uid
+from dicom_node.standard.uids import is_well_formed_uid
 from dicom_node.types import Series
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class DicomSeries:
     def name(self) -> str:
         """The UID, or a digest of what stands in its place."""
         uid = self.series_instance_uid
-        return uid if is_valid_uid(uid) else f"series-{hashlib.sha256(uid.encode()).hexdigest()[:16]}"
+        return uid if is_well_formed_uid(uid) else f"series-{hashlib.sha256(uid.encode()).hexdigest()[:16]}"
 
     @property
     def facts(self) -> dict[str, object]:

@@ -14,6 +14,12 @@ STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 
 MULTI_FRAME_CT_SOP_CLASSES = frozenset({str(EnhancedCTImageStorage), str(LegacyConvertedEnhancedCTImageStorage)})
 CT_SOP_CLASSES = MULTI_FRAME_CT_SOP_CLASSES | {str(CTImageStorage)}
+CT_FOR_PROCESSING_SOP_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2.3": "CT Image Storage - For Processing",
+    "1.2.840.10008.5.1.4.1.1.2.4": "Enhanced CT Image Storage - For Processing",
+    "1.2.840.10008.5.1.4.1.1.2.5": "Legacy Converted Enhanced CT Image Storage - For Processing",
+}
+"""Supplement 252: input of further processing in the scanner's own terms, not images to be read. With their names."""
 
 _LONGEST = 64
 _VALID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")

@@ -39,13 +39,14 @@ from dicom_node.errors import EncodingError
 from dicom_node.reconstruct import reconstruct
 from dicom_node.segment import outputs
 from dicom_node.segment.context import _COMPLETION_REASON, _DEVICE_UID
-from dicom_node.standard.files import read_series_folder
+from dicom_node.standard.files import read_headers, read_series_folder
+from dicom_node.standard.uids import is_valid_uid
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, ResultContext
 from inference.measure import measure
 from inference.models.package import Crop
 from inference.phantom import phantom
 from inference.tissue import TissueSegmenter
-from tests.support.ct_series import Stack, noise
+from tests.support.ct_series import Stack, enhanced, noise
 from tests.support.ct_series import write as write_ct
 from tests.support.nnunet_models import random_package, write_model, write_package
 
@@ -529,6 +530,82 @@ def test_a_corrected_series_is_segmented_anew_though_its_files_are_as_long_as_be
     assert not answered["skipped"]
     if correction is corrected_patient_id:
         assert dcmread(tmp_path / "out" / "report.dcm").PatientID.endswith("9")
+
+
+# ---- series that hold more than one stack of images
+
+
+def test_every_frame_refers_to_the_multi_frame_object_that_it_came_from(series, tmp_path):
+    (tmp_path / "parts").mkdir()
+    (whole,) = read_series_folder(series)
+    count = len(whole.instances)
+    ordered = replace(whole, instances=read_headers(ascending(series)))
+    parts = enhanced(ordered, tmp_path / "parts", [range(count // 2, count), range(count // 2)])
+    answered = call(tmp_path / "parts", "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 0, answered.output
+    places = {
+        (str(part.header.SOPInstanceUID), number): list(frame.PlanePositionSequence[0].ImagePositionPatient)
+        for part in parts.instances
+        for number, frame in enumerate(part.header.PerFrameFunctionalGroupsSequence, start=1)
+    }
+    segmentation = dcmread(tmp_path / "out" / "segmentation.dcm")
+    seen = set()
+    for frame in segmentation.PerFrameFunctionalGroupsSequence:
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        reference = (str(source.ReferencedSOPInstanceUID), int(source.ReferencedFrameNumber))
+        assert list(frame.PlanePositionSequence[0].ImagePositionPatient) == pytest.approx(places[reference], abs=1e-6)
+        seen.add(reference)
+    assert seen == places.keys()
+    (referenced,) = segmentation.ReferencedSeriesSequence
+    assert {item.ReferencedSOPInstanceUID for item in referenced.ReferencedInstanceSequence} == {
+        uid for uid, _ in places
+    }
+    assert measured_volumes(tmp_path / "out") == pytest.approx(measured_volumes_of(series, tmp_path))
+
+
+def measured_volumes(folder):
+    structures = json.loads((folder / "measurements.json").read_text())["structures"]
+    return {structure["name"]: structure["volume_ml"] for structure in structures}
+
+
+def measured_volumes_of(series, tmp_path):
+    call(series, "--model", "tissue", "--out", tmp_path / "classic", "--no-dicom")
+    return measured_volumes(tmp_path / "classic")
+
+
+def leading_zeros(files):
+    for number, path in enumerate(files):
+        rewritten(path, lambda changed, uid=f"1.2.826.00.{number:05}.1": setattr(changed, "SOPInstanceUID", uid))
+
+
+def rounded_positions(files):
+    for number, path in enumerate(files):
+        changed = dcmread(path)
+        changed.ImagePositionPatient[2] = round(-100 + 0.625 * number, 1)
+        changed.save_as(path)
+
+
+def with_scout(files):
+    scout = dcmread(files[0])
+    scout.ImageType, scout.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [0, 1, 0, 0, 0, -1]
+    scout.SOPInstanceUID = scout.file_meta.MediaStorageSOPInstanceUID = "1.2.3.4"
+    scout.save_as(files[0].parent / "scout.dcm")
+
+
+@pytest.mark.parametrize("change", [leading_zeros, rounded_positions, with_scout])
+def test_usable_series_are_used_and_quoted_as_they_came(ct, tmp_path, change):
+    files = ascending(ct)
+    change(files)
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 0, answered.output
+    images = {str(dcmread(path).SOPInstanceUID) for path in files}
+    segmentation = dcmread(tmp_path / "out" / "segmentation.dcm")
+    (referenced,) = segmentation.ReferencedSeriesSequence
+    assert {str(item.ReferencedSOPInstanceUID) for item in referenced.ReferencedInstanceSequence} == images
+    assert is_valid_uid(segmentation.SOPInstanceUID)
+    assert summary_of(tmp_path / "out")["notes"] == (
+        ["localizers in the series: 1, set aside"] if change is with_scout else []
+    )
 
 
 # ---- several

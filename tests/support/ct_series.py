@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from highdicom.legacy import LegacyConvertedEnhancedCTImage
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -15,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -68,6 +69,25 @@ def write(folder: Path, stack: Stack) -> Series:
         ds.save_as(path, enforce_file_format=True)
         instances.append(SourceInstance(path, dcmread(path, stop_before_pixels=True)))
     return Series(str(series), str(study), tuple(instances))
+
+
+def enhanced(series: Series, folder: Path, parts: Iterable[Iterable[int]]) -> Series:
+    """Legacy Converted Enhanced CT objects in a series of their own, one of the planes that each of ``parts`` names."""
+    uid, instances = generate_uid(), []
+    for number, part in enumerate(parts):
+        planes = [dcmread(series.instances[k].path) for k in part]
+        for plane in planes:
+            plane.Laterality = ""
+        path = folder / f"{number}.dcm"
+        LegacyConvertedEnhancedCTImage(
+            planes,
+            series_instance_uid=uid,
+            series_number=7,
+            sop_instance_uid=generate_uid(),
+            instance_number=number + 1,
+        ).save_as(path, enforce_file_format=True)
+        instances.append(SourceInstance(path, dcmread(path, stop_before_pixels=True)))
+    return replace(series, series_instance_uid=str(uid), instances=tuple(instances))
 
 
 def bent(series: Series, change: Callable[[Dataset], None], *indices: int) -> Series:

@@ -149,6 +149,8 @@ def _finish_geometry(
             for item in group.DerivationImageSequence[0].SourceImageSequence
         }
         for item in references.values():
-            item.ReferencedFrameNumber = planes[int(item.ReferencedFrameNumber) - 1].frame_number
+            plane = planes[int(item.ReferencedFrameNumber) - 1]
+            item.ReferencedFrameNumber = plane.frame_number
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = plane.sop_class_uid, plane.sop_instance_uid
     for item in [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]:
         item.DimensionOrganizationUID = organization

@@ -20,7 +20,7 @@ from dicom_node.encode.source.values import (
 )
 from dicom_node.errors import EncodingError
 from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity
-from dicom_node.standard.uids import is_valid_uid
+from dicom_node.standard.uids import is_well_formed_uid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ class PreparedSource:
 
     @property
     def is_multi_frame(self) -> bool:
-        """Whether all planes are frames of one instance."""
+        """Whether the planes are frames of multi-frame instances."""
         return self.planes[0].frame_number is not None
 
     @property
@@ -160,7 +160,7 @@ def name_series(headers: Sequence[Dataset]) -> NamedSeries:
     instances = dict.fromkeys(
         (valid_text(header, "SOPClassUID"), valid_text(header, "SOPInstanceUID")) for header in headers
     )
-    sound = tuple((sop_class, uid) for sop_class, uid in instances if sop_class and uid and is_valid_uid(uid))
+    sound = tuple((sop_class, uid) for sop_class, uid in instances if sop_class and uid and is_well_formed_uid(uid))
     if not sound:
         raise EncodingError(f"none of {len(headers)} instances has a valid SOP Class and Instance UID")
     first = headers[0]

@@ -14,7 +14,7 @@ from pydicom.tag import Tag
 from pydicom.valuerep import VR, validate_value
 
 from dicom_node.errors import EncodingError
-from dicom_node.standard.uids import is_valid_uid
+from dicom_node.standard.uids import is_well_formed_uid
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -39,7 +39,8 @@ def valid_texts(header: Dataset, keyword: str) -> tuple[str, ...]:
         value = header.get(keyword)
         texts = tuple(str(part).strip(" \0") for part in (value if isinstance(value, MultiValue) else (value or "",)))
         for text in texts:
-            validate_value(vr, text, config.RAISE)
+            if vr != VR.UI or not is_well_formed_uid(text):  # leading zeros are quoted as they came
+                validate_value(vr, text, config.RAISE)
             if vr == VR.DA:
                 date.fromisoformat(text)  # a calendar day, and not a range as in a query
     except Exception:  # noqa: BLE001 - whatever the fault, the value is not valid
@@ -75,7 +76,7 @@ def valid_uid(header: Dataset, keyword: str) -> str:
         EncodingError: it is missing or not valid.
     """
     value = valid_text(header, keyword)
-    if value is None or not is_valid_uid(value):
+    if value is None or not is_well_formed_uid(value):
         raise EncodingError(f"{dictionary_description(keyword)} is missing or not a valid UID")
     return value
 

@@ -173,7 +173,7 @@ SOUND: Mapping[str, Mapping[str | int, Change]] = {
 }
 REFUSED: Mapping[str, tuple[Mapping[str | int, Change], str]] = {
     "no study": ({"StudyInstanceUID": None}, "Study Instance UID"),
-    "study without sense": ({"StudyInstanceUID": b"1.2.03"}, "Study Instance UID"),
+    "study without sense": ({"StudyInstanceUID": b"1.2..3"}, "Study Instance UID"),
     "study of 65 characters": ({"StudyInstanceUID": LONG + b"1"}, "Study Instance UID"),
     "two studies": ({"StudyInstanceUID": b"1.2\\1.3"}, "Study Instance UID"),
     "no series": ({"SeriesInstanceUID": b""}, "Series Instance UID"),

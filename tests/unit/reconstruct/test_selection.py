@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
@@ -39,11 +40,14 @@ NOT_ELIGIBLE = {
     "iodine image": (assign(RescaleType="MGML"), "not Hounsfield units"),
     "several frames": (assign(NumberOfFrames=2), "classic CT image that states several frames"),
     "two frames, filled up": (assign(NumberOfFrames="02"), "classic CT image that states several frames"),
-    "several multi-frame objects": (assign(SOPClassUID=EnhancedCTImageStorage), "multi-frame objects among 4"),
     "no SOP Instance UID": (assign(SOPInstanceUID=""), "SOP Instance UID is missing"),
     "no Study Instance UID": (assign(StudyInstanceUID=None), "Study Instance UID is missing"),
     "UUID as Series Instance UID": (assign(SeriesInstanceUID="1355759b-7653-424e"), "is no valid UID"),
-    "leading zero": (assign(StudyInstanceUID="1.2.03"), "is no valid UID"),
+    "for processing": (assign(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.3"), "CT Image Storage - For Processing"),
+    "legacy for processing": (
+        assign(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.5"),
+        "Enhanced CT Image Storage - For Proc",
+    ),
     "65 characters": (assign(StudyInstanceUID="1." + "2" * 63), "is no valid UID"),
     "no Frame of Reference": (assign(FrameOfReferenceUID=""), "Frame of Reference UID is missing"),
 }
@@ -58,12 +62,15 @@ def test_not_ours(series, change, said):
 
 
 @pytest.mark.parametrize(
-    "change",
-    [assign(SOPClassUID=MRImageStorage), assign(ImageType=["DERIVED", "SECONDARY", "LOCALIZER"])],
-    ids=["MR", "localizer"],
+    ("change", "said"),
+    [
+        (assign(SOPClassUID=MRImageStorage), "expected a CT image"),
+        (assign(SOPClassUID=EnhancedCTImageStorage), "1 multi-frame objects among 4"),
+    ],
+    ids=["MR", "multi-frame"],
 )
-def test_one_instance_that_is_not_ours_refuses_the_series(series, change):
-    with pytest.raises(NotEligible):
+def test_one_instance_that_is_not_ours_refuses_the_series(series, change, said):
+    with pytest.raises(NotEligible, match=said):
         reconstruct(bent(series, change, 2))
 
 
@@ -74,6 +81,35 @@ def test_one_frame_may_be_spelled_in_any_way(series, spelling):
         header["NumberOfFrames"] = RawDataElement(Tag("NumberOfFrames"), "IS", len(value), value, 0, False, True)
 
     assert len(reconstruct(bent(series, change)).frames) == len(series.instances)
+
+
+def with_localizer(series, **values):
+    """``series`` with a scout of its own matrix, orientation and pixel spacing among the images."""
+    scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    other = {"Rows": 4, "Columns": 4, "PixelSpacing": [2, 2], "SOPInstanceUID": "1.2.3.4", **scout, **values}
+    localizer = bent(series, assign(**other), 1).instances[1]
+    return replace(series, instances=(*series.instances[:2], localizer, *series.instances[2:]))
+
+
+@pytest.mark.parametrize("values", [{}, {"FrameOfReferenceUID": "1.2.3.99"}, {"Rows": 5, "Columns": 7}])
+def test_a_localizer_among_the_images_is_set_aside_with_a_note(series, values):
+    alone, read = reconstruct(series), reconstruct(with_localizer(series, **values))
+    assert np.array_equal(read.volume.voxels_zyx, alone.volume.voxels_zyx)
+    assert read.frames == alone.frames
+    assert len(read.headers) == 4
+    assert read.notes == ("localizers in the series: 1, set aside",)
+
+
+def test_a_localizer_of_another_patient_is_a_conflict_all_the_same(series):
+    with pytest.raises(IdentityConflict, match="Patient ID differs"):
+        reconstruct(with_localizer(series, PatientID="T2"))
+
+
+def test_leading_zeros_of_a_uid_are_quoted_as_they_came(series):
+    named = series
+    for k in range(4):
+        named = bent(named, assign(SOPInstanceUID=f"1.2.{k:05}.7", SeriesInstanceUID="1.2.03"), k)
+    assert [frame.sop_instance_uid for frame in reconstruct(named).frames] == [f"1.2.{k:05}.7" for k in range(4)]
 
 
 def test_an_empty_series_is_refused(series):
@@ -158,6 +194,6 @@ def test_what_was_accepted_and_should_be_known_is_noted(series):
     change = assign(LossyImageCompression="01", ImageType=["DERIVED", "SECONDARY"], Modality="")
     assert reconstruct(bent(series, change)).notes == (
         "the source images have undergone lossy compression",
-        "the source images are derived (Image Type DERIVED)",
+        "the source images are derived (Image Type DERIVED SECONDARY)",
         "Modality is missing; treated as CT because of the SOP Class",
     )

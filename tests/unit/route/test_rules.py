@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -559,12 +560,57 @@ def test_the_shipped_rules_load_and_do_what_they_say():
     assert [d.model for d in decide(series(), rules)] == ["tissue"]
     phantom = series(count=30, ConvolutionKernel="SYNTHETIC")
     assert [d.model for d in decide(phantom, rules)] == ["phantom_demo_104", "tissue"]
-    perfusion = decide(series(ImageType=["DERIVED", "PRIMARY", "PERFUSION", "RCBF"]), rules)
-    assert [d.rule for d in perfusion] == ["perfusion-maps"]
-    reformatted = decide(series(ImageType=["DERIVED", "SECONDARY", "MPR"]), rules)
-    assert [d.rule for d in reformatted] == ["reformatted"]
     assert [d.model for d in decide(series(ImageType=["DERIVED", "SECONDARY"]), rules)] == ["tissue"]
     assert decide(series(Modality="MR"), rules)[0].model is None
+
+
+@pytest.mark.parametrize(
+    ("image_type", "refusing"),
+    [
+        (["DERIVED", "PRIMARY", "PERFUSION", "RCBF"], "perfusion-maps"),
+        (["DERIVED", "PRIMARY", "AXIAL", "CBV"], "perfusion-maps"),
+        (["DERIVED", "PRIMARY", "AXIAL", "TTP"], "perfusion-maps"),
+        (["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "MAT_REMOVED"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "VMI"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "CT_SOM5 MONO 70"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "ELECTRON_DENSITY"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "EFF_ATOMIC_NUM"], "multi-energy"),
+        (["DERIVED", "PRIMARY", "AXIAL", "IODINE"], "multi-energy"),
+        (["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 MIP"], "projections"),
+        (["DERIVED", "SECONDARY", "MINIP"], "projections"),
+        (["DERIVED", "SECONDARY", "AXIAL", "AVERAGE"], "projections"),
+        (["DERIVED", "PRIMARY", "VOLUME", "SUBTRACTION"], "projections"),
+        (["DERIVED", "PRIMARY", "VOLUME", "MAXIMUM"], "projections"),
+        (["DERIVED", "SECONDARY", "MPR"], "reformatted"),
+        (["DERIVED", "SECONDARY", "AXIAL", "CSA MPR"], "reformatted"),
+        (["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"], None),
+        (["ORIGINAL", "PRIMARY", "AXIAL", "MEAN"], None),
+        (["DERIVED", "PRIMARY", "AXIAL", "MONITORED"], None),
+        (["DERIVED", "PRIMARY", "AXIAL", "CT_SOM7 TEMPORAL"], None),
+    ],
+    ids=lambda value: "/".join(value) if isinstance(value, list) else None,
+)
+def test_images_that_a_scanner_derived_are_refused_by_the_shipped_rules(image_type, refusing):
+    (decision,) = decide(series(ImageType=image_type), load_rules(ROOT / "config" / "rules.yaml", SETTINGS))
+    assert decision.rule == (refusing or "tissue-of-axial-ct")
+    assert (decision.refusal is None) == (refusing is None)
+
+
+@pytest.mark.parametrize(("image_type", "is_refused"), [("DERIVED", True), ("ORIGINAL", False)])
+def test_a_vendor_s_own_word_for_a_map_is_known_by_the_acquisition(image_type, is_refused):
+    map_of_vendor = series(ImageType=[image_type, "PRIMARY", "AXIAL", "RHO_Z"], MultienergyCTAcquisition="YES")
+    (decision,) = decide(map_of_vendor, load_rules(ROOT / "config" / "rules.yaml", SETTINGS))
+    assert (decision.rule == "multi-energy-by-vendor") == is_refused
+
+
+def test_a_localizer_among_the_images_hides_no_fact():
+    scouted = series(count=20)
+    scout = deepcopy(scouted.instances[0].header)
+    scout.ImageType, scout.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [0, 1, 0, 0, 0, -1]
+    scouted = replace(scouted, instances=(*scouted.instances, replace(scouted.instances[0], header=scout)))
+    (decision,) = decide(scouted, load_rules(ROOT / "config" / "rules.yaml", SETTINGS))
+    assert decision.model == "tissue"
 
 
 def test_every_key_and_fact_is_explained_in_the_shipped_file():
