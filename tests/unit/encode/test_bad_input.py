@@ -459,7 +459,7 @@ def test_labels_of_another_grid_are_refused() -> None:
 def test_a_structure_that_the_catalogue_does_not_know_is_refused_by_name(names) -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, names, asymmetric_labels(source.source.geometry.shape_zyx, [1]))
-    with pytest.raises(EncodingError, match="no structure is called 'phlogiston'"):
+    with pytest.raises(EncodingError, match="has no structure named 'phlogiston'"):
         encode(source, labels, measure(source.source, labels), CONTEXT)
 
 
