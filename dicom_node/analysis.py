@@ -138,8 +138,8 @@ def reconstructed(images: Series | Volume) -> Ct:
     if isinstance(images, Series):
         reconstruction = reconstruct(images)
         return Ct(reconstruction.volume, reconstruction.source, reconstruction)
-    if images.padding is None:
-        images = replace(images, padding=find_padding(images.voxels_zyx))
+    if images.padding is None and (padding := find_padding(images.voxels_zyx)) is not None:
+        images = replace(images, padding=padding)
     return Ct(images, images)
 
 

@@ -138,7 +138,7 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
     assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.DELIVERED, 1))
     for line in (line for line in log if line["event"] == "job"):
         assert list(line["stage_seconds"]) == [
-            "read", "reconstruct", "prepare", "wait", "segment", "measure", "encode", "store",
+            "read", "reconstruct", "recall", "prepare", "wait", "segment", "measure", "encode", "store",
         ]  # fmt: skip
         assert abs(sum(line["stage_seconds"].values()) - line["seconds"]) < 1
 
@@ -168,7 +168,7 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
     assert node.jobs() == {1: (JobState.FAILED, 3), 2: (JobState.DELIVERED, 2), 3: (JobState.DELIVERED, 1)}
     (failed,) = [job for job in node.ledger.overview.jobs(5) if job.state is JobState.FAILED]
     assert "signal SIGKILL" in failed.reason
-    assert "out of memory" in failed.reason
+    assert "lack of memory" in failed.reason
 
 
 def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):

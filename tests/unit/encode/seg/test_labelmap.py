@@ -310,7 +310,7 @@ def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: R
 
 def test_a_file_that_ends_early_or_has_another_offset_table_is_seen(run: Run) -> None:
     content = bytes(run.result.content)
-    with pytest.raises(EncodingError, match="do not end"):
+    with pytest.raises(EncodingError, match="have no end"):
         refuse(run, content[:-8])
     table = content.index(b"\xe0\x7f\x10\x00OB\x00\x00") + 12
     changed = bytearray(content)
