@@ -88,7 +88,7 @@ def test_headers_of_which_no_volume_can_be_made_are_enough() -> None:
         for element in list(header):
             if element.keyword not in kept:
                 del header[element.tag]
-    source[1].SOPInstanceUID = "1.02.3"
+    source[1].SOPInstanceUID = "1.2.x"
     source[2].FrameOfReferenceUID = "1.2.3"
     sr = notice(source)
     assert (sr.PatientName, sr.PatientID, sr.StudyDate) == ("", "", "")
