@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from dicom_node.analysis import on_source_grid, reconstructed
 from dicom_node.segment.inputs import find_inputs
 from inference.models.package import read_package
 from inference.nnunet.contract import EngineOptions
@@ -55,19 +56,19 @@ def main() -> None:
     segmenter = NnunetSegmenter(package, options)
     load_s = time.perf_counter() - start
     (one,) = find_inputs([arguments.input], recursive=False, series_instance_uid=None, without=arguments.labels)
-    scan = one.read()
+    ct = reconstructed(one.read().images)
     runs = []
     for _ in range(arguments.runs):
         start, cpu = time.perf_counter(), cpu_seconds()
-        result = segmenter.segment(scan.volume, lambda fraction, stage: None)  # noqa: ARG005
+        result = segmenter.segment(ct.volume, lambda fraction, stage: None)  # noqa: ARG005
         wall, cpu = time.perf_counter() - start, cpu_seconds() - cpu
         runs.append({"wall_s": wall, "cpu_s": cpu, "stages_s": dict(result.run.stage_seconds)})
-    np.save(arguments.labels, scan.on_source(result.labels_zyx))
+    np.save(arguments.labels, on_source_grid(ct, result).labels_zyx)
     answer = {
         "load_s": load_s,
         "runs": runs,
         "peak_bytes": peak_bytes(),
-        "windows": window_counts(scan.volume, package, options),
+        "windows": window_counts(ct.volume, package, options),
         "notes": [note.text for note in result.run.notes],
         "names": {str(label): name for label, name in result.names_by_label.items()},
     }
