@@ -32,6 +32,8 @@ _SAME_ORIENTATION = 1e-4
 _ORIENTATION_TOLERANCE = 1e-3
 """0.06 degrees: planes further apart were never one stack, however small they are."""
 _PIXEL_SPACING_TOLERANCE = 1e-4
+_ROUNDED_TO_MM = 0.1
+"""The coarsest rounding of positions that is accepted."""
 _ROUNDING_MM = 1e-6
 _SMALLEST_SPACING_MM, _LARGEST_SPACING_MM = 1e-3, 1e3
 _LARGEST_TILT_DEGREES = 45.0
@@ -60,7 +62,8 @@ def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
     """Order at least two planes and fit the grid: the line on which their positions lie, and one orientation for all.
 
     Exporters round positions to 0.1 mm and cosines to three or four decimals. The grid goes through the middle of what
-    is stated, and a plane may be off by what such rounding explains (see :func:`tolerance_mm`).
+    is stated, and a plane may be off by what such rounding explains (see :func:`tolerance_mm`). A single plane that was
+    moved draws the grid half of its way; it shows against its neighbours.
 
     Raises:
         GeometryRefused: several sizes, pixel spacings or orientations; orientation or spacing without sense; planes at
@@ -81,6 +84,7 @@ def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
     off_line = positions - (start + np.arange(len(planes))[:, np.newaxis] * step)
     allowed_mm = max(_SHIFT_TOLERANCE * min(row_spacing, column_spacing), tolerance_mm(float(step @ normal)))
     _refuse_irregular_shift(off_line, row_direction, column_direction, allowed_mm)
+    _refuse_moved_plane(positions, max(allowed_mm, _ROUNDED_TO_MM))
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1], affine[:3, 2], affine[:3, 3] = x_axis, y_axis, step, start
     tilt = _tilt_degrees(affine)
@@ -95,7 +99,7 @@ def regular_grid(planes: tuple[Plane, ...]) -> RegularGrid:
 
 def tolerance_mm(spacing_mm: float) -> float:
     """How far a plane may be from its regular place: 0.1 mm or 1 % of the spacing, but at most 15 % of it."""
-    return min(max(0.1, 0.01 * spacing_mm), 0.15 * spacing_mm)
+    return min(max(_ROUNDED_TO_MM, 0.01 * spacing_mm), 0.15 * spacing_mm)
 
 
 def _line_through(positions: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -215,6 +219,18 @@ def _refuse_irregular_shift(
         raise GeometryRefused(
             f"plane {worst + 1} of {len(off_line)} is shifted by {shift[worst]:.4g} mm within its plane against a "
             f"regular grid, {allowed_mm:.3g} mm are allowed"
+        )
+
+
+def _refuse_moved_plane(positions: NDArray[np.float64], allowed_mm: float) -> None:
+    """``positions``: ordered. Rounding changes no coordinate of a step by more than it rounds to."""
+    steps = np.diff(positions, axis=0)
+    off_mm = np.abs(steps - np.median(steps, axis=0)).max(axis=1)
+    worst = int(off_mm.argmax())
+    if off_mm[worst] > allowed_mm + _ROUNDING_MM:
+        raise GeometryRefused(
+            f"the step from plane {worst + 1} to plane {worst + 2} of {len(positions)} differs by {off_mm[worst]:.4g} "
+            f"mm from the usual one, {allowed_mm:.3g} mm are allowed: one of them was moved"
         )
 
 

@@ -190,6 +190,26 @@ def test_a_missing_plane_is_seen_among_rounded_positions(tmp_path, missing, spac
         reconstruct(replace(series, instances=rest))
 
 
+@pytest.mark.parametrize("moved", [0, 1, 10, 19, 20])
+@pytest.mark.parametrize("spacing_mm", [0.625, 1.25, 5.0])
+@pytest.mark.parametrize("way", [(0, 0, 1), (1, 0, 0), (0, -1, 0)], ids=["along z", "along x", "along y"])
+@pytest.mark.parametrize("decimals", [1, 6], ids=["rounded", "exact"])
+def test_a_plane_that_was_moved_by_0_2_mm_is_refused_wherever_it_lies(tmp_path, moved, spacing_mm, way, decimals):
+    """Half of it could be put down to the grid, if that went through the middle between this plane and the others."""
+    series = write(tmp_path, Stack(noise((21, 4, 4))))
+    for k, instance in enumerate(series.instances):
+        place = np.array([0, 0, k * spacing_mm]) + 0.2 * np.array(way) * (k == moved)
+        instance.header.ImagePositionPatient = [round(float(value), decimals) for value in place]
+    with pytest.raises(GeometryRefused, match=r"gap of|is shifted by|spacing drifts|one of them was moved"):
+        reconstruct(series)
+
+
+@pytest.mark.parametrize("moved", [0, 10, 20])
+def test_a_plane_may_be_off_by_what_rounding_explains(tmp_path, moved):
+    series = write(tmp_path, Stack(noise((21, 4, 4))))
+    reconstruct(bent(series, move(0.09, -0.09, 0.09), moved))
+
+
 def rotated(angle, k):
     turned = angle * (k % 2)
     return [math.cos(turned), math.sin(turned), 0, -math.sin(turned), math.cos(turned), 0]
