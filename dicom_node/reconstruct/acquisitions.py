@@ -7,9 +7,13 @@ above the other, each of one acquisition, are accepted with a note.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING
+
+import numpy as np
+from pydicom.valuerep import DT, TM
 
 from dicom_node.errors import NotEligible
 from dicom_node.reconstruct.attributes import items, text, texts
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from dicom_node.reconstruct.planes import Plane
     from dicom_node.types import Series
 
-_MOST_TIMES = 4
-"""Of so many passes the times would recur; more are those of a scanner that reconstructs plane by plane."""
+_MOST_PASSES = 8
+_LEAST_PAUSE_SECONDS = 1.0
+"""From one pass to the next; the planes of one rotation may have times that differ by less, in any order."""
+_TIMES_CLOSER = 4.0
+"""How many times closer the planes of one pass are in time than neighbouring planes, which are of different passes."""
 _MOST_SHOWN = 4
 
 
@@ -54,9 +61,32 @@ def notes_on_acquisitions(series: Series, planes: Sequence[Plane], order: Sequen
 
 
 def _times_alternate(times: Sequence[str]) -> bool:
-    """Whether a few times recur from plane to plane, as of passes whose planes interleave."""
-    ranges = sum(1 for _ in groupby(times))
-    return 1 < len(set(times)) <= _MOST_TIMES and ranges > len(times) // 2 and ranges > len(set(times))
+    """Whether planes are closer in time to a plane farther on than to their neighbours, as where passes interleave.
+
+    The times of one acquisition ascend or descend along the stack, whether planes share them or each has its own.
+    """
+    seconds = np.array([_seconds(value) for value in times])
+
+    def apart(planes: int) -> float:
+        return float(np.abs(seconds[planes:] - seconds[:-planes]).mean())
+
+    most = min(_MOST_PASSES, len(times) // 2)
+    neighbours = apart(1)
+    return neighbours >= _LEAST_PAUSE_SECONDS and any(
+        _TIMES_CLOSER * apart(passes) < neighbours for passes in range(2, most + 1)
+    )
+
+
+def _seconds(value: str) -> float:
+    """Of a time, or a date and time; NaN, with which no comparison is true, where it is neither."""
+    if not value:
+        return math.nan
+    try:
+        parsed = DT(value) if len(value.partition(".")[0]) > len("HHMMSS") else TM(value)
+    except ValueError:
+        return math.nan
+    days = parsed.toordinal() if isinstance(parsed, DT) else 0
+    return ((days * 24 + parsed.hour) * 60 + parsed.minute) * 60 + parsed.second + parsed.microsecond / 1e6
 
 
 def _shown(found: Counter[str], *, is_shown: bool) -> str:
@@ -66,7 +96,10 @@ def _shown(found: Counter[str], *, is_shown: bool) -> str:
 
 
 def _in_groups(keyword: str, sequence: str, in_frame: str) -> Callable[[Dataset, int], str]:
-    """Reads ``keyword`` of a classic image, or ``in_frame`` of the functional group macro ``sequence`` of a frame."""
+    """Reads ``keyword`` of a classic image, or ``in_frame`` of the functional group macro ``sequence`` of a frame.
+
+    A frame of a Legacy Converted object may state ``keyword`` itself.
+    """
 
     def read(header: Dataset, frame: int) -> str:
         if not is_multi_frame(header):
@@ -75,6 +108,9 @@ def _in_groups(keyword: str, sequence: str, in_frame: str) -> Callable[[Dataset,
             for item in items(group, sequence):
                 if text(item, in_frame):
                     return "\\".join(texts(item, in_frame))
+            for item in _unassigned(group):
+                if text(item, keyword):
+                    return "\\".join(texts(item, keyword))
         return "\\".join(texts(header, keyword))
 
     return read
@@ -85,6 +121,12 @@ def _groups(header: Dataset, frame: int) -> Iterator[Dataset]:
     if frame < len(per_frame):
         yield per_frame[frame]
     yield from items(header, "SharedFunctionalGroupsSequence")
+
+
+def _unassigned(group: Dataset) -> Iterator[Dataset]:
+    """Where a Legacy Converted object keeps what its classic images state and no macro holds (PS3.3 A.70)."""
+    yield from items(group, "UnassignedPerFrameConvertedAttributesSequence")
+    yield from items(group, "UnassignedSharedConvertedAttributesSequence")
 
 
 _time = _in_groups("AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime")

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from dicom_node.errors import GeometryRefused, NotEligible
 from dicom_node.reconstruct import reconstruct
@@ -82,8 +83,31 @@ def test_a_number_for_each_plane_is_no_range(series, order):
         ([f"0800{k:02}" for k in range(PLANES)], False),
         ([f"0800{k // 2:02}.5" if k % 2 else f"0800{k // 2:02}" for k in range(PLANES)], False),
         (["080000", "080000", "080001", "080000", "080001", *["080001"] * 7], False),
+        ([f"080{k % 2}{k:02}.25" for k in range(PLANES)], True),
+        ([f"080{2 - k % 3}{k:02}" for k in range(PLANES)], True),
+        (["080000.1", "080000.2", "080100.1", "080100.2"] * 3, True),
+        ([f"{'235959' if k < 4 else '000000'}.{k:02}" for k in range(PLANES)], False),
+        ([f"08000{k // 4}.{k % 4 * 20:02}" for k in range(PLANES)], False),
+        ([f"0800{11 - k:02}" for k in range(PLANES)], False),
+        (["080000", None] * 6, False),
+        (["8 o'clock", "9 o'clock"] * 6, False),
     ],
-    ids=["two passes", "three passes", "abutting", "sequential", "sequential pairs", "rounding at an edge"],
+    ids=[
+        "two passes",
+        "three passes",
+        "abutting",
+        "sequential",
+        "sequential pairs",
+        "rounding at an edge",
+        "two passes, a time for each plane",
+        "three passes, a time for each plane",
+        "two passes in pairs",
+        "over midnight",
+        "four rows of detectors",
+        "downwards",
+        "no time in every second plane",
+        "no times",
+    ],
 )
 def test_times_that_recur_from_plane_to_plane_are_those_of_passes(series, times, is_refused):
     timed = with_values(series, "AcquisitionTime", times)
@@ -94,7 +118,37 @@ def test_times_that_recur_from_plane_to_plane_are_those_of_passes(series, times,
         reconstruct(timed)
 
 
-# ---- several multi-frame objects
+# ---- multi-frame objects
+
+
+def rewritten(series, change):
+    """The series with ``change`` done to the files, given the number of the plane and its header."""
+    for k, instance in enumerate(series.instances):
+        header = dcmread(instance.path)
+        change(header, k)
+        header.save_as(instance.path)
+    return series
+
+
+ALTERNATING = {
+    "Acquisition Number": lambda header, k: setattr(header, "AcquisitionNumber", 1 + k % 2),
+    "KVP": lambda header, k: setattr(header, "KVP", (80, 140)[k % 2]),
+    "Convolution Kernel": lambda header, k: setattr(header, "ConvolutionKernel", ("Br40f", "Hr60f")[k % 2]),
+    "Acquisition Time": lambda header, k: header.update(
+        {"AcquisitionDate": "20200101", "AcquisitionTime": f"080{k % 2}{k:02}"}
+    ),
+}
+
+
+@pytest.mark.parametrize("parts", [[range(12)], [range(0, 12, 2), range(1, 12, 2)]], ids=["one object", "two objects"])
+@pytest.mark.parametrize("name", ALTERNATING)
+def test_values_that_alternate_along_the_frames_are_refused_by_name(tmp_path, name, parts):
+    """As a Legacy Converted object has them, where no macro holds the tube voltage and the kernel."""
+    for folder in ("classic", "converted"):
+        (tmp_path / folder).mkdir()
+    classic = rewritten(write(tmp_path / "classic", Stack(noise((PLANES, 5, 7)))), ALTERNATING[name])
+    with pytest.raises(NotEligible, match=f"{name} alternates? along the 12 planes"):
+        reconstruct(enhanced(classic, tmp_path / "converted", parts))
 
 
 @pytest.mark.parametrize("parts", [(range(5), range(5, 12)), (range(8, 12), range(4), range(4, 8))])
