@@ -2,7 +2,7 @@
 
 A value alone tells where no scanner measures it: -3024 HU is padding wherever it stands. The commonest paddings are
 real HU, however: -1024 HU is what clipped air has too, and some systems pad with 0 HU. Such a value is padding only
-outside the reconstruction circle, or, stated, where it reaches in from the edge of the image.
+outside the reconstruction circle, or, stated, where it reaches in from a corner of the image.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def _located(voxels_zyx: NDArray[Any], stated: Padding) -> Padding | None:
             return None  # air to everyone
         below_air = Padding(stated.lowest_hu, np.minimum(stated.highest_hu, np.nextafter(AIR_HU, -np.inf)))
         return _located(voxels_zyx, below_air)
-    region = np.concatenate([_from_the_edge(stated.found_in(plane, k)[0])[None] for k, plane in _planes(voxels_zyx)])
+    region = np.stack([_from_the_corners(stated.found_in(plane, k)[0]) for k, plane in _planes(voxels_zyx)])
+    if region.all():  # a range that leaves nothing of the image says nothing
+        return None
     return Padding(stated.lowest_hu, stated.highest_hu, region) if region.any() else None
 
 
@@ -99,7 +101,7 @@ def _outside_circle(voxels_zyx: NDArray[Any], padding: Padding) -> NDArray[np.bo
     A body in air that was clipped, or has no noise, can be as round. It ends within the image, however, is seldom a
     circle about its middle, and has no air at its rim.
     """
-    outside = _from_the_edge(_in_every_plane(voxels_zyx, padding))
+    outside = _from_the_corners(_in_every_plane(voxels_zyx, padding))
     ellipse = _Ellipse.around(outside)
     if ellipse is None:
         return None
@@ -164,15 +166,11 @@ class _Ellipse:
         return max(abs(centre_y), abs(centre_x), abs(radius_y - radius_x)) <= _ARC_TOLERANCE_PIXELS
 
 
-def _from_the_edge(found_yx: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The part of ``found_yx`` that hangs together with the edge of the image."""
-    regions, count = ndimage.label(found_yx)
-    regions = np.asarray(regions)
-    kept = np.zeros(count + 1, dtype=bool)
-    for edge in (regions[0], regions[-1], regions[:, 0], regions[:, -1]):
-        kept[edge] = True
-    kept[0] = False
-    found: NDArray[np.bool_] = kept[regions]
+def _from_the_corners(found_yx: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The part of ``found_yx`` that hangs together with a corner of the image, as all that a circle leaves out does."""
+    regions = np.asarray(ndimage.label(found_yx)[0])
+    corners = regions[[0, 0, -1, -1], [0, -1, 0, -1]]
+    found: NDArray[np.bool_] = np.isin(regions, corners[corners > 0])
     return found
 
 

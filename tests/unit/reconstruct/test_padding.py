@@ -127,7 +127,7 @@ def test_every_plane_has_the_padding_of_its_own_rescale(tmp_path):
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
-def test_a_value_that_real_tissue_has_too_is_padding_at_the_edge_only(tmp_path):
+def test_a_value_that_real_tissue_has_too_is_padding_from_the_corners_only(tmp_path):
     """0 HU, stated: the water in the body that happens to have 0 HU stays what it is."""
     hu = chest_hu()
     hu[:, 28:32, 31:33] = 0
@@ -135,6 +135,19 @@ def test_a_value_that_real_tissue_has_too_is_padding_at_the_edge_only(tmp_path):
     volume = reconstruct(series_of(tmp_path, hu, stated(0, "SS"), intercept=0)).volume
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
     assert (volume.with_air_for_padding().voxels_zyx[:, 28:32, 31:33] == 0).all()
+
+
+def test_a_stated_value_at_the_edge_but_in_no_corner_is_tissue(tmp_path):
+    """0 HU is stated, but the images are padded with -3024 HU, and the body reaches the edge with a pixel of 0 HU."""
+    hu = chest_hu()
+    hu[:, CIRCLE] = -3024
+    hu[:, 0, 30:34] = 0
+    volume = reconstruct(series_of(tmp_path, hu, stated(0, "SS"), intercept=0)).volume
+    np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
+
+
+def test_a_stated_range_that_takes_the_whole_image_states_nothing(tmp_path):
+    assert reconstruct(series_of(tmp_path, unsigned_pixels(chest_hu()), stated(0, "US", 65535))).volume.padding is None
 
 
 def test_a_stated_value_that_no_pixel_has_is_no_padding(tmp_path):
