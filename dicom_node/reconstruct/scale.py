@@ -31,7 +31,9 @@ _WITHIN_BONE_HU, _WITHIN_BONE_MM = 2000.0, 50.0
 _BONE_HU = (300.0, 700.0)
 _SHIFTED_TISSUE_HU = (700.0, 1400.0)
 """Where fat and soft tissue lie on a scale that begins at 0 instead of -1024. Dense bone has these values too, but then
-there is more of the bone between it and tissue."""
+there is more of the bone between it and tissue, or air cells within, as in the petrous bone."""
+_DARKER_THAN_FAT_HU = (-1300.0, -300.0)
+"""No such values are on a scale that begins at 0, but for the noise of air."""
 _LEAST_SHARE_OF_SHIFTED_TISSUE = 0.02
 
 
@@ -58,10 +60,16 @@ def _not_surrounded_by_air(volume: Volume, *, needs_air: bool) -> str | None:
     if needs_air or not _TISSUE_HU[0] <= median <= (_WITHIN_BONE_HU if _is_small(volume) else _TISSUE_HU[1]):
         return seen
     shifted = _share(volume.voxels_zyx, _SHIFTED_TISSUE_HU)
-    is_shifted = shifted > max(2 * _share(volume.voxels_zyx, _BONE_HU), _LEAST_SHARE_OF_SHIFTED_TISSUE)
-    if median <= _TISSUE_HU[1] and is_shifted:
+    if median <= _TISSUE_HU[1] and _is_intercept_lost(volume, shifted):
         return f"{seen}, and {shifted:.1%} of all voxels lie near 1,000 HU, where tissue is when the intercept is lost"
     return None
+
+
+def _is_intercept_lost(volume: Volume, share_of_shifted_tissue: float) -> bool:
+    return (
+        share_of_shifted_tissue > max(2 * _share(volume.voxels_zyx, _BONE_HU), _LEAST_SHARE_OF_SHIFTED_TISSUE)
+        and _share(volume.voxels_zyx, _DARKER_THAN_FAT_HU) < _LEAST_SHARE_OF_AIR
+    )
 
 
 def _is_small(volume: Volume) -> bool:

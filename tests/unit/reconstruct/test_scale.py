@@ -45,11 +45,22 @@ def padded(hu):
     return hu
 
 
+def petrous_bone():
+    """A field of view within the head: brain at the edge, dense bone with air cells in the middle."""
+    rng = np.random.default_rng(0)
+    hu = rng.normal(35, 30, (12, 60, 64))
+    hu[:, 15:45, 15:50] = rng.normal(1050, 150, (12, 30, 35))
+    hu[:, 25:29, 20:32] = -700
+    return pixels_of(np.rint(hu))
+
+
 HU = chest_hu()
+NOISY = chest_hu(noise=90.0)
 IMPLAUSIBLE = {
     "signed values under an unsigned header": (HU.view(np.uint16), rescaled(1, 0), "values from 4 to 65464 HU"),
     "signed 12 bits read as unsigned": (as_12_bits(HU), rescaled(1, 0), "their median is 3096 HU"),
     "intercept lost": (pixels_of(HU), rescaled(1, 0), "where tissue is when the intercept is lost"),
+    "intercept lost, noise in air": ((NOISY.astype(int) + 1024).astype(np.int16), rescaled(1, 0), "intercept is lost"),
     "intercept applied twice": (pixels_of(HU), rescaled(1, -2048), "their median is -2024 HU"),
     "slope doubled": (pixels_of(HU), rescaled(2, -500), "their median is -452 HU"),
 }
@@ -92,6 +103,10 @@ PLAUSIBLE = {
     "padding around it": (padded(HU), rescaled(1, 0)),
     "nothing but air": (np.full(HU.shape, 24), rescaled(1, -1024)),
     "inside of the body": (pixels_of(np.tile(inside_the_body(), (1, 1, 8))), rescaled(1, -1024)),
+    "petrous bone": (petrous_bone(), rescaled(1, -1024)),
+    "lung alone": (pixels_of(np.random.default_rng(0).normal(-850, 60, HU.shape)), rescaled(1, -1024)),
+    "brain alone, the rest 0": (pixels_of(np.where(HU > 0, HU, 0)), rescaled(1, -1024)),
+    "metal at the edge": (pixels_of(np.where(np.arange(64) < 6, 3071, HU)), rescaled(1, -1024)),
     "within one bone": (
         np.random.default_rng(0).integers(1900, 1950, HU.shape),
         rescaled(1, -1024, PixelSpacing=[0.1, 0.1]),
