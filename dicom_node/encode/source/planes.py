@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _PLACE_TOLERANCE = 0.25
 """As a fraction of the smallest spacing: a frame further than this from its grid plane belongs to another plane."""
+_ROUNDED_MM = 0.2
+"""Positions that are rounded to 0.1 mm are this far off at most, which may be more than small pixels allow."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +91,8 @@ def refuse_other_places(
     affine = geometry.affine_lps
     expected = affine[:3, 3] + np.arange(count)[:, np.newaxis] * affine[:3, 2]
     distance = np.linalg.norm(np.array([plane.position_lps_mm for plane in planes]) - expected, axis=1)
-    limit = _PLACE_TOLERANCE * min(*geometry.spacing_xyz_mm)
+    spacing = geometry.spacing_xyz_mm
+    limit = max(_PLACE_TOLERANCE * min(spacing), min(_ROUNDED_MM, _PLACE_TOLERANCE * spacing[2]))
     if distance.max() > limit:
         worst = int(distance.argmax())
         raise EncodingError(

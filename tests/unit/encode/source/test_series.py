@@ -16,10 +16,12 @@ from dicom_node.encode.run import encode
 from dicom_node.encode.source.identity import TYPE_2
 from dicom_node.encode.source.series import prepare
 from dicom_node.errors import EncodingError, IdentityConflict
+from dicom_node.reconstruct import reconstruct
 from dicom_node.standard.raw_elements import raw_element
 from dicom_node.types import Reconstruction, ResultKind
 from inference.types import Geometry, Volume
 from tests.support.analysis_results import CONTEXT, geometry, measured, reconstruction, segmentation, with_headers
+from tests.support.ct_series import Stack, noise, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -240,6 +242,26 @@ def test_frames_that_lie_elsewhere_are_refused() -> None:
     reversed_source = replace(source, frames=source.frames[::-1], headers=source.headers[::-1])
     with pytest.raises(EncodingError, match="from the position of its source frame"):
         prepare(reversed_source)
+
+
+@pytest.mark.parametrize("pixel_mm", [0.1, 0.15, 0.7])
+@pytest.mark.parametrize("spacing_mm", [0.4, 0.625, 1.25])
+def test_positions_rounded_to_a_tenth_of_a_millimetre_lie_on_the_grid(tmp_path, pixel_mm, spacing_mm) -> None:
+    """What reconstruct accepts must not fail after the inference: rounding is more than a quarter of a small pixel."""
+    pixels = noise((21, 8, 8))
+    series = write(tmp_path, Stack(pixels, row_spacing_mm=pixel_mm, column_spacing_mm=pixel_mm))
+    for k, instance in enumerate(series.instances):
+        instance.header.ImagePositionPatient = [-10.0, -20.0, round(30 + k * spacing_mm, 1)]
+    assert len(prepare(reconstruct(series)).planes) == len(pixels)
+
+
+def test_a_grid_that_lies_a_pixel_further_is_refused() -> None:
+    source = reconstruction(geometry((5, 12, 12), spacing_xyz_mm=(0.7, 0.7, 2.0)))
+    moved = np.array(source.source.geometry.affine_lps)
+    moved[:3, 3] += moved[:3, 0]
+    volume = Volume(source.source.voxels_zyx, Geometry(source.source.geometry.shape_zyx, moved))
+    with pytest.raises(EncodingError, match=r"lies 0\.700 mm from the position of its source frame"):
+        prepare(replace(source, volume=volume, source=volume))
 
 
 def test_a_grid_that_is_turned_within_the_plane_is_refused() -> None:
