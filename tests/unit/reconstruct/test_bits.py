@@ -57,7 +57,7 @@ def test_no_syntax_sign_or_width_lets_unused_bits_through(data, bits, signed, se
     unused = np.random.default_rng(seed + 1).integers(0, 2 ** (16 - bits), SHAPE)
     unused *= data.draw(st.integers(0, 1))
     syntax = data.draw(st.sampled_from(SYNTAXES))
-    precision = data.draw(st.sampled_from([bits, 16])) if syntax in WITH_PRECISION else 16
+    precision = data.draw(st.integers(bits, 16)) if syntax in WITH_PRECISION else 16
     pixels = as_bits(hu - intercept, bits, unused)
     with TemporaryDirectory() as folder:
         series = series_of(
@@ -132,6 +132,21 @@ def test_unsigned_frames_under_a_signed_header_are_read_as_the_header_says(tmp_p
     result = reconstruct(series)
     np.testing.assert_array_equal(result.source.voxels_zyx, hu)
     assert "read as signed" in result.notes[0]
+
+
+@pytest.mark.parametrize("syntax", WITH_PRECISION, ids=lambda uid: uid.name)
+@pytest.mark.parametrize("bits", [13, 14, 16])
+def test_a_codestream_of_fewer_bits_than_are_stored_has_its_sign_in_the_highest(tmp_path, syntax, bits):
+    """As encoders write that look at the values: HU of 12 bits in a header of more."""
+    hu = chest_hu()
+
+    def change(ds):
+        compress(ds, syntax, precision=12, signed=syntax == JPEG2000Lossless)
+
+    series = series_of(tmp_path, as_bits(hu, bits, 0), bits, signed=True, intercept=0, change=change)
+    result = reconstruct(series)
+    np.testing.assert_array_equal(result.source.voxels_zyx, hu)
+    assert result.notes == ()
 
 
 def test_one_frame_with_the_other_sign_is_enough(tmp_path):
