@@ -171,30 +171,17 @@ class Plan:
         *,
         move: Sequence[float] | Points | float = 0.0,
         scale: Points | float = 1.0,
-        broad: Points = LATERAL,
         shift_mm: float = 0.0,
         size: float = 0.0,
         wander_mm: float = 0.0,
-        step_mm: float = 12.0,
         grow_mm: float = 0.0,
-        straight: bool = False,
     ) -> Tube:
-        """The tube named ``course`` in ``courses.csv``, as in :meth:`tube`.
+        """The tube named ``course`` in ``courses.csv``, varied as in :meth:`tube`.
 
         ``move`` (mm) is added to its points, ``scale`` multiplies its radii.
         """
-        return self.tube(
-            stream,
-            anatomy.course(course, sign) + np.asarray(move),
-            anatomy.radii(course) * scale,
-            broad=broad,
-            shift_mm=shift_mm,
-            size=size,
-            wander_mm=wander_mm,
-            step_mm=step_mm,
-            grow_mm=grow_mm,
-            straight=straight,
-        )
+        points, radii = anatomy.course(course, sign) + np.asarray(move), anatomy.radii(course) * scale
+        return self.tube(stream, points, radii, shift_mm=shift_mm, size=size, wander_mm=wander_mm, grow_mm=grow_mm)
 
     def trunk(self, table: Sequence[Sequence[float]] | Points, grow_mm: float = 0.0) -> Trunk:
         """A trunk from rows (z, centre x, centre y, half width, half depth) in ascending z."""

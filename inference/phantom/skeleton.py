@@ -193,7 +193,7 @@ def _skull(plan: Plan) -> None:
     plan.paint(plan.named_ellipsoid("skull", "skull"), "skull")
     for shape in ("facial_bones", "skull_base"):
         plan.paint(plan.named_ellipsoid("skull", shape), "trabecular")
-    plan.paint(plan.named_tube("jaw", "jaw", broad=VERTICAL, straight=True), "cortical")
+    plan.paint(plan.tube("jaw", course("jaw"), radii("jaw"), broad=VERTICAL, straight=True), "cortical")
     plan.paint(plan.named_ellipsoid("nasal_cavity", "nasal_cavity"), "gas")
     plan.paint(plan.named_tube("pharynx", "pharynx"), "gas")
     for _, sign in SIDES:
