@@ -105,6 +105,8 @@ def content_of(instance: SourceInstance) -> InstanceContent:
         frames = whole_number(instance.header, "NumberOfFrames", PixelDataInvalid, "instance")
     for frame in stored_frames(find_pixel_data(instance, frames)):
         digest.update(frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes())
+        if frame.codestream_signed is not None:  # then the series may be read by it instead
+            digest.update(f"{frame.bits} bits, signed: {frame.codestream_signed}".encode())
     return InstanceContent(hashlib.sha256(repr(identity).encode()).hexdigest(), digest.hexdigest())
 
 

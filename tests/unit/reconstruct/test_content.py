@@ -15,6 +15,7 @@ from pydicom.uid import (
 
 from dicom_node.reconstruct.content import content_of
 from dicom_node.standard.files import read_headers
+from tests.support.codestreams import compress
 from tests.support.ct_series import Stack, write
 
 
@@ -74,6 +75,14 @@ def test_another_lossless_syntax_is_the_same_content(image, digest, syntax):
     before = digest(image)
     image.compress(syntax, generate_instance_uid=False)
     assert digest(image) == before
+
+
+def test_a_codestream_of_the_other_sign_is_other_content(image, digest):
+    """The same values by the header, but a series of them is read as signed."""
+    image.PixelData = np.random.default_rng(2).integers(-1024, 0, (64, 48)).astype("<i2").tobytes()
+    before = digest(image)
+    compress(image, JPEG2000Lossless, signed=True)
+    assert digest(image) != before
 
 
 def test_implicit_and_big_endian_are_the_same_content(image, digest):
