@@ -24,7 +24,7 @@ Box = tuple[slice, slice, slice]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grid:
-    """A volume in a network's spacing, with canonical axes (z, y, x ascending towards Superior, Anterior, Right).
+    """A volume in a network's spacing, with canonical axes (z, y, x) that ascend as the model's orientation says.
 
     ``voxels_zyx`` are whole HU (int16), or already ``normalised`` values (float32). ``source_box`` is the part of the
     canonical source that they span, ``box`` the part of them that the network sees; ``body_zyx`` masks the patient in
