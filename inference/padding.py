@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HIGHEST_CT_HU = 32_767
 """No scale of CT goes beyond: the extended ones end at 30,710 (12 bits, slope 10) or 31,743 HU (16 bits, signed)."""
 _AIR_BELOW_HU = -900
+_BODY_ABOVE_HU = -500
 _LEAST_ARC_PIXELS = 8
 """Through fewer an ellipse can always be drawn."""
 _ARC_TOLERANCE_PIXELS = 1.5
@@ -96,12 +97,20 @@ def _in_every_plane(voxels_zyx: NDArray[Any], padding: Padding) -> NDArray[np.bo
 
 
 def _outside_circle(voxels_zyx: NDArray[Any], padding: Padding) -> NDArray[np.bool_] | None:
-    """The pixels, [row, column], outside the reconstruction circle, if ``padding`` in all planes has that shape.
+    """The pixels, [row, column], outside the reconstruction circle, if ``padding`` in all planes has that shape."""
+    outside = _from_the_corners(_in_every_plane(voxels_zyx, padding))
+    circle = _outside_ellipse(voxels_zyx, padding, outside)
+    return _outside_inscribed(voxels_zyx, padding, outside) if circle is None else circle
+
+
+def _outside_ellipse(
+    voxels_zyx: NDArray[Any], padding: Padding, outside: NDArray[np.bool_]
+) -> NDArray[np.bool_] | None:
+    """``outside``, if it ends along an ellipse.
 
     A body in air that was clipped, or has no noise, can be as round. It ends within the image, however, is seldom a
-    circle about its middle, and has no air at its rim.
+    circle about its middle, and has no air at its rim but what has the value of the padding itself.
     """
-    outside = _from_the_corners(_in_every_plane(voxels_zyx, padding))
     ellipse = _Ellipse.around(outside)
     if ellipse is None:
         return None
@@ -112,10 +121,32 @@ def _outside_circle(voxels_zyx: NDArray[Any], padding: Padding) -> NDArray[np.bo
         return None
     if _reaches_every_edge(~outside):
         return outside
-    rim = voxels_zyx[:, within & (beyond >= -2 * _ARC_TOLERANCE_PIXELS - 1)]
-    has_air_within = np.count_nonzero(rim <= _AIR_BELOW_HU) > _LEAST_AIR_AT_RIM * rim.size
-    is_clean_air = AIR_HU < np.nanmin(padding.lowest_hu) <= _AIR_BELOW_HU
-    return outside if has_air_within or (ellipse.is_circle_in_the_middle and not is_clean_air) else None
+    rim = voxels_zyx[:, np.newaxis, within & (beyond >= -2 * _ARC_TOLERANCE_PIXELS - 1)]
+    air = (rim <= _AIR_BELOW_HU) & ~padding.found_in(rim)
+    has_air_within = np.count_nonzero(air) > _LEAST_AIR_AT_RIM * rim.size
+    return outside if has_air_within or (ellipse.is_circle_in_the_middle and not _is_clean_air(padding)) else None
+
+
+def _outside_inscribed(
+    voxels_zyx: NDArray[Any], padding: Padding, outside: NDArray[np.bool_]
+) -> NDArray[np.bool_] | None:
+    """The part of ``outside`` beyond the circle that is drawn into the image, if that circle cuts a body.
+
+    Where air has the value of the padding throughout, as after denoising, the circle shows by nothing else. Where it
+    cuts nothing, it makes no difference.
+    """
+    beyond = _Ellipse(outside.shape, 1.0, 1.0, 0.0, 0.0).pixels_beyond()
+    if _is_clean_air(padding) or not outside[beyond > _ARC_TOLERANCE_PIXELS].all():
+        return None
+    at_rim = (np.abs(beyond) <= _ARC_TOLERANCE_PIXELS) & ~outside
+    cut = np.count_nonzero((voxels_zyx[:, at_rim] > _BODY_ABOVE_HU).any(axis=0))
+    return outside & (beyond >= -_ARC_TOLERANCE_PIXELS) if cut >= _LEAST_ARC_PIXELS else None
+
+
+def _is_clean_air(padding: Padding) -> bool:
+    """Whether the value is that of air without noise, which no scanner pads with."""
+    lowest = float(np.nanmin(padding.lowest_hu))
+    return AIR_HU < lowest <= _AIR_BELOW_HU
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,6 +251,21 @@ def test_a_structure_cut_by_siemens_circle_is_truncated(tmp_path, outside, trunc
     assert by_name["soft_tissue"].truncated is truncated
 
 
+@pytest.mark.parametrize(("half_width", "truncated"), [(40, True), (24, False)], ids=["cut", "whole"])
+@pytest.mark.parametrize("is_stated", [True, False], ids=["stated", "not stated"])
+def test_a_body_that_the_circle_cuts_in_air_without_noise_is_truncated(tmp_path, half_width, truncated, is_stated):
+    """Denoised air is -1024 HU within the circle, too: nothing but the cut body shows where it lies."""
+    y, x = np.ogrid[: SHAPE[1], : SHAPE[2]]
+    hu = np.full(SHAPE, -1024, np.int16)
+    hu[2:-2, ((y - 29.5) / 18) ** 2 + ((x - 31.5) / half_width) ** 2 <= 1] = 40
+    hu[:, CIRCLE] = -1024
+    hu[:, :, [0, 1, -2, -1]] = -1024  # so that no edge of the image cuts it
+    series = series_of(tmp_path, unsigned_pixels(hu), stated(0, "US") if is_stated else quiet)
+    ct, _, by_name = analysed(series)
+    assert by_name["soft_tissue"].truncated is truncated
+    assert (ct.volume.padding is not None) is truncated
+
+
 def test_padding_of_a_tilted_series_leans_with_its_planes_and_leaves_no_rim(tmp_path):
     """A block of pure 40 HU, cut by the circle and by air: every upright voxel is of one of the three."""
     hu = np.full(SHAPE, -1000, np.int16)
