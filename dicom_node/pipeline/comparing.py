@@ -29,31 +29,35 @@ class Likeness(Enum):
 
 
 class Comparing:
-    """Compares the instances of one revision with those of earlier ones; each is decoded once."""
+    """Compares the instances of one revision of a series with those of earlier ones; each is decoded at most once."""
 
-    def __init__(self, spool: Spool) -> None:
+    def __init__(self, spool: Spool, series_instance_uid: str) -> None:
         self._spool = spool
-        self._contents: dict[str, InstanceContent | None] = {}
+        self._series_instance_uid = series_instance_uid
+        self._contents: dict[tuple[str, bool], InstanceContent | None] = {}
 
     def likeness(self, changed: Iterable[tuple[Member, Member]]) -> Likeness:
         """Of two revisions, by the instances whose bytes differ."""
         likeness = Likeness.CONTENT
         for before, now in changed:
-            first, second = self._content(before), self._content(now)
+            with_pixels = not now.stores_pixels_of(before)  # an archive that corrects a name leaves them as they are
+            first, second = (self._content(member, with_pixels=with_pixels) for member in (before, now))
             if first is None or second is None or first.image != second.image:
                 return Likeness.NONE
             if first.identity != second.identity:
                 likeness = Likeness.IMAGES
         return likeness
 
-    def _content(self, member: Member) -> InstanceContent | None:
+    def _content(self, member: Member, *, with_pixels: bool) -> InstanceContent | None:
         """None where it can't be read: such an instance is known by its bytes only, and they differ."""
-        name = member.spool_name
-        if name not in self._contents:
+        key = (member.spool_name, with_pixels)
+        if key not in self._contents:
             try:
-                (instance,) = read_headers([self._spool.path(name)])
-                self._contents[name] = content_of(instance)
+                (instance,) = read_headers([self._spool.path(member.spool_name)])
+                self._contents[key] = content_of(instance, with_pixels=with_pixels)
             except Exception as error:  # noqa: BLE001 - see above
-                structlog.get_logger().info("series.not_compared", error=type(error).__name__)
-                self._contents[name] = None
-        return self._contents[name]
+                structlog.get_logger().info(
+                    "series.not_compared", series=self._series_instance_uid, error=type(error).__name__
+                )
+                self._contents[key] = None
+        return self._contents[key]

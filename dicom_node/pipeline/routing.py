@@ -46,7 +46,7 @@ class Routing:
 
     def _by_content(self, revision: CompleteRevision) -> CompleteRevision:
         """``revision``, with what it has in common with an earlier one whose bytes are others."""
-        comparing, same_images_as = Comparing(self._spool), None
+        comparing, same_images_as = Comparing(self._spool, revision.series_instance_uid), None
         for earlier in self._revisions.in_other_bytes(revision):
             likeness = comparing.likeness(earlier.changed)
             if likeness is Likeness.CONTENT:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.tag import BaseTag
 
+    from dicom_node.reconstruct.pixels import StoredFrame
     from dicom_node.types import SourceInstance
 
 _OF_THE_ARCHIVE = frozenset(
@@ -88,8 +89,8 @@ class InstanceContent:
     image: str
 
 
-def content_of(instance: SourceInstance) -> InstanceContent:
-    """The content of ``instance``.
+def content_of(instance: SourceInstance, *, with_pixels: bool = True) -> InstanceContent:
+    """The content of ``instance``; without its pixels, for a comparison with one that is known to have the same.
 
     The elements of the header are decoded where they are sequences; hand over a header that nothing else needs raw.
 
@@ -100,14 +101,18 @@ def content_of(instance: SourceInstance) -> InstanceContent:
     elements = list(_elements(instance.header, b""))
     identity = [element for element in elements if _is_identity(Tag(element[0]))]
     digest = hashlib.sha256(repr([element for element in elements if element not in identity]).encode())
-    frames = 1
-    if text(instance.header, "NumberOfFrames"):
-        frames = whole_number(instance.header, "NumberOfFrames", PixelDataInvalid, "instance")
-    for frame in stored_frames(find_pixel_data(instance, frames)):
+    for frame in _frames(instance) if with_pixels else ():
         digest.update(frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes())
         if frame.codestream_signed is not None:  # then the series may be read by it instead
             digest.update(f"{frame.bits} bits, signed: {frame.codestream_signed}".encode())
     return InstanceContent(hashlib.sha256(repr(identity).encode()).hexdigest(), digest.hexdigest())
+
+
+def _frames(instance: SourceInstance) -> Iterator[StoredFrame]:
+    count = 1
+    if text(instance.header, "NumberOfFrames"):
+        count = whole_number(instance.header, "NumberOfFrames", PixelDataInvalid, "instance")
+    return stored_frames(find_pixel_data(instance, count))
 
 
 def _is_identity(tag: BaseTag) -> bool:

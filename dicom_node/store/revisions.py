@@ -48,20 +48,35 @@ class CompleteRevision:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One instance of a revision: the digest of its bytes, and its file."""
+    """One instance of a revision: the digest of its bytes, how its pixels are stored, and its file."""
 
     dataset_sha256: str
+    transfer_syntax_uid: str
+    pixels_sha256: str | None
+    """Of the value of Pixel Data as it was received; None if there is none, or if an older version received it."""
     spool_name: str
+
+    def stores_pixels_of(self, other: Member) -> bool:
+        """Whether both are known to have the same bytes of pixel data in the same transfer syntax."""
+        if self.pixels_sha256 is None or self.pixels_sha256 != other.pixels_sha256:
+            return False
+        return self.transfer_syntax_uid == other.transfer_syntax_uid
 
 
 def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:
     """The instances of a complete revision by SOP Instance UID."""
     rows = db.execute(
-        select(instance.c.sop_instance_uid, instance.c.dataset_sha256, instance.c.spool_name)
+        select(
+            instance.c.sop_instance_uid,
+            instance.c.dataset_sha256,
+            instance.c.transfer_syntax_uid,
+            instance.c.pixels_sha256,
+            instance.c.spool_name,
+        )
         .select_from(revision_instance.join(instance))
         .where(revision_instance.c.revision_id == revision_id)
     )
-    return {row.sop_instance_uid: Member(row.dataset_sha256, row.spool_name) for row in rows}
+    return {uid: Member(*member) for uid, *member in rows}
 
 
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
