@@ -64,13 +64,15 @@ class StoredSegment:
 class StoredSegmentation:
     """The label map of a SEG: ``labels_zyx`` is uint8 on ``geometry``, 0 outside all segments.
 
-    ``algorithm`` is the Segment Algorithm Name of the first segment.
+    ``algorithm`` is the Segment Algorithm Name of the first segment, ``software`` every value of Software Versions (in
+    our objects, node and model).
     """
 
     labels_zyx: NDArray[np.uint8]
     geometry: Geometry
     segments: tuple[StoredSegment, ...]
     algorithm: str
+    software: tuple[str, ...] = ()
 
     @property
     def names_by_label(self) -> Mapping[int, str]:
@@ -179,7 +181,9 @@ def _segmentation(path: Path, geometry: Geometry | None) -> StoredSegmentation:
     for frame, plane in enumerate(_planes(positions, grid, path.name)):
         _put(labels_zyx[plane], dataset, frame, path.name)
     first = dataset.SegmentSequence[0] if segments else Dataset()
-    return StoredSegmentation(labels_zyx, grid, segments, str(first.get("SegmentAlgorithmName", "")))
+    algorithm, versions = first.get("SegmentAlgorithmName"), dataset.get("SoftwareVersions")
+    software = [versions] if isinstance(versions, str) else versions or ()
+    return StoredSegmentation(labels_zyx, grid, segments, str(algorithm or ""), tuple(map(str, software)))
 
 
 def _segment(item: Dataset) -> StoredSegment:

@@ -27,6 +27,7 @@ from dicom_node.pipeline.notices import Notices
 from dicom_node.pipeline.outcomes import Settling
 from dicom_node.pipeline.places import Places
 from dicom_node.pipeline.results import Installation, ResultStore
+from dicom_node.pipeline.reusing import Reusing
 from dicom_node.pipeline.routing import Routing
 from dicom_node.pipeline.running import Running
 from dicom_node.receive.adopt import adopt_unclaimed
@@ -88,7 +89,8 @@ def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation(node.station_name, ledger.device_uid()))
     notices = Notices(spool, results)
     asking = Asking(settings.destinations, abilities)
-    means = Means(settings.models, spool, workers, Places(), asking, results)
+    reusing = Reusing(ledger.results, spool, workers)
+    means = Means(settings.models, spool, workers, Places(), reusing, asking, results)
     settling = Settling(ledger.jobs, spool, notices)
     return Pipeline(
         completing=Completing(ledger.arrivals, settings.completion, settings.sources, node.ae_title),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dicom_node.pipeline.delivering import Asking
     from dicom_node.pipeline.places import Places
     from dicom_node.pipeline.results import ResultStore
+    from dicom_node.pipeline.reusing import Reusing
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings
     from dicom_node.store.spool import Spool
     from dicom_node.types import EncodedResult, ResultContext, ResultRequest, Series
@@ -41,6 +42,7 @@ class Means:
     spool: Spool
     workers: WorkerPool
     places: Places
+    reusing: Reusing
     asking: Asking
     results: ResultStore
 
@@ -78,22 +80,20 @@ class JobCase:
     def infer(self, volume: Volume) -> Segmentation:
         """Have the volume prepared, wait for the device, let the next job start, and infer.
 
-        Nothing is inferred where the same model has given labels to the same images already.
+        Nothing is inferred if the same model has already given labels to the same images.
         """
         workers, attempt = self._means.workers, self._attempt
-        with self.stage("recall"):
-            known = self._means.results.known_labels(self._claimed.revision, self.model, volume)
-            if known is not None and known.model == workers.identity(self.model):
-                if not attempt.is_alone:
-                    self._intake.leave()
-                return known
+        with self.stage("reuse"):
+            labels = self._means.reusing.labels(self._claimed.revision, self.model, volume)
+        if labels is not None:
+            self._let_next_begin()
+            return labels
         with self.stage("prepare"):
             order = workers.prepare(self.model, volume, attempt.on_progress)
         with self.stage("wait"):
             turn = workers.turn()
         with turn:
-            if not attempt.is_alone:
-                self._intake.leave()
+            self._let_next_begin()
             with self.stage("segment"):
                 return turn.infer(order, attempt.on_progress)
 
@@ -122,3 +122,7 @@ class JobCase:
         stored = self._means.results.keep(self._attempt, findings, results)
         state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
         self._attempt.log(state, "", [instance for instance, _ in stored or ()], findings)
+
+    def _let_next_begin(self) -> None:
+        if not self._attempt.is_alone:
+            self._intake.leave()

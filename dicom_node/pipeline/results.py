@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from hashlib import file_digest
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-import structlog
-
-from dicom_node.errors import ResultUnreadable
-from dicom_node.results import read_segmentation
 from dicom_node.standard.files import read_headers
 from dicom_node.store.clock import now_utc
 from dicom_node.types import ResultContext, ResultInstance, Series
-from inference.types import RunNote, Segmentation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -22,13 +15,11 @@ if TYPE_CHECKING:
 
     from dicom_node.analysis import Findings
     from dicom_node.pipeline.attempt import Attempt
-    from dicom_node.results import StoredSegmentation
     from dicom_node.store.jobs import Jobs
-    from dicom_node.store.results import KnownLabels, Results
+    from dicom_node.store.results import Results
     from dicom_node.store.revisions import CompleteRevision
     from dicom_node.store.spool import Spool
     from dicom_node.types import EncodedResult
-    from inference.types import Volume
 
 StoredResults = list[tuple[ResultInstance, str]]
 """Result objects in the spool, each with its spool name; not yet recorded in the ledger."""
@@ -58,24 +49,6 @@ def read_series(spool: Spool, revision: CompleteRevision) -> Series:
     )
 
 
-def _relabelled(stored: StoredSegmentation, known: KnownLabels) -> Segmentation | None:
-    """``stored`` with the labels of the model: a SEG numbers its segments anew. None where it has others."""
-    labels = {name: label for label, name in known.names_by_label.items()}
-    if not {segment.name for segment in stored.segments} <= labels.keys():
-        return None
-    label_of_segment = np.zeros(256, np.uint8)
-    for segment in stored.segments:
-        label_of_segment[segment.label] = labels[segment.name]
-    note = RunNote(f"labels of job {known.job_id}, which ran on the same images", changes_answer=False)
-    return Segmentation(
-        labels_zyx=label_of_segment[stored.labels_zyx],
-        geometry=stored.geometry,
-        names_by_label=known.names_by_label,
-        model=known.model,
-        run=None if known.run is None else replace(known.run, notes=(*known.run.notes, note)),
-    )
-
-
 class ResultStore:
     """Writes results into the spool and records them in the ledger."""
 
@@ -99,26 +72,6 @@ class ResultStore:
             is_cut_short=revision.is_cut_short,
             earlier=self._earlier.earlier(revision, model),
         )
-
-    def known_labels(self, revision: CompleteRevision, model: str, volume: Volume) -> Segmentation | None:
-        """The labels that an earlier job gave to the same images, read back from its SEG; None where there are none.
-
-        Nor are there any of a tilted gantry, where a SEG does not lie on the grid of the volume.
-        """
-        known = self._earlier.known_labels(revision, model)
-        if known is None:
-            return None
-        path = self._spool.path(known.spool_name)
-        try:
-            with path.open("rb") as file:
-                is_as_written = file_digest(file, "sha256").hexdigest() == known.sha256
-            stored = read_segmentation(path, volume.geometry) if is_as_written else None
-        except (OSError, ResultUnreadable):
-            stored = None
-        if stored is None:
-            structlog.get_logger().info("labels.not_reused", job=known.job_id)
-            return None
-        return _relabelled(stored, known)
 
     def keep(self, attempt: Attempt, findings: Findings, results: Iterable[EncodedResult]) -> StoredResults | None:
         """Write ``results`` as they are made and record them: RUNNING -> ENCODED.

@@ -51,7 +51,7 @@ class Routing:
             likeness = comparing.likeness(earlier.changed)
             if likeness is Likeness.CONTENT:
                 return self._revisions.has_content(revision, earlier.content_digest)
-            if likeness is Likeness.IMAGES and same_images_as is None:
+            if likeness is Likeness.IMAGES:  # the oldest of several: all corrections refer to one original
                 same_images_as = earlier.content_digest
         return revision if same_images_as is None else self._revisions.has_images(revision, same_images_as)
 

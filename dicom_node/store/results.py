@@ -70,8 +70,11 @@ class Results:
         return held
 
     def known_labels(self, revision: CompleteRevision, model: str) -> KnownLabels | None:
-        """The newest labels of ``model`` for the images of ``revision``, where they are still in the spool."""
-        same_images = (revision.content_digest, revision.same_images_as)
+        """The newest labels of ``model`` for the images of ``revision``, where they are still in the spool.
+
+        Images that only patient or study tell apart are the same: those of the original, and of every correction of it.
+        """
+        same_images = [digest for digest in (revision.content_digest, revision.same_images_as) if digest is not None]
         query = (
             select(
                 job.c.id,
@@ -87,7 +90,10 @@ class Results:
             .where(
                 series_revision.c.series_instance_uid == revision.series_instance_uid,
                 series_revision.c.revision < revision.revision,
-                series_revision.c.content_digest.in_([digest for digest in same_images if digest is not None]),
+                or_(
+                    series_revision.c.content_digest.in_(same_images),
+                    series_revision.c.same_images_as.in_(same_images),
+                ),
                 job.c.model == model,
                 job.c.model_identity.is_not(None),
                 result.c.kind.in_((ResultKind.SEGMENTATION, ResultKind.LABELMAP)),

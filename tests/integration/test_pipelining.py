@@ -138,7 +138,7 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
     assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.DELIVERED, 1))
     for line in (line for line in log if line["event"] == "job"):
         assert list(line["stage_seconds"]) == [
-            "read", "reconstruct", "recall", "prepare", "wait", "segment", "measure", "encode", "store",
+            "read", "reconstruct", "reuse", "prepare", "wait", "segment", "measure", "encode", "store",
         ]  # fmt: skip
         assert abs(sum(line["stage_seconds"].values()) - line["seconds"]) < 1
 

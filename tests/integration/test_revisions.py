@@ -320,6 +320,19 @@ def test_a_corrected_patient_gets_new_results_with_the_labels_that_the_images_ha
     # a second correction goes on from the first
     assert len(node.run(resent(tissues, tmp_path / "2", lambda image: setattr(image, "PatientID", "T1-AGAIN"))))
     assert inferred == []
+    third, second, _ = (node.ledger.overview.job(job.id).run_report for job in node.ledger.overview.jobs(9))
+    assert [note.text for note in second.notes] == ["labels taken from job 1, which has the same images"]
+    assert [note.text for note in third.notes[1:]] == ["labels taken from job 2, which has the same images"]
+    assert second.stage_seconds == third.stage_seconds == {}
+
+
+def test_a_correction_that_comes_in_two_parts_goes_on_from_the_original(node, tissues, tmp_path, monkeypatch) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(tissues)
+    inferred = inferences(monkeypatch)
+    assert node.run(resent(tissues[:2], tmp_path / "1", corrected)) == []  # two patients in one series
+    assert len(node.run(resent(tissues[2:], tmp_path / "2", corrected))) == 2
+    assert inferred == []
 
 
 def without_labels(node):
@@ -360,6 +373,29 @@ def test_labels_of_which_the_spool_has_a_part_only_are_not_used_again(
     inferred = inferences(monkeypatch)
     assert node.run(resent(tissues, tmp_path / "1", corrected))
     assert len(inferred) == 1
+
+
+def test_labels_by_another_version_of_the_node_are_not_used_again(node, tissues, tmp_path, monkeypatch) -> None:
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    node.run(tissues)
+    inferred = inferences(monkeypatch)
+    monkeypatch.setattr("dicom_node.pipeline.reusing.NODE_SOFTWARE", "dicom-node 99.0.0")
+    assert len(node.run(resent(tissues, tmp_path / "1", corrected))) == 2
+    assert len(inferred) == 1
+
+
+def test_labels_of_a_tilted_gantry_are_not_used_again(node, tmp_path, monkeypatch) -> None:
+    (tmp_path / "tilted").mkdir()
+    hu = np.full((5, 16, 16), 40 + 1024, np.uint16)
+    hu[:, 4:8, 4:8] = 900
+    stack = Stack(hu, step_mm=(0.0, 1.0, 2.5), row_spacing_mm=8.0, column_spacing_mm=8.0)
+    tilted = write(tmp_path / "tilted", stack).instances
+    node = node(EVERY_CT | {"destinations": ["pacs"]})
+    seg, _ = node.run(tilted)
+    inferred = inferences(monkeypatch)
+    again, _ = node.run(resent(tilted, tmp_path / "1", corrected))
+    assert len(inferred) == 1
+    assert again.PixelData == seg.PixelData
 
 
 def test_labels_of_another_model_or_of_other_images_are_not_used_again(node, tissues, tmp_path, monkeypatch) -> None:
