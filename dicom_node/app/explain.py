@@ -32,6 +32,7 @@ def explain_rules(settings: Settings, series: str) -> list[dict[str, Any]]:
         {
             "series_instance_uid": one.series_instance_uid,
             "instances": len(one.instances),
+            "notes": list(one.notes),
             "conditions": [asdict(row) for row in explain(one, rules)],
             "decisions": [
                 {

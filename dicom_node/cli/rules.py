@@ -40,6 +40,8 @@ def explain(context: Context, *, series: str, as_json: bool) -> None:
         for row in explanation["conditions"]:
             table.add_row(Text(row["rule"]), Text(row["condition"]), Text(row["seen"]), "yes" if row["held"] else "no")
         Console().print(table)
+        for note in explanation["notes"]:
+            click.echo(note)
         for decision in explanation["decisions"]:
             what = f" -> model {decision['model']}; results" if decision["model"] else "; notice"
             click.echo(f"{decision['reason']}{what} to: {', '.join(decision['destinations']) or 'no destination'}")

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
 from dicom_node.segment.nifti import read_volume
-from dicom_node.standard.files import COPY, NO_DICOM, PassedOver, read_file, read_headers, read_repeated
-from dicom_node.standard.opening import EMPTY
+from dicom_node.standard.files import (
+    COPY,
+    PassedOver,
+    notes_on_missing,
+    passed_over_beside,
+    read_file,
+    read_headers,
+    read_repeated,
+)
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import is_well_formed_uid
 from dicom_node.types import Series
@@ -81,11 +87,8 @@ class DicomSeries:
         """
         instances = read_headers(self.paths)
         study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
-        return Opened(Series(self.series_instance_uid, study_instance_uid, instances, notes=self._notes()))
-
-    def _notes(self) -> tuple[str, ...]:
-        missing = Counter(each.reason for each in self.passed_over if each.is_dicom)
-        return tuple(f"files left out: {count} ({reason})" for reason, count in sorted(missing.items()))
+        notes = notes_on_missing(self.passed_over)
+        return Opened(Series(self.series_instance_uid, study_instance_uid, instances, notes=notes))
 
     def content_digest(self) -> str:
         """That of the ledger for the same instances: this command and a node derive the same UIDs.
@@ -224,25 +227,8 @@ class _Found:
 
     def series(self) -> list[DicomSeries]:
         """Every series, with what was passed over in its folders."""
-        return [self._series(uid, tuple(members.values())) for uid, members in sorted(self.members.items())]
-
-    def _series(self, uid: str, paths: tuple[Path, ...]) -> DicomSeries:
-        folders = {path.parent for path in paths}
-        looks = {_look(path) for path in paths}
-        beside = (each for each in self.passed_over if each.path.parent in folders)
-        return DicomSeries(
-            uid,
-            paths,
-            tuple(
-                replace(each, is_dicom=True) if each.reason in (NO_DICOM, EMPTY) and _look(each.path) in looks else each
-                for each in beside
-            ),
-        )
-
-
-def _look(path: Path) -> str:
-    """The name without its numbers: an empty file that is called like the images beside it was one of them."""
-    return re.sub(r"[0-9]+", "#", path.name)
+        each = ((uid, tuple(members.values())) for uid, members in sorted(self.members.items()))
+        return [DicomSeries(uid, paths, passed_over_beside(paths, self.passed_over)) for uid, paths in each]
 
 
 def _unreadable_folders(given: Sequence[Path], passed_over: Sequence[PassedOver]) -> Iterator[Unreadable]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import mmap
+import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import structlog
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -22,7 +22,7 @@ from dicom_node.standard.walk import MalformedDataset, walk
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -117,28 +117,52 @@ def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
 def read_series_folder(folder: Path) -> tuple[Series, ...]:
     """Every series under ``folder`` (recursively), ordered by Series Instance UID; one instance per SOP Instance UID.
 
-    What is passed over is counted by its reason in the log.
+    The notes of a series count the files in its folders that may have been images of it and were passed over.
     """
     found: dict[str, dict[str, SourceInstance]] = {}
-    passed_over: Counter[str] = Counter()
+    passed_over: list[PassedOver] = []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         instance = read_file(path)
         if isinstance(instance, PassedOver):
-            passed_over[instance.reason] += 1
+            passed_over.append(instance)
             continue
         members = found.setdefault(str(instance.header.SeriesInstanceUID), {})
         known = members.setdefault(str(instance.header.SOPInstanceUID), instance)
         if known is not instance:
-            passed_over[read_repeated(known, instance).reason] += 1
-    structlog.get_logger().info("folder.read", series=len(found), passed_over=dict(passed_over))
+            passed_over.append(read_repeated(known, instance))
     return tuple(
         Series(
             series_instance_uid=uid,
             study_instance_uid=str(next(iter(members.values())).header.get("StudyInstanceUID", "")),
             instances=tuple(members.values()),
+            notes=notes_on_missing(passed_over_beside([each.path for each in members.values()], passed_over)),
         )
         for uid, members in sorted(found.items())
     )
+
+
+def passed_over_beside(paths: Sequence[Path], passed_over: Iterable[PassedOver]) -> tuple[PassedOver, ...]:
+    """Those of ``passed_over`` that lie in a folder of ``paths``, the files of one series.
+
+    An empty file, or one without DICOM, counts as an image if it is called like the files of the series.
+    """
+    folders, looks = {path.parent for path in paths}, {_look(path) for path in paths}
+    return tuple(
+        replace(each, is_dicom=True) if each.reason in (NO_DICOM, EMPTY) and _look(each.path) in looks else each
+        for each in passed_over
+        if each.path.parent in folders
+    )
+
+
+def notes_on_missing(passed_over: Iterable[PassedOver]) -> tuple[str, ...]:
+    """What a reader of results should know of files that may have been images: how many, for each reason."""
+    missing = Counter(each.reason for each in passed_over if each.is_dicom)
+    return tuple(f"files left out: {count} ({reason})" for reason, count in sorted(missing.items()))
+
+
+def _look(path: Path) -> str:
+    """The name without its numbers, which the images of a series have in common."""
+    return re.sub(r"[0-9]+", "#", path.name)
 
 
 def _instance(path: Path, allowance: Allowance) -> SourceInstance:

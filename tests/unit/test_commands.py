@@ -19,6 +19,8 @@ from dicom_node.app.compose import open_store, run_listener
 from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings
+from dicom_node.standard.files import DAMAGED
+from dicom_node.standard.opening import EMPTY
 from dicom_node.types import Completion, Decision, ReceivedInstance
 from tests.support.ct_series import Stack, noise
 from tests.support.ct_series import write as write_ct
@@ -112,8 +114,22 @@ def test_explain_of_a_folder_is_nothing_but_json(config, tmp_path):
     write_ct(folder, Stack(noise((3, 4, 4))))
     (folder / "note.txt").write_text("no DICOM")
     (explained,) = json.loads(call(config, "rules", "explain", str(folder), "--json").stdout)
-    assert explained["instances"] == 3
+    assert (explained["instances"], explained["notes"]) == (3, [])
     assert explained["decisions"][0]["model"] == "tissue"
+
+
+def test_explain_says_which_files_of_a_folder_it_could_not_look_at(config, tmp_path):
+    (tmp_path / "ct").mkdir()
+    written = write_ct(tmp_path / "ct", Stack(noise((5, 4, 4))))
+    first, second, third, *_ = (instance.path for instance in written.instances)
+    first.write_bytes(first.read_bytes()[:-8])
+    second.write_bytes(b"")
+    third.with_name("copy").write_bytes(third.read_bytes())
+    (explained,) = json.loads(call(config, "rules", "explain", str(tmp_path / "ct"), "--json").stdout)
+    assert explained["instances"] == 3
+    assert explained["notes"] == [f"files left out: 1 ({DAMAGED})", f"files left out: 1 ({EMPTY})"]
+    said = call(config, "rules", "explain", str(tmp_path / "ct")).stdout
+    assert all(note in said for note in explained["notes"])
 
 
 def test_explain_says_who_is_told_of_a_refusal(config, tmp_path):
