@@ -1,8 +1,8 @@
 """The steps of an analysis: read, reconstruct, infer, return to the source grid, measure, encode, keep.
 
-Only :func:`analyse` defines this order. A job of the node and an input of ``dicom-node segment`` are both a
-:class:`Case`, which supplies what differs between them: where the images are, which process infers, when a case may be
-encoded, and where the results go. The steps themselves are the functions below.
+Only :func:`analyse` defines this order. A job of the node, an input of ``dicom-node segment`` and a call of
+:mod:`dicom_node.api` are each a :class:`Case`, which supplies what differs between them: where the images are, which
+process infers, when a case may be encoded, and where the results go. The steps themselves are the functions below.
 """
 
 from __future__ import annotations

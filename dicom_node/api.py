@@ -222,17 +222,19 @@ def segment(
     :class:`OpenModel`, or a name for :func:`open_model`, in which case the model is loaded for this CT only.
     ``structures``: keep only these of the structures found. ``results``: the DICOM objects to make, for a DICOM series
     only; none by default. ``series_instance_uid``: which series to use if the folder has several.
-    ``unchecked_hu``: take the values of the images for Hounsfield units even if they don't look like it.
+    ``unchecked_hu``: take the values of the series for Hounsfield units even if they don't look like it.
     ``progress(fraction, stage)`` is called during the run.
 
     Raises:
-        ConfigurationError: the model does not exist, there is not exactly one CT, or DICOM results were requested for
-            something other than a DICOM series.
+        ConfigurationError: the model does not exist, there is not exactly one CT, or something that only a DICOM series
+            has was requested for another CT: DICOM results or a Series Instance UID.
         SeriesRejected: the images do not form a CT volume that the model accepts; the message says why.
         SegmentationError: the model can't segment it.
         EncodingError: a DICOM object could not be made.
         InferenceError: the model does not find a requested structure, or the engine failed.
     """
+    if isinstance(images, Volume) and series_instance_uid is not None:
+        raise ConfigurationError("a volume has no Series Instance UID; series_instance_uid is for folders")
     entry = images if isinstance(images, Volume) else _only_input(Path(images), series_instance_uid)
     opened = model if isinstance(model, OpenModel) else open_model(model)
     refuse_unknown(structures, opened._model)  # noqa: SLF001 - of this module
