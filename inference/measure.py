@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from inference.padding import find_padding
 from inference.shape import measure_shape
 from inference.types import InvalidValueError, Measurements, StructureMeasurement
 
@@ -148,8 +147,7 @@ def _labels_at_border(volume: Volume, labels_zyx: NDArray[np.uint8]) -> frozense
     seen = np.zeros(256, dtype=bool)
     for axis in range(3):
         seen[np.take(labels_zyx, [0, -1], axis=axis)] = True
-    padding = volume.padding or find_padding(voxels_zyx)  # a volume that was made elsewhere may not know
-    if padding is not None:
+    if (padding := volume.padding) is not None:
         for k in range(len(labels_zyx)):
             first, last = max(0, k - 1), min(len(labels_zyx), k + 2)
             beside = _beside(padding.found_in(voxels_zyx[first:last], first))[k - first]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from inference.measure import measure
+from inference.padding import find_padding
 from inference.types import Geometry, InvalidValueError, ModelIdentity, Segmentation, Volume
 
 MODEL = ModelIdentity("test", "1", "0" * 64, "Thresholding")
@@ -72,7 +73,8 @@ def test_a_structure_cut_by_the_circular_field_of_view_is_truncated_and_one_besi
     labels[1:3, 28:36, 20:40] = 1
     labels[1:3, 40:50, 20:60] = 2
     labels[:, ~inside_circle] = 0
-    by_name = {m.name: m for m in measure(Volume(hu, place(hu.shape)), result(labels)).structures}
+    volume = Volume(hu, place(hu.shape), find_padding(hu))
+    by_name = {m.name: m for m in measure(volume, result(labels)).structures}
     assert not by_name["liver"].truncated
     assert by_name["spleen"].truncated
 
@@ -82,7 +84,8 @@ def test_air_clipped_at_the_scale_s_end_is_not_padding():
     labels = np.zeros(hu.shape, np.uint8)
     labels[1:3, 8:12, 8:12] = 1
     hu[labels == 1] = 50
-    assert not measure(Volume(hu, place(hu.shape)), result(labels)).structures[0].truncated
+    volume = Volume(hu, place(hu.shape), find_padding(hu))
+    assert not measure(volume, result(labels)).structures[0].truncated
 
 
 def test_an_empty_label_map_finds_nothing():
