@@ -12,13 +12,13 @@ from dicom_node.errors import DicomNodeError
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import DestinationSettings, Settings, load_settings
 from dicom_node.store.disk import DiskWatermark
-from dicom_node.work.local import describe_model
+from dicom_node.work.models import describe_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dicom_node.settings import WorkSettings
+    from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _port(settings: Settings) -> Finding:
     return Finding("port", ok=True, detail=f"{place} is free")
 
 
-def _identity(name: str, model: object, work: WorkSettings) -> str:
+def _identity(name: str, model: TissueModelSettings | NnunetModelSettings, work: WorkSettings) -> str:
     identity = describe_model(name, model, work)
     return f"{identity.name} {identity.version}, sha256 {identity.digest}"
 

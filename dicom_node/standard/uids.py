@@ -1,4 +1,4 @@
-"""UIDs used in several packages, and the rules for valid UIDs."""
+"""UIDs used in several packages, and what has the form of a UID."""
 
 from __future__ import annotations
 
@@ -22,15 +22,9 @@ CT_FOR_PROCESSING_SOP_CLASSES = {
 """Supplement 252: input of further processing in the scanner's own terms, not images to be read. With their names."""
 
 _LONGEST = 64
-_VALID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))+")
 _WELL_FORMED = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 
-def is_valid_uid(value: str) -> bool:
-    """Whether ``value`` is a valid UID (PS3.5 section 9.1): no leading zeros in components, at most 64 characters."""
-    return len(value) <= _LONGEST and _VALID.fullmatch(value) is not None
-
-
 def is_well_formed_uid(value: str) -> bool:
-    """Whether ``value`` has the form of a UID, allowing leading zeros, which PS3.5 forbids but some senders write."""
+    """Whether ``value`` has the form of a UID: PS3.5 section 9.1, but leading zeros are allowed, as some write them."""
     return len(value) <= _LONGEST and _WELL_FORMED.fullmatch(value) is not None

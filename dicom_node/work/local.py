@@ -28,7 +28,6 @@ import numpy as np
 from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
 from dicom_node.work.channel import Channel, anonymous_memory, mapped, stated_padding
 from dicom_node.work.memory import kernel_kills
-from dicom_node.work.models import describe_model
 from inference.types import ModelIdentity, RunReport, Segmentation
 
 if TYPE_CHECKING:
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from inference.types import Volume
 
     OnProgress = Callable[[float, str], None]
-
-__all__ = ["LocalWorker", "PreparedVolume", "describe_model"]
 
 _LONGEST_PULSE_S = 5.0
 _EXIT_WAIT_S = 5.0
@@ -124,10 +121,6 @@ class LocalWorker:
     def identity(self) -> ModelIdentity:
         """The loaded model; loads it if necessary. Raises like :meth:`prepare`."""
         return self._ready_child().identity
-
-    def names_by_label(self) -> Mapping[int, str]:
-        """All labels of the model; loads it if necessary. Raises like :meth:`prepare`."""
-        return self._ready_child().names_by_label
 
     @property
     def process_id(self) -> int | None:

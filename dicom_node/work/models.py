@@ -25,23 +25,20 @@ _COPIES_OF_WEIGHTS = 2
 """Once as read, and once in the compiled network."""
 
 
-def describe_model(name: str, model: object, work: WorkSettings) -> ModelIdentity:
+def describe_model(name: str, model: TissueModelSettings | NnunetModelSettings, work: WorkSettings) -> ModelIdentity:
     """The identity of model ``name`` in results, from its files only, without building the network or loading weights.
 
     Raises:
-        ConfigurationError: the settings are of an unknown kind, or the model's files are damaged or not the approved
-            ones.
+        ConfigurationError: the model's files are damaged or not the approved ones.
     """
-    try:
-        if isinstance(model, TissueModelSettings):
-            from inference.tissue import TissueSegmenter  # noqa: PLC0415 - engines are imported where they are chosen
+    if isinstance(model, TissueModelSettings):
+        from inference.tissue import TissueSegmenter  # noqa: PLC0415 - engines are imported where they are chosen
 
-            return TissueSegmenter(name).identity
-        if isinstance(model, NnunetModelSettings):
-            return opening.identity_of(opening.models_of(_read_nnunet(model)), engine_options(model, work))
+        return TissueSegmenter(name).identity
+    try:
+        return opening.identity_of(opening.models_of(_read_nnunet(model)), engine_options(model, work))
     except InferenceError as error:
         raise ConfigurationError(f"model {name!r}: {error}") from error
-    raise ConfigurationError(f"model {name!r}: settings of an unknown kind ({type(model).__name__})")
 
 
 def load_segmenter(name: str, model: TissueModelSettings | NnunetModelSettings, work: WorkSettings) -> Segmenter:

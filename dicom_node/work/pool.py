@@ -87,9 +87,6 @@ class WorkerPool:
         self._closed = False
         self._log = structlog.get_logger()
 
-    def __contains__(self, model: object) -> bool:
-        return model in self._residents
-
     def identity(self, model: str) -> ModelIdentity:
         """What results of ``model`` name, from its files as they are now; nothing is loaded.
 

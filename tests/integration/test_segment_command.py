@@ -40,7 +40,6 @@ from dicom_node.reconstruct import reconstruct
 from dicom_node.segment import outputs
 from dicom_node.segment.context import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.standard.files import read_headers, read_series_folder
-from dicom_node.standard.uids import is_valid_uid
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE, ResultContext
 from inference.measure import measure
 from inference.models.package import Crop
@@ -602,7 +601,7 @@ def test_usable_series_are_used_and_quoted_as_they_came(ct, tmp_path, change):
     segmentation = dcmread(tmp_path / "out" / "segmentation.dcm")
     (referenced,) = segmentation.ReferencedSeriesSequence
     assert {str(item.ReferencedSOPInstanceUID) for item in referenced.ReferencedInstanceSequence} == images
-    assert is_valid_uid(segmentation.SOPInstanceUID)
+    assert segmentation.SOPInstanceUID.is_valid
     assert summary_of(tmp_path / "out")["notes"] == (
         ["localizers in the series: 1, set aside"] if change is with_scout else []
     )
