@@ -56,7 +56,6 @@ encode.source.planes       Exception (pydicom)                              Enco
 encode.source.values       Exception (pydicom)                              EncodingError
 encode.sr.notice           Exception (highdicom, pydicom)                   EncodingError
 reconstruct                OSError                                          StoreUnavailable
-reconstruct.attributes     Exception (pydicom)                              SeriesRejected
 reconstruct.pixels         Exception (pydicom and its decoders)             PixelDataInvalid
 work.local                 OSError                                          WorkerLost
 work.models                inference.errors.InferenceError                  ConfigurationError
@@ -67,6 +66,7 @@ store.workers              OSError                                          Conf
 network.pdu                ValueError, Exception (pynetdicom)               ProtocolFault
 network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
 network.transport          OSError                                          ConnectionLost
+standard.attributes        Exception (pydicom)                              SeriesRejected
 standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid
 standard.opening           zlib.error                                       FileUnreadable
 standard.raw_elements      Exception (pydicom)                              EncodingError

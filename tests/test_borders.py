@@ -399,7 +399,7 @@ def a_slice_that_is_gone(folder):
     reconstruct(series)
 
 
-@fault("reconstruct.attributes", errors.GeometryRefused)
+@fault("standard.attributes", errors.GeometryRefused)
 def a_position_that_is_no_number(folder):
     def change(header):
         header._dict.update(with_raw("ImagePositionPatient", "DS", b"here\\there\\0")._dict)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, StoreUnavailable
 from dicom_node.reconstruct.acquisitions import notes_on_acquisitions
-from dicom_node.reconstruct.attributes import text, texts
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
 from dicom_node.reconstruct.pixels import find_pixel_data
 from dicom_node.reconstruct.planes import Plane, planes_of
@@ -33,6 +32,7 @@ from dicom_node.reconstruct.select import (
 )
 from dicom_node.reconstruct.tilt import back_on_source, upright
 from dicom_node.reconstruct.volume import hounsfield_voxels
+from dicom_node.standard.attributes import text, texts
 from dicom_node.standard.localizers import without_localizers
 from dicom_node.types import Reconstruction
 from inference.padding import find_padding

@@ -16,8 +16,8 @@ import numpy as np
 from pydicom.valuerep import DT, TM
 
 from dicom_node.errors import NotEligible
-from dicom_node.reconstruct.attributes import items, text, texts
 from dicom_node.reconstruct.select import is_multi_frame
+from dicom_node.standard.attributes import items, text, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -20,8 +20,8 @@ from pydicom.tag import Tag
 from pydicom.valuerep import STR_VR, VR
 
 from dicom_node.errors import PixelDataInvalid
-from dicom_node.reconstruct.attributes import text, whole_number
 from dicom_node.reconstruct.pixels import find_pixel_data, stored_frames
+from dicom_node.standard.attributes import text, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -28,8 +28,8 @@ from pydicom.uid import (
 )
 
 from dicom_node.errors import FileUnreadable, PixelDataInvalid
-from dicom_node.reconstruct.attributes import text, whole_number
 from dicom_node.standard import transfer_syntaxes
+from dicom_node.standard.attributes import text, whole_number
 from dicom_node.standard.opening import open_part10
 
 if TYPE_CHECKING:

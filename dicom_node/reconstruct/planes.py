@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid
-from dicom_node.reconstruct.attributes import finite_numbers, items, text, texts, whole_number
 from dicom_node.reconstruct.select import is_multi_frame
+from dicom_node.standard.attributes import finite_numbers, items, text, texts, whole_number
 from dicom_node.types import SourceFrame
 
 if TYPE_CHECKING:

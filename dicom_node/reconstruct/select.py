@@ -8,7 +8,7 @@ from pydicom.datadict import dictionary_description
 from pydicom.uid import UID
 
 from dicom_node.errors import EncodingError, NotEligible
-from dicom_node.reconstruct.attributes import items, text, texts
+from dicom_node.standard.attributes import items, text, texts
 from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity, states
 from dicom_node.standard.uids import (
     CT_FOR_PROCESSING_SOP_CLASSES,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
-from pydicom.multival import MultiValue
-from pydicom.sequence import Sequence
+
+from dicom_node.standard.attributes import items, texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -78,36 +78,21 @@ def fact_values(series: Series, name: str) -> tuple[InstanceValues, ...]:
 
 
 def _values(header: Dataset, keyword: str) -> InstanceValues:
-    try:
-        value = header.get(keyword)
-        if value is None:
-            return ()
-        parts = list(value) if isinstance(value, MultiValue | list | tuple) else [value]
-        texts = [str(part).strip(" \0") for part in parts]
-    except Exception:  # noqa: BLE001 - pydicom converts lazily and any converter may fail on hostile bytes
-        return ()
-    return tuple(texts) if any(texts) else ()
+    found = texts(header, keyword)
+    return found if any(found) else ()
 
 
 def _group_values(header: Dataset, sequence: str, keyword: str) -> list[InstanceValues]:
     """The values in each functional group item; the attribute is in the items of its macros."""
     return [
         next((values for macro in _macros(group) if (values := _values(macro, keyword))), ())
-        for group in _items(header, sequence)
+        for group in items(header, sequence)
     ]
-
-
-def _items(header: Dataset, sequence: str) -> list[Dataset]:
-    try:
-        value = header.get(sequence)
-    except Exception:  # noqa: BLE001 - see _values
-        return []
-    return list(value) if isinstance(value, Sequence) else []
 
 
 def _macros(group: Dataset) -> Iterator[Dataset]:
     for tag in group.keys():  # noqa: SIM118 - iterating the data set itself would convert every element
-        yield from _items(group, keyword_for_tag(tag))
+        yield from items(group, keyword_for_tag(tag))
 
 
 def _planes(series: Series, keyword: str, count: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]] | None:

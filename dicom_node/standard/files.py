@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from dicom_node.errors import FileUnreadable, LimitExceeded, PixelDataInvalid, StoreUnavailable
+from dicom_node.standard.attributes import text
 from dicom_node.standard.headers import Allowance, read_header
 from dicom_node.standard.opening import EMPTY, open_part10, stated_syntax
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
@@ -87,10 +88,10 @@ def read_file(path: Path) -> SourceInstance | PassedOver:
 
 def _why_none(instance: SourceInstance) -> PassedOver | None:
     path, header = instance.path, instance.header
-    if _text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if text(header.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         return PassedOver(path, DIRECTORY, is_dicom=False)
-    is_named = bool(_text(header, "SeriesInstanceUID") and _text(header, "SOPInstanceUID"))
-    if is_named and _text(header, "SOPClassUID") not in CT_SOP_CLASSES:
+    is_named = bool(text(header, "SeriesInstanceUID") and text(header, "SOPInstanceUID"))
+    if is_named and text(header, "SOPClassUID") not in CT_SOP_CLASSES:
         return None
     fault = _fault(path)
     if fault:
@@ -239,10 +240,3 @@ def _digest(stream: BinaryIO) -> str:
     while chunk := stream.read(_CHUNK_BYTES):
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    try:
-        return str(dataset.get(keyword) or "").strip(" \0")
-    except Exception:  # noqa: BLE001 - see read_file
-        return ""

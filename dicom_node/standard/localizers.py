@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dicom_node.standard.attributes import texts
+
 if TYPE_CHECKING:
     from pydicom import Dataset
 
@@ -22,8 +24,4 @@ def without_localizers(series: Series) -> Series:
 
 def is_localizer(header: Dataset) -> bool:
     """Whether Image Type says so."""
-    try:
-        image_type = header.get("ImageType") or ()
-        return not isinstance(image_type, str) and len(image_type) > _FLAVOR and image_type[_FLAVOR] == "LOCALIZER"
-    except Exception:  # noqa: BLE001 - pydicom converts lazily and any converter may fail on hostile bytes
-        return False
+    return texts(header, "ImageType")[_FLAVOR : _FLAVOR + 1] == ("LOCALIZER",)
