@@ -16,6 +16,7 @@ import numpy as np
 from dicom_node.errors import NotEligible, SegmentationImpossible
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.types import Series
+from inference.errors import SegmentationRefusedError
 from inference.measure import measure, without_padding
 from inference.padding import find_padding
 from inference.types import InvalidValueError
@@ -118,11 +119,11 @@ def analyse(case: Case) -> None:
     with case.stage("reconstruct"):
         ct = reconstructed(images)
         refuse_too_small(ct, case.minimum)
-    with _sound_labels(case.model):
+    with _translated(case.model):
         labels = case.infer(ct.volume)
     requests = case.requests()
     with case.encoding():
-        with case.stage("measure"), _sound_labels(case.model):
+        with case.stage("measure"), _translated(case.model):
             with_shape = any(request.shape for request in (requests or {}).values())
             findings = measured(ct, on_source_grid(ct, labels, case.structures), with_shape=with_shape)
         case.keep(findings, _encoded(case, findings, requests))
@@ -199,9 +200,11 @@ def _encoded(case: Case, findings: Findings, requests: Mapping[str, ResultReques
 
 
 @contextmanager
-def _sound_labels(model: str) -> Iterator[None]:
-    """Translate errors in the values of ``inference``: the model is to blame for inconsistent labels."""
+def _translated(model: str) -> Iterator[None]:
+    """Translate errors of ``inference``: the model refuses the volume, or is to blame for inconsistent labels."""
     try:
         yield
+    except SegmentationRefusedError as error:
+        raise SegmentationImpossible(f"model {model!r}: {error}") from error
     except InvalidValueError as error:
         raise SegmentationImpossible(f"model {model!r} returned an invalid label map: {error}") from error

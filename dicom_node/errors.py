@@ -41,7 +41,8 @@ settings.loader            OSError, UnicodeDecodeError, yaml                Conf
 settings.validation        pydantic.ValidationError                         ConfigurationError
 app.compose                OSError                                          ConfigurationError
 app.places                 OSError                                          ConfigurationError
-analysis                   inference.types.InvalidValueError                SegmentationImpossible
+analysis                   inference.errors.SegmentationRefusedError,       SegmentationImpossible
+                           inference.types.InvalidValueError
 segment.inputs             OSError                                          StoreUnavailable
 segment.model              inference.errors.InferenceError                  ConfigurationError
 segment.nifti              OSError, EOFError, zlib.error, ValueError        StoreUnavailable, PixelDataInvalid,

@@ -58,6 +58,7 @@ from dicom_node.store.workers import WorkerName
 from dicom_node.work.local import LocalWorker
 from dicom_node.work.models import describe_model
 from inference.nnunet.contract import EngineOptions
+from inference.tissue import TissueSegmenter
 from inference.types import Geometry, Segmentation, Volume
 from tests.support import ct_series
 from tests.support.analysis_results import CONTEXT, MODEL, geometry, measured, reconstruction, segmentation
@@ -207,8 +208,14 @@ def a_configuration_folder_below_a_file(folder):
 
 @fault("analysis", errors.SegmentationImpossible)
 def labels_of_another_grid(_):
-    with analysis._sound_labels("model"):
+    with analysis._translated("model"):
         Segmentation(np.zeros((2, 2, 2), np.uint8), geometry((3, 3, 3)), {1: "liver"}, MODEL)
+
+
+@fault("analysis", errors.SegmentationImpossible)
+def hu_that_are_no_numbers(_):
+    with analysis._translated("tissue"):
+        TissueSegmenter().segment(Volume(np.full((3, 3, 3), np.nan, np.float32), geometry((3, 3, 3))), lambda *_: None)
 
 
 # ---- files of the command `segment`

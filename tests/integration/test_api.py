@@ -128,6 +128,8 @@ def test_what_contradicts_itself_is_refused(series, model):
         api.segment(ct, "tissue", results=api.ResultRequest())
     with pytest.raises(api.ConfigurationError, match="a volume has no Series Instance UID"):
         api.segment(ct, "tissue", series_instance_uid="1.2.3")
+    with pytest.raises(api.SegmentationError, match=r"^model 'tissue': .* not finite$"):
+        api.segment(api.volume(np.full((20, 20, 20), np.nan), affine), "tissue")
     with pytest.raises(api.InferenceError, match="finds no livr"):
         api.segment(series, model, structures=["livr"])
     with pytest.raises(api.InvalidValueError, match="three dimensions, not 2"):
