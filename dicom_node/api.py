@@ -252,7 +252,7 @@ def _library(stated: str | os.PathLike[str] | None) -> Path:
 
 
 def _only_input(path: Path, series_instance_uid: str | None) -> Input:
-    found = find_inputs((path,), recursive=False, series_instance_uid=series_instance_uid, without=Path(os.devnull))
+    found = find_inputs((path,), recursive=False, series_instance_uid=series_instance_uid, without=None)
     if len(found) != 1:
         names = ", ".join(entry.name for entry in found)
         raise ConfigurationError(f"{path} contains {len(found)} CTs, expected one: {names}")

@@ -167,19 +167,19 @@ Input = DicomSeries | NiftiFile | Unreadable
 
 
 def find_inputs(
-    given: Sequence[Path], *, recursive: bool, series_instance_uid: str | None, without: Path
+    given: Sequence[Path], *, recursive: bool, series_instance_uid: str | None, without: Path | None
 ) -> tuple[Input, ...]:
     """Everything to segment in the files and folders ``given``: series by UID, then NIfTI files by name.
 
     Files of one series belong together wherever they lie; of copies, and of images with one SOP Instance UID, the first
-    counts. Folders inside a folder are looked into with ``recursive`` only, and never ``without``, where the
-    results go. What is passed over in the folders of a series is named with it; a file that was given alone, and a
-    folder of DICOM files none of which can be read, are refused.
+    counts. Folders inside a folder are looked into with ``recursive`` only, and never ``without``, where results go, if
+    they go into a folder at all. What is passed over in the folders of a series is named with it; a file that was given
+    alone, and a folder of DICOM files none of which can be read, are refused.
 
     Raises:
         ConfigurationError: nothing is there, or not the series that was asked for, or results would go among images.
     """
-    if without.resolve() in {path.resolve() for path in given}:
+    if without is not None and without.resolve() in {path.resolve() for path in given}:
         raise ConfigurationError(f"{without} is an input; results go into a folder of their own")
     found = _Found()
     nifti: dict[Path, NiftiFile] = {}
@@ -247,9 +247,9 @@ def _refusal(passed_over: PassedOver) -> str:
     return f"{passed_over.path.name}: {passed_over.reason}{detail}"
 
 
-def _files(given: Sequence[Path], *, recursive: bool, without: Path) -> Iterator[tuple[Path, Path]]:
+def _files(given: Sequence[Path], *, recursive: bool, without: Path | None) -> Iterator[tuple[Path, Path]]:
     """Every file with the path it was found by; symbolic links to folders are not followed."""
-    left_out = without.resolve()
+    left_out = None if without is None else without.resolve()
     for root in given:
         if root.is_file():
             yield root, root
