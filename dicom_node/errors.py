@@ -5,6 +5,7 @@
     DicomNodeError
     ├── ConfigurationError          FAIL    node.yaml or rules.yaml is wrong; nothing starts
     ├── InstanceRefused             REJECT  a C-STORE is answered with ``status``; nothing is kept
+    ├── MalformedDataset            REJECT  bytes that are no data set; receive and standard.files translate it
     ├── StoreUnavailable            RETRY   spool or ledger can't take a write now (answered 0xA700 on the wire)
     ├── SeriesRejected              REJECT  this series can't be segmented; the reason is kept and shown
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
@@ -117,6 +118,12 @@ class InstanceRefused(DicomNodeError):
         """``status``: the 16-bit DIMSE status to answer; ``reason``: what was seen and expected."""
         super().__init__(reason)
         self.status = status
+
+
+class MalformedDataset(DicomNodeError):
+    """The bytes are no data set in their transfer syntax; the message says where and why."""
+
+    disposition = Disposition.REJECT
 
 
 class StoreUnavailable(DicomNodeError):

@@ -97,7 +97,7 @@ def raised_in_handlers(source: str, tree=errors) -> set[str]:
         if not isinstance(handler, ast.ExceptHandler):
             continue
         caught = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)} if handler.type else set()
-        if caught and caught <= classes(tree) | {"MalformedDataset"}:
+        if caught and caught <= classes(tree):
             continue
         for node in ast.walk(handler):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):

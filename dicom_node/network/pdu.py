@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping  # noqa: TC003 - the type of a field
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Generic, NamedTuple, Self, TypeVar
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
@@ -24,7 +25,7 @@ from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION
 from dicom_node.standard.uids import APPLICATION_CONTEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HEADER = struct.Struct(">BxI")
 """PDU type and length of the rest."""
@@ -241,20 +242,54 @@ class AnsweredContext:
     transfer_syntax: str
 
 
+_Context = TypeVar("_Context", ProposedContext, AnsweredContext)
+
+
 @dataclass(frozen=True, slots=True)
-class AssociationRequest:
-    """An A-ASSOCIATE-RQ. ``largest_pdu`` is in bytes, 0 for no limit; ``roles`` are those proposed, by SOP Class."""
+class _Associate(Generic[_Context]):
+    """What an A-ASSOCIATE-RQ and an A-ASSOCIATE-AC have in common. ``largest_pdu`` is in bytes, 0 for no limit."""
 
     calling_ae: str
     called_ae: str
-    contexts: tuple[ProposedContext, ...]
+    contexts: tuple[_Context, ...]
     largest_pdu: int
     roles: Mapping[str, Roles] = field(default_factory=dict)
     application_context: str = APPLICATION_CONTEXT
 
+    @classmethod
+    def _of(cls, primitive: A_ASSOCIATE, contexts: Iterable[_Context]) -> Self:
+        return cls(
+            calling_ae=(primitive.calling_ae_title or "").strip(),
+            called_ae=(primitive.called_ae_title or "").strip(),
+            contexts=tuple(contexts),
+            largest_pdu=_largest_pdu(primitive),
+            roles=_roles(primitive),
+            application_context=str(primitive.application_context_name),
+        )
+
+    def _primitive(self) -> A_ASSOCIATE:
+        """Everything but the contexts."""
+        primitive = A_ASSOCIATE()
+        primitive.application_context_name = UID(self.application_context)
+        primitive.calling_ae_title = self.calling_ae
+        primitive.called_ae_title = self.called_ae
+        maximum_length = MaximumLengthNotification()
+        maximum_length.maximum_length_received = self.largest_pdu
+        class_uid = ImplementationClassUIDNotification()
+        class_uid.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+        version_name = ImplementationVersionNameNotification()
+        version_name.implementation_version_name = VERSION_NAME
+        primitive.user_information = [maximum_length, class_uid, version_name, *map(_role_item, self.roles.items())]
+        return primitive
+
+
+@dataclass(frozen=True, slots=True)
+class AssociationRequest(_Associate[ProposedContext]):
+    """An A-ASSOCIATE-RQ; ``roles`` are those proposed, by SOP Class."""
+
     def encoded(self) -> bytes:
         """The PDU."""
-        primitive = _primitive(self)
+        primitive = self._primitive()
         primitive.presentation_context_definition_list = [
             _context(each.context_id, each.abstract_syntax, each.transfer_syntaxes) for each in self.contexts
         ]
@@ -265,46 +300,28 @@ class AssociationRequest:
         """Read the body of an A-ASSOCIATE-RQ.
 
         Raises:
-            ProtocolFault: it cannot be read.
+            ProtocolFault: it can't be read.
         """
-        encoded = A_ASSOCIATE_RQ()
-        try:
-            encoded.decode(HEADER.pack(PduType.ASSOCIATE_RQ, len(body)) + bytes(body))
-            primitive = encoded.to_primitive()
-            return cls(
-                calling_ae=(primitive.calling_ae_title or "").strip(),
-                called_ae=(primitive.called_ae_title or "").strip(),
-                contexts=tuple(
+        with _unreadable("association request"):
+            primitive = _decoded(A_ASSOCIATE_RQ(), body)
+            return cls._of(
+                primitive,
+                (
                     ProposedContext(
                         int(each.context_id or 0), str(each.abstract_syntax), tuple(map(str, each.transfer_syntax))
                     )
                     for each in primitive.presentation_context_definition_list
                 ),
-                largest_pdu=_largest_pdu(primitive),
-                roles=_roles(primitive),
-                application_context=str(primitive.application_context_name),
             )
-        except Exception as error:
-            # the codec answers hostile bytes with whatever exception they lead to
-            raise ProtocolFault(
-                AbortReason.INVALID_PARAMETER, f"association request: {type(error).__name__}"
-            ) from error
 
 
 @dataclass(frozen=True, slots=True)
-class AssociationAcceptance:
-    """An A-ASSOCIATE-AC. ``largest_pdu`` as in the request; ``roles`` are those granted, by SOP Class."""
-
-    calling_ae: str
-    called_ae: str
-    contexts: tuple[AnsweredContext, ...]
-    largest_pdu: int
-    roles: Mapping[str, Roles] = field(default_factory=dict)
-    application_context: str = APPLICATION_CONTEXT
+class AssociationAcceptance(_Associate[AnsweredContext]):
+    """An A-ASSOCIATE-AC; ``roles`` are those granted, by SOP Class."""
 
     def encoded(self) -> bytes:
         """The PDU."""
-        primitive = _primitive(self)
+        primitive = self._primitive()
         primitive.result, primitive.result_source = 0, 1
         answers = []
         for each in self.contexts:
@@ -320,43 +337,31 @@ class AssociationAcceptance:
         """Read the body of an A-ASSOCIATE-AC.
 
         Raises:
-            ProtocolFault: it cannot be read.
+            ProtocolFault: it can't be read.
         """
         encoded = A_ASSOCIATE_AC()
-        try:
-            encoded.decode(HEADER.pack(PduType.ASSOCIATE_AC, len(body)) + bytes(body))
-            primitive = encoded.to_primitive()
-            return cls(
-                calling_ae=(primitive.calling_ae_title or "").strip(),
-                called_ae=(primitive.called_ae_title or "").strip(),
-                contexts=tuple(
+        with _unreadable("association acceptance"):
+            return cls._of(
+                _decoded(encoded, body),
+                (
                     AnsweredContext(int(item.context_id or 0), int(item.result or 0), str(item.transfer_syntax or ""))
                     for item in encoded.presentation_context
                 ),
-                largest_pdu=_largest_pdu(primitive),
-                roles=_roles(primitive),
-                application_context=str(primitive.application_context_name),
             )
-        except Exception as error:
-            # as above
-            raise ProtocolFault(
-                AbortReason.INVALID_PARAMETER, f"association acceptance: {type(error).__name__}"
-            ) from error
 
 
-def _primitive(association: AssociationRequest | AssociationAcceptance) -> A_ASSOCIATE:
-    primitive = A_ASSOCIATE()
-    primitive.application_context_name = UID(association.application_context)
-    primitive.calling_ae_title = association.calling_ae
-    primitive.called_ae_title = association.called_ae
-    maximum_length = MaximumLengthNotification()
-    maximum_length.maximum_length_received = association.largest_pdu
-    class_uid = ImplementationClassUIDNotification()
-    class_uid.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
-    version_name = ImplementationVersionNameNotification()
-    version_name.implementation_version_name = VERSION_NAME
-    primitive.user_information = [maximum_length, class_uid, version_name, *map(_role_item, association.roles.items())]
-    return primitive
+@contextmanager
+def _unreadable(what: str) -> Iterator[None]:
+    """The codec answers hostile bytes with whatever exception they lead to."""
+    try:
+        yield
+    except Exception as error:
+        raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"{what}: {type(error).__name__}") from error
+
+
+def _decoded(encoded: A_ASSOCIATE_RQ | A_ASSOCIATE_AC, body: memoryview) -> A_ASSOCIATE:
+    encoded.decode(HEADER.pack(encoded.pdu_type, len(body)) + bytes(body))
+    return encoded.to_primitive()
 
 
 def _role_item(of_class: tuple[str, Roles]) -> SCP_SCU_RoleSelectionNegotiation:

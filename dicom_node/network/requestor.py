@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Self
@@ -272,26 +273,16 @@ class Association:
                 f" expected 0x{expected:04X} for message {self._message_id}",
             )
 
-    def _named(self, request: str) -> _Named:
-        return _Named(self._peer, request)
-
-
-class _Named:
-    """Adds the peer and the request to the errors of the layers below."""
-
-    def __init__(self, peer: Peer, request: str) -> None:
-        self._peer = peer
-        self._request = request
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, ConnectionLost):
-            raise ConnectionLost(f"lost the connection to {self._peer} during {self._request}: {error}") from error
-        if isinstance(error, ProtocolFault):
+    @contextmanager
+    def _named(self, request: str) -> Iterator[None]:
+        """Add the peer and the request to the errors of the layers below."""
+        try:
+            yield
+        except ConnectionLost as error:
+            raise ConnectionLost(f"lost the connection to {self._peer} during {request}: {error}") from error
+        except ProtocolFault as error:
             raise ProtocolFault(
-                error.abort_reason, f"{self._peer} answered {self._request} with an invalid message: {error}"
+                error.abort_reason, f"{self._peer} answered {request} with an invalid message: {error}"
             ) from error
 
 

@@ -17,13 +17,12 @@ import structlog
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
-from dicom_node.errors import InstanceRefused
+from dicom_node.errors import InstanceRefused, MalformedDataset
 from dicom_node.receive.header import read_header
 from dicom_node.receive.policy import check_dataset
 from dicom_node.receive.reception import digest_of
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import CT_SOP_CLASSES
-from dicom_node.standard.walk import MalformedDataset
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from dicom_node.errors import InstanceRefused, StoreUnavailable
+from dicom_node.errors import InstanceRefused, MalformedDataset, StoreUnavailable
 from dicom_node.network.dimse import SUCCESS, Response
 from dicom_node.receive.header import InstanceHeader, read_header
 from dicom_node.receive.policy import (
@@ -21,11 +20,12 @@ from dicom_node.receive.policy import (
 )
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.standard.uids import is_well_formed_uid
-from dicom_node.standard.walk import MalformedDataset
+from dicom_node.store.clock import now_utc
 from dicom_node.types import Receipt, ReceivedInstance, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from dicom_node.network.acceptor import AcceptedContext
     from dicom_node.network.dimse import CommandSet
@@ -118,7 +118,7 @@ class Reception:
             dataset_sha256=self._dataset_sha256,
             status=answer.status,
             reason=answer.comment,
-            refused_at=datetime.now(UTC),
+            refused_at=now_utc(),
         )
         structlog.get_logger().warning(
             "instance.refused",
@@ -164,7 +164,7 @@ class Reception:
                 calling_ae=self._sender.calling_ae,
                 peer_address=self._sender.peer_address,
                 association_id=self._sender.association_id,
-                received_at=datetime.now(UTC),
+                received_at=now_utc(),
                 position_mm=header.position_mm,
                 orientation=header.orientation,
                 instance_number=header.instance_number,

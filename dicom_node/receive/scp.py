@@ -13,7 +13,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import structlog
@@ -27,6 +26,7 @@ from dicom_node.receive import policy
 from dicom_node.receive.reception import ReceiptLedger, Reception, Sender
 from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.uids import VERIFICATION
+from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
 
 if TYPE_CHECKING:
@@ -290,9 +290,7 @@ class _Connection:
         if self._opened:
             return
         try:
-            self._node.ledger.association_opened(
-                self._association_id, self._calling_ae, self.address, datetime.now(UTC)
-            )
+            self._node.ledger.association_opened(self._association_id, self._calling_ae, self.address, now_utc())
             self._opened = True
         except StoreUnavailable:
             reception.fail(Response(policy.OUT_OF_RESOURCES, "ledger is currently unavailable"))
@@ -301,7 +299,7 @@ class _Connection:
         if self._opened:
             try:
                 self._node.ledger.association_closed(
-                    self._association_id, datetime.now(UTC), aborted=not released, refusals=self._refusals
+                    self._association_id, now_utc(), aborted=not released, refusals=self._refusals
                 )
             except StoreUnavailable as error:
                 self._log.error("association.close_not_recorded", reason=str(error))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 from pydicom import dcmread
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from dicom_node.errors import FileUnreadable, LimitExceeded, PixelDataInvalid, StoreUnavailable
+from dicom_node.errors import FileUnreadable, LimitExceeded, MalformedDataset, PixelDataInvalid, StoreUnavailable
 from dicom_node.standard.attributes import text
 from dicom_node.standard.headers import Allowance, read_header
 from dicom_node.standard.opening import EMPTY, open_part10, stated_syntax
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import CT_SOP_CLASSES
-from dicom_node.standard.walk import MalformedDataset, walk
+from dicom_node.standard.walk import walk
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:

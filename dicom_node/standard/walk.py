@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydicom.datadict import dictionary_VR
 
-from dicom_node.errors import DicomNodeError
+from dicom_node.errors import MalformedDataset
 from dicom_node.standard.part10 import LONG_VRS
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ _TAG_LENGTH = struct.Struct("<HHI")
 _TAG = struct.Struct("<HH")
 _SHORT = struct.Struct("<H")
 _LONG = struct.Struct("<I")
-
-
-class MalformedDataset(DicomNodeError):
-    """The bytes are no data set in the transfer syntax they came in; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)

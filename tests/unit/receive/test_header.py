@@ -13,8 +13,8 @@ from pydicom import Dataset, Sequence, dcmwrite
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
+from dicom_node.errors import MalformedDataset
 from dicom_node.receive.header import read_header
-from dicom_node.standard.walk import MalformedDataset
 
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
 
