@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.store.schema import association, instance, refusal, revision_instance, series_revision
+from dicom_node.store.schema import IS_CURRENT, association, instance, refusal, revision_instance, series_revision
 from dicom_node.store.states import RevisionState
 from dicom_node.types import Completion, Receipt, ReceivedInstance, Refusal, SeriesEvidence, Stretch
 
@@ -37,7 +37,7 @@ _CURRENT_INSTANCE = select(
 ).where(
     instance.c.series_instance_uid == bindparam("series"),
     instance.c.sop_instance_uid == bindparam("sop_instance"),
-    instance.c.current,
+    IS_CURRENT,
 )
 _LATEST_REVISION = (
     select(series_revision.c.id, series_revision.c.revision, series_revision.c.state)
@@ -191,7 +191,7 @@ class Arrivals:
         with self._database.read() as db:
             rows = db.execute(
                 select(instance.c.spool_name, instance.c.calling_ae)
-                .where(instance.c.series_instance_uid == series_instance_uid, instance.c.current)
+                .where(instance.c.series_instance_uid == series_instance_uid, IS_CURRENT)
                 .order_by(instance.c.id)
             ).all()
         return tuple(row.spool_name for row in rows), rows[0].calling_ae if rows else ""
@@ -234,7 +234,7 @@ class Arrivals:
         with self._database.write() as db:
             members = db.execute(
                 select(instance.c.id, instance.c.dataset_sha256)
-                .where(instance.c.series_instance_uid == revision.series_instance_uid, instance.c.current)
+                .where(instance.c.series_instance_uid == revision.series_instance_uid, IS_CURRENT)
                 .order_by(instance.c.sop_instance_uid)
             ).all()
             digest = hashlib.sha256("\n".join(sorted(m.dataset_sha256 for m in members)).encode()).hexdigest()
@@ -354,7 +354,7 @@ def _open_revision(db: Connection, row: Any) -> OpenRevision:
     instances = db.execute(
         select(
             instance.c.position_mm, instance.c.orientation, instance.c.number_of_frames, instance.c.association_id
-        ).where(instance.c.series_instance_uid == row.series_instance_uid, instance.c.current)
+        ).where(instance.c.series_instance_uid == row.series_instance_uid, IS_CURRENT)
     ).all()
     carriers = {i.association_id for i in instances}
     associations = db.execute(

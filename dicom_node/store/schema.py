@@ -124,6 +124,10 @@ instance = Table(
         postgresql_where=text("current"),
     ),
 )
+IS_CURRENT = text("instance.current")
+"""``instance.c.current`` as ``ix_instance_current`` says it: SQLAlchemy writes ``current = 1`` for SQLite, which then
+makes no use of the index and reads every instance that ever arrived.
+"""
 
 refusal = Table(
     "refusal",
@@ -161,6 +165,7 @@ series_revision = Table(
     Column("bytes_digest", String(64)),
     Column("same_images_as", String(64)),
     UniqueConstraint("series_instance_uid", "revision"),
+    Index("ix_series_revision_sender", "sending_ae", "id"),
 )
 
 revision_instance = Table(
