@@ -116,7 +116,7 @@ class Receipt(StrEnum):
 
     NEW = "NEW"
     DUPLICATE = "DUPLICATE"
-    """Same SOP Instance UID in the same series with the same bytes: acknowledged without any change."""
+    """Same SOP Instance UID in the same series with the same bytes: acknowledged, and nothing more is stored."""
     REPLACEMENT = "REPLACEMENT"
     """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
     REUSED = "REUSED"

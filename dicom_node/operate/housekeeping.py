@@ -18,8 +18,13 @@ _PURGE_BATCH = 5000
 
 
 def purge_expired(ledger: Ledger, spool: Spool, settings: OperateSettings, now: datetime) -> int:
-    """Delete the spool files of series whose last job ended more than ``retention_days`` ago; returns how many."""
-    names = ledger.retention.purge_due(now - timedelta(days=settings.retention_days), now, _PURGE_BATCH)
+    """Delete the spool files of series whose last job ended more than ``retention_days`` ago; returns how many.
+
+    Refusals that concern none of the others are forgotten after as long.
+    """
+    before = now - timedelta(days=settings.retention_days)
+    names = ledger.retention.purge_due(before, now, _PURGE_BATCH)
+    ledger.retention.forget_refusals(before)
     for name in names:
         spool.delete(name)
     if names:

@@ -287,17 +287,20 @@ class _Connection:
 
     def _open(self, reception: Reception) -> None:
         """The ledger knows the association before its first instance."""
-        if self._opened:
-            return
         try:
-            self._node.ledger.association_opened(self._association_id, self._calling_ae, self.address, now_utc())
-            self._opened = True
+            self._record_opening()
         except StoreUnavailable:
             reception.fail(Response(policy.OUT_OF_RESOURCES, "ledger is currently unavailable"))
 
+    def _record_opening(self) -> None:
+        if not self._opened:
+            self._node.ledger.association_opened(self._association_id, self._calling_ae, self.address, now_utc())
+            self._opened = True
+
     def _end(self, *, released: bool) -> None:
-        if self._opened:
+        if self._opened or self._refusals:
             try:
+                self._record_opening()
                 self._node.ledger.association_closed(
                     self._association_id, now_utc(), aborted=not released, refusals=self._refusals
                 )

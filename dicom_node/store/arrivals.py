@@ -265,7 +265,7 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
         # the same file recorded twice: on a slow disk, both the listener and the sweep of unclaimed files recorded it
         return Receipt.NEW
     if known is not None and known.dataset_sha256 == received.dataset_sha256:
-        db.execute(update(instance).where(instance.c.id == known.id).values(duplicates=instance.c.duplicates + 1))
+        _note_duplicate(db, known.id, received)
         return Receipt.DUPLICATE
     if known is not None and _is_another_image(db, known, received):
         return Receipt.REUSED
@@ -273,6 +273,8 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
         db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
     db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
     _note_arrival(db, received)
+    if not received.association_id:  # from the spool: no association ends that would do this
+        _count_as_refused_no_longer(db, received)
     return Receipt.NEW if known is None else Receipt.REPLACEMENT
 
 
@@ -330,6 +332,30 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
             version=1,
             first_arrival=received.received_at,
             last_arrival=received.received_at,
+        )
+    )
+
+
+def _note_duplicate(db: Connection, instance_id: int, received: ReceivedInstance) -> None:
+    db.execute(update(instance).where(instance.c.id == instance_id).values(duplicates=instance.c.duplicates + 1))
+    # after an association that broke off, senders begin again with what arrived already: the rest is still to come
+    db.execute(
+        update(series_revision)
+        .where(
+            series_revision.c.series_instance_uid == received.series_instance_uid,
+            series_revision.c.state == RevisionState.OPEN,
+        )
+        .values(last_arrival=received.received_at)
+    )
+    _count_as_refused_no_longer(db, received)
+
+
+def _count_as_refused_no_longer(db: Connection, received: ReceivedInstance) -> None:
+    """Another image that was refused because of this UID still counts."""
+    db.execute(
+        delete(refusal).where(
+            refusal.c.sop_instance_uid == received.sop_instance_uid,
+            or_(refusal.c.dataset_sha256.is_(None), refusal.c.dataset_sha256 == received.dataset_sha256),
         )
     )
 

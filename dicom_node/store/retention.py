@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, delete, exists, select, update
 
-from dicom_node.store.schema import delivery, instance, job, result, series_revision
+from dicom_node.store.schema import IS_CURRENT, delivery, instance, job, refusal, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _ENDED = (JobState.DELIVERED, JobState.REJECTED, JobState.SUPERSEDED)
 
 
 class Retention:
-    """Purging deletes files and keeps the rows."""
+    """Purging deletes files and keeps the rows of what was received and made."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -43,6 +43,22 @@ class Retention:
                 if _is_settled(db, uid, before):  # checked again: a late instance may have arrived
                     names += _mark_purged(db, uid, at)
         return tuple(names)
+
+    def forget_refusals(self, before: datetime) -> int:
+        """Delete refusals before ``before`` that concern no series whose images are stored; returns how many.
+
+        A sender that repeats an unsound instance makes a row each time.
+        """
+        with self._database.write() as db:
+            return int(
+                db.execute(
+                    delete(refusal).where(
+                        refusal.c.refused_at < before,
+                        ~exists().where(instance.c.association_id == refusal.c.association_id, IS_CURRENT),
+                        ~exists().where(instance.c.series_instance_uid == refusal.c.series_instance_uid, IS_CURRENT),
+                    )
+                ).rowcount
+            )
 
     def claims(self) -> dict[str, bool]:
         """For every spool name in the ledger, whether its file is still needed."""

@@ -5,7 +5,8 @@
     association 1-n instance n-m series_revision 1-n job 1-n result 1-n delivery
     association 1-n refusal
 
-A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all.
+A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all, or some days
+after no series whose images are stored is concerned any more.
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``

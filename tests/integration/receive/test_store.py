@@ -176,6 +176,20 @@ def test_instances_that_met_a_full_disk_are_evidence_until_they_come(node, monke
     assert the_evidence(node).refused_instances == 0
 
 
+def test_an_instance_that_met_a_locked_ledger_is_evidence(start_node, monkeypatch):
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 100)
+    node = start_node()
+    slices = [ct_slice(number) for number in range(2)]
+    assert send_together(node, slices[:1]) == [0]
+    association = associate(node, [build_context(CTImageStorage)])
+    with node.ledger.database.write():
+        assert association.send_c_store(slices[1]).Status == 0xA700
+    association.release()
+    wait_until(lambda: the_evidence(node).refused_instances == 1)
+    assert send_together(node, slices[1:]) == [0]
+    assert the_evidence(node).refused_instances == 0
+
+
 def test_a_damaged_instance_is_evidence(node):
     whole = ct_slice(1)
     assert send_together(node, [whole]) == [0]

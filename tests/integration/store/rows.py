@@ -37,15 +37,28 @@ REQUESTS = {
 DECISION = Decision(rule="ct", model="tissue", requests=REQUESTS, priority=5)
 
 
-def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SERIES, place=None, pixels=None):
-    """``place`` in mm along the normal is ``number`` unless it is said; ``pixels`` stands for their digest."""
+def arrive(
+    ledger,
+    number,
+    content="a",
+    association="assoc-1",
+    at=NOW,
+    series=SERIES,
+    place=None,
+    pixels=None,
+    direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+    syntax="1.2.840.10008.1.2.1",
+):
+    """``place`` in mm along the normal is ``number`` unless it is said, and unknown without a ``direction``; ``pixels``
+    stands for their digest.
+    """
     return ledger.arrivals.record_instance(
         ReceivedInstance(
             sop_instance_uid=f"{series}.{number}",
             sop_class_uid="1.2.840.10008.5.1.4.1.1.2",
             series_instance_uid=series,
             study_instance_uid="1.2.840.9",
-            transfer_syntax_uid="1.2.840.10008.1.2.1",
+            transfer_syntax_uid=syntax,
             spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
             dataset_sha256=f"{content}{number}".ljust(64, "0"),
             size_bytes=100,
@@ -53,8 +66,8 @@ def arrive(ledger, number, content="a", association="assoc-1", at=NOW, series=SE
             peer_address="127.0.0.1",
             association_id=association,
             received_at=at,
-            position_mm=float(number if place is None else place),
-            orientation=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
+            position_mm=None if direction is None else float(number if place is None else place),
+            orientation=direction,
             instance_number=number,
             pixels_sha256=pixels,
         )

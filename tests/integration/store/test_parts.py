@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from dicom_node.receive.completion import decide
 from dicom_node.settings import CompletionSettings
+from dicom_node.types import Receipt
 from tests.integration.store.rows import DECISION, IDENTITY, NOW, RUN, arrive, claim, some_results
 
 POLICY = CompletionSettings()
@@ -17,7 +18,7 @@ def after(seconds):
 
 def part(ledger, number, at_s, **series):
     """Four slices in an association of their own, of which the last comes ``at_s`` seconds after the start."""
-    name = f"assoc {number} {series}"
+    name = f"assoc at {at_s} {series}"
     ledger.arrivals.association_opened(name, "PACS", "127.0.0.1", after(at_s - 1))
     for place in range(4 * number, 4 * number + 4):
         arrive(ledger, place, association=name, at=after(at_s), **series)
@@ -93,6 +94,33 @@ def test_the_pauses_of_a_sender_lengthen_the_wait_for_its_next_series(ledger):
     assert (first.evidence.learned_pause_s, second.evidence.learned_pause_s) == (20, 20)
     assert not decide(first.evidence, after(129.9), POLICY).complete
     assert decide(first.evidence, after(130), POLICY).complete
+
+
+def test_a_sender_that_begins_again_is_waited_for_while_it_sends_what_arrived_already(ledger):
+    """An association broke off after a regular half; the next begins at the first image, on a slow line."""
+    ledger.arrivals.association_opened("first", "PACS", "127.0.0.1", after(0))
+    for place in range(8):
+        arrive(ledger, place, association="first", at=after(place))
+    ledger.arrivals.association_closed("first", after(8), aborted=True)
+    assert not verdict(ledger, 20).complete
+    ledger.arrivals.association_opened("second", "PACS", "127.0.0.1", after(30))
+    for place in range(8):
+        assert arrive(ledger, place, association="second", at=after(30 + 8 * place)) is Receipt.DUPLICATE
+    waiting = verdict(ledger, 90)
+    assert (waiting.complete, waiting.look_again_at) == (False, after(86 + 60))
+    for place in range(8, 16):
+        arrive(ledger, place, association="second", at=after(94))
+    ledger.arrivals.association_closed("second", after(95), aborted=False)
+    assert verdict(ledger, 94 + 60).complete
+    assert len(route(ledger, 94 + 60).spool_names) == 16
+
+
+def test_a_copy_of_a_routed_series_opens_nothing(ledger):
+    part(ledger, 0, 0)
+    assert verdict(ledger, 5).complete
+    route(ledger, 5)
+    part(ledger, 0, 30)
+    assert ledger.arrivals.due_revisions(after(3600)) == ()
 
 
 def test_the_whole_after_the_hard_limit_is_marked(ledger):

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from dicom_node.types import Completion, Receipt
-from tests.integration.store.rows import NOW, arrive, complete, queued_job, refused
+from tests.integration.store.rows import NOW, arrive, claim, complete, queued_job, refused
 
 DUPLICATE_SOP_INSTANCE = 0x0111
 LATER = NOW + timedelta(seconds=30)
@@ -35,6 +35,12 @@ def refused_instances(ledger):
         ({"pixels": None}, Receipt.REPLACEMENT),
         ({"association": "assoc-2", "pixels": "other"}, Receipt.REPLACEMENT),
         ({"association": "assoc-2", "place": 8}, Receipt.REUSED),
+        ({"direction": (0.0, 1.0, 0.0, -1.0, 0.0, 0.0)}, Receipt.REUSED),
+        ({"association": "assoc-2", "direction": (0.0, 1.0, 0.0, -1.0, 0.0, 0.0)}, Receipt.REUSED),
+        ({"pixels": "other", "syntax": "1.2.840.10008.1.2.5"}, Receipt.REPLACEMENT),
+        ({"place": 8, "syntax": "1.2.840.10008.1.2.5"}, Receipt.REUSED),
+        ({"pixels": "other", "direction": None}, Receipt.REUSED),
+        ({"place": 8, "direction": None}, Receipt.REPLACEMENT),
     ],
     ids=[
         "elsewhere",
@@ -43,6 +49,12 @@ def refused_instances(ledger):
         "digest not known",
         "corrected later",
         "elsewhere, a new association",
+        "another direction",
+        "another direction, a new association",
+        "in another transfer syntax",
+        "elsewhere, in another transfer syntax",
+        "other pixels, without a position",
+        "without a position",
     ],
 )
 def test_what_arrives_under_a_known_uid(ledger, second, receipt):
@@ -111,6 +123,44 @@ def test_what_came_after_all_is_refused_no_longer(ledger):
     arrive(ledger, 3, association="assoc-2", at=LATER)
     ledger.arrivals.association_closed("assoc-2", LATER, aborted=False)
     assert refused_instances(ledger) == 1
+
+
+@pytest.mark.parametrize("association", ["assoc-2", ""], ids=["sent again", "found in the spool"])
+@pytest.mark.parametrize("was_kept", [True, False], ids=["kept all the same", "not kept"])
+@pytest.mark.parametrize("content", ["a", None], ids=["read to its end", "not read"])
+def test_an_instance_that_the_node_has_is_refused_no_longer(ledger, association, was_kept, content):
+    """The connection to the ledger may break while a row is written, and the disk be full for a copy."""
+    open_association(ledger)
+    arrive(ledger, 1)
+    refusals = [refused(2, content=content)]
+    if was_kept:
+        arrive(ledger, 2)
+        refusals.append(refused(2, status=DUPLICATE_SOP_INSTANCE, content="b"))
+    ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=refusals)
+    assert refused_instances(ledger) == len(refusals)
+    if association:
+        open_association(ledger, association, at=LATER)
+    receipt = arrive(ledger, 2, association=association, at=LATER)
+    assert receipt is (Receipt.DUPLICATE if was_kept else Receipt.NEW)
+    if association:
+        ledger.arrivals.association_closed(association, LATER, aborted=False)
+    assert refused_instances(ledger) == len(refusals) - 1
+
+
+def test_refusals_are_kept_as_long_as_the_series_that_they_concern(ledger):
+    open_association(ledger)
+    queued_job(ledger)
+    known = [refused(2), refused(3, series=None)]
+    unknown = [refused(4, series="1.2.840.77"), refused(5, series="1.2.840.77", at=LATER)]
+    ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=known)
+    open_association(ledger, "assoc-2")
+    ledger.arrivals.association_closed("assoc-2", NOW, aborted=False, refusals=unknown)
+    assert ledger.retention.forget_refusals(NOW) == 0
+    assert ledger.retention.forget_refusals(LATER) == 1
+    ledger.jobs.rejected(claim(ledger), "too few slices", NOW)
+    assert ledger.retention.purge_due(LATER, LATER, 100)
+    assert ledger.retention.forget_refusals(LATER) == 2
+    assert ledger.retention.forget_refusals(LATER + timedelta(seconds=1)) == 1
 
 
 @pytest.mark.parametrize(
