@@ -153,18 +153,34 @@ def test_a_clock_set_back_completes_nothing():
 
 
 times = st.floats(0, 10_000)
+places = st.floats(-2000, 2000)
+stretches = st.lists(
+    st.builds(
+        lambda opened, lasted, low, high: Stretch(
+            after(opened), after(opened + lasted), min(low, high), max(low, high)
+        ),
+        times,
+        st.floats(0, 100),
+        places,
+        places,
+    ),
+    max_size=5,
+).map(lambda found: tuple(sorted(found, key=lambda each: each.opened_at)))
 any_evidence = st.builds(
-    evidence,
-    st.lists(st.none() | st.floats(-2000, 2000), min_size=1, max_size=12),
-    last=times,
+    SeriesEvidence,
+    instance_count=st.integers(1, 12),
+    first_arrival=st.just(START),
+    last_arrival=times.map(after),
+    open_associations=st.integers(0, 2),
+    positions_mm=st.lists(st.none() | places, min_size=1, max_size=12).map(tuple)
+    | st.integers(2, 12).map(lambda count: tuple(2.5 * k for k in range(count))),
+    orientations=st.integers(0, 3),
     expected_count=st.none() | st.integers(1, 14),
     multi_frame=st.booleans(),
-).flatmap(
-    lambda seen: st.builds(
-        lambda associations, orientations: replace(seen, open_associations=associations, orientations=orientations),
-        st.integers(0, 2),
-        st.integers(0, 3),
-    )
+    aborted_associations=st.integers(0, 2),
+    refused_instances=st.integers(0, 2),
+    stretches=stretches,
+    learned_pause_s=times,
 )
 
 
@@ -178,6 +194,20 @@ def test_quiet_never_makes_a_whole_series_unwhole(seen, now, later):
 def test_what_is_learned_of_a_sender_never_shortens_its_waits(seen, now, pause_s):
     if decide(replace(seen, learned_pause_s=pause_s), after(now), POLICY).complete:
         assert decide(seen, after(now), POLICY).complete
+
+
+@given(any_evidence, times, st.sampled_from(["open_associations", "aborted_associations", "refused_instances"]))
+def test_what_speaks_against_the_whole_never_shortens_a_wait(seen, now, doubt):
+    if decide(replace(seen, **{doubt: 1}), after(now), POLICY).complete:
+        assert decide(replace(seen, **{doubt: 0}), after(now), POLICY).complete
+
+
+@given(any_evidence, times)
+def test_no_result_is_held_back_longer_than_the_longest_wait(seen, now):
+    verdict = decide(seen, after(now), POLICY)
+    if verdict.deliver_from is not None:
+        assert verdict.complete
+        assert verdict.deliver_from <= seen.last_arrival + timedelta(seconds=POLICY.otherwise_quiet_s)
 
 
 @given(any_evidence, times)
