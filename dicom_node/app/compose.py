@@ -160,7 +160,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
         return lambda: pipeline.delivering.deliver(name)
 
     def adopt() -> None:
-        adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), _UNCLAIMED_AGE_S)
+        adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, _UNCLAIMED_AGE_S)
 
     def keep_house() -> None:
         purge_expired(ledger, spool, settings.operate, now_utc())

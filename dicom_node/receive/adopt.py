@@ -11,6 +11,7 @@ import hashlib
 import mmap
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import structlog
@@ -26,12 +27,13 @@ from dicom_node.standard.uids import CT_SOP_CLASSES
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from dicom_node.receive.reception import ReceiptLedger
     from dicom_node.store.spool import Spool
 
+_ASKED_AT_ONCE = 500
 _LEFTOVER_AGE_S = 600.0
 """No writer leaves a temporary file untouched for this long, however slow its sender or disk."""
 
@@ -44,22 +46,31 @@ class Adoption:
     removed: int
 
 
-def adopt_unclaimed(spool: Spool, ledger: ReceiptLedger, claims: Mapping[str, bool], older_than_s: float) -> Adoption:
+def adopt_unclaimed(
+    spool: Spool,
+    ledger: ReceiptLedger,
+    claims: Callable[[Collection[str]], Mapping[str, bool]],
+    older_than_s: float,
+) -> Adoption:
     """Record or remove every complete spool file older than ``older_than_s`` that is not claimed.
 
-    ``claims``: for each name in the ledger, whether its file is still needed. Temporary files of killed processes are
-    removed too; at its start the listener removes only those that are old enough then.
+    ``claims``: for those of some names that are in the ledger, whether their files are still needed. Temporary files of
+    killed processes are removed too; at its start the listener removes only those that are old enough then.
     """
     adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S)
-    for name in spool.names(older_than_s):
-        if claims.get(name, False):
-            continue
-        received = None if name in claims else _received(spool.path(name), name)
-        if received is not None and ledger.record_instance(received) in (Receipt.NEW, Receipt.REPLACEMENT):
-            adopted += 1
-        else:
-            spool.delete(name)
-            removed += 1
+    names = spool.names(older_than_s)
+    # the ledger knows more names than the spool has files: it keeps the rows of those that were purged
+    while some := tuple(islice(names, _ASKED_AT_ONCE)):
+        claimed = claims(some)
+        for name in some:
+            if claimed.get(name, False):
+                continue
+            received = None if name in claimed else _received(spool.path(name), name)
+            if received is not None and ledger.record_instance(received) in (Receipt.NEW, Receipt.REPLACEMENT):
+                adopted += 1
+            else:
+                spool.delete(name)
+                removed += 1
     if adopted or removed:
         structlog.get_logger().warning("spool.unclaimed", adopted=adopted, removed=removed)
     return Adoption(adopted, removed)

@@ -10,7 +10,7 @@ from dicom_node.store.schema import IS_CURRENT, delivery, instance, job, refusal
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -60,22 +60,20 @@ class Retention:
                 ).rowcount
             )
 
-    def claims(self) -> dict[str, bool]:
-        """For every spool name in the ledger, whether its file is still needed."""
+    def claims(self, names: Collection[str]) -> dict[str, bool]:
+        """For those of the spool ``names`` that are in the ledger, whether their files are still needed."""
         with self._database.read() as db:
             return {
                 str(row.spool_name): row.purged_at is None
                 for table in (instance, result)
-                for row in db.execute(select(table.c.spool_name, table.c.purged_at))
+                for row in db.execute(
+                    select(table.c.spool_name, table.c.purged_at).where(table.c.spool_name.in_(names))
+                )
             }
 
 
 def _kept_series(db: Connection) -> Sequence[str]:
-    return (
-        db.execute(select(instance.c.series_instance_uid).where(instance.c.purged_at.is_(None)).distinct())
-        .scalars()
-        .all()
-    )
+    return db.execute(select(instance.c.series_instance_uid).where(IS_CURRENT).distinct()).scalars().all()
 
 
 def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:

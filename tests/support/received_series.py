@@ -45,4 +45,4 @@ def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceIn
             FileMeta(meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID, meta.TransferSyntaxUID),
             whole[start:],
         )
-    adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), older_than_s=-1)
+    adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=-1)

@@ -46,7 +46,7 @@ def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
 
 
 def adopt(spool, ledger):
-    return adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), older_than_s=60)
+    return adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=60)
 
 
 def test_instance_without_a_row_is_recorded_as_it_was_received(spool, ledger):
@@ -105,9 +105,9 @@ def test_a_file_that_was_adopted_before_the_listener_came_to_its_row_is_kept(spo
 
 def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):
     written = spooled(spool)
-    claims = ledger.retention.claims()
+    claims = ledger.retention.claims([written.spool_name])
     recorded(ledger, written)
-    adopt_unclaimed(spool, ledger.arrivals, claims, older_than_s=60)
+    adopt_unclaimed(spool, ledger.arrivals, lambda _: claims, older_than_s=60)
     assert spool.path(written.spool_name).exists()
 
 
@@ -126,6 +126,17 @@ def test_young_files_are_left_to_whoever_writes_them(spool, ledger):
     spooled(spool, age_s=0)
     assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
     assert ledger.arrivals.current_instances("1.2.5") == ((), "")
+
+
+def test_more_files_than_are_asked_for_at_once(spool, ledger, monkeypatch):
+    monkeypatch.setattr("dicom_node.receive.adopt._ASKED_AT_ONCE", 2)
+    names = {spooled(spool, number=n).spool_name for n in range(3)}
+    assert adopt(spool, ledger) == Adoption(adopted=3, removed=0)
+    names |= {spooled(spool, number=n).spool_name for n in range(3, 5)}
+    orphan = spooled(spool, SegmentationStorage, number=9)
+    assert adopt(spool, ledger) == Adoption(adopted=2, removed=1)
+    assert set(spool.names(-1)) == names
+    assert orphan.spool_name not in names
 
 
 def test_lost_ledger_is_rebuilt_from_the_spool(spool, tmp_path):

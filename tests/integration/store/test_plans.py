@@ -53,6 +53,9 @@ def a_day_of_the_node(ledger):
         for destination in ("pacs", "archive"):
             ledger.deliveries.starting(ledger.deliveries.due(destination, LATER, 10), LATER)
             deliver(ledger, destination, LATER)
+    ledger.retention.claims(["a file"])
+    ledger.retention.forget_refusals(NOW)
+    assert ledger.retention.purge_due(LATER + timedelta(days=7), LATER, 100)
 
 
 @pytest.fixture
@@ -84,3 +87,8 @@ def test_no_statement_reads_a_whole_table(plans):
     tables = "|".join(metadata.tables)
     whole = re.compile(rf"SCAN ({tables})$|Seq Scan on ({tables})\b")
     assert {statement: steps for statement, steps in plans.items() if any(map(whole.search, steps))} == {}
+
+
+def test_an_arriving_instance_is_looked_up_by_series_and_uid(plans):
+    (steps,) = [steps for statement, steps in plans.items() if "instance.pixels_sha256" in statement]
+    assert any("ix_instance_current" in step for step in steps)

@@ -200,7 +200,7 @@ def test_just_the_series_without_a_reason_to_keep_them_go_and_go_whole(one_ledge
     purged = ledger.retention.purge_due(BEFORE, NOW, 1000)
     assert len(purged) == len(set(purged))
     assert set(purged) == everything - kept
-    assert ledger.retention.claims() == {name: name in kept for name in everything}
+    assert ledger.retention.claims(everything) == {name: name in kept for name in everything}
     assert row_counts(ledger) == rows
     assert ledger.retention.purge_due(BEFORE, NOW, 1000) == ()
 
@@ -248,7 +248,7 @@ def test_a_crash_between_mark_and_deletion_leaves_files_to_the_sweep_of_unclaime
     name, kept = write_settled(ledger, spool, 1), write_settled(ledger, spool, 2, JobState.FAILED)
     assert ledger.retention.purge_due(NOW, NOW, 1000) == (name,)
     assert spool.path(name).exists()
-    adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims(), older_than_s=0)
+    adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=0)
     assert not spool.path(name).exists()
     assert spool.path(kept).exists()
 
@@ -273,7 +273,7 @@ def test_an_instance_that_comes_between_look_and_mark_saves_its_series(ledger, s
 
     monkeypatch.setattr(retention, "_is_settled", then_an_instance_arrives)
     assert ledger.retention.purge_due(NOW, NOW, 1000) == ()
-    assert ledger.retention.claims()[name]
+    assert ledger.retention.claims([name])[name]
 
 
 def test_what_was_purged_may_come_again_and_is_a_new_instance(ledger):
