@@ -66,7 +66,7 @@ _FUNCTIONS = """
 _SEQUENCING = """
 A series is received over one or more associations; COUNT may query the sender at the end; reconstruction, segmentation
 and encoding follow; DELIVER sends each result. Instances that arrive late open a new revision of the series, whose
-results state that they supersede the earlier ones. An instance that is sent again with the same bytes changes nothing;
+results state that they supersede the earlier ones. An instance that is sent again with the same bytes adds nothing;
 with different bytes it replaces the earlier one in a new revision, which creates objects only if the content changed
 (section 9.1.1). Another image with the SOP Instance UID of one that was received is refused with status 0111 (table
 4-2).
