@@ -11,12 +11,12 @@ from pynetdicom.pdu import A_ASSOCIATE_RQ
 from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
 
 
-def association_request(calling: str = "SENDER", called: str = "NODE") -> bytes:
+def association_request(calling: str = "SENDER", called: str = "NODE", syntax: str = ExplicitVRLittleEndian) -> bytes:
     """An A-ASSOCIATE-RQ with CT Image Storage as context 1."""
     primitive = A_ASSOCIATE()
     primitive.application_context_name = "1.2.840.10008.3.1.1.1"
     primitive.calling_ae_title, primitive.called_ae_title = calling, called
-    context = build_context(CTImageStorage, ExplicitVRLittleEndian)
+    context = build_context(CTImageStorage, syntax)
     context.context_id = 1
     primitive.presentation_context_definition_list = [context]
     length = MaximumLengthNotification()
@@ -59,10 +59,10 @@ def store_command(sop_class: str, sop_instance: str, *, with_dataset: bool = Tru
 class Peer:
     """One TCP connection."""
 
-    def __init__(self, port: int, *, associated: bool = True) -> None:
+    def __init__(self, port: int, *, associated: bool = True, syntax: str = ExplicitVRLittleEndian) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=15)
         if associated:
-            self.socket.sendall(association_request())
+            self.socket.sendall(association_request(syntax=syntax))
             assert self.read_pdu()[0] == 2
 
     def send(self, data: bytes) -> None:

@@ -36,6 +36,7 @@ from pynetdicom.sop_class import Verification
 from tests.support.waiting import wait_until
 
 from .conftest import ct_slice, dataset_bytes, encoded
+from .peer import Peer, pdv_command, pdv_data, store_command
 
 LOSSLESS = [
     ImplicitVRLittleEndian,
@@ -159,6 +160,30 @@ def test_other_pixels_under_a_known_uid_are_a_correction_on_another_association_
     assert [row.current for row in node.rows()] == [False, False, True]
     assert the_evidence(node).refused_instances == 0
     node.assert_consistent()
+
+
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless], ids=lambda uid: uid.name
+)
+def test_other_pixels_under_a_known_uid_are_seen_in_every_form(node, syntax):
+    peer = Peer(node.port, syntax=syntax)
+
+    def store(description, pixels):
+        dataset = ct_slice(1)
+        dataset.SOPInstanceUID, dataset.SeriesDescription = "1.2.3.4.5", description
+        dataset.PixelData = encapsulate([pixels]) if syntax.is_encapsulated else pixels
+        dataset["PixelData"].VR = "OB" if syntax.is_encapsulated else "OW"
+        dataset["PixelData"].is_undefined_length = syntax.is_encapsulated
+        peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
+        peer.send(pdv_data(1, encoded(dataset, syntax), last=True))
+        return peer.status()
+
+    assert [store("first", bytes(512)), store("first", bytes(511) + b"1"), store("second", bytes(512))] == [
+        0,
+        0x0111,
+        0,
+    ]
+    peer.close()
 
 
 def test_instances_that_met_a_full_disk_are_evidence_until_they_come(node, monkeypatch):

@@ -98,6 +98,19 @@ def test_encapsulated_pixel_data_is_stepped_over_and_must_be_whole():
             read_header(whole[:-missing], JPEG2000Lossless)
 
 
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("has_pixels", [True, False])
+def test_the_place_of_the_pixel_data_is_that_of_the_image_and_not_of_its_icon(syntax, has_pixels):
+    dataset, icon = ct(), Dataset()
+    icon.PixelData = b"icon"
+    icon["PixelData"].VR = "OB"
+    dataset.IconImageSequence = [icon]
+    if not has_pixels:
+        del dataset.PixelData
+    whole = encoded(dataset, syntax)
+    assert whole[read_header(whole, syntax).pixel_data] == (bytes(range(200)) if has_pixels else b"")
+
+
 @pytest.mark.parametrize("junk", [b"\0", b"junk behind the end", bytes(8), b"\xff" * 64])
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_junk_behind_the_last_element(junk, syntax):
