@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, select, update
 
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, new_id
@@ -79,11 +79,7 @@ class Routing:
 
     def _known(self, revision: CompleteRevision, **values: str) -> CompleteRevision:
         with self._database.write() as db:
-            db.execute(
-                update(series_revision)
-                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
-                .values(**values)
-            )
+            _change_complete(db, revision, **values)
             return complete_revision(db, revision.id)
 
     def content_already_routed(self, revision: CompleteRevision) -> bool:
@@ -114,12 +110,7 @@ class Routing:
         revision first.
         """
         with self._database.write() as db:
-            changed = db.execute(
-                update(series_revision)
-                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
-                .values(state=RevisionState.ROUTED)
-            ).rowcount
-            if not changed:
+            if not _change_complete(db, revision, state=RevisionState.ROUTED):
                 return ()
             _supersede_earlier(db, revision, at)
             made = tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
@@ -130,11 +121,7 @@ class Routing:
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was already routed."""
         with self._database.write() as db:
-            db.execute(
-                update(series_revision)
-                .where(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
-                .values(state=RevisionState.ROUTED)
-            )
+            _change_complete(db, revision, state=RevisionState.ROUTED)
 
 
 def is_purged(db: Connection, revision_id: int) -> bool:
@@ -162,6 +149,12 @@ def has_successor(db: Connection, revision_id: int) -> bool:
         )
     )
     return db.execute(later.limit(1)).one_or_none() is not None
+
+
+def _change_complete(db: Connection, revision: CompleteRevision, **values: str) -> bool:
+    """Change a revision that is still COMPLETE. False: another process routed it first."""
+    is_complete = and_(series_revision.c.id == revision.id, series_revision.c.state == RevisionState.COMPLETE)
+    return bool(db.execute(update(series_revision).where(is_complete).values(**values)).rowcount)
 
 
 def _insert_job(
