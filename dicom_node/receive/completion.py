@@ -76,18 +76,19 @@ def decide(evidence: SeriesEvidence, now: datetime, policy: CompletionSettings) 
 
 def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> _Wait:
     count, expected = evidence.instance_count, evidence.expected_count
+    # a doubt never makes a wait shorter, whatever is configured
+    longest_s = max(policy.otherwise_quiet_s, policy.regular_quiet_s)
     refused = f", {evidence.refused_instances} refused" if evidence.refused_instances else ""
     if expected is not None:
         known = f"{count} of {expected} instances reported by the sender{refused}"
         if count >= expected:
             return _Wait(policy.count_reached_quiet_s, known, is_counted=True)
-        return _Wait(policy.otherwise_quiet_s, known)
+        return _Wait(longest_s, known)
     doubt = _doubt(evidence)
     if doubt is not None:
-        return _Wait(policy.otherwise_quiet_s, f"{count} instances{refused}{doubt}")
+        return _Wait(longest_s, f"{count} instances{refused}{doubt}")
     kind = "multi-frame" if evidence.multi_frame else "evenly spaced"
     known = f"{count} {kind} instances, association released"
-    longest_s = max(policy.otherwise_quiet_s, policy.regular_quiet_s)
     learned_s = min(_LEARNED_MARGIN * evidence.learned_pause_s, longest_s)
     if learned_s > policy.regular_quiet_s:
         known = f"{known}, sender known to continue a series after {evidence.learned_pause_s:.0f} s"

@@ -196,10 +196,26 @@ def test_what_is_learned_of_a_sender_never_shortens_its_waits(seen, now, pause_s
         assert decide(seen, after(now), POLICY).complete
 
 
-@given(any_evidence, times, st.sampled_from(["open_associations", "aborted_associations", "refused_instances"]))
-def test_what_speaks_against_the_whole_never_shortens_a_wait(seen, now, doubt):
-    if decide(replace(seen, **{doubt: 1}), after(now), POLICY).complete:
-        assert decide(replace(seen, **{doubt: 0}), after(now), POLICY).complete
+seconds = st.floats(0, 200)
+any_policy = st.builds(CompletionSettings, regular_quiet_s=seconds, otherwise_quiet_s=seconds)
+doubts = st.sampled_from(["open_associations", "aborted_associations", "refused_instances"])
+
+
+@given(any_evidence, times, any_policy, doubts)
+def test_what_speaks_against_the_whole_never_shortens_a_wait(seen, now, policy, doubt):
+    if decide(replace(seen, **{doubt: 1}), after(now), policy).complete:
+        assert decide(replace(seen, **{doubt: 0}), after(now), policy).complete
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [replace(REGULAR, refused_instances=1), evidence([0, 2, 9]), replace(REGULAR, expected_count=41), GROWING],
+    ids=["refused", "irregular", "fewer than counted", "growing"],
+)
+def test_a_long_wait_for_regular_series_holds_for_all_others(seen):
+    policy = CompletionSettings(regular_quiet_s=90)
+    assert not decide(seen, after(89.9), policy).complete
+    assert decide(seen, after(90), policy).complete
 
 
 @given(any_evidence, times)
