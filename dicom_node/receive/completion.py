@@ -86,9 +86,8 @@ def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> _Wait:
         return _Wait(longest_s, known)
     doubt = _doubt(evidence)
     if doubt is not None:
-        return _Wait(longest_s, f"{count} instances{refused}{doubt}")
-    kind = "multi-frame" if evidence.multi_frame else "evenly spaced"
-    known = f"{count} {kind} instances, association released"
+        return _Wait(longest_s, f"{_instances(count)}{refused}{doubt}")
+    known = f"{_instances(count, 'multi-frame ' if evidence.multi_frame else 'evenly spaced ')}, association released"
     learned_s = min(_LEARNED_MARGIN * evidence.learned_pause_s, longest_s)
     if learned_s > policy.regular_quiet_s:
         known = f"{known}, sender known to continue a series after {evidence.learned_pause_s:.0f} s"
@@ -96,12 +95,16 @@ def _wait(evidence: SeriesEvidence, policy: CompletionSettings) -> _Wait:
     return _Wait(policy.regular_quiet_s, known, held_s=min(_HELD_BACK * policy.regular_quiet_s, longest_s))
 
 
+def _instances(count: int, kind: str = "") -> str:
+    return f"{count} {kind}{'instance' if count == 1 else 'instances'}"
+
+
 def _doubt(evidence: SeriesEvidence) -> str | None:
     """Why more may come, whatever the slices look like, or what their places say against them; None: nothing does."""
     if evidence.open_associations:
-        return f", {evidence.open_associations} associations still open"
+        return f", associations still open: {evidence.open_associations}"
     if evidence.aborted_associations:  # a stack that was cut off is regular too
-        return f", {evidence.aborted_associations} associations aborted"
+        return f", associations aborted: {evidence.aborted_associations}"
     if evidence.refused_instances:  # and so is one whose end met a full disk
         return ""
     irregular = None if evidence.multi_frame else _irregularity(evidence) or _growth(evidence)

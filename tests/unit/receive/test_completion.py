@@ -26,10 +26,9 @@ def evidence(positions, last=0.0, **changes) -> SeriesEvidence:
         instance_count=len(positions),
         first_arrival=START,
         last_arrival=after(last),
-        open_associations=0,
         positions_mm=tuple(positions),
         orientations=1,
-        **changes,
+        **{"open_associations": 0, **changes},
     )
 
 
@@ -145,6 +144,10 @@ def test_reasons_have_numbers():
     assert "3 of 3 instances reported by the sender, 2 refused" in (
         decide(evidence([0, 2, 9], expected_count=3, refused_instances=2), after(60), POLICY).reason
     )
+    one = decide(evidence([None], multi_frame=True), after(60), POLICY).reason
+    assert one.startswith("1 multi-frame instance, association released;")
+    still_open = decide(evidence([0], open_associations=1), after(60), POLICY).reason
+    assert still_open.startswith("1 instance, associations still open: 1;")
     assert "2.000 to 4.000 mm" in decide(evidence([0, 2, 4, 8]), after(60), POLICY).reason
 
 
