@@ -121,7 +121,8 @@ class Arrivals:
 
         An instance that was refused earlier and accepted on this association no longer counts as refused.
         """
-        with self._database.write() as db:
+        # PostgreSQL: like a recording it changes several series, and the two would wait for each other
+        with self._recording, self._database.write() as db:
             db.execute(
                 update(association)
                 .where(association.c.id == association_id, association.c.closed_at.is_(None))
@@ -271,10 +272,10 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
         return Receipt.REUSED
     if known is not None:
         db.execute(update(instance).where(instance.c.id == known.id).values(current=False))
-    db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
-    _note_arrival(db, received)
     if not received.association_id:  # from the spool: no association ends that would do this
         _count_as_refused_no_longer(db, received)
+    db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
+    _note_arrival(db, received)
     return Receipt.NEW if known is None else Receipt.REPLACEMENT
 
 
@@ -337,6 +338,7 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
 
 
 def _note_duplicate(db: Connection, instance_id: int, received: ReceivedInstance) -> None:
+    _count_as_refused_no_longer(db, received)
     db.execute(update(instance).where(instance.c.id == instance_id).values(duplicates=instance.c.duplicates + 1))
     # after an association that broke off, senders begin again with what arrived already: the rest is still to come
     db.execute(
@@ -347,7 +349,6 @@ def _note_duplicate(db: Connection, instance_id: int, received: ReceivedInstance
         )
         .values(last_arrival=received.received_at)
     )
-    _count_as_refused_no_longer(db, received)
 
 
 def _count_as_refused_no_longer(db: Connection, received: ReceivedInstance) -> None:

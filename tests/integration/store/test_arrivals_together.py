@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
 
 from dicom_node.errors import StoreUnavailable
+from dicom_node.store import arrivals
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from dicom_node.types import Receipt, ReceivedInstance
+from tests.integration.store.rows import NOW, arrive, refused
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -67,6 +72,33 @@ def test_the_fault_of_one_is_not_that_of_the_others(ledger):
     faulty = instance(99)
     object.__setattr__(faulty, "orientation", 7)
     assert record_at_once(ledger, [instance(1), faulty, instance(2)]) == [Receipt.NEW, TypeError, Receipt.NEW]
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_an_association_may_end_while_instances_of_two_series_are_recorded(url, tmp_path, monkeypatch):
+    """SQLite has one writer at a time; on PostgreSQL each of two would hold a series that the other needs."""
+    first, second = "1.2.840.1", "1.2.840.2"
+    note_arrival, begun, ended = arrivals._note_arrival, threading.Event(), threading.Event()
+
+    def note_slowly(*args):
+        note_arrival(*args)
+        begun.set()
+        ended.wait(1)
+
+    with closing(Ledger(url, Spool(tmp_path / "spool"))) as ledger, ThreadPoolExecutor(3) as threads:
+        ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
+        for series in (first, second):
+            arrive(ledger, 1, series=series)
+        monkeypatch.setattr(arrivals, "_note_arrival", note_slowly)
+        recording = []
+        with ledger.arrivals._recording:
+            for series in (second, first):
+                recording.append(threads.submit(arrive, ledger, 2, series=series))
+                wait_until(lambda: len(ledger.arrivals._arriving) == len(recording))
+        assert begun.wait(30)
+        end = threads.submit(ledger.arrivals.association_closed, "assoc-1", NOW, aborted=False, refusals=[refused(9)])
+        assert [each.result() for each in recording] == [Receipt.NEW, Receipt.NEW]
+        end.result()
 
 
 def test_a_locked_database_is_everybodys(ledger, monkeypatch):
