@@ -119,7 +119,8 @@ class TissueSegmenter:
     @staticmethod
     def _in_plane_pixels(volume: Volume, half_width_mm: float) -> tuple[int, int]:
         column_mm, row_mm, _ = volume.geometry.spacing_xyz_mm
-        return round(half_width_mm / row_mm), round(half_width_mm / column_mm)
+        # first to a millionth: a turned grid has pixels of 3.9999999999999996 mm and the answer of one with 4 mm
+        return round(round(half_width_mm / row_mm, 6)), round(round(half_width_mm / column_mm, 6))
 
     def _classes(self, voxels: NDArray[np.int16] | NDArray[np.float32], body: NDArray[np.bool_]) -> NDArray[np.uint8]:
         labels = np.zeros(voxels.shape, np.uint8)

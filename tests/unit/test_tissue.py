@@ -110,3 +110,17 @@ def test_it_is_a_segmenter_of_catalogued_names_and_its_digest_follows_the_parame
     changed = TissueSegmenter(parameters=TissueParameters(bone_above_hu=151))
     assert TissueSegmenter().identity == segmenter.identity
     assert changed.identity.digest != segmenter.identity.digest
+
+
+def test_the_last_bit_of_the_spacing_changes_no_label():
+    """2 mm are half of a 4 mm pixel: whether a strip two pixels wide is opened away hangs on how that is rounded."""
+    shape = (6, 200, 120)
+    hu = np.full(shape, -1000, np.int16)
+    hu[disc(shape, (100, 45), (60, 40))] = 40
+    hu[:, 5:195, 110:112] = 40
+    answers = [
+        TissueSegmenter().segment(volume_of(hu, (mm, mm, 4.0)), lambda *_: None).labels_zyx
+        for mm in (4.0, np.nextafter(4.0, 0), np.nextafter(4.0, 5))
+    ]
+    np.testing.assert_array_equal(answers[1], answers[0])
+    np.testing.assert_array_equal(answers[2], answers[0])
