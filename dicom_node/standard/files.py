@@ -207,7 +207,7 @@ def _fault_in(whole: memoryview) -> str:
         return ""
     try:
         with whole[start:] as data_set:
-            walked = walk(data_set, implicit=syntax == ImplicitVRLittleEndian)
+            walked = walk(data_set, implicit=syntax == ImplicitVRLittleEndian, is_filled_up=True)
     except MalformedDataset as error:
         return str(error)
     return "" if walked.pixel_data.stop else "no Pixel Data"

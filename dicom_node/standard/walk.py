@@ -42,13 +42,17 @@ class Walked:
     pixel_data: slice
 
 
-def walk(dataset: memoryview | bytes, wanted: Collection[int] = (), *, implicit: bool) -> Walked:
+def walk(
+    dataset: memoryview | bytes, wanted: Collection[int] = (), *, implicit: bool, is_filled_up: bool = False
+) -> Walked:
     """One pass over the whole of ``dataset``, in explicit or ``implicit`` VR little endian.
+
+    ``is_filled_up``: zeros may follow Pixel Data, as where an archive stores files in whole blocks.
 
     Raises:
         MalformedDataset: truncated, junk, nested too deep, too many elements.
     """
-    return _Walk(dataset, wanted, implicit=implicit).run()
+    return _Walk(dataset, wanted, implicit=implicit, is_filled_up=is_filled_up).run()
 
 
 @dataclass(slots=True)
@@ -67,11 +71,14 @@ class _Level:
 class _Walk:
     """The state of one pass."""
 
-    def __init__(self, dataset: memoryview | bytes, wanted: Collection[int], *, implicit: bool) -> None:
+    def __init__(
+        self, dataset: memoryview | bytes, wanted: Collection[int], *, implicit: bool, is_filled_up: bool
+    ) -> None:
         self._bytes = dataset
         self._wanted = wanted
         self._length = len(dataset)
         self._implicit = implicit
+        self._is_filled_up = is_filled_up
         self._offset = 0
         self._levels: list[_Level] = []
         self._values: dict[int, bytes] = {}
@@ -80,13 +87,19 @@ class _Walk:
     def run(self) -> Walked:
         for _ in range(_MOST_ELEMENTS):
             self._close_finished_levels()
-            if self._offset == self._length and not self._levels:
+            if not self._levels and (self._offset == self._length or self._only_zeros_follow()):
                 return Walked(self._values, self._pixel_data)
             if self._levels and self._levels[-1].is_sequence:
                 self._item_header()
             else:
                 self._element()
         raise MalformedDataset(f"more than {_MOST_ELEMENTS} elements")
+
+    def _only_zeros_follow(self) -> bool:
+        if not self._is_filled_up or not self._pixel_data.stop or self._bytes[self._offset] != 0:
+            return False
+        rest = bytes(self._bytes[self._offset :])
+        return rest.count(0) == len(rest)
 
     def _close_finished_levels(self) -> None:
         while self._levels and self._levels[-1].end is not None and self._offset >= self._levels[-1].end:

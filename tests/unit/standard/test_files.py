@@ -90,7 +90,30 @@ def explicit_called_implicit(path):
     labelled(path, ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 
 
-READ = [implicit_without_preamble, explicit_without_preamble, meta_without_preamble, deflated, big_endian]
+def filled_up(path):
+    path.write_bytes(path.read_bytes() + bytes(512))
+
+
+def filled_up_by_one(path):
+    path.write_bytes(path.read_bytes() + bytes(1))
+
+
+def run_length_encoded_and_filled_up(path):
+    compressed = dcmread(path)
+    compressed.compress(RLELossless, generate_instance_uid=False)
+    compressed.save_as(path)
+    filled_up(path)
+
+
+def bare_and_filled_up(path):
+    implicit_without_preamble(path)
+    filled_up(path)
+
+
+READ = [
+    *(implicit_without_preamble, explicit_without_preamble, meta_without_preamble, deflated, big_endian),
+    *(filled_up, filled_up_by_one, run_length_encoded_and_filled_up, bare_and_filled_up),
+]
 REMARKED = [implicit_called_explicit, explicit_called_implicit]
 
 
@@ -98,6 +121,24 @@ REMARKED = [implicit_called_explicit, explicit_called_implicit]
 def written(tmp_path):
     stored = noise((6, 9, 7))
     return write(tmp_path, Stack(stored)), stored
+
+
+@pytest.mark.parametrize("tail", [bytes(40) + b"x", b"junk", b"\0\0\x10\0"], ids=["late", "text", "tag"])
+def test_what_follows_pixel_data_and_is_not_zeros_is_damage(written, tail):
+    series, _ = written
+    path = series.instances[2].path
+    path.write_bytes(path.read_bytes() + tail)
+    assert read_file(path).reason == DAMAGED
+
+
+@pytest.mark.parametrize("kept", [600, 900])
+def test_zeros_in_place_of_the_rest_of_a_header_are_damage(written, kept):
+    """As a copy leaves that reserved room on the disk and broke off."""
+    series, _ = written
+    path = series.instances[2].path
+    content = path.read_bytes()
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
+    assert read_file(path).reason == DAMAGED
 
 
 @pytest.mark.parametrize("change", READ + REMARKED, ids=lambda change: change.__name__)
