@@ -69,7 +69,8 @@ network.pdu                ValueError, Exception (pynetdicom)               Prot
 network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
 network.transport          OSError                                          ConnectionLost
 standard.attributes        Exception (pydicom)                              SeriesRejected
-standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid
+standard.files             OSError, InvalidDicomError, Exception (pydicom)  StoreUnavailable, PixelDataInvalid,
+                                                                            FileUnreadable
 standard.opening           zlib.error                                       FileUnreadable
 standard.raw_elements      Exception (pydicom)                              EncodingError
 standard.part10            Exception (pydicom), struct.error                EncodingError

@@ -46,6 +46,7 @@ from dicom_node.segment.case import Wanted
 from dicom_node.segment.model import find_model
 from dicom_node.segment.run import SegmentRun
 from dicom_node.settings import NnunetModelSettings, OperateSettings, TissueModelSettings, WorkSettings, load_settings
+from dicom_node.standard import files
 from dicom_node.standard.files import read_headers
 from dicom_node.standard.opening import open_part10
 from dicom_node.standard.part10 import FileMeta, elements, file_of
@@ -601,6 +602,17 @@ def a_file_that_is_gone(folder):
 @fault("standard.files", errors.PixelDataInvalid)
 def a_file_that_is_no_dicom(folder):
     read_headers([in_file(folder, b"no DICOM at all" * 50)])
+
+
+@fault("standard.files", errors.FileUnreadable)
+def a_sequence_that_is_cut(folder):
+    series = ct_series.write(folder, ct_series.Stack(ct_series.noise((3, 4, 4))))
+    path = series.instances[0].path
+    content = path.read_bytes()
+    at = content.index(struct.pack("<HH2s", 0x08, 0x16, b"UI"))
+    character_set = struct.pack("<HH2sHL", 0x08, 0x05, b"SQ", 0, 1) + b"\0"
+    path.write_bytes(content[:at] + character_set + content[at:])
+    files._read(path)
 
 
 @fault("standard.opening", errors.FileUnreadable)

@@ -184,7 +184,12 @@ def _instance(path: Path, allowance: Allowance) -> SourceInstance:
 def _read(path: Path, allowance: Allowance | None = None) -> SourceInstance:
     opened = open_part10(path)
     with opened.stream as stream:
-        return SourceInstance(path, read_header(stream, allowance), opened.remark)
+        try:
+            return SourceInstance(path, read_header(stream, allowance), opened.remark)
+        except OSError as error:
+            if error.errno is None:  # not of the disk: pydicom raises it where a sequence ends within a tag
+                raise FileUnreadable("a sequence is cut", is_dicom=True) from error
+            raise
 
 
 def _fault(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import highdicom
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.charset import python_encoding
@@ -253,6 +253,7 @@ VALUES = st.one_of(
 )
 
 
+@example(changes={"SpecificCharacterSet": (b"SQ", b"\0")})  # pydicom raises OSError
 @given(st.dictionaries(st.sampled_from(FAULTY), st.one_of(st.none(), VALUES, st.tuples(VRS, VALUES)), max_size=3))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_stands_in_a_header_there_are_results_with_its_names_or_a_refusal(tmp_path, changes) -> None:
