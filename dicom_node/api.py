@@ -26,6 +26,7 @@ from dicom_node.errors import (
     SegmentationError,
     SeriesRejected,
 )
+from dicom_node.nifti import grid_of, write_labels
 from dicom_node.results import (
     StoredSegment,
     StoredSegmentation,
@@ -38,7 +39,6 @@ from dicom_node.segment.case import Wanted
 from dicom_node.segment.context import context_of
 from dicom_node.segment.inputs import Opened, find_inputs
 from dicom_node.segment.model import find_model, refuse_unknown
-from dicom_node.segment.nifti import grid_of, write_labels
 from dicom_node.types import EncodedResult, ResultKind, ResultRequest, SegmentationForm
 from inference.errors import InferenceError
 from inference.nnunet.contract import EngineOptions
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from dicom_node.analysis import Findings
+    from dicom_node.nifti import FileGrid
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
-    from dicom_node.segment.nifti import FileGrid
     from dicom_node.types import ResultContext, Series
     from inference.types import MinimumExtent, Segmentation, Segmenter
 

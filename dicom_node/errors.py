@@ -46,10 +46,15 @@ analysis                   inference.errors.SegmentationRefusedError,       Segm
                            inference.types.InvalidValueError
 segment.inputs             OSError                                          StoreUnavailable
 segment.model              inference.errors.InferenceError                  ConfigurationError
-segment.nifti              OSError, EOFError, zlib.error, ValueError        StoreUnavailable, PixelDataInvalid,
-                                                                            GeometryRefused
 segment.outputs            OSError                                          ConfigurationError
 segment.case               inference.errors.InferenceError                  ConfigurationError
+labelmaps.contours         inference.types.InvalidValueError                ResultUnreadable
+labelmaps.finding          OSError, UnicodeDecodeError                      ConfigurationError
+labelmaps.nifti_files      OSError, ValueError, TypeError, AttributeError,  ResultUnreadable
+                           inference.types.InvalidValueError
+labelmaps.sources          inference.types.InvalidValueError                ResultUnreadable
+nifti                      OSError, EOFError, zlib.error, ValueError,       StoreUnavailable, PixelDataInvalid,
+                           expat.ExpatError                                 GeometryRefused
 results                    OSError, Exception (pydicom, numpy)              ResultUnreadable
 encode.codes               KeyError                                         EncodingError
 encode.run                 Exception (highdicom, pydicom)                   EncodingError

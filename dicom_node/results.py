@@ -127,7 +127,7 @@ def read_segmentation(path: Path, geometry: Geometry | None = None) -> StoredSeg
         ResultUnreadable: it is no SEG, no binary one or label map, has labels above 255 or segments that overlap, its
             planes are not evenly spaced, a frame lies on no plane of ``geometry``, or the file is damaged.
     """
-    with _translated(path):
+    with translated(path):
         return _segmentation(path, geometry)
 
 
@@ -137,7 +137,7 @@ def read_report(path: Path) -> tuple[StoredStructure, ...]:
     Raises:
         ResultUnreadable: it is not a Structured Report, or the file is damaged.
     """
-    with _translated(path):
+    with translated(path):
         dataset = dcmread(path)
         if dataset.get("Modality") != "SR":
             raise ResultUnreadable(f"{path.name}: expected a Structured Report, found {dataset.get('Modality')}")
@@ -145,8 +145,12 @@ def read_report(path: Path) -> tuple[StoredStructure, ...]:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Translate exceptions: on a damaged object pydicom and numpy raise anything, and quote its values."""
+def translated(path: Path) -> Iterator[None]:
+    """Translate exceptions: on a damaged object pydicom and numpy raise anything, and quote its values.
+
+    Raises:
+        ResultUnreadable: something was raised in the block.
+    """
     try:
         yield
     except ResultUnreadable:

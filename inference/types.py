@@ -297,7 +297,7 @@ class Segmentation:
             raise InvalidValueError(f"labels {self.labels_zyx.shape} do not fit grid {self.geometry.shape_zyx}")
         if 0 in self.names_by_label or not self.names_by_label:
             raise InvalidValueError("names_by_label must name labels 1..255; 0 is background and has no name")
-        _refuse_unusable_names(self.names_by_label)
+        refuse_unusable_names(self.names_by_label)
         highest = int(self.labels_zyx.max(initial=0))
         if highest and highest > max(self.names_by_label):
             raise InvalidValueError(f"label {highest} has no name (highest named: {max(self.names_by_label)})")
@@ -307,7 +307,12 @@ class Segmentation:
         object.__setattr__(self, "names_by_label", dict(sorted(self.names_by_label.items())))
 
 
-def _refuse_unusable_names(names_by_label: Mapping[int, str]) -> None:
+def refuse_unusable_names(names_by_label: Mapping[int, str]) -> None:
+    """Require names of labels 1..255, each used once.
+
+    Raises:
+        InvalidValueError: another label, an empty name, or a name of two labels.
+    """
     names = list(names_by_label.values())
     for label, name in names_by_label.items():
         if not isinstance(label, int) or not 0 < label <= _HIGHEST_LABEL:

@@ -27,7 +27,7 @@ from pydicom.tag import Tag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
-from dicom_node import analysis, errors
+from dicom_node import analysis, errors, nifti
 from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
 from dicom_node.encode.codes import algorithm_family
@@ -35,13 +35,16 @@ from dicom_node.encode.run import encode
 from dicom_node.encode.source.planes import plane_attributes
 from dicom_node.encode.source.values import finite_numbers
 from dicom_node.encode.sr.notice import notice_file
+from dicom_node.labelmaps import ContourObject, SegmentationObject
+from dicom_node.labelmaps.finding import read_meta
+from dicom_node.labelmaps.nifti_files import read_label_file, read_names
 from dicom_node.network import requestor
 from dicom_node.network.pdu import AssociationAcceptance, AssociationRequest, Rejection
 from dicom_node.network.requestor import Association, OutgoingFile, Peer
 from dicom_node.network.transport import Transport
 from dicom_node.reconstruct import reconstruct
 from dicom_node.results import read_report, read_segmentation
-from dicom_node.segment import inputs, nifti, outputs
+from dicom_node.segment import inputs, outputs
 from dicom_node.segment.case import Wanted
 from dicom_node.segment.model import find_model
 from dicom_node.segment.run import SegmentRun
@@ -56,6 +59,7 @@ from dicom_node.store.database import Database
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.spool import Spool
 from dicom_node.store.workers import WorkerName
+from dicom_node.types import ResultRequest, SegmentationForm
 from dicom_node.work.local import LocalWorker
 from dicom_node.work.models import describe_model
 from inference.nnunet.contract import EngineOptions
@@ -114,7 +118,7 @@ def modules(tree=errors) -> dict[str, Path]:
 
 def test_the_table_can_be_read():
     assert borders()["store.database"] == {"StoreUnavailable", "ConfigurationError"}
-    assert borders()["segment.nifti"] == {"StoreUnavailable", "PixelDataInvalid", "GeometryRefused"}
+    assert borders()["nifti"] == {"StoreUnavailable", "PixelDataInvalid", "GeometryRefused"}
     assert all(set().union(*borders(tree).values()) <= classes(tree) for tree in TREES)
 
 
@@ -260,19 +264,19 @@ def results_below_a_file(folder):
     outputs.make_folder(in_file(folder, "") / "below")
 
 
-@fault("segment.nifti", errors.StoreUnavailable)
+@fault("nifti", errors.StoreUnavailable)
 def a_folder_instead_of_a_file(folder):
     nifti.read_volume(folder)
 
 
-@fault("segment.nifti", errors.PixelDataInvalid)
+@fault("nifti", errors.PixelDataInvalid)
 def a_cut_gzip_stream(folder):
     path = nifti_file(folder)
     path.write_bytes(path.read_bytes()[:-2000])
     nifti.read_volume(path)
 
 
-@fault("segment.nifti", errors.PixelDataInvalid)
+@fault("nifti", errors.PixelDataInvalid)
 def a_changed_byte_in_a_gzip_stream(folder):
     path = nifti_file(folder)
     content = bytearray(path.read_bytes())
@@ -281,29 +285,38 @@ def a_changed_byte_in_a_gzip_stream(folder):
     nifti.read_volume(path)
 
 
-@fault("segment.nifti", errors.PixelDataInvalid)
+@fault("nifti", errors.PixelDataInvalid)
 def bytes_after_the_magic_of_gzip(folder):
     nifti.read_volume(in_file(folder, b"\x1f\x8b" + bytes(range(200)) * 9))
 
 
-@fault("segment.nifti", errors.GeometryRefused)
+@fault("nifti", errors.GeometryRefused)
 def a_quaternion_longer_than_one(folder):
     nifti.read_volume(nifti_file(folder, sform_code=0, quatern_b=1.0, quatern_c=1.0))
 
 
-@fault("segment.nifti", errors.GeometryRefused)
+@fault("nifti", errors.GeometryRefused)
 def an_sform_without_extent(folder):
     nifti.read_volume(nifti_file(folder, srow_z=[0, 0, 0, 0]))
+
+
+@fault("nifti", errors.PixelDataInvalid)
+def a_table_of_names_that_is_no_xml(folder):
+    path = folder / "labels.nii"
+    nifti.write_labels(path, np.zeros((5, 12, 16), np.uint8), nifti.grid_of(geometry()), {1: "<]]>&"}, "")
+    with nifti.open_labels(path):
+        pass
 
 
 # ---- results that are read back
 
 
-def a_seg(folder: Path) -> Path:
+def a_seg(folder: Path, names: dict[int, str] | None = None, requests: dict[str, ResultRequest] | None = None) -> Path:
     source = reconstruction()
-    labels = segmentation(source.source.geometry, {1: "liver"})
-    results = encode(source, labels, measured(source, labels), CONTEXT)
-    return in_file(folder, bytes(next(each.content for each in results if each.kind == "SEG")), "seg.dcm")
+    labels = segmentation(source.source.geometry, names or {1: "liver"})
+    results = encode(source, labels, measured(source, labels), CONTEXT, requests)
+    content = next(bytes(each.content) for each in results if each.kind in ("SEG", "RTSTRUCT"))
+    return in_file(folder, content, "seg.dcm")
 
 
 @fault("results", errors.ResultUnreadable)
@@ -330,6 +343,50 @@ def a_result_whose_frames_lie_nowhere(folder):
     del dataset.PerFrameFunctionalGroupsSequence
     dataset.save_as(path)
     read_segmentation(path)
+
+
+def with_equal_names(path: Path, sequence: str, name: str) -> Path:
+    dataset = dcmread(path)
+    for item in dataset[sequence].value:
+        setattr(item, name, "the same")
+    dataset.save_as(path)
+    return path
+
+
+@fault("labelmaps.sources", errors.ResultUnreadable)
+def segments_of_one_name(folder):
+    SegmentationObject(
+        with_equal_names(a_seg(folder, {1: "liver", 2: "spleen"}), "SegmentSequence", "SegmentLabel")
+    ).read()
+
+
+@fault("labelmaps.contours", errors.ResultUnreadable)
+def regions_of_one_name(folder):
+    request = {"planning": ResultRequest(report=False, segmentation=SegmentationForm.NONE, contours=("organ",))}
+    path = a_seg(folder, {1: "liver", 2: "spleen"}, request)
+    ContourObject(with_equal_names(path, "StructureSetROISequence", "ROIName")).read(geometry())
+
+
+@fault("labelmaps.finding", errors.ConfigurationError)
+def a_table_of_subjects_that_is_gone(folder):
+    read_meta(folder / "meta.csv")
+
+
+@fault("labelmaps.nifti_files", errors.ResultUnreadable)
+def a_table_of_names_that_is_gone(folder):
+    read_names(folder / "labels.json")
+
+
+@fault("labelmaps.nifti_files", errors.ResultUnreadable)
+def labels_of_regions(folder):
+    read_names(in_file(folder, '{"labels": {"whole": [1, 2]}}', "dataset.json"))
+
+
+@fault("labelmaps.nifti_files", errors.ResultUnreadable)
+def a_label_without_a_name(folder):
+    path = folder / "labels.nii.gz"
+    nifti.write_labels(path, np.ones((5, 12, 16), np.uint8), nifti.grid_of(geometry()), {1: "liver"}, "")
+    read_label_file(path, {2: "spleen"})
 
 
 # ---- encode

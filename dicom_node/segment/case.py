@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.nifti import grid_of
 from dicom_node.segment import outputs
 from dicom_node.segment.context import context_of
-from dicom_node.segment.nifti import grid_of
 from dicom_node.types import Series
 from inference.errors import InferenceError
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.analysis import Findings
+    from dicom_node.nifti import FileGrid
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
-    from dicom_node.segment.nifti import FileGrid
     from dicom_node.types import EncodedResult, ResultContext, ResultRequest
     from inference.types import Segmentation, Segmenter, Volume
 

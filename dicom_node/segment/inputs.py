@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
-from dicom_node.segment.nifti import read_volume
+from dicom_node.nifti import read_volume
 from dicom_node.standard.files import (
     COPY,
     PassedOver,
@@ -31,7 +31,7 @@ from dicom_node.types import Series
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from dicom_node.segment.nifti import FileGrid
+    from dicom_node.nifti import FileGrid
     from inference.types import Volume
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -117,7 +117,7 @@ class NiftiFile:
         """The volume.
 
         Raises:
-            SeriesRejected: see :func:`dicom_node.segment.nifti.read_volume`.
+            SeriesRejected: see :func:`dicom_node.nifti.read_volume`.
             StoreUnavailable: it can't be read.
         """
         return Opened(*read_volume(self.path))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dicom_node import __version__
 from dicom_node.errors import ConfigurationError
-from dicom_node.segment.nifti import write_labels
+from dicom_node.nifti import write_labels
 from dicom_node.types import ResultKind
 from inference.types import ShapeMeasurement, StructureMeasurement
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from dicom_node.segment.nifti import FileGrid
+    from dicom_node.nifti import FileGrid
     from dicom_node.types import EncodedResult
     from inference.types import Measurements, Segmentation
 

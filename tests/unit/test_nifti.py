@@ -14,7 +14,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, SeriesRejected
-from dicom_node.segment.nifti import grid_of, read_volume, write_labels
+from dicom_node.nifti import grid_of, read_volume, write_labels
 from inference.types import Geometry
 
 NAMES = {1: "liver", 7: "spleen", 255: "aorta"}

@@ -1,0 +1,268 @@
+"""Find the subjects of a folder, in the layouts in which data sets are kept.
+
+=========== ==========================================================================================================
+published   a folder per subject with ``ct.nii.gz`` and ``segmentations/NAME.nii.gz`` or ``labels.nii.gz``, and
+            ``meta.csv`` (``;``) with a row per subject: the paper's data set, and phantom cohorts
+nnU-Net     ``imagesTr/ID_0000.nii.gz`` and ``labelsTr/ID.nii.gz``, the same with ``Ts``, and ``dataset.json``
+pairs       ``images/ID.nii.gz`` and ``labels/ID.nii.gz``
+DICOM       CT series and the SEG or RT Structure Set that refers to each, wherever in the folder they lie
+=========== ==========================================================================================================
+
+Nothing is passed over silently: what looks like a subject and is none is among those left out, with the reason.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dicom_node.errors import ConfigurationError, ResultUnreadable
+from dicom_node.labelmaps.nifti_files import is_nifti, stem
+from dicom_node.labelmaps.sources import (
+    LABELS,
+    STRUCTURES_FOLDER,
+    ContourObject,
+    LabelFile,
+    LabelSource,
+    SegmentationObject,
+    open_source,
+    source_of,
+)
+from dicom_node.labelmaps.subjects import DicomImage, NiftiImage, Subject
+from dicom_node.standard.attributes import items, text
+from dicom_node.standard.files import COPY, PassedOver, read_file, read_repeated
+from dicom_node.standard.uids import CT_SOP_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+    from dicom_node.types import SourceInstance
+
+CT = "ct.nii.gz"
+META = "meta.csv"
+_ID = "image_id"
+_CHANNEL = "_0000"
+_SPLITS = {"Tr": "train", "Ts": "test"}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something in the folder that is no subject, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSubjects:
+    """What a folder holds, both by id; ``layout`` is ``published``, ``nnU-Net``, ``pairs`` or ``DICOM``."""
+
+    layout: str
+    subjects: tuple[Subject, ...]
+    left_out: tuple[LeftOut, ...] = ()
+
+
+def find_subjects(folder: Path) -> FoundSubjects:
+    """Every subject of ``folder``, in whatever layout it is kept; only names and headers are read.
+
+    Raises:
+        ConfigurationError: the folder has none of the layouts, or its ``meta.csv`` can't be read.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is not a folder")
+    below = sorted(path for path in folder.iterdir() if path.is_dir())
+    if any((folder / f"images{split}").is_dir() for split in _SPLITS):
+        return _nnunet(folder)
+    if (folder / META).is_file() or any((path / CT).is_file() for path in below):
+        return _published(folder, below)
+    if (folder / "images").is_dir() and (folder / "labels").is_dir():
+        return _pairs(folder)
+    found = _dicom(folder)
+    if not found.subjects and not found.left_out:
+        raise ConfigurationError(
+            f"{folder} has no subjects: expected a folder per subject with {CT}, imagesTr and labelsTr, images and "
+            "labels, or DICOM files"
+        )
+    return found
+
+
+def find_segmentations(folder: Path, names_by_label: Mapping[int, str] | None = None) -> dict[str, LabelSource]:
+    """Every segmentation directly in ``folder`` by its id: files ``ID.nii.gz`` and ``ID.dcm``, and a folder per id.
+
+    A folder may hold what :func:`~dicom_node.labelmaps.sources.open_source` reads. This is how results are kept,
+    without CTs.
+
+    Raises:
+        ConfigurationError: there is none, or two have one id.
+        ResultUnreadable: a folder has more than one segmentation.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is not a folder")
+    found: dict[str, LabelSource] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not any(path.iterdir()):
+            continue
+        if not (path.is_dir() or is_nifti(path) or path.suffix == ".dcm"):
+            continue
+        name = path.name if path.is_dir() else stem(path).removesuffix(".dcm")
+        if name in found:
+            raise ConfigurationError(f"{folder} has two segmentations of {name}")
+        found[name] = open_source(path, names_by_label)
+    if not found:
+        raise ConfigurationError(f"{folder} has no segmentations: neither ID.nii.gz, ID.dcm nor a folder per id")
+    return found
+
+
+# ---- NIfTI
+
+
+def _published(folder: Path, below: list[Path]) -> FoundSubjects:
+    meta = read_meta(folder / META) if (folder / META).is_file() else {}
+    subjects, left_out = [], []
+    for path in below:
+        if not (path / CT).is_file():
+            if path.name in meta or (path / STRUCTURES_FOLDER).is_dir():
+                left_out.append(LeftOut(path.name, f"no {CT}"))
+            continue
+        try:
+            subjects.append(Subject(path.name, NiftiImage(path / CT), _beside_ct(path), meta.get(path.name, {})))
+        except ResultUnreadable as error:
+            left_out.append(LeftOut(path.name, str(error)))
+    there = {path.name for path in below}
+    left_out += [LeftOut(name, f"in {META}, but there is no such folder") for name in meta if name not in there]
+    return FoundSubjects("published", tuple(subjects), tuple(sorted(left_out, key=lambda each: each.id)))
+
+
+def _beside_ct(folder: Path) -> LabelSource:
+    """The segmentation in the folder of a subject."""
+    if not ((folder / STRUCTURES_FOLDER).is_dir() or (folder / LABELS).is_file()):
+        raise ResultUnreadable(f"neither {STRUCTURES_FOLDER}/ nor {LABELS} beside {CT}")
+    return open_source(folder)
+
+
+def read_meta(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of ``meta.csv`` by ``image_id``.
+
+    Columns are separated by ``;`` or, if the first line has none, by ``,``.
+
+    Raises:
+        ConfigurationError: it can't be read, has no ``image_id``, or two rows for one subject.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"can't read {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+    reader = csv.DictReader(lines, delimiter=";" if ";" in (lines or [""])[0] else ",")
+    columns = [name.strip() for name in reader.fieldnames or ()]
+    if _ID not in columns:
+        raise ConfigurationError(f"{path} has the columns {', '.join(columns)}, expected {_ID} among them")
+    reader.fieldnames = columns
+    rows: dict[str, dict[str, str]] = {}
+    for row in reader:
+        values = {name: (value or "").strip() for name, value in row.items() if name}
+        if values[_ID] in rows:
+            raise ConfigurationError(f"{path} has two rows for {values[_ID]}")
+        rows[values[_ID]] = values
+    return rows
+
+
+def _nnunet(folder: Path) -> FoundSubjects:
+    subjects, left_out = [], []
+    for suffix, split in _SPLITS.items():
+        images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / f"images{suffix}")}
+        labels = {stem(path): path for path in _files(folder / f"labels{suffix}")}
+        for name in sorted(images | labels):
+            if name not in images or name not in labels:
+                missing = f"{'labels' if name in images else 'images'}{suffix}"
+                left_out.append(LeftOut(name, f"no file in {missing}"))
+                continue
+            attributes = {"split": split}
+            subjects.append(Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes))
+    return FoundSubjects("nnU-Net", tuple(subjects), tuple(left_out))
+
+
+def _pairs(folder: Path) -> FoundSubjects:
+    meta = read_meta(folder / META) if (folder / META).is_file() else {}
+    images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / "images")}
+    labels = {stem(path): path for path in _files(folder / "labels")}
+    left_out = [
+        LeftOut(name, f"no file in {'labels' if name in images else 'images'}")
+        for name in sorted(images.keys() ^ labels.keys())
+    ]
+    subjects = tuple(
+        Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), meta.get(name, {}))
+        for name in sorted(images.keys() & labels.keys())
+    )
+    return FoundSubjects("pairs", subjects, tuple(left_out))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.iterdir()) if is_nifti(path)) if folder.is_dir() else iter(())
+
+
+# ---- DICOM
+
+
+@dataclass(slots=True)
+class _Dicom:
+    """What the DICOM files of a folder are."""
+
+    members: dict[str, dict[str, SourceInstance]] = field(default_factory=dict)
+    """CT images by Series and SOP Instance UID."""
+    sources: list[SegmentationObject | ContourObject] = field(default_factory=list)
+    damaged: list[PassedOver] = field(default_factory=list)
+
+    def take(self, path: Path) -> None:
+        instance = read_file(path)
+        if isinstance(instance, PassedOver):
+            if instance.is_dicom:
+                self.damaged.append(instance)
+            return
+        sop_class_uid = text(instance.header, "SOPClassUID")
+        source = source_of(path, sop_class_uid)
+        if source is not None:
+            self.sources.append(type(source)(path, _references(instance.header)))
+        elif sop_class_uid in CT_SOP_CLASSES:
+            series = self.members.setdefault(str(instance.header.SeriesInstanceUID), {})
+            known = series.setdefault(str(instance.header.SOPInstanceUID), instance)
+            if known is not instance and (again := read_repeated(known, instance)).reason != COPY:
+                self.damaged.append(again)
+
+
+def _dicom(folder: Path) -> FoundSubjects:
+    found = _Dicom()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.take(path)
+    by_series: dict[str, list[LabelSource]] = {}
+    left_out = [LeftOut(each.path.name, f"{each.reason} {each.detail}".strip()) for each in found.damaged]
+    for source in found.sources:
+        known = sorted(source.references & found.members.keys())
+        if not known:
+            left_out.append(LeftOut(source.path.name, "refers to no CT series in the folder"))
+        for uid in known:
+            by_series.setdefault(uid, []).append(source)
+    subjects = []
+    for uid, members in sorted(found.members.items()):
+        sources = by_series.get(uid, [])
+        if len(sources) != 1:
+            left_out.append(LeftOut(uid, f"{len(sources)} segmentations refer to this CT series, expected one"))
+            continue
+        paths = tuple(instance.path for instance in members.values())
+        header = next(iter(members.values())).header
+        attributes = {"age": text(header, "PatientAge"), "sex": text(header, "PatientSex")}
+        subjects.append(Subject(uid, DicomImage(uid, paths), sources[0], attributes))
+    return FoundSubjects("DICOM", tuple(subjects), tuple(left_out))
+
+
+def _references(header: Dataset) -> frozenset[str]:
+    """The series that a segmentation (PS3.3 C.12.1.1.1) or structure set (PS3.3 C.8.8.5) refers to."""
+    uids = [text(item, "SeriesInstanceUID") for item in items(header, "ReferencedSeriesSequence")]
+    for frame_of_reference in items(header, "ReferencedFrameOfReferenceSequence"):
+        for study in items(frame_of_reference, "RTReferencedStudySequence"):
+            uids += [text(item, "SeriesInstanceUID") for item in items(study, "RTReferencedSeriesSequence")]
+    return frozenset(filter(None, uids))
