@@ -40,11 +40,11 @@ $(VENV)/.python:
 # torch first: packages that depend on it would otherwise install another build
 $(VENV)/.runtime: $(VENV)/.python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(TORCH_ARGS) torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,research]'
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.runtime
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,test,postgresql]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,research,test,postgresql]'
 	touch $@
 
 peers: ## the DICOM peers that the tests talk to

@@ -10,6 +10,7 @@ import click
 
 from dicom_node import __version__
 from dicom_node.app.places import DEFAULT_CONFIGURATION
+from dicom_node.cli.cohort import cohort
 from dicom_node.cli.config import config
 from dicom_node.cli.conformance import conformance
 from dicom_node.cli.context import Context, RootGroup, is_given
@@ -51,5 +52,6 @@ for _command in (
     *(status, jobs, job, retry, check),
     *(config, rules, segment, models, conformance),
     *(phantom, demo, evaluate, train),
+    *(cohort,),
 ):
     main.add_command(_command)

@@ -1,0 +1,168 @@
+"""What the table says about a series besides its measurements, read from one header and stripped of identity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from dicom_node.route.values import attribute_values
+from dicom_node.standard.attributes import items, text
+from dicom_node.types import Series, SourceInstance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from pydicom import Dataset
+
+    from dicom_node.cohort.pseudonym import Pseudonyms
+
+DAYS_PER_YEAR = 365.2425
+_UNITS_PER_YEAR: Mapping[str, float] = {"Y": 1.0, "M": 12.0, "W": DAYS_PER_YEAR / 7, "D": DAYS_PER_YEAR}
+_AGE_CHARACTERS = 4
+_OLDEST_YEARS = 130.0
+"""Nobody was older; anonymised headers have birth dates such as 19000101."""
+_SEXES = frozenset({"F", "M", "O"})
+_NO_CONTRAST = frozenset({"NO", "NONE", "NATIVE", "WITHOUT", "W/O", "WO", "NO CONTRAST", "WITHOUT CONTRAST"})
+"""Contrast/Bolus Agent of headers that say that there was none, in the words of scanners and of operators."""
+
+
+class Dates(StrEnum):
+    """What the table has as the date of a study."""
+
+    SHIFTED = "shifted"
+    """All dates of a patient move by the same number of days, which follows from the key."""
+    EXACT = "exact"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesFacts:
+    """One series in the table; None where the header does not say. Identifiers are pseudonyms.
+
+    ``contrast``: a contrast agent is named in the header; False also where the operator did not fill it in.
+    """
+
+    pseudonym: str
+    study: str
+    series: str
+    age_years: float | None
+    sex: str | None
+    manufacturer: str | None
+    scanner_model: str | None
+    kernel: str | None
+    contrast: bool | None
+    slice_thickness_mm: float | None
+    kvp: float | None
+    study_date: date | None
+
+
+def facts_of_image(header: Dataset, path: Path, pseudonyms: Pseudonyms, dates: Dates) -> SeriesFacts:
+    """The facts of a CT series from the ``header`` of its first instance, which was read from ``path``."""
+    images = Series("", "", (SourceInstance(path, header),))
+    return _facts(
+        header,
+        text(header, "SeriesInstanceUID"),
+        pseudonyms,
+        dates,
+        manufacturer=_first(images, "Manufacturer"),
+        scanner_model=_first(images, "ManufacturerModelName"),
+        kernel=_joined(images, "ConvolutionKernel"),
+        contrast=_contrast(header),
+        slice_thickness_mm=_number(_first(images, "SliceThickness")),
+        kvp=_number(_first(images, "KVP")),
+    )
+
+
+def facts_of_report(header: Dataset, series_uid: str, pseudonyms: Pseudonyms, dates: Dates) -> SeriesFacts:
+    """The facts of the series that a report measured; how it was scanned is not in the header of a report."""
+    return _facts(header, series_uid, pseudonyms, dates)
+
+
+def _facts(
+    header: Dataset,
+    series_uid: str,
+    pseudonyms: Pseudonyms,
+    dates: Dates,
+    manufacturer: str | None = None,
+    scanner_model: str | None = None,
+    kernel: str | None = None,
+    contrast: bool | None = None,
+    slice_thickness_mm: float | None = None,
+    kvp: float | None = None,
+) -> SeriesFacts:
+    study_uid, study_date = text(header, "StudyInstanceUID"), _date(text(header, "StudyDate"))
+    patient = pseudonyms.patient(text(header, "PatientID"), text(header, "IssuerOfPatientID"), study_uid)
+    sex = text(header, "PatientSex").upper()
+    return SeriesFacts(
+        pseudonym=patient,
+        study=pseudonyms.uid(study_uid),
+        series=pseudonyms.uid(series_uid),
+        age_years=age_years(text(header, "PatientAge"), _date(text(header, "PatientBirthDate")), study_date),
+        sex=sex if sex in _SEXES else None,
+        manufacturer=manufacturer,
+        scanner_model=scanner_model,
+        kernel=kernel,
+        contrast=contrast,
+        slice_thickness_mm=slice_thickness_mm,
+        kvp=kvp,
+        study_date=_stated(study_date, dates, pseudonyms.shift_days(patient)),
+    )
+
+
+def age_years(patient_age: str, birth_date: date | None, study_date: date | None) -> float | None:
+    """Patient's Age (VR AS: ``034Y``, ``007M``, ``011W``, ``003D``) in years, or else the age on the date of the study.
+
+    ``000Y`` counts as absent: the age of an infant is given in months, weeks or days, and ``000Y`` is what
+    de-identified headers have in place of an age. None as well for an age above 130 years or below 0.
+    """
+    digits, unit = patient_age[:-1], patient_age[-1:].upper()
+    age: float | None = None
+    if len(patient_age) == _AGE_CHARACTERS and digits.isascii() and digits.isdecimal() and unit in _UNITS_PER_YEAR:
+        age = int(digits) / _UNITS_PER_YEAR[unit]
+    is_stated = age is not None and (age > 0 or unit != "Y")
+    if not is_stated:
+        both = birth_date is not None and study_date is not None
+        age = (study_date - birth_date).days / DAYS_PER_YEAR if both else None  # type: ignore[operator]
+    return age if age is not None and 0 <= age <= _OLDEST_YEARS else None
+
+
+def _date(value: str) -> date | None:
+    """A DA; also the form with dots of ACR-NEMA (PS3.5 6.2, note 1)."""
+    try:
+        return datetime.strptime(value.replace(".", ""), "%Y%m%d").date()  # noqa: DTZ007 - a date has no time zone
+    except ValueError:
+        return None
+
+
+def _stated(study_date: date | None, dates: Dates, shift_days: int) -> date | None:
+    if study_date is None or dates is Dates.NONE:
+        return None
+    return study_date if dates is Dates.EXACT else study_date - timedelta(days=shift_days)
+
+
+def _contrast(header: Dataset) -> bool:
+    agent = text(header, "ContrastBolusAgent").upper()
+    return bool(items(header, "ContrastBolusAgentSequence")) or (bool(agent) and agent not in _NO_CONTRAST)
+
+
+def _first(images: Series, keyword: str) -> str | None:
+    """Also from the functional groups of a multi-frame object."""
+    values = attribute_values(images, keyword)
+    return str(values[0][0]) or None if values and values[0] else None
+
+
+def _joined(images: Series, keyword: str) -> str | None:
+    values = attribute_values(images, keyword)
+    return "\\".join(map(str, values[0])) or None if values and values[0] else None
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
