@@ -173,18 +173,38 @@ def write_labels(
     Raises:
         OSError: the file can't be written.
     """
+    header = _new_header(grid, np.dtype(np.uint8), description)
+    header["intent_code"] = _LABELS
+    header.extensions.append(Nifti1Extension(_UNKNOWN_EXTENSION, _label_table(names)))
+    _write(path, header, labels_zyx, grid)
+
+
+def write_volume(path: Path, voxels_zyx: NDArray[np.int16], grid: FileGrid, description: str) -> None:
+    """Write whole HU (int16, gzip) on ``grid``; the same arguments give the same bytes.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    _write(path, _new_header(grid, np.dtype("<i2"), description), voxels_zyx, grid)
+
+
+def _new_header(grid: FileGrid, dtype: np.dtype[np.generic], description: str) -> Nifti1Header:
     header = Nifti1Header(endianness="<")
     for name in _GEOMETRY:
         header[name] = grid.header[name]
-    header.set_data_dtype(np.uint8)
-    header["scl_slope"], header["scl_inter"], header["intent_code"] = 1, 0, _LABELS
+    header.set_data_dtype(dtype)
+    header["scl_slope"], header["scl_inter"] = 1, 0
     header["descrip"] = description.encode("ascii", "replace")[:79]
-    header.extensions.append(Nifti1Extension(_UNKNOWN_EXTENSION, _label_table(names)))
-    # without name and time, so that the same labels give the same bytes
+    return header
+
+
+def _write(path: Path, header: Nifti1Header, voxels_zyx: NDArray[np.generic], grid: FileGrid) -> None:
+    dtype = header.get_data_dtype()
+    # without name and time, so that the same voxels give the same bytes
     with path.open("wb") as file, gzip.GzipFile("", "wb", _FASTEST, file, mtime=0) as stream:
         header.write_to(stream)
-        for plane in labels_zyx[::-1] if grid.reversed_planes else labels_zyx:
-            stream.write(np.ascontiguousarray(plane).data)
+        for plane in voxels_zyx[::-1] if grid.reversed_planes else voxels_zyx:
+            stream.write(np.ascontiguousarray(plane, dtype).data)
 
 
 # ---- header

@@ -30,6 +30,7 @@ import inference.errors
 from dicom_node import analysis, errors, nifti
 from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
+from dicom_node.dataset.files import write_text
 from dicom_node.encode.codes import algorithm_family
 from dicom_node.encode.run import encode
 from dicom_node.encode.source.planes import plane_attributes
@@ -351,6 +352,11 @@ def with_equal_names(path: Path, sequence: str, name: str) -> Path:
         setattr(item, name, "the same")
     dataset.save_as(path)
     return path
+
+
+@fault("dataset.files", errors.ConfigurationError)
+def a_data_set_below_a_file(folder):
+    write_text(in_file(folder, "") / "below" / "meta.csv", "")
 
 
 @fault("labelmaps.sources", errors.ResultUnreadable)

@@ -14,6 +14,7 @@ from dicom_node.cli.cohort import cohort
 from dicom_node.cli.config import config
 from dicom_node.cli.conformance import conformance
 from dicom_node.cli.context import Context, RootGroup, is_given
+from dicom_node.cli.dataset import dataset
 from dicom_node.cli.demo import demo
 from dicom_node.cli.look import check, job, jobs, retry, status
 from dicom_node.cli.models import models
@@ -52,6 +53,6 @@ for _command in (
     *(status, jobs, job, retry, check),
     *(config, rules, segment, models, conformance),
     *(phantom, demo, evaluate, train),
-    *(cohort,),
+    *(cohort, dataset),
 ):
     main.add_command(_command)

@@ -28,8 +28,8 @@ _HIGHEST_LABEL = 255
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether it is called like a NIfTI file."""
-    return path.name.lower().endswith(SUFFIXES)
+    """Whether it is called like a NIfTI file; hidden files are unfinished ones, or copies of macOS's resource forks."""
+    return not path.name.startswith(".") and path.name.lower().endswith(SUFFIXES)
 
 
 def stem(path: Path) -> str:

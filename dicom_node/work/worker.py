@@ -7,7 +7,6 @@ main thread infers, a second one prepares the next volume in parallel, a third o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import os
 import queue
@@ -26,6 +25,7 @@ from pydantic import TypeAdapter
 
 from dicom_node.settings import ModelSettings, NnunetModelSettings, TissueModelSettings, WorkSettings
 from dicom_node.work.channel import Channel, mapped, padding_of
+from dicom_node.work.lifetime import die_with
 from dicom_node.work.models import load_segmenter
 from inference.errors import InferenceError
 from inference.types import Geometry, TwoStepSegmenter, Volume
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from inference.types import Segmenter
 
-_PR_SET_PDEATHSIG = 1
 _NICENESS = 5
 """The listener and the deliveries have priority; a segmentation takes seconds anyway."""
 _EXPENDABLE = "500"
@@ -156,7 +155,7 @@ def main() -> None:
     os.nice(_NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
-    _die_with(node_process)
+    die_with(node_process)
     channel = Channel(socket.socket(fileno=descriptor))
     to_infer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]] = queue.SimpleQueue()
@@ -226,14 +225,6 @@ def _device_bytes() -> tuple[int, int]:
     if torch is None or not torch.cuda.is_initialized():
         return 0, 0
     return torch.cuda.memory_reserved(), torch.cuda.mem_get_info()[1]
-
-
-def _die_with(node_process: int) -> None:
-    """Ask Linux to kill this process, even if it is suspended, when the thread that started it ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != node_process:  # it ended before it could be asked
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

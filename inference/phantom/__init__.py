@@ -6,7 +6,7 @@ demo model. ``Patient.from_seed(seed)`` draws a body, ``render`` puts it on any 
 
 from inference.phantom.case import FieldOfView, Phantom, grid, phantom, whole_body_grid, write_nifti
 from inference.phantom.patient import Patient
-from inference.phantom.render import render
+from inference.phantom.render import render, render_truth
 
 __all__ = [
     "FieldOfView",
@@ -15,6 +15,7 @@ __all__ = [
     "grid",
     "phantom",
     "render",
+    "render_truth",
     "whole_body_grid",
     "write_nifti",
 ]

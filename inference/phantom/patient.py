@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     Points = NDArray[np.float64]
@@ -48,17 +50,32 @@ class Patient:
     """Attenuation of the deep muscles of the back; falls with age as they turn fatty."""
     bone_factor: float
     """Density of trabecular bone; falls with age."""
+    size_factors: Mapping[str, float] = field(default_factory=dict)
+    """Sizes of structures relative to those that were drawn: the radii of their solids are multiplied by this."""
+    hu_shifts: Mapping[str, float] = field(default_factory=dict)
+    """Attenuation of structures relative to that which was drawn, in HU; gas keeps its own."""
 
     @classmethod
-    def from_seed(cls, seed: int) -> Patient:
-        """Draw a patient; the same seed always gives the same patient.
+    def from_seed(
+        cls,
+        seed: int,
+        *,
+        age_years: int | None = None,
+        sex: Sex | None = None,
+        contrast_phase: ContrastPhase | None = None,
+    ) -> Patient:
+        """Draw a patient; the same arguments always give the same patient.
+
+        Age, sex and contrast phase are drawn too if they are not given; whatever else is drawn is the same either way,
+        but for its trends with age and sex.
 
         Trends with age follow the age study of arXiv 2208.05868 (section "Aging"): the aorta widens, back muscle loses
         attenuation. They are strong enough for a few hundred patients to show both.
         """
         rng = np.random.default_rng([seed, 104])
-        age = int(rng.integers(20, 91))
-        sex: Sex = "M" if rng.random() < 0.5 else "F"
+        drawn_age, drawn_sex = int(rng.integers(20, 91)), rng.random()
+        age = drawn_age if age_years is None else age_years
+        sex = sex or ("M" if drawn_sex < 0.5 else "F")
         decades = (age - 55) / 10.0
         male = 1.0 if sex == "M" else -1.0
         phases: tuple[ContrastPhase, ...] = ("native", "arterial", "portal_venous")
@@ -70,7 +87,7 @@ class Patient:
             width_factor=float(np.clip(0.98 + 0.02 * male + rng.normal(0, 0.025), 0.9, 1.06)),
             depth_factor=float(np.clip(0.98 + 0.015 * male + rng.normal(0, 0.03), 0.9, 1.07)),
             fat_mm=float(np.clip(rng.gamma(4.0, 4.5), 6.0, 36.0)),
-            contrast_phase=phases[int(rng.choice(3, p=[0.35, 0.2, 0.45]))],
+            contrast_phase=_chosen(contrast_phase, phases[int(rng.choice(3, p=[0.35, 0.2, 0.45]))]),
             arms_raised=bool(rng.random() < 0.55),
             yaw_deg=float(rng.normal(0, 2.5)),
             offset_lps_mm=(float(rng.normal(0, 6)), float(rng.normal(-10, 8)), float(rng.normal(-900, 150))),
@@ -97,6 +114,10 @@ class Patient:
         """Yaw, pitch and roll of one structure relative to its usual posture."""
         turn: Points = self.random("turn", name).normal(0, sd_deg, 3)
         return turn
+
+
+def _chosen(given: ContrastPhase | None, drawn: ContrastPhase) -> ContrastPhase:
+    return drawn if given is None else given
 
 
 class Build:

@@ -64,7 +64,10 @@ class Plan:
         outside: Sequence[Solid] = (),
         over: Sequence[str] | None = None,
     ) -> None:
-        """Append one part."""
+        """Append one part, in the size that the patient has for its structure."""
+        factor = 1.0 if structure is None else self.patient.size_factors.get(structure, 1.0)
+        if factor != 1.0:
+            solid = solid.scaled(factor)
         kept = None if over is None else frozenset(over)
         self.parts.append(Part(solid, tissue, structure, tuple(inside), tuple(outside), kept))
 

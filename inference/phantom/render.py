@@ -93,6 +93,28 @@ def render(patient: Patient, geometry: Geometry, label_by_name: dict[str, int]) 
     return volume, codes
 
 
+def render_truth(
+    patient: Patient, geometry: Geometry, label_by_name: dict[str, int]
+) -> tuple[NDArray[np.uint8], dict[str, float]]:
+    """The labels that :func:`render` gives, without a CT, in a tenth of the time.
+
+    Returns:
+        The labels, uint8 [z, y, x], and the mean attenuation (HU) of each structure as it is painted: before point
+        spread, texture and noise.
+    """
+    parts = body_parts(patient)
+    palette = _palette(parts)
+    codes = _paint(parts, palette, Canvas.for_patient(patient, geometry))
+    counts = np.bincount(codes.ravel(), minlength=256)
+    hu = palette.hu(patient).astype(np.float64)
+    codes_of: dict[str, list[int]] = {}
+    for (structure, _), code in palette.codes.items():
+        if structure is not None and counts[code]:
+            codes_of.setdefault(structure, []).append(code)
+    means = {name: float(np.average(hu[own], weights=counts[own])) for name, own in codes_of.items()}
+    return palette.labels(label_by_name)[codes], means
+
+
 def _palette(parts: list[Part]) -> Palette:
     pairs = [(part.structure, part.tissue) for part in parts if part.tissue is not None]
     bare = [tissue for structure, tissue in pairs if structure is None]

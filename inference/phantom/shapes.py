@@ -8,7 +8,7 @@ on the grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -75,6 +75,10 @@ class Solid(Protocol):
         """Whether each voxel centre lies inside; broadcastable to the block's shape [z, y, x]."""
         ...
 
+    def scaled(self, factor: float) -> Solid:
+        """The same solid around its own centre or axis, its radii multiplied by ``factor``."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ellipsoid:
@@ -107,6 +111,10 @@ class Ellipsoid:
             total = total + square
         inside: Mask = total <= 1.0
         return inside
+
+    def scaled(self, factor: float) -> Ellipsoid:
+        """In all directions."""
+        return replace(self, radii=self.radii * factor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,6 +157,10 @@ class Segment:
         inside: Mask = total <= 1.0
         return inside
 
+    def scaled(self, factor: float) -> Segment:
+        """Across its axis."""
+        return replace(self, start_radii=self.start_radii * factor, end_radii=self.end_radii * factor)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tube:
@@ -174,6 +186,10 @@ class Tube:
         for piece in self.pieces():
             inside = inside | piece.contains(block)
         return inside
+
+    def scaled(self, factor: float) -> Tube:
+        """Across its axis."""
+        return replace(self, radii=self.radii * factor)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -228,6 +244,10 @@ class Trunk:
             np.maximum(self.half_depth + depth_mm, 0.5),
         )
 
+    def scaled(self, factor: float) -> Trunk:
+        """Across the body axis."""
+        return replace(self, half_width=self.half_width * factor, half_depth=self.half_depth * factor)
+
     def _at(self, z: Floats, table: Points) -> Floats:
         return np.interp(z, self.heights, table).astype(np.float32)
 
@@ -251,6 +271,11 @@ class HalfSpace:
         """On the side of the normal."""
         inside: Mask = block.linear(self.normal, -float(self.normal @ self.point)) >= 0.0
         return inside
+
+    def scaled(self, factor: float) -> HalfSpace:
+        """The same: a half-space has no size."""
+        del factor
+        return self
 
 
 def _any_perpendicular(axis: Points) -> Points:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from inference.phantom.patient import Patient
 
 
+GAS = ("air", "gas")
+
+
 class Palette:
     """A number 0..255 for each pair (structure or None, tissue) in a phantom; 0 is air."""
 
@@ -53,8 +56,10 @@ class Palette:
     def hu(self, patient: Patient) -> NDArray[np.float32]:
         """Look-up table (256,) from code to this patient's attenuation."""
         table = np.full(256, -1000, dtype=np.float32)
-        for (_, tissue), code in self.codes.items():
+        for (structure, tissue), code in self.codes.items():
             table[code] = attenuation_hu(patient, tissue)
+            if structure is not None and tissue not in GAS:
+                table[code] += patient.hu_shifts.get(structure, 0.0)
         return table
 
     def texture_sd_hu(self) -> NDArray[np.float32]:
@@ -70,7 +75,7 @@ def attenuation_hu(patient: Patient, tissue: str) -> float:
     row = tissues()[tissue]
     by_phase = {"native": row.native_hu, "arterial": row.arterial_hu, "portal_venous": row.portal_venous_hu}
     value = by_phase[patient.contrast_phase]
-    if tissue in ("air", "gas"):
+    if tissue in GAS:
         return value
     enhancement = value - row.native_hu
     own = patient.random("hu", tissue)

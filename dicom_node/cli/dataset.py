@@ -1,0 +1,147 @@
+"""``dataset``: make phantom cohorts, and convert data sets to nnU-Net's raw format."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dicom_node.cli.output import json_option, print_json, print_table, progress_bars
+
+if TYPE_CHECKING:
+    from inference.phantom.cohort import Ages, Effect
+
+_AGES_HELP = "LOWEST-HIGHEST in years, uniform; or LOWEST-HIGHEST:MEAN:SD, normal within these."
+_SHARES_HELP = "NAME:SHARE,NAME:SHARE ..."
+_VIEWS = "whole, head_neck, chest, abdomen, chest_abdomen, trunk"
+_PLANTED_HELP = (
+    "An effect of age, STRUCTURE:volume:RS or STRUCTURE:hu:RS, with Spearman's rank correlation RS in the cohort. "
+    "Without its side, a structure has the effect on both sides. Repeatable."
+)
+_PAPER = ("aorta:volume:0.64", "autochthon:hu:-0.74")
+_WITHOUT_EFFECT = (
+    *("spleen", "liver", "kidney_left", "kidney_right", "pancreas"),
+    *("gallbladder", "stomach", "brain", "urinary_bladder", "inferior_vena_cava"),
+)
+
+
+@click.group()
+def dataset() -> None:
+    """Make phantom cohorts and convert data sets."""
+
+
+@dataset.command("phantom")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--n", "count", type=click.IntRange(1), required=True, help="Number of subjects.")
+@click.option("--first-seed", type=click.IntRange(0), default=1_000_000, show_default=True, help="Of subject 1.")
+@click.option("--ages", default="20-90", show_default=True, help=_AGES_HELP)
+@click.option("--female", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of women.")
+@click.option("--field-of-view", default="whole:1", show_default=True, help=f"{_SHARES_HELP} of {_VIEWS}.")
+@click.option(
+    "--contrast",
+    default="native:0.35,arterial:0.2,portal_venous:0.45",
+    show_default=True,
+    help=f"{_SHARES_HELP} of the contrast phases.",
+)
+@click.option("--split", default="train:0.8,val:0.1,test:0.1", show_default=True, help=_SHARES_HELP)
+@click.option("--planted", multiple=True, metavar="EFFECT", help=_PLANTED_HELP)
+@click.option(
+    "--planted-paper",
+    is_flag=True,
+    help="The effects of the paper (aorta volume 0.64, autochthonous muscle HU -0.74), and ten structures without one.",
+)
+@click.option(
+    "--spacing", nargs=3, type=float, default=(1.5, 1.5, 1.5), show_default=True, help="Columns, rows, planes; mm."
+)
+@click.option("--masks", is_flag=True, help="A file per structure, as published, instead of one label map.")
+@click.option("--truth-only", is_flag=True, help="Only the tables: no CT, no labels.")
+@click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="0: one per core.")
+@json_option
+def phantom(
+    *,
+    out: Path,
+    count: int,
+    first_seed: int,
+    ages: str,
+    female: float,
+    field_of_view: str,
+    contrast: str,
+    split: str,
+    planted: tuple[str, ...],
+    planted_paper: bool,
+    spacing: tuple[float, float, float],
+    masks: bool,
+    truth_only: bool,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Make a cohort of synthetic patients with a known truth.
+
+    Writes OUT in the layout of the published data set: a folder per subject with CT and labels, and meta.csv; beside
+    them truth.csv with the true volume and attenuation of every structure, and manifest.json with all seeds. An
+    interrupted cohort is continued.
+    """
+    from dicom_node.dataset.phantoms import CohortFiles, write_cohort  # noqa: PLC0415
+    from inference.errors import UnknownStructureError  # noqa: PLC0415
+    from inference.phantom.cohort import CohortPlan  # noqa: PLC0415
+    from inference.types import InvalidValueError  # noqa: PLC0415
+
+    effects = list(planted)
+    if planted_paper:
+        effects += [*_PAPER, *(f"{name}:volume:0" for name in _WITHOUT_EFFECT)]
+    try:
+        plan = CohortPlan(
+            count=count,
+            first_seed=first_seed,
+            ages=_ages(ages),
+            female=female,
+            fields_of_view=_shares("--field-of-view", field_of_view, tuple(_VIEWS.split(", "))),
+            contrast_phases=_shares("--contrast", contrast, ("native", "arterial", "portal_venous")),
+            splits=_shares("--split", split, ("train", "val", "test")),
+            effects=tuple(_effect(text) for text in effects),
+        )
+        with progress_bars() as report:
+            manifest = write_cohort(plan, out, CohortFiles(spacing, masks, truth_only), processes, report)
+    except (InvalidValueError, UnknownStructureError) as error:
+        raise click.UsageError(str(error)) from error
+    if as_json:
+        print_json(manifest)
+        return
+    click.echo(f"{count} phantoms in {out}")
+    if manifest["effects"]:
+        columns = ("structure", "quantity", "spearman", "spearman_in_truth", "whole_in_subjects")
+        print_table("Effects of age", manifest["effects"], columns)
+
+
+def _ages(text: str) -> Ages:
+    from inference.phantom.cohort import Ages  # noqa: PLC0415
+
+    found = re.fullmatch(r"(\d+)-(\d+)(?::([\d.]+):([\d.]+))?", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r}, expected such as 20-90 or 20-90:62:15", param_hint="--ages")
+    lowest, highest, mean, sd = found.groups()
+    return Ages(int(lowest), int(highest), float(mean) if mean else None, float(sd) if sd else None)
+
+
+def _shares(option: str, text: str, known: tuple[str, ...]) -> Any:
+    shares = {}
+    for part in text.split(","):
+        name, _, share = part.strip().partition(":")
+        try:
+            shares[name] = float(share or 1)
+        except ValueError as error:
+            raise click.BadParameter(f"{share!r} is no number", param_hint=option) from error
+        if name not in known:
+            raise click.BadParameter(f"{name!r}, expected {', '.join(known)}", param_hint=option)
+    return shares
+
+
+def _effect(text: str) -> Effect:
+    from inference.phantom.cohort import Effect  # noqa: PLC0415
+
+    found = re.fullmatch(r"(\w+):(volume|hu):(-?\d*\.?\d+)", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r}, expected such as aorta:volume:0.64", param_hint="--planted")
+    return Effect(found[1], "volume" if found[2] == "volume" else "hu", float(found[3]))

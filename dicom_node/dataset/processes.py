@@ -1,0 +1,40 @@
+"""Work on many subjects in several processes, which end with the one that started them."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, TypeVar
+
+from dicom_node.work.lifetime import die_with
+from inference.nnunet.machine import usable_cores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def in_processes(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], processes: int
+) -> Iterator[tuple[_Item, _Result]]:
+    """Each item with ``work(item)``, as they are finished; 0 processes: one per core, 1: in this process.
+
+    ``work`` must be a function of a module, or a partial of one. What it raises ends all of it.
+    """
+    count = min(processes or usable_cores(), len(items))
+    if count <= 1:
+        for item in items:
+            yield item, work(item)
+        return
+    # spawned: a fork would copy locks that other threads of this process hold
+    context = get_context("spawn")
+    with ProcessPoolExecutor(count, mp_context=context, initializer=die_with, initargs=(os.getpid(),)) as pool:
+        futures = {pool.submit(work, item): item for item in items}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
