@@ -48,6 +48,7 @@ segment.inputs             OSError                                          Stor
 segment.model              inference.errors.InferenceError                  ConfigurationError
 segment.outputs            OSError                                          ConfigurationError
 segment.case               inference.errors.InferenceError                  ConfigurationError
+dataset.conversion         OSError                                          ConfigurationError
 dataset.files              OSError                                          ConfigurationError
 labelmaps.contours         inference.types.InvalidValueError                ResultUnreadable
 labelmaps.finding          OSError, UnicodeDecodeError                      ConfigurationError

@@ -30,7 +30,8 @@ import inference.errors
 from dicom_node import analysis, errors, nifti
 from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
-from dicom_node.dataset.files import write_text
+from dicom_node.dataset.conversion import remove
+from dicom_node.dataset.files import make_folder, write_text
 from dicom_node.encode.codes import algorithm_family
 from dicom_node.encode.run import encode
 from dicom_node.encode.source.planes import plane_attributes
@@ -352,6 +353,17 @@ def with_equal_names(path: Path, sequence: str, name: str) -> Path:
         setattr(item, name, "the same")
     dataset.save_as(path)
     return path
+
+
+@fault("dataset.conversion", errors.ConfigurationError)
+def a_folder_where_a_record_should_be(folder):
+    (folder / "Dataset301_a" / "subjects" / "s1.json").mkdir(parents=True)
+    remove(folder, "Dataset301_a", "s1")
+
+
+@fault("dataset.files", errors.ConfigurationError)
+def a_folder_below_a_file(folder):
+    make_folder(in_file(folder, "") / "below")
 
 
 @fault("dataset.files", errors.ConfigurationError)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dicom_node.cli.context import PROBLEM_FOUND
 from dicom_node.cli.output import json_option, print_json, print_table, progress_bars
 
 if TYPE_CHECKING:
@@ -19,6 +22,10 @@ _VIEWS = "whole, head_neck, chest, abdomen, chest_abdomen, trunk"
 _PLANTED_HELP = (
     "An effect of age, STRUCTURE:volume:RS or STRUCTURE:hu:RS, with Spearman's rank correlation RS in the cohort. "
     "Without its side, a structure has the effect on both sides. Repeatable."
+)
+_SETS_HELP = (
+    "A data set to make: organs, vertebrae, cardiac, muscles or ribs (the parts at 1.5 mm), total_3mm, total_6mm, or "
+    "total_Xmm with any spacing. Repeatable; default: all seven."
 )
 _PAPER = ("aorta:volume:0.64", "autochthon:hu:-0.74")
 _WITHOUT_EFFECT = (
@@ -145,3 +152,97 @@ def _effect(text: str) -> Effect:
     if found is None:
         raise click.BadParameter(f"{text!r}, expected such as aorta:volume:0.64", param_hint="--planted")
     return Effect(found[1], "volume" if found[2] == "volume" else "hu", float(found[3]))
+
+
+@dataset.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--set", "names", multiple=True, metavar="SET", help=_SETS_HELP)
+@click.option(
+    "--classes",
+    type=click.Choice(["auto", "v1", "v2"]),
+    default="auto",
+    show_default=True,
+    help="The published classes: v1 (104, the paper), v2 (117). auto: those of the first subject.",
+)
+@click.option("--structures", default="", metavar="A,B", help="These classes instead, with labels from 1; no parts.")
+@click.option(
+    "--rename", type=click.Path(path_type=Path, exists=True, dir_okay=False), help='JSON file {"their name": "ours"}.'
+)
+@click.option(
+    "--order",
+    type=click.Choice(["1", "3"]),
+    default="1",
+    show_default=True,
+    help="Resampling of images: 1 linear, as TotalSegmentator since 2.16, 3 cubic, as before.",
+)
+@click.option("--absent-where-missing", is_flag=True, help="A structure without a file is absent, not unknown.")
+@click.option("--source-name", default="", help="Name and version of the data, for dataset.json; default: the folder.")
+@click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="0: one per core.")
+@json_option
+def convert(
+    *,
+    source: Path,
+    out: Path,
+    names: tuple[str, ...],
+    classes: str,
+    structures: str,
+    rename: Path | None,
+    order: str,
+    absent_where_missing: bool,
+    source_name: str,
+    processes: int,
+    as_json: bool,
+) -> None:
+    """Convert a data set to nnU-Net's raw format.
+
+    SOURCE is the published data set, a phantom cohort, a folder with CT series and the SEG or RT Structure Sets that
+    refer to them, or images and labels as NIfTI. OUT gets one data set per set of labels, and the report of the
+    validation, validation.html and validation.json. An interrupted conversion is continued.
+
+    Exit code 3: some subjects were refused or left out; the report says why.
+    """
+    from dicom_node.dataset.conversion import Conversion  # noqa: PLC0415
+    from dicom_node.dataset.convert import REPORT_PAGE, classes_of  # noqa: PLC0415
+    from dicom_node.dataset.convert import convert as run  # noqa: PLC0415
+    from dicom_node.dataset.sets import CLASSES, DEFAULT_SETS, chosen_sets, class_names  # noqa: PLC0415
+    from dicom_node.labelmaps import find_subjects  # noqa: PLC0415
+
+    own = tuple(structures.replace(",", " ").split())
+    if own and classes != "auto":
+        raise click.UsageError("--classes and --structures can't be combined")
+    found = find_subjects(source)
+    renamed = {} if rename is None else _renaming(rename)
+    version = None if own else next((each for each in CLASSES if each == classes), None) or classes_of(found, renamed)
+    conversion = Conversion(
+        sets=chosen_sets(names or (("total_3mm",) if own else DEFAULT_SETS), version, own),
+        classes=own if version is None else class_names(version),
+        order=3 if order == "3" else 1,
+        names=renamed,
+        absent_where_missing=absent_where_missing,
+        needs_split=any(subject.split for subject in found.subjects),
+    )
+    with progress_bars() as report:
+        content = run(found, out, conversion, source_name or source.name, processes, report)
+    faults = [each for each in content["findings"] if each["fault"]]
+    if as_json:
+        print_json(content)
+    else:
+        print_table(
+            "Data sets", content["sets"], ("folder", "structures", "spacing_mm", "train", "val", "test", "refused")
+        )
+        for each in (*faults, *content["left_out"]):
+            click.echo(f"{each['id']}: {each.get('text') or each['reason']}", err=True)
+        click.echo(f"{len(content['findings']) - len(faults)} remarks, in {out / REPORT_PAGE}")
+    if faults or content["left_out"]:
+        sys.exit(PROBLEM_FOUND)
+
+
+def _renaming(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path.name} is no JSON file", param_hint="--rename") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
+        raise click.BadParameter(f"{path.name} has no table of names", param_hint="--rename")
+    return content

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path) -> Iterator[Path]:
     """A temporary file that is renamed to ``path`` when it is complete; folders are made.
 
     Raises:
@@ -34,13 +34,25 @@ def replaced(path: Path) -> Iterator[Path]:
         raise ConfigurationError(f"{path} can't be written: {error.strerror}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConfigurationError: it can't be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path} can't be made: {error.strerror}") from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON document.
 
     Raises:
         ConfigurationError: it can't be written.
     """
-    with replaced(path) as part:
+    with replaced_file(path) as part:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
@@ -50,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         ConfigurationError: it can't be written.
     """
-    with replaced(path) as part:
+    with replaced_file(path) as part:
         part.write_text(text, encoding="utf-8")
 
 

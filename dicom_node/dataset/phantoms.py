@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicom_node import __version__
-from dicom_node.dataset.files import digest_of, read_json, replaced, sha256_of, write_json, write_text
+from dicom_node.dataset.files import digest_of, read_json, replaced_file, sha256_of, write_json, write_text
 from dicom_node.dataset.processes import in_processes
 from dicom_node.errors import ConfigurationError
 from dicom_node.labelmaps.finding import CT, META
@@ -138,17 +138,17 @@ def _write_images(
     """Write CT and labels; returns their digests by path."""
     file_grid = grid_of(volume.geometry)
     voxels: Any = volume.voxels_zyx
-    with replaced(out / subject / CT) as part:
+    with replaced_file(out / subject / CT) as part:
         write_volume(part, voxels, file_grid, _DESCRIPTION)
     paths = [out / subject / CT]
     if masks:
         for label, name in names.items():
             paths.append(out / subject / STRUCTURES_FOLDER / f"{name}.nii.gz")
-            with replaced(paths[-1]) as part:
+            with replaced_file(paths[-1]) as part:
                 write_labels(part, (labels_zyx == label).view(np.uint8), file_grid, {1: name}, _DESCRIPTION)
     else:
         paths.append(out / subject / LABELS)
-        with replaced(paths[-1]) as part:
+        with replaced_file(paths[-1]) as part:
             write_labels(part, labels_zyx, file_grid, names, _DESCRIPTION)
     return {path.relative_to(out).as_posix(): sha256_of(path) for path in paths}
 

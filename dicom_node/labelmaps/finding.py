@@ -14,6 +14,7 @@ Nothing is passed over silently: what looks like a subject and is none is among 
 from __future__ import annotations
 
 import csv
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ from dicom_node.labelmaps.sources import (
 from dicom_node.labelmaps.subjects import DicomImage, NiftiImage, Subject
 from dicom_node.standard.attributes import items, text
 from dicom_node.standard.files import COPY, PassedOver, read_file, read_repeated
-from dicom_node.standard.uids import CT_SOP_CLASSES
+from dicom_node.standard.uids import CT_SOP_CLASSES, is_well_formed_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -249,14 +250,22 @@ def _dicom(folder: Path) -> FoundSubjects:
     subjects = []
     for uid, members in sorted(found.members.items()):
         sources = by_series.get(uid, [])
+        name = _name(uid)
         if len(sources) != 1:
-            left_out.append(LeftOut(uid, f"{len(sources)} segmentations refer to this CT series, expected one"))
+            left_out.append(LeftOut(name, f"{len(sources)} segmentations refer to this CT series, expected one"))
             continue
         paths = tuple(instance.path for instance in members.values())
         header = next(iter(members.values())).header
         attributes = {"age": text(header, "PatientAge"), "sex": text(header, "PatientSex")}
-        subjects.append(Subject(uid, DicomImage(uid, paths), sources[0], attributes))
+        subjects.append(Subject(name, DicomImage(uid, paths), sources[0], attributes))
     return FoundSubjects("DICOM", tuple(subjects), tuple(left_out))
+
+
+def _name(series_instance_uid: str) -> str:
+    """The UID, or a digest of what takes its place: files are called after it."""
+    if is_well_formed_uid(series_instance_uid):
+        return series_instance_uid
+    return f"series-{hashlib.sha256(series_instance_uid.encode()).hexdigest()[:16]}"
 
 
 def _references(header: Dataset) -> frozenset[str]:

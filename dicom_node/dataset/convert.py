@@ -1,0 +1,190 @@
+"""Converts a data set into nnU-Net's raw format, one data set per set of labels, with a report of what was found.
+
+Source: nnU-Net's documentation of its data set format. ``splits_final.json`` has the published training and validation
+subjects; nnU-Net reads it from the folder of the preprocessed data set. Test subjects are in ``imagesTs``.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dicom_node import __version__
+from dicom_node.dataset.conversion import (
+    FILE_ENDING,
+    RECORDS,
+    SPLIT_FOLDERS,
+    convert_subject,
+    remove,
+)
+from dicom_node.dataset.files import make_folder, write_json, write_text
+from dicom_node.dataset.html import report_page
+from dicom_node.dataset.processes import in_processes
+from dicom_node.errors import ConfigurationError, DicomNodeError
+from dicom_node.labelmaps import StructureFiles
+from inference.parts import total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from dicom_node.dataset.conversion import Conversion, Finding, Record
+    from dicom_node.dataset.sets import RawSet
+    from dicom_node.labelmaps import FoundSubjects, Subject
+    from inference.parts import Classes
+
+REPORT, REPORT_PAGE = "validation.json", "validation.html"
+
+
+def classes_of(found: FoundSubjects, names: Mapping[str, str]) -> Classes:
+    """The version of the published classes that the first readable subject has.
+
+    Raises:
+        ConfigurationError: no subject can be read, or it has the classes of neither version, or of both.
+    """
+    for subject in found.subjects:
+        seen = _structures(subject, names)
+        if seen:
+            break
+    else:
+        raise ConfigurationError("no segmentation can be read to tell its classes; state them with --classes")
+    versions: tuple[Classes, ...] = ("v1", "v2")
+    known = {version: frozenset(total(version).names_by_label.values()) for version in versions}
+    fitting: list[Classes] = [version for version in versions if seen <= known[version]]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise ConfigurationError(f"{subject.id} has only structures of both versions; state --classes v1 or v2")
+    closest = max(versions, key=lambda version: len(seen & known[version]))
+    strange = ", ".join(sorted(seen - known[closest])[:5])
+    raise ConfigurationError(
+        f"{subject.id} has {strange}, not among the classes of {closest}; state --classes, --structures or --rename"
+    )
+
+
+def _structures(subject: Subject, names: Mapping[str, str]) -> frozenset[str]:
+    try:
+        if isinstance(subject.segmentation, StructureFiles):
+            seen = list(subject.segmentation.path_by_name)
+        else:
+            seen = list(subject.read_labels(subject.image.read().geometry).names_by_label.values())
+    except DicomNodeError:
+        return frozenset()
+    return frozenset(names.get(name, name) for name in seen)
+
+
+def convert(
+    found: FoundSubjects,
+    out: Path,
+    conversion: Conversion,
+    source_name: str,
+    processes: int,
+    report: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    """Convert the subjects that an earlier run did not, write the tables, and return the report.
+
+    ``source_name`` says in dataset.json where the data are from; ``report(stage, done, total)`` is called for each
+    subject.
+
+    Raises:
+        ConfigurationError: ``out`` can't be written, or holds something else.
+    """
+    _refuse_other_content(out, conversion)
+    subjects = found.subjects
+    _remove_stale(out, conversion, {subject.id for subject in subjects})
+    for each in conversion.sets:
+        make_folder(out / each.folder / RECORDS)  # by which the next run knows that the set is ours
+    made: dict[str, tuple[Record, ...]] = {}
+    report("subjects", 0, len(subjects))
+    work = partial(convert_subject, out=out, conversion=conversion)
+    for done, (subject, records) in enumerate(in_processes(work, subjects, processes), start=1):
+        made[subject.id] = records
+        report("subjects", done, len(subjects))
+    ordered = [record for subject in subjects for record in made[subject.id]]
+    for each in conversion.sets:
+        _write_tables(out / each.folder, each, ordered, conversion, source_name)
+    content = _report(found, ordered, conversion, source_name)
+    write_json(out / REPORT, content)
+    write_text(out / REPORT_PAGE, report_page(content))
+    return content
+
+
+def _refuse_other_content(out: Path, conversion: Conversion) -> None:
+    for each in conversion.sets:
+        folder = out / each.folder
+        if folder.exists() and not (folder / RECORDS).is_dir():
+            raise ConfigurationError(f"{folder} is there, and was not made by a conversion")
+
+
+def _remove_stale(out: Path, conversion: Conversion, subjects: set[str]) -> None:
+    """Files of subjects that were in the source before would still be trained on."""
+    for each in conversion.sets:
+        for path in sorted((out / each.folder / RECORDS).glob("*.json")):
+            if path.stem not in subjects:
+                remove(out, each.folder, path.stem)
+
+
+def _write_tables(
+    folder: Path, each: RawSet, records: Sequence[Record], conversion: Conversion, source_name: str
+) -> None:
+    converted = [record for record in records if record.folder == each.folder and record.is_converted]
+    by_split = {split: [record.subject for record in converted if record.split == split] for split in SPLIT_FOLDERS}
+    training = [record for record in converted if SPLIT_FOLDERS[record.split] == "Tr"]
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **each.labels.label_by_name},
+        "numTraining": len(training),
+        "file_ending": FILE_ENDING,
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",
+        "name": each.folder,
+        "reference": source_name,
+        "description": f"{len(each.labels.names_by_label)} structures at {each.spacing_mm:g} mm",
+        "converted_by": f"dicom-node {__version__}",
+        "orientation": "RAS",
+        "resampling": {"image_order": conversion.order, "label_order": 0, "spacing_mm": each.spacing_mm},
+    }
+    write_json(folder / "dataset.json", content)
+    splits = [{"train": by_split["train"], "val": by_split["val"]}]
+    if by_split["val"]:
+        write_json(folder / "splits_final.json", splits)
+    else:
+        (folder / "splits_final.json").unlink(missing_ok=True)
+
+
+def _report(
+    found: FoundSubjects, records: Sequence[Record], conversion: Conversion, source_name: str
+) -> dict[str, Any]:
+    converted = [record for record in records if record.is_converted]
+    names = {each.folder: each.name for each in conversion.sets}
+    findings: dict[tuple[str, Finding], list[str]] = {}
+    for record in records:
+        for finding in record.findings:
+            findings.setdefault((record.subject, finding), []).append(names[record.folder])
+    return {
+        "source": source_name,
+        "layout": found.layout,
+        "dicom_node": __version__,
+        "resampling": {"image_order": conversion.order, "label_order": 0, "orientation": "RAS"},
+        "sets": [
+            {
+                "folder": each.folder,
+                "structures": len(each.labels.names_by_label),
+                "spacing_mm": each.spacing_mm,
+                **{
+                    split: sum(record.folder == each.folder and record.split == split for record in converted)
+                    for split in SPLIT_FOLDERS
+                },
+                "refused": sum(record.folder == each.folder and not record.is_converted for record in records),
+                "subjects_with_structure": {
+                    name: sum(record.folder == each.folder and record.voxels.get(name, 0) > 0 for record in converted)
+                    for name in each.labels.label_by_name
+                },
+            }
+            for each in conversion.sets
+        ],
+        "left_out": [{"id": each.id, "reason": each.reason} for each in found.left_out],
+        "findings": [
+            {"id": subject, "kind": finding.kind, "fault": finding.fault, "text": finding.text, "sets": folders}
+            for (subject, finding), folders in findings.items()
+        ],
+    }
