@@ -33,6 +33,7 @@ _DERIVATION = "121401"
 _VOLUME = "118565006"
 _ATTENUATION = "112031"
 _MEAN = "373098007"
+_COVERAGE_INCOMPLETE, _YES = "130576", "373066001"
 _GREY = (0.5, 0.5, 0.5)
 
 
@@ -99,18 +100,21 @@ class StoredStructure:
     name: str
     tracking_uid: str
     values: tuple[StoredValue, ...]
+    truncated: bool = False
+    """Whether the group says that its anatomy is not covered as a whole."""
 
     @property
     def volume_ml(self) -> float | None:
         """Volume in ml; None if the group has none."""
-        return self._value(_VOLUME, "", "ml")
+        return self.value(_VOLUME, "", "ml")
 
     @property
     def mean_hu(self) -> float | None:
         """Mean attenuation in HU; None if the group has none."""
-        return self._value(_ATTENUATION, _MEAN, "[hnsf'U]")
+        return self.value(_ATTENUATION, _MEAN, "[hnsf'U]")
 
-    def _value(self, concept: str, derivation: str, unit: str) -> float | None:
+    def value(self, concept: str, derivation: str, unit: str) -> float | None:
+        """The value of these codes (concept, derivation or "", UCUM unit); None if the group has none."""
         for stated in self.values:
             if (stated.concept, stated.derivation, stated.unit) == (concept, derivation, unit):
                 return stated.value
@@ -276,7 +280,7 @@ def _frame_bits(dataset: Dataset, frame: int) -> NDArray[np.bool_]:
 
 
 def _structure(group: Dataset) -> StoredStructure:
-    name, tracking_uid, values = "", "", []
+    name, tracking_uid, values, truncated = "", "", [], False
     for item in group.ContentSequence:
         code, meaning = _code(item.get("ConceptNameCodeSequence"))
         if code == _TRACKING_IDENTIFIER:
@@ -289,8 +293,11 @@ def _structure(group: Dataset) -> StoredStructure:
             derivations = (child for child in children if _code(child.ConceptNameCodeSequence)[0] == _DERIVATION)
             derived = _code(next(derivations, Dataset()).get("ConceptCodeSequence"))
             unit = _code(measured.MeasurementUnitsCodeSequence)[0]
-            values.append(StoredValue(code, meaning, *derived, float(measured.NumericValue), unit))
-    return StoredStructure(name, tracking_uid, tuple(values))
+            number = float(measured.get("FloatingPointValue", measured.NumericValue))
+            values.append(StoredValue(code, meaning, *derived, number, unit))
+        elif code == _COVERAGE_INCOMPLETE:
+            truncated = _code(item.get("ConceptCodeSequence"))[0] == _YES
+    return StoredStructure(name, tracking_uid, tuple(values), truncated)
 
 
 def _code(sequence: Any) -> tuple[str, str]:

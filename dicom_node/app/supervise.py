@@ -19,6 +19,7 @@ from dicom_node.route.rules_file import load_rules
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from dicom_node.settings import Settings
 
@@ -67,13 +68,21 @@ class Child:
     """One process of the node, restarted when it dies.
 
     The pause before a restart doubles from 1 s to 30 s, so that a process that dies immediately can't fill the log;
-    once the process has run for a minute, it starts at 1 s again. ``clock`` is a monotonic clock in seconds.
+    once the process has run for a minute, it starts at 1 s again. ``clock`` is a monotonic clock in seconds. ``output``
+    gets what the process writes to stdout; None: our own stdout.
     """
 
-    def __init__(self, name: str, command: Sequence[str], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+        output: BinaryIO | None = None,
+    ) -> None:
         self._name = name
         self._command = command
         self._clock = clock
+        self._output = output
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths = 0
         self._start_at = 0.0
@@ -88,6 +97,7 @@ class Child:
         """Start the process now."""
         self._process = subprocess.Popen(
             self._command,
+            stdout=self._output,
             start_new_session=True,
             preexec_fn=_stop_with_watcher,  # noqa: PLW1509 - the watcher has one thread
         )

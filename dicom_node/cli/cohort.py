@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+
+from dicom_node.cli.context import PROBLEM_FOUND
+from dicom_node.cli.output import json_option, print_facts, print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dicom_node.cli.context import Context
+    from dicom_node.cohort.run import Progress
 
 
 @click.group()
@@ -26,3 +39,63 @@ def key(file: Path) -> None:
 
     write_new_key(file)
     click.echo(f"{file}: keep it secret, and keep a copy")
+
+
+@cohort.command()
+@click.argument("definition_file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--work", "with_work", is_flag=True, help="Start the work process too; for a machine without a node.")
+@click.option("--retry", is_flag=True, help="Pull the failed series again.")
+@json_option
+@click.pass_obj
+def run(context: Context, *, definition_file: Path, with_work: bool, retry: bool, as_json: bool) -> None:
+    """Pull the series that FILE selects, and measure them.
+
+    Continues where an earlier run of the same FILE ended, however it ended. Exit code 3: a series failed.
+    """
+    with _research():
+        from dicom_node.cohort.run import run_cohort  # noqa: PLC0415
+    from dicom_node.cohort.definition import load_definition  # noqa: PLC0415
+
+    settings = context.settings()
+    definition = load_definition(definition_file, settings)
+    with cohort_progress() as on_progress:
+        summary = run_cohort(
+            settings, definition, config=context.config if with_work else None, retry=retry, on_progress=on_progress
+        )
+    if as_json:
+        print_json(summary)
+    else:
+        print_facts(f"cohort {definition.name}", summary)
+    if summary["failed"]:
+        sys.exit(PROBLEM_FOUND)
+
+
+@contextmanager
+def _research() -> Iterator[None]:
+    """The libraries of the extra, or what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pyarrow", "pandas"):
+            raise
+        raise click.ClickException("cohorts require pyarrow: pip install 'dicom-node[research]'") from error
+
+
+@contextmanager
+def cohort_progress() -> Iterator[Callable[[Progress], None]]:
+    """A bar with the counts and the time left, on stderr if that is a terminal."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+    from rich.progress import Progress as RichProgress  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    console = Console(stderr=True)
+    # a pace over many series: they come and end in bursts
+    with RichProgress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("selecting", total=None)
+
+        def report(progress: Progress) -> None:
+            said = f"{progress.done} done, {progress.refused} refused, {progress.failed} failed"
+            description = f"{said}: {progress.reason}" if progress.reason else said
+            bars.update(bar, description=description, completed=progress.ended, total=progress.selected)
+
+        yield report

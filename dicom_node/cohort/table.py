@@ -81,7 +81,7 @@ WITHOUT_ROWS_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""``outcome`` is ``refused`` (not a series for the model) or ``failed``; reasons hold no identity."""
+"""``outcome``: ``refused`` (not a series for the model), ``failed``, or ``empty`` (the model found no structure)."""
 
 
 class Origin(StrEnum):

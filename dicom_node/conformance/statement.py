@@ -10,7 +10,7 @@ from dicom_node.conformance.created import CreatedObject, created_objects, sop_c
 from dicom_node.conformance.markdown import document, table
 from dicom_node.encode.provenance import MANUFACTURER, MODEL_NAME
 from dicom_node.settings import Settings
-from dicom_node.standard.uids import CT_SOP_CLASSES, STUDY_ROOT_FIND, VERIFICATION
+from dicom_node.standard.uids import CT_SOP_CLASSES, STUDY_ROOT_FIND, STUDY_ROOT_GET, STUDY_ROOT_MOVE, VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,13 +119,17 @@ def _overview(created: Sequence[CreatedObject]) -> str:
         )
         for uid in (*sorted(CT_SOP_CLASSES), *sent)
     ]
-    rows.append(("Query/Retrieve", sop_class_name(STUDY_ROOT_FIND), STUDY_ROOT_FIND, "yes", "no"))
+    rows += [
+        ("Query/Retrieve", sop_class_name(uid), uid, "yes", "no")
+        for uid in (STUDY_ROOT_FIND, STUDY_ROOT_MOVE, STUDY_ROOT_GET)
+    ]
     rows.append(("Verification", sop_class_name(VERIFICATION), VERIFICATION, "yes", "yes"))
     services = table(("service", "SOP Class", "UID", "user (SCU)", "provider (SCP)"), rows)
     return f"""
 The node receives CT series by C-STORE, decides by rules which model segments them, and sends the results by C-STORE, as
 part of the same study: segmentations, a measurement report and, on request, a structure set, secondary captures, a PDF,
 or a notice why a series was not processed. It can ask the sender by C-FIND how many instances a series has.
+For a research cohort, it finds series by C-FIND and retrieves them by C-MOVE or C-GET.
 
 Table 1-1: network services
 

@@ -27,12 +27,13 @@ UNRECOGNISED_OPERATION = 0x0211
 PENDING = (0xFF00, 0xFF01)
 """More responses follow (PS3.4 C.4.1.1.4)."""
 
-C_STORE_RQ, C_FIND_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0020, 0x0030, 0x0FFF
+C_STORE_RQ, C_GET_RQ, C_FIND_RQ, C_MOVE_RQ, C_ECHO_RQ, C_CANCEL_RQ = 0x0001, 0x0010, 0x0020, 0x0021, 0x0030, 0x0FFF
 N_EVENT_REPORT_RQ, N_ACTION_RQ = 0x0100, 0x0130
 RESPONSE = 0x8000
 """The bit of the Command Field that distinguishes a response from its request."""
 _WITH_DATA_SET, _NO_DATA_SET = 0x0001, 0x0101
-_MEDIUM = 0
+_MEDIUM, _LOW = 0, 2
+"""Priorities (PS3.7 E.1-1): what is pulled for research must not delay a reading room."""
 _LONGEST = 64
 """Of a UID (PS3.5 9.1) and of a Long String (PS3.5 table 6.2-1)."""
 _ELEMENT = struct.Struct("<HHI")
@@ -47,6 +48,7 @@ class Element(IntEnum):
     COMMAND_FIELD = 0x0100
     MESSAGE_ID = 0x0110
     MESSAGE_ID_BEING_RESPONDED_TO = 0x0120
+    MOVE_DESTINATION = 0x0600
     PRIORITY = 0x0700
     COMMAND_DATA_SET_TYPE = 0x0800
     STATUS = 0x0900
@@ -65,7 +67,7 @@ _UIDS = frozenset(
         Element.REQUESTED_SOP_INSTANCE_UID,
     }
 )
-_TEXTS = frozenset({Element.ERROR_COMMENT})
+_TEXTS = frozenset({Element.ERROR_COMMENT, Element.MOVE_DESTINATION})
 """All others have the VR US."""
 
 
@@ -240,6 +242,22 @@ def find_request(sop_class_uid: str) -> Request:
     """C-FIND (PS3.7 9.3.2); the data set is the identifier."""
     elements: dict[Element, int | str] = {Element.AFFECTED_SOP_CLASS_UID: sop_class_uid, Element.PRIORITY: _MEDIUM}
     return Request(C_FIND_RQ, elements, has_data_set=True)
+
+
+def get_request(sop_class_uid: str) -> Request:
+    """C-GET (PS3.7 9.3.3); the data set is the identifier."""
+    elements: dict[Element, int | str] = {Element.AFFECTED_SOP_CLASS_UID: sop_class_uid, Element.PRIORITY: _LOW}
+    return Request(C_GET_RQ, elements, has_data_set=True)
+
+
+def move_request(sop_class_uid: str, destination_ae: str) -> Request:
+    """C-MOVE (PS3.7 9.3.4); the data set is the identifier."""
+    elements: dict[Element, int | str] = {
+        Element.AFFECTED_SOP_CLASS_UID: sop_class_uid,
+        Element.PRIORITY: _LOW,
+        Element.MOVE_DESTINATION: destination_ae,
+    }
+    return Request(C_MOVE_RQ, elements, has_data_set=True)
 
 
 class Assembly:

@@ -1,4 +1,4 @@
-"""An association as requestor: C-ECHO, C-STORE straight from a file, C-FIND.
+"""An association as requestor: C-ECHO, C-STORE straight from a file, C-FIND, C-MOVE, and C-GET straight to disk.
 
 Peers are not trusted: the size of an answer is limited (``LARGEST_ANSWER_BYTES``), every wait has a timeout, and every
 fault of a peer becomes a :class:`~dicom_node.errors.NetworkError`.
@@ -11,7 +11,7 @@ import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydicom.filebase import DicomBytesIO
 from pydicom.filereader import read_dataset
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
-    from dicom_node.network.dimse import Message, Request
+    from dicom_node.network.dimse import CommandSet, Message, Request, Response
     from dicom_node.network.pdu import Fragment
 
 LARGEST_ANSWER_BYTES = 1 << 20
@@ -68,12 +68,26 @@ class OutgoingFile:
     transfer_syntax_uid: str
 
 
+class Storing(Protocol):
+    """Takes the instances that a C-GET brings: each is begun, written and concluded."""
+
+    def begin(self, request: CommandSet, abstract_syntax: str, transfer_syntax: str) -> None:
+        """A C-STORE whose data set follows."""
+
+    def write(self, fragment: memoryview) -> None:
+        """The next bytes of the data set; valid during this call."""
+
+    def conclude(self) -> Response:
+        """The response to the C-STORE, whose data set is complete."""
+
+
 class Association:
     """An accepted association with ``peer``; a context manager that releases it, or aborts it on an exception.
 
     ``offers`` are the pairs (SOP Class UID, Transfer Syntax UID) that will be needed; each becomes one presentation
     context, so that the peer's answer is known per pair (PS3.8 7.1.1.13). For Explicit VR Little Endian, Implicit VR
-    Little Endian is offered in addition, for peers that accept nothing else.
+    Little Endian is offered in addition, for peers that accept nothing else. ``received`` are the SOP classes for which
+    we propose to be the SCP (PS3.7 D.3.3.4), so that a C-GET can bring their instances.
 
     Raises:
         ConnectionLost: peer away or silent.
@@ -82,14 +96,16 @@ class Association:
         NotSendable: there are more offers than an association can propose.
     """
 
-    def __init__(self, peer: Peer, our_ae: str, offers: Collection[tuple[str, str]]) -> None:
+    def __init__(
+        self, peer: Peer, our_ae: str, offers: Collection[tuple[str, str]], received: Collection[str] = ()
+    ) -> None:
         self._peer = peer
         self._silence_s = peer.response_timeout_s or math.inf
         self._message_id = self._asked = 0
         wanted = with_fallback(offers)
         self._transport = Transport(connect(peer), peer.largest_pdu_bytes, acknowledges_at_once=True)
         try:
-            request = _association_request(peer, our_ae, wanted)
+            request = _association_request(peer, our_ae, wanted, received)
             acceptance = self._negotiate(request)
             results = {answer.context_id: answer.result for answer in acceptance.contexts}
             self._accepted = {
@@ -182,6 +198,67 @@ class Association:
                 yield status, _decoded(response.data_set, is_implicit=is_implicit)
                 if status not in dimse.PENDING:
                     return
+
+    def move(self, sop_class: str, identifier: Dataset, destination_ae: str) -> int:
+        """C-MOVE (PS3.7 9.1.4) to ``destination_ae``; returns the last status.
+
+        Raises:
+            NotSendable: no presentation context for ``sop_class`` was accepted.
+            ConnectionLost: association lost, or no answer in time.
+            ProtocolFault: an answer is none.
+        """
+        context_id, syntax = self._context(sop_class, ExplicitVRLittleEndian)
+        encoded = BytesIO(_encoded(identifier, is_implicit=syntax == ImplicitVRLittleEndian))
+        with self._named("a C-MOVE"):
+            self._send(context_id, dimse.move_request(sop_class, destination_ae), encoded)
+            while True:
+                status = self._response().command.number(dimse.Element.STATUS)
+                if status not in dimse.PENDING:
+                    return status
+
+    def get(self, sop_class: str, identifier: Dataset, storing: Storing) -> int:
+        """C-GET (PS3.7 9.1.3): ``storing`` takes the instances, one fragment at a time; returns the last status.
+
+        Raises:
+            NotSendable: no presentation context for ``sop_class`` was accepted.
+            ConnectionLost: association lost, or no message in time.
+            ProtocolFault: a message is neither an answer nor a C-STORE.
+        """
+        context_id, syntax = self._context(sop_class, ExplicitVRLittleEndian)
+        encoded = BytesIO(_encoded(identifier, is_implicit=syntax == ImplicitVRLittleEndian))
+        with self._named("a C-GET"):
+            self._send(context_id, dimse.get_request(sop_class), encoded)
+            while True:
+                command = self._next_while_getting(storing)
+                if command.field == dimse.C_STORE_RQ:
+                    self._respond(command, storing.conclude())
+                elif (status := command.number(dimse.Element.STATUS)) not in dimse.PENDING:
+                    return status
+
+    def _next_while_getting(self, storing: Storing) -> CommandSet:
+        """The next message: an answer, or a C-STORE whose data set ``storing`` has taken."""
+        pairs = {context_id: pair for pair, context_id in self._accepted.items()}
+        while True:
+            fragment = self._next_fragment()
+            is_whole_command = self._assembly.take(fragment)
+            command = self._assembly.command
+            if command is None:
+                continue
+            is_store = command.field == dimse.C_STORE_RQ
+            if is_whole_command and is_store:
+                storing.begin(command, *pairs[fragment.context_id])
+            elif is_whole_command:
+                self._check_answers(command)
+            elif is_store:
+                storing.write(fragment.data)
+            if fragment.is_last and not (is_whole_command and command.has_data_set):
+                self._assembly.end()
+                return command
+
+    def _respond(self, request: CommandSet, response: Response) -> None:
+        encoded = response.command(request).encoded()
+        answer = pdu.p_data(self._assembly.context_id, pdu.COMMAND | pdu.LAST, encoded)
+        self._transport.send(answer, self._silence_s)
 
     def _negotiate(self, request: pdu.AssociationRequest) -> pdu.AssociationAcceptance:
         with self._named("the association request"):
@@ -335,7 +412,9 @@ def with_fallback(offers: Collection[tuple[str, str]]) -> list[tuple[str, str]]:
     return wanted
 
 
-def _association_request(peer: Peer, our_ae: str, wanted: list[tuple[str, str]]) -> pdu.AssociationRequest:
+def _association_request(
+    peer: Peer, our_ae: str, wanted: list[tuple[str, str]], received: Collection[str]
+) -> pdu.AssociationRequest:
     return pdu.AssociationRequest(
         calling_ae=our_ae,
         called_ae=peer.ae_title,
@@ -343,6 +422,7 @@ def _association_request(peer: Peer, our_ae: str, wanted: list[tuple[str, str]])
             pdu.ProposedContext(2 * index + 1, sop_class, (syntax,)) for index, (sop_class, syntax) in enumerate(wanted)
         ),
         largest_pdu=peer.largest_pdu_bytes,
+        roles={sop_class: pdu.Roles(scu=False, scp=True) for sop_class in received},
     )
 
 

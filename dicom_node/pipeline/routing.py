@@ -1,7 +1,11 @@
-"""Applies the rules to every complete series and queues the resulting jobs."""
+"""Applies the rules to every complete series and queues the resulting jobs.
+
+A series that a cohort pulled gets the model that the cohort names, or what the rules decide, at low priority.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -71,13 +75,20 @@ class Routing:
         )
 
     def _decide(self, revision: CompleteRevision) -> tuple[tuple[Decision, ...], str | None]:
+        order = self._revisions.order_for(revision)
+        ordered = order.decision() if order is not None else None
+        if ordered is not None:
+            return (ordered,), None
         try:
-            return decide(read_series(self._spool, revision), self._rules), None
+            decisions = decide(read_series(self._spool, revision), self._rules)
         except DicomNodeError as error:
             return (_NO_RULE,), str(error)
         except Exception as error:  # noqa: BLE001 - one unexpected series must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
             return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
+        if order is not None:
+            decisions = tuple(replace(decision, priority=order.priority) for decision in decisions)
+        return decisions, None
 
     def _refusal_notices(self, revision: CompleteRevision, decisions: tuple[Decision, ...]) -> StoredResults:
         """Notices for the destinations of a rule that refuses the series."""

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.store.schema import IS_CURRENT, association, instance, refusal, revision_instance, series_revision
-from dicom_node.store.states import RevisionState
+from dicom_node.store.schema import (
+    IS_CURRENT,
+    association,
+    cohort_series,
+    instance,
+    refusal,
+    revision_instance,
+    series_revision,
+)
+from dicom_node.store.states import PullState, RevisionState
 from dicom_node.types import Completion, Receipt, ReceivedInstance, Refusal, SeriesEvidence, Stretch
 
 if TYPE_CHECKING:
@@ -333,7 +341,21 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
             version=1,
             first_arrival=received.received_at,
             last_arrival=received.received_at,
+            expected_count=_counted_by_archive(received.series_instance_uid),
         )
+    )
+
+
+def _counted_by_archive(series_instance_uid: str) -> Any:
+    """How many instances the archive counts of a series that a cohort is pulling from it."""
+    return (
+        select(cohort_series.c.expected_count)
+        .where(
+            cohort_series.c.series_instance_uid == series_instance_uid,
+            cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED)),
+        )
+        .limit(1)
+        .scalar_subquery()
     )
 
 

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, or_, select, update
 
 from dicom_node.store.deliveries import delivery_count, held_for_change
-from dicom_node.store.results import insert_result, results_of, withdraw_notices
+from dicom_node.store.results import insert_result, request_of, results_of, withdraw_notices
 from dicom_node.store.revisions import CompleteRevision, complete_revision
 from dicom_node.store.routing import has_successor, is_purged
 from dicom_node.store.schema import delivery, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.workers import WorkerName
-from dicom_node.types import ResultInstance, ResultRequest, SegmentationForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
+    from dicom_node.types import ResultInstance, ResultRequest
     from inference.types import ModelIdentity, RunReport
 
 
@@ -84,7 +84,7 @@ class Jobs:
             attempt=attempt,
             model=row.model,
             rule=row.rule,
-            requests={name: _request_of(options) for name, options in row.destinations.items()},
+            requests={name: request_of(options) for name, options in row.destinations.items()},
             revision=revision,
             unchecked_hu=row.unchecked_hu,
         )
@@ -268,16 +268,6 @@ def _dead_claimants(db: Connection, worker: WorkerName) -> list[str]:
 
 def _held(claimed: ClaimedJob) -> Any:
     return and_(job.c.id == claimed.id, job.c.state == JobState.RUNNING, job.c.attempts == claimed.attempt)
-
-
-def _request_of(options: Mapping[str, Any]) -> ResultRequest:
-    """The request in the JSON written when the series was routed; older versions wrote fewer options."""
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
-    }
-    if "segmentation" in values:
-        values["segmentation"] = SegmentationForm(values["segmentation"])
-    return ResultRequest(**values)
 
 
 def _reason(claimed: ClaimedJob, *, is_owed: bool) -> str:

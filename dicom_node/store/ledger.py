@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import insert, select
 
 from dicom_node.store.arrivals import Arrivals
+from dicom_node.store.cohorts import Cohorts
 from dicom_node.store.database import Database
 from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.jobs import Jobs
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """One database with seven parts. Safe to use from several threads and several processes at once."""
+    """One database with eight parts. Safe to use from several threads and several processes at once."""
 
     def __init__(self, url: str, spool: Spool) -> None:
         """Opens ``url`` and brings its schema up to date.
@@ -44,6 +45,7 @@ class Ledger:
         self.deliveries = Deliveries(self.database, spool)
         self.overview = Overview(self.database)
         self.retention = Retention(self.database)
+        self.cohorts = Cohorts(self.database)
 
     def device_uid(self) -> str:
         """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), created on first use and permanent."""

@@ -9,7 +9,7 @@ from sqlalchemy import insert, or_, select, update
 
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState
-from dicom_node.types import EarlierResult, ResultInstance, ResultKind
+from dicom_node.types import EarlierResult, ResultInstance, ResultKind, ResultRequest, SegmentationForm
 from inference.types import ModelIdentity, RunReport
 
 if TYPE_CHECKING:
@@ -169,6 +169,16 @@ def withdraw_notices(db: Connection, job_id: int) -> None:
         )
         .values(state=DeliveryState.SUPERSEDED, last_reason="the job was queued again")
     )
+
+
+def request_of(options: Mapping[str, Any]) -> ResultRequest:
+    """The request in the JSON written when the series was routed; older versions wrote fewer options."""
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in options.items()
+    }
+    if "segmentation" in values:
+        values["segmentation"] = SegmentationForm(values["segmentation"])
+    return ResultRequest(**values)
 
 
 def new_id(inserted: CursorResult[Any]) -> int:

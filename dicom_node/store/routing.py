@@ -8,19 +8,51 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, insert, select, update
 
 from dicom_node.store.deliveries import held_for_change
-from dicom_node.store.results import insert_result, new_id
+from dicom_node.store.results import insert_result, new_id, request_of
 from dicom_node.store.revisions import CompleteRevision, Member, complete_revision, members_of
-from dicom_node.store.schema import delivery, instance, job, result, revision_instance, series_revision
-from dicom_node.store.states import DeliveryState, JobState, RevisionState
+from dicom_node.store.schema import (
+    cohort,
+    cohort_series,
+    delivery,
+    instance,
+    job,
+    result,
+    revision_instance,
+    series_revision,
+)
+from dicom_node.store.states import DeliveryState, JobState, PullState, RevisionState
+from dicom_node.types import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
 
     from dicom_node.store.database import Database
-    from dicom_node.types import Decision, ResultInstance
+    from dicom_node.types import ResultInstance, ResultRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a cohort wants of its series: ``model``, or (None) what the rules of the node decide, at this priority."""
+
+    cohort: str
+    model: str | None
+    requests: Mapping[str, ResultRequest]
+    priority: int
+
+    def decision(self) -> Decision | None:
+        """The decision that stands in place of the rules; None if they decide."""
+        if self.model is None:
+            return None
+        return Decision(f"cohort {self.cohort}", self.model, self.requests, self.priority)
+
+
+def order_of(row: Any) -> Order:
+    """The order in a row of the cohort."""
+    requests = {name: request_of(options) for name, options in row.destinations.items()}
+    return Order(row.name, row.model, requests, row.priority)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +61,9 @@ class EarlierBytes:
 
     content_digest: str
     changed: tuple[tuple[Member, Member], ...]
+
+
+_is_of_cohort = series_revision.c.series_instance_uid == cohort_series.c.series_instance_uid
 
 
 class Routing:
@@ -113,10 +148,25 @@ class Routing:
             if not _change_complete(db, revision, state=RevisionState.ROUTED):
                 return ()
             _supersede_earlier(db, revision, at)
-            made = tuple(_insert_job(db, revision, decision, reason, at) for decision in decisions)
+            made = tuple(insert_job(db, revision, decision, reason, at) for decision in decisions)
             for notice, spool_name in notices:
                 insert_result(db, made[0], notice, spool_name, revision.due_at(at))
             return made
+
+    def order_for(self, revision: CompleteRevision) -> Order | None:
+        """The order of the cohort whose pull brought ``revision``; None for a series that was sent to the node."""
+        query = (
+            select(cohort.c.name, cohort.c.model, cohort.c.destinations, cohort.c.priority)
+            .select_from(cohort_series.join(cohort).join(series_revision, _is_of_cohort))
+            .where(
+                series_revision.c.id == revision.id, cohort_series.c.pull_started_at <= series_revision.c.first_arrival
+            )
+            .where(cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED, PullState.FAILED)))
+            .order_by(cohort_series.c.pull_started_at.desc())
+        )
+        with self._database.read() as db:
+            row = db.execute(query.limit(1)).one_or_none()
+        return None if row is None else order_of(row)
 
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was already routed."""
@@ -157,9 +207,8 @@ def _change_complete(db: Connection, revision: CompleteRevision, **values: str) 
     return bool(db.execute(update(series_revision).where(is_complete).values(**values)).rowcount)
 
 
-def _insert_job(
-    db: Connection, revision: CompleteRevision, decision: Decision, reason: str | None, at: datetime
-) -> int:
+def insert_job(db: Connection, revision: CompleteRevision, decision: Decision, reason: str | None, at: datetime) -> int:
+    """Insert the job that ``decision`` makes of ``revision``, or a REJECTED row with the ``reason``; returns its id."""
     runs = decision.model is not None and reason is None
     inserted = db.execute(
         insert(job).values(

@@ -4,6 +4,7 @@
 
     association 1-n instance n-m series_revision 1-n job 1-n result 1-n delivery
     association 1-n refusal
+    cohort 1-n cohort_series
 
 A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all, or some days
 after no series whose images are stored is concerned any more.
@@ -13,7 +14,8 @@ was reached on older evidence is not written. Its ``bytes_digest`` is over the d
 is the same, or that of an earlier revision that says the same in other bytes; ``same_images_as`` is that of an earlier
 revision from which only patient and study differ. ``job.attempts`` is the fencing token: it is counted before the work
 starts, and a worker with an older number can no longer change the row. ``job.destinations`` maps each destination to
-what it gets, as it was when the series was routed.
+what it gets, as it was when the series was routed. A ``cohort_series`` is a series that a research run pulls;
+:mod:`dicom_node.store.cohorts` has its states.
 """
 
 from __future__ import annotations
@@ -237,4 +239,32 @@ delivery = Table(
     Column("last_reason", Text, nullable=False, default=""),
     UniqueConstraint("result_id", "destination"),
     Index("ix_delivery_due", "state", "destination", "next_attempt_at"),
+)
+
+cohort = Table(
+    "cohort",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition_sha256", String(64), nullable=False),
+    Column("model", String(255)),
+    Column("destinations", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("selected_at", UtcDateTime),
+)
+
+cohort_series = Table(
+    "cohort_series",
+    metadata,
+    Column("id", _RowId, primary_key=True),
+    Column("cohort", ForeignKey("cohort.name"), nullable=False),
+    Column("series_instance_uid", _Uid, nullable=False, index=True),
+    Column("study_instance_uid", _Uid, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False, default=""),
+    Column("expected_count", Integer),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("not_before", UtcDateTime),
+    Column("pull_started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    UniqueConstraint("cohort", "series_instance_uid"),
 )

@@ -39,3 +39,18 @@ class DeliveryState(StrEnum):
     FAILED = "FAILED"
     SUPERSEDED = "SUPERSEDED"
     """Not sent, because a newer revision of the series has its own result."""
+
+
+class PullState(StrEnum):
+    """The state of one series of a cohort."""
+
+    SELECTED = "SELECTED"
+    PULLING = "PULLING"
+    """Its images are on their way, or were when the process was killed."""
+    PULLED = "PULLED"
+    """All images that the archive counts are in the spool; the queue has the rest to do."""
+    DONE = "DONE"
+    REFUSED = "REFUSED"
+    """Not a series for the model."""
+    FAILED = "FAILED"
+    """It could not be pulled whole, or its job failed; a person must look."""

@@ -1,0 +1,260 @@
+"""`cohort run` over a folder, with a work process of its own: what is done, refused and failed, and why."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import yaml
+from pydicom import dcmread
+
+from dicom_node.app.compose import open_store
+from dicom_node.cohort.definition import Limits, load_definition
+from dicom_node.cohort.pseudonym import write_new_key
+from dicom_node.cohort.table import read_rows, read_without_rows
+from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
+from dicom_node.errors import ConfigurationError
+from dicom_node.pipeline.notices import Notices
+from dicom_node.pipeline.results import Installation, ResultStore
+from dicom_node.pipeline.routing import Routing
+from dicom_node.receive.adopt import adopt_unclaimed
+from dicom_node.route.rules_file import load_rules
+from dicom_node.settings import load_settings
+from dicom_node.store.clock import now_utc
+from dicom_node.store.cohorts import Selected
+from dicom_node.store.routing import Order
+from dicom_node.store.states import JobState, PullState
+from dicom_node.types import Completion
+from inference.types import Geometry, Volume
+from tests.support.received_series import receive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RULES = "rules: [{name: all, model: tissue, when: [], priority: 5}]"
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "node.yaml"
+    settings = {
+        "node": {"data_folder": "data", "port": 0},
+        "models": {"tissue": {"kind": "tissue"}, "other": {"kind": "tissue"}},
+        "operate": {"sweep_s": 0.1, "disk_stop_percent": 100, "disk_resume_percent": 100},
+        "receive": {"minimum_free_disk_bytes": 0},
+    }
+    file.write_text(yaml.safe_dump(settings))
+    (tmp_path / "rules.yaml").write_text(RULES)
+    write_new_key(tmp_path / "key")
+    return file
+
+
+def define(place, **changes) -> Path:
+    file = place / "cohort.yaml"
+    base = {"name": "c", "data_set": "out", "key_file": "key", "folder": "ct", "model": "tissue"}
+    definition = base | {"limits": {"free_disk_gib": 0, "attempts": 1}} | changes
+    file.write_text(yaml.safe_dump({key: value for key, value in definition.items() if value is not None}))
+    return file
+
+
+def run(config, file, *options):
+    command = [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "cohort", "run", str(file), "--json"]
+    return subprocess.run([*command, *options], capture_output=True, text=True, check=False, timeout=120)
+
+
+def write_ct(folder, seed, planes=6, patient_age=50):
+    hu = np.full((planes, 16, 16), -1000, np.int16)
+    hu[1:-1, 4:12, 4:12] = 40 + seed
+    volume = Volume(hu, Geometry(hu.shape, np.diag([2.0, 2.0, 3.0, 1.0])))
+    return write_ct_series(volume, folder / str(seed), SyntheticPatient(seed, patient_age, "F"))
+
+
+def test_done_refused_and_failed_add_up_and_each_is_explained(config, tmp_path):
+    ct = tmp_path / "ct"
+    done = write_ct(ct, 1)
+    refused = write_ct(ct, 2)
+    (ct / "2" / "ct_0003.dcm").unlink()  # a missing slice
+    failed = write_ct(ct, 3)
+    (ct / "3" / "note.txt").write_text("no DICOM")
+    first = dcmread(ct / "3" / "ct_0000.dcm")
+    first.file_meta.MediaStorageSOPInstanceUID = "1.2.3"  # contradicts its data set: refused by the node
+    first.save_as(ct / "3" / "ct_0000.dcm")
+    answered = run(config, define(tmp_path), "--work")
+    assert answered.returncode == 3, answered.stderr
+    summary = json.loads(answered.stdout)
+    counts = {key: summary[key] for key in ("selected", "done", "refused", "failed", "waiting")}
+    assert counts == {"selected": 3, "done": 1, "refused": 1, "failed": 1, "waiting": 0}
+    rows = read_rows(tmp_path / "out").to_pylist()
+    assert {(row["model"], row["age_years"], row["sex"], row["origin"]) for row in rows} == {
+        ("tissue", 50.0, "F", "computed")
+    }
+    soft = next(row for row in rows if row["mean_hu"] == 41.0)
+    assert soft["volume_ml"] == pytest.approx(4 * 64 * 12 / 1000)
+    assert soft["truncated"] is False
+    explained = {row["outcome"]: row["reason"] for row in read_without_rows(tmp_path / "out").to_pylist()}
+    assert "missing" in explained["refused"]
+    assert explained["failed"].startswith("5 of 6 instances came (1 refused: ")
+    told = answered.stdout + answered.stderr + (tmp_path / "data" / "cohort-work.log").read_text()
+    assert "Phantom^" not in told
+    assert not any(uid in str(rows) + str(explained) for uid in (done, refused, failed))
+
+
+def test_the_same_command_again_does_nothing_and_another_cohort_uses_what_is_there(config, tmp_path):
+    write_ct(tmp_path / "ct", 1)
+    assert run(config, define(tmp_path), "--work").returncode == 0
+    again = json.loads(run(config, define(tmp_path)).stdout)  # no work process: there is nothing to do
+    assert (again["selected"], again["done"]) == (1, 1)
+    other = run(config, define(tmp_path, name="d", data_set="out2"))
+    assert json.loads(other.stdout)["done"] == 1
+    assert read_rows(tmp_path / "out2").equals(read_rows(tmp_path / "out"))
+    _, ledger = open_store(load_settings(config))
+    assert len(ledger.overview.jobs(9)) == 1
+    ledger.close()
+
+
+def test_a_cohort_that_changes_is_refused(config, tmp_path):
+    for name in ("ct", "ct2"):
+        (tmp_path / name).mkdir()
+    empty = json.loads(run(config, define(tmp_path)).stdout)
+    assert (empty["selected"], empty["rows"]) == (0, 0)
+    changed = run(config, define(tmp_path, folder="ct2"))
+    assert changed.returncode == 1
+    assert "begun with another selection" in changed.stderr
+    assert changed.stdout == ""
+
+
+# ---- routing
+
+
+@pytest.fixture
+def node(config):
+    settings = load_settings(config)
+    spool, ledger = open_store(settings)
+    results = ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1"))
+    routing = Routing(ledger.routing, spool, load_rules(settings.rules_file, settings), Notices(spool, results))
+    yield spool, ledger, routing
+    ledger.close()
+
+
+def complete_and_route(ledger, routing):
+    for revision in ledger.arrivals.due_revisions(now_utc().replace(year=now_utc().year + 1)):
+        assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
+    routing.route_complete()
+
+
+def ordered(ledger, uid, model, *, name="c"):
+    ledger.cohorts.begin(Order(name, model, {}, -1000), "0" * 64)
+    ledger.cohorts.select(name, [Selected(uid, "1.2", 4)])
+    (series,) = ledger.cohorts.to_pull(name, now_utc(), 9)
+    return series
+
+
+def jobs(ledger):
+    return sorted((job.rule, job.model, job.priority) for job in ledger.overview.jobs(9))
+
+
+def test_what_was_sent_to_the_node_keeps_its_rules_and_the_cohort_gets_its_job_in_addition(node, tmp_path):
+    spool, ledger, routing = node
+    uid = receive(spool, ledger, tmp_path / "a", 40)  # before the pull
+    series = ordered(ledger, uid, "other")
+    ledger.cohorts.pull_started(series, now_utc())
+    assert ledger.cohorts.answers("c", uid, now_utc()) is None, "not routed yet"
+    complete_and_route(ledger, routing)
+    assert jobs(ledger) == [("all", "tissue", 5)]
+    answers = ledger.cohorts.answers("c", uid, now_utc())
+    assert [(each.state, each.report) for each in answers.jobs] == [(JobState.QUEUED, None)]
+    assert jobs(ledger) == [("all", "tissue", 5), ("cohort c", "other", -1000)]
+    assert ledger.cohorts.answers("c", uid, now_utc()) == answers, "added once"
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"), [("other", ("cohort c", "other", -1000)), (None, ("all", "tissue", -1000))]
+)
+def test_what_a_pull_brings_is_routed_by_its_order(node, tmp_path, model, expected):
+    spool, ledger, routing = node
+    uid = receive(spool, ledger, tmp_path / "a", 40)
+    complete_and_route(ledger, routing)
+    assert jobs(ledger) == [("all", "tissue", 5)]
+    series = ordered(ledger, uid, model)
+    ledger.cohorts.pull_started(series, now_utc())
+    stored = next((tmp_path / "data" / "spool").rglob("*.dcm"))
+    dataset = dcmread(stored)
+    dataset.PixelData = bytes(len(dataset.PixelData))  # corrected in the archive: the pull brings a new revision
+    dataset.save_as(stored.with_name("0" * 32 + ".dcm"))
+    assert adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, -1).adopted == 1
+    complete_and_route(ledger, routing)
+    assert expected in jobs(ledger)
+    assert len(jobs(ledger)) == 2
+
+
+def test_a_failed_series_is_pulled_again_on_request_only(node):
+    _, ledger, _ = node
+    series = ordered(ledger, "1.2.3", "tissue")
+    ledger.cohorts.pull_started(series, now_utc())
+    ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances came", now_utc())
+    assert ledger.cohorts.to_pull("c", now_utc(), 9) == ()
+    assert ledger.cohorts.retry("c") == 1
+    (again,) = ledger.cohorts.to_pull("c", now_utc(), 9)
+    assert (again.state, again.attempts, again.reason) == (PullState.SELECTED, 0, "")
+
+
+# ---- the definition
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"folder": None}, "exactly one of query, series_list and folder"),
+        ({"query": {"Modality": "CT"}}, "exactly one of query, series_list and folder"),
+        ({"folder": None, "query": {"Modality": "CT"}}, "an archive is needed"),
+        ({"model": "nothing"}, "nothing"),
+        ({"name": "n" * 65}, "64 characters"),
+        ({"limits": {"hours": "7-19"}}, "hours such as"),
+        ({"folder": None, "query": {"StudyDte": "2020"}}, "not the keyword"),
+        ({"folders": "x"}, "folders"),
+    ],
+)
+def test_a_definition_that_makes_no_sense_is_refused_with_its_place(config, tmp_path, changes, says):
+    (tmp_path / "ct").mkdir()
+    with pytest.raises(ConfigurationError, match=says):
+        load_definition(define(tmp_path, **changes), load_settings(config))
+
+
+def test_hours_may_go_past_midnight():
+    def at(hours, clock):
+        moment = now_utc().replace(hour=int(clock[:2]), minute=int(clock[3:]), second=0, microsecond=0)
+        return Limits(hours=hours).is_open_at(moment)
+
+    assert [at("19:00-06:30", clock) for clock in ("18:59", "19:00", "02:00", "06:29", "06:30")] == [
+        *(False, True, True, True, False)
+    ]
+    assert [at("08:00-10:00", clock) for clock in ("07:59", "08:00", "10:00")] == [False, True, False]
+    assert at(None, "12:00")
+
+
+def test_two_runs_of_one_data_set_exclude_each_other(config, tmp_path):
+    (tmp_path / "ct").mkdir()
+    (tmp_path / "out").mkdir()
+    held = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    answered = run(config, define(tmp_path))
+    os.close(held)
+    assert answered.returncode == 1
+    assert "another `cohort run` is writing" in answered.stderr
+
+
+def test_without_its_extra_the_command_says_what_to_install(config, tmp_path):
+    (tmp_path / "ct").mkdir()
+    program = (
+        "import sys; sys.modules['pyarrow'] = None; from dicom_node.cli import main;"
+        f"main(['--config', {str(config)!r}, 'cohort', 'run', {str(define(tmp_path))!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: cohorts require pyarrow: pip install 'dicom-node[research]'\n"
