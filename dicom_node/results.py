@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _HIGHEST_LABEL = 255
 _LARGEST_OFFSET_VOXELS = 0.05
+_LARGEST_STEP_DIFFERENCE = 2e-3
+"""From pixel to pixel, relative to the spacing. Cosines that vary within a series differ by less."""
 _MEASUREMENT_GROUP = "125007"
 _TRACKING_IDENTIFIER = "112039"
 _TRACKING_UID = "112040"
@@ -185,6 +187,8 @@ def _segmentation(path: Path, geometry: Geometry | None) -> StoredSegmentation:
         raise ResultUnreadable(
             f"{path.name}: frames are {seen}, expected {grid.shape_zyx[1]} x {grid.shape_zyx[2]} as in the images"
         )
+    if geometry is not None and len(positions):
+        _refuse_other_axes(dataset, geometry, path.name)
     labels_zyx = np.zeros(grid.shape_zyx, np.uint8)
     for frame, plane in enumerate(_planes(positions, grid, path.name)):
         _put(labels_zyx[plane], dataset, frame, path.name)
@@ -237,6 +241,20 @@ def _grid_of(dataset: Dataset, positions: NDArray[np.float64], name: str) -> Geo
         return Geometry((planes, int(dataset.Rows), int(dataset.Columns)), affine)
     except InvalidValueError as error:
         raise ResultUnreadable(f"{name}: its frames do not form a grid: {error}") from error
+
+
+def _refuse_other_axes(dataset: Dataset, geometry: Geometry, name: str) -> None:
+    """Rows and columns must run as those of the images: the position of the first pixel alone doesn't tell."""
+    orientation = _group(dataset, 0, "PlaneOrientationSequence").ImageOrientationPatient
+    row_mm, column_mm = (float(value) for value in _group(dataset, 0, "PixelMeasuresSequence").PixelSpacing)
+    row, column = np.array(orientation, np.float64).reshape(2, 3)
+    step = np.column_stack([row * column_mm, column * row_mm])
+    expected = geometry.affine_lps[:3, :2]
+    if float((np.abs(step - expected) / np.linalg.norm(expected, axis=0)).max()) > _LARGEST_STEP_DIFFERENCE:
+        raise ResultUnreadable(
+            f"{name}: its columns and rows are {step.T.round(4).tolist()} mm apart, those of the images "
+            f"{expected.T.round(4).tolist()}"
+        )
 
 
 def _planes(positions: NDArray[np.float64], grid: Geometry, name: str) -> list[int]:

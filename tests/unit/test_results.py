@@ -93,6 +93,24 @@ def test_a_result_of_another_ct_is_refused(tmp_path):
         read_segmentation(seg, geometry((5, 10, 16)))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_result_with_other_axes_is_refused_though_its_first_pixel_is_in_place(tmp_path, form):
+    grid = geometry((5, 12, 12), spacing_xyz_mm=(0.8, 0.8, 2.5))
+    *_, seg, _ = written(tmp_path, grid, form)
+    x, y, z = grid.affine_lps[:3, :3].T
+    for axes in ((y, x, -z), (x * 1.02, y, z)):
+        affine = np.column_stack([*axes, grid.affine_lps[:3, 3]])
+        other = Geometry(grid.shape_zyx, np.vstack([affine, [0, 0, 0, 1]]))
+        with pytest.raises(ResultUnreadable, match=r"not a plane of the images|columns and rows are"):
+            read_segmentation(seg, other)
+    dataset = dcmread(seg)
+    groups = dataset.SharedFunctionalGroupsSequence[0]
+    groups.PixelMeasuresSequence[0].PixelSpacing = [0.8, 0.82]
+    dataset.save_as(seg)
+    with pytest.raises(ResultUnreadable, match=r"columns and rows are \[\[0\.82, .* those of the images \[\[0\.8, "):
+        read_segmentation(seg, grid)
+
+
 def test_what_is_no_result_is_refused_with_what_it_is(tmp_path):
     *_, seg, sr = written(tmp_path, geometry())
     text = tmp_path / "text"
