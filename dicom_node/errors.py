@@ -50,6 +50,7 @@ segment.outputs            OSError                                          Conf
 segment.case               inference.errors.InferenceError                  ConfigurationError
 dataset.conversion         OSError                                          ConfigurationError
 dataset.files              OSError                                          ConfigurationError
+dataset.processes          concurrent.futures.process.BrokenProcessPool     WorkerLost
 labelmaps.contours         inference.types.InvalidValueError                ResultUnreadable
 labelmaps.finding          OSError, UnicodeDecodeError                      ConfigurationError
 labelmaps.nifti_files      OSError, ValueError, TypeError, AttributeError,  ResultUnreadable

@@ -32,6 +32,7 @@ from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
 from dicom_node.dataset.conversion import remove
 from dicom_node.dataset.files import make_folder, write_text
+from dicom_node.dataset.processes import in_processes
 from dicom_node.encode.codes import algorithm_family
 from dicom_node.encode.run import encode
 from dicom_node.encode.source.planes import plane_attributes
@@ -369,6 +370,11 @@ def a_folder_below_a_file(folder):
 @fault("dataset.files", errors.ConfigurationError)
 def a_data_set_below_a_file(folder):
     write_text(in_file(folder, "") / "below" / "meta.csv", "")
+
+
+@fault("dataset.processes", errors.WorkerLost)
+def a_process_that_ends_before_its_work(_):
+    list(in_processes(os._exit, [1, 1], 2))
 
 
 @fault("labelmaps.sources", errors.ResultUnreadable)

@@ -106,9 +106,18 @@ def convert_subject(subject: Subject, out: Path, conversion: Conversion) -> tupl
         if record is None or record.key != keys[each.folder] or not _are_there(out, record):
             remove(out, each.folder, subject.id)
             pending.append(each)
-    for each, made in zip(pending, _convert(subject, out, pending, conversion), strict=True):
-        records[each.folder] = record = replace(made, key=keys[each.folder])
-        write_json(_record_path(out, each.folder, subject.id), asdict(record))
+    try:
+        made = tuple(_convert(subject, out, pending, conversion))
+    except MemoryError:
+        # without a record, because the next run may have more
+        for each in pending:
+            remove(out, each.folder, subject.id)
+            reason = Finding("image", "out of memory; run the command again with fewer --processes", fault=True)
+            records[each.folder] = Record(subject.id, each.folder, "", subject.split or "train", (reason,), {}, ())
+        return tuple(record for record in records.values() if record is not None)
+    for each, record in zip(pending, made, strict=True):
+        records[each.folder] = kept = replace(record, key=keys[each.folder])
+        write_json(_record_path(out, each.folder, subject.id), asdict(kept))
     return tuple(record for record in records.values() if record is not None)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, TypeVar
 
+from dicom_node.errors import WorkerLost
 from dicom_node.work.lifetime import die_with
 from inference.nnunet.machine import usable_cores
 
@@ -23,6 +25,9 @@ def in_processes(
     """Each item with ``work(item)``, as they are finished; 0 processes: one per core, 1: in this process.
 
     ``work`` must be a function of a module, or a partial of one. What it raises ends all of it.
+
+    Raises:
+        WorkerLost: a process ended before its item was finished.
     """
     count = min(processes or usable_cores(), len(items))
     if count <= 1:
@@ -36,5 +41,10 @@ def in_processes(
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            raise WorkerLost(
+                "a process was ended from outside, perhaps for want of memory; what is finished is kept: run the "
+                "command again with fewer --processes"
+            ) from error
         finally:
             pool.shutdown(cancel_futures=True)

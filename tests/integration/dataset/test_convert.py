@@ -185,6 +185,31 @@ def test_dicom_series_with_seg_or_contours(tmp_path):
     assert not list((tmp_path / "out").glob("Dataset*/splits_final.json")), "no published split"
 
 
+def test_dicom_series_that_make_no_upright_volume_are_refused_with_the_numbers(tmp_path):
+    steps = {"tilted": (0.0, 0.9, 2.5), "gap": (0.0, 0.0, 2.5)}
+    ids = {}
+    for name, step in steps.items():
+        folder = tmp_path / "in" / name
+        folder.mkdir(parents=True)
+        stored = np.full((8, 20, 22), 24, np.uint16)
+        stored[:, 4:16, 4:18] = 1050
+        series = ct_series.write(folder, ct_series.Stack(stored, step_mm=step))
+        ids[series.series_instance_uid] = name
+        source = reconstruct(series)
+        labels = np.zeros(stored.shape, np.uint8)
+        labels[2:4, 6:10, 6:10] = 1
+        on_grid = segmentation(source.source.geometry, {1: "liver"}, labels)
+        requests = {"files": ResultRequest(report=False)}
+        (result,) = encode(source, on_grid, measured(source, on_grid), CONTEXT, requests)
+        (folder / "result.dcm").write_bytes(result.content)
+    (tmp_path / "in" / "gap" / "4.dcm").unlink()
+    report = run(tmp_path / "in", tmp_path / "out", "--structures", "liver", code=3)
+    found = {ids[name]: text for name, text in reasons(report).items()}
+    assert found["tilted"].startswith("the gantry is tilted")
+    assert found["gap"].startswith("gap of 5 mm after plane 4 of 7, expected 2.5 mm")
+    assert report["sets"][0]["train"] == 0
+
+
 # ---- what is wrong with a source
 
 
