@@ -52,7 +52,7 @@ dataset.conversion         OSError                                          Conf
 dataset.files              OSError                                          ConfigurationError
 dataset.processes          concurrent.futures.process.BrokenProcessPool     WorkerLost
 labelmaps.contours         inference.types.InvalidValueError                ResultUnreadable
-labelmaps.finding          OSError, UnicodeDecodeError                      ConfigurationError
+labelmaps.finding          OSError, ValueError, LookupError, TypeError      ConfigurationError
 labelmaps.nifti_files      OSError, ValueError, TypeError, AttributeError,  ResultUnreadable
                            inference.types.InvalidValueError
 labelmaps.sources          inference.types.InvalidValueError                ResultUnreadable

@@ -22,6 +22,7 @@ from dicom_node.dataset.html import report_page
 from dicom_node.dataset.processes import in_processes
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.labelmaps import StructureFiles
+from dicom_node.labelmaps.finding import SPLITS
 from inference.parts import total
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def _write_tables(
     write_json(folder / "dataset.json", content)
     splits = [{"train": by_split["train"], "val": by_split["val"]}]
     if by_split["val"]:
-        write_json(folder / "splits_final.json", splits)
+        write_json(folder / SPLITS, splits)
     else:
-        (folder / "splits_final.json").unlink(missing_ok=True)
+        (folder / SPLITS).unlink(missing_ok=True)
 
 
 def _report(

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 CT = "ct.nii.gz"
 META = "meta.csv"
+SPLITS = "splits_final.json"
 _ID = "image_id"
 _CHANNEL = "_0000"
 _SPLITS = {"Tr": "train", "Ts": "test"}
@@ -172,6 +174,8 @@ def read_meta(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _nnunet(folder: Path) -> FoundSubjects:
+    """``splits_final.json``, if it is there, says which of the training subjects are for validation."""
+    validation = _validation(folder / SPLITS) if (folder / SPLITS).is_file() else frozenset[str]()
     subjects, left_out = [], []
     for suffix, split in _SPLITS.items():
         images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / f"images{suffix}")}
@@ -181,9 +185,16 @@ def _nnunet(folder: Path) -> FoundSubjects:
                 missing = f"{'labels' if name in images else 'images'}{suffix}"
                 left_out.append(LeftOut(name, f"no file in {missing}"))
                 continue
-            attributes = {"split": split}
+            attributes = {"split": "val" if name in validation else split}
             subjects.append(Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes))
     return FoundSubjects("nnU-Net", tuple(subjects), tuple(left_out))
+
+
+def _validation(path: Path) -> frozenset[str]:
+    try:
+        return frozenset(str(name) for name in json.loads(path.read_text(encoding="utf-8"))[0]["val"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigurationError(f"{path} is no list of folds with train and val") from error
 
 
 def _pairs(folder: Path) -> FoundSubjects:

@@ -129,9 +129,14 @@ def _names(path: Path, opened: OpenLabels) -> Mapping[int, str]:
 
 
 def _names_beside(path: Path) -> tuple[Path, dict[int, str]] | None:
-    places = [path.parent / name for name in _NAMES_BESIDE] + [path.parent.parent / _NAMES_BESIDE[1]]
-    found = next((place for place in places if place.is_file()), None)
+    found = names_file(path)
     return None if found is None else (found, read_names(found))
+
+
+def names_file(path: Path) -> Path | None:
+    """The file that names the labels of the label map at ``path``; None if there is none."""
+    places = [path.parent / name for name in _NAMES_BESIDE] + [path.parent.parent / _NAMES_BESIDE[1]]
+    return next((place for place in places if place.is_file()), None)
 
 
 def read_names(path: Path) -> dict[int, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from dicom_node.errors import ResultUnreadable
 from dicom_node.labelmaps.contours import read_contours
 from dicom_node.labelmaps.label_map import LabelMap
-from dicom_node.labelmaps.nifti_files import is_nifti, read_label_file, read_structure_files, stem
+from dicom_node.labelmaps.nifti_files import is_nifti, names_file, read_label_file, read_structure_files, stem
 from dicom_node.results import read_segmentation
 from dicom_node.standard.attributes import text
 from dicom_node.standard.files import PassedOver, read_file
@@ -55,8 +55,9 @@ class LabelFile:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The file."""
-        return (self.path,)
+        """The file, and the one beside it that names its labels, if there is one and it counts."""
+        beside = names_file(self.path) if self.names_by_label is None else None
+        return (self.path,) if beside is None else (self.path, beside)
 
     def read(self, geometry: Geometry | None = None) -> LabelMap:
         """See :class:`LabelSource`."""

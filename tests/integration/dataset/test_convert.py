@@ -371,6 +371,33 @@ def test_only_what_changed_is_converted_again(tmp_path):
     assert not (folder / "splits_final.json").exists()
 
 
+def test_a_conversion_is_a_source_too_and_other_names_are_another_content(tmp_path):
+    """Names are in the headers of the label maps and in dataset.json; without the former, the latter decides."""
+    published(tmp_path / "in", {"s1": "train", "s2": "val", "s3": "test"}, ["liver", "spleen"])
+    run(tmp_path / "in", tmp_path / "out", *TWO)
+    (folder,) = (tmp_path / "out").glob("Dataset*")
+    report = run(folder, tmp_path / "again", *TWO)
+    (again,) = (tmp_path / "again").glob("Dataset*")
+    assert [report["sets"][0][split] for split in ("train", "val", "test")] == [1, 1, 1]
+    first, second = (
+        {name: digest for name, digest in digests(each).items() if name.endswith("nii.gz")} for each in (folder, again)
+    )
+    assert first == second, "nothing is resampled twice"
+    for path in folder.rglob("labels*/*.nii.gz"):
+        image = nib.load(path)
+        save(path, np.asanyarray(image.dataobj), image.affine)  # without the names in the header
+    run(folder, tmp_path / "again", *TWO)
+    before = digests(again)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["labels"] = {"background": 0, "spleen": 1, "liver": 2}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    run(folder, tmp_path / "again", *TWO)
+    changed = {name for name, digest in digests(again).items() if before[name] != digest}
+    assert {name for name in changed if name.startswith("labels")} == {
+        *("labelsTr/s1.nii.gz", "labelsTr/s2.nii.gz", "labelsTs/s3.nii.gz")
+    }
+
+
 def test_sets_are_independent_of_each_other(tmp_path):
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
     one, _other = (

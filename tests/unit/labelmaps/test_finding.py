@@ -84,6 +84,11 @@ def test_raw_data_of_nnunet(tmp_path):
     assert [(each.id, each.split) for each in found.subjects] == [("a", "train"), ("c", "test")]
     assert [(each.id, each.reason) for each in found.left_out] == [("b", "no file in labelsTr")]
     assert found.subjects[1].read_labels(found.subjects[1].image.read().geometry).present == {"liver"}
+    (tmp_path / "splits_final.json").write_text('[{"train": [], "val": ["a"]}]')
+    assert [each.split for each in find_subjects(tmp_path).subjects] == ["val", "test"]
+    (tmp_path / "splits_final.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="is no list of folds"):
+        find_subjects(tmp_path)
 
 
 def test_pairs_of_folders(tmp_path):
