@@ -36,6 +36,9 @@ _VOLUME = "118565006"
 _ATTENUATION = "112031"
 _MEAN = "373098007"
 _COVERAGE_INCOMPLETE, _YES = "130576", "373066001"
+_FINDING, _FINDING_SITE, _LATERALITY = "121071", "363698007", "272741003"
+_ALGORITHM = ("111001", "111003", "111002")
+_SOURCE_SERIES = "121232"
 _GREY = (0.5, 0.5, 0.5)
 
 
@@ -104,6 +107,15 @@ class StoredStructure:
     values: tuple[StoredValue, ...]
     truncated: bool = False
     """Whether the group says that its anatomy is not covered as a whole."""
+    finding: tuple[str, str] = ("", "")
+    """Code Value and Code Meaning of the Finding."""
+    finding_site: tuple[str, str] = ("", "")
+    laterality: str = ""
+    """The meaning of the Laterality of the Finding Site, such as ``Left``; "" if there is none."""
+    algorithm: tuple[str, str, str] = ("", "", "")
+    """Name, version and parameters of the algorithm (TID 4019)."""
+    source_series_uid: str = ""
+    """Source Series for Segmentation."""
 
     @property
     def volume_ml(self) -> float | None:
@@ -298,24 +310,45 @@ def _frame_bits(dataset: Dataset, frame: int) -> NDArray[np.bool_]:
 
 
 def _structure(group: Dataset) -> StoredStructure:
-    name, tracking_uid, values, truncated = "", "", [], False
+    values = []
+    texts: dict[str, str] = {}
+    codes: dict[str, tuple[str, str]] = {}
+    laterality = ""
     for item in group.ContentSequence:
         code, meaning = _code(item.get("ConceptNameCodeSequence"))
-        if code == _TRACKING_IDENTIFIER:
-            name = str(item.TextValue)
-        elif code == _TRACKING_UID:
-            tracking_uid = str(item.UID)
-        elif item.ValueType == "NUM" and item.get("MeasuredValueSequence"):
+        if item.ValueType == "NUM" and item.get("MeasuredValueSequence"):
             (measured,) = item.MeasuredValueSequence
-            children = item.get("ContentSequence", ())
-            derivations = (child for child in children if _code(child.ConceptNameCodeSequence)[0] == _DERIVATION)
-            derived = _code(next(derivations, Dataset()).get("ConceptCodeSequence"))
+            derived = _child_code(item, _DERIVATION)
             unit = _code(measured.MeasurementUnitsCodeSequence)[0]
             number = float(measured.get("FloatingPointValue", measured.NumericValue))
             values.append(StoredValue(code, meaning, *derived, number, unit))
-        elif code == _COVERAGE_INCOMPLETE:
-            truncated = _code(item.get("ConceptCodeSequence"))[0] == _YES
-    return StoredStructure(name, tracking_uid, tuple(values), truncated)
+        elif item.ValueType == "CODE":
+            codes.setdefault(code, _code(item.get("ConceptCodeSequence")))
+            laterality = laterality or _child_code(item, _LATERALITY)[1] if code == _FINDING_SITE else laterality
+        else:
+            texts.setdefault(code, str(item.get("TextValue") or item.get("UID") or ""))
+    name, version, parameters = (texts.get(code, "") for code in _ALGORITHM)
+    return StoredStructure(
+        name=texts.get(_TRACKING_IDENTIFIER, ""),
+        tracking_uid=texts.get(_TRACKING_UID, ""),
+        values=tuple(values),
+        truncated=codes.get(_COVERAGE_INCOMPLETE, ("", ""))[0] == _YES,
+        finding=codes.get(_FINDING, ("", "")),
+        finding_site=codes.get(_FINDING_SITE, ("", "")),
+        laterality=laterality,
+        algorithm=(name, version, parameters),
+        source_series_uid=texts.get(_SOURCE_SERIES, ""),
+    )
+
+
+def _child_code(item: Dataset, concept: str) -> tuple[str, str]:
+    """The code of the child of ``item`` with this concept name; empty if there is none."""
+    children = (child for child in item.get("ContentSequence", ()) if _name(child) == concept)
+    return _code(next(children, Dataset()).get("ConceptCodeSequence"))
+
+
+def _name(item: Dataset) -> str:
+    return _code(item.get("ConceptNameCodeSequence"))[0]
 
 
 def _code(sequence: Any) -> tuple[str, str]:

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict
 from datetime import datetime, time
 from typing import TYPE_CHECKING, Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 from pydicom.datadict import tag_for_keyword
@@ -26,6 +27,7 @@ from dicom_node.settings.models import (  # pydantic reads them
     PathS,  # noqa: TC001
     Port,  # noqa: TC001
     Seconds,  # noqa: TC001
+    Truth,  # noqa: TC001
     Whole,  # noqa: TC001
 )
 from dicom_node.settings.validation import Closed, checked, configured
@@ -45,6 +47,13 @@ def _keyword(name: str) -> str:
     if tag_for_keyword(name) is None:
         raise ValueError(f"{name!r} is not the keyword of a DICOM attribute (such as StudyDate or Modality)")
     return name
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.username or parts.query:
+        raise ValueError("expected an address such as https://pacs.example/dicom-web, without user and password")
+    return text.rstrip("/")
 
 
 def _hours(text: str) -> str:
@@ -67,6 +76,14 @@ class Archive(Closed):
     """None: that of the node."""
     connect_timeout_s: Seconds = 10
     response_timeout_s: Seconds = 600
+
+
+class WebArchive(Closed):
+    """A DICOMweb archive (PS3.18): QIDO-RS and WADO-RS."""
+
+    url: Annotated[str, AfterValidator(_url)]
+    """As ``https://pacs.example/dicom-web``. User and password come from ``~/.netrc``."""
+    timeout_s: Seconds = 600
 
 
 class Limits(Closed):
@@ -106,12 +123,15 @@ class Definition(Closed):
     key_file: PathS
     dates: Dates = Dates.SHIFTED
     archive: Archive | None = None
+    web_archive: WebArchive | None = None
     query: dict[Annotated[str, AfterValidator(_keyword)], str] | None = None
     series_list: PathS | None = None
     folder: PathS | None = None
     model: Annotated[str, AfterValidator(configured("model"))] | None = None
     """None: the rules of the node decide."""
     destinations: tuple[DestinationRequest, ...] = ()
+    stored_reports: Truth = False
+    """Read the reports that are in the archive, instead of the images."""
     priority: Whole = LOW_PRIORITY
     limits: Limits = Limits()
 
@@ -120,8 +140,11 @@ class Definition(Closed):
         given = [name for name in ("query", "series_list", "folder") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"exactly one of query, series_list and folder selects the series, not {given or 'none'}")
-        if (self.folder is None) != (self.archive is not None):
-            raise ValueError("an archive is needed, except for a folder, which needs none")
+        archives = sum(each is not None for each in (self.archive, self.web_archive))
+        if archives != (self.folder is None):
+            raise ValueError("archive or web_archive is needed; a folder needs neither")
+        if self.stored_reports and (self.model or (self.archive and self.archive.retrieve == "c-move")):
+            raise ValueError("stored_reports needs no model, and can't be pulled by c-move: the listener takes CT only")
         if self.destinations and self.model is None:
             raise ValueError("destinations need a model; without one, the rules of the node name both")
         if self.destinations and not any(_measures_all(each) for each in self.destinations):
@@ -142,6 +165,7 @@ class Definition(Closed):
             "list": listed,
             "folder": None if self.folder is None else str(self.folder),
             "order": asdict(self.order),
+            "stored_reports": self.stored_reports,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydicom.filereader import read_file_meta_info
 
+from dicom_node.cohort.sources import Pulled
 from dicom_node.errors import FileUnreadable
 from dicom_node.network import dimse
 from dicom_node.network.acceptor import AcceptedContext
@@ -17,6 +18,7 @@ from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_utc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from dicom_node.network.dimse import CommandSet, Response
@@ -35,6 +37,8 @@ class Entrance:
     spool: Spool
     ledger: ReceiptLedger
     disk: DiskWatermark
+    count: Callable[[str], int]
+    """Of the current instances of a series that are stored."""
 
 
 class Intake:
@@ -94,6 +98,11 @@ class Intake:
         if reception.refusal is not None:
             self.refusals.append(reception.refusal)
         return response
+
+    def pulled(self, series_instance_uid: str) -> Pulled:
+        """See Taking."""
+        refused = f"{len(self.refusals)} refused: {self.refusals[0].reason}" if self.refusals else ""
+        return Pulled(self._entrance.count(series_instance_uid), refused)
 
     def take_file(self, path: Path) -> None:
         """Hand in the instance in a Part 10 file.

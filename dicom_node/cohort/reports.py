@@ -1,18 +1,51 @@
-"""Rows from a TID 1500 report: our codes (SNOMED CT), or those of the IBSI, which IDC and others use."""
+"""Rows from TID 1500 reports: our own (SNOMED CT), or those of others, such as IDC's with the codes of the IBSI.
+
+A report of another system names a structure by Finding Site and Laterality; the row has the name that our catalogue has
+for these codes, or else the words of the report. A report that another one names as its predecessor gives no rows.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
-from dicom_node.cohort.table import StructureRow
+from pydicom import dcmread
+
+from dicom_node.cohort.sources import Pulled
+from dicom_node.cohort.subject import facts_of_report
+from dicom_node.cohort.table import Origin, StructureRow
+from dicom_node.errors import ResultUnreadable
+from dicom_node.network.dimse import SUCCESS, Response
+from dicom_node.receive.policy import CANNOT_UNDERSTAND
+from dicom_node.results import read_report
+from dicom_node.standard.attributes import items, text
+from dicom_node.standard.part10 import FileMeta
+from dicom_node.standard.uids import CT_SOP_CLASSES
+from inference.structures import STRUCTURES, catalogue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pydicom import Dataset
+
+    from dicom_node.cohort.pseudonym import Pseudonyms
+    from dicom_node.cohort.subject import Dates
+    from dicom_node.cohort.table import CohortTable
+    from dicom_node.network.dimse import CommandSet
     from dicom_node.results import StoredStructure
 
+REPORT_SOP_CLASSES = frozenset(
+    {
+        "1.2.840.10008.5.1.4.1.1.88.22",  # Enhanced SR
+        "1.2.840.10008.5.1.4.1.1.88.33",  # Comprehensive SR
+        "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR
+    }
+)
 _HU, _ATTENUATION = "[hnsf'U]", "112031"
 _ML_PER_MM3 = 1e-3
+_DIGEST = re.compile(r"\bsha256=([0-9a-f]{64})\b")
 
 
 def rows_of_report(
@@ -21,7 +54,7 @@ def rows_of_report(
     """One row for each Measurement Group."""
     return tuple(
         StructureRow(
-            structure=stored.name,
+            structure=_name(stored),
             volume_ml=_volume_ml(stored),
             mean_hu=_hu(stored, "373098007", "Q4LE"),
             sd_hu=_hu(stored, "386136009", ""),
@@ -35,6 +68,30 @@ def rows_of_report(
         )
         for stored in structures
     )
+
+
+def _name(stored: StoredStructure) -> str:
+    if stored.name in _NAMES:
+        return stored.name
+    for code, _ in (stored.finding_site, stored.finding):
+        known = _NAMES_BY_CODES.get((code, stored.laterality))
+        if known is not None:
+            return known
+    words = stored.finding_site[1] or stored.finding[1] or stored.name
+    return re.sub(r"[^a-z0-9]+", "_", f"{words} {stored.laterality}".casefold()).strip("_") or "unnamed"
+
+
+def _names_by_codes() -> dict[tuple[str, str], str]:
+    names: dict[tuple[str, str], str] = {}
+    for structure in STRUCTURES:
+        for code in (structure.region, structure.type):
+            if code is not None:
+                names.setdefault((code.value, structure.laterality or ""), structure.name)
+    return names
+
+
+_NAMES = catalogue().keys()
+_NAMES_BY_CODES = _names_by_codes()
 
 
 def _volume_ml(stored: StoredStructure) -> float | None:
@@ -51,3 +108,111 @@ def _hu(stored: StoredStructure, derivation: str, ibsi: str) -> float | None:
     """A statistic as a derivation of the attenuation coefficient, or as a concept of its own."""
     found = stored.value(_ATTENUATION, derivation, _HU)
     return found if found is not None or not ibsi else stored.value(ibsi, "", _HU)
+
+
+# ---- reports of an archive
+
+
+class ReportIntake:
+    """Reads the reports that a pull brings into rows; a context manager, and a Storing for C-GET.
+
+    Nothing of them is kept but the rows. ``taken`` counts those that are in the data set, rows or reason.
+    """
+
+    def __init__(self, table: CohortTable, pseudonyms: Pseudonyms, dates: Dates) -> None:
+        self._table = table
+        self._pseudonyms = pseudonyms
+        self._dates = dates
+        self._folder = tempfile.TemporaryDirectory(prefix="dicom-node-reports-")
+        self._content = bytearray()
+        self.taken = 0
+        self.remarks: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def begin(self, request: CommandSet, abstract_syntax: str, transfer_syntax: str) -> None:
+        """See Storing."""
+        meta = FileMeta(abstract_syntax, request.sop_instance_uid, transfer_syntax, "")
+        self._content = bytearray(meta.encoded())
+
+    def write(self, fragment: memoryview) -> None:
+        """See Storing."""
+        self._content += fragment
+
+    def conclude(self) -> Response:
+        """See Storing."""
+        path = Path(self._folder.name, "report.dcm")
+        path.write_bytes(self._content)
+        is_taken = self.take_file(path)
+        return Response(SUCCESS) if is_taken else Response(CANNOT_UNDERSTAND, "not a report that can be read")
+
+    def take_file(self, path: Path) -> bool:
+        """Read the report at ``path`` into rows, or into the reason why it gives none; whether one was possible.
+
+        Raises:
+            StoreUnavailable: the data set can't be written.
+        """
+        try:
+            structures = read_report(path)
+            header = dcmread(path, stop_before_pixels=True)
+        except ResultUnreadable as error:
+            self.remarks.append(str(error))
+            return False
+        self._take(header, structures)
+        self.taken += 1
+        return True
+
+    def pulled(self, series_instance_uid: str) -> Pulled:  # noqa: ARG002 - one intake has one series
+        """See Taking."""
+        return Pulled(self.taken, self.remarks[0] if self.remarks else "")
+
+    def _take(self, header: Dataset, structures: Sequence[StoredStructure]) -> None:
+        facts = facts_of_report(header, measured_series(header, structures), self._pseudonyms, self._dates)
+        report = self._pseudonyms.uid(text(header, "SOPInstanceUID"))
+        for earlier in _predecessors(header):
+            self._table.supersede(f"{facts.series}-{self._pseudonyms.uid(earlier)}", facts)
+        part = f"{facts.series}-{report}"
+        if self._table.is_superseded(part):
+            return
+        rows = tuple(row for stored in structures for row in _rows_of_other(stored))
+        if rows:
+            self._table.write(part, facts, rows, Origin.STORED_REPORT)
+        else:
+            reason = "the report has no measurement group"
+            self._table.write_reason(part, facts.study, facts.series, Origin.STORED_REPORT, "empty", reason)
+
+
+def measured_series(header: Dataset, structures: Sequence[StoredStructure]) -> str:
+    """The UID of the CT series that a report measured; that of the report's own series if it names none, or several."""
+    named = {stored.source_series_uid for stored in structures} - {""}
+    if not named:
+        named = {
+            text(series, "SeriesInstanceUID")
+            for study in items(header, "CurrentRequestedProcedureEvidenceSequence")
+            for series in items(study, "ReferencedSeriesSequence")
+            if any(
+                text(sop, "ReferencedSOPClassUID") in CT_SOP_CLASSES for sop in items(series, "ReferencedSOPSequence")
+            )
+        }
+    return named.pop() if len(named) == 1 else text(header, "SeriesInstanceUID")
+
+
+def _predecessors(header: Dataset) -> list[str]:
+    """The reports that this one replaces (PS3.3 C.17.2.4)."""
+    return [
+        text(sop, "ReferencedSOPInstanceUID")
+        for study in items(header, "PredecessorDocumentsSequence")
+        for series in items(study, "ReferencedSeriesSequence")
+        for sop in items(series, "ReferencedSOPSequence")
+    ]
+
+
+def _rows_of_other(stored: StoredStructure) -> tuple[StructureRow, ...]:
+    """The row of a group, with the algorithm that the group names."""
+    name, version, parameters = stored.algorithm
+    digest = _DIGEST.search(parameters)
+    return rows_of_report([stored], name or None, version or None, digest[1] if digest else None)

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
@@ -31,11 +32,13 @@ import structlog
 from dicom_node.app.compose import open_store
 from dicom_node.app.supervise import Child
 from dicom_node.cohort.collecting import Collecting
-from dicom_node.cohort.intake import Entrance
+from dicom_node.cohort.intake import Entrance, Intake
 from dicom_node.cohort.pseudonym import read_key
-from dicom_node.cohort.sources import source_of
+from dicom_node.cohort.reports import REPORT_SOP_CLASSES, ReportIntake
+from dicom_node.cohort.sources import Wanted, source_of
 from dicom_node.cohort.table import CohortTable, read_rows
-from dicom_node.errors import ConfigurationError, NetworkError, StoreUnavailable
+from dicom_node.errors import ConfigurationError, Disposition, NetworkError, StoreUnavailable
+from dicom_node.standard.uids import CT_SOP_CLASSES
 from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.states import JobState, PullState
@@ -110,7 +113,11 @@ def run_cohort(
     started = time.monotonic()
     with _alone(definition.data_set), _node(settings, config) as (spool, ledger):
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
-        source = source_of(definition, settings.node.ae_title, Entrance(spool, ledger.arrivals, disk))
+        entrance = Entrance(spool, ledger.arrivals, disk, ledger.cohorts.stored_count)
+        wanted = Wanted("CT", CT_SOP_CLASSES, partial(Intake, entrance))
+        if definition.stored_reports:
+            wanted = Wanted("SR", REPORT_SOP_CLASSES, lambda *_: ReportIntake(table, pseudonyms, definition.dates))
+        source = source_of(definition, settings.node.ae_title, wanted)
         if not ledger.cohorts.begin(definition.order, definition.digest()):
             ledger.cohorts.select(definition.name, source.select())
             ledger.cohorts.end_selection(definition.name, now_utc())
@@ -175,6 +182,7 @@ class Pulling:
         self, definition: Definition, source: Source, cohorts: Cohorts, spool_folder: Path, collecting: Collecting
     ) -> None:
         self._name, self._limits = definition.name, definition.limits
+        self._is_done_when_pulled = definition.stored_reports
         self._source = source
         self._cohorts = cohorts
         self._spool_folder = spool_folder
@@ -227,18 +235,27 @@ class Pulling:
         """SELECTED or PULLING -> PULLED, or later again, or FAILED."""
         self._cohorts.pull_started(series, now_utc())
         try:
-            remark = self._source.pull(series.selected)
+            pulled = self._source.pull(series.selected)
         except NetworkError as error:
             self._log.warning("cohort.archive", cohort=self._name, reason=str(error))
-            self._archive_back = time.monotonic() + _ARCHIVE_PAUSE_S
-            self._cohorts.pull_again(series, str(error), now_utc() + _PULL_AGAIN, counts=False)
+            if error.disposition is Disposition.RETRY:  # the archive is away: no fault of the series
+                self._archive_back = time.monotonic() + _ARCHIVE_PAUSE_S
+                self._cohorts.pull_again(series, str(error), now_utc() + _PULL_AGAIN, counts=False)
+            else:
+                self._again_or_failed(series, str(error))
             return
-        stored, expected = self._cohorts.stored_count(series.series_instance_uid), series.expected_count
-        if stored and (expected is None or stored >= expected):
-            self._cohorts.pulled(series)
+        expected = series.expected_count
+        if pulled.stored and (expected is None or pulled.stored >= expected):
+            if self._is_done_when_pulled:
+                self._cohorts.ended(series, PullState.DONE, "", now_utc())
+            else:
+                self._cohorts.pulled(series)
             return
-        missing = f"{stored} of {expected if expected is not None else 'an unknown number of'} instances came"
-        reason = f"{missing} ({remark})" if remark else missing
+        missing = f"{pulled.stored} of {'an unknown number of' if expected is None else expected} instances came"
+        reason = f"{missing} ({pulled.refused})" if pulled.refused else missing
+        self._again_or_failed(series, reason)
+
+    def _again_or_failed(self, series: CohortSeries, reason: str) -> None:
         if series.attempts + 1 < self._limits.attempts:
             self._cohorts.pull_again(series, reason, now_utc() + _PULL_AGAIN, counts=True)
             return

@@ -1,4 +1,4 @@
-"""Where series come from: an archive (C-FIND, then C-GET or C-MOVE) or a folder.
+"""Where series come from: an archive (C-FIND, then C-GET or C-MOVE; or DICOMweb) or a folder.
 
 PS3.4 annex C, Study Root: the archive is asked for studies, then for the series of each, because not every archive
 answers a query for series of any study. Its Number of Series Related Instances says when a series is whole.
@@ -6,12 +6,14 @@ answers a query for series of any study. Its Number of Series Related Instances 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, Self
 
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from dicom_node.cohort.intake import Entrance, Intake
 from dicom_node.errors import ConfigurationError, FileUnreadable, NetworkError
 from dicom_node.network.dimse import PENDING, SUCCESS
 from dicom_node.network.requestor import Association, Peer
@@ -19,7 +21,6 @@ from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.attributes import text
 from dicom_node.standard.files import PassedOver, read_file
 from dicom_node.standard.uids import (
-    CT_SOP_CLASSES,
     STUDY_ROOT_FIND,
     STUDY_ROOT_GET,
     STUDY_ROOT_MOVE,
@@ -28,10 +29,12 @@ from dicom_node.standard.uids import (
 from dicom_node.store.cohorts import Selected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from dicom_node.cohort.definition import Archive, Definition
+    from dicom_node.cohort.definition import Archive as DimseSettings
+    from dicom_node.cohort.definition import Definition
+    from dicom_node.network.dimse import CommandSet, Response
 
 _LARGEST_PDU_BYTES = 131072
 _SUBOPERATIONS_FAILED = 0xB000
@@ -46,6 +49,55 @@ _OF_STUDIES = frozenset(
 """Keys of the STUDY level (PS3.4 C.6.2.1.2); all others are asked of series."""
 _FOLDER_AE = "FOLDER"
 
+Find = Callable[[str, Mapping[str, str]], Sequence[Dataset]]
+"""A query at a level with keys, empty ones to be returned: the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """How many instances of the series are here now, and what was refused, in words for people ("" for nothing)."""
+
+    stored: int
+    refused: str
+
+
+class Taking(Protocol):
+    """What takes the instances of a series: into the spool, or into rows; a context manager."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+
+    def begin(self, request: CommandSet, abstract_syntax: str, transfer_syntax: str) -> None:
+        """See :class:`~dicom_node.network.requestor.Storing`."""
+
+    def write(self, fragment: memoryview) -> None:
+        """See Storing."""
+
+    def conclude(self) -> Response:
+        """See Storing."""
+        ...
+
+    def take_file(self, path: Path) -> object:
+        """Take the instance in a Part 10 file.
+
+        Raises:
+            FileUnreadable: it is none.
+        """
+
+    def pulled(self, series_instance_uid: str) -> Pulled:
+        """What is here of the series."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which objects a cohort pulls, and what takes them: ``open(calling_ae, address)`` begins a series."""
+
+    modality: str
+    sop_classes: frozenset[str]
+    open: Callable[[str, str], Taking]
+
 
 class Source(Protocol):
     """Where the series of a cohort are."""
@@ -59,8 +111,8 @@ class Source(Protocol):
         """
         ...
 
-    def pull(self, series: Selected) -> str:
-        """Hand in the images; returns what was refused of them, in words for people ("" for nothing).
+    def pull(self, series: Selected) -> Pulled:
+        """Hand in the instances of ``series``.
 
         Raises:
             NetworkError: the archive is away, or refuses.
@@ -72,70 +124,59 @@ class Source(Protocol):
 class DimseArchive:
     """An archive with C-FIND and C-GET or C-MOVE."""
 
-    def __init__(self, definition: Definition, our_ae: str, entrance: Entrance) -> None:
-        assert definition.archive is not None
-        self._archive: Archive = definition.archive
+    def __init__(self, definition: Definition, archive: DimseSettings, node_ae: str, wanted: Wanted) -> None:
         self._definition = definition
-        self._our_ae = definition.archive.our_ae_title or our_ae
-        self._node_ae = our_ae
-        self._entrance = entrance
+        self._archive = archive
+        self._wanted = wanted
+        self._our_ae = archive.our_ae_title or node_ae
+        self._node_ae = node_ae
         self._peer = Peer(
-            ae_title=self._archive.ae_title,
-            host=self._archive.host,
-            port=self._archive.port,
-            connect_timeout_s=self._archive.connect_timeout_s,
-            response_timeout_s=self._archive.response_timeout_s,
+            ae_title=archive.ae_title,
+            host=archive.host,
+            port=archive.port,
+            connect_timeout_s=archive.connect_timeout_s,
+            response_timeout_s=archive.response_timeout_s,
             largest_pdu_bytes=_LARGEST_PDU_BYTES,
         )
-        self._storable = [(uid, syntax) for uid in sorted(CT_SOP_CLASSES) for syntax in _syntaxes()]
+        self._storable = [(uid, syntax) for uid in sorted(wanted.sop_classes) for syntax in _syntaxes()]
 
     def select(self) -> Iterator[Selected]:
         """See Source."""
         with Association(self._peer, self._our_ae, [(STUDY_ROOT_FIND, str(ExplicitVRLittleEndian))]) as association:
-            if self._definition.query is not None:
-                yield from _of_query(association, self._definition.query)
-            else:
-                assert self._definition.series_list is not None
-                for study, series in read_list(self._definition.series_list):
-                    yield from _series_of(association, study, {"SeriesInstanceUID": series, "Modality": "CT"})
+            yield from selected_of(self._definition, self._wanted.modality, partial(_find, association))
 
-    def pull(self, series: Selected) -> str:
+    def pull(self, series: Selected) -> Pulled:
         """See Source."""
-        if self._archive.retrieve == "c-move":
-            self._move(series)
-            return ""
-        offers = [(STUDY_ROOT_GET, str(ExplicitVRLittleEndian)), *self._storable]
-        with (
-            Association(self._peer, self._our_ae, offers, received=sorted(CT_SOP_CLASSES)) as association,
-            Intake(self._entrance, self._archive.ae_title, self._archive.host) as intake,
-        ):
-            status = association.get(STUDY_ROOT_GET, _identifier(series), intake)
-        _refuse_failure(status, "C-GET", self._peer)
-        return _refused(intake)
-
-    def _move(self, series: Selected) -> None:
-        """The instances arrive at the listener of the node."""
-        offers = [(STUDY_ROOT_MOVE, str(ExplicitVRLittleEndian))]
-        with Association(self._peer, self._our_ae, offers) as association:
-            status = association.move(STUDY_ROOT_MOVE, _identifier(series), self._node_ae)
-        _refuse_failure(status, "C-MOVE", self._peer)
+        with self._wanted.open(self._archive.ae_title, self._archive.host) as taking:
+            if self._archive.retrieve == "c-move":  # the instances arrive at the listener of the node
+                offers = [(STUDY_ROOT_MOVE, str(ExplicitVRLittleEndian))]
+                with Association(self._peer, self._our_ae, offers) as association:
+                    status = association.move(STUDY_ROOT_MOVE, _identifier(series), self._node_ae)
+            else:
+                offers = [(STUDY_ROOT_GET, str(ExplicitVRLittleEndian)), *self._storable]
+                classes = sorted(self._wanted.sop_classes)
+                with Association(self._peer, self._our_ae, offers, received=classes) as association:
+                    status = association.get(STUDY_ROOT_GET, _identifier(series), taking)
+        if status not in (SUCCESS, _SUBOPERATIONS_FAILED):
+            raise NetworkError(f"{self._peer} answered a {self._archive.retrieve.upper()} with status {status:04X}")
+        return taking.pulled(series.series_instance_uid)
 
 
 class Folder:
     """DICOM files below a folder; they are read where they lie and not changed."""
 
-    def __init__(self, folder: Path, entrance: Entrance) -> None:
+    def __init__(self, folder: Path, wanted: Wanted) -> None:
         self._folder = folder
-        self._entrance = entrance
+        self._wanted = wanted
         self._paths: dict[str, list[Path]] | None = None
 
     def select(self) -> Iterator[Selected]:
-        """See Source; files that are no CT images are left out."""
+        """See Source; files of other kinds are left out."""
         studies: dict[str, str] = {}
         files: dict[str, dict[str, Path]] = {}
         for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
             found = read_file(path)
-            if isinstance(found, PassedOver) or text(found.header, "SOPClassUID") not in CT_SOP_CLASSES:
+            if isinstance(found, PassedOver) or text(found.header, "SOPClassUID") not in self._wanted.sop_classes:
                 continue
             uid = text(found.header, "SeriesInstanceUID")
             files.setdefault(uid, {}).setdefault(text(found.header, "SOPInstanceUID"), path)
@@ -145,25 +186,32 @@ class Folder:
             if is_well_formed_uid(uid) and is_well_formed_uid(studies[uid]):
                 yield Selected(uid, studies[uid], len(members))
 
-    def pull(self, series: Selected) -> str:
+    def pull(self, series: Selected) -> Pulled:
         """See Source."""
         if self._paths is None:  # selected by an earlier process
             list(self.select())
         assert self._paths is not None
-        with Intake(self._entrance, _FOLDER_AE, "") as intake:
+        unreadable = []
+        with self._wanted.open(_FOLDER_AE, "") as taking:
             for path in self._paths.get(series.series_instance_uid, ()):
                 try:
-                    intake.take_file(path)
+                    taking.take_file(path)
                 except FileUnreadable as error:
-                    return f"{path.name}: {error}"
-        return _refused(intake)
+                    unreadable.append(f"{path.name}: {error}")
+        pulled = taking.pulled(series.series_instance_uid)
+        return replace(pulled, refused=unreadable[0]) if unreadable else pulled
 
 
-def source_of(definition: Definition, our_ae: str, entrance: Entrance) -> Source:
+def source_of(definition: Definition, node_ae: str, wanted: Wanted) -> Source:
     """The source that ``definition`` names."""
     if definition.folder is not None:
-        return Folder(definition.folder, entrance)
-    return DimseArchive(definition, our_ae, entrance)
+        return Folder(definition.folder, wanted)
+    if definition.web_archive is not None:
+        from dicom_node.cohort.dicomweb import WebArchive  # noqa: PLC0415 - loads httpx, for this archive only
+
+        return WebArchive(definition, definition.web_archive, wanted)
+    assert definition.archive is not None
+    return DimseArchive(definition, definition.archive, node_ae, wanted)
 
 
 def read_list(file: Path) -> Iterator[tuple[str, str]]:
@@ -181,26 +229,29 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
         if not uids:
             continue
         if len(uids) > 2 or not all(map(is_well_formed_uid, uids)):  # noqa: PLR2004 - study and series
-            raise ConfigurationError(
-                f"{file}:{number}: expected a Study Instance UID, or that and a Series Instance UID"
-            )
+            raise ConfigurationError(f"{file}:{number}: expected the UID of a study, or of a study and a series")
         yield uids[0], uids[1] if len(uids) > 1 else ""
 
 
-def _of_query(association: Association, query: Mapping[str, str]) -> Iterator[Selected]:
+def selected_of(definition: Definition, modality: str, find: Find) -> Iterator[Selected]:
+    """The series of the query or the list: studies first, then the series of each."""
+    if definition.query is None:
+        assert definition.series_list is not None
+        for study, series in read_list(definition.series_list):
+            yield from _series_of(find, study, {"SeriesInstanceUID": series, "Modality": modality})
+        return
+    query = definition.query
     of_studies = {keyword: value for keyword, value in query.items() if keyword in _OF_STUDIES}
-    of_series = {"Modality": "CT", **{key: value for key, value in query.items() if key not in _OF_STUDIES}}
-    studies = [
-        text(found, "StudyInstanceUID") for found in _find(association, "STUDY", {"StudyInstanceUID": "", **of_studies})
-    ]
+    of_series = {"Modality": modality, **{key: value for key, value in query.items() if key not in _OF_STUDIES}}
+    studies = [text(found, "StudyInstanceUID") for found in find("STUDY", {"StudyInstanceUID": "", **of_studies})]
     for study in dict.fromkeys(studies):
         if is_well_formed_uid(study):
-            yield from _series_of(association, study, of_series)
+            yield from _series_of(find, study, of_series)
 
 
-def _series_of(association: Association, study: str, keys: Mapping[str, str]) -> Iterator[Selected]:
+def _series_of(find: Find, study: str, keys: Mapping[str, str]) -> Iterator[Selected]:
     asked = {"SeriesInstanceUID": "", "NumberOfSeriesRelatedInstances": "", **keys, "StudyInstanceUID": study}
-    for found in _find(association, "SERIES", asked):
+    for found in find("SERIES", asked):
         uid, count = text(found, "SeriesInstanceUID"), text(found, "NumberOfSeriesRelatedInstances")
         if is_well_formed_uid(uid):
             yield Selected(uid, study, int(count) if count.isdecimal() and int(count) > 0 else None)
@@ -226,15 +277,6 @@ def _identifier(series: Selected) -> Dataset:
     identifier.StudyInstanceUID = series.study_instance_uid
     identifier.SeriesInstanceUID = series.series_instance_uid
     return identifier
-
-
-def _refuse_failure(status: int, service: str, peer: Peer) -> None:
-    if status not in (SUCCESS, _SUBOPERATIONS_FAILED):
-        raise NetworkError(f"{peer} answered a {service} with status {status:04X}")
-
-
-def _refused(intake: Intake) -> str:
-    return f"{len(intake.refusals)} refused: {intake.refusals[0].reason}" if intake.refusals else ""
 
 
 def _syntaxes() -> list[str]:

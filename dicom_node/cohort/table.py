@@ -40,6 +40,7 @@ _VERSION = 1
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _PART = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32})?")
 _TEMPORARY = ".part"
+_SUPERSEDED = "superseded"
 
 SCHEMA = pa.schema(
     [
@@ -81,7 +82,9 @@ WITHOUT_ROWS_SCHEMA = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
-"""``outcome``: ``refused`` (not a series for the model), ``failed``, or ``empty`` (the model found no structure)."""
+"""``outcome``: ``refused`` (not a series for the model), ``failed``, ``empty`` (nothing was found), or
+``superseded`` (another report replaces this one).
+"""
 
 
 class Origin(StrEnum):
@@ -193,9 +196,23 @@ class CohortTable:
         table = pa.Table.from_pylist([row], schema=WITHOUT_ROWS_SCHEMA)
         _write_parquet(self._without / _file_name(part), table)
 
-    def has_rows(self, part: str) -> bool:
-        """Whether the rows of ``part`` are written."""
-        return (self._rows / _file_name(part)).exists()
+    def supersede(self, part: str, facts: SeriesFacts) -> None:
+        """Remove the rows of ``part``, a report that another one replaces, and never write them again.
+
+        Raises:
+            StoreUnavailable: the disk is full or fails.
+        """
+        reason = "a newer report replaces it"
+        self.write_reason(part, facts.study, facts.series, Origin.STORED_REPORT, _SUPERSEDED, reason)
+        with _translated(self.folder):
+            (self._rows / _file_name(part)).unlink(missing_ok=True)
+
+    def is_superseded(self, part: str) -> bool:
+        """Whether ``part`` is a report that another one replaces."""
+        file = self._without / _file_name(part)
+        if not file.exists():
+            return False
+        return bool(pyarrow.parquet.read_table(file)["outcome"][0].as_py() == _SUPERSEDED)
 
 
 def read_rows(folder: Path) -> pa.Table:

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import pytest
 import yaml
 
 from dicom_node.cohort.pseudonym import write_new_key
 from dicom_node.cohort.table import read_rows, read_without_rows
-from dicom_node.demo.pacs import outgoing_files
+from dicom_node.demo.pacs import OrthancPacs, Peer, outgoing_files
 from dicom_node.demo.phantom_series import write_series
 from inference.phantom import phantom
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.acceptance
 
-SERIES = 6
+SERIES = 4
+DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 SPACING_MM = (10.0, 10.0, 15.0)
 
 
@@ -30,15 +35,14 @@ class CohortRun:
 
     def __init__(self, node, folder, **definition):
         self.node = node
-        self.file = folder / "cohort.yaml"
-        self.data_set = folder / "table"
-        write_new_key(folder / "key")
+        name = definition.get("name", "ages")
+        self.file = folder / f"{name}.yaml"
+        self.data_set = folder / name
+        if not (folder / "key").exists():
+            write_new_key(folder / "key")
         limits = {"free_disk_gib": 0, "at_once": 2, "in_queue": 4}
         self.file.write_text(
-            yaml.safe_dump(
-                {"name": "ages", "data_set": "table", "key_file": "key", "model": "tissue", "limits": limits}
-                | definition
-            )
+            yaml.safe_dump({"name": name, "data_set": name, "key_file": "key", "limits": limits} | definition)
         )
 
     def start(self, *options) -> subprocess.Popen:
@@ -83,11 +87,27 @@ def know(orthanc, peer):
 
 def archive_of(orthanc, retrieve):
     peer = orthanc.peer
-    return {"retrieve": retrieve, "host": "127.0.0.1", "port": peer.port, "ae_title": peer.ae_title}
+    if retrieve == "wado-rs":
+        return {"web_archive": {"url": f"{orthanc._http}/dicom-web"}}
+    return {"archive": {"retrieve": retrieve, "host": "127.0.0.1", "port": peer.port, "ae_title": peer.ae_title}}
 
 
-@pytest.mark.parametrize("retrieve", ["c-get", "c-move"])
+@pytest.fixture
+def orthanc(tmp_path):
+    """With its DICOMweb plugin, if that is installed."""
+    program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip("Orthanc is not installed (apt: orthanc)")
+    pacs = OrthancPacs(program, tmp_path / "orthanc", Peer("TESTNODE", free_port()))
+    pacs._configuration["Plugins"] = [str(DICOMWEB)] if DICOMWEB.exists() else []
+    with pacs:
+        yield pacs
+
+
+@pytest.mark.parametrize("retrieve", ["c-get", "c-move", "wado-rs"])
 def test_a_cohort_that_is_killed_twice_has_every_series_once(orthanc, make_node, tmp_path, retrieve):
+    if retrieve == "wado-rs" and not DICOMWEB.exists():
+        pytest.skip("the DICOMweb plugin is not installed (apt: orthanc-dicomweb)")
     uids = fill(orthanc, tmp_path / "ct", SERIES)
     node = make_node({"pacs": orthanc.peer})
     know(orthanc, node.peer)
@@ -95,12 +115,13 @@ def test_a_cohort_that_is_killed_twice_has_every_series_once(orthanc, make_node,
     cohort = CohortRun(
         node,
         tmp_path,
-        archive=archive_of(orthanc, retrieve),
+        model="tissue",
+        **archive_of(orthanc, retrieve),
         query={"StudyDate": "20200101-20201231", "Modality": "CT"},
         destinations=["pacs"],
     )
     cohort.kill_after(1)
-    cohort.kill_after(3)
+    cohort.kill_after(2)
     summary = cohort.finish()
     assert {key: summary[key] for key in ("selected", "done", "refused", "failed", "waiting")} == {
         "selected": SERIES,
@@ -121,3 +142,22 @@ def test_a_cohort_that_is_killed_twice_has_every_series_once(orthanc, make_node,
     text = cohort.data_set.joinpath("dataset.json").read_text() + str(rows)
     assert "PHANTOM" not in text
     assert not any(uid in text for uid in uids)
+
+    if retrieve == "c-move":  # the listener takes CT only
+        return
+    reports = CohortRun(
+        node,
+        tmp_path,
+        name="reports",
+        stored_reports=True,
+        query={"StudyDate": "20200101-20201231"},
+        **archive_of(orthanc, retrieve),
+    )
+    read = reports.finish()
+    assert (read["selected"], read["done"], read["rows"]) == (SERIES, SERIES, len(rows))
+    scanned = ("manufacturer", "scanner_model", "kernel", "contrast", "slice_thickness_mm", "kvp")
+    unknown = dict.fromkeys(scanned) | {"origin": "stored report"}
+    order = operator.itemgetter("series", "structure")
+    assert sorted(read_rows(reports.data_set).to_pylist(), key=order) == sorted(
+        (row | unknown for row in rows), key=order
+    )

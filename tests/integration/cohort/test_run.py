@@ -212,7 +212,9 @@ def test_a_failed_series_is_pulled_again_on_request_only(node):
     [
         ({"folder": None}, "exactly one of query, series_list and folder"),
         ({"query": {"Modality": "CT"}}, "exactly one of query, series_list and folder"),
-        ({"folder": None, "query": {"Modality": "CT"}}, "an archive is needed"),
+        ({"folder": None, "query": {"Modality": "CT"}}, "archive or web_archive is needed"),
+        ({"stored_reports": True}, "stored_reports needs no model"),
+        ({"folder": None, "query": {}, "web_archive": {"url": "https://a:b@c/d"}}, "without user and password"),
         ({"model": "nothing"}, "nothing"),
         ({"name": "n" * 65}, "64 characters"),
         ({"limits": {"hours": "7-19"}}, "hours such as"),

@@ -1,0 +1,202 @@
+"""Sources that do not do as they are asked: lists with a typing error, archives that refuse or answer too much."""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+)
+
+from dicom_node.cohort.definition import Archive, Definition
+from dicom_node.cohort.definition import WebArchive as WebSettings
+from dicom_node.cohort.dicomweb import WebArchive
+from dicom_node.cohort.sources import DimseArchive, Pulled, Wanted, read_list
+from dicom_node.errors import ConfigurationError, ConnectionLost, NetworkError
+from dicom_node.store.cohorts import Selected
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+
+
+class Taking:
+    """Takes nothing."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def pulled(self, _series):
+        return Pulled(0, "")
+
+
+WANTED = Wanted("CT", frozenset({CT}), lambda *_: Taking())
+
+
+def definition(**changes):
+    base = {"name": "c", "data_set": "out", "key_file": "key"}
+    return Definition.model_construct(**base, query={"StudyDate": "2020"}, series_list=None, folder=None, **changes)
+
+
+@pytest.fixture
+def dimse():
+    """Starts a pynetdicom archive with these handlers; gives our source for it."""
+    servers = []
+
+    def start(find=None, get=None):
+        entity = AE("ARCHIVE")
+        entity.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+        entity.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+        entity.add_supported_context(CT, ImplicitVRLittleEndian, scu_role=True, scp_role=True)
+        handlers = [(event, each) for event, each in ((evt.EVT_C_FIND, find), (evt.EVT_C_GET, get)) if each]
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        servers.append(server)
+        archive = Archive(host="127.0.0.1", port=server.server_address[1], ae_title="ARCHIVE", response_timeout_s=5)
+        return DimseArchive(definition(), archive, "NODE", WANTED)
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+def answer(**keys):
+    found = Dataset()
+    for keyword, value in keys.items():
+        setattr(found, keyword, value)
+    return found
+
+
+def test_studies_are_asked_first_and_then_the_series_of_each(dimse):
+    asked = []
+
+    def find(event):
+        query = event.identifier
+        asked.append({element.keyword: str(element.value or "") for element in query})
+        if query.QueryRetrieveLevel == "STUDY":
+            for study in ("1.2", "1.3", "1.2", "no UID"):
+                yield 0xFF00, answer(StudyInstanceUID=study)
+        elif query.StudyInstanceUID == "1.2":
+            yield 0xFF00, answer(SeriesInstanceUID="1.2.1", NumberOfSeriesRelatedInstances="40")
+            yield 0xFF00, answer(SeriesInstanceUID="1.2.2")
+
+    assert list(dimse(find).select()) == [Selected("1.2.1", "1.2", 40), Selected("1.2.2", "1.2", None)]
+    assert [each["QueryRetrieveLevel"] for each in asked] == ["STUDY", "SERIES", "SERIES"]
+    assert asked[0]["StudyDate"] == "2020"
+    assert [(each["StudyInstanceUID"], each["Modality"]) for each in asked[1:]] == [("1.2", "CT"), ("1.3", "CT")]
+
+
+def test_an_archive_that_refuses_the_query_is_said_with_its_status(dimse):
+    def refuse(_event):
+        yield 0xA700, None
+
+    with pytest.raises(NetworkError, match="study level with status A700"):
+        list(dimse(refuse).select())
+
+
+def test_an_archive_that_refuses_a_c_get_is_said_with_its_status(dimse):
+    def refuse(_event):
+        yield 1
+        yield 0xA701, None
+
+    with pytest.raises(NetworkError, match="answered a C-GET with status A701"):
+        dimse(get=refuse).pull(Selected("1.2.1", "1.2", 1))
+
+
+def test_an_archive_that_is_away_is_no_fault_of_the_series():
+    archive = Archive(host="127.0.0.1", port=1, ae_title="ARCHIVE", connect_timeout_s=1)
+    with pytest.raises(ConnectionLost):
+        DimseArchive(definition(), archive, "NODE", WANTED).pull(Selected("1.2.1", "1.2", 1))
+
+
+# ---- DICOMweb
+
+
+@pytest.fixture
+def web():
+    """Starts a server that answers ``path -> (status, content type, body)``; gives our source and the paths asked."""
+    servers = []
+
+    def start(respond):
+        asked = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                asked.append(self.path)
+                status, kind, body = respond(self.path)
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                return
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        settings = WebSettings(url=f"http://127.0.0.1:{server.server_port}/dicom-web", timeout_s=5)
+        source = WebArchive(definition(), settings, WANTED)
+        servers.append(source)
+        return source, asked
+
+    yield start
+    for each in servers:
+        if isinstance(each, WebArchive):
+            each.close()
+        else:
+            each.shutdown()
+            each.server_close()
+
+
+def study(number):
+    return {"0020000D": {"vr": "UI", "Value": [f"1.2.{number}"]}}
+
+
+def test_answers_are_asked_for_page_by_page_also_of_a_server_that_knows_no_pages(web):
+    everything = [study(number) for number in range(200)]
+
+    def respond(path):
+        return (200, "application/dicom+json", json.dumps([] if "/series" in path else everything).encode())
+
+    source, asked = web(respond)
+    assert list(source.select()) == []
+    assert sum("/studies?" in path for path in asked) == 2
+    assert "limit=200" in asked[0]
+    assert "offset=200" in asked[1]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "error", "says"),
+    [
+        (503, "text/plain", b"", ConnectionLost, "HTTP status 503"),
+        (404, "text/plain", b"", NetworkError, "HTTP status 404"),
+        (200, "text/html", b"<html>", NetworkError, "answered with text/html"),
+        (200, 'multipart/related; boundary="b"', b"nothing of the kind", NetworkError, "something else"),
+        (200, 'multipart/related; boundary="b"', b"--b\r\n\r\nabc", ConnectionLost, "cut"),
+    ],
+)
+def test_a_wado_answer_that_is_none(web, status, kind, body, error, says):
+    source, _ = web(lambda _path: (status, kind, body))
+    with pytest.raises(error, match=says):
+        source.pull(Selected("1.2.1", "1.2", 1))
+
+
+# ---- the list
+
+
+def test_a_list_has_studies_and_series(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("# ours\n1.2.3\n\n1.2.4 1.2.4.1  # one series\n")
+    assert list(read_list(file)) == [("1.2.3", ""), ("1.2.4", "1.2.4.1")]
+    file.write_text("1.2.3\n4711;Meier\n")
+    with pytest.raises(ConfigurationError, match=r"list\.txt:2: expected the UID"):
+        list(read_list(file))
