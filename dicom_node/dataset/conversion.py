@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from scipy.ndimage import zoom
@@ -22,7 +22,8 @@ from scipy.ndimage import zoom
 from dicom_node import __version__
 from dicom_node.dataset.files import digest_of, read_json, replaced_file, sha256_of, write_json
 from dicom_node.errors import ConfigurationError, DicomNodeError
-from dicom_node.labelmaps import ContourObject, LabelMap, SegmentationObject
+from dicom_node.labelmaps import ContourObject, LabelMap, SegmentationObject, StructureFiles
+from dicom_node.labelmaps.nifti_files import read_structure_files
 from dicom_node.nifti import grid_of, write_labels, write_volume
 from dicom_node.reconstruct.scale import implausible_scale
 from inference.nnunet.grid import Canonical, resampled_shape, sample_positions
@@ -129,23 +130,20 @@ def _convert(subject: Subject, out: Path, sets: Sequence[RawSet], conversion: Co
         return
     refused = conversion.needs_split and _refuse_split(subject, findings)
     volume = None if refused else _image(subject, findings)
-    label_map = None if volume is None else _labels(subject, volume, conversion, findings)
-    if volume is None or label_map is None:
+    labels = None if volume is None else _open_labels(subject, volume, conversion, findings)
+    if volume is None or labels is None:
         yield from (Record(subject.id, each.folder, "", split, tuple(findings), {}, ()) for each in sets)
         return
     writer = _Writer(subject.id, volume, out, split, conversion.order)
-    # a SEG has only what was found, and nobody contours what is not there
-    missing_is_absent = conversion.absent_where_missing or isinstance(
-        subject.segmentation, SegmentationObject | ContourObject
-    )
     for each in sets:
-        own = label_map.relabelled(each.labels.label_by_name)
-        of_set = [*findings, *_missing(label_map, each, is_absent=missing_is_absent)]
+        of_set = [*findings, *_missing(labels, each, conversion)]
+        own = labels.of(each, of_set)
         files: tuple[str, ...] = ()
-        if not any(finding.fault for finding in of_set):
+        if own is not None and not any(finding.fault for finding in of_set):
             labels_zyx, files = writer.write(each, own)
             of_set += _findings_on(each, own, labels_zyx)
-        yield Record(subject.id, each.folder, "", split, tuple(of_set), own.voxels_by_name, files)
+        voxels = {} if own is None else own.voxels_by_name
+        yield Record(subject.id, each.folder, "", split, tuple(of_set), voxels, files)
 
 
 # ---- records
@@ -237,32 +235,91 @@ def _image(subject: Subject, findings: list[Finding]) -> Volume | None:
     return volume.with_air_for_padding()
 
 
-def _labels(subject: Subject, volume: Volume, conversion: Conversion, findings: list[Finding]) -> LabelMap | None:
-    """The label map; None if it is refused. The reasons, and remarks, go to ``findings``."""
+class _Labels(Protocol):
+    """The segmentation of a subject, with the names that the sets use."""
+
+    known: frozenset[str]
+    """The structures that were segmented, present or not."""
+    is_complete: bool
+    """Whether a structure that is not known is absent."""
+
+    def of(self, each: RawSet, findings: list[Finding]) -> LabelMap | None:
+        """The label map of a set; None if it is refused, with the reason in ``findings``."""
+        ...
+
+
+class _LabelsInOne:
+    """A label map: each voxel belongs to one structure, in whatever set that is."""
+
+    def __init__(self, label_map: LabelMap, *, is_complete: bool) -> None:
+        self._label_map = label_map
+        self.known = frozenset(label_map.names_by_label.values())
+        self.is_complete = is_complete
+
+    def of(self, each: RawSet, findings: list[Finding]) -> LabelMap | None:
+        own = self._label_map.relabelled(each.labels.label_by_name)
+        findings += [Finding("overlap", str(overlap)) for overlap in own.overlaps]
+        return own
+
+
+class _LabelsInFiles:
+    """A mask per structure: those of one set are merged by themselves, as TotalSegmentator does it."""
+
+    is_complete = False
+
+    def __init__(self, path_by_name: Mapping[str, Path], geometry: Geometry) -> None:
+        self._path_by_name = path_by_name
+        self._geometry = geometry
+        self._merged: dict[tuple[str, ...], LabelMap] = {}
+        self.known = frozenset(path_by_name)
+
+    def of(self, each: RawSet, findings: list[Finding]) -> LabelMap | None:
+        names = tuple(each.labels.label_by_name)
+        try:
+            if names not in self._merged:
+                self._merged[names] = self._merge(each)
+        except DicomNodeError as error:
+            findings.append(Finding("labels", str(error), fault=True))
+            return None
+        own = self._merged[names]
+        findings += [Finding("overlap", str(overlap)) for overlap in own.overlaps]
+        return own
+
+    def _merge(self, each: RawSet) -> LabelMap:
+        own = {name: path for name, path in self._path_by_name.items() if name in each.labels.label_by_name}
+        if not own:
+            return LabelMap(np.zeros(self._geometry.shape_zyx, np.uint8), each.labels.names_by_label, self._geometry)
+        return read_structure_files(own, each.labels.label_by_name).on_grid(self._geometry)
+
+
+def _open_labels(subject: Subject, volume: Volume, conversion: Conversion, findings: list[Finding]) -> _Labels | None:
+    """The segmentation; None if it is refused. The reasons, and remarks, go to ``findings``."""
+    source, names = subject.segmentation, conversion.names
+    labels: _Labels
     try:
-        label_map = _renamed(subject.read_labels(volume.geometry), conversion.names)
+        if isinstance(source, StructureFiles):
+            files = {names.get(name, name): path for name, path in source.path_by_name.items()}
+            labels = _LabelsInFiles(files, volume.geometry)
+        else:
+            label_map = source.read(volume.geometry)
+            findings += [Finding("remark", note) for note in label_map.notes]
+            # a SEG has only what was found, and nobody contours what is not there
+            is_complete = isinstance(source, SegmentationObject | ContourObject)
+            labels = _LabelsInOne(label_map.renamed(names), is_complete=is_complete)
     except (DicomNodeError, InvalidValueError) as error:
         findings.append(Finding("labels", str(error), fault=True))
         return None
-    findings += [Finding("overlap", str(overlap)) for overlap in label_map.overlaps]
-    findings += [Finding("remark", note) for note in label_map.notes]
-    unknown = sorted(set(label_map.names_by_label.values()) - set(conversion.classes))
-    if unknown:
+    if unknown := sorted(labels.known - set(conversion.classes)):
         findings.append(Finding("unknown", f"{_listed(unknown)}: not among the classes, and in none of the sets"))
-    return label_map
+    return labels
 
 
-def _missing(label_map: LabelMap, each: RawSet, *, is_absent: bool) -> Iterator[Finding]:
-    known = set(label_map.names_by_label.values())
-    missing = [name for name in each.labels.label_by_name if name not in known]
+def _missing(labels: _Labels, each: RawSet, conversion: Conversion) -> Iterator[Finding]:
+    missing = [name for name in each.labels.label_by_name if name not in labels.known]
     if missing:
+        is_absent = labels.is_complete or conversion.absent_where_missing
         taken = "; taken as absent" if is_absent else ""
         yield Finding("missing", f"{_listed(missing)}: not segmented{taken}", fault=not is_absent)
-
-
-def _renamed(label_map: LabelMap, names: Mapping[str, str]) -> LabelMap:
-    renamed = {label: names.get(name, name) for label, name in label_map.names_by_label.items()}
-    return LabelMap(label_map.labels_zyx, renamed, label_map.geometry, label_map.overlaps, label_map.notes)
 
 
 def _listed(names: Sequence[str], shown: int = 8) -> str:

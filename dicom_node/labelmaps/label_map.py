@@ -76,6 +76,19 @@ class LabelMap:
         """The structures that have voxels."""
         return frozenset(name for name, voxels in self.voxels_by_name.items() if voxels)
 
+    def renamed(self, names: Mapping[str, str]) -> LabelMap:
+        """The same labels, structures that are keys of ``names`` called by its values.
+
+        Raises:
+            InvalidValueError: two structures would have one name.
+        """
+        by_label = {label: names.get(name, name) for label, name in self.names_by_label.items()}
+        overlaps = tuple(
+            Overlap(names.get(each.covered, each.covered), names.get(each.kept, each.kept), each.voxels)
+            for each in self.overlaps
+        )
+        return replace(self, names_by_label=by_label, overlaps=overlaps)
+
     def relabelled(self, label_by_name: Mapping[str, int]) -> LabelMap:
         """The same structures under the labels ``label_by_name``; other structures become background."""
         table = np.zeros(256, np.uint8)

@@ -292,6 +292,30 @@ def test_structures_that_are_empty_lost_or_unknown_are_remarked(tmp_path):
     assert report["sets"][0]["subjects_with_structure"] == {"liver": 1}
 
 
+def test_masks_that_overlap_are_merged_in_each_set_by_itself_and_the_later_label_is_kept(tmp_path):
+    """As TotalSegmentator's converter does it: the aorta is of another part than liver and spleen."""
+    names = total("v1").label_by_name
+    published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen", "aorta", "face"])
+    everywhere = np.ones(SHAPE_XYZ, np.uint8)
+    for structure in ("liver", "spleen", "rib_left_1"):
+        save(tmp_path / "in" / "s1" / "segmentations" / f"{structure}.nii.gz", everywhere)
+    options = ("--set", "organs", "--set", "ribs", "--set", "total_3mm", "--absent-where-missing")
+    report = run(tmp_path / "in", tmp_path / "out", *options)
+    labels = {
+        path.parent.parent.name[10:].partition("_")[2]: np.asanyarray(nib.load(path).dataobj)
+        for path in (tmp_path / "out").glob("Dataset*/labelsTr/s1.nii.gz")
+    }
+    organs, ribs = parts("v1")["organs"].label_by_name, parts("v1")["ribs"].label_by_name
+    assert set(np.unique(labels["TotalSegmentator_part1_organs"])) == {organs["liver"], organs["aorta"]}
+    assert set(np.unique(labels["TotalSegmentator_part5_ribs"])) == {ribs["rib_left_1"]}
+    assert set(np.unique(labels["TotalSegmentator_total_3mm"])) == {names["rib_left_1"], names["face"]}
+    overlaps = {
+        (each["text"].split(" overlap")[0], *each["sets"]) for each in report["findings"] if each["kind"] == "overlap"
+    }
+    assert ("spleen and liver", "organs", "total_3mm") in overlaps
+    assert ("liver and rib_left_1", "total_3mm") in overlaps
+
+
 def test_structures_can_be_renamed(tmp_path):
     published(tmp_path / "in", {"s1": "train"}, ["Leber", "Milz"])
     (tmp_path / "names.json").write_text('{"Leber": "liver", "Milz": "spleen"}')

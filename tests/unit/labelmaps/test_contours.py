@@ -10,7 +10,7 @@ from dicom_node.encode.run import encode
 from dicom_node.errors import ResultUnreadable
 from dicom_node.labelmaps import ContourObject, Overlap, SegmentationObject, open_source
 from dicom_node.types import ResultRequest, SegmentationForm
-from inference.types import Geometry
+from inference.types import Geometry, InvalidValueError
 from tests.support.analysis_results import CONTEXT, GRIDS, geometry, measured, reconstruction, segmentation
 
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "liver", 200: "spleen"}
@@ -113,6 +113,11 @@ def test_overlapping_rois_are_reported(tmp_path):
     read = source.read(GRID)
     assert read.overlaps == (Overlap("a", "b", 4),)
     assert read.voxels_by_name == {"a": 12, "b": 25, "c": 0}
+    renamed = read.renamed({"a": "liver", "x": "y"})
+    assert renamed.voxels_by_name == {"liver": 12, "b": 25, "c": 0}
+    assert renamed.relabelled({"b": 1, "liver": 2}).overlaps == (Overlap("liver", "b", 4),)
+    with pytest.raises(InvalidValueError, match="b names more than one label"):
+        read.renamed({"a": "b"})
 
 
 def test_points_enclose_nothing(tmp_path):
