@@ -13,6 +13,7 @@ it is routed by the order of the cohort (:meth:`dicom_node.store.routing.Routing
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, update
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from dicom_node.store.database import Database
     from dicom_node.store.routing import Order
 
-_ENDED = (PullState.DONE, PullState.REFUSED, PullState.FAILED)
+_SELECTED_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,18 +110,23 @@ class Cohorts:
         return row.selected_at is not None
 
     def select(self, name: str, found: Iterable[Selected]) -> None:
-        """Add the series of ``found`` that the cohort does not have."""
-        with self._database.write() as db:
-            mine = select(cohort_series.c.series_instance_uid).where(cohort_series.c.cohort == name)
-            known = set(db.execute(mine).scalars())
-            for each in found:
-                if each.series_instance_uid not in known:
-                    known.add(each.series_instance_uid)
-                    db.execute(
-                        insert(cohort_series).values(
-                            cohort=name, state=PullState.SELECTED, reason="", attempts=0, **asdict(each)
-                        )
-                    )
+        """Add the series of ``found`` that the cohort does not have, some at a time.
+
+        The ledger is not held while the next ones are found: that may take an archive hours.
+        """
+        series = iter(found)
+        while some := list(islice(series, _SELECTED_AT_ONCE)):
+            with self._database.write() as db:
+                uids = {each.series_instance_uid for each in some}
+                mine = select(cohort_series.c.series_instance_uid).where(
+                    cohort_series.c.cohort == name, cohort_series.c.series_instance_uid.in_(uids)
+                )
+                known = set(db.execute(mine).scalars())
+                for each in some:
+                    if each.series_instance_uid not in known:
+                        known.add(each.series_instance_uid)
+                        values = {"state": PullState.SELECTED, "reason": "", "attempts": 0, **asdict(each)}
+                        db.execute(insert(cohort_series).values(cohort=name, **values))
 
     def end_selection(self, name: str, at: datetime) -> None:
         """The selection is whole."""
@@ -146,10 +152,11 @@ class Cohorts:
     def to_pull(self, name: str, now: datetime, limit: int) -> tuple[CohortSeries, ...]:
         """The next series to pull: first those whose pull was interrupted, or did not bring all."""
         is_due = or_(cohort_series.c.not_before.is_(None), cohort_series.c.not_before <= now)
-        states = (PullState.PULLING, PullState.SELECTED)
+        of_cohort = (cohort_series.c.cohort == name, is_due)
         with self._database.read() as db:
-            found = _series(db, cohort_series.c.cohort == name, cohort_series.c.state.in_(states), is_due)
-        return tuple(sorted(found, key=lambda each: (states.index(each.state), each.id))[:limit])
+            interrupted = _series(db, *of_cohort, cohort_series.c.state == PullState.PULLING, limit=limit)
+            fresh = _series(db, *of_cohort, cohort_series.c.state == PullState.SELECTED, limit=limit)
+        return (*interrupted, *fresh)[:limit]
 
     def pull_started(self, series: CohortSeries, at: datetime) -> None:
         """SELECTED or PULLING -> PULLING."""
@@ -227,13 +234,8 @@ def _found(db: Connection, name: str, series_instance_uid: str) -> _Found | None
     return _Found(order, Answers(revision, _answers(db, revision, order.model)))
 
 
-def is_ended(state: PullState) -> bool:
-    """Whether nothing more happens to the series without a person."""
-    return state in _ENDED
-
-
-def _series(db: Connection, *where: Any) -> tuple[CohortSeries, ...]:
-    rows = db.execute(select(cohort_series).where(*where).order_by(cohort_series.c.id))
+def _series(db: Connection, *where: Any, limit: int | None = None) -> tuple[CohortSeries, ...]:
+    rows = db.execute(select(cohort_series).where(*where).order_by(cohort_series.c.id).limit(limit))
     return tuple(
         CohortSeries(
             row.id,

@@ -1,0 +1,130 @@
+"""Measures what `dicom-node cohort run` takes over the engine's own time, and proves a run that is killed.
+
+``python benchmarks/cohort.py [--series N] [--model demo|tissue] [--spacing MM] [--kills K]``. Phantoms of different
+patients lie in Orthanc; the cohort pulls them by C-GET beside a running `dicom-node work` whose model is loaded. Engine
+time is what `dicom-node segment` does for the same series (stages ``read`` to ``encode``), as the jobs in the ledger
+have it; the overhead is the wall time of the run over that. With ``--kills``, the run is killed by SIGKILL whenever
+another part of the series has rows; then only the counts are compared: ours, those of the table and Orthanc's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from dicom_node.app.compose import open_store
+from dicom_node.cohort.pseudonym import write_new_key
+from dicom_node.cohort.table import read_rows
+from dicom_node.demo.pacs import OrthancPacs, Peer, outgoing_files
+from dicom_node.demo.phantom_series import write_series
+from dicom_node.demo.processes import Program, free_port
+from dicom_node.settings import load_settings
+from inference.phantom import phantom
+
+DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
+
+ENGINE = ("read", "reconstruct", "prepare", "segment", "measure", "encode")
+
+
+def configure(folder: Path, pacs: Peer, model: str) -> Path:
+    """node.yaml, rules.yaml, the key and the definition of the cohort."""
+    models = {"tissue": {"kind": "tissue"}, "demo": {"kind": "nnunet", "package": str(DEMO_MODEL)}}
+    node = {
+        "node": {"ae_title": "BENCHNODE", "data_folder": "data"},
+        "destinations": {"pacs": {"host": "127.0.0.1", "port": pacs.port, "ae_title": pacs.ae_title}},
+        "models": {model: models[model]},
+        "work": {"preload": [model]},
+        "operate": {"disk_stop_percent": 100, "disk_resume_percent": 100},
+    }
+    cohort = {
+        "name": "benchmark",
+        "data_set": "table",
+        "key_file": "key",
+        "archive": {"retrieve": "c-get", "host": "127.0.0.1", "port": pacs.port, "ae_title": pacs.ae_title},
+        "query": {"Modality": "CT"},
+        "model": model,
+        "destinations": ["pacs"],
+        "limits": {"free_disk_gib": 0, "at_once": 1, "in_queue": 4},
+    }
+    (folder / "node.yaml").write_text(yaml.safe_dump(node))
+    (folder / "rules.yaml").write_text("rules: []")
+    (folder / "cohort.yaml").write_text(yaml.safe_dump(cohort))
+    write_new_key(folder / "key")
+    return folder / "node.yaml"
+
+
+def run(folder: Path, kills: int, series: int) -> dict[str, object]:
+    """The summary of the last run."""
+    command = [sys.executable, "-m", "dicom_node.cli", "--config", str(folder / "node.yaml")]
+    command += ["cohort", "run", str(folder / "cohort.yaml"), "--json"]
+    for kill in range(kills):
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        enough = series * (kill + 1) // (kills + 1)
+        while len(list((folder / "table" / "measurements").glob("*.parquet"))) < enough:
+            if running.poll() is not None:
+                raise SystemExit("the run ended before it was killed")
+            time.sleep(0.02)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        print(f"killed with {enough} of {series} series in the table", flush=True)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--series", type=int, default=6)
+    parser.add_argument("--model", choices=["demo", "tissue"], default="demo")
+    parser.add_argument("--spacing", type=float, default=3.0, help="of all three axes, in mm")
+    parser.add_argument("--kills", type=int, default=0)
+    arguments = parser.parse_args()
+    orthanc = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
+    if orthanc is None:
+        raise SystemExit("Orthanc is not installed (apt: orthanc)")
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as running:
+        folder = Path(temporary)
+        pacs = running.enter_context(OrthancPacs(orthanc, folder / "orthanc", Peer("BENCHNODE", free_port())))
+        for seed in range(arguments.series):
+            write_series(phantom(seed, (arguments.spacing,) * 3, "chest"), folder / "ct" / str(seed))
+            pacs.take(outgoing_files(sorted((folder / "ct" / str(seed)).iterdir())), lambda _: None)
+        config = configure(folder, pacs.peer, arguments.model)
+        settings = load_settings(config)
+        _, ledger = open_store(settings)
+        command = [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "work"]
+        work = running.enter_context(Program("work", command, folder / "work.log"))
+        while '"worker.loaded"' not in (folder / "work.log").read_text():
+            work.check_alive()
+            time.sleep(0.2)
+        summary = run(folder, arguments.kills, arguments.series)
+        jobs = [ledger.overview.job(row.id) for row in ledger.overview.jobs(10_000)]
+        stages: dict[str, float] = {}
+        for job in jobs:
+            for stage, seconds in (job.stage_seconds or {}).items():
+                stages[stage] = stages.get(stage, 0) + seconds
+        ledger.close()
+        counts = pacs._get("/statistics")  # noqa: SLF001 - of the demo
+        rows = read_rows(folder / "table").to_pandas()
+        print(json.dumps(summary, indent=1))
+        print(f"jobs: {len(jobs)}, of series: {len({job.series.series_instance_uid for job in jobs})}")
+        print(f"Orthanc: {counts['CountSeries']} series (CT, SEG, SR), {counts['CountInstances']} instances")
+        print(f"table: {rows.series.nunique()} series, {rows.duplicated(['series', 'structure']).sum()} duplicate rows")
+        print("stages, s:", {stage: round(seconds, 1) for stage, seconds in stages.items()})
+        engine = sum(stages.get(stage, 0) for stage in ENGINE)
+        if not arguments.kills:
+            wall = float(summary["seconds"])
+            print(f"wall {wall:.1f} s, engine {engine:.1f} s: overhead {100 * (wall / engine - 1):+.1f} %")
+
+
+if __name__ == "__main__":
+    main()
