@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -106,7 +107,10 @@ def main() -> None:
         while '"worker.loaded"' not in (folder / "work.log").read_text():
             work.check_alive()
             time.sleep(0.2)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         summary = run(folder, arguments.kills, arguments.series)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the runs alone: Orthanc and work have not ended
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         jobs = [ledger.overview.job(row.id) for row in ledger.overview.jobs(10_000)]
         stages: dict[str, float] = {}
         for job in jobs:
@@ -124,6 +128,7 @@ def main() -> None:
         if not arguments.kills:
             wall = float(summary["seconds"])
             print(f"wall {wall:.1f} s, engine {engine:.1f} s: overhead {100 * (wall / engine - 1):+.1f} %")
+            print(f"CPU of cohort run {cpu:.1f} s, {cpu / arguments.series:.2f} s a series")
 
 
 if __name__ == "__main__":

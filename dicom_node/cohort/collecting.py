@@ -43,6 +43,8 @@ class Collecting:
         Raises:
             StoreUnavailable: spool, ledger or data set can't be used now.
         """
+        if self.cohorts.is_under_way(series.series_instance_uid):
+            return False
         answers = self.cohorts.answers(self.name, series.series_instance_uid, now_utc())
         if answers is None or any(answer.state in _UNDER_WAY for answer in answers.jobs):
             return False

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from dicom_node.store.cohorts import Cohorts, CohortSeries
     from dicom_node.store.ledger import Ledger
 
-_LOOK_AGAIN_S = 0.2
+_LOOK_AGAIN_S, _COLLECT_EVERY_S = 0.2, 1.0
 _ARCHIVE_PAUSE_S = 60.0
 """After the archive was away: it is asked again this much later, however long it takes."""
 _PULL_AGAIN = timedelta(seconds=30)
@@ -159,10 +159,13 @@ def _until_ended(
 ) -> None:
     log = structlog.get_logger()
     pause = threading.Event()
+    collect_at = 0.0
     while True:
         try:
-            for series in cohorts.in_state(name, PullState.PULLED):
-                collecting.collect(series)
+            if time.monotonic() >= collect_at:
+                for series in cohorts.in_state(name, PullState.PULLED):
+                    collecting.collect(series)
+                collect_at = time.monotonic() + _COLLECT_EVERY_S
             reason = pulling.start_due()
             progress = progress_of(cohorts, name, reason)
         except StoreUnavailable as error:

@@ -192,6 +192,19 @@ class Cohorts:
         with self._database.read() as db:
             return int(db.execute(query.select_from(instance)).scalar_one())
 
+    def is_under_way(self, series_instance_uid: str) -> bool:
+        """Whether a job of the series is still to run or runs: :meth:`answers`, which reads much more, can wait."""
+        query = (
+            select(job.c.id)
+            .select_from(job.join(series_revision))
+            .where(
+                series_revision.c.series_instance_uid == series_instance_uid,
+                job.c.state.in_((JobState.QUEUED, JobState.RUNNING)),
+            )
+        )
+        with self._database.read() as db:
+            return db.execute(query.limit(1)).one_or_none() is not None
+
     def answers(self, name: str, series_instance_uid: str, at: datetime) -> Answers | None:
         """The jobs that answer the order for a series that is PULLED; None while it is not routed.
 
