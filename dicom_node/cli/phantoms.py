@@ -1,4 +1,4 @@
-"""``phantom``, ``evaluate``, ``train``: make synthetic patients, and score and train models on them."""
+"""``phantom``, ``evaluate``: make synthetic patients, and score models on them."""
 
 from __future__ import annotations
 
@@ -37,20 +37,4 @@ def evaluate(arguments: tuple[str, ...]) -> None:
     """
     from inference.evaluation.phantoms import main as run  # noqa: PLC0415
 
-    run(arguments)
-
-
-@click.command(context_settings=_PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def train(arguments: tuple[str, ...]) -> None:
-    """Train the demo model on phantoms.
-
-    Training requires nnU-Net: pip install 'dicom-node[train]'.
-    """
-    try:
-        from inference.training.demo_model import main as run  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "nnunetv2":
-            raise
-        raise click.ClickException("training requires nnU-Net: pip install 'dicom-node[train]'") from error
     run(arguments)

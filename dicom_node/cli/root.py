@@ -18,10 +18,11 @@ from dicom_node.cli.dataset import dataset
 from dicom_node.cli.demo import demo
 from dicom_node.cli.look import check, job, jobs, retry, status
 from dicom_node.cli.models import models
-from dicom_node.cli.phantoms import evaluate, phantom, train
+from dicom_node.cli.phantoms import evaluate, phantom
 from dicom_node.cli.rules import rules
 from dicom_node.cli.run import listen, serve, work
 from dicom_node.cli.segment import segment
+from dicom_node.cli.train import train
 from dicom_node.log import configure_logging
 
 

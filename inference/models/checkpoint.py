@@ -29,7 +29,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes that DistributedDataParallel and torch.compile add to the names of weights."""
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 """What the pickle of a numpy number calls; its private module is named differently in numpy 2 and numpy 1."""
-_BOOKKEEPING_TYPES: list[Any] = [
+BOOKKEEPING_TYPES: list[Any] = [
     np.dtype,
     np.float64,
     np.float32,
@@ -136,7 +136,7 @@ def _as_float(name: str, value: torch.Tensor, path: Path) -> torch.Tensor:
 
 def _content(path: Path, found: NnunetFolder) -> dict[str, Any]:
     try:
-        with torch.serialization.safe_globals(_BOOKKEEPING_TYPES):
+        with torch.serialization.safe_globals(BOOKKEEPING_TYPES):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         # the first line names the refused type; the rest advises switching the check off

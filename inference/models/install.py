@@ -58,6 +58,8 @@ class Facts:
     orientation: str | None = None
     minimum_slices: int = 16
     minimum_extent_mm: float = 30.0
+    training: Mapping[str, Any] | None = None
+    """How it was trained, see :class:`inference.models.package.ModelPackage`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +271,8 @@ def _manifest(
     }
     if facts.auxiliary:
         content["auxiliary"] = facts.auxiliary
+    if facts.training:
+        content["training"] = facts.training
     if orientation != CANONICAL:
         content["orientation"] = orientation
     plain: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read: lists, and keys as text

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from inference.errors import ModelPackageError
 from inference.models import checks
 from inference.models.architecture import read_architecture
+from inference.models.orientation import READERS
 from inference.models.package import PATCH_BOUNDS, SPACING_BOUNDS_MM, read_normalisation
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
             axes=checks.axis_order(plans.get("transpose_forward", [0, 1, 2])),
             spacing_mm=checks.numbers(settings["spacing"], "spacing", *SPACING_BOUNDS_MM),
             patch_size=checks.whole_numbers(settings["patch_size"], "patch_size", *PATCH_BOUNDS),
-            names_by_channel=_names_by_channel(dataset),
+            names_by_channel=read_labels(dataset),
             resampled_by_default=_resampled_by_default(settings),
             reader=_reader(plans, dataset),
             warnings=tuple(_warnings(folder, dataset)),
@@ -111,6 +112,25 @@ def read_nnunet_folder(folder: Path, folds: Sequence[str] | None = None) -> Nnun
         raise ModelPackageError(f"{folder}: plans.json or dataset.json: {what}") from error
     checks.patch_of_network(found.patch_size, found.architecture.strides, str(folder))
     return found
+
+
+def check_plans(plans: Mapping[str, Any], configuration: str) -> None:
+    """Check that plans.json names only nnU-Net's own classes, before nnU-Net imports them by these names.
+
+    Raises:
+        ModelPackageError: a class or number is not allowed.
+    """
+    settings = _configuration(plans, configuration)
+    try:
+        _architecture(settings)
+        _normalisation(plans, settings)
+        _check_classes(plans, settings)
+        if _reader(plans, {}) not in READERS:
+            raise ModelPackageError(f"image_reader_writer {str(_reader(plans, {}))[:80]!r} is not one of nnU-Net's")
+        if not _resampled_by_default(settings):
+            raise ModelPackageError("plans.json requires a resampling other than nnU-Net's default")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise ModelPackageError(f"an entry is missing or not of the expected form ({error})") from error
 
 
 def _configuration_name(folder: Path, plans: Mapping[str, Any]) -> str:
@@ -273,7 +293,12 @@ def _resampled_by_default(settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def _names_by_channel(dataset: Mapping[str, Any]) -> dict[int, str]:
+def read_labels(dataset: Mapping[str, Any]) -> dict[int, str]:
+    """The structures in the labels of dataset.json, without the background.
+
+    Raises:
+        ModelPackageError: more than one image channel, unknown structures, or labels that overlap or have gaps.
+    """
     labels, channels = dataset["labels"], _channels(dataset)
     if len(channels) != 1:
         raise ModelPackageError(f"the model needs {len(channels)} image channels; only one (CT) is supported")

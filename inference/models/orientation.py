@@ -29,6 +29,8 @@ _ASCENDING = ("RL", "AP", "SI")
 """The two directions of the patient's x, y and z axis."""
 _REORIENTED = {"NibabelIOWithReorient": CANONICAL, "SimpleITKIOWithReorient": CANONICAL}
 _AS_STORED = ("SimpleITKIO", "NibabelIO")
+READERS = frozenset((*_REORIENTED, *_AS_STORED))
+"""nnU-Net's readers of volumes with an orientation."""
 ORIENTATIONS = frozenset("".join(code) for axes in permutations(_ASCENDING) for code in product(*axes))
 """All 48."""
 

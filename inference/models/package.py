@@ -108,6 +108,8 @@ class ModelPackage:
     """Structures that the parts find but the result leaves out, as background."""
     orientation: str = CANONICAL
     """The directions to which x, y and z of what the networks see ascend (R or L, A or P, S or I)."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """How the node trained it: ``configuration``, ``software``, and per part data set, split and metrics; or empty."""
     stamps: Mapping[Path, tuple[int, ...]] = field(default_factory=dict, compare=False)
     """Stamps of the weights files that were checked; a changed or replaced file has another stamp."""
 
@@ -199,7 +201,8 @@ _KEYS = (
     *("format", "digest", "name", "version", "family", "intended_use", "licence", "source", "labels", "parts"),
     *("resampling", "window_step", "crop", "minimum_slices", "minimum_extent_mm"),
 )
-_OPTIONAL_KEYS = ("auxiliary", "orientation")
+_OPTIONAL_KEYS = ("auxiliary", "orientation", "training")
+_TRAINING_KEYS = ("configuration", "software", "parts")
 _OPTIONAL_PART_KEYS = ("mirroring_axes",)
 """Written only where they say something, so that the digests of packages without them stay what they were."""
 _PART_KEYS = tuple(key for key in Part.__dataclass_fields__ if key not in _OPTIONAL_PART_KEYS)
@@ -232,6 +235,7 @@ def _package(folder: Path, content: Mapping[str, Any]) -> ModelPackage:
         source=checks.text(content["source"], "source"),
         auxiliary=_auxiliary(content),
         orientation=checks.one_of(content.get("orientation", CANONICAL), "orientation", _DIRECTIONS),
+        training=checks.closed(content["training"], "training", _TRAINING_KEYS) if "training" in content else {},
     )
     _check_names(package)
     return package

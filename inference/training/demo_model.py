@@ -1,6 +1,6 @@
 """Trains the demo model for all 104 structures on synthetic patients, on two CPU cores in about an hour.
 
-    dicom-node train --cases /var/tmp/phantom_cases --output /var/tmp/phantom_demo_104 --library /var/tmp/models
+    python -m inference.training.demo_model --cases CASES --output MODEL --library MODELS
 
 Writes an nnU-Net model folder, for other programs, and installs the same model as a package, for the node.
 
@@ -265,7 +265,9 @@ def _state_of(training: Training, losses: Sequence[float], dice: NDArray[np.floa
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser("dicom-node train", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        "python -m inference.training.demo_model", description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("--cases", type=Path, required=True, help="folder for the training cases (made if missing)")
     parser.add_argument("--output", type=Path, required=True, help="nnU-Net v2 model folder to write")
     parser.add_argument("--library", type=Path, required=True, help="model library to install the package into")

@@ -13,7 +13,7 @@ HEAVY = {
     *("torch", "openvino", "nnunetv2", "scipy", "numpy", "SimpleITK", "skimage", "matplotlib"),
     *("highdicom", "pydicom", "pynetdicom", "sqlalchemy", "alembic", "apscheduler", "pydantic", "yaml"),
 }
-PROGRAMS_OF_INFERENCE = {"evaluate", "train"}
+PROGRAMS_OF_INFERENCE = {"evaluate"}
 """They read their own arguments, --help too."""
 
 
@@ -56,7 +56,8 @@ def test_the_help_of_the_programs_of_inference_is_theirs(name):
 
 
 def test_training_without_its_extra_says_what_to_install():
-    program = "import sys; sys.modules['nnunetv2'] = None; from dicom_node.cli import main; main(['train'])"
+    given = ["train", ".", "--configuration", __file__, "--work", "work"]
+    program = f"import sys; sys.modules['nnunetv2'] = None; from dicom_node.cli import main; main({given!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "Error: training requires nnU-Net: pip install 'dicom-node[train]'\n"

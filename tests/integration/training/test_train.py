@@ -1,0 +1,131 @@
+"""`dicom-node train` with nnU-Net's own classes: a training that is killed and continued ends as one that was not."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from inference.models.network import build_network
+from inference.models.package import read_package
+from inference.nnunet.contract import EngineOptions
+from inference.opening import open_segmenter
+from tests.support.nnunet_reference import nnunet
+from tests.support.raw_data_set import phantom, write_raw_data_set
+
+TOY = Path(__file__).parents[3] / "config" / "training" / "toy.yaml"
+RESULTS = "results/Dataset901_toy/NodeTrainer__nnUNetPlans__3d_fullres/fold_all"
+MODEL = "models/Dataset901_toy/nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres"
+
+
+def arguments(folder, name, *more):
+    return [
+        *(sys.executable, "-m", "dicom_node.cli", "train", str(folder / "Dataset901_toy")),
+        *("--configuration", str(TOY), "--work", str(folder / "work"), "--library", str(folder / "library")),
+        *("--name", name, "--device", "cpu", "--threads", "1", "--save-every", "0", *more),
+    ]
+
+
+def run(folder, name, *more):
+    return subprocess.run(arguments(folder, name, *more), capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The work folder of a training that was killed after its first epoch and continued, and the printed JSON."""
+    folder = tmp_path_factory.mktemp("training")
+    write_raw_data_set(folder / "Dataset901_toy", 12.0, 3)
+    latest = folder / "work" / RESULTS / "checkpoint_latest.pth"
+    with subprocess.Popen(arguments(folder, "toy"), stderr=subprocess.DEVNULL, start_new_session=True) as first:
+        deadline = time.monotonic() + 240
+        while not latest.exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.killpg(first.pid, signal.SIGKILL)
+    assert first.returncode == -signal.SIGKILL
+    assert latest.exists()
+    assert not latest.with_name("checkpoint_final.pth").exists()
+    done = run(folder, "toy", "--json")
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout), done.stderr
+
+
+def final(folder):
+    path = folder / MODEL / "fold_all" / "checkpoint_final.pth"
+    return torch.load(path, weights_only=True)
+
+
+def test_the_killed_training_was_continued_and_not_begun_again(trained):
+    folder, _, said = trained
+    assert "epoch=1 " not in said
+    assert "epoch=2 iterations=4 " in said
+    with (folder / "work" / RESULTS / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iterations"] for row in rows] == ["2", "4"]
+    assert (folder / "work" / RESULTS / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_has_the_weights_of_a_training_that_nobody_killed(trained, tmp_path):
+    folder, _, _ = trained
+    (tmp_path / "Dataset901_toy").symlink_to(folder / "Dataset901_toy")
+    whole = tmp_path / "work"
+    whole.mkdir()
+    (whole / "preprocessed").symlink_to(folder / "work" / "preprocessed")  # only to save its seconds
+    done = run(tmp_path, "whole")
+    assert done.returncode == 0, done.stderr
+    assert "epoch=1 " in done.stderr
+    one, other = final(folder / "work"), final(whole)
+    assert one["current_epoch"] == other["current_epoch"] == 2
+    for name, value in one["network_weights"].items():
+        torch.testing.assert_close(value, other["network_weights"][name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_manifest_says_what_was_trained_on_what(trained):
+    folder, printed, _ = trained
+    package = read_package(folder / "library" / "toy")
+    assert package.identity.digest == printed["digest"]
+    (part,) = package.training["parts"]
+    assert part["data_set"] == "Dataset901_toy"
+    assert part["reference"] == "phantoms of the tests"
+    assert part["split"] == {"fold": "all", "training": ["s0", "s1", "s2"], "validation": ["s0", "s1", "s2"]}
+    assert len(part["sha256"]) == 64
+    assert 0 <= part["metrics"]["patch_dice"] <= 1
+    assert part["metrics"]["epochs"] == 2
+    assert package.training["configuration"]["iterations_per_epoch"] == 2
+    assert package.training["software"]["nnunetv2"] == "2.8.1"
+
+
+def test_the_package_gives_the_labels_of_nnunet(trained, tmp_path):
+    folder, _, _ = trained
+    volume, _ = phantom(3, 12.0)
+    package = read_package(folder / "library" / "toy")
+    part = package.parts[0]
+    network = build_network(part.architecture, len(part.names_by_channel) + 1)
+    network.load_state_dict(final(folder / "work")["network_weights"], strict=False)
+    expected = nnunet(volume, folder / "work" / MODEL, [network.eval()], tmp_path)
+    segmenter = open_segmenter(package, EngineOptions(device="cpu", parity=True))
+    found = segmenter.segment(volume, lambda *_: None).labels_zyx
+    assert len(np.unique(expected)) > 1
+    assert np.mean(found == expected) >= 0.9999
+
+
+def test_other_data_are_not_trained_on_silently(trained):
+    folder, _, _ = trained
+    file = folder / "Dataset901_toy" / "dataset.json"
+    before = file.read_text()
+    try:
+        file.write_text(before + "\n")
+        done = run(folder, "another")
+    finally:
+        file.write_text(before)
+    assert done.returncode == 1
+    assert "holds a training with other data_sets" in done.stderr
+    other_seed = run(folder, "another", "--seed", "7")
+    assert other_seed.returncode == 1
+    assert "holds a training with other configuration" in other_seed.stderr
