@@ -168,7 +168,6 @@ def _plan(data: DataSet, configuration: TrainingConfiguration, folder: Path, pro
     plans = _read_json(folder / f"{PLANS}.json")
     chosen = plans["configurations"][CONFIGURATION]
     plans["configurations"] = {CONFIGURATION: chosen}
-    chosen["batch_dice"] = False
     _replace(chosen, configuration)
     (folder / f"{PLANS}.json").write_text(json.dumps(plans, indent=2) + "\n")
 
