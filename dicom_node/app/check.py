@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dicom_node.app.compose import open_store
+from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import echo
 from dicom_node.errors import DicomNodeError
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import DestinationSettings, Settings, load_settings
 from dicom_node.store.disk import DiskWatermark
+from dicom_node.types import SegmentationForm
 from dicom_node.work.models import describe_model
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
+
+_LABEL_MAPS_IN_ORTHANC = 'Orthanc needs "UnknownSopClassAccepted": true for them'
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ def run_checks(config_file: Path) -> tuple[Finding, ...]:
 
 
 def _findings(settings: Settings) -> Iterator[Finding]:
-    yield _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} loaded")
+    rules = _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} loaded")
+    yield rules
     yield _try("ledger", lambda: _ledger(settings))
     yield _disk(settings)
     yield _port(settings)
@@ -53,7 +58,10 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     for name, model in settings.models.items():
         yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model, settings.work))  # type: ignore[misc]
     for name, destination in settings.destinations.items():
-        yield _echo(f"destination {name}", destination, settings)
+        reached = _echo(f"destination {name}", destination, settings)
+        yield reached
+        if rules.ok and reached.ok and destination.viewer == "ohif_on_orthanc":
+            yield from _shown_by_ohif(name, destination, settings)
     for source in settings.sources:
         if source.count_host is not None:
             peer = DestinationSettings(
@@ -113,3 +121,25 @@ def _identity(name: str, model: TissueModelSettings | NnunetModelSettings, work:
 def _echo(name: str, peer: DestinationSettings, settings: Settings) -> Finding:
     ok, reason = echo(peer, settings.node.ae_title)
     return Finding(name, ok=ok, detail=f"{peer.ae_title} at {peer.host}:{peer.port}: {reason}")
+
+
+def _shown_by_ohif(name: str, destination: DestinationSettings, settings: Settings) -> Iterator[Finding]:
+    """Whether OHIF on Orthanc shows the segmentations that the rules send there."""
+    forms = {
+        rule.name: rule.requests[name].segmentation
+        for rule in load_rules(settings.rules_file, settings).rules
+        if name in rule.requests
+    }
+    binary = [rule for rule, form in forms.items() if form is SegmentationForm.BINARY]
+    if binary:
+        yield Finding(
+            f"BINARY SEG in {name}",
+            ok=True,
+            detail=f"OHIF on Orthanc shows it only where Columns is a multiple of 8, auto at any size: "
+            f"rules {', '.join(binary)}",
+        )
+    labelmap = [rule for rule, form in forms.items() if form not in (SegmentationForm.BINARY, SegmentationForm.NONE)]
+    if labelmap:
+        accepts = Abilities(settings.node.ae_title).accepts_labelmap(destination)
+        detail = "accepted, and shown at any size" if accepts else f"not accepted; {_LABEL_MAPS_IN_ORTHANC}"
+        yield Finding(f"label maps in {name}", ok=accepts, detail=f"{detail}: rules {', '.join(labelmap)}")

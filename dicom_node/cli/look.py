@@ -123,7 +123,8 @@ def check(context: Context, *, as_json: bool) -> None:
     """Check the node and its peers.
 
     Checks the configuration, the rules, the ledger, the disk, the port, and the models with their digests, and sends a
-    C-ECHO to every peer. Exit code 3: a check found a problem.
+    C-ECHO to every peer. For a destination whose viewer is OHIF on Orthanc, checks that it shows the segmentations that
+    the rules send there. Exit code 3: a check found a problem.
     """
     from dicom_node.app.check import run_checks  # noqa: PLC0415
 

@@ -61,7 +61,8 @@ _FUNCTIONS = """
   it.
 - **COUNT** asks the sender of a series, if configured, how many instances the series has.
 - **DELIVER** sends the results to the destinations that the rules name, until each destination has answered for each
-  instance; it accepts no requests. `dicom-node check` sends C-ECHO to every destination and count address.
+  instance; it accepts no requests. `dicom-node check` sends C-ECHO to every destination and count address,
+  and may propose contexts for SEG and label map as for `auto`.
 """
 _SEQUENCING = """
 A series is received over one or more associations; COUNT may query the sender at the end; reconstruction, segmentation

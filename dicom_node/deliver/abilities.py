@@ -1,4 +1,4 @@
-"""What destinations accept: queried on a separate association and cached for a while."""
+"""What destinations accept: queried on a separate association and cached for a while; and what their viewers show."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
 REMEMBERED_S = 600.0
 _LABEL_MAP = (LABEL_MAP_SEGMENTATION_STORAGE, str(RLELossless))
 _SEGMENTATION = (str(SegmentationStorage), str(ExplicitVRLittleEndian))
+
+
+def shows_binary(destination: DestinationSettings, columns: int) -> bool:
+    """Whether the viewer of ``destination`` shows a BINARY SEG on images with this many ``columns``.
+
+    The DICOMweb plugin 1.7 of Orthanc 1.10.1 serves frames of one bit per pixel only if every row ends on a byte; the
+    number of rows doesn't matter. This can't be learned at negotiation: the Implementation Version Name of Orthanc is
+    that of DCMTK.
+    """
+    return destination.viewer != "ohif_on_orthanc" or columns % 8 == 0
 
 
 class _Answer(NamedTuple):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.deliver import retry
+from dicom_node.deliver.abilities import shows_binary
 from dicom_node.deliver.scu import send
 from dicom_node.store.clock import now_utc
-from dicom_node.types import ResultKind
+from dicom_node.types import ResultKind, SegmentationForm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,3 +118,13 @@ class Asking:
             accepts = request.asks_peer and destination is not None and self._abilities.accepts_labelmap(destination)
             answered[name] = request.answered(accepts_labelmap=accepts)
         return answered
+
+    def not_showing(self, requests: Mapping[str, ResultRequest], columns: int) -> tuple[str, ...]:
+        """The destinations whose viewer shows no segmentation of the answered ``requests``, on images this wide."""
+        return tuple(
+            name
+            for name, request in requests.items()
+            if request.segmentation is SegmentationForm.BINARY
+            and (destination := self._destinations.get(name)) is not None
+            and not shows_binary(destination, columns)
+        )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import structlog
+
 from dicom_node.errors import SegmentationImpossible
 from dicom_node.pipeline.results import read_series
 from dicom_node.store.clock import now_utc
@@ -63,6 +65,7 @@ class JobCase:
         self._intake = intake
         self._means = means
         self._started_at = now_utc()
+        self._requests: Mapping[str, ResultRequest] = {}
         self.model = self._claimed.model
         if self.model not in means.models:
             raise SegmentationImpossible(f"model {self.model!r} is no longer configured")
@@ -99,11 +102,11 @@ class JobCase:
 
     def requests(self) -> Mapping[str, ResultRequest]:
         """The results for each destination, after querying those whose form depends on what they accept."""
-        requests = self._claimed.requests
-        if not any(request.asks_peer for request in requests.values()):
-            return requests
-        with self.stage("ask"):
-            return self._means.asking.answered(requests)
+        self._requests = self._claimed.requests
+        if any(request.asks_peer for request in self._requests.values()):
+            with self.stage("ask"):
+                self._requests = self._means.asking.answered(self._requests)
+        return self._requests
 
     @contextmanager
     def encoding(self) -> Iterator[None]:
@@ -122,6 +125,18 @@ class JobCase:
         stored = self._means.results.keep(self._attempt, findings, results)
         state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
         self._attempt.log(state, "", [instance for instance, _ in stored or ()], findings)
+        if stored is not None:
+            self._warn_of_viewers(findings.ct.source.geometry.shape_zyx[2])
+
+    def _warn_of_viewers(self, columns: int) -> None:
+        for destination in self._means.asking.not_showing(self._requests, columns):
+            structlog.get_logger().warning(
+                "segmentation.not_shown",
+                job=self._claimed.id,
+                series=self._claimed.revision.series_instance_uid,
+                destination=destination,
+                columns=columns,
+            )
 
     def _let_next_begin(self) -> None:
         if not self._attempt.is_alone:

@@ -150,6 +150,8 @@ class DestinationSettings(Closed):
     connect_timeout_s: Seconds = 10
     response_timeout_s: Seconds = 60
     give_up_after_s: Seconds = 7 * 86400
+    viewer: Literal["other", "ohif_on_orthanc"] = "other"
+    """What shows the results. ``ohif_on_orthanc`` shows a BINARY SEG only where Columns is a multiple of 8."""
 
 
 class CompletionSettings(Closed):

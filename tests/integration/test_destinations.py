@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 
 import pytest
+import structlog
 import yaml
 from pydicom.uid import (
     Comprehensive3DSRStorage,
@@ -28,12 +29,15 @@ REPORT_AND_SEG = (SegmentationStorage, Comprehensive3DSRStorage)
 EVERYTHING = (*REPORT_AND_SEG, LABEL_MAP_SEGMENTATION_STORAGE)
 
 
-def configured(folder, entries, ports):
+def configured(folder, entries, ports, viewer="other"):
     settings = {
         "node": {"data_folder": "data"},
         "completion": {"regular_quiet_s": 0, "otherwise_quiet_s": 0},
         "models": {"tissue": {"kind": "tissue"}},
-        "destinations": {name: {"host": "127.0.0.1", "port": port, "ae_title": "PACS"} for name, port in ports.items()},
+        "destinations": {
+            name: {"host": "127.0.0.1", "port": port, "ae_title": "PACS", "viewer": viewer}
+            for name, port in ports.items()
+        },
     }
     rule = {"name": "all", "model": "tissue", "when": [], "destinations": entries}
     (folder / "node.yaml").write_text(yaml.safe_dump(settings))
@@ -129,6 +133,28 @@ def test_a_peer_that_changes_its_mind_gets_a_label_map_refused_and_binary_from_t
             run("second", 2)
             pipeline.delivering.deliver("pacs")
     assert kinds(event.dataset for event, _ in stored) == [Comprehensive3DSRStorage, *REPORT_AND_SEG]
+
+
+@pytest.mark.parametrize(
+    ("columns", "classes", "warned"), [(12, REPORT_AND_SEG, True), (16, REPORT_AND_SEG, False), (12, EVERYTHING, False)]
+)
+def test_auto_that_becomes_binary_warns_where_ohif_on_orthanc_does_not_show_it(
+    columns, classes, warned, tmp_path
+) -> None:
+    with scripted_pacs(classes=classes) as (port, _):
+        settings = configured(tmp_path, [{"to": "pacs", "segmentation": "auto"}], {"pacs": port}, "ohif_on_orthanc")
+        spool, ledger = open_store(settings)
+        workers = WorkerPool(settings.models, settings.work)
+        with closing(ledger), closing(workers), structlog.testing.capture_logs() as log:
+            series = receive(spool, ledger, tmp_path / "ct", 1, columns=columns)
+            pipeline = open_pipeline(settings, ledger, spool, load_rules(settings.rules_file, settings), workers)
+            pipeline.completing.complete_due()
+            pipeline.routing.route_complete()
+            assert pipeline.running.run_next_job()
+    warnings = [line for line in log if line["event"] == "segmentation.not_shown"]
+    assert [(line["destination"], line["columns"], line["series"]) for line in warnings] == (
+        [("pacs", columns, series)] if warned else []
+    )
 
 
 def test_everything_of_one_run_is_delivered(delivered) -> None:

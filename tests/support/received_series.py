@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from dicom_node.types import SourceInstance
 
 
-def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float = 2.5) -> str:
-    """A series of 4 x 8 x 8 voxels of ``hu``, by the shortest way from file to row; returns its UID."""
+def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float = 2.5, columns: int = 8) -> str:
+    """A series of 4 x 8 x ``columns`` voxels of ``hu``, by the shortest way from file to row; returns its UID."""
     folder.mkdir()
-    series = write(folder, Stack(np.full((4, 8, 8), hu + 1024, np.uint16), step_mm=(0.0, 0.0, step_mm)))
+    series = write(folder, Stack(np.full((4, 8, columns), hu + 1024, np.uint16), step_mm=(0.0, 0.0, step_mm)))
     receive_instances(spool, ledger, series.instances)
     return series.series_instance_uid
 

@@ -102,3 +102,12 @@ def test_only_a_destination_that_accepts_label_maps_gets_one_by_itself():
         "plain": SegmentationForm.BINARY,
     }
     assert answered["plain"] is binary
+
+
+def test_a_viewer_on_orthanc_shows_binary_only_where_rows_end_on_a_byte():
+    viewers = {"ohif": destination(1, viewer="ohif_on_orthanc"), "other": destination(1)}
+    asking = Asking(viewers, Abilities("NODE"))
+    for form, shown in {"binary": 480, "both": 500, "labelmap": 500, "none": 500}.items():
+        requests = dict.fromkeys([*viewers, "unknown"], ResultRequest(SegmentationForm(form)))
+        assert asking.not_showing(requests, shown) == ()
+    assert asking.not_showing(dict.fromkeys([*viewers, "unknown"], ResultRequest()), 500) == ("ohif",)
