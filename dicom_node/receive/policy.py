@@ -37,7 +37,7 @@ STATUSES: Mapping[int, tuple[str, str]] = {
     SUCCESS: ("Success", "file and folder are synced to disk and the ledger has committed the instance"),
     DUPLICATE_SOP_INSTANCE: (
         "Duplicate SOP Instance",
-        "another image of the series, elsewhere or with other pixels, has this SOP Instance UID (PS3.7 C.5.7)",
+        "another image of the series, elsewhere or with other pixels, has this SOP Instance UID (PS3.7 C.5.8)",
     ),
     INVALID_SOP_INSTANCE: ("Invalid SOP Instance", "the Affected SOP Instance UID is not a UID"),
     SOP_CLASS_NOT_SUPPORTED: ("SOP Class Not Supported", "the Affected SOP Class UID is not one of those accepted"),
