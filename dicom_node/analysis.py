@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from dicom_node.errors import NotEligible, SegmentationImpossible
+from dicom_node.errors import NotEligible, PixelDataInvalid, SegmentationImpossible
 from dicom_node.reconstruct import labels_on_source, reconstruct
+from dicom_node.reconstruct.scale import implausible_scale
 from dicom_node.types import Series
 from inference.errors import SegmentationRefusedError
 from inference.measure import measure, without_padding
@@ -40,6 +41,8 @@ class Ct:
     volume: Volume
     source: Volume
     reconstruction: Reconstruction | None = None
+    notes: tuple[str, ...] = ()
+    """What a reader should know about a volume that does not come from DICOM."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +56,7 @@ class Findings:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know about the images, and about a run that did not go as planned."""
-        of_images = self.ct.reconstruction.notes if self.ct.reconstruction else ()
+        of_images = self.ct.reconstruction.notes if self.ct.reconstruction else self.ct.notes
         of_run = self.segmentation.run.notes if self.segmentation.run else ()
         return (*of_images, *(note.text for note in of_run))
 
@@ -74,6 +77,11 @@ class Case(Protocol):
     @property
     def structures(self) -> Sequence[str]:
         """The structures to keep of those that the model finds; empty: all."""
+        ...
+
+    @property
+    def unchecked_hu(self) -> bool:
+        """Whether the values of a volume that does not come from DICOM are taken for Hounsfield units unchecked."""
         ...
 
     def stage(self, name: str) -> AbstractContextManager[None]:
@@ -117,7 +125,7 @@ def analyse(case: Case) -> None:
     with case.stage("read"):
         images = case.read()
     with case.stage("reconstruct"):
-        ct = reconstructed(images)
+        ct = reconstructed(images, unchecked_hu=case.unchecked_hu)
         refuse_too_small(ct, case.minimum)
     with _translated(case.model):
         labels = case.infer(ct.volume)
@@ -129,11 +137,15 @@ def analyse(case: Case) -> None:
         case.keep(findings, _encoded(case, findings, requests))
 
 
-def reconstructed(images: Series | Volume) -> Ct:
-    """The volume of ``images``; of a volume from elsewhere, the padding is looked for.
+def reconstructed(images: Series | Volume, *, unchecked_hu: bool = False) -> Ct:
+    """The volume of ``images``; of a volume from elsewhere, the padding is looked for and the scale is checked.
+
+    ``unchecked_hu``: the values of such a volume are taken for Hounsfield units whatever they are; a series states it
+    itself.
 
     Raises:
-        SeriesRejected: see :func:`dicom_node.reconstruct.reconstruct`.
+        SeriesRejected: see :func:`dicom_node.reconstruct.reconstruct`; or the values of the volume can't be Hounsfield
+            units.
         StoreUnavailable: a file is missing or the disk fails.
     """
     if isinstance(images, Series):
@@ -141,7 +153,12 @@ def reconstructed(images: Series | Volume) -> Ct:
         return Ct(reconstruction.volume, reconstruction.source, reconstruction)
     if images.padding is None and (padding := find_padding(images.voxels_zyx)) is not None:
         images = replace(images, padding=padding)
-    return Ct(images, images)
+    implausible = implausible_scale(images)
+    if implausible is None:
+        return Ct(images, images)
+    if not unchecked_hu:
+        raise PixelDataInvalid(f"the values are not Hounsfield units: {implausible}")
+    return Ct(images, images, notes=(f"taken as Hounsfield units because an option says so, though {implausible}",))
 
 
 def refuse_too_small(ct: Ct, minimum: MinimumExtent) -> None:

@@ -222,7 +222,7 @@ def segment(
     :class:`OpenModel`, or a name for :func:`open_model`, in which case the model is loaded for this CT only.
     ``structures``: keep only these of the structures found. ``results``: the DICOM objects to make, for a DICOM series
     only; none by default. ``series_instance_uid``: which series to use if the folder has several.
-    ``unchecked_hu``: take the values of the series for Hounsfield units even if they don't look like it.
+    ``unchecked_hu``: take the values for Hounsfield units even if they don't look like it.
     ``progress(fraction, stage)`` is called during the run.
 
     Raises:
@@ -279,6 +279,7 @@ class _MemoryCase:
         self.model = opened.identity.name
         self.minimum: MinimumExtent = opened._model.minimum  # noqa: SLF001 - of this module
         self.structures = wanted.structures
+        self.unchecked_hu = wanted.unchecked_hu
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -69,6 +69,7 @@ class JobCase:
         self.model = self._claimed.model
         if self.model not in means.models:
             raise SegmentationImpossible(f"model {self.model!r} is no longer configured")
+        self.unchecked_hu = False  # every image is of a series, which states it
         self.minimum: MinimumExtent = minimum_extent(self.model, means.models[self.model])
 
     def stage(self, name: str) -> AbstractContextManager[None]:

@@ -53,6 +53,8 @@ def _not_surrounded_by_air(volume: Volume, *, needs_air: bool) -> str | None:
     if share_of_air >= _LEAST_SHARE_OF_AIR:
         return None
     median = float(np.median(surroundings))
+    if not np.isfinite(median):
+        return None  # the engine refuses HU that are not finite, and says that they are not
     seen = (
         f"{share_of_air:.1%} of the voxels at the edge of the images lie from {_AIR_HU[0]:.0f} to {_AIR_HU[1]:.0f} HU, "
         f"where air is; their median is {median:.0f} HU"

@@ -82,6 +82,7 @@ class FileCase:
         self.model = model.identity.name
         self.minimum = model.minimum
         self.structures = wanted.structures
+        self.unchecked_hu = wanted.unchecked_hu
         self.started_at = datetime.now(UTC)
         self.produced: dict[str, Any] = {}
         """What the summary says about the results."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node.analysis import Ct, analyse, measured, on_source_grid, reconstructed
-from dicom_node.errors import NotEligible, SegmentationImpossible
+from dicom_node.errors import NotEligible, PixelDataInvalid, SegmentationImpossible
 from dicom_node.types import ResultContext, ResultKind, ResultRequest
 from inference.types import (
     Geometry,
@@ -44,8 +44,11 @@ class Case:
 
     model = "two"
 
-    def __init__(self, images, *, requests=None, minimum=NO_MINIMUM, structures=(), infer=labels_of):
+    def __init__(
+        self, images, *, requests=None, minimum=NO_MINIMUM, structures=(), infer=labels_of, unchecked_hu=False
+    ):
         self.minimum = minimum
+        self.unchecked_hu = unchecked_hu
         self.structures = structures
         self.events = []
         self.findings = None
@@ -213,3 +216,18 @@ def test_the_notes_are_those_of_the_images_then_those_of_the_run(tilted):
     assert of_run == "the GPU was busy"
     nobody = measured(ct, on_source_grid(ct, labels_of(ct.volume, run=None)), with_shape=False)
     assert nobody.notes == (of_images,)
+
+
+def test_a_volume_on_another_scale_than_hounsfields_is_refused_unless_it_is_wanted():
+    voxels_zyx = np.full((10, 40, 40), -1000, np.int16)
+    voxels_zyx[:, 10:30, 10:30] = 40
+    sound = Volume(voxels_zyx, Geometry(voxels_zyx.shape, np.eye(4)))
+    without_offset = Volume(voxels_zyx + np.int16(1024), sound.geometry)
+    accepted = Case(sound)
+    analyse(accepted)
+    assert accepted.findings.notes == tuple(note.text for note in RUN.notes)
+    with pytest.raises(PixelDataInvalid, match="where tissue is when the intercept is lost"):
+        analyse(Case(without_offset))
+    wanted = Case(without_offset, unchecked_hu=True)
+    analyse(wanted)
+    assert "taken as Hounsfield units because an option says so" in wanted.findings.notes[0]
