@@ -48,6 +48,14 @@ segment.inputs             OSError                                          Stor
 segment.model              inference.errors.InferenceError                  ConfigurationError
 segment.outputs            OSError                                          ConfigurationError
 segment.case               inference.errors.InferenceError                  ConfigurationError
+cohort.definition          OSError                                          ConfigurationError
+cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError
+                           python_multipart
+cohort.intake              Exception (pydicom)                              FileUnreadable
+cohort.pseudonym           OSError                                          ConfigurationError
+cohort.run                 OSError                                          ConfigurationError
+cohort.sources             OSError, UnicodeDecodeError                      ConfigurationError
+cohort.table               OSError, ValueError, pyarrow                     ConfigurationError, StoreUnavailable
 dataset.conversion         OSError                                          ConfigurationError
 dataset.files              OSError                                          ConfigurationError
 dataset.processes          concurrent.futures.process.BrokenProcessPool     WorkerLost

@@ -13,9 +13,12 @@ import shutil
 import socket
 import sqlite3
 import struct
+import threading
 from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,6 +33,14 @@ import inference.errors
 from dicom_node import analysis, errors, nifti
 from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
+from dicom_node.cohort import definition
+from dicom_node.cohort.dicomweb import WebArchive
+from dicom_node.cohort.intake import Intake
+from dicom_node.cohort.pseudonym import Pseudonyms, read_key, write_new_key
+from dicom_node.cohort.run import _alone
+from dicom_node.cohort.sources import read_list
+from dicom_node.cohort.subject import Dates
+from dicom_node.cohort.table import CohortTable, Origin, read_rows
 from dicom_node.dataset.conversion import remove
 from dicom_node.dataset.files import make_folder, write_text
 from dicom_node.dataset.processes import in_processes
@@ -149,6 +160,7 @@ def test_each_class_of_the_tree_is_drawn(tree, root):
 
 FAULTS: list[tuple[str, type[Exception], object]] = []
 NIFTI_GZ = "ct.nii.gz"
+KEY = bytes(range(32))
 
 
 def fault(border: str, expected: type[Exception]):
@@ -309,6 +321,112 @@ def a_table_of_names_that_is_no_xml(folder):
     nifti.write_labels(path, np.zeros((5, 12, 16), np.uint8), nifti.grid_of(geometry()), {1: "<]]>&"}, "")
     with nifti.open_labels(path):
         pass
+
+
+# ---- a cohort
+
+
+@fault("cohort.definition", errors.ConfigurationError)
+def a_list_of_series_that_is_gone(folder):
+    definition._content(folder / "gone.txt")
+
+
+@fault("cohort.sources", errors.ConfigurationError)
+def a_list_of_series_that_is_no_text(folder):
+    list(read_list(in_file(folder, b"1.2.3\xff")))
+
+
+@contextmanager
+def web_answering(status: int, content: bytes):
+    """A web server whose answer is always the same; its address."""
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answering) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def ask(url: str) -> None:
+    archive = WebArchive(None, SimpleNamespace(url=url, timeout_s=5), None)
+    try:
+        archive._find("STUDY", {"StudyDate": "20260101"})
+    finally:
+        archive.close()
+
+
+@fault("cohort.dicomweb", errors.ConnectionLost)
+def a_web_archive_that_is_away(_):
+    ask(f"http://127.0.0.1:{free_port()}")
+
+
+@fault("cohort.dicomweb", errors.ConnectionLost)
+def a_web_archive_with_a_fault(_):
+    with web_answering(503, b"") as url:
+        ask(url)
+
+
+@fault("cohort.dicomweb", errors.NetworkError)
+def a_web_archive_that_knows_no_qido(_):
+    with web_answering(404, b"") as url:
+        ask(url)
+
+
+@fault("cohort.dicomweb", errors.NetworkError)
+def a_web_page_for_an_archive(_):
+    with web_answering(200, b"<html>") as url:
+        ask(url)
+
+
+@fault("cohort.intake", errors.FileUnreadable)
+def a_text_among_the_images(folder):
+    Intake.take_file(None, in_file(folder, "not an image"))
+
+
+@fault("cohort.pseudonym", errors.ConfigurationError)
+def a_key_that_is_gone(folder):
+    read_key(folder / "gone.key")
+
+
+@fault("cohort.pseudonym", errors.ConfigurationError)
+def a_key_that_would_replace_another(folder):
+    write_new_key(in_file(folder, "a key"))
+
+
+@fault("cohort.run", errors.ConfigurationError)
+def two_runs_with_one_data_set(folder):
+    with _alone(folder), _alone(folder):
+        pass
+
+
+@fault("cohort.table", errors.ConfigurationError)
+def a_cohort_below_a_file(folder):
+    CohortTable(in_file(folder, "") / "below").open_for(Pseudonyms.of_key(KEY), Dates.SHIFTED)
+
+
+@fault("cohort.table", errors.ConfigurationError)
+def rows_that_are_no_parquet(folder):
+    (folder / "measurements").mkdir()
+    in_file(folder / "measurements", "no rows", "a.parquet")
+    read_rows(folder)
+
+
+@fault("cohort.table", errors.StoreUnavailable)
+def rows_of_a_data_set_that_was_removed(folder):
+    CohortTable(folder / "gone").write_reason("ab" * 16, "a", "b", Origin.COMPUTED, "refused", "too few slices")
 
 
 # ---- results that are read back

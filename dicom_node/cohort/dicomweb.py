@@ -153,9 +153,10 @@ def _translated(service: str) -> Iterator[None]:
     try:
         yield
     except httpx.HTTPStatusError as error:
-        status = error.response.status_code
-        kind = ConnectionLost if status >= _SERVER_FAULTS else NetworkError
-        raise kind(f"{service} answered with HTTP status {status}") from error
+        answered = f"{service} answered with HTTP status {error.response.status_code}"
+        if error.response.status_code >= _SERVER_FAULTS:
+            raise ConnectionLost(answered) from error
+        raise NetworkError(answered) from error
     except httpx.HTTPError as error:
         raise ConnectionLost(f"{service}: the archive can't be reached ({type(error).__name__})") from error
     except (ValueError, KeyError, TypeError, FileUnreadable, MultipartParseError) as error:
