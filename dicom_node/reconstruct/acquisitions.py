@@ -34,6 +34,8 @@ _TIMES_CLOSER = 4.0
 """How many times closer the planes of one pass are in time than neighbouring planes, which are of different passes."""
 _MOST_SHOWN = 4
 
+_REMEDY = "; send the planes that belong together as a series of their own"
+
 
 def notes_on_acquisitions(series: Series, planes: Sequence[Plane], order: Sequence[int]) -> tuple[str, ...]:
     """A note for each attribute that splits the stack into ranges; ``order`` are the planes from one end to the other.
@@ -52,11 +54,12 @@ def notes_on_acquisitions(series: Series, planes: Sequence[Plane], order: Sequen
             raise NotEligible(
                 f"not one volume: {len(found)} values of {name} alternate along the {len(values)} planes"
                 + _shown(found, is_shown=is_shown)
+                + _REMEDY
             )
         if 1 < len(found) < len(values):
             notes.append(f"{name} differs between {len(found)} ranges of planes{_shown(found, is_shown=is_shown)}")
     if _times_alternate([_time(header, frame) for header, frame in zip(headers, frames, strict=True)]):
-        raise NotEligible(f"not one volume: Acquisition Time alternates along the {len(order)} planes")
+        raise NotEligible(f"not one volume: Acquisition Time alternates along the {len(order)} planes{_REMEDY}")
     return tuple(notes)
 
 
