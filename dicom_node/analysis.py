@@ -23,7 +23,7 @@ from inference.padding import find_padding
 from inference.types import InvalidValueError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from dicom_node.types import EncodedResult, Reconstruction, ResultContext, ResultRequest
@@ -92,6 +92,10 @@ class Case(Protocol):
         """The images, their pixel data still on disk; or a volume from a format without images."""
         ...
 
+    def reconstruct(self, series: Series) -> Reconstruction:
+        """The volume of what :meth:`read` gave."""
+        ...
+
     def infer(self, volume: Volume) -> Segmentation:
         """The labels of ``volume``, on its grid."""
         ...
@@ -125,7 +129,7 @@ def analyse(case: Case) -> None:
     with case.stage("read"):
         images = case.read()
     with case.stage("reconstruct"):
-        ct = reconstructed(images, unchecked_hu=case.unchecked_hu)
+        ct = reconstructed(images, case.reconstruct, unchecked_hu=case.unchecked_hu)
         refuse_too_small(ct, case.minimum)
     with _translated(case.model):
         labels = case.infer(ct.volume)
@@ -137,7 +141,9 @@ def analyse(case: Case) -> None:
         case.keep(findings, _encoded(case, findings, requests))
 
 
-def reconstructed(images: Series | Volume, *, unchecked_hu: bool = False) -> Ct:
+def reconstructed(
+    images: Series | Volume, how: Callable[[Series], Reconstruction] = reconstruct, *, unchecked_hu: bool = False
+) -> Ct:
     """The volume of ``images``; of a volume from elsewhere, the padding is looked for and the scale is checked.
 
     ``unchecked_hu``: the values of such a volume are taken for Hounsfield units whatever they are; a series states it
@@ -149,7 +155,7 @@ def reconstructed(images: Series | Volume, *, unchecked_hu: bool = False) -> Ct:
         StoreUnavailable: a file is missing or the disk fails.
     """
     if isinstance(images, Series):
-        reconstruction = reconstruct(images)
+        reconstruction = how(images)
         return Ct(reconstruction.volume, reconstruction.source, reconstruction)
     if images.padding is None and (padding := find_padding(images.voxels_zyx)) is not None:
         images = replace(images, padding=padding)

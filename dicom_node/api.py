@@ -27,6 +27,7 @@ from dicom_node.errors import (
     SeriesRejected,
 )
 from dicom_node.nifti import grid_of, write_labels
+from dicom_node.reconstruct import reconstruct
 from dicom_node.results import (
     StoredSegment,
     StoredSegmentation,
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from dicom_node.nifti import FileGrid
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
-    from dicom_node.types import ResultContext, Series
+    from dicom_node.types import Reconstruction, ResultContext, Series
     from inference.types import MinimumExtent, Segmentation, Segmenter
 
 __all__ = [
@@ -296,6 +297,10 @@ class _MemoryCase:
         if self._wanted.results is not None:
             raise ConfigurationError("DICOM results require a DICOM series")
         return opened.images
+
+    def reconstruct(self, series: Series) -> Reconstruction:
+        """In this process, as everything here: a program that calls us for one CT would wait for a child to start."""
+        return reconstruct(series)
 
     def infer(self, volume: Volume) -> Segmentation:
         """Segment in this process."""

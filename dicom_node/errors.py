@@ -14,6 +14,8 @@
     │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
     │   ├── PixelDataInvalid                truncated, wrong dimensions, not decodable, no valid HU
     │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
+    ├── ReaderLost                  RETRY   the process that reads images died or took too long
+    ├── ReadingFailed               FAIL    that process met a fault of ours
     ├── Stopping                    RETRY   the node is stopping; the attempt does not count
     ├── SegmentationError
     │   ├── WorkerLost              RETRY   the worker process died, hung or ran out of memory
@@ -75,6 +77,7 @@ encode.source.values       Exception (pydicom)                              Enco
 encode.sr.notice           Exception (highdicom, pydicom)                   EncodingError
 reconstruct                OSError                                          StoreUnavailable
 reconstruct.pixels         Exception (pydicom and its decoders)             PixelDataInvalid
+reading.reader             OSError, RuntimeError                            ReaderLost
 work.local                 OSError                                          WorkerLost
 work.models                inference.errors.InferenceError                  ConfigurationError
 store.database             sqlalchemy, the driver                           StoreUnavailable, ConfigurationError
@@ -94,9 +97,9 @@ standard.part10            Exception (pydicom), struct.error                Enco
 
 ``settings.models`` and ``route.rules_file`` raise ValueError for pydantic, whose ValidationError
 ``settings.validation`` translates. What reaches the top ends in ``receive.reception`` (a DIMSE status),
-``receive.scp`` (A-ABORT), ``receive.count`` (no count), ``deliver.scu`` (a delivery outcome), ``work.worker`` (a
-message to the node), ``pipeline.outcomes`` (a job state), ``operate.schedule`` (a log line) or the commands (an exit
-code).
+``receive.scp`` (A-ABORT), ``receive.count`` (no count), ``deliver.scu`` (a delivery outcome), ``work.worker`` and
+``reading.child`` (a message to the node), ``pipeline.outcomes`` (a job state), ``operate.schedule`` (a log line) or the
+commands (an exit code).
 """
 
 from __future__ import annotations
@@ -175,6 +178,12 @@ class LimitExceeded(SeriesRejected):
     """Reading the series takes more than any CT needs; the message names the limit."""
 
 
+class ReaderLost(DicomNodeError):
+    """The process that reads headers and decodes pixels died, or took longer than allowed."""
+
+    disposition = Disposition.RETRY
+
+
 class FileUnreadable(SeriesRejected):
     """A file is none that can be read as DICOM. ``is_dicom``: it is, or was meant as, a DICOM file."""
 
@@ -182,6 +191,10 @@ class FileUnreadable(SeriesRejected):
         """``what``: what was seen, without values."""
         super().__init__(what)
         self.is_dicom = is_dicom
+
+
+class ReadingFailed(DicomNodeError):
+    """Reading headers or decoding pixels met a fault of ours; the log has its place."""
 
 
 class Stopping(DicomNodeError):

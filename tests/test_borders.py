@@ -56,6 +56,7 @@ from dicom_node.network import requestor
 from dicom_node.network.pdu import AssociationAcceptance, AssociationRequest, Rejection
 from dicom_node.network.requestor import Association, OutgoingFile, Peer
 from dicom_node.network.transport import Transport
+from dicom_node.reading.reader import ImageReader
 from dicom_node.reconstruct import reconstruct
 from dicom_node.results import read_report, read_segmentation
 from dicom_node.segment import inputs, outputs
@@ -634,6 +635,13 @@ def no_descriptor_left_for_a_child(_):
             worker.segment(volume, lambda *_: None)
     finally:
         worker.close()
+
+
+@fault("reading.reader", errors.ReaderLost)
+def no_descriptor_left_for_a_reader(_):
+    open_now = len(list(Path("/proc/self/fd").iterdir()))
+    with ImageReader() as reader, limited(resource.RLIMIT_NOFILE, open_now):
+        reader.read([Path("any")])
 
 
 @fault("work.models", errors.ConfigurationError)

@@ -30,6 +30,7 @@ from dicom_node.pipeline.results import Installation, ResultStore
 from dicom_node.pipeline.reusing import Reusing
 from dicom_node.pipeline.routing import Routing
 from dicom_node.pipeline.running import Running
+from dicom_node.reading.reader import ImageReader
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.receive.scp import Listener
 from dicom_node.route.rules_file import load_rules
@@ -82,19 +83,27 @@ class Pipeline:
     delivering: Delivering
 
 
-def open_pipeline(settings: Settings, ledger: Ledger, spool: Spool, rules: Rules, workers: WorkerPool) -> Pipeline:
+def open_pipeline(
+    settings: Settings,
+    ledger: Ledger,
+    spool: Spool,
+    rules: Rules,
+    workers: WorkerPool,
+    reader: ImageReader | None = None,
+) -> Pipeline:
     """Connect the parts of the work process; each gets only the settings and the ledger access that it needs."""
     node = settings.node
     abilities = Abilities(node.ae_title)
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation(node.station_name, ledger.device_uid()))
-    notices = Notices(spool, results)
+    reader = reader or ImageReader()
+    notices = Notices(spool, reader, results)
     asking = Asking(settings.destinations, abilities)
     reusing = Reusing(ledger.results, spool, workers)
-    means = Means(settings.models, spool, workers, Places(), reusing, asking, results)
+    means = Means(settings.models, spool, reader, workers, Places(), reusing, asking, results)
     settling = Settling(ledger.jobs, spool, notices)
     return Pipeline(
         completing=Completing(ledger.arrivals, settings.completion, settings.sources, node.ae_title),
-        routing=Routing(ledger.routing, spool, rules, notices),
+        routing=Routing(ledger.routing, spool, reader, rules, notices, settings.work.attempts),
         running=Running(ledger.jobs, means, settling, WorkerName.own(), settings.work.attempts),
         delivering=Delivering(ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title),
     )

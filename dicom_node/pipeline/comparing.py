@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.reconstruct.content import content_of
-from dicom_node.standard.files import read_headers
+from dicom_node.errors import Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.reconstruct.content import InstanceContent
     from dicom_node.store.revisions import Member
     from dicom_node.store.spool import Spool
@@ -31,8 +31,9 @@ class Likeness(Enum):
 class Comparing:
     """Compares the instances of one revision of a series with those of earlier ones; each is decoded at most once."""
 
-    def __init__(self, spool: Spool, series_instance_uid: str) -> None:
+    def __init__(self, spool: Spool, reader: ImageReader, series_instance_uid: str) -> None:
         self._spool = spool
+        self._reader = reader
         self._series_instance_uid = series_instance_uid
         self._contents: dict[tuple[str, bool], InstanceContent | None] = {}
 
@@ -53,8 +54,10 @@ class Comparing:
         key = (member.spool_name, with_pixels)
         if key not in self._contents:
             try:
-                (instance,) = read_headers([self._spool.path(member.spool_name)])
-                self._contents[key] = content_of(instance, with_pixels=with_pixels)
+                path = self._spool.path(member.spool_name)
+                self._contents[key] = self._reader.content(path, with_pixels=with_pixels)
+            except Stopping:
+                raise
             except Exception as error:  # noqa: BLE001 - see above
                 structlog.get_logger().info(
                     "series.not_compared", series=self._series_instance_uid, error=type(error).__name__

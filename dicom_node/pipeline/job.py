@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from dicom_node.pipeline.places import Places
     from dicom_node.pipeline.results import ResultStore
     from dicom_node.pipeline.reusing import Reusing
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings
     from dicom_node.store.spool import Spool
-    from dicom_node.types import EncodedResult, ResultContext, ResultRequest, Series
+    from dicom_node.types import EncodedResult, Reconstruction, ResultContext, ResultRequest, Series
     from dicom_node.work.gate import Pass
     from dicom_node.work.pool import WorkerPool
     from inference.types import MinimumExtent, Segmentation, Volume
@@ -42,6 +43,7 @@ class Means:
 
     models: Mapping[str, TissueModelSettings | NnunetModelSettings]
     spool: Spool
+    reader: ImageReader
     workers: WorkerPool
     places: Places
     reusing: Reusing
@@ -78,8 +80,12 @@ class JobCase:
 
     def read(self) -> Series:
         """Read the headers from the spool."""
-        series = read_series(self._means.spool, self._claimed.revision)
+        series = read_series(self._means.spool, self._means.reader, self._claimed.revision, keep=True)
         return replace(series, unchecked_hu=self._claimed.unchecked_hu)
+
+    def reconstruct(self, series: Series) -> Reconstruction:
+        """The volume, in the child that has just read the headers."""
+        return self._means.reader.reconstruct(series)
 
     def infer(self, volume: Volume) -> Segmentation:
         """Have the volume prepared, wait for the device, let the next job start, and infer.

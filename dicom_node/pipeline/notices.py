@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dicom_node.pipeline.results import ResultStore, StoredResults
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.store.revisions import CompleteRevision
     from dicom_node.store.spool import Spool
     from dicom_node.types import ResultRequest
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 class Notices:
     """Writes notices into the spool; the caller records them in the ledger or discards them."""
 
-    def __init__(self, spool: Spool, results: ResultStore) -> None:
+    def __init__(self, spool: Spool, reader: ImageReader, results: ResultStore) -> None:
         self._spool = spool
+        self._reader = reader
         self._results = results
 
     def write(
@@ -38,7 +40,7 @@ class Notices:
             return []
         try:
             context = self._results.context(revision, model, now_utc())
-            headers = [instance.header for instance in read_series(self._spool, revision).instances]
+            headers = [instance.header for instance in read_series(self._spool, self._reader, revision).instances]
             return self._spool.write_results(encode_notice(headers, model, reason, context, wanted))
         except Exception as error:  # noqa: BLE001 - see above
             structlog.get_logger().warning(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.standard.files import read_headers
 from dicom_node.store.clock import now_utc
 from dicom_node.types import ResultContext, ResultInstance, Series
 
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
 
     from dicom_node.analysis import Findings
     from dicom_node.pipeline.attempt import Attempt
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.store.jobs import Jobs
     from dicom_node.store.results import Results
     from dicom_node.store.revisions import CompleteRevision
@@ -33,17 +33,18 @@ class Installation:
     device_uid: str
 
 
-def read_series(spool: Spool, revision: CompleteRevision) -> Series:
-    """The headers of the current instances of ``revision``.
+def read_series(spool: Spool, reader: ImageReader, revision: CompleteRevision, *, keep: bool = False) -> Series:
+    """The headers of the current instances of ``revision``; ``keep`` where it will be reconstructed next.
 
     Raises:
         StoreUnavailable: a file is missing or the disk fails.
-        SeriesRejected: a file does not contain a readable instance.
+        SeriesRejected: a file does not contain a readable instance, or the headers are beyond a limit.
+        ReaderLost: the process that reads them died or took too long.
     """
     return Series(
         series_instance_uid=revision.series_instance_uid,
         study_instance_uid=revision.study_instance_uid,
-        instances=read_headers([spool.path(name) for name in revision.spool_names]),
+        instances=reader.read([spool.path(name) for name in revision.spool_names], keep=keep),
         sending_ae=revision.sending_ae,
         completion_reason=revision.reason,
     )

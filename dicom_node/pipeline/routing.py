@@ -5,12 +5,13 @@ A series that a cohort pulled gets the model that the cohort names, or what the 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.errors import DicomNodeError
+from dicom_node.errors import DicomNodeError, Disposition, Stopping, StoreUnavailable
 from dicom_node.pipeline.comparing import Comparing, Likeness
 from dicom_node.pipeline.results import read_series
 from dicom_node.route.rules import decide
@@ -20,6 +21,7 @@ from dicom_node.types import Decision
 if TYPE_CHECKING:
     from dicom_node.pipeline.notices import Notices
     from dicom_node.pipeline.results import StoredResults
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.route.rules import Rules
     from dicom_node.store import routing as store
     from dicom_node.store.revisions import CompleteRevision
@@ -29,11 +31,30 @@ _NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
 
 
 class Routing:
-    """Turns complete revisions into jobs."""
+    """Turns complete revisions into jobs.
 
-    def __init__(self, revisions: store.Routing, spool: Spool, rules: Rules, notices: Notices) -> None:
+    Args:
+        revisions: those that are complete.
+        spool: where their files are.
+        reader: reads their headers.
+        rules: what is to become of them.
+        notices: tells destinations of those that a rule refuses.
+        attempts: how often it is tried to read the headers of a series.
+    """
+
+    def __init__(
+        self,
+        revisions: store.Routing,
+        spool: Spool,
+        reader: ImageReader,
+        rules: Rules,
+        notices: Notices,
+        attempts: int,
+    ) -> None:
         self._revisions = revisions
         self._spool = spool
+        self._reader = reader
+        self._attempts = attempts
         self._rules = rules
         self._notices = notices
         self._log = structlog.get_logger()
@@ -41,16 +62,35 @@ class Routing:
     def route_complete(self) -> None:
         """Route every complete revision, except those whose content was already routed."""
         for received in self._revisions.due_revisions():
-            revision = self._by_content(received)
-            if self._revisions.content_already_routed(revision):
-                self._revisions.skip(revision)
-                self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
-            else:
-                self._route(revision)
+            attempt = self._revisions.count_attempt(received)
+            try:
+                self._look_at(received, attempt)
+            except Stopping:
+                self._revisions.give_back_attempt(received)
+                return
+            except StoreUnavailable:  # it is not the series that can't be routed
+                with suppress(StoreUnavailable):
+                    self._revisions.give_back_attempt(received)
+                raise
+
+    def _look_at(self, received: CompleteRevision, attempt: int) -> None:
+        """Route it, find that there is nothing new, or leave it for another attempt."""
+        if attempt > self._attempts:  # nobody lived to say why the others failed
+            reason = f"{self._attempts} attempts to read the headers ended the process that made them"
+            self._route(received, (_NO_RULE,), reason)
+            return
+        revision = self._by_content(received)
+        if self._revisions.content_already_routed(revision):
+            self._revisions.skip(revision)
+            self._log.info("series.unchanged", series=revision.series_instance_uid, revision=revision.revision)
+            return
+        decided = self._decide(revision, attempt)
+        if decided is not None:
+            self._route(revision, *decided)
 
     def _by_content(self, revision: CompleteRevision) -> CompleteRevision:
         """``revision``, with what it has in common with an earlier one whose bytes are others."""
-        comparing, same_images_as = Comparing(self._spool, revision.series_instance_uid), None
+        comparing, same_images_as = Comparing(self._spool, self._reader, revision.series_instance_uid), None
         for earlier in self._revisions.in_other_bytes(revision):
             likeness = comparing.likeness(earlier.changed)
             if likeness is Likeness.CONTENT:
@@ -59,8 +99,7 @@ class Routing:
                 same_images_as = earlier.content_digest
         return revision if same_images_as is None else self._revisions.has_images(revision, same_images_as)
 
-    def _route(self, revision: CompleteRevision) -> None:
-        decisions, reason = self._decide(revision)
+    def _route(self, revision: CompleteRevision, decisions: tuple[Decision, ...], reason: str | None) -> None:
         notices = self._refusal_notices(revision, decisions)
         jobs = self._revisions.route(revision, decisions, reason, now_utc(), notices)
         if not jobs:  # another process routed it first
@@ -74,15 +113,29 @@ class Routing:
             reason=reason or "; ".join(decision.reason for decision in decisions),
         )
 
-    def _decide(self, revision: CompleteRevision) -> tuple[tuple[Decision, ...], str | None]:
+    def _decide(self, revision: CompleteRevision, attempt: int) -> tuple[tuple[Decision, ...], str | None] | None:
+        """The decisions of the rules, or the reason why there can be none; None if it is worth another attempt."""
         order = self._revisions.order_for(revision)
         ordered = order.decision() if order is not None else None
         if ordered is not None:
             return (ordered,), None
         try:
-            decisions = decide(read_series(self._spool, revision), self._rules)
+            decisions = decide(read_series(self._spool, self._reader, revision), self._rules)
+        except Stopping:
+            raise
         except DicomNodeError as error:
-            return (_NO_RULE,), str(error)
+            if error.disposition is not Disposition.RETRY:
+                return (_NO_RULE,), str(error)
+            if attempt >= self._attempts:
+                return (_NO_RULE,), f"{error} (attempt {attempt})"
+            self._log.warning(
+                "series.not_routed",
+                series=revision.series_instance_uid,
+                revision=revision.revision,
+                attempt=attempt,
+                reason=str(error),
+            )
+            return None
         except Exception as error:  # noqa: BLE001 - one unexpected series must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
             return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"

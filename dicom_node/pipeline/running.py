@@ -68,6 +68,7 @@ class Running:
         A job that is already encoding finishes.
         """
         self._means.places.close()
+        self._means.reader.close()
         self._means.workers.close()
 
     def recover_jobs(self) -> None:

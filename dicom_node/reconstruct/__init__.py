@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, StoreUnavailable
 from dicom_node.reconstruct.acquisitions import notes_on_acquisitions
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
@@ -39,9 +41,9 @@ from inference.padding import find_padding
 from inference.types import Volume
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
+    from dicom_node.reconstruct.volume import Allocate
     from dicom_node.types import Series
 
 __all__ = ["ReconstructionLimits", "labels_on_source", "reconstruct"]
@@ -63,8 +65,12 @@ class ReconstructionLimits:
             raise ValueError(f"minimum_planes is {self.minimum_planes}, expected at least 2")
 
 
-def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> Reconstruction:
+def reconstruct(
+    series: Series, limits: ReconstructionLimits | None = None, *, allocate: Allocate = np.empty
+) -> Reconstruction:
     """Build the volume of ``series``: planes ordered along their normal, exact HU, float64 affine in LPS mm.
+
+    ``allocate(shape, dtype)`` gives the memory of the voxels.
 
     Raises:
         NotEligible: not a greyscale CT series that can be referred to, too few or too many planes, stated not HU.
@@ -91,7 +97,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
             find_pixel_data(instance, frames)
             for instance, frames in zip(series.instances, frames_of_instance, strict=True)
         ]
-        decoded = hounsfield_voxels(planes, grid.order, sources)
+        decoded = hounsfield_voxels(planes, grid.order, sources, allocate)
     except OSError as error:
         raise StoreUnavailable(f"a stored file cannot be read: {error.strerror}") from error
     padding = find_padding(decoded.voxels_zyx, decoded.lowest_padding_hu, decoded.highest_padding_hu)
@@ -99,7 +105,7 @@ def reconstruct(series: Series, limits: ReconstructionLimits | None = None) -> R
     notes = [*_notes(series, grid), *filter(None, [decoded.note, _note_on_scale(series, planes, source)])]
     tilted = grid.shear_xy_pixels_per_plane != (0.0, 0.0)
     return Reconstruction(
-        volume=upright(source, grid.shear_xy_pixels_per_plane) if tilted else source,
+        volume=upright(source, grid.shear_xy_pixels_per_plane, allocate) if tilted else source,
         source=source,
         frames=tuple(planes[index].frame for index in grid.order),
         headers=tuple(

@@ -19,20 +19,23 @@ from inference.types import AIR_HU, Geometry, Volume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dicom_node.reconstruct.volume import Allocate
+
 _DARKER_THAN_FAT_HU = -200.0
 _LARGEST_STEP_FROM_AIR_HU = 300.0
 """Where air or lung borders on something brighter by more, there is an edge, and half way between the two would lie fat
 that is not there."""
 
 
-def upright(source: Volume, shear_xy: tuple[float, float]) -> Volume:
+def upright(source: Volume, shear_xy: tuple[float, float], allocate: Allocate = np.empty) -> Volume:
     """``source`` on an orthogonal grid that contains every one of its voxels; outside of them is air.
 
     ``shear_xy`` is the shift from plane to plane in (columns, rows), as ``Reconstruction.shear_xy_pixels_per_plane``.
     Padding keeps its values and stays padding.
     """
     geometry = _upright_geometry(source.geometry, shear_xy)
-    voxels = np.full(geometry.shape_zyx, AIR_HU, dtype=source.voxels_zyx.dtype)
+    voxels = allocate(geometry.shape_zyx, source.voxels_zyx.dtype)
+    voxels[...] = AIR_HU
     padding_zyx = None if source.padding is None else np.zeros(geometry.shape_zyx, dtype=bool)
     first_x, first_y = _first_pixel(source.geometry.shape_zyx[0], shear_xy)
     for k, plane in enumerate(source.voxels_zyx):

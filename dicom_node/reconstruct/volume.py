@@ -10,12 +10,15 @@ import numpy as np
 from dicom_node.reconstruct.pixels import stored_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     from numpy.typing import NDArray
 
     from dicom_node.reconstruct.pixels import PixelSource, StoredFrame
     from dicom_node.reconstruct.planes import Plane
+
+    Allocate = Callable[[tuple[int, ...], Any], NDArray[Any]]
 
 _INT16 = np.iinfo(np.int16)
 _USUAL_HU = (-1100, 3071)
@@ -74,7 +77,7 @@ class _SignConflict:
 
 
 def hounsfield_voxels(
-    planes: Sequence[Plane], order: Sequence[int], sources: Sequence[PixelSource]
+    planes: Sequence[Plane], order: Sequence[int], sources: Sequence[PixelSource], allocate: Allocate = np.empty
 ) -> HounsfieldVoxels:
     """HU of every plane, ``voxels_zyx[k]`` being ``planes[order[k]]``.
 
@@ -89,9 +92,9 @@ def hounsfield_voxels(
         PixelDataInvalid: a frame cannot be decoded to what its header states.
     """
     conflict = _SignConflict()
-    voxels = _decoded(planes, order, sources, conflict)
+    voxels = _decoded(planes, order, sources, conflict, allocate)
     if conflict.codestream_is_right:
-        voxels = _decoded(planes, order, sources, None)
+        voxels = _decoded(planes, order, sources, None, allocate)
     padding_hu = np.full((len(order), 2), np.nan)
     for k, index in enumerate(order):
         plane = planes[index]
@@ -104,12 +107,16 @@ def hounsfield_voxels(
 
 
 def _decoded(
-    planes: Sequence[Plane], order: Sequence[int], sources: Sequence[PixelSource], conflict: _SignConflict | None
+    planes: Sequence[Plane],
+    order: Sequence[int],
+    sources: Sequence[PixelSource],
+    conflict: _SignConflict | None,
+    allocate: Allocate,
 ) -> NDArray[np.int16] | NDArray[np.float32]:
     """Read by the header, counting in ``conflict``; without one, by the codestream."""
     place = {(planes[index].instance, planes[index].frame_index): k for k, index in enumerate(order)}
     rows, columns = planes[0].rows, planes[0].columns
-    voxels: NDArray[np.int16] | NDArray[np.float32] = np.empty((len(order), rows, columns), dtype=np.int16)
+    voxels: NDArray[np.int16] | NDArray[np.float32] = allocate((len(order), rows, columns), np.int16)
     plane_at = {(plane.instance, plane.frame_index): plane for plane in planes}
     for instance, source in enumerate(sources):
         for frame_index, stored in enumerate(stored_frames(source)):
@@ -118,25 +125,31 @@ def _decoded(
                 conflict.count(stored, plane_at[key])
             hu = _rescaled(stored.values_as_codestream if conflict is None else stored.values, plane_at[key])
             if voxels.dtype == np.int16 and not _fits_int16(hu):
-                voxels = voxels.astype(np.float32)
+                whole, voxels = voxels, allocate(voxels.shape, np.float32)
+                voxels[...] = whole
             voxels[place[key]] = hu
     return voxels
 
 
-def _on_scale(hu: NDArray[np.int32] | NDArray[np.float64]) -> int:
+def _on_scale(hu: NDArray[np.signedinteger] | NDArray[np.float64]) -> int:
     return int(np.count_nonzero((hu >= _USUAL_HU[0]) & (hu <= _USUAL_HU[1])))
 
 
-def _rescaled(stored: NDArray[np.integer], plane: Plane) -> NDArray[np.int32] | NDArray[np.float64]:
-    """``slope x stored + intercept`` (PS3.3 C.11.1.1.2), in whole numbers where both are whole."""
+def _rescaled(stored: NDArray[np.integer], plane: Plane) -> NDArray[np.signedinteger] | NDArray[np.float64]:
+    """``slope x stored + intercept`` (PS3.3 C.11.1.1.2), in whole numbers where both are whole: int16 if all fit."""
     slope, intercept = plane.rescale_slope, plane.rescale_intercept
     if slope == 1 and intercept.is_integer():
+        lowest, highest = int(stored.min()) + intercept, int(stored.max()) + intercept
+        if _INT16.min <= min(lowest, intercept) and max(highest, intercept) <= _INT16.max:
+            return stored.astype(np.int16, copy=False) + np.int16(intercept)  # both modulo 2^16, so the sum is right
         # at most 16 stored bits and an intercept of at most 2^24 stay inside int32
         return stored.astype(np.int32) + np.int32(intercept)
     return stored.astype(np.float64) * slope + intercept
 
 
-def _fits_int16(hu: NDArray[np.int32] | NDArray[np.float64]) -> bool:
+def _fits_int16(hu: NDArray[np.signedinteger] | NDArray[np.float64]) -> bool:
+    if hu.dtype == np.int16:
+        return True
     if hu.min() < _INT16.min or hu.max() > _INT16.max:
         return False
     return bool(np.issubdtype(hu.dtype, np.integer) or np.array_equal(hu, np.rint(hu)))

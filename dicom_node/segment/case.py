@@ -13,6 +13,7 @@ from dicom_node.errors import ConfigurationError
 from dicom_node.nifti import grid_of
 from dicom_node.segment import outputs
 from dicom_node.segment.context import context_of
+from dicom_node.segment.inputs import DicomSeries
 from dicom_node.types import Series
 from inference.errors import InferenceError
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
     from dicom_node.analysis import Findings
     from dicom_node.nifti import FileGrid
+    from dicom_node.reading.reader import ImageReader
     from dicom_node.segment.inputs import Input
     from dicom_node.segment.model import Model
-    from dicom_node.types import EncodedResult, ResultContext, ResultRequest
+    from dicom_node.types import EncodedResult, Reconstruction, ResultContext, ResultRequest
     from inference.types import Segmentation, Segmenter, Volume
 
 _BEGINS_AT = {
@@ -70,6 +72,7 @@ class FileCase:
         wanted: Wanted,
         stages: Stages,
         beside: ThreadPoolExecutor,
+        reader: ImageReader,
     ) -> None:
         self._entry = entry
         self._folder = folder
@@ -77,6 +80,7 @@ class FileCase:
         self._wanted = wanted
         self._stages = stages
         self._beside = beside
+        self._reader = reader
         self._grid: FileGrid | None = None
         self._digest: Future[str] | None = None
         self.model = model.identity.name
@@ -92,13 +96,21 @@ class FileCase:
         return self._stages.measured(name)
 
     def read(self) -> Series | Volume:
-        """Open the files; their digest is made beside what follows."""
-        opened = self._entry.read()
+        """Open the files, those of DICOM in the child; their digest is made beside what follows."""
+        entry = self._entry
+        if isinstance(entry, DicomSeries):
+            opened = entry.opened(self._reader.read(entry.paths, keep=True))
+        else:
+            opened = entry.read()
         self._grid = opened.grid
-        self._digest = self._beside.submit(self._entry.content_digest)
+        self._digest = self._beside.submit(entry.content_digest)
         if isinstance(opened.images, Series):
             return replace(opened.images, unchecked_hu=self._wanted.unchecked_hu)
         return opened.images
+
+    def reconstruct(self, series: Series) -> Reconstruction:
+        """In the child: a file that crashes a decoder, or keeps it busy for ever, must not stop the inputs after it."""
+        return self._reader.reconstruct(series)
 
     def infer(self, volume: Volume) -> Segmentation:
         """Segment in this process, once the model is loaded."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from dicom_node.nifti import FileGrid
+    from dicom_node.types import SourceInstance
     from inference.types import Volume
 
 _NIFTI_SUFFIXES = (".nii", ".nii.gz")
@@ -85,7 +86,10 @@ class DicomSeries:
             SeriesRejected: a file holds no instance that can be read.
             StoreUnavailable: a file is missing or the disk fails.
         """
-        instances = read_headers(self.paths)
+        return self.opened(read_headers(self.paths))
+
+    def opened(self, instances: tuple[SourceInstance, ...]) -> Opened:
+        """The series of ``instances``, the headers of its files."""
         study_instance_uid = str(instances[0].header.get("StudyInstanceUID", ""))
         notes = notes_on_missing(self.passed_over)
         return Opened(Series(self.series_instance_uid, study_instance_uid, instances, notes=notes))

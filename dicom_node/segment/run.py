@@ -13,6 +13,7 @@ import structlog
 from dicom_node import __version__
 from dicom_node.analysis import analyse
 from dicom_node.errors import ConfigurationError, DicomNodeError, StoreUnavailable
+from dicom_node.reading.reader import ImageReader
 from dicom_node.segment import outputs
 from dicom_node.segment.case import FileCase, Stages
 from inference.errors import InferenceError
@@ -53,12 +54,14 @@ class SegmentRun:
         self._options = options
         self._wanted = wanted
         self._beside = ThreadPoolExecutor(2, thread_name_prefix="segment")
+        self._reader = ImageReader()
         self._loading: Future[Segmenter] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._reader.close()
         self._beside.shutdown(cancel_futures=True)
 
     def finished(self, entry: Input, folder: Path) -> dict[str, Any] | None:
@@ -85,7 +88,7 @@ class SegmentRun:
         if self._loading is None:  # while the first one is read
             self._loading = self._beside.submit(self._model.load, self._options)
         stages = Stages(on_progress)
-        case = FileCase(entry, folder, self._model, self._loading, self._wanted, stages, self._beside)
+        case = FileCase(entry, folder, self._model, self._loading, self._wanted, stages, self._beside, self._reader)
         reason = _refusal(case, entry)
         status = SEGMENTED if reason is None else REFUSED
         if reason is not None:

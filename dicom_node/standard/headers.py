@@ -169,14 +169,14 @@ def _settle_long_values(header: Dataset, stream: BinaryIO, allowances: tuple[All
         if not isinstance(element, RawDataElement):
             continue
         is_deferred = element.value is None and element.length > 0
-        if _is_sequence(element) and is_deferred:
+        if is_sequence(element) and is_deferred:
             stream.seek(element.value_tell)
             value = stream.read(element.length)
             items = sum(value.count(mark) for mark in _ITEM_TAGS)
             for allowance in allowances:
                 allowance.spend(items=items)
             elements[tag] = element._replace(value=value)
-        elif not _is_sequence(element) and (is_deferred or len(element.value or b"") > LONGEST_VALUE):
+        elif not is_sequence(element) and (is_deferred or len(element.value or b"") > LONGEST_VALUE):
             _refuse_unless_dispensable(element)
             del elements[tag]
 
@@ -190,7 +190,7 @@ def _refuse_unless_dispensable(element: RawDataElement) -> None:
         )
 
 
-def _is_sequence(element: RawDataElement) -> bool:
+def is_sequence(element: RawDataElement) -> bool:
     """As pydicom will see it."""
     if element.VR == VR.SQ:
         return True

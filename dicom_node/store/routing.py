@@ -73,14 +73,34 @@ class Routing:
         self._database = database
 
     def due_revisions(self) -> tuple[CompleteRevision, ...]:
-        """The COMPLETE revisions, oldest first."""
+        """The COMPLETE revisions, oldest first; those whose headers could not be read yet come after the others."""
         with self._database.read() as db:
             rows = db.execute(
                 select(series_revision.c.id)
                 .where(series_revision.c.state == RevisionState.COMPLETE)
-                .order_by(series_revision.c.id)
+                .order_by(series_revision.c.routing_attempts, series_revision.c.id)
             ).all()
             return tuple(complete_revision(db, row.id) for row in rows)
+
+    def count_attempt(self, revision: CompleteRevision) -> int:
+        """Count an attempt to route ``revision`` before it begins; returns its number, from 1."""
+        with self._database.write() as db:
+            counted = (
+                update(series_revision)
+                .where(series_revision.c.id == revision.id)
+                .values(routing_attempts=series_revision.c.routing_attempts + 1)
+                .returning(series_revision.c.routing_attempts)
+            )
+            return int(db.execute(counted).scalar_one())
+
+    def give_back_attempt(self, revision: CompleteRevision) -> None:
+        """The attempt was cut off by the stop of the node and does not count."""
+        with self._database.write() as db:
+            db.execute(
+                update(series_revision)
+                .where(series_revision.c.id == revision.id)
+                .values(routing_attempts=series_revision.c.routing_attempts - 1)
+            )
 
     def in_other_bytes(self, revision: CompleteRevision) -> Iterator[EarlierBytes]:
         """Earlier revisions of the same instances with different bytes that are still stored, newest first."""

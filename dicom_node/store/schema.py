@@ -167,6 +167,7 @@ series_revision = Table(
     Column("content_digest", String(64)),
     Column("bytes_digest", String(64)),
     Column("same_images_as", String(64)),
+    Column("routing_attempts", Integer, nullable=False, default=0, server_default="0"),
     UniqueConstraint("series_instance_uid", "revision"),
     Index("ix_series_revision_sender", "sending_ae", "id"),
 )

@@ -89,6 +89,7 @@ class RevisionView:
     content_digest: str | None
     bytes_digest: str | None
     same_images_as: str | None
+    routing_attempts: int
 
 
 @dataclass(frozen=True, slots=True)

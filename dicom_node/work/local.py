@@ -11,23 +11,17 @@ import contextlib
 import itertools
 import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dicom_node.errors import SegmentationImpossible, Stopping, WorkerLost
-from dicom_node.work.channel import Channel, anonymous_memory, mapped, stated_padding
-from dicom_node.work.memory import kernel_kills
+from dicom_node.work.channel import anonymous_memory, mapped, stated_padding
+from dicom_node.work.process import ChildProcess
 from inference.types import ModelIdentity, RunReport, Segmentation
 
 if TYPE_CHECKING:
@@ -41,8 +35,6 @@ if TYPE_CHECKING:
     OnProgress = Callable[[float, str], None]
 
 _LONGEST_PULSE_S = 5.0
-_EXIT_WAIT_S = 5.0
-_TAIL_BYTES = 1500
 _LOADING = 0
 """The number of the request that loads the model; volumes count from 1."""
 
@@ -258,8 +250,8 @@ class _Child:
     A separate thread reads its messages and passes each to the thread that waits for it.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, stderr: IO[bytes]) -> None:
-        self.process = process
+    def __init__(self, child: ChildProcess) -> None:
+        self.process = child.process
         self.identity: ModelIdentity
         self.names_by_label: Mapping[int, str]
         self.is_loaded = False
@@ -267,32 +259,16 @@ class _Child:
         self.device_bytes = (0, 0)
         self.loss: str | None = None
         """Why the child is lost, worded to follow "the worker"; the first reason is kept."""
-        self._channel = channel
-        self._stderr = stderr
-        self._kills_before = kernel_kills()
+        self._child = child
         self._lock = threading.Lock()
         self._numbers = itertools.count(_LOADING + 1)
         self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {_LOADING: queue.SimpleQueue()}
-        threading.Thread(target=self._read, name=f"reader of {process.pid}", daemon=True).start()
+        threading.Thread(target=self._read, name=f"reader of {self.process.pid}", daemon=True).start()
 
     @classmethod
     def start(cls) -> _Child:
-        """Start the child in a new session, so that everything it starts can be ended with it."""
-        with contextlib.ExitStack() as failed:
-            ours, theirs = (failed.enter_context(end) for end in socket.socketpair())
-            stderr = failed.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dicom_node.work.worker", str(theirs.fileno()), str(os.getpid())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,
-                env=_environment(),
-            )
-            failed.pop_all()  # keep them open as long as the process runs
-        theirs.close()
-        return cls(process, Channel(ours), stderr)
+        """Start it; Linux ends it together with the thread that calls this."""
+        return cls(ChildProcess.start("dicom_node.work.worker"))
 
     @property
     def is_lost(self) -> bool:
@@ -302,7 +278,7 @@ class _Child:
         """Send a message; if the child is gone, waiting for its answer notices that."""
         self.last_sign = time.monotonic()  # an idle child sends nothing
         with contextlib.suppress(OSError):
-            self._channel.send(message, descriptors)
+            self._child.channel.send(message, descriptors)
 
     def send_volume(self, volume: Volume, descriptors: tuple[int, ...]) -> int:
         """Have ``volume`` prepared; returns its number."""
@@ -336,21 +312,18 @@ class _Child:
             self.loss = self.loss or reason
             for answers in self._answers.values():
                 answers.put(None)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_EXIT_WAIT_S)
+        self._child.kill()
 
     def _read(self) -> None:
         """Read messages until the channel ends; runs in a thread of its own."""
         reason = None
         while reason is None:
             try:
-                received = self._channel.receive()
+                received = self._child.channel.receive()
             except (OSError, ValueError):
                 received = None
             if received is None:
-                reason = f"ended: {self._end()}" if self.loss is None else self.loss
+                reason = f"ended: {self._child.end()}" if self.loss is None else self.loss
                 continue
             self.last_sign = time.monotonic()
             message = received[0]
@@ -360,45 +333,10 @@ class _Child:
             elif "alive" not in message:
                 self._hand_over(message)
         self.lose(reason)
-        self._channel.close()
-        self._stderr.close()
+        self._child.close()
 
     def _hand_over(self, message: dict[str, Any]) -> None:
         with self._lock:
             answers = self._answers.get(message.get("volume", _LOADING))
             if answers is not None:
                 answers.put(message)
-
-    def _end(self) -> str:
-        """How the process ended: signal or exit status, and its last lines of output."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_EXIT_WAIT_S)
-        code = self.process.poll()
-        if code is None:
-            how = "it closed its channel but did not exit"
-        elif code == -signal.SIGKILL:
-            how = f"signal SIGKILL, {self._who_killed()}"
-        elif code < 0:
-            how = f"signal {signal.Signals(-code).name}"
-        else:
-            how = f"exit status {code}"
-        tail = self._tail()
-        return f"{how}; last output: {tail}" if tail else how
-
-    def _who_killed(self) -> str:
-        if kernel_kills() > self._kills_before:
-            return "probably out of memory: the kernel killed a process for lack of memory while the worker ran"
-        return "sent by a user, or by the kernel for lack of memory"
-
-    def _tail(self) -> str:
-        size = self._stderr.seek(0, os.SEEK_END)
-        self._stderr.seek(max(0, size - _TAIL_BYTES))
-        text = self._stderr.read().decode(errors="replace")
-        return " | ".join(line.strip() for line in text.splitlines() if line.strip())
-
-
-def _environment() -> dict[str, str]:
-    """Our environment without the node's settings (which may contain a password), and with this package importable."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DICOM_NODE__")}
-    paths = [str(Path(__file__).resolve().parents[2]), *filter(None, [kept.get("PYTHONPATH")])]
-    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}

@@ -7,17 +7,14 @@ main thread infers, a second one prepares the next volume in parallel, a third o
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import queue
-import resource
 import signal
 import socket
 import sys
 import threading
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -25,8 +22,8 @@ from pydantic import TypeAdapter
 
 from dicom_node.settings import ModelSettings, NnunetModelSettings, TissueModelSettings, WorkSettings
 from dicom_node.work.channel import Channel, mapped, padding_of
-from dicom_node.work.lifetime import die_with
 from dicom_node.work.models import load_segmenter
+from dicom_node.work.process import become_expendable
 from inference.errors import InferenceError
 from inference.types import Geometry, TwoStepSegmenter, Volume
 
@@ -150,12 +147,7 @@ class _Server:
 def main() -> None:
     """Serve the socket whose descriptor is the first argument until the node closes it or dies."""
     descriptor, node_process = int(sys.argv[1]), int(sys.argv[2])
-    faulthandler.enable()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold a patient's voxels
-    os.nice(_NICENESS)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_EXPENDABLE)
-    die_with(node_process)
+    become_expendable(node_process)
     channel = Channel(socket.socket(fileno=descriptor))
     to_infer: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     to_prepare: queue.SimpleQueue[tuple[dict[str, Any], list[int]]] = queue.SimpleQueue()

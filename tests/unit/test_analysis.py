@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dicom_node.analysis import Ct, analyse, measured, on_source_grid, reconstructed
 from dicom_node.errors import NotEligible, PixelDataInvalid, SegmentationImpossible
+from dicom_node.reconstruct import reconstruct
 from dicom_node.types import ResultContext, ResultKind, ResultRequest
 from inference.types import (
     Geometry,
@@ -64,6 +65,9 @@ class Case:
 
     def read(self):
         return self._images
+
+    def reconstruct(self, series):
+        return reconstruct(series)
 
     def infer(self, volume):
         self.events.append("infer")

@@ -23,6 +23,7 @@ from dicom_node.errors import ConfigurationError
 from dicom_node.pipeline.notices import Notices
 from dicom_node.pipeline.results import Installation, ResultStore
 from dicom_node.pipeline.routing import Routing
+from dicom_node.reading.reader import ImageReader
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
@@ -137,8 +138,10 @@ def node(config):
     settings = load_settings(config)
     spool, ledger = open_store(settings)
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1"))
-    routing = Routing(ledger.routing, spool, load_rules(settings.rules_file, settings), Notices(spool, results))
-    yield spool, ledger, routing
+    rules = load_rules(settings.rules_file, settings)
+    with ImageReader() as reader:
+        notices = Notices(spool, reader, results)
+        yield spool, ledger, Routing(ledger.routing, spool, reader, rules, notices, settings.work.attempts)
     ledger.close()
 
 

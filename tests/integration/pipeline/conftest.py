@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import structlog
 
+from dicom_node.reading.reader import ImageReader
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 
@@ -24,6 +25,12 @@ def ledger(tmp_path, spool):
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3", spool)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def reader():
+    with ImageReader() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import structlog
 from dicom_node.pipeline.notices import Notices
 from dicom_node.pipeline.results import Installation, ResultStore
 from dicom_node.pipeline.routing import Routing
+from dicom_node.reading.reader import ImageReader
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.clock import now_utc
@@ -18,6 +19,8 @@ from tests.support.received_series import receive
 NODE = "destinations: {pacs: {host: 127.0.0.1, port: 104, ae_title: PACS}}\nmodels: {tissue: {kind: tissue}}\n"
 RUN_ALL = "rules: [{name: all, model: tissue, when: []}]"
 REFUSE_ALL = "rules: [{name: none, refuse: no CT today, when: [], destinations: [{to: pacs, notice: true}]}]"
+
+ATTEMPTS = 2
 
 
 @pytest.fixture
@@ -32,8 +35,8 @@ def rules(tmp_path):
 
 
 @pytest.fixture
-def notices(ledger, spool):
-    return Notices(spool, ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1")))
+def notices(ledger, spool, reader):
+    return Notices(spool, reader, ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1")))
 
 
 def receive_and_complete(spool, ledger, folder, hu):
@@ -47,13 +50,15 @@ def jobs(ledger):
     return {job.series_instance_uid: (job.state, job.reason) for job in ledger.overview.jobs(9)}
 
 
-def test_a_series_that_cannot_be_read_is_rejected_and_the_others_are_routed(ledger, spool, rules, notices, tmp_path):
+def test_a_series_that_cannot_be_read_is_rejected_and_the_others_are_routed(
+    ledger, spool, reader, rules, notices, tmp_path
+):
     broken = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     for name in revision.spool_names:
         spool.path(name).write_bytes(b"Doe^John")
     whole = receive_and_complete(spool, ledger, tmp_path / "b", 2)
-    Routing(ledger.routing, spool, rules(RUN_ALL), notices).route_complete()
+    Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
     assert jobs(ledger)[whole] == (JobState.QUEUED, "")
     state, reason = jobs(ledger)[broken]
     assert state is JobState.REJECTED
@@ -62,15 +67,19 @@ def test_a_series_that_cannot_be_read_is_rejected_and_the_others_are_routed(ledg
     assert ledger.routing.due_revisions() == ()
 
 
-def test_a_missing_file_is_a_reason_too(ledger, spool, rules, notices, tmp_path):
+def test_a_missing_file_is_a_reason_too(ledger, spool, reader, rules, notices, tmp_path):
     uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     spool.delete(revision.spool_names[0])
-    Routing(ledger.routing, spool, rules(RUN_ALL), notices).route_complete()
-    assert jobs(ledger)[uid][0] is JobState.REJECTED
+    Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
+    assert jobs(ledger) == {}  # it may be there the next time
+    Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
+    state, reason = jobs(ledger)[uid]
+    assert state is JobState.REJECTED
+    assert reason.endswith("is missing (attempt 2)")
 
 
-def test_who_routes_second_leaves_no_notice_behind(ledger, spool, rules, notices, tmp_path, result_files):
+def test_who_routes_second_leaves_no_notice_behind(ledger, spool, reader, rules, notices, tmp_path, result_files):
     receive_and_complete(spool, ledger, tmp_path / "a", 1)
     received = set(result_files())
     refusing = rules(REFUSE_ALL)
@@ -79,13 +88,38 @@ def test_who_routes_second_leaves_no_notice_behind(ledger, spool, rules, notices
         """While this process writes its notice, another one routes the series."""
 
         def write(self, *asked):
-            Routing(ledger.routing, spool, refusing, notices).route_complete()
+            Routing(ledger.routing, spool, reader, refusing, notices, ATTEMPTS).route_complete()
             return super().write(*asked)
 
-    overtaken = Overtaken(spool, ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1")))
+    overtaken = Overtaken(
+        spool, reader, ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1"))
+    )
     with structlog.testing.capture_logs() as log:
-        Routing(ledger.routing, spool, refusing, overtaken).route_complete()
+        Routing(ledger.routing, spool, reader, refusing, overtaken, ATTEMPTS).route_complete()
     assert [line["jobs"] for line in log if line["event"] == "series.routed"] == [[1], []]
     (job,) = ledger.overview.jobs(9)
     (notice,) = ledger.overview.job(job.id).results
     assert set(result_files()) - received == {spool.path(notice.spool_name).name}
+
+
+def test_attempts_that_nobody_lived_to_end_are_limited(ledger, spool, reader, rules, notices, tmp_path):
+    uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
+    (revision,) = ledger.routing.due_revisions()
+    assert [ledger.routing.count_attempt(revision) for _ in range(ATTEMPTS)] == [1, 2]
+    good = receive_and_complete(spool, ledger, tmp_path / "b", 2)
+    assert [due.series_instance_uid for due in ledger.routing.due_revisions()] == [good, uid]
+    Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
+    assert jobs(ledger)[good] == (JobState.QUEUED, "")
+    reason = "2 attempts to read the headers ended the process that made them"
+    assert jobs(ledger)[uid] == (JobState.REJECTED, reason)
+
+
+def test_an_attempt_that_the_stop_of_the_node_cuts_off_does_not_count(ledger, spool, reader, rules, notices, tmp_path):
+    uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
+    reader.close()
+    for _ in range(ATTEMPTS + 1):
+        Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
+    assert jobs(ledger) == {}
+    with ImageReader() as another:
+        Routing(ledger.routing, spool, another, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
+    assert jobs(ledger)[uid] == (JobState.QUEUED, "")

@@ -22,9 +22,9 @@ REQUESTS = {"told": ResultRequest(notice=True), "untold": ResultRequest()}
 
 
 @pytest.fixture
-def settling(ledger, spool):
+def settling(ledger, spool, reader):
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation("node-1", "2.25.1"))
-    return Settling(ledger.jobs, spool, Notices(spool, results))
+    return Settling(ledger.jobs, spool, Notices(spool, reader, results))
 
 
 @pytest.fixture
