@@ -105,8 +105,6 @@ def unknown_word(call: list[str]) -> str | None:
             command = command.commands[word]
         else:
             return word
-    if command.context_settings.get("ignore_unknown_options"):  # evaluate and train have a parser of their own
-        return None
     known = {"--help", *(option for parameter in command.params for option in parameter.opts)}
     return next((word for word in words if word.startswith("--") and word not in known), None)
 

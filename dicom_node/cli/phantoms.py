@@ -1,4 +1,4 @@
-"""``phantom``, ``evaluate``: make synthetic patients, and score models on them."""
+"""``phantom``: make a synthetic patient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import click
 
 _SPACING_HELP = "Spacing of columns, rows and planes in mm."
 _FIELD_OF_VIEW_HELP = "whole, head_neck, chest, abdomen, chest_abdomen or trunk."
-_PASSED_ON = {"ignore_unknown_options": True, "help_option_names": []}
-"""The programs in ``inference`` parse their own arguments, including ``--help``."""
 
 
 @click.command()
@@ -26,15 +24,3 @@ def phantom(seed: int, out: Path, spacing: tuple[float, float, float], field_of_
     from dicom_node.demo.phantom_series import write_phantom  # noqa: PLC0415
 
     click.echo(write_phantom(seed, out, spacing, field_of_view, file_format))
-
-
-@click.command(context_settings=_PASSED_ON)
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def evaluate(arguments: tuple[str, ...]) -> None:
-    """Score a model on unseen phantoms.
-
-    Reports Dice and surface Dice of each structure.
-    """
-    from inference.evaluation.phantoms import main as run  # noqa: PLC0415
-
-    run(arguments)

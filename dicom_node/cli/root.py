@@ -16,9 +16,10 @@ from dicom_node.cli.conformance import conformance
 from dicom_node.cli.context import Context, RootGroup, is_given
 from dicom_node.cli.dataset import dataset
 from dicom_node.cli.demo import demo
+from dicom_node.cli.evaluate import evaluate
 from dicom_node.cli.look import check, job, jobs, retry, status
 from dicom_node.cli.models import models
-from dicom_node.cli.phantoms import evaluate, phantom
+from dicom_node.cli.phantoms import phantom
 from dicom_node.cli.rules import rules
 from dicom_node.cli.run import listen, serve, work
 from dicom_node.cli.segment import segment

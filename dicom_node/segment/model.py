@@ -10,7 +10,7 @@ from dicom_node.app.places import DEMO_MODEL, shipped_model
 from dicom_node.errors import ConfigurationError
 from inference.errors import InferenceError, UnknownStructureError
 from inference.models import library
-from inference.models.package import ModelPackage, read_package
+from inference.models.package import MANIFEST_NAME, ModelPackage, read_package
 from inference.opening import identity_of, minimum_extent, models_of, open_segmenter
 from inference.types import MinimumExtent
 
@@ -45,6 +45,12 @@ class Model:
 
             return TissueSegmenter()
         return open_segmenter(self.package, options)
+
+
+def is_model(name: str, models_folder: Path) -> bool:
+    """Whether :func:`find_model` knows ``name`` as a model, sound or not."""
+    is_known = name == TISSUE or shipped_model(name) is not None or name in library.installed(models_folder)
+    return is_known or (Path(name) / MANIFEST_NAME).is_file()
 
 
 def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:

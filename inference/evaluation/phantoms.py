@@ -98,7 +98,9 @@ def report(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line; see the module docstring."""
-    parser = argparse.ArgumentParser("dicom-node evaluate", description="Score an installed model on unseen phantoms.")
+    parser = argparse.ArgumentParser(
+        "python -m inference.evaluation.phantoms", description="Score an installed model on unseen phantoms."
+    )
     parser.add_argument("--model", type=Path, required=True, help="folder of the package")
     parser.add_argument("--first-seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=20)

@@ -5,7 +5,6 @@ import sys
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from dicom_node.cli import main
 
@@ -13,8 +12,6 @@ HEAVY = {
     *("torch", "openvino", "nnunetv2", "scipy", "numpy", "SimpleITK", "skimage", "matplotlib"),
     *("highdicom", "pydicom", "pynetdicom", "sqlalchemy", "alembic", "apscheduler", "pydantic", "yaml"),
 }
-PROGRAMS_OF_INFERENCE = {"evaluate"}
-"""They read their own arguments, --help too."""
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()):
@@ -25,7 +22,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()):
 
 
 def test_no_help_loads_a_library_that_takes_long():
-    shown = [[], *(list(path) for path, _ in commands(main) if path[0] not in PROGRAMS_OF_INFERENCE)]
+    shown = [[], *(list(path) for path, _ in commands(main))]
     program = (
         "import sys; from dicom_node.cli import main\n"
         f"for path in {shown!r}: main([*path, '--help'], standalone_mode=False)\n"
@@ -46,13 +43,6 @@ def test_every_command_and_option_is_explained(path):
         if isinstance(option, click.Option) and not option.help and not option.show_default
     ]
     assert unexplained in ([], ["out"])
-
-
-@pytest.mark.parametrize("name", sorted(PROGRAMS_OF_INFERENCE))
-def test_the_help_of_the_programs_of_inference_is_theirs(name):
-    shown = CliRunner().invoke(main, [name, "--help"])
-    assert shown.exit_code == 0
-    assert shown.output.startswith(f"usage: dicom-node {name} ")
 
 
 def test_training_without_its_extra_says_what_to_install():

@@ -115,7 +115,7 @@ def test_structures_that_are_far_apart(data, spacing):
     check(*maps, spacing, 3.0)
 
 
-@pytest.mark.parametrize("spacing", [(3.0, 3.0, 3.0), (5.0, 2.5, 2.5)])
+@pytest.mark.parametrize("spacing", [(4.0, 4.0, 4.0), (6.0, 3.0, 3.0)])
 def test_104_structures_of_a_phantom_moved_and_resampled(spacing):
     case = phantom(7, spacing[::-1])
     labels = case.truth.labels_zyx

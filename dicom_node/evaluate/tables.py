@@ -1,0 +1,104 @@
+"""The scores as files: a row per subject and structure (CSV, Parquet), a row per mean (CSV), and all means as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dicom_node.dataset.files import replaced_file, write_json, write_text
+from dicom_node.errors import ConfigurationError
+from dicom_node.evaluate.summary import ATTRIBUTES, group_of, is_counted, row_as_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from dicom_node.evaluate.provenance import Provenance
+    from dicom_node.evaluate.scoring import SubjectScores
+    from dicom_node.evaluate.summary import Averaging, Summary
+
+SCORES_CSV, SCORES_PARQUET, MEANS_CSV, SUMMARY_JSON = "scores.csv", "scores.parquet", "means.csv", "evaluation.json"
+
+
+def score_rows(
+    subjects: Sequence[SubjectScores], names: Sequence[str], provenance: Provenance, averaging: Averaging
+) -> list[dict[str, Any]]:
+    """A row per subject and structure, with what it is a score of; None for an infinite distance or no truth."""
+    shown = set(names)
+    return [
+        {
+            "subject": subject.id,
+            **{attribute.replace(" ", "_"): subject.attributes.get(attribute) for attribute in ATTRIBUTES},
+            "structure": score.name,
+            "group": group_of(score.name),
+            "counted": is_counted(score, averaging.convention),
+            "dice": score.dice,
+            "surface_dice": score.surface_dice,
+            "hd95_mm": score.hd95_mm if math.isfinite(score.hd95_mm) else None,
+            "truth_ml": score.truth_ml,
+            "found_ml": score.found_ml,
+            "volume_error": score.volume_error if score.truth_ml else None,
+            **{"evaluated_split" if key == "split" else key: value for key, value in asdict(provenance).items()},
+        }
+        for subject in subjects
+        for score in subject.structures
+        if score.name in shown
+    ]
+
+
+def mean_rows(summary: Summary) -> list[dict[str, Any]]:
+    """A row per mean; ``of`` says what kind it is of."""
+    kinds: list[tuple[str, Sequence[Any]]] = [
+        ("all", (summary.overall,)),
+        ("group", summary.groups),
+        *summary.by_attribute.items(),
+        ("structure", summary.structures),
+    ]
+    return [{"of": kind, **row_as_json(row)} for kind, rows in kinds for row in rows]
+
+
+def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows that have the same keys.
+
+    Raises:
+        ConfigurationError: the file can't be written.
+    """
+    listed = list(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(listed[0]) if listed else ["subject"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(listed)
+    write_text(path, table.getvalue())
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows that have the same keys.
+
+    Raises:
+        ConfigurationError: the file can't be written, or pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - an optional library, and slow to import
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ConfigurationError("Parquet requires pyarrow: pip install 'dicom-node[research]'") from error
+    numbers = {"dice", "surface_dice", "hd95_mm", "truth_ml", "found_ml", "volume_error"}
+    columns = list(rows[0]) if rows else []
+    kinds = {
+        name: pa.float64() if name in numbers else pa.bool_() if name == "counted" else pa.string() for name in columns
+    }
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(list(kinds.items())))
+    with replaced_file(path) as part:
+        pq.write_table(table, part, compression="zstd")
+
+
+def write_summary(path: Path, content: Mapping[str, Any]) -> None:
+    """Write everything as one JSON document.
+
+    Raises:
+        ConfigurationError: the file can't be written.
+    """
+    write_json(path, content)

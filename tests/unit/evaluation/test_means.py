@@ -1,0 +1,61 @@
+"""Means of means and their intervals, against loops, and against how often an interval holds the true mean."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from inference.evaluation.means import draws, mean_of_means
+
+
+def by_loop(scores):
+    """Of rows of scores, None where one does not count."""
+    means = []
+    for column in zip(*scores, strict=True):
+        counted = [each for each in column if not math.isnan(each)]
+        if counted:
+            means.append(sum(counted) / len(counted))
+    return sum(means) / len(means) if means else math.nan
+
+
+scores = arrays(
+    np.float64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=st.sampled_from([0, 0.5, 0.9, np.nan])
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores, st.integers(0, 5))
+def test_mean_and_interval_are_those_of_loops_over_drawn_subjects(table, seed):
+    drawn = draws(len(table), 100, seed)
+    mean = mean_of_means(table, drawn)
+    assert mean.value == pytest.approx(by_loop(table), nan_ok=True)
+    if np.isfinite(table).any(axis=1).sum() < 2:
+        assert math.isnan(mean.low)
+        assert math.isnan(mean.high)
+        return
+    resampled = [by_loop([row for row, times in zip(table, each, strict=True) for _ in range(times)]) for each in drawn]
+    assert (mean.low, mean.high) == pytest.approx(np.nanpercentile(resampled, (2.5, 97.5)))
+
+
+def test_each_draw_has_as_many_subjects_and_a_seed_repeats_it():
+    drawn = draws(7, 50, 3)
+    assert drawn.shape == (50, 7)
+    assert (drawn.sum(axis=1) == 7).all()
+    assert (drawn == draws(7, 50, 3)).all()
+    assert (drawn != draws(7, 50, 4)).any()
+
+
+def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
+    """300 studies of 40 subjects whose scores of one subject belong together: 95 % of the intervals, +- 4 %."""
+    random = np.random.default_rng(1)
+    held = 0
+    for study in range(300):
+        of_subject = random.normal(0.8, 0.05, (40, 1))
+        mean = mean_of_means(of_subject + random.normal(0, 0.02, (40, 6)), draws(40, 300, study))
+        held += mean.low <= 0.8 <= mean.high
+    assert 0.90 <= held / 300 <= 0.98
