@@ -76,7 +76,8 @@ def pull(ledger, spool, tmp_path):
 
             def is_over():
                 reasons.append(pulling.start_due())
-                return reasons[-1] or not ledger.cohorts.to_pull("c", now_utc(), 1)
+                waiting = ledger.cohorts.to_pull("c", now_utc(), 1) or pulling._under_way
+                return reasons[-1] or not waiting
 
             wait_until(is_over, 20)
         return reasons[-1]
