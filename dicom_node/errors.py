@@ -50,6 +50,8 @@ segment.inputs             OSError                                          Stor
 segment.model              inference.errors.InferenceError                  ConfigurationError
 segment.outputs            OSError                                          ConfigurationError
 segment.case               inference.errors.InferenceError                  ConfigurationError
+evaluate.predicting        inference.errors.InferenceError                  ConfigurationError
+evaluate.tables            ModuleNotFoundError                              ConfigurationError
 cohort.definition          OSError                                          ConfigurationError
 cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError
                            python_multipart

@@ -13,12 +13,14 @@ import shutil
 import socket
 import sqlite3
 import struct
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -49,7 +51,10 @@ from dicom_node.encode.run import encode
 from dicom_node.encode.source.planes import plane_attributes
 from dicom_node.encode.source.values import finite_numbers
 from dicom_node.encode.sr.notice import notice_file
-from dicom_node.labelmaps import ContourObject, SegmentationObject
+from dicom_node.evaluate.cases import Truth
+from dicom_node.evaluate.predicting import segmented
+from dicom_node.evaluate.tables import write_parquet
+from dicom_node.labelmaps import ContourObject, LabelFile, NiftiImage, SegmentationObject
 from dicom_node.labelmaps.finding import read_meta
 from dicom_node.labelmaps.nifti_files import read_label_file, read_names
 from dicom_node.network import requestor
@@ -273,6 +278,22 @@ def weights_that_were_damaged_after_they_were_checked(folder):
     weights.write_bytes(weights.read_bytes()[:100])
     with SegmentRun(model, EngineOptions(device="cpu"), Wanted((), None)) as run:
         run.segment(inputs.NiftiFile(nifti_file(folder), "ct"), folder / "out", lambda *_: None)
+
+
+@fault("evaluate.predicting", errors.ConfigurationError)
+def weights_that_were_damaged_before_they_were_loaded(folder):
+    shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
+    model = find_model(str(folder / "model"), folder, EngineOptions())
+    weights = next((folder / "model").rglob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    truth = Truth("s1", LabelFile(folder / "labels.nii.gz"), NiftiImage(nifti_file(folder)))
+    segmented([truth], model, EngineOptions(device="cpu"), folder / "out", lambda *_: None)
+
+
+@fault("evaluate.tables", errors.ConfigurationError)
+def parquet_where_pyarrow_is_not_installed(folder):
+    with patch.dict(sys.modules, {"pyarrow": None}):
+        write_parquet(folder / "scores.parquet", [])
 
 
 @fault("segment.outputs", errors.ConfigurationError)
