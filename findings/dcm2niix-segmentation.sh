@@ -3,9 +3,9 @@
 #
 # Guess: segmentations are refused or skipped, because they are no images of a scanner.
 # Seen: a BINARY segmentation (two segments on 4 planes) becomes one mask of 7 planes, all segments one after another,
-#        with the warning that 1 bit is experimental; the 7 planes get the plane distance of the CT, so that most lie
-#        where no image is. A label map of the same volume becomes a label map, every voxel where it was. Exit status
-#        0 for both.
+#        with the warning that 1 bit is experimental; the planes are as far apart as those of the CT, so that the pile
+#        reaches beyond the images. A label map of the same volume becomes a label map, every voxel where it was. Exit
+#        status 0 for both.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail
