@@ -11,7 +11,7 @@ from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, JPEGLSLossless, SegmentationStorage
 
 from dicom_node.app.compose import open_pipeline, open_store
-from dicom_node.reconstruct.pixels import stored_frames
+from dicom_node.reading.reader import ImageReader
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.standard.files import read_headers
@@ -267,15 +267,18 @@ def test_a_damaged_file_of_an_earlier_revision_is_no_reason_to_skip_the_new_one(
 def test_pixels_that_came_as_before_are_not_decoded_for_a_comparison(node, slices, tmp_path, monkeypatch) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(slices)
-    decoded = []
-    monkeypatch.setattr(
-        "dicom_node.reconstruct.content.stored_frames",
-        lambda source: (decoded.append(source), stored_frames(source))[1],
-    )
+    asked = []
+    content = ImageReader.content
+
+    def noted(reader, path, *, with_pixels):
+        asked.append(with_pixels)
+        return content(reader, path, with_pixels=with_pixels)
+
+    monkeypatch.setattr(ImageReader, "content", noted)
     assert node.run(resent(slices, tmp_path / "1", by_the_archive("noon"))) == []
-    assert decoded == []
+    assert asked == [False] * 2 * len(slices)
     assert node.run(resent(slices, tmp_path / "2", as_jpeg_ls)) == []
-    assert len(decoded) == 2 * len(slices)
+    assert asked[2 * len(slices) :] == [True] * 2 * len(slices)
 
 
 def corrected(image):
