@@ -14,7 +14,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
 SPLITS = "splits_final.json"
+_NNUNET_FOLDS = 5
 _DONE = "preprocessed.json"
 _PLANNERS = {
     "ExperimentPlanner": ExperimentPlanner,
@@ -91,6 +92,25 @@ def read_data_set(folder: Path) -> DataSet:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
     return DataSet(folder, description, tuple(sorted(images)), digest.hexdigest())
+
+
+def check_fold(data: DataSet, fold: int | Literal["all"]) -> None:
+    """Check that the data set has ``fold``: nnU-Net trains on a split of its own if it has not, and says so in its log.
+
+    Raises:
+        TrainingError: there is no such fold, or there are too few cases for nnU-Net's own split into five.
+    """
+    if fold == "all":
+        return
+    splits = data.folder / SPLITS
+    if not splits.is_file() and len(data.cases) < _NNUNET_FOLDS:
+        raise TrainingError(
+            f"{data.folder} has no {SPLITS} and {len(data.cases)} cases, too few for nnU-Net's own {_NNUNET_FOLDS} "
+            "folds; `fold: all` trains on all of them"
+        )
+    folds = len(_read_json(splits)) if splits.is_file() else _NNUNET_FOLDS
+    if fold >= folds:
+        raise TrainingError(f"{data.folder} has {folds} folds, from 0; there is no fold {fold}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -27,7 +27,15 @@ from inference.models.checkpoint import BOOKKEEPING_TYPES
 from inference.models.install import Facts, install_folders
 from inference.nnunet.contract import EngineOptions
 from inference.nnunet.machine import effective_device, effective_precision, usable_cores
-from inference.training.planning import CONFIGURATION, PLANS, DataSet, nnunet_folders, prepare, read_data_set
+from inference.training.planning import (
+    CONFIGURATION,
+    PLANS,
+    DataSet,
+    check_fold,
+    nnunet_folders,
+    prepare,
+    read_data_set,
+)
 from inference.training.sampled import SampledTrainer
 from inference.training.trainer import FINAL, LATEST, NodeTrainer, quiet
 
@@ -107,6 +115,7 @@ def train(
         for folder in folders:
             progress.stage(folder.name, "read")
             data_sets.append(read_data_set(folder.resolve()))
+            check_fold(data_sets[-1], configuration.fold)
         _check_state(work, configuration, data_sets)
         finished = []
         for data in data_sets:
