@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dicom_node.evaluate.cases import Problem
-from inference.evaluation.means import REPLICATES, Mean, draws, mean_of_means
+from inference.evaluation.means import Mean, mean_of_means
+from inference.statistics.bootstrap import REPLICATES, draws
 from inference.structures import catalogue
 
 if TYPE_CHECKING:

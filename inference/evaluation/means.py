@@ -2,7 +2,7 @@
 
 A mean over several structures is the mean of their means, so that each structure counts the same, however many
 subjects have it. The bootstrap (Efron and Tibshirani, 1993) draws whole subjects with replacement, because the scores
-of one subject belong together; an interval is that of the 2.5th and 97.5th percentile of the means of the draws.
+of one subject belong together; the draws and the percentiles are those of :mod:`inference.statistics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.statistics.bootstrap import FEWEST_SUBJECTS, percentile_interval
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-REPLICATES = 1000
-_BOUNDS = (2.5, 97.5)
-_FEWEST_SUBJECTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +27,16 @@ class Mean:
     high: float
 
 
-def draws(subjects: int, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.int64]:
-    """How often each subject is drawn in each replicate, [replicate, subject]; the same arguments, the same draws."""
-    random = np.random.default_rng(seed)
-    return random.multinomial(subjects, np.full(subjects, 1 / subjects), size=replicates)
-
-
-def mean_of_means(scores: NDArray[np.float64], drawn: NDArray[np.int64]) -> Mean:
+def mean_of_means(scores: NDArray[np.float64], drawn: NDArray[np.int32]) -> Mean:
     """Of ``scores`` [subject, structure], NaN where a score does not count."""
-    value = _means(scores, np.ones((1, len(scores)), np.int64))[0]
-    if np.isfinite(scores).any(axis=1).sum() < _FEWEST_SUBJECTS:
+    value = _means(scores, np.ones((1, len(scores)), np.int32))[0]
+    if np.isfinite(scores).any(axis=1).sum() < FEWEST_SUBJECTS:
         return Mean(float(value), float("nan"), float("nan"))
-    low, high = np.nanpercentile(_means(scores, drawn), _BOUNDS)
-    return Mean(float(value), float(low), float(high))
+    low, high = percentile_interval(_means(scores, drawn)[:, None])
+    return Mean(float(value), float(low[0]), float(high[0]))
 
 
-def _means(scores: NDArray[np.float64], drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+def _means(scores: NDArray[np.float64], drawn: NDArray[np.int32]) -> NDArray[np.float64]:
     """The mean of the structures' means in each replicate; NaN in one that has drawn no score."""
     counts = np.isfinite(scores)
     times = drawn @ counts.astype(np.float64)

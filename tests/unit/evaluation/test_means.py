@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from inference.evaluation.means import draws, mean_of_means
+from inference.evaluation.means import mean_of_means
+from inference.statistics.bootstrap import draws
 
 
 def by_loop(scores):
