@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import socket
 import sqlite3
 import struct
@@ -514,7 +515,7 @@ def a_data_set_below_a_file(folder):
 
 @fault("dataset.processes", errors.WorkerLost)
 def a_process_that_ends_before_its_work(_):
-    list(in_processes(os._exit, [1, 1], 2))
+    list(in_processes(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], 2))
 
 
 @fault("labelmaps.sources", errors.ResultUnreadable)
