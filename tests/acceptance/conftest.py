@@ -30,7 +30,7 @@ DEMO_MODEL = Path(__file__).resolve().parents[2] / "config" / "models" / "phanto
 
 
 class RunningNode:
-    """A node with its own folder, configuration and port; started, killed and asked through its commands."""
+    """A node with its own folder, configuration and port, controlled through its commands."""
 
     def __init__(self, folder: Path, destinations: dict[str, Peer], model: str = "tissue") -> None:
         self.folder = folder
@@ -89,7 +89,7 @@ class RunningNode:
         self._program.wait_for_port(self.peer.port)
 
     def kill(self) -> None:
-        """kill -9 of every process of the node, the worker included, at once."""
+        """Kill every process of the node at once with SIGKILL, including the worker."""
         assert self._program is not None
         for pid in self.processes():
             os.kill(pid, signal.SIGKILL)
@@ -97,7 +97,7 @@ class RunningNode:
         self._program = None
 
     def processes(self) -> list[int]:
-        """Every process whose command line or ancestor is this node's."""
+        """All processes with this node's command line, and their descendants."""
         assert self._program is not None
         children: dict[int, list[int]] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -123,12 +123,12 @@ class RunningNode:
             self._ledger.close()
 
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """One of the node's own commands."""
+        """Run one of the node's commands."""
         command = [sys.executable, "-m", "dicom_node.cli", "--config", str(self.config), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
     def ledger(self) -> Ledger:
-        """The node's own ledger, seen from here: asking it a hundred times costs no hundred processes."""
+        """The node's ledger, opened in this process: polling it needs no new process each time."""
         if self._ledger is None:
             _, self._ledger = open_store(load_settings(self.config))
         return self._ledger
@@ -140,7 +140,7 @@ class RunningNode:
         return json_form(self.ledger().overview.job(number))
 
     def wait_for(self, wanted, limit_s: float = 120) -> dict:
-        """The first job for which ``wanted(job)`` is true."""
+        """Wait for the first job for which ``wanted(job)`` is true."""
         end = time.monotonic() + limit_s
         jobs = []
         while time.monotonic() < end:
@@ -161,7 +161,7 @@ class RunningNode:
         return "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("node-*.log")))
 
     def send(self, files: list[Path], *options: str, sender: str = SCANNER_AE) -> subprocess.CompletedProcess[str]:
-        """DCMTK's storescu, one association."""
+        """Send files over one association with DCMTK's storescu."""
         command = [
             "storescu",
             "-v",

@@ -1,4 +1,4 @@
-"""A cohort from a real Orthanc, killed -9 on its way: every series once, and all counts agree."""
+"""A cohort from a real Orthanc, killed with SIGKILL while it runs: each series appears once, and all counts agree."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPACING_MM = (10.0, 10.0, 15.0)
 
 
 class CohortRun:
-    """`dicom-node cohort run` beside a node."""
+    """`dicom-node cohort run` next to a running node."""
 
     def __init__(self, node, folder, **definition):
         self.node = node
@@ -58,18 +58,18 @@ class CohortRun:
         return json.loads(out)
 
     def kill_after(self, written: int) -> None:
-        """kill -9 as soon as that many series have their rows."""
+        """Send SIGKILL as soon as that many series have rows."""
         run = self.start()
         wait_until(
             lambda: len(list((self.data_set / "measurements").glob("*.parquet"))) >= written or run.poll() is not None
         )
         os.kill(run.pid, signal.SIGKILL)
         run.communicate()
-        assert run.returncode == -signal.SIGKILL, "it had ended before it was killed"
+        assert run.returncode == -signal.SIGKILL, "the run had ended before it was killed"
 
 
 def fill(orthanc, folder, count):
-    """Phantoms of different patients in the archive; their Series Instance UIDs."""
+    """Store phantoms of different patients in the archive; return their Series Instance UIDs."""
     uids, files = [], []
     for seed in range(count):
         uids.append(write_series(phantom(seed, SPACING_MM, "chest"), folder / str(seed)))
@@ -79,7 +79,7 @@ def fill(orthanc, folder, count):
 
 
 def know(orthanc, peer):
-    """Tell the archive where the node listens, to which it moves instances."""
+    """Tell the archive the node's address, the C-MOVE destination."""
     place, known = f"{orthanc._http}/modalities/node", json.dumps([peer.ae_title, "127.0.0.1", peer.port])
     with urllib.request.urlopen(urllib.request.Request(place, data=known.encode(), method="PUT")):
         pass
@@ -94,7 +94,7 @@ def archive_of(orthanc, retrieve):
 
 @pytest.fixture
 def orthanc(tmp_path):
-    """With its DICOMweb plugin, if that is installed."""
+    """Orthanc, with its DICOMweb plugin if installed."""
     program = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         pytest.skip("Orthanc is not installed (apt: orthanc)")
@@ -105,7 +105,7 @@ def orthanc(tmp_path):
 
 
 @pytest.mark.parametrize("retrieve", ["c-get", "c-move", "wado-rs"])
-def test_a_cohort_that_is_killed_twice_has_every_series_once(orthanc, make_node, tmp_path, retrieve):
+def test_cohort_killed_twice_contains_each_series_once(orthanc, make_node, tmp_path, retrieve):
     if retrieve == "wado-rs" and not DICOMWEB.exists():
         pytest.skip("the DICOMweb plugin is not installed (apt: orthanc-dicomweb)")
     uids = fill(orthanc, tmp_path / "ct", SERIES)
@@ -138,12 +138,12 @@ def test_a_cohort_that_is_killed_twice_has_every_series_once(orthanc, make_node,
     jobs = node.jobs()
     assert sorted(job["series_instance_uid"] for job in jobs) == sorted(uids), "one job for each series"
     assert {(job["rule"], job["priority"], job["state"]) for job in jobs} == {("cohort ages", -1000, "DELIVERED")}
-    assert orthanc._get("/statistics")["CountSeries"] == 3 * SERIES, "CT, SEG and SR of each, none twice"
+    assert orthanc._get("/statistics")["CountSeries"] == 3 * SERIES, "one CT, SEG and SR for each series"
     text = cohort.data_set.joinpath("dataset.json").read_text() + str(rows)
     assert "PHANTOM" not in text
     assert not any(uid in text for uid in uids)
 
-    if retrieve == "c-move":  # the listener takes CT only
+    if retrieve == "c-move":  # the listener accepts CT only
         return
     reports = CohortRun(
         node,

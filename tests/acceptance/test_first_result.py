@@ -1,4 +1,4 @@
-"""The steps of docs/start/first-result.md, done as they are written, with a PACS on loopback."""
+"""The steps of docs/start/first-result.md, carried out as written, with a PACS on loopback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def dicom_node(config, *words):
 
 
 def edited_as_the_page_says(text: str, node_port: int, pacs_port: int, data_folder: Path) -> str:
-    """node.yaml with each key of the page's block in place of the one that is there."""
+    """node.yaml with its keys replaced by those of the page's code block."""
     (block,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     wanted = yaml.safe_load(block)
     for stated, used in ADDRESSES.items():
@@ -47,7 +47,7 @@ def edited_as_the_page_says(text: str, node_port: int, pacs_port: int, data_fold
     return text
 
 
-def test_the_steps_lead_to_a_seg_and_an_sr_in_the_pacs(tmp_path):
+def test_following_the_steps_delivers_seg_and_sr_to_the_pacs(tmp_path):
     made = dicom_node(None, "config", "init", str(tmp_path / "etc"))
     assert made.returncode == 0, made.stderr
     config, rules = tmp_path / "etc" / "node.yaml", tmp_path / "etc" / "rules.yaml"
@@ -75,6 +75,6 @@ def test_the_steps_lead_to_a_seg_and_an_sr_in_the_pacs(tmp_path):
 
 
 def delivered(config) -> bool:
-    """The rule for phantoms, which has no destination, is the second job of this series."""
+    """Skip this series' second job, which comes from the phantom rule and has no destination."""
     states = {job["model"]: job["state"] for job in json.loads(dicom_node(config, "jobs", "--json").stdout)}
     return states.get("tissue") == "DELIVERED"

@@ -1,4 +1,4 @@
-"""Names of patients from the scanner's association to the archive's: byte by byte, and nowhere else."""
+"""Patient names reach the archive byte for byte as the scanner sent them, and appear nowhere else."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TWO_PATIENTS = 6
 
 
 def write(folder: Path, number: int, changes: dict[str | int, Change]) -> list[Path]:
-    """A series of its own with these changes; in that of two patients one image has another character set."""
+    """A separate series with these changes; in the two-patient series, one image has another character set."""
     folder.mkdir()
     own: dict[str | int, Change] = {
         keyword: f"{ROOT}.9.{number}.{part}".encode()
@@ -52,7 +52,7 @@ def write(folder: Path, number: int, changes: dict[str | int, Change]) -> list[P
     return paths
 
 
-def test_names_reach_the_archive_as_they_came_and_no_log(make_node, tmp_path) -> None:
+def test_names_reach_the_archive_unchanged_and_never_a_log(make_node, tmp_path) -> None:
     received = tmp_path / "received"
     received.mkdir()
     archive = Peer("ARCHIVE", free_port())

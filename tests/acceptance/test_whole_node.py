@@ -1,4 +1,4 @@
-"""A series goes in by C-STORE and its SEG and SR stand in the PACS: real CT, real Orthanc, real DCMTK."""
+"""A series arrives by C-STORE and its SEG and SR end up in the PACS: real CT, real Orthanc, real DCMTK."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REAL_SERIES = (
     "ShahinSHH+COVID-CT-MD/cap001_subset",
 )
 PROPOSE = {"1.2.840.10008.1.2.4.90": ("-xv",), "1.2.840.10008.1.2.4.70": ("-xs",)}
-"""What storescu must be told so that it proposes the transfer syntax of the files."""
+"""The storescu option that proposes the files' transfer syntax."""
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -56,14 +56,14 @@ def propose(series) -> tuple[str, ...]:
 
 
 def fetched(pacs, study_uid, folder):
-    """The only SEG and the only SR of the study, as the PACS gives them back."""
+    """The study's only SEG and only SR, as returned by the PACS."""
     (seg,) = pacs.fetch(study_uid, "SEG", folder)
     (report,) = pacs.fetch(study_uid, "SR", folder)
     return seg, report
 
 
 def labels_by_source_image(seg: Path, reconstruction):
-    """Read by highdicom: the label map, plane by plane of the source images, and the names of its segments."""
+    """The label map, one plane per source image, and its segment names, as read by highdicom."""
     read = highdicom.seg.segread(seg)
     labels_zyx = read.get_pixels_by_source_instance(
         [frame.sop_instance_uid for frame in reconstruction.frames],
@@ -81,14 +81,14 @@ def plain(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def chest(tmp_path_factory) -> Path:
-    """A coarse phantom chest as a CT series."""
+    """A coarse chest phantom as a CT series."""
     folder = tmp_path_factory.mktemp("ct")
     write_series(phantom(11, (3.0, 3.0, 6.0), "chest"), folder)
     return folder
 
 
 @pytest.mark.parametrize("name", REAL_SERIES)
-def test_real_ct_comes_back_as_seg_and_sr_of_its_own_study(name, shared_data, orthanc, make_node, tmp_path):
+def test_real_ct_yields_seg_and_sr_in_its_own_study(name, shared_data, orthanc, make_node, tmp_path):
     node = make_node({"pacs": orthanc.peer})
     node.start()
     series = the_series(shared_data / name)
@@ -109,7 +109,7 @@ def test_real_ct_comes_back_as_seg_and_sr_of_its_own_study(name, shared_data, or
     assert len(read_report(report)) == len(names)
 
 
-def test_phantom_comes_back_with_right_on_the_right(orthanc, make_node, tmp_path):
+def test_phantom_results_keep_left_and_right(orthanc, make_node, tmp_path):
     node = make_node({"pacs": orthanc.peer}, model="demo")
     node.start()
     made = phantom(901, (2.0, 2.0, 4.0))
@@ -138,7 +138,7 @@ def test_phantom_comes_back_with_right_on_the_right(orthanc, make_node, tmp_path
         if right in dice:
             crossed = made.truth.labels_zyx == label_of(made, left)
             wrong = (labels_zyx == number_by_name.get(plain(right), 255)) & crossed
-            # twins that share a wall (the atria) blur into each other there; a mix-up would be nearly all of it
+            # paired structures that share a wall (the atria) overlap a little; after a swap nearly all would be wrong
             assert wrong.sum() <= 0.1 * crossed.sum(), f"{left} labelled as {right}"
 
 
@@ -151,7 +151,7 @@ def centroid_lps(mask_zyx, reconstruction):
     return (reconstruction.source.geometry.affine_lps @ [x, y, z, 1.0])[:3]
 
 
-def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothing(chest, orthanc, make_node, tmp_path):
+def test_late_image_creates_a_superseding_revision_and_a_resend_changes_nothing(chest, orthanc, make_node, tmp_path):
     node = make_node({"pacs": orthanc.peer})
     node.start()
     series, files = the_series(chest), files_of(chest)
@@ -160,7 +160,7 @@ def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothin
     node.wait_for_state(series.series_instance_uid, JobState.DELIVERED)
     assert node.send(early[:-1]).returncode == 0
     wait_until(lambda: node.log_text().count('"association.closed"') == 2)
-    assert node.ledger().overview.counts().series == {"ROUTED": 1}  # nothing is there that could become a job
+    assert node.ledger().overview.counts().series == {"ROUTED": 1}  # nothing is left that could become a job
     assert len(node.jobs()) == 1
     assert node.send(early[-1:]).returncode == 0
     node.wait_for_state(series.series_instance_uid, JobState.DELIVERED, revision=2)
@@ -173,7 +173,7 @@ def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothin
     ]
     old, new = (segs[index] for index in np.argsort(planes))
     assert old.SeriesInstanceUID != new.SeriesInstanceUID
-    assert str(old.SeriesInstanceUID) in str(new.to_json()), "the new result names the one that it replaces"
+    assert str(old.SeriesInstanceUID) in str(new.to_json()), "the new result names the result it replaces"
     reports = [dcmread(path) for path in orthanc.fetch(series.study_instance_uid, "SR", tmp_path / "reports")]
     replaced = {
         str(report.SOPInstanceUID): [
@@ -188,7 +188,7 @@ def test_late_image_makes_a_revision_that_supersedes_and_a_resend_changes_nothin
     assert [named for named in replaced.values() if named] == [[first]]
 
 
-def test_dead_pacs_gets_everything_when_it_is_back_and_delays_nobody(chest, orthanc, make_node, tmp_path):
+def test_pacs_that_was_down_gets_everything_later_and_delays_no_other_destination(chest, orthanc, make_node, tmp_path):
     dead = Peer("LATEPACS", free_port())
     node = make_node({"pacs": orthanc.peer, "late": dead})
     node.start()
@@ -213,7 +213,7 @@ def test_dead_pacs_gets_everything_when_it_is_back_and_delays_nobody(chest, orth
 
 
 @pytest.mark.parametrize("moment", ["receive", "inference", "send"])
-def test_kill_9_loses_nothing_and_makes_one_result_set(moment, chest, orthanc, make_node, tmp_path):
+def test_sigkill_loses_nothing_and_leaves_one_result_set(moment, chest, orthanc, make_node, tmp_path):
     rng = random.Random(moment)
     node = make_node({"pacs": orthanc.peer})
     node.start()
@@ -231,7 +231,7 @@ def test_kill_9_loses_nothing_and_makes_one_result_set(moment, chest, orthanc, m
     else:
         assert node.send(files).returncode == 0
         wanted = {"inference": JobState.RUNNING, "send": JobState.ENCODED}[moment]
-        for _ in range(2):  # a third lost worker would be the end of the job's attempts
+        for _ in range(2):  # a third lost worker would use up the job's attempts
             kill_when(node, wanted)
             node.start()
     node.wait_for_state(series.series_instance_uid, JobState.DELIVERED, latest_revision(node, series), limit_s=180)
@@ -244,14 +244,14 @@ def test_kill_9_loses_nothing_and_makes_one_result_set(moment, chest, orthanc, m
 
 
 def latest_revision(node, series) -> int:
-    """The revision that holds the whole series, once its job is there."""
+    """Wait for the job of the revision that contains the whole series."""
     count = len(series.instances)
     job = node.wait_for(lambda job: node.job(job["id"])["series"]["evidence"]["instance_count"] == count)
     return job["revision"]
 
 
 def kill_when(node, state, limit_s=60):
-    """kill -9 at the moment that the ledger first shows the state; or when the job is through already."""
+    """Send SIGKILL as soon as the ledger shows this state, or when the job has already finished."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if {job["state"] for job in node.jobs()} & {state, JobState.DELIVERED}:
@@ -278,7 +278,7 @@ def start_sending(node, files):
 
 
 def acknowledged_files(sending) -> set[str]:
-    """SOP Instance UIDs of the files whose C-STORE was answered with Success."""
+    """SOP Instance UIDs of the files whose C-STORE response was Success."""
     output, _ = sending.communicate(timeout=60)
     found, current = set(), None
     for line in output.splitlines():
@@ -290,7 +290,7 @@ def acknowledged_files(sending) -> set[str]:
 
 
 def kept_files(node, files) -> set[str]:
-    """SOP Instance UIDs that the node keeps byte for byte, found through its ledger and its spool."""
+    """SOP Instance UIDs that the node has stored byte for byte, according to its ledger and spool."""
     spool = Spool(node.folder / "data" / "spool")
     series_uid = str(dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
     names, _ = node.ledger().arrivals.current_instances(series_uid)
@@ -300,7 +300,7 @@ def kept_files(node, files) -> set[str]:
     return set(kept)
 
 
-def test_bad_input_gets_its_reason_and_the_node_goes_on(shared_data, chest, orthanc, make_node, tmp_path):
+def test_bad_input_is_rejected_with_a_reason_and_the_node_runs_on(shared_data, chest, orthanc, make_node, tmp_path):
     node = make_node({"pacs": orthanc.peer})
     node.start()
     refused = {
@@ -329,7 +329,7 @@ def test_bad_input_gets_its_reason_and_the_node_goes_on(shared_data, chest, orth
 
 
 def two_patients(source: Path, folder: Path) -> Path:
-    """The series under another UID, half of it with another patient's identity."""
+    """The series under another UID, half of its images with another patient's identity."""
     folder.mkdir()
     for number, path in enumerate(files_of(source)):
         ds = dcmread(path)
@@ -342,7 +342,7 @@ def two_patients(source: Path, folder: Path) -> Path:
     return folder
 
 
-def test_results_sent_back_to_the_node_start_nothing(chest, orthanc, make_node, tmp_path):
+def test_results_sent_back_to_the_node_start_no_job(chest, orthanc, make_node, tmp_path):
     node = make_node({"pacs": orthanc.peer})
     node.start()
     series = the_series(chest)
@@ -354,7 +354,7 @@ def test_results_sent_back_to_the_node_start_nothing(chest, orthanc, make_node, 
     assert len(node.jobs()) == 1
 
 
-def test_no_rule_is_a_row_with_the_condition_that_failed(chest, orthanc, make_node):
+def test_series_without_matching_rule_is_listed_with_the_failed_condition(chest, orthanc, make_node):
     node = make_node({"pacs": orthanc.peer})
     rules = node.folder / "rules.yaml"
     rules.write_text(rules.read_text().replace("equals: CT", "equals: NM"))
@@ -368,7 +368,7 @@ def test_no_rule_is_a_row_with_the_condition_that_failed(chest, orthanc, make_no
     assert "no rule matched" in explained.stdout
 
 
-def test_strangers_are_kept_out_and_check_tells_what_is_wrong(orthanc, make_node):
+def test_unknown_peers_are_rejected_and_check_reports_the_cause(orthanc, make_node):
     node = make_node({"pacs": orthanc.peer, "gone": Peer("GONE", free_port())})
     node.start()
     stranger = subprocess.run(
@@ -389,7 +389,7 @@ def test_strangers_are_kept_out_and_check_tells_what_is_wrong(orthanc, make_node
     assert findings["model tissue"]
 
 
-def test_count_of_the_sender_completes_the_series_at_once(chest, orthanc, make_node):
+def test_senders_instance_count_completes_the_series_at_once(chest, orthanc, make_node):
     node = make_node({"pacs": orthanc.peer})
     settings = yaml.safe_load(node.config.read_text())
     settings["sources"] = [{"ae_title": "DEMOPACS", "count_host": "127.0.0.1", "count_port": orthanc.peer.port}]
@@ -404,7 +404,7 @@ def test_count_of_the_sender_completes_the_series_at_once(chest, orthanc, make_n
     assert f"{len(files)} of {len(files)} instances reported by the sender" in reason
 
 
-def test_no_line_of_the_log_names_the_patient(chest, orthanc, make_node):
+def test_no_log_line_contains_the_patient_name(chest, orthanc, make_node):
     node = make_node({"pacs": orthanc.peer})
     node.start()
     series = the_series(chest)

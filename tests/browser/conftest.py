@@ -1,4 +1,4 @@
-"""One Orthanc with DICOMweb, one OHIF and one Chromium for all tests here; without them the tests skip and say why."""
+"""Orthanc with DICOMweb, OHIF and Chromium, shared by all tests here; if one is missing, the tests are skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCREENSHOTS = ROOT / "test-results" / "browser"
 
 
 class Archive:
-    """Orthanc with nothing but its DICOMweb plugin (with orthanc-gdcm beside it, it crashed)."""
+    """Orthanc with only the DICOMweb plugin (it crashed when orthanc-gdcm was also loaded)."""
 
     ae_title = "ORTHANC"
 
@@ -39,7 +39,7 @@ class Archive:
             "DicomAet": self.ae_title,
             "DicomPort": self._dicom_port,
             "DicomAlwaysAllowStore": True,
-            # Orthanc 1.10.1 knows no label maps (2024) and takes them by C-STORE only so
+            # Orthanc 1.10.1 predates label map segmentations (2024) and accepts them by C-STORE only with this setting
             "UnknownSopClassAccepted": True,
             "Plugins": [str(DICOMWEB)],
         }
@@ -54,7 +54,7 @@ class Archive:
         return DestinationSettings(host="127.0.0.1", port=self._dicom_port, ae_title=self.ae_title)
 
     def get(self, place: str, accept: str) -> int:
-        """The status that DICOMweb answers with."""
+        """The HTTP status of the DICOMweb response."""
         address = f"http://127.0.0.1:{self.http_port}/dicom-web{place}"
         try:
             with urllib.request.urlopen(urllib.request.Request(address, headers={"Accept": accept})) as answer:
@@ -84,7 +84,7 @@ def archive(tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def origin(archive):
-    """The address of OHIF, with the configuration of deploy/ and Orthanc's DICOMweb on the same origin."""
+    """The address of OHIF with the configuration from deploy/, and Orthanc's DICOMweb on the same origin."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     site = cache / "dicom-node-tests" / f"ohif-{OHIF_VERSION}"
     if not (site / "index.html").is_file():
@@ -99,7 +99,7 @@ def browser():
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("Chromium is not installed (apt: chromium)")
-    # no GPU: WebGL in software
+    # no GPU: software WebGL
     arguments = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
     with playwright.sync_playwright() as running:
         started = running.chromium.launch(executable_path=chromium, args=arguments)
@@ -109,5 +109,5 @@ def browser():
 
 @pytest.fixture
 def screenshot(request):
-    """Where this test keeps what people may look at afterwards."""
+    """Where this test saves its screenshots."""
     return SCREENSHOTS / f"{re.sub('[^a-z0-9]+', '-', request.node.name.lower()).strip('-')}.png"

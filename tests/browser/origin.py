@@ -33,7 +33,7 @@ class _Origin(SimpleHTTPRequestHandler):
         if place == "/app-config.js":
             self._answer(self._configuration.read_bytes(), "text/javascript")
             return
-        # an application of one page: unknown paths are its own
+        # a single-page application handles unknown paths itself
         path = self.translate_path(place)
         if "." not in path.rpartition("/")[2]:
             self.path = "/index.html"
@@ -58,12 +58,12 @@ class _Origin(SimpleHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """A browser's log says more."""
+        """Log nothing: the browser's own log is more detailed."""
 
 
 @contextmanager
 def serve(site: Path, configuration: Path, orthanc_port: int) -> Iterator[str]:
-    """The address of the origin: the files of ``site``, OHIF's ``configuration``, and Orthanc under /dicom-web."""
+    """Serve the files in ``site``, OHIF's ``configuration``, and Orthanc under /dicom-web; gives the address."""
     handler = partial(_Origin, directory=str(site), orthanc_port=orthanc_port, configuration=configuration)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

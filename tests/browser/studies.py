@@ -1,4 +1,4 @@
-"""Studies for a viewer: phantoms as CT series, bent where a case asks for it, and what the node makes of them."""
+"""Studies for a viewer: phantoms as CT series, modified where a case needs it, and the node's results."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ MODEL = ModelIdentity("truth", "1", "ab" * 32, "nnU-Net")
 
 @dataclass(frozen=True)
 class Study:
-    """A CT series as files, what is true of each of its images, and the results made of it.
+    """A CT series as files, the true labels of each image, and the results.
 
-    ``truth`` holds labels (rows, columns) by SOP Instance UID of the image, ``names`` the structures by label.
+    ``truth`` maps each image's SOP Instance UID to its labels (rows, columns), ``names`` each label to its structure.
     """
 
     study_uid: str
@@ -59,14 +59,14 @@ class Study:
 
 
 def small_phantom(seed: int, rows: int, columns: int) -> Phantom:
-    """A chest of about 20 planes with this many rows and columns."""
+    """A chest phantom of about 20 planes with this many rows and columns."""
     case = phantom(seed, (400 / columns + 1e-6, 315 / rows + 1e-6, 16.0), "chest")
     assert case.truth.labels_zyx.shape[1:] == (rows, columns)
     return case
 
 
 def written(case: Phantom, folder: Path, bend: Callable[[Dataset, int], None] | None = None) -> Study:
-    """``case`` as a CT series; ``bend(header, plane)`` changes each image before anybody sees it."""
+    """``case`` as a CT series; ``bend(header, plane)`` modifies each image before it is written."""
     series_uid = write_series(case, folder)
     truth, study_uid = {}, ""
     for plane, path in enumerate(sorted(folder.glob("*.dcm"))):
@@ -80,20 +80,20 @@ def written(case: Phantom, folder: Path, bend: Callable[[Dataset, int], None] | 
 
 
 def tilted(image: Dataset, plane: int) -> None:
-    """A gantry leant by 15 degrees: the rows lie askew to the way of the table, which goes along z."""
+    """A gantry tilted by 15 degrees: the image planes are oblique to the direction of table travel, z."""
     lean = np.deg2rad(15)
     image.ImageOrientationPatient = [1, 0, 0, 0, round(np.cos(lean), 9), round(-np.sin(lean), 9)]
     image.GantryDetectorTilt = 15
 
 
 def prone(image: Dataset, plane: int) -> None:
-    """The same pixels of somebody who lies on his belly: columns to the Right, rows to the Anterior."""
+    """The same pixels for a patient in the prone position: columns towards Right, rows towards Anterior."""
     image.PatientPosition = "HFP"
     image.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
 
 
 def segmented(study: Study, model: Path, out: Path) -> Study:
-    """``study`` with the labels that ``dicom-node segment`` found as truth; its SEG and label map lie in ``out``."""
+    """``study`` with the labels found by ``dicom-node segment`` as truth; its SEG and label map are in ``out``."""
     command = [sys.executable, "-m", "dicom_node.cli", "segment", study.folder, "--model", model, "--out", out]
     command += ["--results", "segmentation: both"]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
@@ -105,7 +105,7 @@ def segmented(study: Study, model: Path, out: Path) -> Study:
 
 
 def encoded(study: Study, case: Phantom, requests: Mapping[str, ResultRequest]) -> Study:
-    """``study`` with what the node makes of it when its model finds the truth."""
+    """``study`` with the results that the node encodes when its model finds exactly the truth."""
     (series,) = read_series_folder(study.folder)
     source = reconstruct(series)
     labels = np.stack([study.truth[frame.sop_instance_uid] for frame in source.frames])

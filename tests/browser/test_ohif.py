@@ -1,4 +1,4 @@
-"""What OHIF, a real one in a real browser, shows of the node's results that a real Orthanc holds."""
+"""What OHIF shows in a real browser for results of the node that are stored in a real Orthanc."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FORMS = {"binary": ResultKind.SEGMENTATION, "label map": ResultKind.LABELMAP}
 DEMO_MODEL = Path(__file__).resolve().parents[2] / "config" / "models" / "phantom_demo_104"
 BOTH = {"viewer": ResultRequest(SegmentationForm.BOTH)}
 COLOUR_TOLERANCE = 3
-"""Of 255: colours travel as CIELab of 16 bit and are blended in software."""
+"""Out of 255: colours are transferred as 16-bit CIELab and blended in software."""
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def stored(archive, study: Study) -> Study:
 
 @pytest.fixture(scope="module")
 def series_of(archive, tmp_path_factory):
-    """A study of this sort, made and stored once."""
+    """A study of this kind, made and stored once."""
     made: dict[str, Study] = {}
 
     def make(name: str) -> Study:
@@ -81,7 +81,7 @@ def test_every_voxel_name_and_colour_is_shown(sort, form, series_of, viewer, scr
 
 @pytest.fixture(scope="module")
 def demo_run(archive, tmp_path_factory):
-    """A synthetic patient that the demo model found all structures in, stored with SEG and label map."""
+    """A synthetic patient in which the demo model found all structures, stored with SEG and label map."""
     out = tmp_path_factory.mktemp("run")
     case = phantom(3, (500 / 128 + 1e-6, 315 / 80 + 1e-6, 8.0))
     study = stored(archive, segmented(written(case, out / "ct"), DEMO_MODEL, out))
@@ -92,7 +92,7 @@ def demo_run(archive, tmp_path_factory):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_all_structures_that_a_run_of_the_demo_model_found_are_shown(form, demo_run, viewer, screenshot):
+def test_all_structures_found_by_the_demo_model_are_shown(form, demo_run, viewer, screenshot):
     study, series_uids = demo_run
     seg_uid = series_uids[form]
     viewer.open(study.study_uid, study.series_uid, seg_uid)
@@ -103,7 +103,7 @@ def test_all_structures_that_a_run_of_the_demo_model_found_are_shown(form, demo_
     assert viewer.complaints == []
 
 
-def test_auto_is_shown_where_columns_is_no_multiple_of_eight(archive, viewer, screenshot, tmp_path):
+def test_auto_form_is_shown_when_columns_is_not_a_multiple_of_eight(archive, viewer, screenshot, tmp_path):
     case = small_phantom(21, 63, 81)
     asked = ResultRequest(SegmentationForm.AUTO)
     accepts = Abilities("NODE").accepts_labelmap(archive.destination)
@@ -134,8 +134,8 @@ def test_auto_is_shown_where_columns_is_no_multiple_of_eight(archive, viewer, sc
 
 
 @pytest.mark.parametrize(("rows", "columns", "status"), [(61, 64, 200), (64, 60, 400), (63, 81, 400)])
-def test_orthanc_serves_a_binary_segmentation_only_if_its_rows_end_on_a_byte(rows, columns, status, archive, tmp_path):
-    """Why docs/users/viewers.md says to ask for a label map: where this is no longer so, it says too much."""
+def test_orthanc_serves_a_binary_segmentation_only_if_frames_end_on_a_byte(rows, columns, status, archive, tmp_path):
+    """The reason why docs/users/viewers.md advises a label map: if this test fails, the advice is out of date."""
     case = small_phantom(22 + rows, rows, columns)
     study = stored(archive, encoded(written(case, tmp_path), case, {"viewer": ResultRequest(report=False)}))
     (result,) = study.results
@@ -164,17 +164,17 @@ def test_report_page_and_overlay_are_shown(archive, viewer, screenshot, tmp_path
 def assert_capture_drawn(viewer: Viewer, pixels: np.ndarray) -> None:
     places = np.argwhere(np.ones(pixels.shape[:2]))[:: pixels[..., 0].size // 4000, ::-1]
     truth = pixels[places[:, 1], places[:, 0]].astype(float)
-    # drawn smaller than it is: a pixel of the screen is a mixture of several
+    # the image is drawn scaled down: each screen pixel mixes several image pixels
     settled(lambda: 1 - likeness(viewer.pixels_at(places), truth), "the capture", tolerance=0.2)
 
 
 def likeness(shown: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Correlation over all pixels and colours."""
+    """Correlation over all pixels and colour channels."""
     return np.array([np.corrcoef(shown.ravel(), truth.ravel())[0, 1]])
 
 
 def assert_shows(viewer: Viewer, study: Study, seg_uid: str) -> None:
-    """Label map, names, colours and drawn pixels of the segmentation are those of ``study``."""
+    """Check that label map, names, colours and drawn pixels are those of ``study``."""
     number_of = segment_numbers(study)
     shown = viewer.labels(seg_uid)
     assert set(shown) == set(study.truth)
@@ -192,7 +192,7 @@ def assert_shows(viewer: Viewer, study: Study, seg_uid: str) -> None:
 
 
 def segment_numbers(study: Study) -> np.ndarray:
-    """The number that each label has as a segment: those that are there, from 1 on."""
+    """The segment number of each label that occurs, counted from 1."""
     present = np.unique(np.concatenate([np.unique(labels) for labels in study.truth.values()]))
     number_of = np.zeros(256, np.uint8)
     number_of[present[present > 0]] = np.arange(1, np.count_nonzero(present) + 1)
@@ -200,20 +200,20 @@ def segment_numbers(study: Study) -> np.ndarray:
 
 
 def richest_images(study: Study, count: int = 2) -> list[str]:
-    """The images with most structures."""
+    """The images with the most structures."""
     return sorted(study.truth, key=lambda uid: -len(np.unique(study.truth[uid])))[:count]
 
 
 def assert_drawn(viewer, study, seg_uid, image_uid, number_of, colours) -> None:
-    """On each voxel of a structure the screen has its colour over the image's grey, or its outline; else grey alone."""
+    """Each voxel of a structure shows its colour over the image's grey, or its outline; all others show grey only."""
     labels = study.truth[image_uid]
-    clear = binary_erosion(labels == 0, np.ones((3, 3)))  # outlines reach over the edge of their structure
+    clear = binary_erosion(labels == 0, np.ones((3, 3)))  # outlines extend beyond the edge of their structure
     places = np.concatenate([places_of(labels == label) for label in np.unique(labels[labels > 0])])
     colour = np.array([colours[int(number_of[labels[y, x]])] for x, y in places])
     beside = places_of(clear)
 
     def off() -> np.ndarray:
-        # all anew at each look: the first pictures may be of before the scrolling, or the viewer may have moved on
+        # read everything again each time: the first screenshots may show the state before scrolling
         viewer.scroll_to(image_uid)
         viewer.show(seg_uid, visible=False)
         grey, grey_beside = viewer.pixels_at(places), viewer.pixels_at(beside)
@@ -227,13 +227,13 @@ def assert_drawn(viewer, study, seg_uid, image_uid, number_of, colours) -> None:
 
 
 def places_of(mask: np.ndarray, most: int = 40) -> np.ndarray:
-    """Some pixels (column, row) of ``mask``, from all over it."""
+    """Some pixels (column, row) of ``mask``, spread over all of it."""
     found = np.argwhere(mask)[:, ::-1]
     return found[:: -(-len(found) // most)]
 
 
 def differences(shown: np.ndarray, *expected: np.ndarray) -> np.ndarray:
-    """How far each pixel is from the nearest of what it may be."""
+    """The distance of each pixel from the nearest colour allowed for it."""
     return np.min([np.abs(shown - each).max(axis=1) for each in expected], axis=0)
 
 

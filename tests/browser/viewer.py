@@ -1,4 +1,4 @@
-"""OHIF in Chromium, asked what it shows."""
+"""OHIF in Chromium, queried for what it shows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 _PATIENCE_MS = 180_000
-"""A busy machine draws slowly, and nothing is measured here."""
+"""A busy machine draws slowly, and no test here measures time."""
 _CANVAS = "canvas.cornerstone-canvas"
 
 
 class Viewer:
-    """One study open in OHIF; what the page complained of is in ``complaints``."""
+    """One study open in OHIF; errors reported by the page are in ``complaints``."""
 
     def __init__(self, browser: Browser, origin: str) -> None:
         self._origin = origin
@@ -38,27 +38,27 @@ class Viewer:
         self._context.close()
 
     def open(self, study_uid: str, first: str, *others: str, mode: str = "segmentation") -> None:
-        """Open these series; returns when OHIF knows all of them and the images of the first are on the screen."""
+        """Open these series; return when OHIF lists all of them and shows images of the first."""
         address = f"{self._origin}/{mode}?StudyInstanceUIDs={study_uid}&SeriesInstanceUIDs="
         self.page.goto(address + ",".join((first, *others)), wait_until="commit")
         self.page.wait_for_function("all => all.every(uid => window.ask.displaySet(uid))", arg=[first, *others])
         self.wait_for(first)
-        # dispatched as below: a guided tour may lie above it
+        # dispatched as below: a guided tour may cover it
         self.page.locator("[data-cy=confirm-and-hide-button]").dispatch_event("click")
         if mode == "viewer":
             self.page.get_by_text("Skip all").click()
 
     def wait_for(self, series_uid: str) -> None:
-        """Until an image of this series is on the screen."""
+        """Wait until an image of this series is on the screen."""
         self.page.wait_for_function("uid => window.ask.shows(uid)", arg=series_uid)
 
     def double_click(self, series_uid: str) -> None:
-        """What a reader does to open a series; dispatched, so that nothing that lies above it takes the click."""
+        """Open a series as a user does; dispatched, so that an overlay cannot take the click."""
         identifier = self.page.evaluate("uid => window.ask.displaySet(uid).displaySetInstanceUID", series_uid)
         self.page.locator(f"[id='thumbnail-{identifier}']").dispatch_event("dblclick")
 
     def load(self, series_uid: str) -> None:
-        """Open a segmentation and say yes to drawing it on the images."""
+        """Open a segmentation and confirm that it is to be drawn on the images."""
         self.double_click(series_uid)
         self.page.locator("[data-cy=yes-hydrate-btn]").click()
         self.page.wait_for_function("uid => window.ask.hydrated(uid)", arg=series_uid)
@@ -68,12 +68,12 @@ class Viewer:
         return _by_number(self.page.evaluate("uid => window.ask.names(uid)", series_uid))
 
     def colours(self, series_uid: str) -> dict[int, tuple[int, int, int]]:
-        """sRGB that the viewport draws each segment number with."""
+        """The sRGB colour in which the viewport draws each segment number."""
         found = self.page.evaluate("uid => window.ask.colours(uid)", series_uid)
         return {number: tuple(colour) for number, colour in _by_number(found).items()}
 
     def labels(self, series_uid: str) -> dict[str, np.ndarray]:
-        """Segment numbers (rows, columns) by SOP Instance UID of the image that they are drawn on."""
+        """Segment numbers (rows, columns) by SOP Instance UID of the image on which they are drawn."""
         planes = self.page.evaluate("uid => window.ask.labels(uid)", series_uid)
         return {
             uid: np.frombuffer(base64.b64decode(plane["numbers"]), np.uint8).reshape(plane["rows"], plane["columns"])
@@ -81,11 +81,11 @@ class Viewer:
         }
 
     def image_on_screen(self) -> str:
-        """SOP Instance UID of the image that the viewport shows."""
+        """SOP Instance UID of the image shown in the viewport."""
         return str(self.page.evaluate("window.ask.imageOnScreen()"))
 
     def scroll_to(self, sop_instance_uid: str) -> None:
-        """Bring this image on the screen."""
+        """Scroll to this image."""
         self.page.wait_for_function("uid => window.ask.scrolledTo(uid)", arg=sop_instance_uid, polling=500)
 
     def show(self, series_uid: str, *, visible: bool) -> None:
@@ -93,11 +93,11 @@ class Viewer:
         self.page.evaluate("([uid, visible]) => window.ask.show(uid, visible)", [series_uid, visible])
 
     def fill_alpha(self) -> float:
-        """How strongly the inside of a segment covers the image: 0..1."""
+        """Opacity of a segment's interior: 0..1."""
         return float(self.page.evaluate("window.ask.fillAlpha()"))
 
     def pixels_at(self, places_xy: Iterable[tuple[int, int]]) -> np.ndarray:
-        """Colours (n, 3), as they are on the screen, at the centres of these image pixels (column, row)."""
+        """Colours (n, 3) on the screen at the centres of these image pixels (column, row)."""
         wanted = [[int(x), int(y)] for x, y in places_xy]
         places = np.array(self.page.evaluate("pixels => window.ask.places(pixels)", wanted))
         screen = self.screen()
@@ -105,12 +105,12 @@ class Viewer:
         return screen[y, x].astype(float)
 
     def screen(self) -> np.ndarray:
-        """The viewport as it is drawn, (rows, columns, 3)."""
+        """The viewport as drawn, (rows, columns, 3)."""
         picture = self.page.locator(_CANVAS).first.screenshot(animations="disabled")
         return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
 
     def keep_screenshot(self, path: Path) -> None:
-        """The whole window, for people."""
+        """Save the whole window, for people to look at."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.page.screenshot(path=path)
 

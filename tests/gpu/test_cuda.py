@@ -1,4 +1,4 @@
-"""The device path on a real GPU: the host's answer, bounded memory, the ladder, graphs and compilation."""
+"""The device path on a real GPU: same labels as the host, bounded memory, fall-backs, CUDA graphs, compilation."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from tests.support.nnunet_models import plans, write_model, write_package  # noq
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device found by torch"),
 ]
 FLOAT32 = EngineOptions(device="cuda", precision="float32")
 HOST = EngineOptions(device="cpu", backend="torch", precision="float32")
@@ -67,21 +67,21 @@ def with_settings(package, options, settings, opened=None):
     return segmenter
 
 
-def test_resampling_is_the_host_s_bit_for_bit(volume):
+def test_resampling_equals_the_host_bit_for_bit(volume):
     canonical = Canonical.of(volume.geometry)
     source = uploaded(volume.voxels_zyx, torch.device("cuda"))
     ours = resampled(source, canonical, (47, 101, 90), 1 << 24).cpu().numpy()
     np.testing.assert_array_equal(ours, resample(canonical.view(volume.voxels_zyx), (47, 101, 90)))
 
 
-def test_float32_gives_the_labels_of_the_host(package, volume, of_host):
+def test_float32_labels_equal_the_host(package, volume, of_host):
     result = NnunetSegmenter(package, FLOAT32).segment(volume, lambda *_: None)
     assert np.mean(result.labels_zyx == of_host) >= 0.9999
     assert not result.run.notes
     assert result.run.device == f"cuda:0 {torch.cuda.get_device_name(0)}"
 
 
-def test_parity_gives_the_labels_of_the_host(package, volume):
+def test_parity_labels_equal_the_host(package, volume):
     theirs = labels_of(NnunetSegmenter(package, replace(HOST, parity=True)), volume)
     assert np.mean(labels_of(NnunetSegmenter(package, replace(FLOAT32, parity=True)), volume) == theirs) >= 0.9999
 
@@ -89,7 +89,7 @@ def test_parity_gives_the_labels_of_the_host(package, volume):
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_reduced_precision_hardly_changes_the_labels(package, volume, of_host, precision):
     labels = labels_of(NnunetSegmenter(package, replace(FLOAT32, precision=precision)), volume)
-    assert np.mean(labels == of_host) >= 0.98  # random networks decide on noise
+    assert np.mean(labels == of_host) >= 0.98  # random networks decide by noise
 
 
 @pytest.mark.parametrize("settings", [DeviceSettings(captured=True), DeviceSettings(compiled=True)])
@@ -97,7 +97,7 @@ def test_captured_and_compiled_networks_give_the_same_labels(package, volume, of
     if settings.compiled and not can_compile(torch.device("cuda")):
         pytest.skip("torch.compile needs triton")
     segmenter = with_settings(package, FLOAT32, settings)
-    for _ in range(2):  # what was captured for one volume serves the next
+    for _ in range(2):  # the graph captured for one volume is reused for the next
         assert np.mean(labels_of(segmenter, volume) == of_host) >= 0.9999
 
 
@@ -111,7 +111,7 @@ def test_memory_stays_within_the_weights_and_a_few_windows(package, volume):
     assert torch.cuda.max_memory_allocated() <= segmenter._device.resident_bytes() + in_flight
 
 
-def test_a_released_model_leaves_no_memory_behind(package, volume):
+def test_released_model_frees_its_gpu_memory(package, volume):
     segmenter = NnunetSegmenter(package, FLOAT32)
     labels_of(segmenter, volume)
     held = torch.cuda.memory_allocated()
@@ -120,7 +120,7 @@ def test_a_released_model_leaves_no_memory_behind(package, volume):
 
 
 class Greedy:
-    """A network that takes real memory until there is none, for batches above a size."""
+    """A network that allocates GPU memory until none is left, for batches above a given size."""
 
     def __init__(self, network, windows):
         self.network, self.windows = network, windows
@@ -141,7 +141,7 @@ class Greedy:
 
 
 @pytest.mark.parametrize(("windows", "last"), [(1, "one window at a time"), (0, "sums on the host")])
-def test_when_the_gpu_is_full_the_labels_still_come(package, volume, of_host, windows, last):
+def test_labels_are_correct_when_the_gpu_runs_out_of_memory(package, volume, of_host, windows, last):
     def opened(segmenter):
         def scarce(part):
             one = segmenter.open_part(part)
