@@ -1,4 +1,4 @@
-"""Pulling within limits: what starts, what waits and why, and what is given up."""
+"""Pulling within limits: which pulls start, which wait and why, and which are given up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PSEUDONYMS = Pseudonyms.of_key(bytes(range(32)))
 
 
 class Archive:
-    """Answers each pull with ``answer(series)``; ``most`` is how many were pulled at the same time."""
+    """Answer each pull with ``answer(series)``; ``most`` is the highest number of simultaneous pulls."""
 
     def __init__(self, answer=lambda series: Pulled(series.expected_count, "")):
         self.answer = answer
@@ -61,7 +61,7 @@ def ledger(tmp_path, spool):
 
 @pytest.fixture
 def pull(ledger, spool, tmp_path):
-    """Pulls ``count`` series until nothing more starts by itself; gives the reason."""
+    """Pull ``count`` series until no further pull starts; return the reason."""
     table = CohortTable(tmp_path / "out")
     table.open_for(PSEUDONYMS, Dates.NONE)
     collecting = Collecting("c", ledger.cohorts, spool, table, PSEUDONYMS, Dates.NONE)
@@ -89,7 +89,7 @@ def states(ledger):
     return {state: count for state, count in ledger.cohorts.counts("c").items() if count}
 
 
-def test_no_more_are_pulled_at_once_than_the_archive_may_be_asked(pull, ledger):
+def test_simultaneous_pulls_stay_within_the_archives_limit(pull, ledger):
     both = threading.Barrier(2, timeout=10)
 
     def answer(series):
@@ -102,13 +102,13 @@ def test_no_more_are_pulled_at_once_than_the_archive_may_be_asked(pull, ledger):
     assert states(ledger) == {PullState.PULLED: 6}
 
 
-def test_the_next_series_waits_for_its_turn_in_the_hour(pull, ledger):
+def test_next_series_waits_for_the_hourly_limit(pull, ledger):
     archive = Archive()
     assert pull(archive, series_per_hour=2.0) == "the limit of 2 series an hour"
     assert states(ledger) == {PullState.PULLED: 1, PullState.SELECTED: 2}
 
 
-def test_nothing_is_pulled_outside_the_hours_or_onto_a_full_disk(pull, ledger):
+def test_nothing_is_pulled_outside_the_allowed_hours_or_onto_a_full_disk(pull, ledger):
     clock = now_utc().astimezone()
     before, after = (f"{clock + timedelta(hours=hours):%H:%M}" for hours in (2, 4))
     assert pull(Archive(), hours=f"{before}-{after}") == f"series are pulled from {before}-{after} only"
@@ -116,7 +116,7 @@ def test_nothing_is_pulled_outside_the_hours_or_onto_a_full_disk(pull, ledger):
     assert states(ledger) == {PullState.SELECTED: 3}
 
 
-def test_an_archive_that_is_away_costs_no_attempt(pull, ledger):
+def test_unreachable_archive_costs_no_attempt(pull, ledger):
     def away(_series):
         raise ConnectionLost("PACS at 10.1.2.3:104 can't be reached")
 
@@ -135,7 +135,9 @@ def test_an_archive_that_is_away_costs_no_attempt(pull, ledger):
         (NetworkError("PACS answered a C-GET with status C001"), "PACS answered a C-GET with status C001"),
     ],
 )
-def test_a_series_that_never_comes_whole_fails_with_the_reason_and_is_listed(pull, ledger, tmp_path, answer, reason):
+def test_series_that_never_arrives_completely_fails_and_is_listed_with_the_reason(
+    pull, ledger, tmp_path, answer, reason
+):
     def respond(_series):
         if isinstance(answer, Exception):
             raise answer
@@ -149,7 +151,7 @@ def test_a_series_that_never_comes_whole_fails_with_the_reason_and_is_listed(pul
     assert (progress.selected, progress.failed, progress.waiting) == (2, 2, 0)
 
 
-def test_what_was_interrupted_comes_first(pull, ledger):
+def test_interrupted_pulls_come_first(pull, ledger):
     ledger.cohorts.select("c", [Selected(f"1.2.{number}", "1.2", 10) for number in range(3)])
     last = ledger.cohorts.to_pull("c", now_utc(), 3)[-1]
     ledger.cohorts.pull_started(last, now_utc())
@@ -158,10 +160,10 @@ def test_what_was_interrupted_comes_first(pull, ledger):
     assert archive.pulled == ["1.2.2", "1.2.0", "1.2.1"]
 
 
-def test_the_ledger_is_not_held_while_an_archive_is_asked(ledger):
+def test_ledger_is_not_locked_during_a_request_to_an_archive(ledger):
     def slow():
         for number in range(3):
-            ledger.device_uid()  # a write by another process, for whose lock it would wait in vain
+            ledger.device_uid()  # a write by another process, which would otherwise wait for the lock in vain
             yield Selected(f"1.3.{number}", "1.3", None)
 
     ledger.cohorts.select("c", slow())

@@ -1,4 +1,4 @@
-"""Reports of an archive as rows: those of other systems, made by highdicom, and those that are replaced."""
+"""Rows from an archive's reports: those of other systems (made with highdicom) and those that were superseded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ibsi(value, meaning):
 
 
 def group(number, code, meaning, side=None):
-    """As IDC has it: a free tracking identifier, codes for the structure, IBSI codes for the values."""
+    """A group as in IDC: a free-text tracking identifier, codes for the structure, IBSI codes for the values."""
     concept = CodedConcept(code, "SCT", meaning)
     hu, mm3 = CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit"), CodedConcept("mm3", "UCUM", "cubic millimeter")
     values = [("YEKZ", 1000.0 * number, mm3), ("Q4LE", 40.0 + number, hu), ("Y12H", 41.0, hu), ("1GSF", -5.0, hu)]
@@ -108,7 +108,7 @@ def taken(table, *paths):
         return [intake.take_file(path) for path in paths]
 
 
-def test_a_report_with_the_codes_of_idc_has_our_names_and_units(tmp_path, table):
+def test_idc_codes_are_translated_to_our_names_and_units(tmp_path, table):
     groups = [
         group(1, "10200004", "Liver"),
         group(2, "64033007", "Kidney", codes.SCT.Left),
@@ -127,7 +127,7 @@ def test_a_report_with_the_codes_of_idc_has_our_names_and_units(tmp_path, table)
 
 
 @pytest.mark.parametrize("newer_first", [True, False])
-def test_a_report_that_another_one_replaces_has_no_rows(tmp_path, table, newer_first):
+def test_superseded_report_has_no_rows(tmp_path, table, newer_first):
     old = report(tmp_path, [group(1, "10200004", "Liver")], "old.dcm")
     new = report(tmp_path, [group(2, "10200004", "Liver")], "new.dcm", previous=[dcmread(old)])
     taken(table, *((new, old) if newer_first else (old, new)))
@@ -137,7 +137,7 @@ def test_a_report_that_another_one_replaces_has_no_rows(tmp_path, table, newer_f
     assert read_rows(table.folder).num_rows == 1
 
 
-def test_a_report_without_groups_is_listed_and_what_is_none_is_not_taken(tmp_path, table):
+def test_report_without_groups_is_listed_and_non_reports_are_skipped(tmp_path, table):
     whole = dcmread(report(tmp_path, [group(1, "10200004", "Liver")]))
     whole.ContentSequence = whole.ContentSequence[:1]
     whole.save_as(tmp_path / "empty.dcm")

@@ -1,4 +1,4 @@
-"""`cohort run` over a folder, with a work process of its own: what is done, refused and failed, and why."""
+"""`cohort run` over a folder, with its own work process: what is done, refused and failed, and why."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def write_ct(folder, seed, planes=6, patient_age=50):
     return write_ct_series(volume, folder / str(seed), SyntheticPatient(seed, patient_age, "F"))
 
 
-def test_done_refused_and_failed_add_up_and_each_is_explained(config, tmp_path):
+def test_done_refused_and_failed_counts_add_up_and_each_is_explained(config, tmp_path):
     ct = tmp_path / "ct"
     done = write_ct(ct, 1)
     refused = write_ct(ct, 2)
@@ -84,7 +84,7 @@ def test_done_refused_and_failed_add_up_and_each_is_explained(config, tmp_path):
     failed = write_ct(ct, 3)
     (ct / "3" / "note.txt").write_text("no DICOM")
     first = dcmread(ct / "3" / "ct_0000.dcm")
-    first.file_meta.MediaStorageSOPInstanceUID = "1.2.3"  # contradicts its data set: refused by the node
+    first.file_meta.MediaStorageSOPInstanceUID = "1.2.3"  # contradicts its data set, so the node refuses it
     first.save_as(ct / "3" / "ct_0000.dcm")
     answered = run(config, define(tmp_path), "--work")
     assert answered.returncode == 3, answered.stderr
@@ -106,10 +106,10 @@ def test_done_refused_and_failed_add_up_and_each_is_explained(config, tmp_path):
     assert not any(uid in str(rows) + str(explained) for uid in (done, refused, failed))
 
 
-def test_the_same_command_again_does_nothing_and_another_cohort_uses_what_is_there(config, tmp_path):
+def test_repeated_command_does_nothing_and_another_cohort_reuses_the_results(config, tmp_path):
     write_ct(tmp_path / "ct", 1)
     assert run(config, define(tmp_path), "--work").returncode == 0
-    again = json.loads(run(config, define(tmp_path)).stdout)  # no work process: there is nothing to do
+    again = json.loads(run(config, define(tmp_path)).stdout)  # without a work process: there is nothing to do
     assert (again["selected"], again["done"]) == (1, 1)
     other = run(config, define(tmp_path, name="d", data_set="out2"))
     assert json.loads(other.stdout)["done"] == 1
@@ -119,7 +119,7 @@ def test_the_same_command_again_does_nothing_and_another_cohort_uses_what_is_the
     ledger.close()
 
 
-def test_a_cohort_that_changes_is_refused(config, tmp_path):
+def test_changed_cohort_definition_is_refused(config, tmp_path):
     for name in ("ct", "ct2"):
         (tmp_path / name).mkdir()
     empty = json.loads(run(config, define(tmp_path)).stdout)
@@ -162,7 +162,7 @@ def jobs(ledger):
     return sorted((job.rule, job.model, job.priority) for job in ledger.overview.jobs(9))
 
 
-def test_what_was_sent_to_the_node_keeps_its_rules_and_the_cohort_gets_its_job_in_addition(node, tmp_path):
+def test_series_sent_to_the_node_is_routed_by_rules_and_gets_the_cohort_job_in_addition(node, tmp_path):
     spool, ledger, routing = node
     uid = receive(spool, ledger, tmp_path / "a", 40)  # before the pull
     series = ordered(ledger, uid, "other")
@@ -179,7 +179,7 @@ def test_what_was_sent_to_the_node_keeps_its_rules_and_the_cohort_gets_its_job_i
 @pytest.mark.parametrize(
     ("model", "expected"), [("other", ("cohort c", "other", -1000)), (None, ("all", "tissue", -1000))]
 )
-def test_what_a_pull_brings_is_routed_by_its_order(node, tmp_path, model, expected):
+def test_pulled_series_is_routed_by_its_order(node, tmp_path, model, expected):
     spool, ledger, routing = node
     uid = receive(spool, ledger, tmp_path / "a", 40)
     complete_and_route(ledger, routing)
@@ -188,7 +188,7 @@ def test_what_a_pull_brings_is_routed_by_its_order(node, tmp_path, model, expect
     ledger.cohorts.pull_started(series, now_utc())
     stored = next((tmp_path / "data" / "spool").rglob("*.dcm"))
     dataset = dcmread(stored)
-    dataset.PixelData = bytes(len(dataset.PixelData))  # corrected in the archive: the pull brings a new revision
+    dataset.PixelData = bytes(len(dataset.PixelData))  # corrected in the archive: the pull creates a new revision
     dataset.save_as(stored.with_name("0" * 32 + ".dcm"))
     assert adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, -1).adopted == 1
     complete_and_route(ledger, routing)
@@ -196,7 +196,7 @@ def test_what_a_pull_brings_is_routed_by_its_order(node, tmp_path, model, expect
     assert len(jobs(ledger)) == 2
 
 
-def test_a_failed_series_is_pulled_again_on_request_only(node):
+def test_failed_series_is_pulled_again_only_on_request(node):
     _, ledger, _ = node
     series = ordered(ledger, "1.2.3", "tissue")
     ledger.cohorts.pull_started(series, now_utc())
@@ -225,13 +225,13 @@ def test_a_failed_series_is_pulled_again_on_request_only(node):
         ({"folders": "x"}, "folders"),
     ],
 )
-def test_a_definition_that_makes_no_sense_is_refused_with_its_place(config, tmp_path, changes, says):
+def test_invalid_definition_is_refused_with_its_location(config, tmp_path, changes, says):
     (tmp_path / "ct").mkdir()
     with pytest.raises(ConfigurationError, match=says):
         load_definition(define(tmp_path, **changes), load_settings(config))
 
 
-def test_hours_may_go_past_midnight():
+def test_hours_may_span_midnight():
     def at(hours, clock):
         moment = now_utc().replace(hour=int(clock[:2]), minute=int(clock[3:]), second=0, microsecond=0)
         return Limits(hours=hours).is_open_at(moment)
@@ -243,7 +243,7 @@ def test_hours_may_go_past_midnight():
     assert at(None, "12:00")
 
 
-def test_two_runs_of_one_data_set_exclude_each_other(config, tmp_path):
+def test_two_runs_on_one_data_set_exclude_each_other(config, tmp_path):
     (tmp_path / "ct").mkdir()
     (tmp_path / "out").mkdir()
     held = os.open(tmp_path / "out", os.O_RDONLY)
@@ -254,7 +254,7 @@ def test_two_runs_of_one_data_set_exclude_each_other(config, tmp_path):
     assert "another `cohort run` is writing" in answered.stderr
 
 
-def test_without_its_extra_the_command_says_what_to_install(config, tmp_path):
+def test_without_the_extra_the_command_says_what_to_install(config, tmp_path):
     (tmp_path / "ct").mkdir()
     program = (
         "import sys; sys.modules['pyarrow'] = None; from dicom_node.cli import main;"

@@ -1,4 +1,4 @@
-"""Sources that do not do as they are asked: lists with a typing error, archives that refuse or answer too much."""
+"""Sources that misbehave: lists with a typing error, archives that refuse or send more than requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Taking:
-    """Takes nothing."""
+    """Accepts nothing."""
 
     def __enter__(self):
         return self
@@ -48,7 +48,7 @@ def definition(**changes):
 
 @pytest.fixture
 def dimse():
-    """Starts a pynetdicom archive with these handlers; gives our source for it."""
+    """Start a pynetdicom archive with these handlers; return our source for it."""
     servers = []
 
     def start(find=None, get=None):
@@ -74,7 +74,7 @@ def answer(**keys):
     return found
 
 
-def test_studies_are_asked_first_and_then_the_series_of_each(dimse):
+def test_studies_are_queried_first_and_then_the_series_of_each(dimse):
     asked = []
 
     def find(event):
@@ -93,7 +93,7 @@ def test_studies_are_asked_first_and_then_the_series_of_each(dimse):
     assert [(each["StudyInstanceUID"], each["Modality"]) for each in asked[1:]] == [("1.2", "CT"), ("1.3", "CT")]
 
 
-def test_an_archive_that_refuses_the_query_is_said_with_its_status(dimse):
+def test_refused_query_is_reported_with_its_status(dimse):
     def refuse(_event):
         yield 0xA700, None
 
@@ -101,7 +101,7 @@ def test_an_archive_that_refuses_the_query_is_said_with_its_status(dimse):
         list(dimse(refuse).select())
 
 
-def test_an_archive_that_refuses_a_c_get_is_said_with_its_status(dimse):
+def test_refused_c_get_is_reported_with_its_status(dimse):
     def refuse(_event):
         yield 1
         yield 0xA701, None
@@ -110,7 +110,7 @@ def test_an_archive_that_refuses_a_c_get_is_said_with_its_status(dimse):
         dimse(get=refuse).pull(Selected("1.2.1", "1.2", 1))
 
 
-def test_an_archive_that_is_away_is_no_fault_of_the_series():
+def test_unreachable_archive_is_not_counted_against_the_series():
     archive = Archive(host="127.0.0.1", port=1, ae_title="ARCHIVE", connect_timeout_s=1)
     with pytest.raises(ConnectionLost):
         DimseArchive(definition(), archive, "NODE", WANTED).pull(Selected("1.2.1", "1.2", 1))
@@ -121,7 +121,7 @@ def test_an_archive_that_is_away_is_no_fault_of_the_series():
 
 @pytest.fixture
 def web():
-    """Starts a server that answers ``path -> (status, content type, body)``; gives our source and the paths asked."""
+    """Start a server that answers ``path -> (status, content type, body)``; return our source and the paths."""
     servers = []
 
     def start(respond):
@@ -161,7 +161,7 @@ def study(number):
     return {"0020000D": {"vr": "UI", "Value": [f"1.2.{number}"]}}
 
 
-def test_answers_are_asked_for_page_by_page_also_of_a_server_that_knows_no_pages(web):
+def test_answers_are_requested_in_pages_even_from_a_server_that_ignores_paging(web):
     everything = [study(number) for number in range(200)]
 
     def respond(path):
@@ -184,7 +184,7 @@ def test_answers_are_asked_for_page_by_page_also_of_a_server_that_knows_no_pages
         (200, 'multipart/related; boundary="b"', b"--b\r\n\r\nabc", ConnectionLost, "cut"),
     ],
 )
-def test_a_wado_answer_that_is_none(web, status, kind, body, error, says):
+def test_invalid_wado_answer_is_an_error(web, status, kind, body, error, says):
     source, _ = web(lambda _path: (status, kind, body))
     with pytest.raises(error, match=says):
         source.pull(Selected("1.2.1", "1.2", 1))
@@ -193,7 +193,7 @@ def test_a_wado_answer_that_is_none(web, status, kind, body, error, says):
 # ---- the list
 
 
-def test_a_list_has_studies_and_series(tmp_path):
+def test_list_names_studies_and_series_and_a_bad_line_is_named(tmp_path):
     file = tmp_path / "list.txt"
     file.write_text("# ours\n1.2.3\n\n1.2.4 1.2.4.1  # one series\n")
     assert list(read_list(file)) == [("1.2.3", ""), ("1.2.4", "1.2.4.1")]

@@ -1,4 +1,4 @@
-"""Conversion of data sets on disk: as nibabel and scipy have it, as nnU-Net reads it, and with every fault named."""
+"""Conversion of data sets on disk: equal to nibabel and scipy, readable by nnU-Net, and every fault named."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def save(path: Path, array_xyz: np.ndarray, affine: np.ndarray = AFFINE) -> Path
 
 
 def published(folder: Path, names: dict[str, str], structures: list[str], shape: tuple[int, ...] = SHAPE_XYZ) -> None:
-    """A data set in the published layout: CTs of noise in air, and boxes for structures; ``names`` give the split."""
+    """A data set in the published layout: CTs of noise in air, boxes as structures; ``names`` determine the split."""
     lines = ["image_id;age;gender;split"]
     for number, (name, split) in enumerate(names.items()):
         rng = np.random.default_rng(number)
@@ -87,8 +87,8 @@ def digests(out: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("order", [1, 3])
-def test_images_and_labels_are_those_of_nibabel_and_scipy(tmp_path, order):
-    """TotalSegmentator's steps with its own libraries: closest canonical, then zoom by old / new spacing."""
+def test_images_and_labels_equal_those_of_nibabel_and_scipy(tmp_path, order):
+    """TotalSegmentator's steps with the libraries it uses: closest canonical, then zoom by old / new spacing."""
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
     run(tmp_path / "in", tmp_path / "out", *TWO, "--order", str(order))
     (folder,) = (tmp_path / "out").glob("Dataset*")
@@ -115,7 +115,7 @@ def test_images_and_labels_are_those_of_nibabel_and_scipy(tmp_path, order):
     }
 
 
-def test_a_ct_of_the_wanted_spacing_keeps_its_voxels(tmp_path):
+def test_ct_with_the_requested_spacing_keeps_its_voxels(tmp_path):
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
     for path in (tmp_path / "in").rglob("*.nii.gz"):
         save(path, np.asanyarray(nib.load(path).dataobj), np.diag([-1.5, -1.5, 1.5, 1.0]))
@@ -128,7 +128,7 @@ def test_a_ct_of_the_wanted_spacing_keeps_its_voxels(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "first_id", "total_ids"), [("v1", 251, (256, 301)), ("v2", 291, (297, 298))])
-def test_the_seven_sets_are_whole_data_sets_to_nnunet(tmp_path, classes, first_id, total_ids):
+def test_nnunet_accepts_each_of_the_seven_data_sets(tmp_path, classes, first_id, total_ids):
     structures = list(total(classes).names_by_label.values())
     names = {"s0001": "train", "s0002": "train", "s0003": "val", "s0004": "test"}
     published(tmp_path / "in", names, structures, (28, 28, 16))
@@ -137,7 +137,7 @@ def test_the_seven_sets_are_whole_data_sets_to_nnunet(tmp_path, classes, first_i
     assert [int(name[7:10]) for name in folders] == [*range(first_id, first_id + 5), *total_ids]
     for folder, labels in zip(folders, (*parts(classes).values(), total(classes), total(classes)), strict=True):
         path = tmp_path / "out" / folder
-        if folder in (folders[0], folders[-1]):  # it takes two seconds for each
+        if folder in (folders[0], folders[-1]):  # it takes two seconds per data set
             verify_dataset_integrity(str(path), num_processes=1)
         content = json.loads((path / "dataset.json").read_text())
         assert content["labels"] == {"background": 0, **labels.label_by_name}
@@ -155,7 +155,7 @@ def test_the_seven_sets_are_whole_data_sets_to_nnunet(tmp_path, classes, first_i
 
 
 def test_dicom_series_with_seg_or_contours(tmp_path):
-    """Left stays left: the structure lies where SimpleITK sees it in both files."""
+    """Left stays left: SimpleITK finds the structure at the same place in both files."""
     folders = {}
     for number, form in enumerate((SegmentationForm.BINARY, SegmentationForm.NONE)):
         folder = tmp_path / "in" / str(number)
@@ -185,7 +185,7 @@ def test_dicom_series_with_seg_or_contours(tmp_path):
     assert not list((tmp_path / "out").glob("Dataset*/splits_final.json")), "no published split"
 
 
-def test_dicom_series_that_make_no_upright_volume_are_refused_with_the_numbers(tmp_path):
+def test_dicom_series_that_form_no_upright_volume_are_refused_with_the_numbers(tmp_path):
     steps = {"tilted": (0.0, 0.9, 2.5), "gap": (0.0, 0.0, 2.5)}
     ids = {}
     for name, step in steps.items():
@@ -276,7 +276,7 @@ def test_every_bad_subject_is_named_with_the_reason_and_the_others_are_converted
     assert "gone" not in reasons(absent)
 
 
-def test_structures_that_are_empty_lost_or_unknown_are_remarked(tmp_path):
+def test_empty_lost_and_unknown_structures_are_noted(tmp_path):
     source = tmp_path / "in"
     published(source, {"empty": "train", "small": "val"}, ["liver", "tumour"])
     point = np.zeros(SHAPE_XYZ, np.uint8)
@@ -292,8 +292,8 @@ def test_structures_that_are_empty_lost_or_unknown_are_remarked(tmp_path):
     assert report["sets"][0]["subjects_with_structure"] == {"liver": 1}
 
 
-def test_masks_that_overlap_are_merged_in_each_set_by_itself_and_the_later_label_is_kept(tmp_path):
-    """As TotalSegmentator's converter does it: the aorta is of another part than liver and spleen."""
+def test_overlapping_masks_are_merged_per_data_set_and_the_later_label_wins(tmp_path):
+    """As in TotalSegmentator's converter: the aorta belongs to another part than liver and spleen."""
     names = total("v1").label_by_name
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen", "aorta", "face"])
     everywhere = np.ones(SHAPE_XYZ, np.uint8)
@@ -334,7 +334,7 @@ def test_structures_can_be_renamed(tmp_path):
         (["--classes", "v1", "--structures", "liver"], "can't be combined"),
     ],
 )
-def test_what_can_not_be_made_is_said_before_anything_is_written(tmp_path, options, says):
+def test_impossible_request_is_refused_before_anything_is_written(tmp_path, options, says):
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
     done = CliRunner().invoke(main, ["dataset", "convert", str(tmp_path / "in"), str(tmp_path / "out"), *options])
     assert done.exit_code in (1, 2)
@@ -342,7 +342,7 @@ def test_what_can_not_be_made_is_said_before_anything_is_written(tmp_path, optio
     assert not (tmp_path / "out").exists()
 
 
-def test_a_data_set_that_was_not_converted_here_is_left_alone(tmp_path):
+def test_data_set_not_converted_here_is_left_untouched(tmp_path):
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
     (tmp_path / "out" / "Dataset301_structures_3mm").mkdir(parents=True)
     done = CliRunner().invoke(main, ["dataset", "convert", str(tmp_path / "in"), str(tmp_path / "out"), *TWO])
@@ -353,7 +353,7 @@ def test_a_data_set_that_was_not_converted_here_is_left_alone(tmp_path):
 # ---- runs that are repeated
 
 
-def test_a_killed_conversion_is_continued_and_is_the_same(tmp_path):
+def test_killed_conversion_is_resumed_with_the_same_result(tmp_path):
     names = {f"s{k}": "val" if k == 3 else "train" for k in range(8)}
     published(tmp_path / "in", names, ["liver", "spleen"], (60, 60, 60))
     options = ["--structures", "liver,spleen", "--set", "total_1mm", "--set", "total_3mm", "--processes", "2"]
@@ -365,7 +365,7 @@ def test_a_killed_conversion_is_continued_and_is_the_same(tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(0.2)  # its workers are gone at once
+    time.sleep(0.2)  # its workers end at once
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/subjects/*.json")}
     assert before
     run(tmp_path / "in", tmp_path / "killed", *options)
@@ -373,7 +373,7 @@ def test_a_killed_conversion_is_continued_and_is_the_same(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before, "converted once"
 
 
-def test_only_what_changed_is_converted_again(tmp_path):
+def test_only_changed_subjects_are_converted_again(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     published(source, {"s1": "train", "s2": "train", "s3": "val"}, ["liver", "spleen"])
     run(source, out, *TWO)
@@ -395,8 +395,8 @@ def test_only_what_changed_is_converted_again(tmp_path):
     assert not (folder / "splits_final.json").exists()
 
 
-def test_a_conversion_is_a_source_too_and_other_names_are_another_content(tmp_path):
-    """Names are in the headers of the label maps and in dataset.json; without the former, the latter decides."""
+def test_a_conversion_can_be_a_source_and_other_names_count_as_changed_content(tmp_path):
+    """Names are stored in the label maps' headers and in dataset.json, which is used if a header has none."""
     published(tmp_path / "in", {"s1": "train", "s2": "val", "s3": "test"}, ["liver", "spleen"])
     run(tmp_path / "in", tmp_path / "out", *TWO)
     (folder,) = (tmp_path / "out").glob("Dataset*")
@@ -409,7 +409,7 @@ def test_a_conversion_is_a_source_too_and_other_names_are_another_content(tmp_pa
     assert first == second, "nothing is resampled twice"
     for path in folder.rglob("labels*/*.nii.gz"):
         image = nib.load(path)
-        save(path, np.asanyarray(image.dataobj), image.affine)  # without the names in the header
+        save(path, np.asanyarray(image.dataobj), image.affine)  # without names in the header
     run(folder, tmp_path / "again", *TWO)
     before = digests(again)
     content = json.loads((folder / "dataset.json").read_text())

@@ -1,4 +1,4 @@
-"""Cohorts on disk: read by others, the same after a kill, with the effects that were planted."""
+"""Cohorts on disk: readable by others, identical after a kill, with the planted effects."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_planted_effects_are_in_the_truth(tmp_path):
         assert stated["spearman_in_truth"] == pytest.approx(found, abs=1e-4)
 
 
-def test_a_cohort_is_a_data_set_whose_truth_is_measured_in_its_files(tmp_path):
+def test_cohort_is_a_data_set_whose_truth_matches_its_files(tmp_path):
     made(tmp_path, "--n", "2", "--field-of-view", "chest", "--masks", "--contrast", "native", *SMALL)
     found = find_subjects(tmp_path)
     assert (found.layout, len(found.subjects), found.left_out) == ("published", 2, ())
@@ -85,7 +85,7 @@ def test_a_cohort_is_a_data_set_whose_truth_is_measured_in_its_files(tmp_path):
         assert ct.get_fdata()[inside].mean() == pytest.approx(float(row["mean_hu"]), abs=1e-3)
 
 
-def test_a_killed_cohort_is_continued_and_is_the_same(tmp_path):
+def test_killed_cohort_is_resumed_with_the_same_result(tmp_path):
     options = ["--n", "4", "--field-of-view", "abdomen", *SMALL]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     made(whole, *options)
@@ -119,7 +119,7 @@ def _is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-def test_other_settings_make_the_subjects_again(tmp_path):
+def test_changed_settings_regenerate_the_subjects(tmp_path):
     made(tmp_path, "--n", "1", "--field-of-view", "head_neck", *SMALL)
     first = digests(tmp_path)
     made(tmp_path, "--n", "1", "--field-of-view", "head_neck", "--ages", "80-90", *SMALL)
@@ -139,14 +139,14 @@ def test_other_settings_make_the_subjects_again(tmp_path):
         (["--n", "20", "--ages", "50-50", "--planted", "aorta:volume:0.5"], "every subject is 50 years old"),
     ],
 )
-def test_what_can_not_be_is_a_usage_error(tmp_path, options, says):
+def test_impossible_settings_are_a_usage_error(tmp_path, options, says):
     done = CliRunner().invoke(main, ["dataset", "phantom", str(tmp_path / "c"), *options])
     assert done.exit_code == 2
     assert says in " ".join(done.output.replace("│", " ").split())
     assert not (tmp_path / "c").exists()
 
 
-def test_a_folder_with_other_files_is_left_alone(tmp_path):
+def test_folder_with_other_files_is_left_untouched(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     done = CliRunner().invoke(main, ["dataset", "phantom", str(tmp_path), "--n", "1"])
     assert done.exit_code == 1

@@ -17,7 +17,7 @@ def results(tmp_path):
 
 @pytest.fixture
 def storescp(tmp_path):
-    """DCMTK's storescp on an ephemeral port: (port, folder it stores into)."""
+    """DCMTK's storescp on a free port: (port, folder in which it stores)."""
     if shutil.which("storescp") is None:
         pytest.skip("storescp (Debian package dcmtk) is not installed")
     folder = tmp_path / "storescp"

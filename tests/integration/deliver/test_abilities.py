@@ -1,4 +1,4 @@
-"""Whether a destination takes label maps: asked of real peers on an association, remembered, never guessed."""
+"""Whether a destination accepts label maps: negotiated with real peers, remembered, never guessed."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Clock:
     ],
     ids=["everything", "no RLE", "no label map"],
 )
-def test_the_peer_decides_at_negotiation(classes, syntaxes, accepts) -> None:
+def test_negotiation_with_the_peer_decides(classes, syntaxes, accepts) -> None:
     with scripted_pacs(classes=classes, syntaxes=syntaxes) as (port, stored):
         assert Abilities("NODE").accepts_labelmap(destination(port)) is accepts
     assert stored == []
 
 
-def test_an_answer_is_remembered_for_a_while() -> None:
+def test_answer_is_remembered_for_a_while() -> None:
     port, clock = free_port(), Clock()
     abilities = Abilities("NODE", clock)
     with scripted_pacs(classes=BOTH, syntaxes=[RLELossless], port=port):
@@ -46,7 +46,7 @@ def test_an_answer_is_remembered_for_a_while() -> None:
     assert not abilities.accepts_labelmap(destination(port))
 
 
-def test_a_peer_that_is_away_gets_binary_and_is_asked_again() -> None:
+def test_unreachable_peer_gets_binary_and_is_asked_again() -> None:
     port = free_port()
     abilities = Abilities("NODE")
     assert not abilities.accepts_labelmap(destination(port))

@@ -1,4 +1,4 @@
-"""The SCU against real and misbehaving peers: away, silent, slow, refusing, aborting, and every status."""
+"""The SCU against real and misbehaving peers: unreachable, silent, slow, refusing, aborting, and every status."""
 
 import hashlib
 import socket
@@ -42,7 +42,7 @@ def test_storescp_keeps_every_byte(storescp, results):
     assert arrived == {hashlib.sha256(_data_set_bytes(r.path)).hexdigest() for r in results}
 
 
-def test_echo_of_storescp_and_of_nobody(storescp):
+def test_echo_succeeds_with_storescp_and_fails_without_a_listener(storescp):
     assert echo(destination(storescp[0]), "NODE") == (True, "C-ECHO answered with 0x0000")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         free = listener.getsockname()[1]
@@ -51,8 +51,8 @@ def test_echo_of_storescp_and_of_nobody(storescp):
     assert "can't be reached" in reason
 
 
-def test_a_split_answer_does_not_wait_for_a_delayed_acknowledgement(storescp, tmp_path):
-    """Without TCP_NODELAY and TCP_QUICKACK each instance costs 40 ms or more, 60 of them 2.4 s."""
+def test_split_response_does_not_wait_for_a_delayed_acknowledgement(storescp, tmp_path):
+    """Without TCP_NODELAY and TCP_QUICKACK each instance costs 40 ms or more: 2.4 s for 60."""
     many = tuple(make_result(tmp_path, n, megabytes=0.002) for n in range(60))
     started = time.monotonic()
     assert all(o.delivered for o in _send(storescp[0], many))
@@ -60,7 +60,7 @@ def test_a_split_answer_does_not_wait_for_a_delayed_acknowledgement(storescp, tm
 
 
 @pytest.mark.parametrize("largest_pdu", [4096, 131072, 0])
-def test_any_pdu_size_of_the_peer(results, largest_pdu):
+def test_every_pdu_size_of_the_peer_works(results, largest_pdu):
     with scripted_pacs(maximum_pdu_size=largest_pdu) as (port, stored):
         assert all(o.delivered for o in _send(port, results))
     assert [data for _, data in stored] == [_data_set_bytes(r.path) for r in results]
@@ -71,7 +71,7 @@ def test_any_pdu_size_of_the_peer(results, largest_pdu):
     [(0xA700, False, True), (0xA900, False, False), (0xC000, False, False), (0x0122, False, False),
      (0x0124, False, False), (0xB000, True, False), (0xB007, True, False)],
 )  # fmt: skip
-def test_one_bad_answer_does_not_stop_the_others(results, status, delivered, retry):
+def test_one_failed_instance_does_not_stop_the_others(results, status, delivered, retry):
     with scripted_pacs(lambda _, k: status if k == 2 else 0x0000) as (port, stored):
         outcomes = _send(port, results)
     assert len(stored) == 4
@@ -83,7 +83,7 @@ def test_one_bad_answer_does_not_stop_the_others(results, status, delivered, ret
     ]
 
 
-def test_an_abort_in_the_middle_leaves_the_rest_for_later(results):
+def test_abort_half_way_leaves_the_rest_for_later(results):
     def abort_at_third(event, k):
         if k == 3:
             event.assoc.abort()
@@ -106,7 +106,7 @@ def test_an_abort_in_the_middle_leaves_the_rest_for_later(results):
         ]
 
 
-def test_a_peer_that_takes_implicit_little_endian_only_gets_the_same_object_in_that_form(results):
+def test_peer_that_accepts_only_implicit_little_endian_gets_the_same_object_converted(results):
     with scripted_pacs(syntaxes=[ImplicitVRLittleEndian]) as (port, stored):
         assert all(o.delivered for o in _send(port, results))
     for result, (event, data) in zip(results, stored, strict=True):
@@ -115,7 +115,7 @@ def test_a_peer_that_takes_implicit_little_endian_only_gets_the_same_object_in_t
         assert {e.tag: e.value for e in arrived} == {e.tag: e.value for e in dcmread(result.path)}
 
 
-def test_a_sop_class_that_is_not_accepted_is_refused_and_the_other_goes(results):
+def test_instance_of_an_unaccepted_sop_class_is_refused_and_the_other_is_sent(results):
     with scripted_pacs(classes=[ComprehensiveSRStorage]) as (port, stored):
         outcomes = _send(port, results)
     assert [(o.delivered, o.retry) for o in outcomes] == [(False, False)] * 3 + [(True, False)]
@@ -123,19 +123,19 @@ def test_a_sop_class_that_is_not_accepted_is_refused_and_the_other_goes(results)
     assert len(stored) == 1
 
 
-def test_no_accepted_context_at_all(results):
+def test_no_accepted_context_is_a_refusal(results):
     with scripted_pacs(classes=[]) as (port, _):
         assert [(o.delivered, o.retry) for o in _send(port, results)] == [(False, False)] * 4
 
 
-def test_a_rejection_for_good_is_a_refusal(results):
+def test_permanent_rejection_is_a_refusal(results):
     with scripted_pacs(require_calling_aet=["SOMEONE"]) as (port, _):
         outcomes = _send(port, results)
     assert {(o.delivered, o.retry, o.status) for o in outcomes} == {(False, False, None)}
     assert "calling-AE-title-not-recognized" in outcomes[0].reason
 
 
-def test_a_transient_rejection_is_a_delay(results):
+def test_transient_rejection_is_a_delay(results):
     def reject(connection):
         connection.recv(65536)
         rejection = A_ASSOCIATE_RJ()
@@ -154,27 +154,27 @@ def test_a_transient_rejection_is_a_delay(results):
      b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00", b"\x03\x00\x00\x00\x00\x04\x00\x09\x09\x09"],
     ids=["closes", "http", "malformed", "endless", "abort", "unknown-rejection"],
 )  # fmt: skip
-def test_a_peer_that_speaks_something_else_is_a_delay(results, answer):
+def test_peer_with_another_protocol_is_a_delay(results, answer):
     with raw_peer(lambda c: (c.recv(65536), c.sendall(answer))) as port:
         assert {(o.delivered, o.retry) for o in _send(port, results)} == {(False, True)}
 
 
-def test_a_silent_peer_is_a_delay(results):
+def test_silent_peer_is_a_delay(results):
     with raw_peer(lambda c: [c.recv(65536), c.recv(1)]) as port:
         outcomes = _send(port, results, response_timeout_s=0.5)
     assert {(o.delivered, o.retry) for o in outcomes} == {(False, True)}
     assert "silent" in outcomes[0].reason
 
 
-def test_no_answer_to_an_instance_is_a_delay(results):
+def test_missing_response_to_an_instance_is_a_delay(results):
     with scripted_pacs(lambda _, k: time.sleep(2) or 0 if k == 2 else 0) as (port, _):
         outcomes = _send(port, results, response_timeout_s=0.5)
     assert [(o.delivered, o.retry) for o in outcomes] == [(True, False)] + [(False, True)] * 3
     assert "silent" in outcomes[1].reason
 
 
-def test_a_slow_reader_is_no_silent_one(tmp_path):
-    """The whole takes longer than the response timeout, but bytes keep going."""
+def test_slow_peer_is_not_treated_as_silent(tmp_path):
+    """The transfer takes longer than the response timeout, but bytes keep flowing."""
     result = make_result(tmp_path, 1, megabytes=12)
     slow = [(evt.EVT_CONN_OPEN, lambda e: _narrow(e.assoc)), (evt.EVT_PDU_RECV, lambda _: time.sleep(0.005))]
     with scripted_pacs(handlers=slow) as (port, _):
@@ -188,7 +188,7 @@ def _narrow(association):
     association.dul.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
 
 
-def test_a_missing_file_is_refused_and_the_others_go(results):
+def test_missing_file_is_refused_and_the_others_are_sent(results):
     results[1].path.unlink()
     with scripted_pacs() as (port, stored):
         outcomes = _send(port, results)
@@ -196,13 +196,13 @@ def test_a_missing_file_is_refused_and_the_others_go(results):
     assert len(stored) == 3
 
 
-def test_a_file_that_is_no_dicom_is_refused(results):
+def test_file_that_is_not_dicom_is_refused(results):
     results[0].path.write_bytes(b"not DICOM")
     with scripted_pacs() as (port, _):
         assert [o.delivered for o in _send(port, results)] == [False, True, True, True]
 
 
-def test_what_the_ledger_raises_goes_through_and_aborts(results):
+def test_error_of_the_ledger_aborts_and_propagates(results):
     aborted = []
 
     def ledger_is_away(_):
@@ -220,7 +220,7 @@ def test_what_the_ledger_raises_goes_through_and_aborts(results):
 
 
 def test_memory_stays_bounded_for_a_whole_body_segmentation(storescp, tmp_path):
-    """A 345 MB binary SEG is sent by a process whose peak memory grows by less than 32 MB."""
+    """Sending a 345 MB binary SEG raises the process's peak memory by less than 32 MB."""
     result = make_result(tmp_path, 1, megabytes=345)
     program = textwrap.dedent(
         f"""

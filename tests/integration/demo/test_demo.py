@@ -1,4 +1,4 @@
-"""``dicom-node demo`` as a person calls it: it ends with a picture, or when told to, and leaves nothing running."""
+"""``dicom-node demo`` as a user runs it: it ends with a picture or when interrupted, and leaves nothing running."""
 
 import csv
 import os
@@ -34,7 +34,7 @@ def _listens(port):
     return True
 
 
-def test_a_real_series_ends_as_table_and_picture(tmp_path):
+def test_real_series_yields_table_and_picture(tmp_path):
     process = _start(tmp_path / "out")
     said, _ = process.communicate(timeout=240)
     assert process.returncode == 0, said
@@ -47,7 +47,7 @@ def test_a_real_series_ends_as_table_and_picture(tmp_path):
     assert not any(_listens(int(port)) for port in re.findall(r"port (\d+)", said))
 
 
-def test_it_ends_everything_when_it_is_interrupted(tmp_path):
+def test_interrupt_ends_every_process(tmp_path):
     process = _start(tmp_path / "out")
     started = next(line for line in process.stdout if "port" in line)
     ports = [int(port) for port in re.findall(r"port (\d+)", started)]
@@ -59,7 +59,7 @@ def test_it_ends_everything_when_it_is_interrupted(tmp_path):
     assert not any(_listens(port) for port in ports)
 
 
-def test_a_folder_without_ct_is_said(tmp_path):
+def test_folder_without_ct_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     command = [sys.executable, "-m", "dicom_node.cli", "demo", "--series", str(tmp_path / "empty")]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Both PACS of the demonstration do what it asks of them, and end when they are told to."""
+"""Both PACS that the demonstration can use do what it needs, and end when told to."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def _pacs(kind, folder, node):
 
 
 @pytest.mark.parametrize("kind", ["embedded", "orthanc"])
-def test_it_takes_sends_on_and_gives_back(kind, series, tmp_path):
+def test_pacs_stores_forwards_and_returns(kind, series, tmp_path):
     uid, files = series
     with scripted_pacs(classes=[CT]) as (node_port, stored):
         node = Peer("PACS", node_port)
@@ -60,7 +60,7 @@ def test_it_takes_sends_on_and_gives_back(kind, series, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["embedded", "orthanc"])
-def test_a_node_that_refuses_is_said(kind, series, tmp_path):
+def test_refusal_by_the_node_is_reported(kind, series, tmp_path):
     uid, files = series
     with scripted_pacs(lambda *_: 0xC000, classes=[CT]) as (node_port, _):
         node = Peer("PACS", node_port)
@@ -70,7 +70,7 @@ def test_a_node_that_refuses_is_said(kind, series, tmp_path):
                 pacs.send_to_node(uid, node, lambda _: None)
 
 
-def test_a_program_that_dies_is_said_with_the_end_of_its_log(tmp_path):
+def test_program_that_dies_is_reported_with_the_end_of_its_log(tmp_path):
     with (
         Program("broken", ["sh", "-c", "echo no such disk; exit 3"], tmp_path / "log") as program,
         pytest.raises(ProgramFailed, match=r"exit code 3:\nno such disk"),

@@ -1,4 +1,4 @@
-"""IHE AI Results (AIR), line by line, over all that a run leaves in a study; docs/users/results.md has these lines."""
+"""IHE AI Results (AIR), line by line, for everything a run adds to a study; docs/users/results.md lists the lines."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def source():
 
 
 def labels(*, empty: bool = False) -> np.ndarray:
-    """The liver is looked for and not there."""
+    """The model looks for the liver, which is not present."""
     found = np.zeros(GRID.shape_zyx, dtype=np.uint8)
     if not empty:
         for index, label in enumerate((3, 7, 9, 40)):
@@ -74,7 +74,7 @@ def results(requests=None, model=MODEL, context=CONTEXT, *, empty: bool = False)
 
 @pytest.fixture(scope="module")
 def objects() -> dict[ResultKind, list[Dataset]]:
-    """All that a destination can get of one run, and the notice of another."""
+    """Everything that a destination can receive from one run, and the notice of another."""
     found: dict[ResultKind, list[Dataset]] = {}
     notice = encode_notice(source().headers, MODEL.name, "gap of 2.5 mm", CONTEXT, ("pacs",))
     for result in (*results({"pacs": EVERYTHING}), *notice):
@@ -104,7 +104,7 @@ def text(item: Dataset, meaning: str) -> str:
 # ---- results in the study that they belong to
 
 
-def test_results_are_in_the_study_of_their_source_in_series_of_their_own(objects) -> None:
+def test_results_are_in_the_study_of_their_source_in_separate_series(objects) -> None:
     header = source().headers[0]
     for _, dataset in each(objects):
         for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyID"):
@@ -117,7 +117,7 @@ def test_results_are_in_the_study_of_their_source_in_series_of_their_own(objects
 # ---- Comprehensive 3D SR (TID 1500 family) and SEG
 
 
-def test_the_classes_are_those_that_the_profile_names(objects) -> None:
+def test_sop_classes_are_those_named_by_the_profile(objects) -> None:
     for kind, dataset in each(objects):
         assert dataset.SOPClassUID == CLASSES[kind]
     for sr in (*objects[ResultKind.REPORT], *objects[ResultKind.NOTICE]):
@@ -154,7 +154,7 @@ def test_scanner_node_and_algorithm_are_contributing_equipment(objects) -> None:
 @pytest.mark.parametrize(
     "change", [{"name": "other"}, {"version": "4"}, {"digest": "cd" * 32}], ids=lambda change: next(iter(change))
 )
-def test_another_model_is_another_device_and_another_run_the_same(change) -> None:
+def test_device_uid_depends_on_the_model_and_not_on_the_run(change) -> None:
     def device(model, context) -> str:
         seg, _ = results(model=model, context=context)
         return str(equipment(seg.dataset, "109102")[1].DeviceUID)
@@ -228,7 +228,7 @@ FORMS = {
 }
 
 
-def test_each_report_refers_to_the_segments_that_its_reader_got_by_their_tracking_uids() -> None:
+def test_each_report_refers_by_tracking_uid_to_the_segments_its_reader_received() -> None:
     found = results(FORMS)
     for name, request in FORMS.items():
         got = [result.dataset for result in found if name in result.destinations]
@@ -255,7 +255,7 @@ def test_each_report_refers_to_the_segments_that_its_reader_got_by_their_trackin
 # ---- analysed and nothing found; not suitable, and why
 
 
-def test_analysed_and_nothing_found_is_said_with_the_algorithm_that_found_nothing() -> None:
+def test_empty_result_is_stated_with_the_algorithm_that_found_nothing() -> None:
     (sr,) = (result.dataset for result in results({"pacs": EVERYTHING}, empty=True) if result.kind is ResultKind.REPORT)
     (evaluations,) = children(sr, "Qualitative Evaluations")
     assert summary(evaluations) == "All algorithms succeeded; without findings"
@@ -265,13 +265,13 @@ def test_analysed_and_nothing_found_is_said_with_the_algorithm_that_found_nothin
     assert all(name in said for name in NAMES.values())
 
 
-def test_what_was_looked_for_and_not_found_is_said_beside_findings(objects) -> None:
+def test_structures_not_found_are_stated_next_to_findings(objects) -> None:
     (evaluations,) = children(objects[ResultKind.REPORT][0], "Qualitative Evaluations")
     assert summary(evaluations) == "All algorithms succeeded; with findings"
     assert "Searched for but not found: liver." in [child.TextValue for child in children(evaluations, "Comment")]
 
 
-def test_a_series_that_is_not_suitable_is_answered_with_the_reason(objects) -> None:
+def test_unsuitable_series_is_answered_with_the_reason(objects) -> None:
     (notice,) = objects[ResultKind.NOTICE]
     (evaluations,) = children(notice, "Qualitative Evaluations")
     assert summary(evaluations) == "No algorithms succeeded; without findings"
@@ -287,7 +287,7 @@ def summary(evaluations: Dataset) -> str:
 # ---- who made the content
 
 
-def test_the_creator_of_the_content_is_the_model_on_this_device(objects) -> None:
+def test_content_creator_is_the_model_on_this_device(objects) -> None:
     for kind in (ResultKind.SEGMENTATION, ResultKind.LABELMAP):
         assert str(objects[kind][0].ContentCreatorName).rstrip("^") == MODEL.name
     (sr,), (notice,) = objects[ResultKind.REPORT], objects[ResultKind.NOTICE]
@@ -302,10 +302,10 @@ def test_the_creator_of_the_content_is_the_model_on_this_device(objects) -> None
         assert text(report, "Device Observer Name") == CONTEXT.station_name
 
 
-# ---- what people see
+# ---- what users see
 
 
-def test_series_sort_by_source_model_and_kind_and_tell_themselves_apart(objects) -> None:
+def test_series_sort_by_source_model_and_kind_and_are_distinguishable(objects) -> None:
     listed = {}
     for kind, dataset in each(objects):
         listed[dataset.SeriesInstanceUID] = (dataset.SeriesNumber, dataset.Modality, dataset.SeriesDescription, kind)
@@ -319,7 +319,7 @@ def test_series_sort_by_source_model_and_kind_and_tell_themselves_apart(objects)
     assert all(MODEL.name in description for _, description in seen)
 
 
-def test_the_documentation_lists_the_series_of_a_run_as_they_are() -> None:
+def test_documentation_lists_the_series_of_a_run_correctly() -> None:
     page = (Path(__file__).parents[3] / "docs" / "users" / "results.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| 5")]
     listed = {int(number): (modality, description) for number, modality, description, *_ in rows}
@@ -347,7 +347,7 @@ def test_left_and_right_differ_in_code_name_and_colour(objects) -> None:
     assert structure("kidney_left").rgb != structure("kidney_right").rgb
 
 
-def test_body_part_is_copied_where_the_iod_has_it(objects) -> None:
+def test_body_part_is_copied_where_the_iod_allows_it(objects) -> None:
     for kind in (ResultKind.SEGMENTATION, ResultKind.LABELMAP, ResultKind.CAPTURE):
         assert {dataset.BodyPartExamined for dataset in objects[kind]} == {"CHEST"}
         assert not any("Laterality" in dataset for dataset in objects[kind])
@@ -357,7 +357,7 @@ def test_body_part_is_copied_where_the_iod_has_it(objects) -> None:
 
 
 @pytest.mark.parametrize("kind", [ResultKind.REPORT, ResultKind.NOTICE])
-def test_a_report_names_its_predecessor_in_a_way_that_dciodvfy_and_dcmtk_read(kind, tmp_path) -> None:
+def test_dciodvfy_and_dcmtk_read_the_predecessor_named_by_a_report(kind, tmp_path) -> None:
     context = replace(CONTEXT, revision=2, earlier={"pacs": (EARLIER,)})
     notice = encode_notice(source().headers, MODEL.name, "gap of 2.5 mm", context, ("pacs",))
     (sr,) = (r for r in (*results({"pacs": EVERYTHING}, context=context), *notice) if r.kind is kind)

@@ -1,6 +1,6 @@
-"""Every kind of result against the modules of its IOD in PS3.3 2024c, which highdicom carries as data.
+"""Every kind of result checked against the modules of its IOD in PS3.3 2024c, taken from highdicom's tables.
 
-dciodvfy knows the standard of 2022: what it calls foreign to an IOD must be in today's.
+dciodvfy implements the standard of 2022: what it calls foreign to an IOD must be in the current one.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 TREES_OF_ANY_DEPTH = {"ContentSequence"}
-"""Content Items of an SR: what each has depends on its Value Type; highdicom, dcmqi and DCMTK parse them."""
+"""Content Items of an SR: their attributes depend on the Value Type; highdicom, dcmqi and DCMTK parse them."""
 OTHER_VALUE_TYPES = {
     *("ConceptCodeSequence", "GraphicData", "GraphicType", "MeasuredValueSequence", "ReferencedFrameOfReferenceUID"),
     *("ReferencedSOPSequence", "TabulatedValuesSequence", "TemporalRangeType"),
 }
-"""The tables hold the attributes of all Value Types for the root of an SR, which is a container."""
+"""The tables list the attributes of all Value Types for the root of an SR, which is a container."""
 ABSENT = (None, "", b"", [])
 
 
 @cache
 def modules(sop_class_uid: str) -> dict[tuple[str, ...], dict[str, set[str]]]:
-    """Types by place and keyword. What is of a conditional or optional module is optional at the top."""
+    """Attribute types by path and keyword. Top-level attributes of conditional modules count as optional, too."""
     folder = Path(highdicom.__file__).parent / "_standard"
     iod_of, modules_of, attributes_of = (
         json.loads((folder / f"{name}.json").read_text())
@@ -60,7 +60,7 @@ def faults(item: Dataset, place: tuple[str, ...], known: dict[tuple[str, ...], d
             for child in element.value:
                 yield from faults(child, (*place, element.keyword), known)
     if place and place[-1].endswith("FunctionalGroupsSequence"):
-        return  # which macro stands in which groups is not in the tables
+        return  # the tables do not say which macro belongs to which groups
     for keyword, types in here.items():
         if "1" in types and item.get(keyword) in ABSENT:
             yield f"{'/'.join((*place, keyword))} of type 1 is missing"
@@ -86,7 +86,7 @@ def test_no_attribute_is_missing_or_foreign(name: str) -> None:
     assert kinds == set(ResultKind)
 
 
-def test_what_is_missing_empty_or_foreign_is_seen() -> None:
+def test_missing_empty_and_foreign_attributes_are_detected() -> None:
     dataset = next(iter(results(reconstruction()))).dataset
     del dataset.PatientID
     dataset.SegmentSequence[1].SegmentLabel = ""

@@ -1,4 +1,4 @@
-"""Where other tools misread our results: the rows of docs/users/other-tools.md on tools of the test environment."""
+"""Where other tools misread our results: the rows of docs/users/other-tools.md for tools in the test environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {3: "kidney_left", 7: "kidney_right", 201: "liver"}
 
 
 def results(folder: Path, grid: Geometry) -> tuple[np.ndarray, dict[ResultKind, Path]]:
-    """The labels, and SEG, label map and report on them as files."""
+    """The labels, and their SEG, label map and report as files."""
     source = reconstruction(grid)
     labels = segmentation(grid, NAMES)
     files = {}
@@ -38,7 +38,7 @@ def results(folder: Path, grid: Geometry) -> tuple[np.ndarray, dict[ResultKind, 
     return np.where(labels.labels_zyx > 0, numbers, 0), files
 
 
-def test_simpleitk_reads_binary_without_geometry_and_no_label_map(tmp_path: Path) -> None:
+def test_simpleitk_reads_binary_without_geometry_and_cannot_read_label_maps(tmp_path: Path) -> None:
     numbers, files = results(tmp_path, geometry())
     frames = sum(np.any(plane == number) for plane in numbers for number in (1, 2, 3))
     image = sitk.ReadImage(str(files[ResultKind.SEGMENTATION]))
@@ -55,7 +55,7 @@ def test_simpleitk_reads_binary_without_geometry_and_no_label_map(tmp_path: Path
     ("shape_zyx", "remainder", "works"),
     [((9, 12, 16), 0, True), ((9, 14, 14), 4, True), ((9, 17, 19), 3, False), ((9, 13, 19), 7, False)],
 )
-def test_highdicom_reads_binary_lazily_depending_on_the_remainder_and_label_maps_always(
+def test_highdicom_lazy_reading_of_binary_depends_on_the_frame_size(
     shape_zyx: tuple[int, int, int], remainder: int, *, works: bool, tmp_path: Path
 ) -> None:
     assert shape_zyx[1] * shape_zyx[2] % 8 == remainder
@@ -70,7 +70,7 @@ def test_highdicom_reads_binary_lazily_depending_on_the_remainder_and_label_maps
                 pixels(files[kind], lazy=True)
 
 
-def test_highdicom_makes_no_volume_of_a_tilted_segmentation_but_gives_its_frames(tmp_path: Path) -> None:
+def test_highdicom_reads_a_tilted_segmentation_as_frames_but_not_as_a_volume(tmp_path: Path) -> None:
     numbers, files = results(tmp_path, geometry((5, 12, 16), shear_xy_mm=(0.0, 0.9)))
     read = highdicom.seg.segread(files[ResultKind.SEGMENTATION])
     with pytest.raises(RuntimeError, match="do not form a regularly-spaced volume"):
@@ -79,7 +79,7 @@ def test_highdicom_makes_no_volume_of_a_tilted_segmentation_but_gives_its_frames
 
 
 def pixels(path: Path, *, lazy: bool) -> np.ndarray:
-    """Segment numbers, plane by plane along our grid."""
+    """Segment numbers, plane by plane on our grid."""
     read = highdicom.seg.segread(path, lazy_frame_retrieval=lazy)
     planes = [header.SOPInstanceUID for header in reconstruction(geometry((9, 4, 4))).headers]
     known = {uid for _, _, uid in read.get_source_image_uids()}
@@ -91,7 +91,7 @@ def pixels(path: Path, *, lazy: bool) -> np.ndarray:
     )
 
 
-def test_dcmqi_loses_the_tilt_of_a_segmentation_or_writes_no_image(tmp_path: Path) -> None:
+def test_dcmqi_loses_the_tilt_of_a_segmentation_or_writes_no_image_at_all(tmp_path: Path) -> None:
     for name, shear_mm, image_is_written in (("in", 0.9, True), ("out", -6.0, False)):
         folder = tmp_path / name
         folder.mkdir()
@@ -104,14 +104,14 @@ def test_dcmqi_loses_the_tilt_of_a_segmentation_or_writes_no_image(tmp_path: Pat
         assert bool(written) is image_is_written
         if image_is_written:
             image = sitk.ReadImage(str(written[0]))
-            planes = image.GetSize()[2]  # up to the last one with a segment
+            planes = image.GetSize()[2]  # up to the last plane with a segment
             assert np.array_equal(sitk.GetArrayViewFromImage(image), numbers[:planes])
             last = [0, 0, planes - 1]
             off_mm = image.TransformIndexToPhysicalPoint(last) - (grid.affine_lps @ [*last, 1])[:3]
             assert off_mm == pytest.approx([0, -(planes - 1) * shear_mm, 0], abs=0.01)
 
 
-def test_dcmqi_writes_a_file_for_each_segment_of_binary_and_one_for_a_label_map(tmp_path: Path) -> None:
+def test_dcmqi_writes_one_file_per_binary_segment_and_one_per_label_map(tmp_path: Path) -> None:
     _, files = results(tmp_path, geometry())
     for kind, count in ((ResultKind.SEGMENTATION, 3), (ResultKind.LABELMAP, 1)):
         folder = tmp_path / f"from_{kind}"
@@ -120,7 +120,7 @@ def test_dcmqi_writes_a_file_for_each_segment_of_binary_and_one_for_a_label_map(
         assert len(list(folder.glob("*.nrrd"))) == count
 
 
-def test_dsr2xml_keeps_templates_only_if_it_is_asked_to(tmp_path: Path) -> None:
+def test_dsr2xml_keeps_templates_only_on_request(tmp_path: Path) -> None:
     _, files = results(tmp_path, geometry())
     report = files[ResultKind.REPORT]
     assert templates(report) == {"1500": 1, "1411": 3}

@@ -1,4 +1,4 @@
-"""What other people's programs make of our SEG and SR: dciodvfy and DCMTK, dcmqi (what 3D Slicer uses), highdicom."""
+"""Our SEG and SR as other programs read them: dciodvfy and DCMTK, dcmqi (used by 3D Slicer), highdicom."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ REAL_SERIES = (
 
 
 class Run:
-    """One run of encode, its results as files."""
+    """One run of encode, with its results as files."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Run:
 
 
 def labels_of(grid: Geometry, names: dict[int, str]) -> np.ndarray:
-    """Something that no flip, shift or transposition leaves as it is."""
+    """Labels that every flip, shift or transposition changes."""
     z, y, x = np.indices(grid.shape_zyx)
     places = (z / max(grid.shape_zyx[0], 2), y / grid.shape_zyx[1], x / grid.shape_zyx[2])
     labels = np.zeros(grid.shape_zyx, dtype=np.uint8)
@@ -122,7 +122,7 @@ def run_on_real_series(series_folder: Path, folder: Path, form: SegmentationForm
 
 def test_dciodvfy_finds_no_error_in_results_on_any_grid(synthetic_run: Run) -> None:
     for report in reports_without_error(synthetic_run):
-        # the dciodvfy of 2022 does not know Device UID, which IHE AIR asks for in Contributing Equipment
+        # dciodvfy of 2022 does not know Device UID, which IHE AIR requires in Contributing Equipment
         warnings = [line for line in report.splitlines() if "Warning" in line and "Device UID" not in line]
         assert all("Standard Extended SOP Class" in line for line in warnings), report
 
@@ -147,27 +147,25 @@ def reports_without_error(run: Run) -> list[str]:
     return reports
 
 
-def test_dcmqi_gives_back_every_voxel_where_it_belongs(synthetic_run: Run, tmp_path: Path) -> None:
+def test_dcmqi_restores_every_voxel_at_its_position(synthetic_run: Run, tmp_path: Path) -> None:
     assert_dcmqi_reads_the_labels(synthetic_run, tmp_path)
 
 
-def test_dcmqi_gives_back_every_voxel_of_real_series(real_run: Run, tmp_path: Path) -> None:
+def test_dcmqi_restores_every_voxel_of_real_series(real_run: Run, tmp_path: Path) -> None:
     assert_dcmqi_reads_the_labels(real_run, tmp_path)
 
 
-def test_dcmqi_gives_back_every_voxel_of_a_label_map(labelmap_run: Run, tmp_path: Path) -> None:
+def test_dcmqi_restores_every_voxel_of_a_label_map(labelmap_run: Run, tmp_path: Path) -> None:
     assert_dcmqi_reads_the_labels(labelmap_run, tmp_path, ResultKind.LABELMAP)
 
 
 @pytest.mark.parametrize("name", REAL_SERIES[:2])
-def test_dcmqi_gives_back_every_voxel_of_a_label_map_of_real_series(
-    name: str, shared_data: Path, tmp_path: Path
-) -> None:
+def test_dcmqi_restores_every_voxel_of_a_label_map_of_real_series(name: str, shared_data: Path, tmp_path: Path) -> None:
     run = run_on_real_series(shared_data / name, tmp_path, SegmentationForm.LABELMAP)
     assert_dcmqi_reads_the_labels(run, tmp_path, ResultKind.LABELMAP)
 
 
-def test_dciodvfy_finds_nothing_in_a_report_on_a_label_map_but_that_it_does_not_know_them(labelmap_run: Run) -> None:
+def test_dciodvfy_finds_only_the_unknown_sop_class_in_a_report_on_a_label_map(labelmap_run: Run) -> None:
     report = output(program("dciodvfy"), str(labelmap_run.files[ResultKind.REPORT]))
     errors = [line for line in report.splitlines() if "Error" in line]
     assert set(errors) == {
@@ -181,7 +179,7 @@ def test_dciodvfy_finds_nothing_in_a_report_on_a_label_map_but_that_it_does_not_
 
 def assert_dcmqi_reads_the_labels(run: Run, folder: Path, kind: ResultKind = ResultKind.SEGMENTATION) -> None:
     if not run.grid.is_orthogonal:
-        pytest.skip("an ITK image has no shear: dcmqi cannot hold the frames of a tilted gantry, ours or anybody's")
+        pytest.skip("an ITK image has no shear: dcmqi cannot hold the frames of a tilted gantry, whoever wrote them")
     output(
         dcmqi("segimage2itkimage"),
         *("--inputDICOM", str(run.files[kind])),
@@ -204,7 +202,7 @@ def assert_dcmqi_reads_the_labels(run: Run, folder: Path, kind: ResultKind = Res
 
 
 def assert_dcmqi_names_the_segments(run: Run, metadata: dict) -> None:
-    """What 3D Slicer shows beside the voxels: label, codes with their side, colour, algorithm, tracking."""
+    """Check what 3D Slicer shows next to the voxels: label, codes with laterality, colour, algorithm, tracking."""
     described = {each["labelID"]: each for segments in metadata["segmentAttributes"] for each in segments}
     present = dict(enumerate(run.measurements.structures, start=1))
     assert set(described) - {0} == set(present)
@@ -271,7 +269,7 @@ def measurements_of(group: dict) -> dict[tuple[str, str | None, str], float]:
     }
 
 
-def test_highdicom_gives_back_every_voxel_of_real_series(real_run: Run) -> None:
+def test_highdicom_restores_every_voxel_of_real_series(real_run: Run) -> None:
     read = highdicom.seg.segread(real_run.files[ResultKind.SEGMENTATION])
     frames = real_run.source.frames
     arguments = {"combine_segments": True, "assert_missing_frames_are_empty": True, "ignore_spatial_locations": True}
@@ -284,8 +282,8 @@ def test_highdicom_gives_back_every_voxel_of_real_series(real_run: Run) -> None:
     assert np.array_equal(real_run.label_by_number[numbers], real_run.labels.labels_zyx)
 
 
-def test_names_and_ids_of_real_series_are_repeated_byte_by_byte(real_run: Run) -> None:
-    """Through reconstruct, which must not read what it only compares: pydicom forgets the bytes of what it read."""
+def test_names_and_ids_of_real_series_are_copied_byte_for_byte(real_run: Run) -> None:
+    """Through reconstruct, which must not parse what it only compares: pydicom drops the bytes of parsed elements."""
     header = real_run.source.headers[0]
     for file in real_run.files.values():
         result = dcmread(file, stop_before_pixels=True)
@@ -309,7 +307,7 @@ def test_dcmtk_prints_the_report(real_run: Run) -> None:
     assert MODEL.name not in printed
 
 
-def test_dcmtk_prints_a_report_on_a_label_map_though_it_does_not_know_them(labelmap_run: Run) -> None:
+def test_dcmtk_prints_a_report_on_a_label_map_despite_the_unknown_sop_class(labelmap_run: Run) -> None:
     path = str(labelmap_run.files[ResultKind.REPORT])
     refused = subprocess.run([program("dsrdump"), path], capture_output=True, text=True, check=False, timeout=60)
     assert refused.returncode == 1

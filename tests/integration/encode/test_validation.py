@@ -1,4 +1,4 @@
-"""Every kind of result under dciodvfy: no error, and no warning that docs/operators/validation.md does not explain."""
+"""Every kind of result checked by dciodvfy: no error, and every warning explained in docs/operators/validation.md."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ SERIES: dict[str, tuple[str, Callable[[Dataset], None] | None]] = {
 
 
 def results(source: Reconstruction) -> Iterator[EncodedResult]:
-    """All kinds of all variants; of the many captures the last of each series, and the page."""
+    """All kinds of all variants; of the captures only the last of each series, and the page."""
     shape = source.source.geometry.shape_zyx
     found = np.zeros(shape, dtype=np.uint8)
     for label in NAMES:
@@ -94,7 +94,7 @@ def results(source: Reconstruction) -> Iterator[EncodedResult]:
 def replacements(
     made: tuple[EncodedResult, ...], source: Reconstruction, labels: Segmentation, measurements: Measurements
 ) -> Iterator[EncodedResult]:
-    """What the next revision makes in place of SEG, label map and report, and a notice that is all it makes."""
+    """What the next revision makes to replace SEG, label map and report, and a notice that is its only result."""
     held = tuple(
         EarlierResult(each.kind, each.sop_class_uid, each.sop_instance_uid, each.series_instance_uid, "2.25.9", 1)
         for each in made
@@ -112,12 +112,12 @@ def complaints(result: EncodedResult, folder: Path) -> set[str]:
     path.write_bytes(result.content)
     done = subprocess.run([program, str(path)], capture_output=True, check=False, timeout=60)
     printed = (done.stdout + done.stderr).decode("utf-8", errors="replace")
-    # besides these it names the IOD
+    # it also names the IOD
     return {" ".join(line.split()) for line in printed.splitlines() if line.startswith(("Error", "Warning"))}
 
 
 class Explained:
-    """The messages of the tables in docs/operators/validation.md, and the kinds of result they are explained for."""
+    """The messages in the tables of docs/operators/validation.md, and the kinds of result to which they apply."""
 
     def __init__(self) -> None:
         rows = re.findall(r"^\| `((?:Error|Warning) - .*?)` \| (.*?) \|", DOCUMENT.read_text(), flags=re.MULTILINE)
@@ -167,15 +167,15 @@ def test_every_message_about_results_of_real_series_is_explained(
 
 
 def test_no_explanation_is_out_of_date(explained: Explained, request: pytest.FixtureRequest) -> None:
-    """After the others of this file."""
+    """Runs after the other tests in this file."""
     ran = {item.name for item in request.session.items if item.path == request.path}
     if len([name for name in ran if name.startswith("test_every_message_about_any")]) < len(SERIES):
-        pytest.skip("not all series were looked at")
+        pytest.skip("not all series were checked")
     assert explained.rows - explained.used == set()
 
 
-def test_errors_are_explained_for_label_maps_and_reports_on_them_alone(explained: Explained) -> None:
-    """Reports on label maps are of the same kind as others, of which no other test of results allows an error."""
+def test_errors_are_explained_only_for_label_maps_and_reports_on_them(explained: Explained) -> None:
+    """Reports on label maps are of the same kind as other reports, for which no other test allows an error."""
     errors = {(message, kind) for message, kind in explained.rows if message.startswith("Error")}
     assert {kind for _, kind in errors} == {"LABELMAP", "SR"}
     (of_reports,) = (message for message, kind in errors if kind == "SR")

@@ -1,4 +1,4 @@
-"""dicom-node evaluate: three phantoms by the demo model, every form of segmentation, and everything that is wrong."""
+"""dicom-node evaluate: three phantoms with the demo model, every form of segmentation, and every kind of bad input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(cohort, tmp_path_factory):
-    """Of the demo model; also what the command printed."""
+    """Evaluation of the demo model, and what the command printed."""
     out = tmp_path_factory.mktemp("evaluated")
     return out, run("evaluate", MODEL, "--truth", cohort, "--out", out, "--processes", 1)
 
@@ -57,9 +57,9 @@ def scores(out: Path, name: str = "scores.csv") -> list[dict[str, str]]:
 
 
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_every_score_is_that_of_surface_distance_and_nnunet(cohort, evaluated, monkeypatch):
-    """Files that SimpleITK reads, not the node's own readers."""
-    monkeypatch.setattr(np, "Inf", np.inf, raising=False)  # surface-distance 0.1 is older than numpy 2
+def test_every_score_equals_that_of_surface_distance_and_nnunet(cohort, evaluated, monkeypatch):
+    """The files are read by SimpleITK, not by the node's own readers."""
+    monkeypatch.setattr(np, "Inf", np.inf, raising=False)  # surface-distance 0.1 predates numpy 2
     out, _ = evaluated
     rows = {(row["subject"], row["structure"]): row for row in scores(out)}
     assert len(rows) == 3 * 104
@@ -82,7 +82,7 @@ def test_every_score_is_that_of_surface_distance_and_nnunet(cohort, evaluated, m
             assert float(row["volume_error"]) == pytest.approx((counts[0] - counts[1]) / counts[1], abs=1e-6)
 
 
-def test_means_are_those_of_the_rows_and_lie_in_their_intervals(evaluated):
+def test_means_are_those_of_the_rows_and_lie_within_their_intervals(evaluated):
     out, printed = evaluated
     rows = scores(out)
     by_structure = {
@@ -103,7 +103,7 @@ def test_means_are_those_of_the_rows_and_lie_in_their_intervals(evaluated):
         assert sum(each["subjects"] for each in values) == 3
 
 
-def test_every_table_says_what_its_scores_are_of(evaluated):
+def test_every_table_states_what_was_scored(evaluated):
     out, printed = evaluated
     assert printed["provenance"]["data_set"] == "phantom cohort"
     assert printed["provenance"]["model"].startswith(MODEL)
@@ -130,7 +130,7 @@ class Elements(HTMLParser):
         self.from_elsewhere += [v for k, v in attrs if k in ("src", "href", "xlink:href") and not v.startswith("#")]
 
 
-def test_page_needs_nothing_from_elsewhere_and_no_script(evaluated):
+def test_page_needs_no_external_resource_and_no_script(evaluated):
     out, printed = evaluated
     text = (out / "evaluation.html").read_text()
     page = Elements(text)
@@ -142,7 +142,7 @@ def test_page_needs_nothing_from_elsewhere_and_no_script(evaluated):
     assert all(value in text for value in ("phantom cohort", MODEL, "arXiv 2208.05868"))
 
 
-def test_what_is_done_is_kept_and_what_is_gone_is_done_again(cohort, evaluated, tmp_path):
+def test_finished_scores_are_kept_and_removed_ones_are_computed_again(cohort, evaluated, tmp_path):
     out = shutil.copytree(evaluated[0], tmp_path / "again")
     files = sorted([*out.glob("predictions/*"), *out.glob("subjects/*")])
     before = {path: path.stat().st_mtime_ns for path in files}
@@ -166,7 +166,7 @@ NAMES = {1: "spleen", 2: "kidney_right", 3: "kidney_left", 4: "gallbladder", 5: 
 
 @pytest.fixture
 def faulty(cohort, tmp_path):
-    """A folder of segmentations: one as it should be, one on another grid, one of nobody, one that is damaged."""
+    """A folder of segmentations: one correct, one on another grid, one without a subject, one damaged."""
     folder = tmp_path / "predictions"
     truth = sitk.GetArrayFromImage(sitk.ReadImage(str(cohort / "s0001" / "labels.nii.gz")))
     labels = np.where(truth <= 3, truth, 0).astype(np.uint8)  # no gallbladder, no liver
@@ -180,7 +180,7 @@ def faulty(cohort, tmp_path):
     return folder
 
 
-def test_what_does_not_match_is_listed_with_the_reason(cohort, faulty, tmp_path):
+def test_mismatches_are_listed_with_the_reason(cohort, faulty, tmp_path):
     content = run("evaluate", faulty, "--truth", cohort, "--out", tmp_path / "out", "--processes", 1, code=3)
     assert content["subjects"] == 1
     reasons = {each["id"]: each["reason"] for each in content["not_evaluated"]}
@@ -192,7 +192,7 @@ def test_what_does_not_match_is_listed_with_the_reason(cohort, faulty, tmp_path)
     assert "s0002" in (tmp_path / "out" / "evaluation.html").read_text()
 
 
-def test_a_missed_structure_counts_as_zero_and_unknown_words_are_said_to_be_unknown(cohort, faulty, tmp_path):
+def test_missed_structure_counts_as_zero_and_missing_provenance_is_unknown(cohort, faulty, tmp_path):
     arguments = ("--structures", "spleen,gallbladder", "--software", "Program 3.1", "--processes", "1")
     content = run("evaluate", faulty, "--truth", cohort, "--out", tmp_path / "out", *arguments, code=3)
     found = {each["name"]: each for each in content["structures"]}
@@ -206,7 +206,7 @@ def test_a_missed_structure_counts_as_zero_and_unknown_words_are_said_to_be_unkn
 
 
 @pytest.mark.parametrize(("convention", "dice", "subjects"), [("paper", 1.0, 1), ("nnunet", 0.5, 2)])
-def test_a_structure_that_is_only_found_counts_by_the_convention_of_nnunet(tmp_path, convention, dice, subjects):
+def test_structure_absent_from_the_truth_counts_by_the_chosen_convention(tmp_path, convention, dice, subjects):
     """nnU-Net's own mean over both cases is 0.5; the paper does not count the second."""
     both = np.zeros((8, 8, 8), np.uint8)
     both[2:6, 2:6, 2:6] = 1
@@ -223,7 +223,7 @@ def test_a_structure_that_is_only_found_counts_by_the_convention_of_nnunet(tmp_p
 
 
 def test_seg_rtstruct_and_results_of_segment_are_read(tmp_path):
-    """Truth: a CT series and the SEG of it. Segmentations: the same as results folder, and as contours."""
+    """Truth: a CT series and its SEG. Segmentations: the same as a results folder, and as contours."""
     case = phantom(7, (5.0, 5.0, 5.0), "chest")
     uid = write_series(case, tmp_path / "truth" / "ct")
     result = tmp_path / "results" / uid
@@ -244,7 +244,7 @@ def test_seg_rtstruct_and_results_of_segment_are_read(tmp_path):
     assert content["overall"]["dice"] > 0.97
 
 
-def test_a_split_is_evaluated_alone(cohort, evaluated, tmp_path):
+def test_one_split_can_be_evaluated_alone(cohort, evaluated, tmp_path):
     arguments = ("--split", "test", "--processes", "1")
     content = run("evaluate", evaluated[0] / "predictions", "--truth", cohort, "--out", tmp_path, *arguments)
     assert content["subjects"] == 1

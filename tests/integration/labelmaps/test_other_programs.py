@@ -1,4 +1,4 @@
-"""Segmentations that other programs wrote, against masks that their authors published or that went into them."""
+"""Segmentations written by other programs, compared with masks published by their authors or used to make them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference.phantom import phantom
 
 
 def together(folder: Path, *sources: Path) -> Path:
-    """Everything in ``sources`` in one folder."""
+    """A folder with everything in ``sources``."""
     folder.mkdir()
     for source in sources:
         for path in source.iterdir() if source.is_dir() else [source]:
@@ -26,8 +26,8 @@ def together(folder: Path, *sources: Path) -> Path:
     return folder
 
 
-def test_contours_of_a_planning_system_are_the_mask_that_the_authors_published(shared_data, tmp_path):
-    """The thigh of the Image Biomarker Standardisation Initiative: contours by MIM, and the mask they measure."""
+def test_contours_of_a_planning_system_equal_the_published_mask(shared_data, tmp_path):
+    """The thigh of the Image Biomarker Standardisation Initiative: contours by MIM, and the mask behind its values."""
     ibsi = shared_data / "theibsi+data_sets"
     folder = together(tmp_path / "ct", ibsi / "STS_008_CT", ibsi / "STS_008_CT_reference" / "RS.dcm")
     found = find_subjects(folder)
@@ -41,7 +41,7 @@ def test_contours_of_a_planning_system_are_the_mask_that_the_authors_published(s
     assert np.array_equal(contours.labels_zyx, mask.labels_zyx)
 
 
-def test_a_segmentation_by_dcmqi_is_the_mask_that_it_was_made_of(shared_data, tmp_path):
+def test_segmentation_by_dcmqi_equals_the_mask_it_was_made_from(shared_data, tmp_path):
     dcmqi = shared_data / "QIICR+dcmqi"
     folder = together(tmp_path / "ct", dcmqi / "ct-3slice", dcmqi / "ct-3slice_reference" / "liver.dcm")
     (subject,) = find_subjects(folder).subjects
@@ -55,7 +55,7 @@ def test_a_segmentation_by_dcmqi_is_the_mask_that_it_was_made_of(shared_data, tm
         overlapping.read(label_map.geometry)
 
 
-def test_contours_by_plastimatch_are_the_masks_that_it_was_given(tmp_path):
+def test_contours_by_plastimatch_equal_the_masks_they_were_made_from(tmp_path):
     case = phantom(7, (3.0, 3.0, 5.0), "chest")
     write_series(case, tmp_path / "ct")
     geometry, labels = case.truth.geometry, case.truth.labels_zyx

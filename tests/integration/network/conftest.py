@@ -1,4 +1,4 @@
-"""TLS with certificates of the moment."""
+"""TLS with certificates made for the test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trustme
 
 @pytest.fixture(scope="session")
 def contexts():
-    """TLS contexts of a server and of a client that trusts it."""
+    """TLS contexts for a server and a client that trusts it."""
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(server)

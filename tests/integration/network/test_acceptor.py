@@ -1,4 +1,4 @@
-"""An association as acceptor, with pynetdicom as requestor: roles, requests of any service, over TLS as in clear."""
+"""An association as acceptor, with pynetdicom as requestor: roles, requests of any service, with and without TLS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TRANSACTION = "1.2.3.4.5"
 
 @dataclass
 class Recorder:
-    """A service that answers everything with what it was made for, and keeps what it was asked."""
+    """A service that answers every request with a given response, and records the requests."""
 
     served: dict[str, Served] | Refused
     response: Response = field(default_factory=lambda: Response(dimse.SUCCESS))
@@ -71,13 +71,13 @@ class Running:
 
 @pytest.fixture(params=["plain", "TLS"])
 def tls(request, contexts):
-    """The TLS contexts of server and client; None in clear."""
+    """The TLS contexts of server and client; None without TLS."""
     return contexts if request.param == "TLS" else None
 
 
 @pytest.fixture
 def start(tls):
-    """A function that serves one association with a service."""
+    """A function that starts a listener for one association with a service."""
     running = []
 
     def start(service) -> Running:
@@ -143,7 +143,7 @@ def test_echo_and_release(start, tls):
     ],
     ids=["SCU of both", "both", "SCP of both", "SCP where it must not"],
 )
-def test_the_peer_takes_the_role_that_is_granted(start, tls, proposed, may_take, as_scu, as_scp):
+def test_peer_gets_the_granted_role(start, tls, proposed, may_take, as_scu, as_scp):
     running = start(Recorder({CTImageStorage: Served(IMPLICIT, may_take)}))
     association = associate(running, CTImageStorage, tls, [build_role(CTImageStorage, **proposed)])
     if as_scu is None:
@@ -155,7 +155,7 @@ def test_the_peer_takes_the_role_that_is_granted(start, tls, proposed, may_take,
     association.release()
 
 
-def test_an_n_action_with_its_data_set_and_a_response_with_one(start, tls):
+def test_n_action_request_and_response_both_carry_a_data_set(start, tls):
     reply = Dataset()
     reply.TransactionUID = TRANSACTION
     encoded_reply = encode(reply, is_implicit_vr=True, is_little_endian=True)
@@ -180,8 +180,8 @@ def test_an_n_action_with_its_data_set_and_a_response_with_one(start, tls):
     assert arrived == asked
 
 
-def test_a_rejection_arrives_with_its_reason(start, tls):
-    """Read from the socket: pynetdicom takes a rejection for an abort when the connection ends right behind it."""
+def test_rejection_arrives_with_its_reason(start, tls):
+    """Read from the socket: pynetdicom mistakes a rejection for an abort if the connection closes right after it."""
     running = start(Recorder(Refused(pdu.LOCAL_LIMIT_EXCEEDED, "for the test")))
     context = pdu.ProposedContext(1, str(Verification), (str(ImplicitVRLittleEndian),))
     peer = socket.create_connection(("127.0.0.1", running.port), timeout=20)
@@ -197,7 +197,7 @@ def test_a_rejection_arrives_with_its_reason(start, tls):
     assert running.released == [False]
 
 
-def test_a_stop_aborts_an_idle_association_and_the_peer_sees_it(start, tls):
+def test_stop_aborts_an_idle_association_and_the_peer_is_told(start, tls):
     from pynetdicom import evt  # noqa: PLC0415 - the constant exists at run time only
 
     aborted = threading.Event()

@@ -1,4 +1,4 @@
-"""C-FIND as requestor: DCMTK's archive, Orthanc's count of a series, and answers of every kind."""
+"""C-FIND as requestor: DCMTK's archive, Orthanc's count of a series, and every kind of response."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def peer_at(port: int) -> Peer:
 
 @pytest.fixture
 def ct_series(tmp_path):
-    """Four slices as files: the files, and the UIDs of study and series."""
+    """Four slices as files, and the UIDs of their study and series."""
     voxels = np.random.default_rng(1).integers(-1000, 1000, (4, 16, 16)).astype(np.int16)
     volume = Volume(voxels, Geometry((4, 16, 16), np.diag([1.0, 1.0, 2.0, 1.0])))
     series = write_ct_series(volume, tmp_path / "ct", SyntheticPatient(1, 50, "F"))
@@ -69,7 +69,7 @@ def dcmqrscp(tmp_path):
     program.wait(10)
 
 
-def test_dcmtk_finds_the_instances_that_we_stored(dcmqrscp, ct_series):
+def test_dcmtk_finds_the_instances_we_stored(dcmqrscp, ct_series):
     files, study, series = ct_series
     with Association(peer_at(dcmqrscp), "NODE", [(str(CTImageStorage), str(ExplicitVRLittleEndian)), *FIND]) as archive:
         assert [archive.store(file) for file in files] == [0] * len(files)
@@ -77,13 +77,13 @@ def test_dcmtk_finds_the_instances_that_we_stored(dcmqrscp, ct_series):
             QueryRetrieveLevel="IMAGE", StudyInstanceUID=study, SeriesInstanceUID=series, SOPInstanceUID=""
         )
         answers = list(archive.find(STUDY_ROOT_FIND, identifier))
-        assert archive.store(files[0]) == 0  # the association is of use afterwards
+        assert archive.store(files[0]) == 0  # the association can still be used afterwards
     assert [status for status, _ in answers] == [0xFF00] * len(files) + [0]
     assert {answer.SOPInstanceUID for _, answer in answers[:-1]} == {file.sop_instance_uid for file in files}
     assert answers[-1][1] is None
 
 
-def test_orthanc_counts_the_series_that_we_stored(ct_series, tmp_path):
+def test_orthanc_counts_the_instances_of_the_series_we_stored(ct_series, tmp_path):
     orthanc = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
     if orthanc is None:
         pytest.skip("Orthanc (Debian package orthanc) is not installed")
@@ -97,7 +97,7 @@ def test_orthanc_counts_the_series_that_we_stored(ct_series, tmp_path):
 
 @pytest.fixture
 def archive():
-    """A function that starts a pynetdicom SCP with a C-FIND handler; gives its port."""
+    """A function that starts a pynetdicom SCP with a C-FIND handler and returns its port."""
     servers = []
 
     def start(handler, context=StudyRootQueryRetrieveInformationModelFind, syntaxes=None) -> int:
@@ -113,7 +113,7 @@ def archive():
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian])
-def test_identifiers_go_and_come_in_the_syntax_that_was_accepted(archive, syntax):
+def test_identifiers_are_sent_and_read_in_the_accepted_syntax(archive, syntax):
     asked = []
 
     def handler(event):
@@ -129,7 +129,7 @@ def test_identifiers_go_and_come_in_the_syntax_that_was_accepted(archive, syntax
     assert [answer.SeriesInstanceUID for _, answer in answers[:-1]] == [f"1.2.{number}" for number in range(300)]
 
 
-def test_a_failure_is_the_last_answer(archive):
+def test_failure_status_ends_the_responses(archive):
     def refuse(_event):
         yield 0xA700, None
 
@@ -137,7 +137,7 @@ def test_a_failure_is_the_last_answer(archive):
         assert list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="STUDY"))) == [(0xA700, None)]
 
 
-def test_a_peer_that_does_not_offer_the_service(archive):
+def test_peer_without_the_service_is_an_error(archive):
     with (
         Association(peer_at(archive(None, Verification)), "NODE", FIND) as association,
         pytest.raises(NotSendable, match="FIND"),
@@ -145,7 +145,7 @@ def test_a_peer_that_does_not_offer_the_service(archive):
         list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="STUDY")))
 
 
-def test_a_peer_that_aborts_between_answers(archive):
+def test_abort_between_responses_is_an_error(archive):
     def handler(event):
         yield 0xFF00, query(SeriesInstanceUID="1.2.3")
         event.assoc.abort()
@@ -157,7 +157,7 @@ def test_a_peer_that_aborts_between_answers(archive):
         list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="SERIES")))
 
 
-def test_an_identifier_without_end_is_no_answer(archive, monkeypatch):
+def test_oversized_identifier_is_an_error(archive, monkeypatch):
     monkeypatch.setattr("dicom_node.network.requestor.LARGEST_ANSWER_BYTES", 5_000)
 
     def handler(_event):
@@ -170,7 +170,7 @@ def test_an_identifier_without_end_is_no_answer(archive, monkeypatch):
         list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="SERIES")))
 
 
-def test_a_peer_that_answers_more_series_than_there_are_has_no_count(archive, monkeypatch):
+def test_more_series_than_exist_give_no_count(archive, monkeypatch):
     monkeypatch.setattr("dicom_node.receive.count.MOST_ANSWERS", 5)
 
     def handler(event):

@@ -1,4 +1,4 @@
-"""The transport over real sockets, plain and TLS: whole PDUs, one deadline for all of their bytes, bounded sizes."""
+"""The transport over real sockets, plain and TLS: complete PDUs, one deadline for all bytes of a PDU, bounded sizes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 
 def over_tls(ends, contexts) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
-    """Both ends with their handshake done."""
+    """Both ends after the TLS handshake."""
     wrapped = []
     server = threading.Thread(target=lambda: wrapped.append(contexts[0].wrap_socket(ends[0], server_side=True)))
     server.start()
@@ -39,7 +39,7 @@ def over_tls(ends, contexts) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
 
 @pytest.fixture(params=["plain", "TLS"])
 def ends(request, contexts):
-    """A connected pair of sockets: ours for the transport, and the peer's, which blocks."""
+    """A connected pair of sockets: ours, for the transport, and the peer's, which is blocking."""
     pair = connected()
     if request.param == "TLS":
         pair = over_tls(pair, contexts)
@@ -69,7 +69,7 @@ def in_background(work) -> threading.Thread:
 
 
 def trickle(peer: socket.socket, content: bytes, interval_s: float) -> int:
-    """Send byte by byte until the other end hangs up; how many went."""
+    """Send byte by byte until the other end hangs up; return how many were sent."""
     for count in range(len(content)):
         try:
             peer.sendall(content[count : count + 1])
@@ -80,7 +80,7 @@ def trickle(peer: socket.socket, content: bytes, interval_s: float) -> int:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 16382, 131071, LARGEST])
-def test_a_pdu_of_any_size_comes_out_whole(transport, peer, size):
+def test_pdu_of_any_size_is_read_completely(transport, peer, size):
     body = (BODY * 9)[:size]
     sender = in_background(lambda: peer.sendall(encoded(body)))
     kind, got = transport.read_pdu(20)
@@ -89,8 +89,8 @@ def test_a_pdu_of_any_size_comes_out_whole(transport, peer, size):
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 7, 1000])
-def test_pdus_come_out_one_by_one_however_they_are_cut(transport, peer, pieces):
-    """Many at once and parts of them: the first octets of the next PDU lie in the buffer behind the last."""
+def test_pdus_are_read_one_by_one_however_the_bytes_are_split(transport, peer, pieces):
+    """Several PDUs at once, and parts of them: the buffer may already contain the first bytes of the next PDU."""
     bodies = [(BODY * 9)[k : k + size] for k, size in enumerate((5, 0, 16382, 131072, 1, 70000, 70000, 3, 131072))]
     stream = b"".join(map(encoded, bodies))
     step = -(-len(stream) // pieces)
@@ -101,8 +101,8 @@ def test_pdus_come_out_one_by_one_however_they_are_cut(transport, peer, pieces):
 
 
 @pytest.mark.parametrize("where", ["header", "body"])
-def test_a_pdu_that_trickles_in_is_cut_at_the_deadline_for_all_of_it(transport, peer, where):
-    """Each byte comes well within the deadline; all of them would take a hundred times as long."""
+def test_trickling_pdu_is_abandoned_at_its_overall_deadline(transport, peer, where):
+    """Each byte arrives well within the deadline; all of them would take a hundred times as long."""
     content = encoded(BODY)
     at_once = 0 if where == "header" else pdu.HEADER.size
     peer.sendall(content[:at_once])
@@ -115,7 +115,7 @@ def test_a_pdu_that_trickles_in_is_cut_at_the_deadline_for_all_of_it(transport, 
     assert sent[0] < 30
 
 
-def test_the_deadline_of_an_association_request_is_for_header_and_body_together(transport, peer):
+def test_association_request_has_one_deadline_for_header_and_body(transport, peer):
     sender = in_background(lambda: trickle(peer, encoded(BODY, pdu.PduType.ASSOCIATE_RQ)[:200], 0.1))
     ends = time.monotonic() + 1.0
     _, length = transport.read_header(ends)
@@ -125,12 +125,12 @@ def test_the_deadline_of_an_association_request_is_for_header_and_body_together(
     sender.join()
 
 
-def test_a_silent_peer_is_given_up(transport):
+def test_silent_peer_times_out(transport):
     with pytest.raises(ConnectionLost, match="silent"):
         transport.read_pdu(0.2)
 
 
-def test_a_slow_peer_that_keeps_the_deadline_is_waited_for(transport, peer):
+def test_slow_peer_within_the_deadline_is_waited_for(transport, peer):
     sender = in_background(lambda: trickle(peer, encoded(b"abc"), 0.05))
     assert bytes(transport.read_pdu(20)[1]) == b"abc"
     sender.join()
@@ -139,7 +139,7 @@ def test_a_slow_peer_that_keeps_the_deadline_is_waited_for(transport, peer):
 @pytest.mark.parametrize(
     ("sent", "reason"), [(b"", "closed by the peer"), (encoded(BODY)[:100], "closed inside a PDU")]
 )
-def test_a_peer_that_hangs_up(transport, peer, sent, reason):
+def test_peer_that_hangs_up_is_an_error(transport, peer, sent, reason):
     peer.sendall(sent)
     peer.close()
     with pytest.raises(ConnectionLost, match=reason):
@@ -147,19 +147,19 @@ def test_a_peer_that_hangs_up(transport, peer, sent, reason):
 
 
 @pytest.mark.parametrize("header", [pdu.HEADER.pack(4, LARGEST + 1), pdu.HEADER.pack(4, 2**32 - 1)])
-def test_a_pdu_above_the_limit_is_refused_by_its_header(transport, peer, header):
+def test_oversized_pdu_is_refused_by_its_header(transport, peer, header):
     peer.sendall(header)
     with pytest.raises(ProtocolFault, match=f"expected at most {LARGEST}"):
         transport.read_pdu(20)
 
 
-def test_a_type_that_nobody_knows_is_refused_by_its_header(transport, peer):
+def test_unknown_pdu_type_is_refused_by_its_header(transport, peer):
     peer.sendall(pdu.HEADER.pack(0x42, 10))
     with pytest.raises(ProtocolFault, match="PDU type 66"):
         transport.read_pdu(20)
 
 
-def test_what_is_sent_arrives_whole(transport, peer):
+def test_sent_bytes_arrive_completely(transport, peer):
     content = BODY * 200
     received = bytearray()
 
@@ -173,13 +173,13 @@ def test_what_is_sent_arrives_whole(transport, peer):
     assert received == content
 
 
-def test_a_peer_that_does_not_read_is_given_up(transport):
+def test_peer_that_does_not_read_times_out(transport):
     with pytest.raises(ConnectionLost, match="the peer was silent or too slow"):
         transport.send(BODY * 4000, 0.5)
 
 
-def test_both_directions_at_once(transport, peer):
-    """Both sides send more than sockets hold while the other does too."""
+def test_both_directions_work_at_once(transport, peer):
+    """Both ends send more than the socket buffers hold, at the same time."""
     content = encoded(BODY * 8)
     echoes = in_background(lambda: [peer.sendall(content) for _ in range(20)])
     for _ in range(20):
@@ -191,7 +191,7 @@ def test_both_directions_at_once(transport, peer):
         received += peer.recv(4096)
 
 
-def test_last_words_arrive_although_the_peer_is_still_sending(transport, peer):
+def test_final_pdu_arrives_although_the_peer_is_still_sending(transport, peer):
     peer.sendall(BODY * 8)
     closing = in_background(lambda: transport.close_after(pdu.provider_abort(6)))
     with suppress(OSError):
@@ -203,7 +203,7 @@ def test_last_words_arrive_although_the_peer_is_still_sending(transport, peer):
 
 
 def reading(transport: Transport, **arguments) -> tuple[threading.Thread, list[str]]:
-    """A thread that waits for a PDU, and why it ended."""
+    """A thread that waits for a PDU, and the reason why it ended."""
     reasons = []
 
     def read():
@@ -215,7 +215,7 @@ def reading(transport: Transport, **arguments) -> tuple[threading.Thread, list[s
     return in_background(read), reasons
 
 
-def test_another_thread_cuts_a_read_that_waits(ends, transport):
+def test_another_thread_can_end_a_waiting_read(ends, transport):
     reader, reasons = reading(transport)
     cut(ends[0])
     reader.join(20)
@@ -230,7 +230,7 @@ def stop():
     signal.close()
 
 
-def test_a_stop_ends_the_wait_and_last_words_still_go_out(transport, peer, stop):
+def test_stop_ends_the_wait_and_a_final_pdu_can_still_be_sent(transport, peer, stop):
     reader, reasons = reading(transport, stop=stop)
     stop.set()
     reader.join(20)
@@ -240,7 +240,7 @@ def test_a_stop_ends_the_wait_and_last_words_still_go_out(transport, peer, stop)
     assert peer.recv(100) == b""
 
 
-def test_a_stop_does_not_end_the_wait_for_the_rest_of_a_pdu(transport, peer, stop):
+def test_stop_does_not_end_the_wait_for_the_rest_of_a_pdu(transport, peer, stop):
     content = encoded(BODY)
     peer.sendall(content[:100])
     transport.read_header(time.monotonic() + 20, stop)
@@ -250,7 +250,7 @@ def test_a_stop_does_not_end_the_wait_for_the_rest_of_a_pdu(transport, peer, sto
     sender.join()
 
 
-def test_a_connection_that_is_gone_before_it_begins():
+def test_connection_closed_before_the_start_is_an_error():
     ours, peer = connected()
     peer.close()
     ours.close()

@@ -1,4 +1,4 @@
-"""What other people's programs make of captures, documents and notices: dciodvfy, DCMTK, pydicom, a reader of PDF."""
+"""Captures, documents and notices as other programs read them: dciodvfy, DCMTK, pydicom, a PDF reader."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_dciodvfy_finds_no_error_and_dcmtk_shows_the_pixels(name: str, tmp_path:
 
 
 def assert_simpleitk_reads(path: Path) -> None:
-    """The same pixels as pydicom, where the image says that they lie; a page says nothing."""
+    """SimpleITK reads the same pixels as pydicom, at the position stated in the image; a page states none."""
     dataset, image = dcmread(path), sitk.ReadImage(str(path))
     assert np.array_equal(sitk.GetArrayFromImage(image)[0], dataset.pixel_array)
     if "ImagePositionPatient" in dataset:

@@ -1,4 +1,4 @@
-"""What dciodvfy, DCMTK and plastimatch make of our structure sets, on every grid and of real series."""
+"""Our structure sets as dciodvfy, DCMTK and plastimatch read them, on every grid and for real series."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REAL_SERIES = (
 
 
 def structure_set(source: Reconstruction, labels: Segmentation, folder: Path, *names: str) -> Path:
-    """Encode reads it back voxel for voxel before we get it."""
+    """A structure set, which encode has already read back voxel for voxel."""
     request = ResultRequest(segmentation=SegmentationForm.NONE, report=False, contours=names)
     (result,) = encode(source, labels, measured(source, labels), CONTEXT, {"planning": request})
     assert result.kind is ResultKind.CONTOURS
@@ -43,7 +43,7 @@ def structure_set(source: Reconstruction, labels: Segmentation, folder: Path, *n
 
 
 def labels_on(shape_zyx: tuple[int, int, int]) -> np.ndarray:
-    """Rings, single pixels and pixels that touch at corners only."""
+    """Rings, single pixels, and pixels that touch only at corners."""
     z, y, x = np.indices(shape_zyx)
     labels = np.where((y + x + z) % 5 == 0, 3, 0).astype(np.uint8)
     labels[:, 1::4, 2:8] = 7
@@ -60,7 +60,7 @@ def test_dciodvfy_finds_no_error_on_any_grid(name: str, tmp_path: Path) -> None:
     path = structure_set(reconstruction(grid, multi_frame=multi_frame), labels, tmp_path, "organ", "tissue")
     report = output("dciodvfy", str(path))
     assert "Error" not in report, report
-    # the dciodvfy of 2022 does not know Device UID, which IHE AIR asks for in Contributing Equipment
+    # dciodvfy of 2022 does not know Device UID, which IHE AIR requires in Contributing Equipment
     warnings = [line for line in report.splitlines() if "Warning" in line and "Device UID" not in line]
     assert all("Standard Extended SOP Class" in line for line in warnings), report
 
@@ -79,16 +79,16 @@ def test_dciodvfy_and_dcmtk_read_contours_of_real_series(name: str, shared_data:
     assert "(3006,0026) LO [soft_tissue]" in output("dcmdump", "+P", "ROIName", str(path))
 
 
-def test_plastimatch_gives_back_the_structures_of_a_patient(tmp_path: Path) -> None:
+def test_plastimatch_restores_the_structures_of_a_phantom_patient(tmp_path: Path) -> None:
     case = phantom(7, (3.0, 3.0, 10.0), "chest_abdomen")
     write_series(case, tmp_path / "ct")
-    truth = replace(case.truth, model=TISSUE_MODEL)  # encode has no code for the phantom's own
+    truth = replace(case.truth, model=TISSUE_MODEL)  # encode has no code for structures that only the phantom has
     scores = plastimatch_dice(truth, tmp_path / "ct", ("organ", "bone", "muscle", "vessel"), tmp_path)
     assert len(scores) > 80
     assert min(scores.values()) >= 0.98, scores
 
 
-def test_plastimatch_gives_back_the_tissues_of_a_real_series(shared_data: Path, tmp_path: Path) -> None:
+def test_plastimatch_restores_the_tissues_of_a_real_series(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "theibsi+data_sets/STS_008_CT"
     (series,) = read_series_folder(folder)
     volume = reconstruct(series, ReconstructionLimits(minimum_planes=2)).volume
@@ -99,8 +99,8 @@ def test_plastimatch_gives_back_the_tissues_of_a_real_series(shared_data: Path, 
 
 
 def plastimatch_dice(labels: Segmentation, ct: Path, chosen: tuple[str, ...], folder: Path) -> dict[str, float]:
-    """Dice of every structure as plastimatch, a planning system's converter, fills its contours on the grid of ``ct``,
-    by its default rule for contours of one plane: their union.
+    """Dice of every structure after plastimatch, a planning system's converter, has filled its contours on the grid of
+    ``ct`` by its default rule for contours of one plane: their union.
     """
     (series,) = read_series_folder(ct)
     source = reconstruct(series, ReconstructionLimits(minimum_planes=2))
