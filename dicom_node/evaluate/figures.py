@@ -1,19 +1,14 @@
-"""Figures of an evaluation, as in the paper: the scores of every structure by group, and of groups of subjects.
-
-SVG, so that they stay sharp in print and can be part of the page; no library of the desktop is needed.
-"""
+"""Figures of an evaluation, as in the paper: the scores of every structure by group, and of groups of subjects."""
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from dicom_node.evaluate.summary import UNKNOWN, group_of, is_counted
+from dicom_node.pages.svg import as_svg
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +57,7 @@ def structures_figure(
     handles = [upper.plot([], [], "s", color=COLOUR_BY_GROUP[group], label=group)[0] for group in shown]
     upper.legend(handles=handles, loc="lower right", ncols=len(handles), fontsize=7)
     figure.suptitle(caption, fontsize=7, wrap=True)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def attributes_figure(summary: Summary, caption: str) -> str | None:
@@ -91,7 +86,7 @@ def attributes_figure(summary: Summary, caption: str) -> str | None:
     axes.invert_yaxis()
     axes.set_xlabel("mean Dice over structures, 95 % CI; dashed: all subjects", fontsize=8)
     figure.suptitle(caption, fontsize=6, wrap=True)
-    return _svg(figure)
+    return as_svg(figure)
 
 
 def _boxes(axes: Axes, values: Sequence[Sequence[float]], colours: Sequence[str]) -> None:
@@ -111,11 +106,3 @@ def _boxes(axes: Axes, values: Sequence[Sequence[float]], colours: Sequence[str]
     )
     for (at, _), box in zip(present, drawn["boxes"], strict=True):
         box.set(facecolor=colours[at], edgecolor=colours[at], linewidth=0.5)
-
-
-def _svg(figure: Figure) -> str:
-    """The same figure gives the same text: no date, and ids that follow from the content."""
-    content = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "dicom-node", "svg.fonttype": "none"}):
-        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
-    return content.getvalue()

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from html import escape
 from typing import TYPE_CHECKING
 
+from dicom_node.pages.html import facts, figure, numbers, page, paragraph, words
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from dicom_node.evaluate.cases import Problem
     from dicom_node.evaluate.provenance import Provenance
     from dicom_node.evaluate.summary import Averaging, Row, Summary
     from inference.evaluation.means import Mean
 
-_STYLE = (
-    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:.5em 0 2em;font-size:13px}th,td{text-align:right;padding:.2em .7em;"
-    "border-bottom:1px solid #ddd;vertical-align:top}th:first-child,td:first-child{text-align:left}"
-    "th{background:#f4f4f4}.facts td{text-align:left}.fault td{color:#a00000;text-align:left}"
-    "figure{margin:1em 0;overflow-x:auto}figure svg{max-width:100%;height:auto}"
-    "@media print{body{max-width:none;margin:0;font-size:10pt}table{font-size:8pt}tr,figure{break-inside:avoid}"
-    "thead{display:table-header-group}@page{size:A4 landscape;margin:12mm}}"
-)
 _CONVENTIONS = {
     "paper": (
         "A structure that is in the truth and was not found counts as 0; one that is not in the truth does not count, "
@@ -51,23 +43,19 @@ def evaluation_page(
     notes: Sequence[Problem],
 ) -> str:
     """The whole page; ``figures`` are SVG documents, ``notes`` what a reader should know about single subjects."""
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        _facts(provenance.by_title().items()),
-        f"<p>{escape(_CONVENTIONS[averaging.convention])} {escape(_MEANS.format(replicates=averaging.replicates))}</p>",
-        _means("Groups of structures", (*summary.groups, summary.overall)),
-        *(f"<figure>{_inline(figure)}</figure>" for figure in figures),
-        *(_means(f"By {attribute}", rows) for attribute, rows in summary.by_attribute.items()),
-        _means("Structures", summary.structures),
-        _list("Not evaluated", problems, row_class="fault"),
-        _list("Remarks", notes),
-        "<p>Research software, not a medical device.</p>",
-    ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    return page(
+        title,
+        (
+            facts(provenance.by_title().items()),
+            paragraph(_CONVENTIONS[averaging.convention], _MEANS.format(replicates=averaging.replicates)),
+            _means("Groups of structures", (*summary.groups, summary.overall)),
+            *map(figure, figures),
+            *(_means(f"By {attribute}", rows) for attribute, rows in summary.by_attribute.items()),
+            _means("Structures", summary.structures),
+            words("Not evaluated", (), ((each.id, each.reason) for each in problems), are_faults=True),
+            words("Remarks", (), ((each.id, each.reason) for each in notes)),
+        ),
     )
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
 def with_interval(mean: Mean, form: str = ".3f") -> str:
@@ -79,16 +67,9 @@ def with_interval(mean: Mean, form: str = ".3f") -> str:
     return f"{mean.value:{form}} ({mean.low:{form}} to {mean.high:{form}})"
 
 
-def _facts(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(f"<tr><th>{escape(title)}</th><td>{escape(value)}</td></tr>" for title, value in facts)
-    return f'<table class="facts">{rows}</table>'
-
-
 def _means(title: str, rows: Sequence[Row]) -> str:
-    header = "".join(f"<th>{escape(column)}</th>" for column in ("", *_COLUMNS))
-    lines = []
-    for row in rows:
-        cells = (
+    lines = (
+        (
             row.name.replace("_", " "),
             str(row.subjects),
             str(row.structures),
@@ -99,21 +80,6 @@ def _means(title: str, rows: Sequence[Row]) -> str:
             str(row.missed),
             str(row.invented),
         )
-        lines.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    body = "".join(lines)
-    return f"<h2>{escape(title)}</h2><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _list(title: str, entries: Sequence[Problem], row_class: str = "") -> str:
-    if not entries:
-        return f"<h2>{escape(title)}</h2><p>None.</p>"
-    rows = "".join(
-        f'<tr class="{row_class}"><td>{escape(each.id)}</td><td style="text-align:left">{escape(each.reason)}</td></tr>'
-        for each in entries
+        for row in rows
     )
-    return f"<h2>{escape(title)}</h2><table>{rows}</table>"
-
-
-def _inline(svg: str) -> str:
-    """Without the XML declaration and document type, which don't belong into HTML."""
-    return svg[svg.index("<svg") :]
+    return numbers(title, ("", *_COLUMNS), lines)

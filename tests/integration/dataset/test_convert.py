@@ -271,6 +271,7 @@ def test_every_bad_subject_is_named_with_the_reason_and_the_others_are_converted
     assert json.loads((folder / "dataset.json").read_text())["numTraining"] == 2
     page = (tmp_path / "out" / "validation.html").read_text()
     assert all(f"<td>{name}</td>" in page for name in (*expected, "stray", "overlaps"))
+    assert "not cleared or approved for clinical use" in page
     assert json.loads((tmp_path / "out" / "validation.json").read_text()) == report
     absent = run(source, tmp_path / "absent", *TWO, "--absent-where-missing", code=3)
     assert "gone" not in reasons(absent)

@@ -139,6 +139,8 @@ def test_page_needs_no_external_resource_and_no_script(evaluated):
     assert page.names.count("svg") == 2
     assert "@media print" in text
     assert f"{printed['overall']['dice']:.3f}" in text
+    assert "research software" in text
+    assert "not cleared or approved for clinical use" in text
     assert all(value in text for value in ("phantom cohort", MODEL, "arXiv 2208.05868"))
 
 
