@@ -1,4 +1,4 @@
-"""Every text that the node leaves in patients' studies, collected from one object of each kind and condition.
+"""Every text that the node writes to patients' studies, collected from one object of each kind and condition.
 
 ``python -m tests.patient_texts`` records the digest of the texts for the version that is being released.
 """
@@ -26,7 +26,7 @@ _TEXT = {"CS", "LO", "LT", "SH", "ST", "UC", "UT"}
 
 
 def texts() -> list[str]:
-    """Each with the kind of object and the attribute that contains it; the version of the node is left out."""
+    """Each text with its kind of object and its attribute; the node's version is left out."""
     found = {
         f"{sample.kind} {sample.part} {place}: {text.replace(dicom_node.__version__, 'VERSION')}"
         for sample in samples()
@@ -40,7 +40,7 @@ def digest(lines: list[str]) -> str:
 
 
 def fault(version: str, current: str, recorded: dict[str, str], *, released: bool) -> str | None:
-    """Why ``current``, the digest of the texts, must not go out as ``version``; None where it may."""
+    """Why texts with the digest ``current`` must not be released as ``version``; None where they may."""
     if not released:
         return f"{version} is recorded, but the changelog calls it unreleased" if version in recorded else None
     if version not in recorded:

@@ -1,4 +1,4 @@
-"""What the documents say is what the code does."""
+"""The documents agree with the code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fields_of(model: type[BaseModel], prefix=""):
             yield from fields_of(field.annotation, f"{prefix}{name}.")
 
 
-def test_node_yaml_holds_every_key_and_no_other():
+def test_node_yaml_contains_every_key_and_no_other():
     content = yaml.safe_load(NODE_YAML.read_text())
     assert set(keys_of(content)) == set(fields_of(Settings))
 
@@ -85,7 +85,7 @@ def test_environment_overrides_one_key_of_the_file(monkeypatch):
 
 
 def calls_in(text: str) -> list[list[str]]:
-    """Every call of dicom-node, without that word: lines of code blocks and spans of code that begin with it."""
+    """Every dicom-node command, without that word: from lines of code blocks and code spans that begin with it."""
     blocks = re.findall(r"^ *```[a-z]*\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     spans = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
@@ -121,13 +121,13 @@ def test_a_command_or_option_that_does_not_exist_is_found():
 
 
 def anchors_of(document: Path) -> set[str]:
-    """The fragments that GitHub gives the headings of a document."""
+    """The fragments that GitHub generates for a document's headings."""
     headings = re.findall(r"^#+ +(.+?) *$", document.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_of_the_repository(document):
+def test_links_lead_to_existing_files_and_headings(document):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         target, _, fragment = link.partition("#")
@@ -145,7 +145,7 @@ def test_the_index_links_to_every_page():
     assert sorted(pages - linked) == []
 
 
-def test_every_command_explains_itself():
+def test_every_command_has_a_help_text():
     for name, command in main.commands.items():
         assert command.help, name
     assert CliRunner().invoke(main, ["--help"]).exit_code == 0
@@ -161,9 +161,9 @@ def test_no_image_data_is_in_the_repository():
     assert [name for name in listed if re.search(r"\.(dcm|nii|nii\.gz|ima|nrrd|mha)$", name)] == []
 
 
-def test_documents_cited_anywhere_are_in_the_repository():
+def test_cited_documents_are_in_the_repository():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    names = {Path(name).name for name in listed} | {"statement.md"}  # what a test of `conformance --out` writes
+    names = {Path(name).name for name in listed} | {"statement.md"}  # written by a test of `conformance --out`
     unknown = {
         f"{file}: {cited}"
         for file in listed
@@ -174,12 +174,12 @@ def test_documents_cited_anywhere_are_in_the_repository():
     assert sorted(unknown) == []
 
 
-def test_the_page_on_configuration_lists_every_section():
+def test_configuration_page_lists_every_section():
     page = (ROOT / "docs" / "operators" / "configuration.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `([a-z_]+)` \|", page, re.MULTILINE)) == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_places_of_the_repository_named_in_the_documents_exist(document):
+def test_repository_paths_named_in_the_documents_exist(document):
     named = re.findall(r"`((?:dicom_node|inference|tests|benchmarks|deploy|docs)/[\w./-]*)`", document.read_text())
     assert [place for place in named if not (ROOT / place).exists()] == []

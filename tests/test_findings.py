@@ -1,4 +1,4 @@
-"""The scripts under findings/ say what they are about; CI does not run them."""
+"""The scripts under findings/ state their subject; CI does not run them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPTS = sorted(FOLDER.glob("*.sh"))
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_a_script_pins_what_it_installs_and_names_guess_version_and_outcome(script: Path) -> None:
+def test_script_pins_its_packages_and_names_guess_version_and_outcome(script: Path) -> None:
     text = script.read_text(encoding="utf-8")
     header = text[: text.index("\nset -euo pipefail\n")]
     assert os.access(script, os.X_OK)
@@ -25,12 +25,12 @@ def test_a_script_pins_what_it_installs_and_names_guess_version_and_outcome(scri
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), pins
     pinned = {tuple(pin.split("==")) for pin in pins}
     named = {pin for pin in pinned if re.search(rf"{re.escape(pin[0])} {re.escape(pin[1])}\b", header)}
-    assert named, "the header names no version of what is installed"
+    assert named, "the header does not name the installed version"
     (row,) = [line for line in (FOLDER / "README.md").read_text().splitlines() if f"]({script.name})" in line]
     software = row.split("|")[2]
     assert all(f"{name} {version}" in header for name, version in re.findall(r"([\w-]+) ([\d.]+)", software)), row
 
 
-def test_the_table_names_every_script_and_no_other() -> None:
+def test_table_lists_every_script_and_no_other() -> None:
     listed = re.findall(r"\]\((\S+\.sh)\)", (FOLDER / "README.md").read_text(encoding="utf-8"))
     assert listed == [script.name for script in SCRIPTS]

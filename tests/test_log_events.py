@@ -1,4 +1,4 @@
-"""docs/operators/log-events.md lists every event that the source can log, with its level, and no other."""
+"""docs/operators/log-events.md lists every event that the code can log, with its level, and no other."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "operators" / "log-events.md"
 LEVELS = {"debug", "info", "warning", "error", "critical", "exception"}
-"""The methods of a logger; structlog writes the level of ``exception`` as ``error``."""
+"""The methods of a logger and their levels; structlog writes ``exception`` as ``error``."""
 
 
 def is_logger(node: ast.expr) -> bool:
-    """``log``, ``self._log``, ``structlog.get_logger()``, and what ``bind`` makes of them."""
+    """``log``, ``self._log``, ``structlog.get_logger()``, and loggers bound from them."""
     match node:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name.lstrip("_") in {"log", "logger"}
@@ -26,7 +26,7 @@ def is_logger(node: ast.expr) -> bool:
 
 
 def logged(tree: ast.AST) -> list[tuple[int, ast.expr, set[str]]]:
-    """Line, event and possible levels of every call of a logger."""
+    """Line, event and possible levels of every logger call."""
     found = []
     for call in ast.walk(tree):
         if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute) or not is_logger(call.func.value):
@@ -59,11 +59,11 @@ def levels_in_the_table() -> dict[str, set[str]]:
     return {event: set(levels.split(", ")) for event, levels in rows}
 
 
-def test_the_table_lists_every_event_with_its_levels():
+def test_table_lists_every_event_with_its_levels():
     assert levels_in_the_table() == levels_by_event()
 
 
-def test_calls_of_every_form_are_found():
+def test_every_form_of_logger_call_is_found():
     source = """
 self._log.info("a")
 log.exception("b")

@@ -1,4 +1,4 @@
-"""What a release promises: one version everywhere, and other texts in patients' studies only under another version."""
+"""What a release guarantees: one version everywhere, and changed texts in patients' studies only with a new version."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ RELEASES = re.findall(r"^## (\d+\.\d+\.\d+) — (.+)$", (ROOT / "CHANGELOG.md").
 """Version and date (or "unreleased") of each heading of the changelog, newest first."""
 
 
-def test_one_version_is_stated_everywhere():
+def test_the_same_version_is_stated_everywhere():
     assert PROJECT["version"] == dicom_node.__version__ == RELEASES[0][0]
 
 
-def test_a_tag_of_this_commit_names_this_version_and_the_changelog_has_its_date():
+def test_tag_of_this_commit_names_this_version_and_the_changelog_has_its_date():
     command = ["git", "tag", "--points-at", "HEAD", "--list", "v[0-9]*"]
     tags = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
     assert tags in ([], [f"v{PROJECT['version']}"])
     if tags:
-        assert re.fullmatch(r"\d{4}-\d\d-\d\d", RELEASES[0][1]), "the changelog does not say when it was released"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", RELEASES[0][1]), "the changelog has no release date"
 
 
-def test_releases_are_in_order_and_each_is_dated_but_the_next():
+def test_releases_are_in_order_and_all_but_the_next_are_dated():
     versions = [tuple(map(int, version.split("."))) for version, _ in RELEASES]
     assert versions == sorted(set(versions), reverse=True)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in RELEASES[1:])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d|unreleased", RELEASES[0][1])
 
 
-def test_texts_of_a_released_version_stay_as_they_are():
-    """UIDs of results derive from the version, not from each text: other texts under one UID would be two objects."""
+def test_texts_of_a_released_version_are_unchanged():
+    """Result UIDs derive from the version, not from the texts: changed texts would give two objects with one UID."""
     released = RELEASES[0][1] != "unreleased"
     assert fault(dicom_node.__version__, digest(texts()), recorded(), released=released) is None
 
@@ -54,12 +54,12 @@ def test_texts_of_a_released_version_stay_as_they_are():
         ("0.2.0", "as it was", False, "calls it unreleased"),
     ],
 )
-def test_other_texts_need_another_version(version, current, released, says):
+def test_changed_texts_need_a_new_version(version, current, released, says):
     seen = fault(version, current, {"0.2.0": "as it was"}, released=released)
     assert seen is None if says is None else says in seen
 
 
-def test_the_texts_are_those_of_every_kind_of_object():
+def test_texts_cover_every_kind_of_object():
     lines = texts()
     assert {line.split(" ", 1)[0] for line in lines} == {str(kind) for kind in ResultKind}
     assert any("research software" in line.lower() for line in lines)

@@ -1,4 +1,4 @@
-"""The public Python API: its examples run, and it gives what the commands give."""
+"""The public Python API: its examples run, and its results equal those of the commands."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model():
     return api.open_model(DEMO_MODEL, device="cpu")
 
 
-def test_the_examples_of_the_page_run(series, tmp_path, monkeypatch):
+def test_examples_on_the_page_run(series, tmp_path, monkeypatch):
     (tmp_path / "ct-folder").symlink_to(series)
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
@@ -58,7 +58,7 @@ def test_every_name_on_the_page_is_exported():
     assert all(hasattr(api, name) for name in api.__all__)
 
 
-def test_it_gives_what_the_command_gives(series, model, tmp_path):
+def test_results_equal_those_of_the_command(series, model, tmp_path):
     """Labels, measurements and DICOM objects, UIDs included."""
     command = ["segment", str(series), "--model", DEMO_MODEL, "--device", "cpu", "--out", str(tmp_path)]
     done = CliRunner().invoke(main, command, env={"DICOM_NODE_CONFIG": None})
@@ -74,7 +74,7 @@ def test_it_gives_what_the_command_gives(series, model, tmp_path):
     assert (result.run.device, result.run.stage_seconds.keys() > {"prepare", "inference"}) == ("CPU", True)
 
 
-def test_what_is_read_back_is_what_was_found(series, model, tmp_path):
+def test_results_read_back_equal_those_found(series, model, tmp_path):
     result = api.segment(series, model, structures=("liver", "spleen"), results=api.ResultRequest())
     for made in result.objects:
         (tmp_path / f"{made.kind}.dcm").write_bytes(made.content)
@@ -87,14 +87,14 @@ def test_what_is_read_back_is_what_was_found(series, model, tmp_path):
     assert read == pytest.approx(measured)
 
 
-def test_a_volume_and_the_same_images_have_the_same_labels(case, series, model):
+def test_volume_and_its_images_give_the_same_labels(case, series, model):
     of_series = api.segment(series, model)
     of_volume = api.segment(api.volume(case.volume.voxels_zyx, case.volume.geometry.affine_lps), model)
     assert of_volume.geometry.same_grid(of_series.geometry)
     assert np.array_equal(of_volume.labels_zyx, of_series.labels_zyx)
 
 
-def test_whole_numbers_stay_whole_and_a_result_cannot_be_changed(model):
+def test_integers_stay_integers_and_results_are_immutable(model):
     affine = np.diag([4.0, 4.0, 5.0, 1.0])
     assert api.volume(np.zeros((3, 4, 5), np.int64), affine).voxels_zyx.dtype == np.int16
     assert api.volume(np.full((3, 4, 5), 70000), affine).voxels_zyx.dtype == np.float32
@@ -111,7 +111,7 @@ def test_whole_numbers_stay_whole_and_a_result_cannot_be_changed(model):
         (("two", "tissue"), api.ConfigurationError, "contains 2 CTs, expected one"),
     ],
 )
-def test_wrong_calls_are_refused_with_the_reason(series, tmp_path, monkeypatch, arguments, error, says):
+def test_invalid_calls_are_refused_with_the_reason(series, tmp_path, monkeypatch, arguments, error, says):
     (tmp_path / "ct-folder").symlink_to(series)
     (tmp_path / "two").mkdir()
     for name in ("a.nii", "b.nii"):
@@ -121,7 +121,7 @@ def test_wrong_calls_are_refused_with_the_reason(series, tmp_path, monkeypatch, 
         api.segment(*arguments)
 
 
-def test_what_contradicts_itself_is_refused(series, model):
+def test_contradictory_arguments_are_refused(series, model):
     affine = np.diag([4.0, 4.0, 5.0, 1.0])
     ct = api.volume(np.zeros((20, 20, 20), np.int16), affine)
     with pytest.raises(api.ConfigurationError, match="require a DICOM series"):
@@ -140,7 +140,7 @@ def test_what_contradicts_itself_is_refused(series, model):
         api.segment(ct, "tissue").voxels_of("unicorn")
 
 
-def test_importing_it_loads_no_engine_and_no_encoder():
+def test_importing_the_api_loads_no_engine_and_no_encoder():
     program = (
         "import sys, dicom_node.api; print(sorted({'torch', 'openvino', 'highdicom', 'sqlalchemy'} & set(sys.modules)))"
     )

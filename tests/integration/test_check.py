@@ -1,4 +1,4 @@
-"""``dicom-node check`` on peers that answer: what is said of a destination whose viewer is OHIF on Orthanc."""
+"""``dicom-node check`` with real peers: findings about a destination whose viewer is OHIF on Orthanc."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_label_maps_that_orthanc_accepts_are_shown_at_any_size(tmp_path):
 
 
 @pytest.mark.parametrize("viewer", ["other", "ohif_on_orthanc"])
-def test_nothing_is_said_of_another_viewer_or_without_an_answer(viewer, tmp_path):
+def test_no_finding_for_another_viewer_or_without_a_response(viewer, tmp_path):
     with scripted_pacs(classes=OLD) as (port, _):
         if viewer == "other":
             assert findings(tmp_path, port, ["binary", "auto"], viewer) == {}

@@ -1,4 +1,4 @@
-"""From rules.yaml to the peers: each destination gets what its rule says, and a report on what it got."""
+"""From rules.yaml to the peers: each destination gets what its rule requests, and a report on what it received."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def configured(folder, entries, ports, viewer="other"):
 
 @pytest.fixture
 def delivered(tmp_path):
-    """What a run sends, by destination: ``delivered(entries, classes)``, both by name."""
+    """What a run sends to each destination: ``delivered(entries, classes)``, both by name."""
 
     def run(entries, classes, step_mm=2.5, state=JobState.DELIVERED):
         with ExitStack() as peers:
@@ -78,7 +78,7 @@ def kinds(datasets):
 
 
 def referred(sr):
-    """SOP Instances that the Measurement Groups of a report refer to."""
+    """SOP Instances referenced by the Measurement Groups of a report."""
     found = set()
 
     def walk(item):
@@ -92,7 +92,7 @@ def referred(sr):
     return found
 
 
-def test_each_gets_what_its_rule_says_and_what_it_accepts(delivered) -> None:
+def test_each_destination_gets_what_its_rule_requests_and_it_accepts(delivered) -> None:
     entries = [
         "plain",
         {"to": "new", "segmentation": "auto"},
@@ -112,7 +112,7 @@ def test_each_gets_what_its_rule_says_and_what_it_accepts(delivered) -> None:
         assert referred(sr) == {seg.SOPInstanceUID}
 
 
-def test_a_peer_that_changes_its_mind_gets_a_label_map_refused_and_binary_from_then_on(tmp_path) -> None:
+def test_peer_that_stops_accepting_label_maps_gets_binary_after_one_refusal(tmp_path) -> None:
     port = free_port()
     settings = configured(tmp_path, [{"to": "pacs", "segmentation": "auto"}], {"pacs": port})
     spool, ledger = open_store(settings)
@@ -138,9 +138,7 @@ def test_a_peer_that_changes_its_mind_gets_a_label_map_refused_and_binary_from_t
 @pytest.mark.parametrize(
     ("columns", "classes", "warned"), [(12, REPORT_AND_SEG, True), (16, REPORT_AND_SEG, False), (12, EVERYTHING, False)]
 )
-def test_auto_that_becomes_binary_warns_where_ohif_on_orthanc_does_not_show_it(
-    columns, classes, warned, tmp_path
-) -> None:
+def test_automatic_binary_form_warns_where_ohif_on_orthanc_cannot_show_it(columns, classes, warned, tmp_path) -> None:
     with scripted_pacs(classes=classes) as (port, _):
         settings = configured(tmp_path, [{"to": "pacs", "segmentation": "auto"}], {"pacs": port}, "ohif_on_orthanc")
         spool, ledger = open_store(settings)
@@ -165,7 +163,7 @@ def test_everything_of_one_run_is_delivered(delivered) -> None:
     assert [got.count(one) for one in (*REPORT_AND_SEG, RTStructureSetStorage, EncapsulatedPDFStorage)] == [1] * 4
 
 
-def test_who_wants_to_know_is_told_why_a_series_was_rejected(delivered) -> None:
+def test_destinations_that_ask_for_notices_learn_why_a_series_was_rejected(delivered) -> None:
     entries = ["pacs", {"to": "archive", "notice": True}]
     classes = dict.fromkeys(("pacs", "archive"), REPORT_AND_SEG)
     got = delivered(entries, classes, step_mm=0.0, state=JobState.REJECTED)

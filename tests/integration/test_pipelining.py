@@ -1,4 +1,4 @@
-"""Several jobs under way at once: what overlaps, what is bounded, and what becomes of all when one goes wrong."""
+"""Several jobs in progress at once: what overlaps, what is bounded, and what happens to the others if one fails."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def script(tmp_path, monkeypatch):
 
 
 class Node:
-    """The rooms after the spool, with series that were received already: the HU of each is its number."""
+    """The rooms after the spool, with series already received: the HU of each series is its number."""
 
     def __init__(self, folder, series, **work):
         self.config = folder / "node.yaml"
@@ -64,7 +64,7 @@ class Node:
         self._stop = threading.Event()
 
     def run(self):
-        """As the work process does, in threads of this one."""
+        """Run jobs like the work process, in threads of this process."""
         for _ in range(self.settings.work.jobs_at_once):
             self._runners.submit(self._run)
 
@@ -73,7 +73,7 @@ class Node:
             self.pipeline.running.run_next_job(0.01)
 
     def jobs(self):
-        """(state, attempts) by the number of the series."""
+        """(state, attempts) by series number."""
         found = self.ledger.overview.jobs(50)
         return {self.numbers[job.series_instance_uid]: (job.state, job.attempts) for job in found}
 
@@ -106,7 +106,7 @@ def make_node(tmp_path):
         node.close()
 
 
-def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, script, monkeypatch):
+def test_preparation_inference_and_encoding_of_different_jobs_overlap(make_node, script, monkeypatch):
     node = make_node(5)
     may_encode = threading.Event()
     encoding = []
@@ -123,7 +123,7 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
     with structlog.testing.capture_logs() as log:
         node.run()
         script.wait_for("infer 1 begins")
-        script.wait_for("prepare 2 ends")  # read and reconstructed, too
+        script.wait_for("prepare 2 ends")  # read and reconstructed, as well
         assert "infer 1 ends" not in script.events()
         assert node.states() == [JobState.QUEUED] * 3 + [JobState.RUNNING] * 2
         script.release("infer 1")
@@ -143,7 +143,7 @@ def test_one_is_encoded_while_one_is_inferred_and_one_is_prepared(make_node, scr
         assert abs(sum(line["stage_seconds"].values()) - line["seconds"]) < 1
 
 
-def test_one_at_a_time_is_one_after_another(make_node, script):
+def test_limit_of_one_job_runs_them_one_after_another(make_node, script):
     node = make_node(2, jobs_at_once=1)
     node.run()
     node.wait_for_all()
@@ -152,7 +152,7 @@ def test_one_at_a_time_is_one_after_another(make_node, script):
     ]
 
 
-def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_node, script, monkeypatch):
+def test_job_that_kills_its_worker_fails_without_failing_others(make_node, script, monkeypatch):
     monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta(seconds=0.05))
     node = make_node(3)
     script.fail("infer 1", "always kill")
@@ -161,7 +161,7 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
     node.run()
     script.wait_for("infer 1 begins")
     script.wait_for("prepare 2 begins")
-    script.release("infer 1")  # it takes the second one along
+    script.release("infer 1")  # the second job is lost with it
     node.wait_for(lambda: node.jobs()[2] != (JobState.RUNNING, 1))
     script.release("prepare 2")
     node.wait_for_all()
@@ -171,7 +171,7 @@ def test_a_job_that_kills_its_worker_fails_alone_and_takes_nobody_along(make_nod
     assert "lack of memory" in failed.reason
 
 
-def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
+def test_repeated_job_runs_alone(make_node, script, monkeypatch):
     monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta())
     node = make_node(4)
     script.fail("prepare 1", "kill")
@@ -179,7 +179,7 @@ def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
     node.run()
     script.wait_for("infer 1 begins")
     intake = node.pipeline.running._means.places.intake
-    wait_until(lambda: len(intake._queue) == node.settings.work.jobs_at_once)  # the others are held at the intake
+    wait_until(lambda: len(intake._queue) == node.settings.work.jobs_at_once)  # the others wait to be claimed
     script.release("infer 1")
     node.wait_for_all()
     assert node.jobs() == {1: (JobState.DELIVERED, 2), **dict.fromkeys((2, 3, 4), (JobState.DELIVERED, 1))}
@@ -188,7 +188,7 @@ def test_a_job_that_is_tried_again_runs_alone(make_node, script, monkeypatch):
     assert events[again : again + 4] == ["prepare 1 begins", "prepare 1 ends", "infer 1 begins", "infer 1 ends"]
 
 
-def test_memory_that_fails_once_costs_an_attempt_and_no_job(make_node, script, monkeypatch):
+def test_running_out_of_memory_once_costs_an_attempt_but_no_job(make_node, script, monkeypatch):
     monkeypatch.setattr(dicom_node.pipeline.outcomes, "FIRST_PAUSE", timedelta(seconds=0.05))
     node = make_node(2)
     script.fail("infer 1", "memory")
@@ -202,7 +202,7 @@ def work_process(node):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def test_kill_9_with_several_jobs_under_way_loses_none_and_makes_each_result_once(make_node, script):
+def test_sigkill_with_several_jobs_in_progress_loses_none_and_makes_each_result_once(make_node, script):
     node = make_node(4)
     script.hold("infer 1")
     first = work_process(node)

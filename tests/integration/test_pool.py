@@ -1,4 +1,4 @@
-"""Which models are in memory and who has the device, with real worker processes."""
+"""Which models are in memory and which has the device, with real worker processes."""
 
 import os
 import threading
@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 MIB = 1024**2
 A_MODEL = 400
-"""MiB that a model of these tests takes; a worker without a model has about 60 more."""
+"""MiB taken by a model in these tests; a worker process itself takes about 60 more."""
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def held_mib(pool):
     return sum(resident_bytes(pid) for name in "abc" if (pid := process_of(pool, name))) / MIB
 
 
-def test_the_model_unused_for_longest_leaves_and_the_bound_is_kept(make_pool, script):
+def test_least_recently_used_model_is_unloaded_to_keep_the_limit(make_pool, script):
     pool = make_pool(2.6 * A_MODEL)
     for model in "aba":
         assert segment(pool, model, 1) == {1}
@@ -89,7 +89,7 @@ def test_the_model_unused_for_longest_leaves_and_the_bound_is_kept(make_pool, sc
     ]
 
 
-def test_one_model_alone_may_hold_more_than_the_bound(make_pool):
+def test_single_model_may_exceed_the_limit(make_pool):
     pool = make_pool(A_MODEL / 2)
     assert segment(pool, "a", 1) == {1}
     warm = process_of(pool, "a")
@@ -99,7 +99,7 @@ def test_one_model_alone_may_hold_more_than_the_bound(make_pool):
     assert residents(pool) == ["b"]
 
 
-def test_a_model_that_grew_sends_the_others_away(make_pool, script):
+def test_model_that_grew_causes_the_others_to_be_unloaded(make_pool, script):
     pool = make_pool(2.8 * A_MODEL)
     segment(pool, "a", 1)
     segment(pool, "b", 2)
@@ -123,7 +123,7 @@ def test_models_take_turns_on_the_device_and_both_stay_loaded(make_pool, script)
     assert events.index("load b ends") < events.index("infer 1 ends") < events.index("infer 2 begins")
 
 
-def test_a_model_without_room_beside_the_one_in_use_is_loaded_after_it(make_pool, script):
+def test_model_without_room_next_to_the_one_in_use_is_loaded_after_it(make_pool, script):
     pool = make_pool(1.5 * A_MODEL)
     script.hold("infer 1")
     with ThreadPoolExecutor() as threads:
@@ -136,7 +136,7 @@ def test_a_model_without_room_beside_the_one_in_use_is_loaded_after_it(make_pool
     assert residents(pool) == ["b"]
 
 
-def test_a_prepared_volume_survives_that_its_model_leaves(make_pool, script):
+def test_prepared_volume_survives_the_unloading_of_its_model(make_pool, script):
     pool = make_pool(1.5 * A_MODEL)
     order = pool.prepare("a", numbered(1), nothing)
     assert segment(pool, "b", 2) == {2}
@@ -145,7 +145,7 @@ def test_a_prepared_volume_survives_that_its_model_leaves(make_pool, script):
         assert set(np.unique(turn.infer(order, nothing).labels_zyx)) == {1}
 
 
-def test_whoever_has_the_device_waits_for_memory_that_another_call_gives_back(make_pool, script, monkeypatch):
+def test_owner_of_the_device_waits_for_memory_freed_by_another_call(make_pool, script, monkeypatch):
     pool = make_pool(1.5 * A_MODEL)
     script.hold("prepare 1")
     with ThreadPoolExecutor() as threads:
@@ -163,7 +163,7 @@ def test_whoever_has_the_device_waits_for_memory_that_another_call_gives_back(ma
     assert held_mib(pool) < 1.5 * A_MODEL
 
 
-def test_a_preloaded_model_is_warm_for_the_first_volume_and_a_broken_one_harms_nothing(make_pool, script):
+def test_preloaded_model_is_warm_for_the_first_volume_and_a_broken_one_is_harmless(make_pool, script):
     pool = make_pool(10 * A_MODEL)
     script.fail("load b", "refuse")
     pool.load("b")
@@ -177,12 +177,12 @@ def test_a_preloaded_model_is_warm_for_the_first_volume_and_a_broken_one_harms_n
     assert segment(pool, "b", 2) == {2}
 
 
-def test_a_model_to_preload_must_be_configured():
+def test_model_to_preload_must_be_configured():
     with pytest.raises(ValueError, match=r"work\.preload\.1\n  unknown model 'b'; configured: a"):
         Settings(models={"a": {"kind": "tissue"}}, work={"preload": ["a", "b"]})
 
 
-def test_closing_ends_who_works_and_who_waits(make_pool, script):
+def test_closing_ends_running_and_waiting_calls(make_pool, script):
     pool = make_pool(10 * A_MODEL)
     script.hold("infer 1")
     with ThreadPoolExecutor() as threads:
@@ -202,7 +202,7 @@ def test_closing_ends_who_works_and_who_waits(make_pool, script):
         segment(pool, "a", 3)
 
 
-def test_a_gate_lets_in_by_the_order_of_asking():
+def test_gate_admits_in_order_of_request():
     gate = Gate()
     order = []
 

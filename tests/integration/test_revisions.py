@@ -1,4 +1,4 @@
-"""What a late image does to results that a destination already has, and what a refusal tells it."""
+"""What a late image means for results that a destination already has, and what a notice of refusal states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERY_CT = {"name": "every", "model": "tissue", "when": []}
 
 
 class Node:
-    """A node with a PACS, driven by hand; ``late`` is a destination that cannot be reached."""
+    """A node with a PACS, run step by step; ``late`` is an unreachable destination."""
 
     def __init__(self, folder, cleanup, *rules):
         port, self._stored = cleanup.enter_context(scripted_pacs(classes=REPORT_AND_SEG))
@@ -51,7 +51,7 @@ class Node:
         self.restart()
 
     def restart(self):
-        """What a process that was killed leaves to the next one: spool and ledger."""
+        """Continue from what a killed process leaves behind: spool and ledger."""
         workers = WorkerPool(self._settings.models, self._settings.work)
         self._cleanup.callback(workers.close)
         rules = load_rules(self._settings.rules_file, self._settings)
@@ -63,20 +63,20 @@ class Node:
         self.pipeline.routing.route_complete()
 
     def deliver(self, name="pacs"):
-        """What is delivered now."""
+        """Deliver; return what was sent."""
         before = len(self._stored)
         self.pipeline.delivering.deliver(name)
         return [event.dataset for event, _ in self._stored[before:]]
 
     def run(self, instances):
-        """Receive, process and deliver; what the PACS got."""
+        """Receive, process and deliver; return what the PACS received."""
         self.take(instances)
         while self.pipeline.running.run_next_job():
             pass
         return self.deliver()
 
     def open_late(self):
-        """The unreachable destination comes back; gives what it takes."""
+        """Start the unreachable destination; gives what it receives."""
         _, stored = self._cleanup.enter_context(scripted_pacs(classes=REPORT_AND_SEG, port=self._late_port))
         return stored
 
@@ -89,7 +89,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def slices(tmp_path):
-    """Five planes of soft tissue, bottom up."""
+    """Five planes of soft tissue, from the bottom up."""
     (tmp_path / "ct").mkdir()
     return write(tmp_path / "ct", Stack(np.full((5, 8, 8), 1064, np.uint16))).instances
 
@@ -103,7 +103,7 @@ def predecessors(sr):
     ]
 
 
-def test_the_report_of_a_late_image_names_the_report_that_it_replaces(node, slices) -> None:
+def test_report_after_a_late_image_names_the_report_it_replaces(node, slices) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     old_seg, old = node.run(slices[:4])
     assert predecessors(old) == []
@@ -116,10 +116,10 @@ def test_the_report_of_a_late_image_names_the_report_that_it_replaces(node, slic
     assert len({each.SeriesInstanceUID for each in (old, old_seg, seg, sr)}) == 4
 
 
-def test_a_report_that_lies_in_another_study_is_named_there(node, slices) -> None:
+def test_predecessor_in_another_study_is_referenced_in_that_study(node, slices) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     _, old = node.run(slices)
-    for each in slices:  # as after two studies were found to be one
+    for each in slices:  # as after two studies were merged
         image = dcmread(each.path)
         image.StudyInstanceUID = "1.2.3.4"
         image.save_as(each.path)
@@ -130,10 +130,10 @@ def test_a_report_that_lies_in_another_study_is_named_there(node, slices) -> Non
     assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
 
 
-def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:
+def test_each_destination_is_told_only_of_predecessors_it_has(node, slices) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs", "late"]})
     _, old = node.run(slices[:4])
-    assert node.deliver("late") == []  # nobody there
+    assert node.deliver("late") == []  # nothing listens there
     seg, sr = node.run(slices[4:])
     stored = node.open_late()
     node.pipeline.delivering.deliver("late")
@@ -141,7 +141,7 @@ def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:
     assert predecessors(sr) == [(old.SeriesInstanceUID, old.SOPInstanceUID)]
     assert predecessors(late) == []
     assert "Replaces" not in late_seg.ImageComments
-    # other words are another object; both speak of the same structures
+    # different text means a different object; both describe the same structures
     assert not {seg.SOPInstanceUID, sr.SOPInstanceUID} & {late_seg.SOPInstanceUID, late.SOPInstanceUID}
     assert [s.TrackingUID for s in seg.SegmentSequence] == [s.TrackingUID for s in late_seg.SegmentSequence]
 
@@ -149,7 +149,7 @@ def test_only_what_a_destination_took_is_named_to_it(node, slices) -> None:
 def test_reports_and_notices_replace_each_other(node, slices) -> None:
     node = node(EVERY_CT | {"destinations": [{"to": "pacs", "notice": True}]})
     seg, first = node.run(slices[:3])
-    (notice,) = node.run(slices[4:])  # without the plane before it
+    (notice,) = node.run(slices[4:])  # without the plane below it
     assert notice.SeriesDescription.startswith("Not processed by tissue rev 2: gap of")
     assert predecessors(notice) == [(first.SeriesInstanceUID, first.SOPInstanceUID)]
     last_seg, last = node.run(slices[3:4])
@@ -160,7 +160,7 @@ def test_reports_and_notices_replace_each_other(node, slices) -> None:
 REFUSE = {"name": "no-derived", "refuse": "only originals", "destinations": [{"to": "pacs", "notice": True}]}
 
 
-def test_who_is_told_of_a_refusal_learns_the_reason_once(node, slices) -> None:
+def test_destination_gets_the_notice_of_a_refusal_once(node, slices) -> None:
     node = node(REFUSE | {"when": [{"attribute": "Modality", "equals": "CT"}]}, EVERY_CT)
     (notice,) = node.run(slices)
     assert notice.SeriesDescription == "Not processed: only originals"
@@ -170,7 +170,7 @@ def test_who_is_told_of_a_refusal_learns_the_reason_once(node, slices) -> None:
     assert node.run(slices) == []
 
 
-def test_the_notice_of_a_refusal_outlives_the_process(node, slices) -> None:
+def test_notice_of_a_refusal_survives_the_end_of_the_process(node, slices) -> None:
     node = node(REFUSE | {"when": []})
     node.take(slices)
     node.restart()
@@ -178,13 +178,13 @@ def test_the_notice_of_a_refusal_outlives_the_process(node, slices) -> None:
     assert notice.SOPClassUID == Comprehensive3DSRStorage
 
 
-def test_a_refusal_without_destination_is_told_to_nobody(node, slices) -> None:
+def test_refusal_without_destination_sends_no_notice(node, slices) -> None:
     node = node({"name": "no", "refuse": "no", "when": []})
     assert node.run(slices) == []
 
 
 def resent(instances, folder, change):
-    """The same instances as an archive sends them again."""
+    """The same instances as an archive would send them again."""
     folder.mkdir()
     paths = []
     for number, each in enumerate(instances):
@@ -212,9 +212,7 @@ def shifted(image):
     image.RescaleIntercept = float(image.RescaleIntercept) + 5
 
 
-def test_a_series_that_comes_again_with_other_bytes_and_the_same_content_changes_nothing(
-    node, slices, tmp_path
-) -> None:
+def test_series_resent_with_other_bytes_and_the_same_content_changes_nothing(node, slices, tmp_path) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     assert len(node.run(slices)) == 2
     assert node.run(resent(slices, tmp_path / "1", by_the_archive("noon"))) == []
@@ -228,7 +226,7 @@ def test_a_series_that_comes_again_with_other_bytes_and_the_same_content_changes
 
 
 @pytest.mark.parametrize("again", [None, by_the_archive("noon"), as_jpeg_ls], ids=["as before", "archive", "JPEG-LS"])
-def test_the_content_that_came_last_has_the_newest_results(node, slices, tmp_path, again) -> None:
+def test_content_received_last_has_the_newest_results(node, slices, tmp_path, again) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     first = node.run(slices)
     _, other = node.run(resent(slices, tmp_path / "b", shifted))
@@ -241,7 +239,7 @@ def test_the_content_that_came_last_has_the_newest_results(node, slices, tmp_pat
     assert node.run(resent(slices, tmp_path / "c", by_the_archive("night"))) == []
 
 
-def test_images_of_which_one_changed_are_segmented_again(node, slices, tmp_path) -> None:
+def test_series_with_one_changed_image_is_segmented_again(node, slices, tmp_path) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(slices)
 
@@ -255,7 +253,7 @@ def test_images_of_which_one_changed_are_segmented_again(node, slices, tmp_path)
     assert len(node.run(resent(slices, tmp_path / "1", change))) == 2
 
 
-def test_a_damaged_file_of_an_earlier_revision_is_no_reason_to_skip_the_new_one(node, slices, tmp_path) -> None:
+def test_damaged_file_of_an_earlier_revision_does_not_prevent_the_new_one(node, slices, tmp_path) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(slices)
     for name in node.spool.names(older_than_s=-1):
@@ -264,7 +262,7 @@ def test_a_damaged_file_of_an_earlier_revision_is_no_reason_to_skip_the_new_one(
     assert len(node.run(resent(slices, tmp_path / "1", by_the_archive("noon")))) == 2
 
 
-def test_pixels_that_came_as_before_are_not_decoded_for_a_comparison(node, slices, tmp_path, monkeypatch) -> None:
+def test_identical_pixel_bytes_are_not_decoded_for_comparison(node, slices, tmp_path, monkeypatch) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(slices)
     asked = []
@@ -288,7 +286,7 @@ def corrected(image):
 
 
 def inferences(monkeypatch):
-    """Volumes that go to the model from now on."""
+    """Volumes passed to the model from now on."""
     seen = []
     prepare = WorkerPool.prepare
     monkeypatch.setattr(WorkerPool, "prepare", lambda *args: (seen.append(args[2]), prepare(*args))[1])
@@ -305,7 +303,7 @@ def tissues(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["binary", "labelmap", "both"])
-def test_a_corrected_patient_gets_new_results_with_the_labels_that_the_images_have(
+def test_corrected_patient_gets_new_results_with_the_existing_labels(
     node, tissues, tmp_path, monkeypatch, form
 ) -> None:
     node = node(EVERY_CT | {"destinations": [{"to": "pacs", "segmentation": form}]})
@@ -320,7 +318,7 @@ def test_a_corrected_patient_gets_new_results_with_the_labels_that_the_images_ha
     for earlier, later in zip(before[:-1], after[:-1], strict=True):
         assert later.PixelData == earlier.PixelData
         assert [s.SegmentLabel for s in later.SegmentSequence] == [s.SegmentLabel for s in earlier.SegmentSequence]
-    # a second correction goes on from the first
+    # a second correction reuses the labels of the first
     assert len(node.run(resent(tissues, tmp_path / "2", lambda image: setattr(image, "PatientID", "T1-AGAIN"))))
     assert inferred == []
     third, second, _ = (node.ledger.overview.job(job.id).run_report for job in node.ledger.overview.jobs(9))
@@ -329,7 +327,9 @@ def test_a_corrected_patient_gets_new_results_with_the_labels_that_the_images_ha
     assert second.stage_seconds == third.stage_seconds == {}
 
 
-def test_a_correction_that_comes_in_two_parts_goes_on_from_the_original(node, tissues, tmp_path, monkeypatch) -> None:
+def test_correction_received_in_two_parts_reuses_the_labels_of_the_original(
+    node, tissues, tmp_path, monkeypatch
+) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(tissues)
     inferred = inferences(monkeypatch)
@@ -354,7 +354,7 @@ def with_damaged_labels(node):
 
 
 @pytest.mark.parametrize("forget", [without_labels, with_damaged_labels])
-def test_a_corrected_patient_whose_labels_are_gone_is_segmented_again(
+def test_corrected_patient_without_usable_labels_is_segmented_again(
     node, tissues, tmp_path, monkeypatch, forget
 ) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
@@ -368,9 +368,7 @@ def test_a_corrected_patient_whose_labels_are_gone_is_segmented_again(
 @pytest.mark.parametrize(
     "request_", [{"structures": ["bone_tissue"]}, {"split": "group"}, {"segmentation": "none"}], ids=str
 )
-def test_labels_of_which_the_spool_has_a_part_only_are_not_used_again(
-    node, tissues, tmp_path, monkeypatch, request_
-) -> None:
+def test_labels_only_partly_in_the_spool_are_not_reused(node, tissues, tmp_path, monkeypatch, request_) -> None:
     node = node(EVERY_CT | {"destinations": [{"to": "pacs"} | request_]})
     node.run(tissues)
     inferred = inferences(monkeypatch)
@@ -378,7 +376,7 @@ def test_labels_of_which_the_spool_has_a_part_only_are_not_used_again(
     assert len(inferred) == 1
 
 
-def test_labels_by_another_version_of_the_node_are_not_used_again(node, tissues, tmp_path, monkeypatch) -> None:
+def test_labels_of_another_version_of_the_node_are_not_reused(node, tissues, tmp_path, monkeypatch) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(tissues)
     inferred = inferences(monkeypatch)
@@ -387,7 +385,7 @@ def test_labels_by_another_version_of_the_node_are_not_used_again(node, tissues,
     assert len(inferred) == 1
 
 
-def test_labels_of_a_tilted_gantry_are_not_used_again(node, tmp_path, monkeypatch) -> None:
+def test_labels_of_a_tilted_gantry_are_not_reused(node, tmp_path, monkeypatch) -> None:
     (tmp_path / "tilted").mkdir()
     hu = np.full((5, 16, 16), 40 + 1024, np.uint16)
     hu[:, 4:8, 4:8] = 900
@@ -401,7 +399,7 @@ def test_labels_of_a_tilted_gantry_are_not_used_again(node, tmp_path, monkeypatc
     assert again.PixelData == seg.PixelData
 
 
-def test_labels_of_another_model_or_of_other_images_are_not_used_again(node, tissues, tmp_path, monkeypatch) -> None:
+def test_labels_of_another_model_or_of_other_images_are_not_reused(node, tissues, tmp_path, monkeypatch) -> None:
     node = node(EVERY_CT | {"destinations": ["pacs"]})
     node.run(tissues)
     inferred = inferences(monkeypatch)
@@ -412,6 +410,6 @@ def test_labels_of_another_model_or_of_other_images_are_not_used_again(node, tis
 
     assert len(node.run(resent(tissues, tmp_path / "1", other))) == 2
     assert len(inferred) == 1
-    monkeypatch.setattr("inference.tissue.VERSION", "2")  # of the model as it is installed now
+    monkeypatch.setattr("inference.tissue.VERSION", "2")  # the model as currently installed
     assert len(node.run(resent(tissues, tmp_path / "2", shifted))) == 2
     assert len(inferred) == 2

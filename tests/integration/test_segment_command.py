@@ -1,4 +1,4 @@
-"""``dicom-node segment`` as people and scripts call it: files in, files out, and a reason with an exit code."""
+"""``dicom-node segment`` as users and scripts call it: files in, files out, and errors with reason and exit code."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def package(tmp_path_factory):
 
 
 def call(*arguments, config=None):
-    """Without ``config`` as a user has it who never configured a node."""
+    """Without ``config``: like a user who never configured a node."""
     named = [] if config is None else ["--config", str(config)]
     environment = {"DICOM_NODE_CONFIG": None}
     return CliRunner().invoke(main, [*named, "segment", *map(str, arguments)], env=environment)
@@ -113,7 +113,7 @@ def summary_of(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_a_dicom_series_gives_what_the_rooms_of_the_node_give(series, tmp_path):
+def test_dicom_series_gives_the_same_results_as_in_the_node(series, tmp_path):
     answered = call(series, "--model", "tissue", "--out", tmp_path)
     assert answered.exit_code == 0, answered.output
     assert names_in(tmp_path) == DICOM_OUTPUTS
@@ -159,14 +159,14 @@ def data_set_bytes(path) -> bytes:
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
-def test_what_it_writes_is_valid_dicom(series, tmp_path):
+def test_written_files_are_valid_dicom(series, tmp_path):
     call(series, "--model", "tissue", "--out", tmp_path)
     for name in ("segmentation.dcm", "report.dcm"):
         checked = subprocess.run(["dciodvfy", tmp_path / name], capture_output=True, text=True, check=False)
         assert [line for line in checked.stderr.splitlines() if line.startswith("Error")] == []
 
 
-def test_the_same_patient_as_nifti_has_the_same_labels(case, series, tmp_path):
+def test_same_patient_as_nifti_has_the_same_labels(case, series, tmp_path):
     file = nifti_of(case, tmp_path / "ct.nii.gz", np.float32)
     assert call(file, "--model", "tissue", "--out", tmp_path / "nifti").exit_code == 0
     assert call(series, "--model", "tissue", "--out", tmp_path / "dicom", "--no-dicom").exit_code == 0
@@ -176,7 +176,7 @@ def test_the_same_patient_as_nifti_has_the_same_labels(case, series, tmp_path):
     assert np.array_equal(of_nifti.affine, nib.load(file).affine)
 
 
-def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path):
+def test_installed_network_runs_by_name_and_by_folder(case, package, tmp_path):
     file = nifti_of(case, tmp_path / "ct.nii.gz")
     library = package.folder.parent
     config = library.parent / "node.yaml"
@@ -195,7 +195,7 @@ def test_an_installed_network_runs_by_name_and_by_folder(case, package, tmp_path
     assert set(np.unique(np.asanyarray(nib.load(tmp_path / "one" / "labels.nii.gz").dataobj))) <= {0, 1, 2, 3}
 
 
-def test_a_model_that_crops_takes_the_first_from_its_own_library(case, package, tmp_path):
+def test_cropping_model_uses_the_first_model_from_its_own_library(case, package, tmp_path):
     library = package.folder.parent
     crop = Crop(package.identity.name, ("liver", "spleen", "aorta"), (10.0, 10.0, 10.0))
     inner = write_model(tmp_path / "inner", names=("kidney_left",))
@@ -211,7 +211,7 @@ def test_a_model_that_crops_takes_the_first_from_its_own_library(case, package, 
         assert says in answered.stderr
 
 
-def test_only_the_structures_that_were_asked_for(series, tmp_path):
+def test_only_requested_structures_are_written(series, tmp_path):
     call(series, "--model", "tissue", "--out", tmp_path / "all")
     call(series, "--model", "tissue", "--out", tmp_path / "two", "--structures", "bone_tissue, body_fat")
     every, two = (np.asanyarray(nib.load(tmp_path / name / "labels.nii.gz").dataobj) for name in ("all", "two"))
@@ -219,10 +219,10 @@ def test_only_the_structures_that_were_asked_for(series, tmp_path):
     segments = dcmread(tmp_path / "two" / "segmentation.dcm").SegmentSequence
     assert [item.SegmentLabel for item in segments] == ["body_fat", "bone_tissue"]
     uids = {summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("all", "two")}
-    assert len(uids) == 2, "another answer is another instance"
+    assert len(uids) == 2, "different labels need a different instance"
 
 
-def test_every_kind_of_result_is_to_be_had(series, tmp_path):
+def test_every_kind_of_result_can_be_requested(series, tmp_path):
     asked = "segmentation: both, contours: [tissue, bone], shape: true, capture: true, document: true"
     answered = call(series, "--model", "tissue", "--out", tmp_path, "--results", asked)
     assert answered.exit_code == 0, answered.output
@@ -261,13 +261,13 @@ def test_every_kind_of_result_is_to_be_had(series, tmp_path):
         ("}, {", "results: not YAML: unexpected content after the end"),
     ],
 )
-def test_results_that_cannot_be_had_are_refused_by_name(results, says, series, tmp_path):
+def test_unavailable_results_are_refused_by_name(results, says, series, tmp_path):
     answered = call(series, "--model", "tissue", "--out", tmp_path / "out", "--results", results)
     assert (answered.exit_code, says in answered.output) == (2, True), answered.output
     assert not (tmp_path / "out").exists()
 
 
-def test_another_answer_of_one_model_is_another_instance(series, package, tmp_path):
+def test_other_options_of_one_model_give_other_instances(series, package, tmp_path):
     ways = {"best": (), "parity": ("--parity",), "air": ("--no-body-crop",), "float32": ("--precision", "float32")}
     summaries = {}
     for name, options in ways.items():
@@ -284,13 +284,13 @@ def test_another_answer_of_one_model_is_another_instance(series, package, tmp_pa
     }
     report = dcmread(tmp_path / "parity" / "report.dcm")
     assert "test 1 parity" in report.SoftwareVersions
-    # what does not look at a choice is not changed by it
+    # results that do not depend on an option are not changed by it
     call(series, "--model", "tissue", "--out", tmp_path / "tissue")
     call(series, "--model", "tissue", "--out", tmp_path / "other", "--parity")
     assert len({summary_of(tmp_path / name)["results"][0]["sop_instance_uid"] for name in ("tissue", "other")}) == 1
 
 
-def test_labels_of_a_tilted_gantry_lie_on_its_own_planes(tmp_path):
+def test_labels_of_a_tilted_gantry_are_on_the_source_planes(tmp_path):
     (tmp_path / "ct").mkdir()
     write_ct(tmp_path / "ct", Stack(noise((8, 16, 16)), step_mm=(0.0, 0.6, 2.5)))
     assert call(tmp_path / "ct", "--model", "tissue", "--out", tmp_path / "out").exit_code == 0
@@ -347,7 +347,7 @@ def one_slice(path):
         (one_slice, "planes: 1, a volume needs at least 3"),
     ],
 )
-def test_what_cannot_be_segmented_is_refused_with_the_reason(write, says, strict_package, tmp_path):
+def test_input_that_cannot_be_segmented_is_refused_with_the_reason(write, says, strict_package, tmp_path):
     out = tmp_path / "out"
     answered = call(write(tmp_path / "ct.nii.gz"), "--model", strict_package.folder, "--out", out, "--json")
     assert answered.exit_code == 3, answered.output
@@ -366,14 +366,14 @@ def strict_package(tmp_path_factory):
     return write_package(folder, write_model(folder / "nnunet"), minimum_slices=16, minimum_extent_mm=30.0)
 
 
-def test_a_file_that_is_no_image_is_refused_by_its_name(tmp_path):
+def test_file_that_is_not_an_image_is_refused_by_name(tmp_path):
     (tmp_path / "note.txt").write_text("Doe^John")
     answered = call(tmp_path / "note.txt", "--model", "tissue", "--out", tmp_path / "out")
     assert answered.exit_code == 3
     assert "note.txt is neither a DICOM instance nor a NIfTI file" in answered.stderr
 
 
-def test_wrong_calls_and_wrong_models_are_told_apart(series, package, tmp_path):
+def test_invalid_calls_and_invalid_models_have_different_exit_codes(series, package, tmp_path):
     damaged = tmp_path / "damaged"
     shutil.copytree(package.folder, damaged)
     weights = next(damaged.glob("*.safetensors"))
@@ -402,7 +402,7 @@ def test_wrong_calls_and_wrong_models_are_told_apart(series, package, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_the_results_of_an_earlier_run_stay_when_the_model_cannot_be_loaded(case, package, tmp_path):
+def test_earlier_results_are_kept_if_the_model_cannot_be_loaded(case, package, tmp_path):
     file = nifti_of(case, tmp_path / "ct.nii.gz")
     call(file, "--model", package.folder, "--out", tmp_path / "out")
     answered = call(file, "--model", package.folder, "--out", tmp_path / "out", "--device", "cuda", "--again")
@@ -410,12 +410,12 @@ def test_the_results_of_an_earlier_run_stay_when_the_model_cannot_be_loaded(case
     assert names_in(tmp_path / "out") == OUTPUTS
 
 
-# ---- what is left out, and what was done before
+# ---- what is left out, and what is already done
 
 
 @pytest.fixture
 def ct(series, tmp_path) -> Path:
-    """A copy of the series that a test may bend."""
+    """A copy of the series that a test may modify."""
     return shutil.copytree(series, tmp_path / "ct")
 
 
@@ -455,7 +455,7 @@ def without_uid(files):
         (without_uid, "SOP Instance UID or Series Instance UID is missing"),
     ],
 )
-def test_an_image_that_is_left_out_at_an_end_is_said_everywhere(ct, tmp_path, damage, reason):
+def test_image_left_out_at_an_end_is_reported_everywhere(ct, tmp_path, damage, reason):
     files = ascending(ct)
     (ct / "readme.txt").write_text("Doe^John")
     damage(files)
@@ -477,7 +477,7 @@ def test_an_image_that_is_left_out_at_an_end_is_said_everywhere(ct, tmp_path, da
     assert b"Doe" not in json.dumps(summary).encode() + content
 
 
-def test_what_was_left_out_makes_other_instances(ct, tmp_path):
+def test_left_out_images_lead_to_other_instances(ct, tmp_path):
     call(ct, "--model", "tissue", "--out", tmp_path / "whole")
     empty_file = ct / ascending(ct)[0].name.replace("0", "9")
     empty_file.touch()
@@ -486,7 +486,7 @@ def test_what_was_left_out_makes_other_instances(ct, tmp_path):
     assert len(uids) == 2
 
 
-def test_copies_and_what_is_no_image_are_counted_and_nothing_is_missing(ct, tmp_path):
+def test_copies_and_non_images_are_counted_and_not_reported_as_missing(ct, tmp_path):
     shutil.copy(ascending(ct)[3], ct / "copy of one.dcm")
     (ct / ".hidden").touch()
     answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
@@ -498,7 +498,7 @@ def test_copies_and_what_is_no_image_are_counted_and_nothing_is_missing(ct, tmp_
     assert dcmread(tmp_path / "out" / "report.dcm").CompletionFlag == "COMPLETE"
 
 
-def test_dicom_files_none_of_which_can_be_read_are_named(ct, tmp_path):
+def test_folder_with_only_unreadable_dicom_files_names_them(ct, tmp_path):
     for path in ct.iterdir():
         path.write_bytes(path.read_bytes()[:900])
     answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
@@ -517,7 +517,7 @@ def other_pixels(changed):
 
 
 @pytest.mark.parametrize("correction", [corrected_patient_id, other_pixels])
-def test_a_corrected_series_is_segmented_anew_though_its_files_are_as_long_as_before(ct, tmp_path, correction):
+def test_corrected_series_is_segmented_again_even_with_unchanged_file_sizes(ct, tmp_path, correction):
     arguments = (ct, "--model", "tissue", "--out", tmp_path / "out", "--json")
     assert [call(*arguments).exit_code for _ in range(2)] == [0, 0]
     assert json.loads(call(*arguments).stdout)[0]["skipped"]
@@ -534,7 +534,7 @@ def test_a_corrected_series_is_segmented_anew_though_its_files_are_as_long_as_be
 # ---- series that hold more than one stack of images
 
 
-def test_every_frame_refers_to_the_multi_frame_object_that_it_came_from(series, tmp_path):
+def test_every_frame_refers_to_its_source_multi_frame_object(series, tmp_path):
     (tmp_path / "parts").mkdir()
     (whole,) = read_series_folder(series)
     count = len(whole.instances)
@@ -592,7 +592,7 @@ def with_scout(files):
 
 
 @pytest.mark.parametrize("change", [leading_zeros, rounded_positions, with_scout])
-def test_usable_series_are_used_and_quoted_as_they_came(ct, tmp_path, change):
+def test_usable_series_are_used_and_their_attributes_copied_unchanged(ct, tmp_path, change):
     files = ascending(ct)
     change(files)
     answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
@@ -612,7 +612,7 @@ def test_usable_series_are_used_and_quoted_as_they_came(ct, tmp_path, change):
 
 @pytest.fixture
 def archive(case, series, tmp_path) -> Path:
-    """A series, another one in two folders, one with a missing slice, a NIfTI file, and files of no interest."""
+    """A series, another in two folders, one with a missing slice, a NIfTI file, and unrelated files."""
     folder = tmp_path / "archive"
     shutil.copytree(series, folder / "Doe^John" / "ct")
     for name, parts in (("split", 2), ("gap", 1)):
@@ -629,7 +629,7 @@ def archive(case, series, tmp_path) -> Path:
     return folder
 
 
-def test_an_archive_gets_a_folder_for_each_ct_and_goes_on_where_it_stopped(archive, series, tmp_path):
+def test_archive_gets_one_folder_per_ct_and_is_resumed_where_it_stopped(archive, series, tmp_path):
     arguments = (archive, "--recursive", "--model", "tissue", "--out", archive / "results", "--json")
     first = call(*arguments)
     assert first.exit_code == 3, first.output
@@ -654,19 +654,19 @@ def test_an_archive_gets_a_folder_for_each_ct_and_goes_on_where_it_stopped(archi
     assert ran == {str(killed_at), str(archive / "results" / "more" / "study")}
     assert len(second) == 4
     third = json.loads(call(*arguments, "--structures", "bone_tissue").stdout)
-    assert not any(summary["skipped"] for summary in third), "other results are wanted"
+    assert not any(summary["skipped"] for summary in third), "other results are requested"
     again = json.loads(call(*arguments, "--structures", "bone_tissue", "--again").stdout)
     assert not any(summary["skipped"] for summary in again)
     assert "Doe" not in "".join(path.read_text() for path in (archive / "results").rglob("*.json"))
 
 
-def test_without_recursive_only_the_folder_itself(archive, tmp_path):
+def test_without_recursive_only_the_folder_itself_is_read(archive, tmp_path):
     answered = call(archive, "--model", "tissue", "--out", tmp_path / "out")
     assert answered.exit_code == 1
     assert "--recursive looks into the folders below" in answered.stderr
 
 
-def test_two_series_in_one_folder_are_told_apart_or_one_is_chosen(series, tmp_path):
+def test_two_series_in_one_folder_get_a_folder_each_unless_one_is_chosen(series, tmp_path):
     both = tmp_path / "both"
     shutil.copytree(series, both)
     other = write_ct(both, Stack(noise((8, 16, 16))))
@@ -679,14 +679,14 @@ def test_two_series_in_one_folder_are_told_apart_or_one_is_chosen(series, tmp_pa
     assert dcmread(tmp_path / "one" / "report.dcm").StudyInstanceUID == other.study_instance_uid
 
 
-def test_two_files_of_one_name_do_not_overwrite_each_other(case, tmp_path):
+def test_two_files_with_one_name_do_not_overwrite_each_other(case, tmp_path):
     files = [nifti_of(case, tmp_path / name / "ct.nii.gz") for name in ("a", "b")]
     answered = call(*files, "--model", "tissue", "--out", tmp_path / "out")
     assert answered.exit_code == 1
     assert "one folder: ct" in answered.stderr
 
 
-def test_no_name_of_a_file_leads_out_of_the_folder_of_results(tmp_path):
+def test_no_file_name_leads_out_of_the_results_folder(tmp_path):
     names = ("...nii", "..nii.gz", "below/...nii.gz", "below/.nii")
     for name in names:
         nifti(tmp_path / "in" / "ct.nii", np.arange(8**3, dtype=np.int16).reshape(8, 8, 8))
@@ -705,7 +705,7 @@ def test_no_name_of_a_file_leads_out_of_the_folder_of_results(tmp_path):
     )
 
 
-def test_what_cannot_be_encoded_leaves_its_reason_alone(series, tmp_path, monkeypatch):
+def test_series_that_cannot_be_encoded_leaves_only_its_reason(series, tmp_path, monkeypatch):
     failed = threading.Event()
 
     def after_the_failure(folder, *given, write=outputs.write_label_map):
@@ -722,7 +722,7 @@ def test_what_cannot_be_encoded_leaves_its_reason_alone(series, tmp_path, monkey
     assert names_in(tmp_path) == {"summary.json"}
 
 
-def test_torch_is_loaded_for_no_network_that_openvino_runs(case, package, tmp_path):
+def test_torch_is_not_loaded_for_networks_that_openvino_runs(case, package, tmp_path):
     file = nifti_of(case, tmp_path / "ct.nii.gz")
     program = (
         "import sys; from dicom_node.cli import main\n"
@@ -735,7 +735,7 @@ def test_torch_is_loaded_for_no_network_that_openvino_runs(case, package, tmp_pa
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_a_terminal_shows_a_bar_and_stdout_holds_the_answer_alone(tmp_path):
+def test_terminal_shows_a_progress_bar_and_stdout_contains_only_the_answer(tmp_path):
     (tmp_path / "ct").mkdir()
     write_ct(tmp_path / "ct", Stack(noise((8, 16, 16))))
     command = [sys.executable, "-m", "dicom_node.cli", "segment", tmp_path / "ct", "--model", "tissue"]

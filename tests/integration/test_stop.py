@@ -1,4 +1,4 @@
-"""What becomes of the work when the node is stopped, or its watcher is killed."""
+"""What happens to running work when the node is stopped or its supervisor is killed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def config(tmp_path):
     return tmp_path / "node.yaml"
 
 
-def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(config, tmp_path, monkeypatch):
+def test_stopped_node_gives_its_jobs_back_at_once_without_costing_an_attempt(config, tmp_path, monkeypatch):
     script = Script(tmp_path / "script", monkeypatch)
     script.hold("infer 1")
     settings = load_settings(config)
@@ -63,7 +63,7 @@ def test_a_stopped_node_gives_its_jobs_back_at_once_and_without_an_attempt(confi
 
 @pytest.mark.parametrize("how", ["stopped", "killed", "killed and stopped"])
 @pytest.mark.parametrize("step", ["load tissue", "prepare 1", "infer 1"])
-def test_a_lost_worker_costs_an_attempt_and_a_stop_none_at_whatever_step(config, tmp_path, monkeypatch, step, how):
+def test_lost_worker_costs_an_attempt_and_a_stop_none_at_every_step(config, tmp_path, monkeypatch, step, how):
     script = Script(tmp_path / "script", monkeypatch)
     script.hold(step)
     settings = load_settings(config)
@@ -101,7 +101,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_no_process_of_the_node_outlives_a_killed_watcher(config, tmp_path):
+def test_no_process_of_the_node_outlives_a_killed_supervisor(config, tmp_path):
     with (tmp_path / "log").open("wb") as log:
         node = subprocess.Popen(
             [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "serve"], cwd=ROOT, stdout=log, stderr=log

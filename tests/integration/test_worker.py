@@ -1,4 +1,4 @@
-"""The worker process: what it returns, and what becomes of it when it is killed, frozen, slow or left alone."""
+"""The worker process: what it returns, and what happens when it is killed, frozen, slow or left idle."""
 
 import os
 import resource
@@ -55,7 +55,7 @@ def tissue_worker():
 
 @pytest.fixture(scope="session")
 def slow_model(tmp_path_factory):
-    """Small windows over a large volume: long enough to be hit in the middle, with a progress message per window."""
+    """Small windows over a large volume: slow enough to be interrupted, with a progress message per window."""
     folder = tmp_path_factory.mktemp("worker")
     model = write_model(folder / "m", described=plans(patch=(32, 32, 32), spacing=(1.5, 1.5, 1.5), features=(16, 32)))
     return write_package(folder / "library", model, name="slow", minimum_slices=10).folder
@@ -70,7 +70,7 @@ def slow_worker(slow_model):
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
-def test_the_child_gives_what_the_model_gives_here_and_stays_warm(tissue_worker, dtype):
+def test_child_returns_the_same_labels_as_the_model_here_and_stays_warm(tissue_worker, dtype):
     volume = volume_of(dtype=dtype)
     steps = []
     result = tissue_worker.segment(volume, lambda fraction, stage: steps.append((fraction, stage)))
@@ -88,8 +88,8 @@ def test_the_child_gives_what_the_model_gives_here_and_stays_warm(tissue_worker,
 
 
 @pytest.mark.parametrize("region", [None, (1, 60, 50), (24, 60, 50)], ids=["by HU", "in one plane for all", "in each"])
-def test_the_child_sees_padding_as_the_model_does_here(tissue_worker, region):
-    """40 HU are padding in planes 3 to 20, in half of the image where there is a region: air to the model."""
+def test_child_treats_padding_like_the_model_here(tissue_worker, region):
+    """40 HU is padding in planes 3 to 20, in half of the image if there is a region: air for the model."""
     whole = volume_of()
     hu = np.where(whole.voxels_zyx > 0, np.int16(40), np.int16(-900))
     inside = None if region is None else np.indices(region)[1] < 30
@@ -115,7 +115,7 @@ OpenVinoNetwork.run = run
 """
 
 
-def test_a_fall_back_in_the_child_is_in_the_report_that_the_pool_hands_on(slow_model, tmp_path, monkeypatch):
+def test_fall_back_in_the_child_is_in_the_report_from_the_pool(slow_model, tmp_path, monkeypatch):
     pool = WorkerPool({"slow": NnunetModelSettings(kind="nnunet", package=slow_model)}, WORK)
     volume = volume_of()
     with pool.turn() as turn:
@@ -138,7 +138,7 @@ def test_a_fall_back_in_the_child_is_in_the_report_that_the_pool_hands_on(slow_m
     assert (fallen_back.labels_zyx == planned.labels_zyx).mean() > 0.95
 
 
-def test_a_child_killed_in_the_middle_is_lost_and_the_next_call_works(slow_worker):
+def test_child_killed_while_working_is_lost_and_the_next_call_works(slow_worker):
     killed = []
 
     def kill_once(fraction, stage):
@@ -153,7 +153,7 @@ def test_a_child_killed_in_the_middle_is_lost_and_the_next_call_works(slow_worke
     assert slow_worker.process_id not in (None, killed[0])
 
 
-def test_a_child_killed_while_idle_is_replaced(tissue_worker):
+def test_child_killed_while_idle_is_replaced(tissue_worker):
     tissue_worker.identity()
     pid = tissue_worker.process_id
     os.kill(pid, signal.SIGKILL)
@@ -162,7 +162,7 @@ def test_a_child_killed_while_idle_is_replaced(tissue_worker):
     assert tissue_worker.process_id != pid
 
 
-def test_a_frozen_child_is_lost_after_the_heartbeat_limit_and_gone(slow_worker):
+def test_frozen_child_is_given_up_and_killed_after_the_heartbeat_limit(slow_worker):
     frozen = []
 
     def freeze_once(fraction, stage):
@@ -175,7 +175,7 @@ def test_a_frozen_child_is_lost_after_the_heartbeat_limit_and_gone(slow_worker):
     assert not is_running(frozen[0])
 
 
-def test_a_child_that_takes_too_long_is_lost_though_it_lives(slow_model):
+def test_child_that_takes_too_long_is_given_up_although_alive(slow_model):
     settings = NnunetModelSettings(kind="nnunet", package=slow_model)
     hurried = LocalWorker("slow", settings, WORK.model_copy(update={"job_limit_s": 0.3}))
     try:
@@ -186,7 +186,7 @@ def test_a_child_that_takes_too_long_is_lost_though_it_lives(slow_model):
         hurried.close()
 
 
-def test_a_refusal_of_the_model_passes_through_and_the_child_stays(slow_worker):
+def test_refusal_by_the_model_is_passed_on_and_the_child_stays(slow_worker):
     slow_worker.identity()
     pid = slow_worker.process_id
     with pytest.raises(SegmentationImpossible, match="5 slices; the model needs at least 10"):
@@ -194,7 +194,7 @@ def test_a_refusal_of_the_model_passes_through_and_the_child_stays(slow_worker):
     assert slow_worker.process_id == pid
 
 
-def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
+def test_model_other_than_the_approved_one_is_not_loaded(slow_model):
     digest = describe_model("m", NnunetModelSettings(kind="nnunet", package=slow_model), WORK).digest
     approved = NnunetModelSettings(kind="nnunet", package=slow_model, digest=digest)
     other = approved.model_copy(update={"digest": "0" * 64})
@@ -207,19 +207,19 @@ def test_a_model_that_is_not_the_approved_one_is_not_loaded(slow_model):
     assert worker.process_id is None
 
 
-def test_what_the_settings_describe_is_what_the_child_loads(tissue_worker, slow_worker):
+def test_child_loads_the_model_described_by_the_settings(tissue_worker, slow_worker):
     assert describe_model("tissue", TISSUE, WORK) == tissue_worker.identity()
     assert describe_model("slow", slow_worker._model, WORK) == slow_worker.identity()
     with pytest.raises(ConfigurationError, match=r"manifest\.json"):
         describe_model("x", NnunetModelSettings(kind="nnunet", package=Path("/nowhere")), WORK)
 
 
-def test_want_of_descriptors_is_tried_again(tissue_worker):
+def test_lack_of_file_descriptors_is_tried_again(tissue_worker):
     tissue_worker.identity()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
     fresh = LocalWorker("fresh", TISSUE, WORK)
-    # a block of memory for the HU can be opened, one for the labels not
+    # shared memory can be opened for the HU, but not for the labels
     free = [number for number in range(max(used) + 3) if number not in used]
     resource.setrlimit(resource.RLIMIT_NOFILE, (free[1], limits[1]))
     try:
@@ -234,7 +234,7 @@ def test_want_of_descriptors_is_tried_again(tissue_worker):
     assert tissue_worker.segment(volume_of(), nothing).labels_zyx.any()
 
 
-def test_a_failing_progress_callback_ends_the_child_and_is_not_swallowed(slow_worker):
+def test_error_in_a_progress_callback_ends_the_child_and_is_raised(slow_worker):
     def fail(fraction, stage):
         raise RuntimeError("the ledger is away")
 
@@ -253,7 +253,7 @@ def test_closing_from_another_thread_ends_the_segmentation(slow_worker):
     assert slow_worker.process_id is None
 
 
-def test_two_volumes_at_once_give_what_each_gives_alone(slow_worker):
+def test_two_simultaneous_volumes_give_the_same_labels_as_each_alone(slow_worker):
     volumes = [volume_of((24, 40, 30)), volume_of((20, 30, 44), dtype=np.float32)]
     alone = [slow_worker.segment(volume, nothing).labels_zyx for volume in volumes]
     with ThreadPoolExecutor() as threads:
@@ -282,7 +282,7 @@ def labels_of(worker, prepared):
     return set(np.unique(worker.infer(prepared, nothing).labels_zyx))
 
 
-def test_the_next_volume_is_prepared_while_one_is_inferred(script, scripted):
+def test_next_volume_is_prepared_during_an_inference(script, scripted):
     script.hold("infer 1")
     with ThreadPoolExecutor() as threads:
         first = threads.submit(scripted.segment, numbered(1), nothing)
@@ -295,7 +295,7 @@ def test_the_next_volume_is_prepared_while_one_is_inferred(script, scripted):
     assert script.events().count("prepare 2 begins") == 1
 
 
-def test_all_that_is_under_way_in_a_killed_child_is_lost_but_not_what_waits(script, scripted):
+def test_killed_child_loses_its_running_volumes_but_not_the_waiting_ones(script, scripted):
     script.hold("infer 1")
     script.hold("prepare 3")
     with ThreadPoolExecutor() as threads:
@@ -312,7 +312,7 @@ def test_all_that_is_under_way_in_a_killed_child_is_lost_but_not_what_waits(scri
     assert script.events().count("prepare 2 ends") == 2
 
 
-def test_a_volume_refused_leaves_the_other_one_alone(script, scripted):
+def test_refused_volume_does_not_affect_the_other(script, scripted):
     script.hold("infer 1")
     script.fail("prepare 2", "refuse")
     with ThreadPoolExecutor() as threads:
@@ -324,7 +324,7 @@ def test_a_volume_refused_leaves_the_other_one_alone(script, scripted):
         assert first.result().labels_zyx.all()
 
 
-def test_memory_that_fails_beside_an_inference_is_asked_for_again_after_it(script, scripted):
+def test_memory_not_available_during_an_inference_is_requested_again_after_it(script, scripted):
     script.hold("infer 1")
     script.fail("prepare 2", "memory")
     with ThreadPoolExecutor() as threads:
@@ -343,7 +343,7 @@ def test_memory_that_fails_beside_an_inference_is_asked_for_again_after_it(scrip
     ]
 
 
-def test_a_child_that_runs_out_of_memory_says_so_and_is_replaced(script, scripted):
+def test_child_that_runs_out_of_memory_reports_it_and_is_replaced(script, scripted):
     script.fail("infer 1", "memory")
     with pytest.raises(WorkerLost, match=r"failed: out of memory: Unable to allocate 256\. MiB"):
         scripted.segment(numbered(1), nothing)
@@ -351,13 +351,13 @@ def test_a_child_that_runs_out_of_memory_says_so_and_is_replaced(script, scripte
     assert labels_of(scripted, scripted.prepare(numbered(1), nothing)) == {1}
 
 
-def test_a_child_that_the_kernel_may_have_killed_says_memory(script, scripted):
+def test_child_possibly_killed_by_the_kernel_is_reported_as_out_of_memory(script, scripted):
     script.fail("infer 1", "kill")
     with pytest.raises(WorkerLost, match=r"signal SIGKILL, .*for lack of memory"):
         scripted.segment(numbered(1), nothing)
 
 
-def test_a_closed_worker_starts_no_child_again(tissue_worker):
+def test_closed_worker_starts_no_new_child(tissue_worker):
     tissue_worker.close()
     with pytest.raises(Stopping):
         tissue_worker.identity()
@@ -383,7 +383,7 @@ time.sleep(600)
 
 
 @pytest.mark.parametrize(("started_by", "frozen"), [("main", False), ("thread", False), ("thread", True)])
-def test_the_child_dies_with_the_node(started_by, frozen):
+def test_child_ends_with_the_node(started_by, frozen):
     root = Path(__file__).resolve().parents[2]
     node = subprocess.Popen([sys.executable, "-c", NODE, started_by], cwd=root, stdout=subprocess.PIPE, text=True)
     try:
@@ -398,7 +398,7 @@ def test_the_child_dies_with_the_node(started_by, frozen):
     wait_until(lambda: not is_running(pid))
 
 
-def test_the_child_sees_nothing_of_the_node_s_settings(tissue_worker, monkeypatch):
+def test_child_does_not_inherit_the_nodes_settings(tissue_worker, monkeypatch):
     monkeypatch.setenv("DICOM_NODE__LEDGER_URL", "postgresql://node:secret@db/ledger")
     tissue_worker.identity()
     assert b"secret" not in Path(f"/proc/{tissue_worker.process_id}/environ").read_bytes()

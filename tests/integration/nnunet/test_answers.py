@@ -1,4 +1,4 @@
-"""The demo model on a phantom: what the engine answers, against nnU-Net's own code and against the phantom's truth."""
+"""The engine's labels for a phantom with the demo model, against nnU-Net's own code and the phantom's truth."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def case():
 
 @pytest.fixture(scope="module")
 def package():
-    """With TotalSegmentator's step, and windows of which it takes two."""
+    """The model with TotalSegmentator's step size, and windows of which the volume needs two."""
     demo = read_package(MODEL)
     return replace(demo, window_step=0.8, parts=(replace(demo.parts[0], patch_size=(64, 64, 96)),))
 
 
 @pytest.fixture(scope="module")
 def answer(case, package):
-    """The engine's answer by its options, each computed once."""
+    """The engine's labels by option, each computed once."""
     known = {}
 
     def of(**options):
@@ -54,7 +54,7 @@ def answer(case, package):
 
 
 def totalsegmentator_s(volume, package):
-    """Labels as TotalSegmentator 2.18 makes them with nnU-Net's predictor: step by step, and none of our code."""
+    """Labels as TotalSegmentator 2.18 computes them with nnU-Net's predictor, step by step and without our code."""
     (part,) = package.parts
     affine_ras = np.diag([-1, -1, 1, 1]) @ volume.geometry.affine_lps
     image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0).astype(np.float64), affine_ras)
@@ -62,7 +62,7 @@ def totalsegmentator_s(volume, package):
     zoom = canonical.header.get_zooms() / np.array(part.spacing_mm[::-1])
     resampled = ndimage.zoom(canonical.get_fdata(), zoom, order=1, mode="nearest").astype(np.int32)
     hu = resampled.transpose(2, 1, 0).astype(np.float32)
-    assert (hu[[0, -1]] != 0).any(), "nnU-Net would crop, which this does not repeat"
+    assert (hu[[0, -1]] != 0).any(), "nnU-Net would crop, which is not reproduced here"
     limits = part.normalisation
     normalised = (np.clip(hu, limits.lowest_hu, limits.highest_hu) - limits.mean_hu) / limits.sd_hu
     labels = predicted(torch.from_numpy(normalised.astype(np.float32))[None], package).transpose(2, 1, 0)
@@ -95,7 +95,7 @@ def expected(case, package):
 
 
 def mean_dice(truth, found):
-    """Over the structures of the truth that are more than a few voxels."""
+    """Mean over the structures that have more than a few voxels in the truth."""
     assert truth.names_by_label == found.names_by_label
     joint = np.bincount(truth.labels_zyx.ravel() * np.int64(256) + found.labels_zyx.ravel(), minlength=256 * 256)
     joint = joint.reshape(256, 256)
@@ -105,17 +105,17 @@ def mean_dice(truth, found):
 
 
 @pytest.mark.parametrize("backend", ["auto", "openvino"])
-def test_parity_is_totalsegmentator_s_answer(answer, expected, backend):
+def test_parity_equals_totalsegmentator(answer, expected, backend):
     found = answer(parity=True, backend=backend)
-    assert len(np.unique(expected)) > 30, "a network that says little proves little"
+    assert len(np.unique(expected)) > 30, "the network found too few structures to prove anything"
     assert (found.labels_zyx == expected).mean() >= 0.9999
 
 
-def test_reduced_precision_says_the_same(answer):
+def test_reduced_precision_gives_the_same_labels(answer):
     assert mean_dice(answer(precision="float32"), answer(precision="bfloat16")) >= 0.995
 
 
-def test_default_answer_is_nearer_to_the_truth_than_parity(case, answer):
+def test_default_labels_are_nearer_to_the_truth_than_parity(case, answer):
     parity, best = (mean_dice(case.truth, found) for found in (answer(parity=True, backend="auto"), answer()))
     assert best > parity + 0.005
 

@@ -1,4 +1,4 @@
-"""The path that runs on one device, here with the CPU as that device, against the path of the host."""
+"""The single-device path, here with the CPU as device, compared with the host path."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ ORGANS = ("liver", "spleen", "aorta", "stomach", "pancreas", "urinary_bladder")
 
 
 def ct(shape=(20, 48, 46), spacing=(7.0, 7.0, 8.0), rotation=None, seed=0):
-    """A noisy cylinder of soft tissue with bones and lungs in much air, wide enough to look for the body."""
+    """A noisy cylinder of soft tissue with bones and lungs, with enough air around it for the body search."""
     generator = np.random.default_rng(seed)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     hu = np.full(shape, -1000.0)
@@ -42,7 +42,7 @@ def ct(shape=(20, 48, 46), spacing=(7.0, 7.0, 8.0), rotation=None, seed=0):
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    """Three parts: features fewer than classes, the other way round, and turned axes with two folds."""
+    """Three parts: fewer features than classes, more features than classes, and transposed axes with two folds."""
     folder = tmp_path_factory.mktemp("device")
     first = write_model(folder / "a", ORGANS, plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)))
     few = plans(patch=(16, 24, 16), spacing=(8.0, 8.0, 8.0))
@@ -53,7 +53,7 @@ def package(tmp_path_factory):
 
 
 def segmenter_on(package, device=None, options=FLOAT32, settings=None, opened=None):
-    """A segmenter whose device is ``device``; without one, the host's own path."""
+    """A segmenter that runs on ``device``; without one, on the host path."""
     segmenter = NnunetSegmenter(package, options)
     if device is not None:
         segmenter._device = DeviceRun(
@@ -71,7 +71,7 @@ def labels_of(segmenter, volume, progress=lambda *_: None):
 
 
 def agreement(ours, theirs):
-    assert len(np.unique(theirs)) > 5  # there is something to agree on
+    assert len(np.unique(theirs)) > 5  # the labels are not all background
     return np.mean(ours == theirs)
 
 
@@ -83,7 +83,7 @@ OBLIQUE = Rotation.from_euler("xyz", (0.3, -0.2, 0.5)).as_matrix()
     ("rotation", "body_crop"),
     [(np.eye(3), True), (np.diag([-1.0, -1.0, 1.0]), False), (TURNED, True), (OBLIQUE, False), (OBLIQUE, True)],
 )
-def test_labels_are_those_of_the_host(package, rotation, body_crop):
+def test_labels_equal_those_of_the_host(package, rotation, body_crop):
     volume = ct(rotation=rotation)
     options = replace(FLOAT32, body_crop=body_crop)
     ours = segmenter_on(package, CPU, options)
@@ -97,20 +97,20 @@ def test_labels_are_those_of_the_host(package, rotation, body_crop):
     assert max(seen[:-1]) <= 1
 
 
-def test_a_volume_on_the_network_s_own_grid_stays_as_it_is_for_every_part(package):
+def test_volume_already_on_the_networks_grid_is_unchanged_for_every_part(package):
     whole = ct((20, 42, 40), spacing=(8.0, 8.0, 8.0), rotation=OBLIQUE)
     volume = Volume(whole.voxels_zyx.astype(np.float32) + np.float32(0.25), whole.geometry)
     labels = labels_of(segmenter_on(package, CPU), volume)
     assert agreement(labels, labels_of(segmenter_on(package), volume)) >= 0.9999
 
 
-def test_parity_rounds_sums_to_half_as_the_host_does(package):
+def test_parity_rounds_sums_to_half_precision_like_the_host(package):
     volume, options = ct(), replace(FLOAT32, parity=True)
     labels = labels_of(segmenter_on(package, CPU, options), volume)
     assert agreement(labels, labels_of(segmenter_on(package, options=options), volume)) >= 0.9999
 
 
-def test_what_nnunet_itself_resamples_is_prepared_on_the_host(package, tmp_path):
+def test_volumes_resampled_by_nnunets_own_rules_are_prepared_on_the_host(package, tmp_path):
     model = write_model(tmp_path / "m", ORGANS, plans(patch=(16, 24, 24), spacing=(8.0, 8.0, 8.0)))
     own = write_package(tmp_path / "library", model, resampling="nnunet")
     labels = labels_of(segmenter_on(own, CPU), ct(rotation=OBLIQUE))
@@ -125,12 +125,12 @@ def undisturbed(package):
 @pytest.mark.parametrize(
     "settings", [DeviceSettings(batch=1), DeviceSettings(batch=3, work_bytes=1), DeviceSettings(batch=50)]
 )
-def test_batches_and_chunks_do_not_change_the_answer(package, undisturbed, settings):
+def test_batches_and_chunks_do_not_change_the_labels(package, undisturbed, settings):
     assert agreement(labels_of(segmenter_on(package, CPU, WHOLE, settings), ct()), undisturbed) >= 0.9999
 
 
 class Scarce:
-    """A network on a device whose memory holds so many windows; with 0, not even the network alone."""
+    """A network on a device with memory for a given number of windows; 0: not even for the network itself."""
 
     def __init__(self, network, windows, error):
         self.network, self.windows, self.error = network, windows, error
@@ -151,7 +151,7 @@ class Scarce:
 
 
 def scarce(windows, error, only="a"):
-    """Opens parts so that the one that ``only`` names runs out of memory."""
+    """Open parts such that the one named by ``only`` runs out of memory."""
 
     def opened(one):
         networks = tuple(Scarce(network, windows, error) for network in one.networks)
@@ -173,7 +173,7 @@ CUDNN_SAYS = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         (1, -1, CUDA_SAYS, ["2 windows", "one window", "sums on the host", "the CPU"]),
     ],
 )
-def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, place, windows, error, steps):
+def test_running_out_of_memory_changes_the_path_and_not_the_labels(package, undisturbed, place, windows, error, steps):
     name = package.parts[place].name
     segmenter = segmenter_on(package, CPU, WHOLE, opened=scarce(windows, error, only=name))
     result = segmenter.segment(ct(), lambda *_: None)
@@ -186,8 +186,8 @@ def test_out_of_memory_changes_the_way_and_not_the_answer(package, undisturbed, 
 
 @pytest.mark.parametrize("parity", [False, True])
 @pytest.mark.parametrize("only_host_sums", [False, True])
-@pytest.mark.parametrize("shape", [(20, 48, 46), (8, 12, 12)])  # many windows; one that holds everything
-def test_what_overflows_in_float16_on_the_device_is_segmented_again(tmp_path, parity, only_host_sums, shape):
+@pytest.mark.parametrize("shape", [(20, 48, 46), (8, 12, 12)])  # many windows; one window for everything
+def test_overflow_in_float16_on_the_device_is_segmented_again(tmp_path, parity, only_host_sums, shape):
     first = write_model(tmp_path / "a", ("brain",), plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)), folds=(7,))
     second = write_model(tmp_path / "b", ORGANS, plans(patch=(12, 24, 24), spacing=(8.0, 8.0, 8.0)))
     package = write_package(tmp_path / "library", first, scale_weights(second, "first", 3e4))
@@ -205,7 +205,7 @@ def test_what_overflows_in_float16_on_the_device_is_segmented_again(tmp_path, pa
 
 
 class FullOnce(Scarce):
-    """Memory runs out once, after some batches."""
+    """A network that runs out of memory once, after some batches."""
 
     def run_tensor(self, windows):
         self.windows -= 1
@@ -214,7 +214,7 @@ class FullOnce(Scarce):
         return self.network.run_tensor(windows)
 
 
-def test_a_part_that_failed_half_way_is_done_again(package, undisturbed):
+def test_part_that_failed_half_way_is_repeated(package, undisturbed):
     def opened(one):
         return replace(one, networks=tuple(FullOnce(network, 5, CUDA_SAYS) for network in one.networks))
 
@@ -225,13 +225,13 @@ def test_a_part_that_failed_half_way_is_done_again(package, undisturbed):
     assert len(result.run.notes) == len(package.parts)
 
 
-def test_a_failure_that_is_none_of_memory_is_not_hidden(package):
+def test_failure_unrelated_to_memory_is_not_hidden(package):
     segmenter = segmenter_on(package, CPU, opened=scarce(0, RuntimeError("CUDA error: an illegal address"), only=""))
     with pytest.raises(RuntimeError, match="illegal address"):
         labels_of(segmenter, ct())
 
 
-def test_a_released_model_loads_again_when_it_is_asked(package, undisturbed):
+def test_released_model_loads_again_on_use(package, undisturbed):
     opened = []
     segmenter = segmenter_on(package, CPU, WHOLE, opened=lambda one: opened.append(one.part.name) or one)
     segmenter._device.load()
@@ -242,7 +242,7 @@ def test_a_released_model_loads_again_when_it_is_asked(package, undisturbed):
     assert segmenter._device.resident_bytes() > 0
 
 
-def test_weights_that_do_not_fit_when_the_model_is_loaded_are_tried_again_with_the_volume(package, undisturbed):
+def test_weights_that_do_not_fit_at_loading_are_tried_again_with_the_volume(package, undisturbed):
     opened = []
 
     def full_at_first(one):
@@ -259,7 +259,7 @@ def test_weights_that_do_not_fit_when_the_model_is_loaded_are_tried_again_with_t
 
 @pytest.mark.parametrize("rotation", [np.eye(3), TURNED, OBLIQUE])
 @pytest.mark.parametrize("work_bytes", [1, 1 << 24])
-def test_resampling_is_the_host_s_bit_for_bit(rotation, work_bytes):
+def test_resampling_equals_the_host_bit_for_bit(rotation, work_bytes):
     volume = ct((13, 40, 37), rotation=rotation)
     canonical = Canonical.of(volume.geometry)
     view = canonical.view(volume.voxels_zyx)
@@ -270,12 +270,12 @@ def test_resampling_is_the_host_s_bit_for_bit(rotation, work_bytes):
 
 @pytest.mark.parametrize("rotation", [np.eye(3), TURNED])
 @pytest.mark.parametrize("body_crop", [True, False])
-def test_the_device_looks_at_the_same_box(package, rotation, body_crop):
-    # lying on its side the volume is too narrow to look for the body
+def test_device_and_host_find_the_same_box(package, rotation, body_crop):
+    # rotated, the volume is too narrow for the body search
     assert_same_boxes(package, ct(rotation=rotation), body_crop, looks=body_crop and rotation is not TURNED)
 
 
-def test_the_device_looks_at_the_same_box_of_a_volume_thinner_than_a_cube_of_the_search(package):
+def test_device_and_host_find_the_same_box_in_a_volume_thinner_than_a_search_cube(package):
     assert_same_boxes(package, ct((1, 48, 46), spacing=(7.0, 7.0, 3.0)), body_crop=True, looks=True)
 
 
@@ -301,12 +301,12 @@ def assert_same_boxes(package, volume, body_crop, looks):
 @pytest.mark.parametrize("alignment", ["corners", "centres"])
 @pytest.mark.parametrize("interpolation", ["smooth", "nearest"])
 @pytest.mark.parametrize("backwards", [(False, False, False), (True, False, True)])
-def test_dense_restoring_is_the_host_s(alignment, interpolation, backwards):
+def test_dense_restoring_equals_the_host(alignment, interpolation, backwards):
     generator = np.random.default_rng(1)
     network_shape, offset, shape, source = (9, 10, 8), (1, 0, 2), (7, 10, 5), (14, 13, 21)
     head = Head(generator.normal(size=(6, 3)).astype(np.float32), generator.normal(size=6).astype(np.float32))
     values = generator.normal(size=(3, *shape)).astype(np.float32)
-    values[:, :, :, -1] = np.nan  # no window looked there
+    values[:, :, :, -1] = np.nan  # no window covered this place
     names = np.array([0, 9, 8, 7, 6, 5], np.uint8)
     host = np.full(source, 3, np.uint8)
     flips = tuple(slice(None, None, -1 if flip else 1) for flip in backwards)

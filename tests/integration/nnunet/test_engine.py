@@ -1,4 +1,4 @@
-"""The engine against TotalSegmentator's pipeline, made of nibabel, scipy and nnU-Net's own predictor."""
+"""The engine against TotalSegmentator's pipeline, built from nibabel, scipy and nnU-Net's own predictor."""
 
 import subprocess
 import sys
@@ -54,13 +54,15 @@ def labels_of(package, volume, options=PARITY):
 
 
 def assert_equal_but_for_ties(ours, expected):
-    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, "a network that says little proves little"
+    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, (
+        "the network found too few labels to prove anything"
+    )
     assert (ours == expected).mean() >= 0.9999
 
 
 @pytest.mark.parametrize("axes", LPS_AXES.values(), ids=LPS_AXES.keys())
 @pytest.mark.parametrize("step", [0.5, 0.8])
-def test_parity_is_totalsegmentator_s_answer(tmp_path, axes, step):
+def test_parity_equals_totalsegmentator(tmp_path, axes, step):
     described = plans(patch=PATCH)
     package = write_package(tmp_path, write_model(tmp_path / "m", described=described), window_step=step)
     volume, steps = ct(axes), []
@@ -91,12 +93,12 @@ def test_parity_with_transposed_axes_folds_and_parts_that_overwrite_each_other(t
         [(first, [random_network(first, 3, seed) for seed in (0, 1)]), (second, [random_network(second, 3, 3)])],
         0.5,
     )
-    assert set(np.unique(expected)) >= {0, 1, 2, 101}, "every part, and background where another part was"
+    assert set(np.unique(expected)) >= {0, 1, 2, 101}, "every part, and background where another part had a label"
     assert_equal_but_for_ties(labels_of(write_package(tmp_path, *models, labels=labels), volume), expected)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (4.0, 4.0, 4.0)])
-def test_parity_where_the_volume_is_smaller_than_a_window_and_where_it_has_the_network_s_spacing(tmp_path, spacing):
+def test_parity_for_a_volume_smaller_than_a_window_and_for_the_networks_own_spacing(tmp_path, spacing):
     described = plans(patch=PATCH)
     volume = ct(shape_zyx=(20, 60, 50), spacing=spacing)
     expected = totalsegmentator(volume, [(described, [random_network(described, 4)])], 0.5)
@@ -104,7 +106,7 @@ def test_parity_where_the_volume_is_smaller_than_a_window_and_where_it_has_the_n
     assert (ours == expected).mean() >= 0.9999
 
 
-def test_parity_sees_what_nnunet_sees_of_a_volume_with_borders_of_0_hu(tmp_path):
+def test_parity_crops_borders_of_0_hu_like_nnunet(tmp_path):
     described = plans(patch=(16, 16, 16))
     hu = np.zeros((20, 40, 40), np.int16)
     hu[4:16, 10:30, 8:33] = ct(shape_zyx=(12, 20, 25)).voxels_zyx
@@ -116,10 +118,10 @@ def test_parity_sees_what_nnunet_sees_of_a_volume_with_borders_of_0_hu(tmp_path)
     assert not ours[:4].any()
 
 
-def test_the_smooth_answer_differs_from_parity_at_borders_only(tmp_path):
+def test_smooth_labels_differ_from_parity_only_at_borders(tmp_path):
     package, volume = random_package(tmp_path, described=plans(patch=PATCH)), ct()
     parity, smooth = labels_of(package, volume), labels_of(package, volume, BEST)
-    size = (3, 5, 5)  # in voxels of the source, at least two of the network's
+    size = (3, 5, 5)  # in source voxels, at least two network voxels
     inner = ndimage.maximum_filter(parity, size) == ndimage.minimum_filter(parity, size)
     assert inner.mean() > 0.1
     assert (smooth[inner] == parity[inner]).mean() > 0.999
@@ -127,7 +129,7 @@ def test_the_smooth_answer_differs_from_parity_at_borders_only(tmp_path):
 
 
 def patient_in_air(shape_zyx=(24, 90, 90)):
-    """A cylinder of 120 mm in a field of view of 360 mm, a thin table below it."""
+    """A cylinder of 120 mm in a field of view of 360 mm, with a thin table below it."""
     _, y, x = np.indices(shape_zyx)
     inside = (y - 45) ** 2 + (x - 45) ** 2 < 15**2
     hu = np.full(shape_zyx, -1000, np.int16)
@@ -136,7 +138,7 @@ def patient_in_air(shape_zyx=(24, 90, 90)):
     return Volume(hu, Geometry(shape_zyx, np.diag([4.0, 4, 4, 1]))), inside
 
 
-def test_air_around_the_patient_is_not_looked_at(tmp_path):
+def test_air_around_the_patient_is_skipped(tmp_path):
     package = random_package(tmp_path, described=plans(patch=(16, 16, 16)))
     volume, inside = patient_in_air()
     counts = {}
@@ -149,10 +151,10 @@ def test_air_around_the_patient_is_not_looked_at(tmp_path):
     assert counts[True][0] < counts[False][0] / 3
     assert counts[True][1] == 0
     parity, whole = (labels_of(package, volume, replace(PARITY, body_crop=crops)) for crops in (True, False))
-    np.testing.assert_array_equal(parity, whole)  # which looks everywhere, whatever it is told
+    np.testing.assert_array_equal(parity, whole)  # which searches everywhere, whatever the setting
 
 
-def test_nnunet_s_own_resampling_keeps_borders_and_labels_come_back_in_place(tmp_path):
+def test_nnunets_own_resampling_keeps_borders_and_labels_stay_in_place(tmp_path):
     package = write_package(
         tmp_path, write_model(tmp_path / "m", described=plans(patch=(16, 16, 16))), resampling="nnunet"
     )
@@ -169,7 +171,7 @@ def test_nnunet_s_own_resampling_keeps_borders_and_labels_come_back_in_place(tmp
 
 
 class FailingNetwork:
-    """OpenVINO that breaks at the second window."""
+    """OpenVINO that fails at the second window."""
 
     def __init__(self, network, reason):
         self.network, self.channels, self.runtime = network, network.channels, network.runtime
@@ -200,11 +202,11 @@ def test_torch_takes_over_once_openvino_fails(tmp_path):
         (note,) = result.run.notes
         assert "bad plugin" in note.text
         assert note.changes_answer
-        assert result.run.backend == f"torch {torch.__version__}"  # no label is OpenVINO's
+        assert result.run.backend == f"torch {torch.__version__}"  # no label comes from OpenVINO
 
 
 @pytest.mark.parametrize("reason", ["std::bad_alloc", "DefaultCPUAllocator: can't allocate memory: you tried ..."])
-def test_want_of_memory_may_pass_and_is_no_fault_of_the_backend(tmp_path, reason):
+def test_lack_of_memory_is_temporary_and_not_a_fault_of_the_backend(tmp_path, reason):
     engine = NnunetSegmenter(random_package(tmp_path, described=plans(patch=PATCH)), BEST)
     break_down(engine, reason)
     with pytest.raises(MemoryError):
@@ -217,7 +219,7 @@ def test_want_of_memory_may_pass_and_is_no_fault_of_the_backend(tmp_path, reason
 
 @pytest.fixture(scope="module")
 def overflowing(tmp_path_factory):
-    """Two parts; the first convolution of the second one overflows in float16, and in no wider precision."""
+    """Two parts; the first convolution of the second overflows in float16, and in no wider precision."""
     folder = tmp_path_factory.mktemp("overflowing")
     first = write_model(folder / "a", names=("brain",), described=plans(patch=PATCH), folds=(7,))
     second = scale_weights(write_model(folder / "b", described=plans(patch=PATCH)), "first", 3e4)
@@ -225,13 +227,13 @@ def overflowing(tmp_path_factory):
 
 
 @pytest.mark.parametrize("parity", [False, True])
-@pytest.mark.parametrize("shape_zyx", [(40, 70, 64), (8, 8, 8)])  # many windows; one that holds everything
-def test_what_overflows_in_float16_is_segmented_again_in_bfloat16_and_says_so(overflowing, parity, shape_zyx):
+@pytest.mark.parametrize("shape_zyx", [(40, 70, 64), (8, 8, 8)])  # many windows; one window for everything
+def test_overflow_in_float16_is_segmented_again_in_bfloat16_with_a_note(overflowing, parity, shape_zyx):
     options, volume = replace(BEST, parity=parity, precision="bfloat16"), ct(shape_zyx=shape_zyx)
     planned = NnunetSegmenter(overflowing, options).segment(volume, lambda *_: None)
     assert (planned.labels_zyx > 0).mean() > 0.1
     engine = NnunetSegmenter(overflowing, replace(options, precision="float16"))
-    for _ in range(2):  # the second volume has the answer and the note of the first one
+    for _ in range(2):  # the second volume gets the same labels and the same note
         result = engine.segment(volume, lambda *_: None)
         np.testing.assert_array_equal(result.labels_zyx, planned.labels_zyx)
         assert result.run.precision == planned.run.precision
@@ -240,14 +242,14 @@ def test_what_overflows_in_float16_is_segmented_again_in_bfloat16_and_says_so(ov
         assert note.changes_answer
 
 
-def test_what_overflows_in_float32_too_is_refused(tmp_path):
+def test_overflow_in_float32_too_is_refused(tmp_path):
     model = scale_weights(write_model(tmp_path / "m", described=plans(patch=PATCH)), "first", 1e38)
     engine = NnunetSegmenter(write_package(tmp_path / "library", model), replace(BEST, precision="float16"))
     with pytest.raises(SegmentationRefusedError, match="infinities or NaN even in float32"):
         engine.segment(ct(), lambda *_: None)
 
 
-def test_half_precision_sums_that_overflow_are_refused_in_parity_as_nnunet_does(tmp_path):
+def test_overflow_of_half_precision_sums_is_refused_in_parity_like_in_nnunet(tmp_path):
     model = scale_weights(write_model(tmp_path / "m", described=plans(patch=PATCH)), "last", 1e5)
     package, volume = write_package(tmp_path / "library", model), ct()
     with pytest.raises(SegmentationRefusedError, match="summed in half precision, as in parity"):
@@ -273,13 +275,13 @@ def small_engine(tmp_path_factory):
         (np.arange(20 * 64 * 64, dtype=np.float32).reshape(20, 64, 64), (900, 900, 900), "GB"),
     ],
 )
-def test_unsuited_volumes_are_refused_with_the_reason(small_engine, hu, spacing, reason):
+def test_unsuitable_volumes_are_refused_with_the_reason(small_engine, hu, spacing, reason):
     geometry = Geometry(hu.shape, np.diag([*spacing, 1.0]))
     with pytest.raises(SegmentationRefusedError, match=reason):
         small_engine.segment(Volume(hu, geometry), lambda *_: None)
 
 
-def test_a_tilted_volume_is_refused(small_engine):
+def test_tilted_volume_is_refused(small_engine):
     affine = np.diag([1.0, 1, 5, 1])
     affine[1, 2] = 1
     with pytest.raises(SegmentationRefusedError, match="perpendicular"):
@@ -302,7 +304,7 @@ def test_auxiliary_structures_are_found_and_left_out(tmp_path):
 
 
 class Finder:
-    """A first model that finds a box of liver."""
+    """A first model that finds a box as liver."""
 
     identity = ModelIdentity("finder", "1", "0", "Thresholding")
     names_by_label = MappingProxyType({7: "liver", 8: "spleen"})
@@ -325,7 +327,7 @@ class Finder:
         return Segmentation(labels, volume.geometry, self.names_by_label, self.identity, run)
 
 
-def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
+def test_crop_is_segmented_as_if_it_were_the_whole_volume(small_engine):
     volume = ct(shape_zyx=(40, 70, 64))
     crop = Crop("finder", ("liver",), (5.0, 5.0, 12.0))  # spacing 2 x 2.5 x 5 mm: 2, 2 and 2 voxels
     box = (slice(10, 18), slice(20, 50), slice(30, 62))
@@ -352,7 +354,7 @@ def test_a_crop_is_segmented_as_if_it_were_all_there_is(small_engine):
     assert steps[-1] == (1.0, "done")
 
 
-def test_nothing_to_crop_to_gives_an_empty_segmentation(small_engine):
+def test_crop_without_target_gives_an_empty_segmentation(small_engine):
     crop = Crop("finder", ("liver",), (5.0, 5.0, 5.0))
     result = CroppedSegmenter(Finder(None), small_engine, crop).segment(ct(), lambda *_: None)
     assert not result.labels_zyx.any()
@@ -382,7 +384,7 @@ print(status("VmHWM") - before, "torch" in sys.modules)
 """
 
 
-def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
+def test_memory_estimate_holds_and_openvino_needs_no_torch(tmp_path):
     described = plans(patch=(64, 96, 96), spacing=(1.5, 1.5, 1.5), features=(16, 32))
     package = random_package(tmp_path, described=described)
     run = [sys.executable, "-c", MEASURED, str(package.folder)]
@@ -395,7 +397,7 @@ def test_the_estimate_of_memory_holds_and_openvino_needs_no_torch(tmp_path):
 
 
 @pytest.mark.parametrize("options", [PARITY, BEST], ids=["parity", "default"])
-def test_padding_is_air_but_as_stored_in_parity(tmp_path, options):
+def test_padding_is_air_by_default_and_as_stored_in_parity(tmp_path, options):
     volume = ct()
     hu = volume.voxels_zyx.copy()
     hu[:, :12] = 300
@@ -411,7 +413,7 @@ def test_padding_is_air_but_as_stored_in_parity(tmp_path, options):
     np.testing.assert_array_equal(of_padded, of_stored if options.parity else of_air)
 
 
-def test_a_crop_keeps_the_padding_that_lies_in_it():
+def test_crop_keeps_the_padding_inside_it():
     hu = np.random.default_rng(0).integers(-1000, 1000, (6, 8, 9)).astype(np.int16)
     region = np.random.default_rng(1).random((6, 8, 9)) < 0.5
     bounds = np.array([0.0, 100, np.nan, 0, 50, 100])

@@ -1,4 +1,4 @@
-"""Both backends run the same network; the weights they take are exactly those of the architecture, and no others."""
+"""Both backends run the same network, and accept exactly the weights of its architecture."""
 
 import os
 import subprocess
@@ -78,7 +78,7 @@ def _random_network(architecture, classes, seed):
     torch.manual_seed(seed)
     network = build_network(architecture, classes)
     for parameter in network.parameters():
-        # biases and norms too: at their initial 0 and 1 a layer could be left out unseen
+        # biases and norms too: with their initial 0 and 1 a missing layer could go unnoticed
         nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.3)
     return network.eval()
 
@@ -115,7 +115,7 @@ def _assert_close(values, expected, relative=1e-4):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-def test_openvino_computes_what_nnunets_own_classes_compute(tmp_path, architecture):
+def test_openvino_computes_the_same_as_nnunets_own_classes(tmp_path, architecture):
     part = _part(tmp_path, architecture)
     windows = _windows(part)
     with torch.inference_mode():
@@ -127,7 +127,7 @@ def test_openvino_computes_what_nnunets_own_classes_compute(tmp_path, architectu
 
 @pytest.mark.parametrize("options", [FLOAT32, TORCH], ids=["openvino", "torch"])
 @pytest.mark.parametrize(("classes", "channels"), [(3, 3), (5, 5), (6, 8)])
-def test_folds_are_averaged_and_features_come_out_where_they_are_fewer(tmp_path, options, classes, channels):
+def test_folds_are_averaged_and_features_are_returned_where_they_are_fewer(tmp_path, options, classes, channels):
     part = _part(tmp_path, classes=classes, folds=2)
     windows = _windows(part, count=2)
     with torch.inference_mode():
@@ -157,7 +157,7 @@ def test_bfloat16_stays_near_float32(tmp_path):
         _assert_close(_logits(part, reduced, windows), exact, relative=0.05)
 
 
-def test_a_network_names_backend_version_device_and_precision(tmp_path):
+def test_network_names_backend_version_device_and_precision(tmp_path):
     part = _part(tmp_path)
     by_openvino, by_torch = (open_networks(part, options)[0].runtime for options in (FLOAT32, TORCH))
     assert by_openvino.backend.startswith("OpenVINO 20")
@@ -185,7 +185,7 @@ print(network.runtime.backend, network.run(np.zeros((1, 16, 16, 32), np.float32)
     assert done.stdout.endswith("(1, 4, 16, 16, 32)\n")
 
 
-def test_torch_stands_in_where_openvino_is_missing(tmp_path, monkeypatch):
+def test_torch_is_used_where_openvino_is_missing(tmp_path, monkeypatch):
     part = _part(tmp_path)
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "inference.nnunet.networks.openvino_network", raising=False)
@@ -195,8 +195,10 @@ def test_torch_stands_in_where_openvino_is_missing(tmp_path, monkeypatch):
         open_networks(part, FLOAT32)
 
 
-def test_torch_stands_in_where_openvino_cannot_compile(tmp_path):
-    part = replace(_part(tmp_path), patch_size=(16, 16, 34))  # 34 is no multiple of 4: decoder and skip differ in size
+def test_torch_is_used_where_openvino_cannot_compile(tmp_path):
+    part = replace(
+        _part(tmp_path), patch_size=(16, 16, 34)
+    )  # 34 is not a multiple of 4: decoder and skip connection differ in size
     with pytest.raises(InferenceError, match="openvino"):
         open_networks(part, FLOAT32)
     notes = []
@@ -208,14 +210,14 @@ def test_torch_stands_in_where_openvino_cannot_compile(tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_network_at_rest_gives_its_memory_back_and_runs_again(tmp_path, precision):
+def test_idle_network_frees_its_memory_and_runs_again(tmp_path, precision):
     part = _part(tmp_path, replace(PLAIN, features_per_stage=(16, 16, 16)), classes=40, patch=(96, 96, 96))
     network, _ = open_networks(part, EngineOptions(precision=precision))
     windows = _windows(part)
     before = network.run(windows).copy()
     busy = _resident_bytes()
     network.rest()
-    assert busy - _resident_bytes() > 16 * 96**3 * 2  # at least one layer of activations
+    assert busy - _resident_bytes() > 16 * 96**3 * 2  # at least the activations of one layer
     np.testing.assert_array_equal(network.run(windows), before)
 
 
@@ -224,7 +226,7 @@ def _resident_bytes():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_cache_is_filled_and_changes_nothing(tmp_path, precision):
+def test_cache_is_filled_and_does_not_change_the_result(tmp_path, precision):
     part, cache = _part(tmp_path), tmp_path / "made" / "cache"
     windows = _windows(part)
     plain = replace(FLOAT32, precision=precision)
@@ -235,7 +237,7 @@ def test_a_cache_is_filled_and_changes_nothing(tmp_path, precision):
     np.testing.assert_array_equal(_logits(part, cached, windows), expected)
 
 
-def test_a_cache_of_other_weights_is_not_taken(tmp_path):
+def test_cache_of_other_weights_is_not_used(tmp_path):
     (tmp_path / "other").mkdir()
     first, second = _part(tmp_path), _part(tmp_path / "other", folds=2)
     second = replace(second, weights=second.weights[1:])
@@ -245,7 +247,7 @@ def test_a_cache_of_other_weights_is_not_taken(tmp_path):
     np.testing.assert_array_equal(_logits(second, cached, windows), _logits(second, FLOAT32, windows))
 
 
-def test_a_cache_that_is_no_folder_or_spoilt_is_done_without(tmp_path):
+def test_unusable_or_damaged_cache_is_ignored(tmp_path):
     part = _part(tmp_path)
     windows = _windows(part)
     expected = _logits(part, FLOAT32, windows)
@@ -259,7 +261,7 @@ def test_a_cache_that_is_no_folder_or_spoilt_is_done_without(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_is_read_only_is_done_without(tmp_path):
+def test_read_only_cache_is_ignored(tmp_path):
     part = _part(tmp_path)
     (tmp_path / "cache").mkdir(mode=0o555)
     _logits(part, replace(FLOAT32, cache_folder=tmp_path / "cache"), _windows(part))
@@ -300,29 +302,29 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, options, change, 
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip", b"\xff" * 64])
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path, content):
+def test_file_that_is_not_safetensors_is_refused(tmp_path, content):
     part = _part(tmp_path)
     part.weights[0].write_bytes(content)
     with pytest.raises(ModelPackageError, match="is not a safetensors file"):
         open_networks(part, FLOAT32)
 
 
-def test_a_file_that_is_missing_is_refused(tmp_path):
+def test_missing_file_is_refused(tmp_path):
     part = _part(tmp_path)
     part.weights[0].unlink()
     with pytest.raises(ModelPackageError, match="fold_0"):
         open_networks(part, FLOAT32)
 
 
-def test_the_precision_that_is_asked_for_or_the_best_of_the_device():
+def test_precision_is_the_requested_one_or_the_best_of_the_device():
     assert effective_precision(replace(FLOAT32, precision="bfloat16", parity=True)) == "bfloat16"
     assert effective_precision(EngineOptions(device="cpu", parity=True)) == "float32"
     assert effective_precision(EngineOptions(device="cpu")) in ("float32", "bfloat16")
     assert effective_device(EngineOptions(device="cpu")) == "cpu"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is here")
-def test_cuda_is_refused_where_there_is_none():
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is available")
+def test_cuda_is_refused_where_it_is_not_available():
     assert effective_device(EngineOptions()) == "cpu"
     with pytest.raises(InferenceError, match="cuda"):
         effective_device(EngineOptions(device="cuda"))

@@ -1,4 +1,4 @@
-"""Models of every kind that nnU-Net trains: the engine's parity mode against nnU-Net itself, from file to file."""
+"""Models of every kind that nnU-Net trains: the engine's parity mode against nnU-Net itself, end to end with files."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -41,7 +41,7 @@ THICK = ct(shape_zyx=(14, 40, 44), spacing=(2.0, 2.5, 9.0))
 
 
 def anisotropic():
-    """Kernels and strides that leave thick planes alone at first, as the planner chooses them."""
+    """Kernels and strides that at first do not act across thick planes, as chosen by the planner."""
     described = plans(patch=(16, 32, 32), spacing=(7.0, 2.0, 2.0), features=(4, 8, 8))
     kwargs = described["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     kwargs |= {"kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
@@ -77,7 +77,7 @@ KINDS = {
 
 
 def install(folder, described, *, folds=(0,), configuration="3d_fullres", mirroring_axes=None, ignore=False, **facts):
-    """The folder of a model and the package made of it."""
+    """The folder of a model and the package made from it."""
     checkpoint = {
         "init_args": {"configuration": configuration},
         "inference_allowed_mirroring_axes": mirroring_axes,
@@ -102,13 +102,15 @@ def on_device(package, options):
 
 
 def assert_equal_but_for_ties(segmenter, volume, expected):
-    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, "a network that says little proves little"
+    assert np.sort(np.bincount(expected.ravel()) / expected.size)[-2] > 0.1, (
+        "the network found too few labels to prove anything"
+    )
     labels = segmenter.segment(volume, lambda *_: None).labels_zyx
     assert (labels == expected).mean() >= 0.9999
 
 
 @pytest.mark.parametrize(("described", "volume", "kind"), KINDS.values(), ids=KINDS.keys())
-def test_labels_are_those_of_nnunet(tmp_path, described, volume, kind):
+def test_labels_equal_those_of_nnunet(tmp_path, described, volume, kind):
     model, package = install(tmp_path, described, **kind)
     networks = [random_network(described, len(NAMES) + 1, seed) for seed in kind.get("folds", (0,))]
     given = {key: kind[key] for key in ("configuration", "mirroring_axes") if key in kind}
@@ -118,7 +120,7 @@ def test_labels_are_those_of_nnunet(tmp_path, described, volume, kind):
     assert_equal_but_for_ties(on_device(package, options), volume, expected)
 
 
-def test_mirroring_is_run_when_asked_and_the_model_s_version_says_when_not(tmp_path):
+def test_mirroring_is_run_on_request_and_its_absence_shows_in_the_model_version(tmp_path):
     volume = ct()
     _, package = install(tmp_path, PLAIN, mirroring_axes=(0, 1, 2))
     _, without = install(tmp_path / "b", PLAIN)
@@ -145,7 +147,7 @@ def test_mirroring_is_run_when_asked_and_the_model_s_version_says_when_not(tmp_p
         ("NibabelIO", CORONAL, "AIR"),
     ],
 )
-def test_a_model_sees_the_patient_as_its_training_files_showed_him(tmp_path, reader, axes, orientation):
+def test_model_gets_the_patient_in_the_orientation_of_its_training_files(tmp_path, reader, axes, orientation):
     described = plans(patch=(16, 16, 24), axes=(1, 0, 2)) | {"image_reader_writer": reader}
     model, package = install(tmp_path, described, orientation=orientation)
     expected = nnunet(ct(axes), model, [random_network(described, 4)], tmp_path, orientation=orientation)
@@ -153,7 +155,7 @@ def test_a_model_sees_the_patient_as_its_training_files_showed_him(tmp_path, rea
     assert_equal_but_for_ties(on_device(package, PARITY), ct(axes), expected)
 
 
-def test_the_device_that_resamples_keeps_the_orientation(tmp_path):
+def test_resampling_on_the_device_keeps_the_orientation(tmp_path):
     stored = PLAIN | {"image_reader_writer": "SimpleITKIO"}
     model = write_model(tmp_path / "m", NAMES, stored)
     answers = []
@@ -166,7 +168,7 @@ def test_the_device_that_resamples_keeps_the_orientation(tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
-def test_a_reader_that_reorients_needs_no_telling(tmp_path, reader):
+def test_reorienting_reader_needs_no_stated_orientation(tmp_path, reader):
     described = PLAIN | {"image_reader_writer": reader}
     model, package = install(tmp_path, described)
     assert package.orientation == "RAS"
@@ -176,8 +178,8 @@ def test_a_reader_that_reorients_needs_no_telling(tmp_path, reader):
 
 
 @pytest.mark.parametrize("body_crop", [True, False])
-def test_a_wide_field_of_view_is_cropped_alike_in_every_orientation(tmp_path, body_crop):
-    """The air around the patient is looked for in the patient's axes, however the model's files were stored."""
+def test_wide_field_of_view_is_cropped_the_same_way_in_every_orientation(tmp_path, body_crop):
+    """The search for air around the patient uses the patient's axes, however the model's files were stored."""
     shape = (20, 90, 84)
     z, y, x = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
     noise = ct(shape_zyx=shape).voxels_zyx
@@ -185,7 +187,7 @@ def test_a_wide_field_of_view_is_cropped_alike_in_every_orientation(tmp_path, bo
     volume = Volume(hu, Geometry(shape, np.diag([5.0, 5, 5, 1])))
     options = EngineOptions(device="cpu", threads=2, precision="float32", body_crop=body_crop)
     answers = []
-    for orientation in ("RAS", "SAR"):  # the same array but for its order of axes, which transpose_forward undoes
+    for orientation in ("RAS", "SAR"):  # the same array with another order of axes, which transpose_forward undoes
         described = plans(patch=(16, 32, 32), axes=(0, 1, 2) if orientation == "RAS" else (2, 1, 0))
         described["image_reader_writer"] = "SimpleITKIO"
         _, package = install(tmp_path / orientation, described, orientation=orientation)
@@ -194,7 +196,7 @@ def test_a_wide_field_of_view_is_cropped_alike_in_every_orientation(tmp_path, bo
     assert len(np.unique(answers[0])) > 1
 
 
-def test_packages_without_an_orientation_are_ras_and_keep_their_digest(tmp_path):
+def test_packages_without_a_stated_orientation_are_ras_and_keep_their_digest(tmp_path):
     _, package = install(tmp_path, PLAIN)
     content = (package.folder / "manifest.json").read_text()
     assert "orientation" not in content
@@ -218,7 +220,7 @@ def test_packages_without_an_orientation_are_ras_and_keep_their_digest(tmp_path)
         ("SimpleITKIO", "../x", "must be three letters"),
     ],
 )
-def test_a_model_whose_orientation_is_not_known_is_not_installed(tmp_path, reader, stated, reason):
+def test_model_of_unknown_orientation_is_not_installed(tmp_path, reader, stated, reason):
     described = {key: value for key, value in PLAIN.items() if key != "image_reader_writer"}
     if reader is not None:
         described["image_reader_writer"] = reader
@@ -227,7 +229,7 @@ def test_a_model_whose_orientation_is_not_known_is_not_installed(tmp_path, reade
     assert not (tmp_path / "library" / "test").exists()
 
 
-def test_parts_share_one_orientation(tmp_path):
+def test_parts_must_share_one_orientation(tmp_path):
     stored = PLAIN | {"image_reader_writer": "SimpleITKIO"}
     models = [write_model(tmp_path / "a", NAMES, PLAIN), write_model(tmp_path / "b", ("brain",), stored)]
     with pytest.raises(ModelPackageError, match="reads every file as RAS, not as LPS"):

@@ -1,4 +1,4 @@
-"""The shipped Orthanc configuration and routing script, in a real Orthanc with a Storage SCP in the node's place."""
+"""The shipped Orthanc configuration and routing script in a real Orthanc, with a Storage SCP in place of the node."""
 
 import json
 import os
@@ -34,7 +34,7 @@ pytestmark = [
 
 @pytest.fixture
 def start_orthanc(tmp_path):
-    """Starts Orthanc with the shipped files and the node at ``node_port``; gives the REST base address."""
+    """Start Orthanc with the shipped files and the node at ``node_port``; return the REST base address."""
     programs = []
 
     def start(node_port, node_ae_title="PACS", configuration=CONFIGURATION):
@@ -75,7 +75,7 @@ def _ct_files(folder, seed, **changes):
     return sorted(folder.iterdir())
 
 
-def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc, tmp_path):
+def test_only_stable_ct_series_are_sent_to_the_node(start_orthanc, tmp_path):
     kept = [
         *_ct_files(tmp_path / "seg", 1, SOPClassUID=SegmentationStorage, Modality="SEG"),
         *_ct_files(tmp_path / "localizer", 2, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
@@ -84,7 +84,7 @@ def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc
     wanted = _ct_files(tmp_path / "ct", 4)
     with scripted_pacs(classes=[CT, SegmentationStorage]) as (port, stored):
         base = start_orthanc(port)
-        for path in (*kept, *wanted):  # the series to keep become stable first
+        for path in (*kept, *wanted):  # the series that are not to be sent become stable first
             _upload(base, path)
         wait_until(lambda: len(stored) >= len(wanted))
         wait_until(lambda: _verdicts(tmp_path) == 4)
@@ -93,7 +93,7 @@ def test_a_stable_ct_series_goes_to_the_node_and_nothing_else_does(start_orthanc
     assert len(stored) == len(wanted)
 
 
-def test_what_came_from_the_node_does_not_go_back(start_orthanc, tmp_path):
+def test_results_from_the_node_are_not_sent_back(start_orthanc, tmp_path):
     files = outgoing_files(_ct_files(tmp_path / "ct", 5))
     with scripted_pacs(classes=[CT]) as (port, stored):
         base = start_orthanc(port, node_ae_title="NODE")
@@ -109,7 +109,7 @@ def test_what_came_from_the_node_does_not_go_back(start_orthanc, tmp_path):
     assert "came from the node" in (tmp_path / "orthanc.log").read_text()
 
 
-def test_what_the_node_could_not_take_is_offered_again(start_orthanc, tmp_path):
+def test_series_the_node_could_not_accept_is_sent_again(start_orthanc, tmp_path):
     files = _ct_files(tmp_path / "ct", 6)
     away = free_port()
     base = start_orthanc(away)
@@ -123,8 +123,8 @@ def test_what_the_node_could_not_take_is_offered_again(start_orthanc, tmp_path):
         wait_until(lambda: len(stored) >= 2 * len(files))
 
 
-def test_what_the_node_does_not_take_for_days_is_not_offered_for_ever(start_orthanc, tmp_path):
-    """The shipped script, but for the seven days: here even what failed this minute is too old."""
+def test_series_the_node_refuses_for_days_is_given_up(start_orthanc, tmp_path):
+    """The shipped script except for its seven days: here even a failure of the last minute is too old."""
     script = (CONFIGURATION.parent / "route-ct-to-node.lua").read_text()
     shutil.copy(CONFIGURATION, tmp_path)
     (tmp_path / "route-ct-to-node.lua").write_text(script.replace("7 * 24 * 3600", "-60"))
@@ -135,7 +135,7 @@ def test_what_the_node_does_not_take_for_days_is_not_offered_for_ever(start_orth
     log = tmp_path / "orthanc.log"
     wait_until(lambda: "Connection refused" in log.read_text())
     with scripted_pacs(classes=[CT], port=away) as (_, stored):
-        for seed in (9, 10):  # the second is looked at when the script is through with the first
+        for seed in (9, 10):  # the second is processed once the script has finished with the first
             for path in _ct_files(tmp_path / str(seed), seed):
                 _upload(base, path)
             wait_until(lambda seen=seed - 7: _verdicts(tmp_path) == seen)

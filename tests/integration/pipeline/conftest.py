@@ -1,4 +1,4 @@
-"""A ledger and a spool for one room at a time."""
+"""A ledger and a spool for tests of one room at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dicom_node.store.spool import Spool
 
 @pytest.fixture(autouse=True)
 def _every_line_is_logged():
-    structlog.reset_defaults()  # a test that ran before may have left out what is no warning
+    structlog.reset_defaults()  # an earlier test may have set the log level to warnings only
 
 
 @pytest.fixture
@@ -35,5 +35,5 @@ def reader():
 
 @pytest.fixture
 def result_files(tmp_path, spool):
-    """The names of all files that the spool holds."""
+    """The names of all files in the spool."""
     return lambda: sorted(path.name for path in (tmp_path / "spool").rglob("*") if path.is_file())

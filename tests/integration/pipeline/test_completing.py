@@ -1,4 +1,4 @@
-"""Which series are closed, and when the sender is asked how many images they have."""
+"""Which series are closed, and when the sender is asked for their number of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NEVER = CompletionSettings(regular_quiet_s=10**9, otherwise_quiet_s=10**9, hard_
 
 @contextmanager
 def sender_that_counts(count):
-    """An archive that has ``count`` images of every series; gives its settings and the questions that came."""
+    """An archive with ``count`` images of every series; gives its settings and the queries it received."""
     asked = []
 
     def answer(event):
@@ -49,7 +49,7 @@ def closed(ledger):
     return {revision.series_instance_uid: revision.reason for revision in ledger.routing.due_revisions()}
 
 
-def test_a_quiet_series_is_closed_with_its_evidence(ledger):
+def test_quiet_series_is_closed_with_its_evidence(ledger):
     for number in (1, 2, 3):
         arrive(ledger, number)
     with structlog.testing.capture_logs() as log:
@@ -60,7 +60,7 @@ def test_a_quiet_series_is_closed_with_its_evidence(ledger):
     assert reason.startswith("3 ")
 
 
-def test_one_series_that_cannot_be_written_does_not_hold_up_the_others(ledger):
+def test_series_that_cannot_be_written_does_not_hold_up_the_others(ledger):
     class Unwritable(Arrivals):
         def complete(self, revision, verdict, at):
             if revision.series_instance_uid == "1.2.840.1":
@@ -76,7 +76,7 @@ def test_one_series_that_cannot_be_written_does_not_hold_up_the_others(ledger):
     assert [line["series"] for line in log if line["event"] == "series.not_completed"] == ["1.2.840.1"]
 
 
-def test_the_count_of_the_sender_closes_a_series_at_once(ledger):
+def test_the_senders_count_closes_a_series_at_once(ledger):
     with sender_that_counts(2) as (source, asked):
         arrive(ledger, 1)
         arrive(ledger, 2)
@@ -85,7 +85,7 @@ def test_the_count_of_the_sender_closes_a_series_at_once(ledger):
     assert "2 of 2 " in closed(ledger)["1.2.840.1"]
 
 
-def test_the_sender_is_asked_anew_when_an_image_has_come(ledger):
+def test_the_sender_is_asked_again_when_an_image_has_arrived(ledger):
     with sender_that_counts(3) as (source, asked):
         completing = Completing(ledger.arrivals, NEVER, [source], "NODE")
         for number in (1, 2):
@@ -98,7 +98,7 @@ def test_the_sender_is_asked_anew_when_an_image_has_come(ledger):
     assert "3 of 3 " in closed(ledger)["1.2.840.1"]
 
 
-def test_the_sender_is_not_asked_again_because_time_has_passed(ledger):
+def test_the_sender_is_not_asked_again_merely_because_time_has_passed(ledger):
     a_moment = CompletionSettings(regular_quiet_s=1, otherwise_quiet_s=1)
     with sender_that_counts(3) as (source, asked):
         completing = Completing(ledger.arrivals, a_moment, [source], "NODE")
@@ -114,7 +114,7 @@ def test_the_sender_is_not_asked_again_because_time_has_passed(ledger):
 
 
 @pytest.mark.parametrize("ae_title", ["PACS", "OTHER"])
-def test_nobody_is_asked_while_an_association_is_open_or_by_another_name(ledger, ae_title):
+def test_sender_is_not_asked_while_an_association_is_open_or_under_another_title(ledger, ae_title):
     with sender_that_counts(1) as (source, asked):
         if ae_title == "PACS":
             ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)

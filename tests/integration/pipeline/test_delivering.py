@@ -1,4 +1,4 @@
-"""What a destination is offered, and what is recorded of its answers."""
+"""What a destination is offered, and how its responses are recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLICY = DeliverySettings(first_retry_s=3600, longest_retry_s=3600, refused_atte
 
 @pytest.fixture
 def encoded(ledger, spool, tmp_path):
-    """Jobs with one result each for ``pacs``, of series that differ; ``encoded(1, 1)`` gives both the same instance."""
+    """Jobs with one result each for ``pacs``, of different series; ``encoded(1, 1)`` gives both the same instance."""
 
     def make(*numbers):
         jobs = []
@@ -52,7 +52,7 @@ def of_job(ledger, job_id):
     return found
 
 
-def test_an_instance_of_two_jobs_is_sent_once_and_recorded_twice(ledger, encoded):
+def test_instance_of_two_jobs_is_sent_once_and_recorded_twice(ledger, encoded):
     jobs = encoded(1, 1, 2)
     with scripted_pacs() as (port, stored), structlog.testing.capture_logs() as log:
         delivering(ledger, pacs=destination(port)).deliver("pacs")
@@ -61,7 +61,7 @@ def test_an_instance_of_two_jobs_is_sent_once_and_recorded_twice(ledger, encoded
     assert sorted(line["job"] for line in log if line["event"] == "delivery") == jobs
 
 
-def test_a_destination_that_is_away_is_tried_again_later(ledger, encoded):
+def test_unreachable_destination_is_tried_again_later(ledger, encoded):
     (job,) = encoded(1)
     room = delivering(ledger, pacs=destination(free_port()))
     before = now_utc()
@@ -73,7 +73,7 @@ def test_a_destination_that_is_away_is_tried_again_later(ledger, encoded):
     assert of_job(ledger, job).attempts == 1
 
 
-def test_a_refusal_is_counted_as_such(ledger, encoded):
+def test_refusal_is_counted_as_a_refusal(ledger, encoded):
     (job,) = encoded(1)
     with scripted_pacs(lambda _event, _count: 0xC000) as (port, _), structlog.testing.capture_logs() as log:
         delivering(ledger, pacs=destination(port)).deliver("pacs")
@@ -89,7 +89,7 @@ def test_results_for_a_destination_that_is_no_longer_configured_wait(ledger, enc
     assert (of_job(ledger, job).state, of_job(ledger, job).attempts) == (DeliveryState.WAITING, 0)
 
 
-def test_only_a_destination_that_accepts_label_maps_gets_one_by_itself():
+def test_only_a_destination_that_accepts_label_maps_gets_one_automatically():
     auto, binary = ResultRequest(SegmentationForm.AUTO), ResultRequest()
     labelmap = "1.2.840.10008.5.1.4.1.1.66.7"
     with scripted_pacs(classes=(labelmap,)) as (new, _), scripted_pacs() as (old, _):
@@ -104,7 +104,7 @@ def test_only_a_destination_that_accepts_label_maps_gets_one_by_itself():
     assert answered["plain"] is binary
 
 
-def test_a_viewer_on_orthanc_shows_binary_only_where_rows_end_on_a_byte():
+def test_viewer_on_orthanc_shows_binary_only_where_frames_end_on_a_byte():
     viewers = {"ohif": destination(1, viewer="ohif_on_orthanc"), "other": destination(1)}
     asking = Asking(viewers, Abilities("NODE"))
     for form, shown in {"binary": 480, "both": 500, "labelmap": 500, "none": 500}.items():

@@ -1,4 +1,4 @@
-"""A network that fails in the worker of a node: what ran instead is said wherever somebody looks for it."""
+"""A network that fails in a node's worker: what ran instead is stated in log, ledger, command and report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def texts(dataset):
     return " ".join(str(element.value) for element in dataset.iterall() if element.VR in ("UT", "LO", "ST", "LT"))
 
 
-def test_a_fall_back_in_the_worker_is_said_in_log_ledger_command_and_report(config, tmp_path, monkeypatch):
+def test_fall_back_in_the_worker_is_stated_in_log_ledger_command_and_report(config, tmp_path, monkeypatch):
     (tmp_path / "plug").mkdir()
     (tmp_path / "plug" / "sitecustomize.py").write_text(PLUG)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "plug"))

@@ -1,4 +1,4 @@
-"""A lease is renewed while the work lasts, and not for a job that was lost."""
+"""A lease is renewed as long as the work lasts, but not for a lost job."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_lease_and_progress_reach_the_ledger(ledger, attempt):
     assert not renews(attempt)
 
 
-def test_a_ledger_that_is_away_for_a_moment_ends_nothing(ledger, attempt):
+def test_brief_outage_of_the_ledger_ends_nothing(ledger, attempt):
     class Away(Jobs):
         asked = 0
 
@@ -58,7 +58,7 @@ def test_a_ledger_that_is_away_for_a_moment_ends_nothing(ledger, attempt):
     assert [line["event"] for line in log] == ["lease.not_renewed"] * 2
 
 
-def test_the_lease_of_a_job_that_was_lost_is_not_renewed(ledger, attempt):
+def test_lease_of_a_lost_job_is_not_renewed(ledger, attempt):
     later = now_utc() + timedelta(minutes=5)
     assert ledger.jobs.recover_stalled(WORKER, later, 3) == (1, 0)
     with lease_renewed(ledger.jobs, attempt):

@@ -1,4 +1,4 @@
-"""Results are durable and recorded, or nothing of them is left."""
+"""Results are durable and recorded, or leave nothing behind."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_results_are_recorded_with_what_ran(ledger, store, findings, spool):
 
 
 def lose(ledger):
-    """A claim whose lease ends, and another worker's claim of the same job."""
+    """Let a claim's lease expire and another worker claim the same job."""
     lost = claim(ledger)
     later = NOW + timedelta(minutes=5)
     assert ledger.jobs.recover_stalled(WORKER, later, 3) == (1, 0)
     return lost, claim(ledger, later)
 
 
-def test_results_of_a_job_that_was_lost_are_discarded(ledger, store, findings, result_files):
+def test_results_of_a_lost_job_are_discarded(ledger, store, findings, result_files):
     job_id = queued_job(ledger)
     lost, current = lose(ledger)
     assert store.keep(Attempt(lost), findings, two_results()) is None
@@ -70,7 +70,7 @@ def test_results_of_a_job_that_was_lost_are_discarded(ledger, store, findings, r
     assert len(result_files()) == 2
 
 
-def test_nothing_is_left_of_results_that_could_not_all_be_made(ledger, store, findings, result_files):
+def test_incomplete_results_leave_nothing_behind(ledger, store, findings, result_files):
     def one_and_no_more():
         yield encoded(1)
         raise EncodingError("the SEG did not read back equal")
@@ -81,7 +81,7 @@ def test_nothing_is_left_of_results_that_could_not_all_be_made(ledger, store, fi
     assert (result_files(), ledger.overview.job(job_id).results) == ([], ())
 
 
-def test_the_line_of_a_job_says_what_ran(ledger, findings):
+def test_the_log_line_of_a_job_says_what_ran(ledger, findings):
     queued_job(ledger)
     attempt = Attempt(claim(ledger))
     with attempt.stage("segment"):

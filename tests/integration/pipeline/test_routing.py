@@ -1,4 +1,4 @@
-"""What becomes of complete series: jobs, refusals, and those that nobody can read."""
+"""What happens to complete series: jobs, refusals, and series that cannot be read."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ def jobs(ledger):
     return {job.series_instance_uid: (job.state, job.reason) for job in ledger.overview.jobs(9)}
 
 
-def test_a_series_that_cannot_be_read_is_rejected_and_the_others_are_routed(
-    ledger, spool, reader, rules, notices, tmp_path
-):
+def test_unreadable_series_is_rejected_and_the_others_are_routed(ledger, spool, reader, rules, notices, tmp_path):
     broken = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     for name in revision.spool_names:
@@ -67,25 +65,27 @@ def test_a_series_that_cannot_be_read_is_rejected_and_the_others_are_routed(
     assert ledger.routing.due_revisions() == ()
 
 
-def test_a_missing_file_is_a_reason_too(ledger, spool, reader, rules, notices, tmp_path):
+def test_missing_file_is_a_reason_too(ledger, spool, reader, rules, notices, tmp_path):
     uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     spool.delete(revision.spool_names[0])
     Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
-    assert jobs(ledger) == {}  # it may be there the next time
+    assert jobs(ledger) == {}  # it may be back the next time
     Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
     state, reason = jobs(ledger)[uid]
     assert state is JobState.REJECTED
     assert reason.endswith("is missing (attempt 2)")
 
 
-def test_who_routes_second_leaves_no_notice_behind(ledger, spool, reader, rules, notices, tmp_path, result_files):
+def test_second_process_to_route_a_series_leaves_no_notice_behind(
+    ledger, spool, reader, rules, notices, tmp_path, result_files
+):
     receive_and_complete(spool, ledger, tmp_path / "a", 1)
     received = set(result_files())
     refusing = rules(REFUSE_ALL)
 
     class Overtaken(Notices):
-        """While this process writes its notice, another one routes the series."""
+        """While this process writes its notice, another process routes the series."""
 
         def write(self, *asked):
             Routing(ledger.routing, spool, reader, refusing, notices, ATTEMPTS).route_complete()
@@ -102,7 +102,7 @@ def test_who_routes_second_leaves_no_notice_behind(ledger, spool, reader, rules,
     assert set(result_files()) - received == {spool.path(notice.spool_name).name}
 
 
-def test_attempts_that_nobody_lived_to_end_are_limited(ledger, spool, reader, rules, notices, tmp_path):
+def test_attempts_that_kill_their_process_are_limited(ledger, spool, reader, rules, notices, tmp_path):
     uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     assert [ledger.routing.count_attempt(revision) for _ in range(ATTEMPTS)] == [1, 2]
@@ -114,7 +114,7 @@ def test_attempts_that_nobody_lived_to_end_are_limited(ledger, spool, reader, ru
     assert jobs(ledger)[uid] == (JobState.REJECTED, reason)
 
 
-def test_an_attempt_that_the_stop_of_the_node_cuts_off_does_not_count(ledger, spool, reader, rules, notices, tmp_path):
+def test_attempt_interrupted_by_a_stop_of_the_node_does_not_count(ledger, spool, reader, rules, notices, tmp_path):
     uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     reader.close()
     for _ in range(ATTEMPTS + 1):

@@ -1,4 +1,4 @@
-"""Attempts as the node makes them, with real workers, and every way in which one may end."""
+"""Attempts as made by the node, with real workers, and every way in which an attempt can end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.scripted_worker import Script
 
 
 class Node:
-    """A node with one routed series of 4 planes; ``files`` are those of the series."""
+    """A node with one routed series of 4 planes; ``files`` are the series' files."""
 
     def __init__(self, folder, **work):
         settings = {
@@ -43,7 +43,7 @@ class Node:
         return open_pipeline(settings, self.ledger, self.spool, self._rules, self.workers)
 
     def run(self):
-        """The job after its attempt, and what the log says."""
+        """Run one attempt; return the job afterwards, and the log."""
         with structlog.testing.capture_logs() as log:
             assert self.running.run_next_job()
         return self.job(), log
@@ -70,7 +70,7 @@ def node(tmp_path):
         each.close()
 
 
-def test_a_job_says_in_log_and_ledger_what_ran(node):
+def test_log_and_ledger_say_what_ran_for_a_job(node):
     job, log = node().run()
     assert job.state is JobState.DELIVERED
     (line,) = [line for line in log if line["event"] == "job"]
@@ -81,13 +81,13 @@ def test_a_job_says_in_log_and_ledger_what_ran(node):
     assert "Test^One" not in str(log)
 
 
-def test_without_a_job_it_says_so(node):
+def test_absence_of_jobs_is_reported(node):
     node = node()
     node.run()
     assert not node.running.run_next_job()
 
 
-def test_images_that_form_no_volume_are_rejected(node):
+def test_images_that_do_not_form_a_volume_are_rejected(node):
     node = node()
     node.files[1].write_bytes(node.files[1].read_bytes()[:-20])  # its pixel data is cut off
     job, _ = node.run()
@@ -95,21 +95,21 @@ def test_images_that_form_no_volume_are_rejected(node):
     assert job.reason
 
 
-def test_a_file_that_is_missing_may_be_there_another_time(node):
+def test_missing_file_is_tried_again(node):
     node = node()
     node.files[1].unlink()
     job, _ = node.run()
     assert (job.state, job.attempts) == (JobState.QUEUED, 1)
 
 
-def test_a_model_that_is_no_longer_configured_fails_the_job(node):
+def test_model_no_longer_configured_fails_the_job(node):
     node = node()
     node.running = node.opened(node.settings.model_copy(update={"models": {}})).running
     job, _ = node.run()
     assert (job.state, job.reason) == (JobState.FAILED, "model 'tissue' is no longer configured (attempt 1)")
 
 
-def test_a_model_that_refuses_fails_the_job_and_the_worker_stays(node, tmp_path, monkeypatch):
+def test_refusal_by_the_model_fails_the_job_and_the_worker_stays(node, tmp_path, monkeypatch):
     Script(tmp_path / "script", monkeypatch).fail("infer 1", "refuse")
     node = node()
     job, _ = node.run()
@@ -123,7 +123,7 @@ def test_the_last_attempt_fails_the_job(node, tmp_path, monkeypatch):
     assert (job.state, "SIGKILL" in job.reason) == (JobState.FAILED, True)
 
 
-def test_a_fault_of_ours_is_logged_with_its_place_and_without_values(node, monkeypatch):
+def test_internal_error_is_logged_with_its_place_and_without_values(node, monkeypatch):
     def fail(_case):
         raise ValueError("Doe^John")
 
@@ -135,7 +135,7 @@ def test_a_fault_of_ours_is_logged_with_its_place_and_without_values(node, monke
     assert "Doe" not in str(log[1])
 
 
-def test_a_stopped_node_claims_nothing(node):
+def test_stopped_node_claims_no_job(node):
     node = node()
     node.running.stop()
     assert not node.running.run_next_job()

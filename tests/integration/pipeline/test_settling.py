@@ -1,4 +1,4 @@
-"""An outcome in the ledger, and the notice that says so."""
+"""How an outcome is recorded in the ledger, and the notice about it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def settling(ledger, spool, reader):
 
 @pytest.fixture
 def attempt(ledger, spool, tmp_path):
-    """The first attempt of a job on a series that lies in the spool."""
+    """The first attempt of a job on a series in the spool."""
     receive(spool, ledger, tmp_path / "ct", 1)
     (revision,) = ledger.arrivals.due_revisions(now_utc() + timedelta(days=1))
     assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
@@ -47,7 +47,7 @@ def attempt(ledger, spool, tmp_path):
         (Outcome(JobState.QUEUED, "stopped", counts=False), "stopped", 0),
     ],
 )
-def test_each_outcome_in_the_ledger(ledger, settling, attempt, outcome, reason, attempts):
+def test_each_outcome_is_recorded_in_the_ledger(ledger, settling, attempt, outcome, reason, attempts):
     with structlog.testing.capture_logs() as log:
         settling.settle(attempt, outcome)
     job = ledger.overview.job(attempt.claimed.id)
@@ -59,7 +59,7 @@ def test_each_outcome_in_the_ledger(ledger, settling, attempt, outcome, reason, 
 
 
 @pytest.mark.parametrize("state", [JobState.REJECTED, JobState.FAILED])
-def test_whoever_wants_to_know_gets_a_notice(ledger, spool, settling, attempt, state):
+def test_destinations_that_ask_for_notices_get_one(ledger, spool, settling, attempt, state):
     settling.settle(attempt, Outcome(state, "gap of 5 mm"))
     job = ledger.overview.job(attempt.claimed.id)
     (notice,) = job.results
@@ -67,13 +67,13 @@ def test_whoever_wants_to_know_gets_a_notice(ledger, spool, settling, attempt, s
     assert "gap of 5 mm" in str(dcmread(spool.path(notice.spool_name)))
 
 
-def test_nobody_is_told_of_what_is_tried_again(ledger, settling, attempt, result_files):
+def test_no_notice_is_sent_for_an_attempt_that_is_repeated(ledger, settling, attempt, result_files):
     before = result_files()
     settling.settle(attempt, Outcome(JobState.QUEUED, "died"))
     assert (ledger.overview.job(attempt.claimed.id).results, result_files()) == ((), before)
 
 
-def test_the_outcome_of_a_job_that_was_lost_changes_nothing(ledger, settling, attempt, result_files):
+def test_outcome_of_a_lost_job_changes_nothing(ledger, settling, attempt, result_files):
     later = now_utc() + timedelta(minutes=5)
     ledger.jobs.recover_stalled(WORKER, later, 3)
     before = result_files()
@@ -84,7 +84,7 @@ def test_the_outcome_of_a_job_that_was_lost_changes_nothing(ledger, settling, at
     assert [line["state"] for line in log if line["event"] == "job"] == [JobState.SUPERSEDED]
 
 
-def test_a_notice_that_cannot_be_written_is_not_the_end(ledger, spool, settling, attempt):
+def test_notice_that_cannot_be_written_does_not_prevent_the_outcome(ledger, spool, settling, attempt):
     for name in attempt.claimed.revision.spool_names:
         spool.path(name).write_bytes(b"Doe^John")
     with structlog.testing.capture_logs() as log:

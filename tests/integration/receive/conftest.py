@@ -1,4 +1,4 @@
-"""A listener on loopback with the real spool and the real ledger, and synthetic CT to send to it."""
+"""A listener on loopback with a real spool and a real ledger, and synthetic CT to send to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Node:
-    """A running listener and what it writes to."""
+    """A running listener with its spool and ledger."""
 
     listener: Listener
     spool: Spool
@@ -52,7 +52,7 @@ class Node:
         return {p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()}
 
     def assert_consistent(self) -> None:
-        """Every row has its file with its bytes, and no file is without a row."""
+        """Every row has its file with the recorded bytes, and every file has a row."""
         rows = self.rows()
         for row in rows:
             assert dataset_digest(self.spool.path(row.spool_name)) == row.dataset_sha256
@@ -60,7 +60,7 @@ class Node:
 
 
 def dataset_bytes(path: Path) -> bytes:
-    """What follows the File Meta Information of a Part 10 file, read without pydicom."""
+    """The bytes after the File Meta Information of a Part 10 file, read without pydicom."""
     content = path.read_bytes()
     assert content[:128] == bytes(128)
     assert content[128:132] == b"DICM"
@@ -86,7 +86,7 @@ def settings_for(folder: Path, **receive) -> Settings:
 
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator:
-    """A function that starts a node; keyword arguments are receive settings."""
+    """A function that starts a node; its keyword arguments are receive settings."""
     nodes: list[Node] = []
 
     def start(**receive) -> Node:
@@ -110,7 +110,7 @@ def node(start_node) -> Node:
 
 
 def ct_slice(number: int, series_uid: str = "1.2.3.4", rows: int = 16) -> Dataset:
-    """One slice of a synthetic CT, 2 mm apart."""
+    """One slice of a synthetic CT with 2 mm between slices."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -135,7 +135,7 @@ def ct_slice(number: int, series_uid: str = "1.2.3.4", rows: int = 16) -> Datase
 
 
 def encoded(dataset: Dataset, syntax: str) -> bytes:
-    """The data set alone, as it goes over the wire."""
+    """The data set alone, as sent over the network."""
     buffer = DicomBytesIO()
     buffer.is_little_endian, buffer.is_implicit_VR = True, syntax == ImplicitVRLittleEndian
     write_dataset(buffer, dataset)

@@ -1,4 +1,4 @@
-"""A listener in a process of its own, to be killed: ``python listener_process.py FOLDER PORT``."""
+"""A listener in a separate process, to be killed: ``python listener_process.py FOLDER PORT``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A peer that says on the wire whatever a test wants."""
+"""A peer that sends exactly the bytes a test asks for."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Peer:
         self.socket.sendall(data)
 
     def read_pdu(self) -> tuple[int, bytes]:
-        """Type and body of the next PDU; (0, b"") at the end of the connection."""
+        """The type and body of the next PDU; (0, b"") at the end of the connection."""
         header = self._read(6)
         if len(header) < 6:
             return 0, b""

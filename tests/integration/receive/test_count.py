@@ -1,4 +1,4 @@
-"""The count by the sender's index, asked of a real C-FIND SCP, and every way not to get one."""
+"""The instance count from the sender's index, queried from a real C-FIND SCP, and every way to get none."""
 
 from __future__ import annotations
 
@@ -63,41 +63,41 @@ def archive():
         server.shutdown()
 
 
-def test_the_index_is_asked(archive):
+def test_the_index_is_queried(archive):
     assert expected_count(archive(answer), "NODE", "1.2", "1.2.1") == 300
 
 
 @pytest.mark.parametrize("series", ["1.2.2", "1.2.999"])
-def test_a_series_the_index_does_not_know_yet_has_no_count(archive, series):
+def test_series_unknown_to_the_index_has_no_count(archive, series):
     assert expected_count(archive(answer), "NODE", "1.2", series) is None
 
 
 @pytest.mark.parametrize("handler", [refuse, crash, without_count])
-def test_an_answer_without_a_count(archive, handler):
+def test_response_without_a_count_gives_none(archive, handler):
     assert expected_count(archive(handler), "NODE", "1.2", "1.2.1") is None
 
 
-def test_a_peer_that_does_not_offer_the_service(archive):
+def test_peer_without_the_service_gives_no_count(archive):
     assert expected_count(archive(answer, Verification), "NODE", "1.2", "1.2.1") is None
 
 
-def test_a_peer_that_rejects_us(archive):
+def test_rejection_by_the_peer_gives_no_count(archive):
     source = archive(answer).model_copy(update={"count_ae_title": "WRONG"})
     assert expected_count(source, "NODE", "1.2", "1.2.1") is None
 
 
-def test_a_peer_that_is_away():
+def test_unreachable_peer_gives_no_count():
     port = free_port()
     source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=port)
     assert expected_count(source, "NODE", "1.2", "1.2.1") is None
 
 
-def test_a_peer_that_says_nothing(monkeypatch):
+def test_silent_peer_gives_no_count(monkeypatch):
     monkeypatch.setattr("dicom_node.receive.count.ANSWER_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         source = SourceSettings(ae_title="SENDER", count_host="127.0.0.1", count_port=silent.getsockname()[1])
         assert expected_count(source, "NODE", "1.2", "1.2.1") is None
 
 
-def test_nobody_is_asked_unless_configured():
+def test_no_peer_is_queried_unless_configured():
     assert expected_count(SourceSettings(ae_title="SENDER"), "NODE", "1.2", "1.2.1") is None

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of sending: every instance that was answered 0x0000 is there, with the bytes that were sent."""
+"""SIGKILL in the middle of sending: every instance answered with 0x0000 is stored with the bytes that were sent."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 class Sender(threading.Thread):
-    """Sends new instances until the connection breaks; remembers what was acknowledged."""
+    """Send new instances until the connection breaks; remember which were acknowledged."""
 
     def __init__(self, port: int, series_uid: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def start(folder: Path, port: int) -> subprocess.Popen:
     raise AssertionError("the listener did not start")
 
 
-def test_nothing_acknowledged_is_lost(tmp_path):
+def test_no_acknowledged_instance_is_lost(tmp_path):
     port = free_port()
     acknowledged: dict[str, str] = {}
     moments = random.Random(1)
@@ -94,7 +94,9 @@ def test_nothing_acknowledged_is_lost(tmp_path):
     assert {uid: recorded.get(uid) for uid in acknowledged} == acknowledged
     for row in rows:
         assert dataset_digest(spool.path(row.spool_name)) == row.dataset_sha256
-    assert len(recorded) <= len(acknowledged) + ROUNDS * SENDERS  # at most the one under way, answered to nobody
+    assert (
+        len(recorded) <= len(acknowledged) + ROUNDS * SENDERS
+    )  # at most the instance in progress, which was not acknowledged
     assert None not in ends
     unclaimed = set(spool.names(older_than_s=0)) - {row.spool_name for row in rows}
     assert len(unclaimed) <= ROUNDS * SENDERS

@@ -1,4 +1,4 @@
-"""Peers that break the protocol, or only sit there: everybody else is served, nothing is kept, nothing grows."""
+"""Peers that break the protocol or stay silent: all others are served, nothing is kept, nothing grows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def echo(node) -> bool:
 
 
 @pytest.mark.parametrize("silent", [10, 200])
-def test_silent_connections_keep_nobody_out(node, silent):
+def test_silent_connections_do_not_keep_others_out(node, silent):
     before = threading.active_count()  # with those that other tests have left
     sockets = [socket.create_connection(("127.0.0.1", node.port)) for _ in range(silent)]
     try:
@@ -82,14 +82,14 @@ def test_broken_protocol_is_aborted_and_leaves_nothing(node, sent):
     "sent",
     [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"SSH-2.0-x\r\n", pdu(1, b"", length=0xFFFFFFFF), pdu(1, bytes(70)), STORE],
 )
-def test_what_is_no_association_request(node, sent):
+def test_anything_but_an_association_request_is_aborted(node, sent):
     peer = Peer(node.port, associated=False)
     peer.send(sent)
     assert peer.read_pdu()[0] == ABORT
     peer.close()
 
 
-def test_an_association_request_that_comes_byte_by_byte_has_a_deadline(node, monkeypatch):
+def test_association_request_sent_byte_by_byte_has_a_deadline(node, monkeypatch):
     monkeypatch.setattr("dicom_node.network.acceptor.REQUEST_DEADLINE_S", 1.0)
     peer = Peer(node.port, associated=False)
     request = association_request()
@@ -106,7 +106,7 @@ def test_an_association_request_that_comes_byte_by_byte_has_a_deadline(node, mon
 
 
 @pytest.mark.parametrize("silence", ["before an instance", "inside an instance", "inside a PDU"])
-def test_silence_ends_the_association_and_removes_the_part(start_node, silence):
+def test_silence_ends_the_association_and_removes_the_partial_file(start_node, silence):
     node = start_node(network_timeout_s=0.5, dimse_timeout_s=0.5)
     peer = Peer(node.port)
     if silence != "before an instance":
@@ -120,7 +120,7 @@ def test_silence_ends_the_association_and_removes_the_part(start_node, silence):
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
 @pytest.mark.parametrize("how", ["abort", "reset"])
-def test_an_instance_that_breaks_off_is_gone(node, fraction, how):
+def test_interrupted_instance_leaves_nothing_behind(node, fraction, how):
     dataset = ct_slice(1, rows=128)
     data = encoded(dataset, "1.2.840.10008.1.2.1")
     peer = Peer(node.port)
@@ -137,7 +137,7 @@ def test_an_instance_that_breaks_off_is_gone(node, fraction, how):
     wait_until(lambda: [(a.aborted, a.closed_at is not None) for a in node.associations()] == [(True, True)])
 
 
-def test_what_was_acknowledged_before_an_abort_stays(node):
+def test_instances_acknowledged_before_an_abort_are_kept(node):
     peer = Peer(node.port)
     for number in range(3):
         dataset = ct_slice(number)
@@ -151,8 +151,8 @@ def test_what_was_acknowledged_before_an_abort_stays(node):
     node.assert_consistent()
 
 
-def test_fragments_of_any_size_and_two_messages_without_waiting(node):
-    """Command and data set in the smallest pieces, several in one PDU, and the next request before the answer."""
+def test_fragments_of_any_size_and_pipelined_messages(node):
+    """Command and data set in the smallest fragments, several in one PDU, and the next request before the response."""
     slices = [ct_slice(number, rows=4) for number in range(2)]
     peer = Peer(node.port)
     for dataset in slices:
@@ -170,7 +170,7 @@ def test_fragments_of_any_size_and_two_messages_without_waiting(node):
     node.assert_consistent()
 
 
-def test_other_operations_are_refused_by_name(node):
+def test_other_operations_are_answered_with_their_error_status(node):
     peer = Peer(node.port)
     peer.send(pdv_command(1, store_command(CTImageStorage, "1.2.3", with_dataset=False)))
     assert peer.status() == 0xC000
@@ -183,7 +183,7 @@ def test_other_operations_are_refused_by_name(node):
     assert node.files() == set()
 
 
-def test_more_senders_at_once_than_cores(node, ct_files):
+def test_more_simultaneous_senders_than_cores_are_served(node, ct_files):
     command = ["storescu", "-aet", "SENDER", "-aec", "NODE", "127.0.0.1", str(node.port), *map(str, ct_files)]
     senders = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(8)]
     assert [sender.wait(60) for sender in senders] == [0] * 8
@@ -193,7 +193,7 @@ def test_more_senders_at_once_than_cores(node, ct_files):
     node.assert_consistent()
 
 
-def test_stop_lets_the_current_instance_finish_and_aborts_who_is_idle(node):
+def test_stop_lets_the_current_instance_finish_and_aborts_idle_associations(node):
     dataset = ct_slice(1)
     data = encoded(dataset, "1.2.840.10008.1.2.1")
     port = node.port
@@ -217,7 +217,7 @@ def test_stop_lets_the_current_instance_finish_and_aborts_who_is_idle(node):
         peer.close()
 
 
-def test_stop_does_not_wait_for_a_sender_that_hangs(node, monkeypatch):
+def test_stop_does_not_wait_for_a_hanging_sender(node, monkeypatch):
     monkeypatch.setattr("dicom_node.receive.scp.STOP_DEADLINE_S", 0.3)
     peer = Peer(node.port)
     peer.send(STORE + pdv_data(1, bytes(1000), last=False))

@@ -1,4 +1,4 @@
-"""Real associations: what is kept, what is refused, and how it is named on the wire."""
+"""Real associations: what is stored, what is refused, and which status or reason is sent."""
 
 from __future__ import annotations
 
@@ -59,13 +59,15 @@ def associate(node, contexts, calling="SENDER", called="NODE"):
 def send(
     node, data: bytes, sop_instance: str, syntax=ExplicitVRLittleEndian, sop_class=CTImageStorage, context_class=None
 ):
-    """C-STORE of exactly these bytes, whatever they are; the status, or None where the association ended."""
+    """C-STORE of exactly these bytes, valid or not; the status, or None where the association ended."""
     association = associate(node, [build_context(context_class or sop_class, syntax)])
     assert association.is_established
     request = C_STORE()
     request.MessageID = 7
     request.AffectedSOPClassUID = sop_class
-    request._affected_sop_instance_uid = sop_instance  # its setter would refuse what a hostile peer sends
+    request._affected_sop_instance_uid = (
+        sop_instance  # the property setter would refuse the values that a hostile peer sends
+    )
     request.Priority = 2
     request.DataSet = BytesIO(data)
     association._reactor_checkpoint.clear()
@@ -76,11 +78,11 @@ def send(
     return None if response is None else response.Status
 
 
-# ---- kept as it came
+# ---- stored unchanged
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS, ids=lambda uid: uid.name)
-def test_every_lossless_syntax_is_kept_to_the_byte(node, syntax):
+def test_every_lossless_syntax_is_stored_byte_for_byte(node, syntax):
     dataset = ct_slice(3)
     if syntax.is_encapsulated:
         dataset.PixelData = encapsulate([b"not looked at by the listener", b"odd"])
@@ -99,7 +101,7 @@ def test_every_lossless_syntax_is_kept_to_the_byte(node, syntax):
     node.assert_consistent()
 
 
-def test_dcmtk_sends_a_series(node, ct_files):
+def test_series_sent_by_dcmtk_is_stored(node, ct_files):
     command = ["storescu", "-aet", "SENDER", "-aec", "NODE", "127.0.0.1", str(node.port), *map(str, ct_files)]
     subprocess.run(command, check=True, timeout=60)
     assert len(node.rows()) == len(ct_files)
@@ -122,7 +124,7 @@ def test_identical_copy_changes_nothing_and_other_bytes_replace(node):
 
 
 def send_together(node, datasets):
-    """On one association; the statuses."""
+    """Send on one association; return the statuses."""
     association = associate(node, [build_context(CTImageStorage)])
     statuses = [association.send_c_store(dataset).Status for dataset in datasets]
     association.release()
@@ -136,7 +138,7 @@ def the_evidence(node):
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["one association", "an association each"])
-def test_one_uid_on_several_images_is_refused_from_the_second_on(node, at_once):
+def test_one_uid_for_several_images_is_refused_from_the_second_on(node, at_once):
     slices = [ct_slice(number) for number in range(6)]
     for each in slices[4:]:
         each.SOPInstanceUID = each.file_meta.MediaStorageSOPInstanceUID = slices[3].SOPInstanceUID
@@ -147,7 +149,7 @@ def test_one_uid_on_several_images_is_refused_from_the_second_on(node, at_once):
     node.assert_consistent()
 
 
-def test_other_pixels_under_a_known_uid_are_a_correction_on_another_association_only(node):
+def test_other_pixels_under_a_known_uid_are_a_correction_only_on_another_association(node):
     first, second = ct_slice(1), ct_slice(1)
     second.SOPInstanceUID = second.file_meta.MediaStorageSOPInstanceUID = first.SOPInstanceUID
     second.PixelData = bytes(len(second.PixelData))
@@ -165,7 +167,7 @@ def test_other_pixels_under_a_known_uid_are_a_correction_on_another_association_
 @pytest.mark.parametrize(
     "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGLSLossless], ids=lambda uid: uid.name
 )
-def test_other_pixels_under_a_known_uid_are_seen_in_every_form(node, syntax):
+def test_other_pixels_under_a_known_uid_are_detected_in_every_syntax(node, syntax):
     peer = Peer(node.port, syntax=syntax)
 
     def store(description, pixels):
@@ -186,7 +188,7 @@ def test_other_pixels_under_a_known_uid_are_seen_in_every_form(node, syntax):
     peer.close()
 
 
-def test_instances_that_met_a_full_disk_are_evidence_until_they_come(node, monkeypatch):
+def test_instances_refused_for_a_full_disk_are_evidence_until_they_arrive(node, monkeypatch):
     slices = [ct_slice(number) for number in range(6)]
     with monkeypatch.context() as full:
         association = associate(node, [build_context(CTImageStorage)])
@@ -201,7 +203,7 @@ def test_instances_that_met_a_full_disk_are_evidence_until_they_come(node, monke
     assert the_evidence(node).refused_instances == 0
 
 
-def test_an_instance_that_met_a_locked_ledger_is_evidence(start_node, monkeypatch):
+def test_instance_refused_for_a_locked_ledger_is_evidence(start_node, monkeypatch):
     monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 100)
     node = start_node()
     slices = [ct_slice(number) for number in range(2)]
@@ -215,7 +217,7 @@ def test_an_instance_that_met_a_locked_ledger_is_evidence(start_node, monkeypatc
     assert the_evidence(node).refused_instances == 0
 
 
-def test_a_damaged_instance_is_evidence(node):
+def test_damaged_instance_is_evidence(node):
     whole = ct_slice(1)
     assert send_together(node, [whole]) == [0]
     damaged = encoded(ct_slice(2), ExplicitVRLittleEndian)[:-100]
@@ -223,7 +225,7 @@ def test_a_damaged_instance_is_evidence(node):
     wait_until(lambda: the_evidence(node).refused_instances == 1)
 
 
-def test_a_large_multi_frame_instance_comes_through(node):
+def test_large_multi_frame_instance_is_stored(node):
     dataset = ct_slice(1, rows=512)
     dataset.SOPClassUID = EnhancedCTImageStorage
     dataset.NumberOfFrames = 40
@@ -234,7 +236,7 @@ def test_a_large_multi_frame_instance_comes_through(node):
     node.assert_consistent()
 
 
-# ---- who gets in, and for what
+# ---- who is admitted, and for what
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,7 @@ def test_a_large_multi_frame_instance_comes_through(node):
         ("SENDER", "OTHER", "Called AE Title Not Recognized"),
     ],
 )
-def test_strangers_are_rejected_by_name(node, calling, called, reason):
+def test_unknown_peers_are_rejected_with_the_reason(node, calling, called, reason):
     command = ["echoscu", "-v", "-aet", calling, "-aec", called, "127.0.0.1", str(node.port)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert result.returncode
@@ -261,7 +263,7 @@ def test_services_per_source(node):
     association.release()
 
 
-def test_only_what_can_be_kept_exactly_is_negotiated(node):
+def test_only_syntaxes_that_can_be_stored_exactly_are_negotiated(node):
     unwanted = [ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian, JPEG2000, JPEGLSNearLossless]
     contexts = [build_context(MRImageStorage, ExplicitVRLittleEndian), build_context("1.2.3.4.999")]
     contexts += [build_context(CTImageStorage, syntax) for syntax in unwanted]
@@ -271,7 +273,7 @@ def test_only_what_can_be_kept_exactly_is_negotiated(node):
     association.release()
 
 
-def test_above_the_cap_rejection_is_transient_and_ends_with_a_place(start_node):
+def test_rejection_above_the_association_limit_is_transient(start_node):
     node = start_node(maximum_associations=2)
     held = [associate(node, [build_context(Verification)]) for _ in range(2)]
     command = ["echoscu", "-v", "-aet", "SENDER", "-aec", "NODE", "127.0.0.1", str(node.port)]
@@ -283,7 +285,7 @@ def test_above_the_cap_rejection_is_transient_and_ends_with_a_place(start_node):
     wait_until(lambda: subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0)
 
 
-# ---- refused by name, nothing kept
+# ---- refused with the reason, nothing stored
 
 
 def refusals():
@@ -294,7 +296,7 @@ def refusals():
             if value is None:
                 delattr(dataset, keyword)
             else:
-                # written as text, so that pydicom has no opinion on the value
+                # written as text, so that pydicom does not validate the value
                 dataset.add_new(keyword, "LO", value)
         return encoded(dataset, ImplicitVRLittleEndian)
 
@@ -319,7 +321,7 @@ REFUSALS = {name: case for name, *case in refusals()}
 
 
 @pytest.mark.parametrize(("data", "uid", "status"), REFUSALS.values(), ids=REFUSALS)
-def test_refused_by_name_and_nothing_kept(node, data, uid, status):
+def test_faulty_instance_is_refused_with_the_reason_and_not_stored(node, data, uid, status):
     assert send(node, data, uid, ImplicitVRLittleEndian) == status
     assert node.rows() == []
     assert node.files() == set()
@@ -328,14 +330,14 @@ def test_refused_by_name_and_nothing_kept(node, data, uid, status):
 
 
 @pytest.mark.parametrize(("sop_class", "status"), [(MRImageStorage, 0x0122), (EnhancedCTImageStorage, 0xA900)])
-def test_sop_class_of_the_command_is_not_that_of_the_context(node, sop_class, status):
+def test_sop_class_of_the_command_must_be_that_of_the_context(node, sop_class, status):
     dataset = ct_slice(1)
     data = encoded(dataset, ExplicitVRLittleEndian)
     assert send(node, data, dataset.SOPInstanceUID, sop_class=sop_class, context_class=CTImageStorage) == status
     assert node.files() == set()
 
 
-def test_an_instance_above_the_limit_is_aborted_and_gone(start_node):
+def test_instance_above_the_size_limit_is_aborted_and_not_stored(start_node):
     node = start_node(maximum_instance_bytes=200_000)
     dataset = ct_slice(1, rows=512)
     association = associate(node, [build_context(CTImageStorage)])
@@ -346,7 +348,7 @@ def test_an_instance_above_the_limit_is_aborted_and_gone(start_node):
     assert send(node, encoded(small, ExplicitVRLittleEndian), small.SOPInstanceUID) == 0
 
 
-def test_below_the_reserve_every_instance_is_told_to_come_again(start_node):
+def test_below_the_disk_reserve_every_instance_is_answered_with_out_of_resources(start_node):
     full = start_node(minimum_free_disk_bytes=1 << 60)
     dataset = ct_slice(1)
     assert send(full, encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID) == 0xA700
@@ -358,7 +360,7 @@ def test_below_the_reserve_every_instance_is_told_to_come_again(start_node):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 3 MB under the spool."""
+    """A file system of 3 MB for the spool."""
     folder = tmp_path / "data" / "spool"
     folder.mkdir(parents=True)
     if os.geteuid() != 0 or shutil.which("mount") is None:
@@ -370,7 +372,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30)
 
 
-def test_full_disk_is_a700_then_recovers(small_disk, start_node):
+def test_full_disk_is_answered_with_a700_until_it_has_room_again(small_disk, start_node):
     node = start_node()
     slices = [ct_slice(number, rows=512) for number in range(12)]
     association = associate(node, [build_context(CTImageStorage)])
@@ -384,7 +386,7 @@ def test_full_disk_is_a700_then_recovers(small_disk, start_node):
     association.release()
 
 
-def test_ledger_locked_is_a700_for_instances_while_echo_works(start_node, monkeypatch):
+def test_locked_ledger_is_answered_with_a700_while_echo_works(start_node, monkeypatch):
     monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 100)
     node = start_node()
     dataset = ct_slice(1)

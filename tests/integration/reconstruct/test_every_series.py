@@ -1,7 +1,7 @@
-"""Every real series gets its answer; what is accepted has the geometry and the HU that other readers see.
+"""Every real series is accepted or refused as expected; accepted ones have the geometry and HU that other readers get.
 
-``DECISIONS`` holds one line per folder of the shared fixtures. Where the manifest leaves a choice, the comment says
-what was chosen and why. Expected positions (from the headers) and HU come from the fixtures' ``expected.json``.
+``DECISIONS`` has one entry per folder of the shared fixtures. Where the manifest leaves a choice, a comment says
+which was made and why. Expected positions (from the headers) and HU come from the fixtures' ``expected.json``.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ class Refused:
 ACCEPTED = "accepted"
 
 DECISIONS = {
-    # the class UID is garbled by anonymisation
+    # the class UID was garbled by anonymisation
     "DIAGNijmegen+rse-panimg/dicom_intercept": Refused(NotEligible, "SOP class"),
     "DIAGNijmegen+rse-panimg/dicom_slope": Refused(NotEligible, "SOP class"),
     "ImagingDataCommons+highdicom/SEG_and_SR_objects": Refused(NotEligible, ""),  # SEG, SR and one single CT slice
-    # choice: without Modality it would pass by its SOP class; two planes do not
+    # choice: without Modality it would be accepted by its SOP class, but has only two planes
     "JoHof+lungmask/no_modality": Refused(NotEligible, "planes: 2, a volume needs at least 3"),
-    # choice: the header itself says that the values (0 and 1) are not HU
+    # choice: the header itself states that the values (0 and 1) are not HU
     "QIICR+dcmqi/24x38x3_image": Refused(NotEligible, "not Hounsfield units"),
     "QIICR+dcmqi/24x38x3_legacy-enhanced-CT": Refused(NotEligible, "not Hounsfield units"),
-    # choice: three planes are a volume; a model's own minimum is asked later (MinimumExtent)
+    # choice: three planes are a volume; a model's own minimum is checked later (MinimumExtent)
     "QIICR+dcmqi/ct-3slice": ACCEPTED,
     "QIICR+dcmqi/sr-example_SEG-and-TID1500-SR": Refused(NotEligible, "SOP class"),
     "ShahinSHH+COVID-CT-MD/cap001_subset": ACCEPTED,
@@ -55,33 +55,37 @@ DECISIONS = {
     "cornerstonejs+cornerstone3D/CTImage_all_transfer_syntaxes": Refused(GeometryRefused, "15 of 16 planes"),
     "derived/legacy_enhanced_CT_STS_008": ACCEPTED,
     "derived/totalsegmentator_example_sendable": ACCEPTED,
-    "derived/truncated": Refused(SeriesRejected, ""),  # each cut file on its own: test_truncated_files
-    # choice: RLE in several fragments is decoded; one slice is no volume
+    "derived/truncated": Refused(
+        SeriesRejected, ""
+    ),  # each truncated file on its own: test_truncated_files_are_refused
+    # choice: RLE in several fragments is decoded; one slice is not a volume
     "fo-dicom+fo-dicom/D_CLUNIE_CT1_RLE_FRAGS": Refused(NotEligible, "planes: 1"),
     "fo-dicom+fo-dicom/FreezePattern_CT-SC-RGB": Refused(NotEligible, "Secondary Capture"),
     "fo-dicom+fo-dicom/GH1308_single_tilted_slice": Refused(NotEligible, "planes: 1"),
-    "fo-dicom+fo-dicom/GH177_bigendian": Refused(NotEligible, "SOP class is missing"),  # header cannot be parsed
+    "fo-dicom+fo-dicom/GH177_bigendian": Refused(NotEligible, "SOP class is missing"),  # the header cannot be parsed
     "fo-dicom+fo-dicom/IM-0001_single_slice": Refused(NotEligible, "planes: 1"),
-    # choice: the tilt would be accepted (test_tilt_without_tag), the missing type 1 UID is not
+    # choice: the tilt would be accepted (test_tilt_is_found_without_its_tag), but not the missing type 1 UID
     "icometrix+dicom2nifti/failing_gantrytilting_001": Refused(NotEligible, "Frame of Reference UID is missing"),
     "icometrix+dicom2nifti/failing_sliceincrement_001": Refused(GeometryRefused, "gap of 10 mm"),
     "neurolabusc+dcm_qa_ct/Philips_S21570_S1000_localizer": Refused(NotEligible, "is a localizer"),
-    # choice: accepted with its true geometry, upright for the model, results on the tilted frames
+    # choice: accepted with its true geometry, resampled upright for the model, results on the tilted frames
     "neurolabusc+dcm_qa_ct/Philips_S21610_S2010_tilt-18.5": ACCEPTED,
     "orthanc-mirrors+orthanc-tests/ELSCINT1-Raw": Refused(NotEligible, "planes: 1"),
     "orthanc-mirrors+orthanc-tests/SignedCT": Refused(NotEligible, "planes: 1"),
     "orthanc-mirrors+orthanc-tests/XSSInjection": Refused(NotEligible, "MR Image Storage"),
     "orthanc-mirrors+orthanc-tests/oob-46341": Refused(NotEligible, "Secondary Capture"),
     "pydicom+pydicom-data/eCT_Supplemental_enhancedCT": Refused(NotEligible, "not Hounsfield units"),  # ml/100ml/s
-    "pydicom+pydicom-data/explicit_VR-UN": Refused(NotEligible, "planes: 1"),  # choice: read through UN
+    "pydicom+pydicom-data/explicit_VR-UN": Refused(NotEligible, "planes: 1"),  # choice: read despite VR UN
     "pydicom+pydicom/CT_small": Refused(NotEligible, "planes: 1"),
     "pydicom+pydicom/charsets": Refused(NotEligible, "SOP class"),
     "pydicom+pydicom/dicomdir_77654033_CT2_gap": Refused(GeometryRefused, "gap of 202.5 mm"),
     "pydicom+pydicom/dicomdir_98892001_CT2N_scouts": Refused(NotEligible, "is a localizer"),
-    "pydicom+pydicom/dicomdir_98892001_CT5N": ACCEPTED,  # choice: regular; too small for a model with a minimum
+    "pydicom+pydicom/dicomdir_98892001_CT5N": ACCEPTED,  # choice: regular, but too small for a model with a minimum
     "pydicom+pydicom/non-CT_and_broken": Refused(NotEligible, "SOP class"),
     "pyvista+vtk-data/prostate_no-meta-header": Refused(NotEligible, "planes: 1"),
-    "qurit+rt-utils/mock_data_CT": Refused(NotEligible, "planes: 2"),  # choice: a gap could not be seen in two
+    "qurit+rt-utils/mock_data_CT": Refused(
+        NotEligible, "planes: 2"
+    ),  # choice: a gap could not be detected with two planes
     "theibsi+data_sets/STS_008_CT": ACCEPTED,
     "theibsi+data_sets/STS_008_PET": Refused(NotEligible, "Positron Emission"),
     "theibsi+data_sets/ibsi2_orientation": ACCEPTED,
@@ -102,7 +106,7 @@ def instance(path):
 
 
 def series_of(folder):
-    """Also what the store's reader leaves out: files without UIDs or without a readable header."""
+    """Include the files that the store's reader leaves out: without UIDs or without a readable header."""
     groups = defaultdict(list)
     for path in sorted(folder.iterdir()):
         source = instance(path)
@@ -125,7 +129,7 @@ def test_every_fixture_has_a_decision(expected):
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_answer(shared_data, expected, name):
+def test_every_series_is_accepted_or_refused_as_decided(shared_data, expected, name):
     decision = DECISIONS[name]
     if isinstance(decision, Refused):
         for series in series_of(shared_data / name):
@@ -137,12 +141,12 @@ def test_answer(shared_data, expected, name):
     seen = expected[name]["readers"]["C"]
     voxels = source.voxels_zyx
     assert (voxels.min(), voxels.max()) == (seen["hu_min"], seen["hu_max"])
-    assert voxels.mean(dtype=np.float64) == pytest.approx(seen["hu_mean"], abs=5e-4)  # printed with three decimals
+    assert voxels.mean(dtype=np.float64) == pytest.approx(seen["hu_mean"], abs=5e-4)  # the file states three decimals
     assert source.geometry.is_orthogonal == ("tilt" not in name)
 
 
 @pytest.mark.parametrize("name", CLASSIC)
-def test_every_plane_lies_where_its_header_says(shared_data, expected, name):
+def test_every_plane_is_where_its_header_says(shared_data, expected, name):
     result = reconstruct(only_series(shared_data / name))
     files = expected[name]["files_in_order_along_normal"]
     assert [frame.sop_instance_uid for frame in result.frames] == [file["SOPInstanceUID"] for file in files]
@@ -162,7 +166,7 @@ def test_every_plane_lies_where_its_header_says(shared_data, expected, name):
 
 
 @pytest.mark.parametrize("name", CLASSIC)
-def test_simpleitk_reads_the_same_values_at_the_same_places(shared_data, name):
+def test_simpleitk_reads_the_same_values_at_the_same_positions(shared_data, name):
     series = only_series(shared_data / name)
     result = reconstruct(series)
     path_of = {str(source.header.SOPInstanceUID): source.path for source in series.instances}
@@ -188,12 +192,12 @@ def test_multi_frame_has_the_voxels_of_its_classic_series(shared_data):
     multi_frame = reconstruct(only_series(shared_data / "derived/legacy_enhanced_CT_STS_008"))
     assert multi_frame.source.geometry.same_grid(classic.source.geometry, 1e-6)
     np.testing.assert_array_equal(multi_frame.source.voxels_zyx, classic.source.voxels_zyx)
-    # this object stores its frames from head to feet
+    # this object stores its frames in head-to-feet order
     assert [frame.frame_number for frame in multi_frame.frames] == list(range(51, 0, -1))
     assert len(multi_frame.headers) == 1
 
 
-def test_frames_in_any_order_and_compressed(shared_data, tmp_path):
+def test_frames_in_any_order_and_compressed_are_read(shared_data, tmp_path):
     folder = shared_data / "theibsi+data_sets/STS_008_CT"
     classic = reconstruct(only_series(folder))
     files = [dcmread(path) for path in sorted(folder.iterdir())]
@@ -203,7 +207,7 @@ def test_frames_in_any_order_and_compressed(shared_data, tmp_path):
         converted = LegacyConvertedEnhancedCTImage(
             files, generate_uid(), 1, generate_uid(), 1, transfer_syntax_uid=ExplicitVRLittleEndian
         )
-    # highdicom sorts; put the frames out of order again, pixels and functional groups alike
+    # highdicom sorts the frames; shuffle them again, both pixels and functional groups
     order = np.random.default_rng(4).permutation(51)
     frames = np.frombuffer(converted.PixelData, np.uint8)[: 51 * 137 * 141 * 2].reshape(51, -1)
     converted.PixelData = frames[order].tobytes()
@@ -221,21 +225,21 @@ def test_frames_in_any_order_and_compressed(shared_data, tmp_path):
         reconstruct(Series("", "", (lying,)))
 
 
-def test_tilted_head(shared_data):
-    """Philips, 18.5 degrees: table step 2.5 mm along z, 2.371 mm along the normal (the tag says -18.5)."""
+def test_tilted_head_has_its_true_geometry(shared_data):
+    """Philips, 18.5 degrees: table step 2.5 mm along z, 2.371 mm along the normal (the tag states -18.5)."""
     result = reconstruct(only_series(shared_data / "neurolabusc+dcm_qa_ct/Philips_S21610_S2010_tilt-18.5"))
     assert result.volume.geometry.spacing_xyz_mm[2] == pytest.approx(2.5 * np.cos(np.radians(18.5)), abs=1e-4)
     assert result.source.geometry.spacing_xyz_mm[2] == pytest.approx(2.5, abs=1e-9)
     np.testing.assert_allclose(result.shear_xy_pixels_per_plane, (0, -2.5 * 0.3173047 / 0.482421875), atol=1e-5)
     assert result.notes == ("gantry tilt of 18.5 degrees, corrected by shearing before segmentation",)
-    # bone by threshold on the upright volume, brought back, is bone on the source but for the interpolation
+    # bone thresholded on the upright volume and mapped back is bone on the source, except for interpolation
     bone_upright = (result.volume.voxels_zyx > 300).astype(np.uint8)
     returned = labels_on_source(result, bone_upright).astype(bool)
     bone = result.source.voxels_zyx > 300
     dice = 2 * (returned & bone).sum() / (returned.sum() + bone.sum())
     assert dice > 0.9
 
-    # and lies at the same place in the patient: the centres of mass agree
+    # and has the same position in the patient: the centres of mass agree
     def centre(mask, geometry):
         z, y, x = (axis.mean() for axis in np.nonzero(mask))
         return (geometry.affine_lps @ [x, y, z, 1])[:3]
@@ -244,8 +248,8 @@ def test_tilted_head(shared_data):
     np.testing.assert_allclose(centre(bone_upright, result.volume.geometry), here, atol=0.2)
 
 
-def test_tilt_without_tag(shared_data):
-    """Siemens head without Gantry/Detector Tilt: only the positions show 14 degrees."""
+def test_tilt_is_found_without_its_tag(shared_data):
+    """Siemens head scan without Gantry/Detector Tilt: only the positions show 14 degrees."""
     series = only_series(shared_data / "icometrix+dicom2nifti/failing_gantrytilting_001")
     grid = regular_grid(planes_of(series))
     assert grid.tilt_degrees == pytest.approx(14.0, abs=0.01)
@@ -260,7 +264,7 @@ REFUSED = ["1.2.1.99", "1.2.4.50", "1.2.4.51", "1.2.4.53", "1.2.4.55", "1.2.4.81
 
 
 def three_planes(path):
-    """The one slice of ``path`` as three planes 6.5 mm apart: pixels from the file, positions from changed headers."""
+    """The single slice in ``path`` as three planes 6.5 mm apart: pixels from the file, positions in changed headers."""
     planes = []
     for k in range(3):
         header = copy.deepcopy(dcmread(path, stop_before_pixels=True))
@@ -270,8 +274,8 @@ def three_planes(path):
 
 
 @pytest.mark.parametrize("syntax", LOSSLESS + REFUSED)
-def test_transfer_syntaxes(shared_data, syntax):
-    """Choice: what is lossless is decoded to exact HU; lossy, near-lossless and deflated are refused."""
+def test_lossless_syntaxes_are_decoded_and_others_refused(shared_data, syntax):
+    """Choice: lossless syntaxes are decoded to exact HU; lossy, near-lossless and deflated ones are refused."""
     uid = f"1.2.840.10008.{syntax}"
     paths = (shared_data / SYNTAX_FOLDER).iterdir()
     of_syntax = [path for path in paths if dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID == uid]
@@ -312,7 +316,7 @@ def test_odd_single_slices_decode_exactly(shared_data, name, lowest, highest, me
 @pytest.mark.parametrize(
     "name", ["implicit_cut_in_header.dcm", "implicit_cut_in_pixeldata.dcm", "jpegll_cut_in_pixeldata.dcm"]
 )
-def test_truncated_files(shared_data, name):
+def test_truncated_files_are_refused(shared_data, name):
     series = three_planes(shared_data / "derived/truncated" / name)
     with pytest.raises(SeriesRejected) as refusal:
         reconstruct(series)

@@ -1,4 +1,4 @@
-"""Bytes flipped anywhere in a header: the series runs or is refused, nothing else ever comes out of either room."""
+"""Bytes flipped anywhere in a header: the series runs or is refused, with no other outcome in either room."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ EVERYTHING = Rules(
 
 
 def flipped(content, end, generator):
-    """A few bytes of the data set changed, most often to something that lengths and numbers choke on."""
+    """Change a few bytes of the data set, mostly to values that break lengths and numbers."""
     changed = bytearray(content)
     for _ in range(generator.randint(1, 6)):
         changed[generator.randrange(132, end)] = generator.choice([0, 0xFF, 0x5C, 0x2D, generator.randrange(256)])
@@ -39,7 +39,7 @@ def flipped(content, end, generator):
     "name", ["derived/legacy_enhanced_CT_STS_008", "pydicom+pydicom/dicomdir_98892001_CT5N", "QIICR+dcmqi/ct-3slice"]
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_flipped_bytes(shared_data, tmp_path, name, seed):
+def test_flipped_bytes_lead_to_a_volume_or_a_refusal(shared_data, tmp_path, name, seed):
     generator = random.Random(f"{name} {seed}")
     paths = sorted((shared_data / name).iterdir())
     whole = [SourceInstance(path, dcmread(path, stop_before_pixels=True)) for path in paths]

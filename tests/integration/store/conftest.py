@@ -1,4 +1,4 @@
-"""A ledger on either of its databases; the PostgreSQL server is the test's own, on loopback, and ended by PID."""
+"""A ledger on either of its databases; the tests start their own PostgreSQL server on loopback and end it by PID."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def server_programs() -> Path | None:
-    """The folder of initdb and postgres, which Debian keeps off PATH."""
+    """The folder of initdb and postgres, which on Debian is not on PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     return found[-1].parent if found else None
 
 
 @contextmanager
 def running_server() -> Iterator[str]:
-    """A fresh server; gives its SQLAlchemy URL."""
+    """A new server; gives its SQLAlchemy URL."""
     programs = server_programs()
     assert programs is not None
     folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
@@ -58,7 +58,7 @@ def running_server() -> Iterator[str]:
         wait_until(lambda: subprocess.run(ready, capture_output=True, check=False).returncode == 0)
         yield f"postgresql+psycopg://node@127.0.0.1:{port}/postgres"
     finally:
-        server.send_signal(signal.SIGINT)  # the fast shutdown: SIGTERM would wait for every open connection
+        server.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM would wait for every open connection
         server.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 

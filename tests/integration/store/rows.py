@@ -1,4 +1,4 @@
-"""Rows of a ledger for tests: a series that arrives, its job, its results and what destinations say to them."""
+"""Rows of a ledger for tests: an arriving series, its job, its results and the destinations' responses."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def arrive(
     direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     syntax="1.2.840.10008.1.2.1",
 ):
-    """``place`` in mm along the normal is ``number`` unless it is said, and unknown without a ``direction``; ``pixels``
-    stands for their digest.
+    """``place``, in mm along the normal, defaults to ``number`` and is unknown without a ``direction``; ``pixels``
+    is used as the digest of the pixels.
     """
     return ledger.arrivals.record_instance(
         ReceivedInstance(
@@ -75,7 +75,7 @@ def arrive(
 
 
 def refused(number, series=SERIES, status=0xA700, content=None, at=NOW):
-    """An instance of ``series`` that was not kept; ``series`` None: nobody knows of which it is."""
+    """An instance of ``series`` that was not stored; with ``series`` None its series is unknown."""
     return Refusal(
         sop_instance_uid=f"{SERIES}.{number}",
         series_instance_uid=series,
@@ -138,6 +138,6 @@ def outcome(due, *, delivered, retry=False):
 
 
 def unmigrated(ledger):
-    """Differences between the tables in schema.py and the migrated database: a migration is missing."""
+    """Differences between the tables in schema.py and the migrated database; any means that a migration is missing."""
     with ledger.database.read() as connection:
         return compare_metadata(MigrationContext.configure(connection), metadata)

@@ -49,7 +49,7 @@ def adopt(spool, ledger):
     return adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=60)
 
 
-def test_instance_without_a_row_is_recorded_as_it_was_received(spool, ledger):
+def test_instance_without_a_row_is_recorded_as_received(spool, ledger):
     written = spooled(spool)
     assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
     names, sending_ae = ledger.arrivals.current_instances("1.2.5")
@@ -76,7 +76,7 @@ def test_second_copy_and_orphaned_result_are_removed(spool, ledger):
 
 
 def recorded(ledger, written):
-    """What the listener says of the file, at last."""
+    """Record the file as the listener finally would."""
     return ledger.arrivals.record_instance(
         ReceivedInstance(
             sop_instance_uid="1.2.3.1",
@@ -95,15 +95,15 @@ def recorded(ledger, written):
     )
 
 
-def test_a_file_that_was_adopted_before_the_listener_came_to_its_row_is_kept(spool, ledger):
-    """The disk stalled between rename and row: a DUPLICATE would make the listener delete the only copy."""
+def test_file_adopted_before_the_listener_wrote_its_row_is_kept(spool, ledger):
+    """The disk stalled between rename and row: if the row were a DUPLICATE, the listener would delete the only copy."""
     written = spooled(spool)
     adopt(spool, ledger)
     assert recorded(ledger, written) is Receipt.NEW
     assert ledger.overview.counts().instances["current"] == 1
 
 
-def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):
+def test_row_written_during_the_sweep_keeps_its_file(spool, ledger):
     written = spooled(spool)
     claims = ledger.retention.claims([written.spool_name])
     recorded(ledger, written)
@@ -111,7 +111,7 @@ def test_a_row_that_comes_while_the_sweep_looks_keeps_its_file(spool, ledger):
     assert spool.path(written.spool_name).exists()
 
 
-def test_what_a_killed_writer_left_goes_once_nobody_can_be_writing_it(spool, ledger):
+def test_leftovers_of_a_killed_writer_are_removed_once_no_writer_can_be_alive(spool, ledger):
     ages = {"old": 700, "young": 300}
     for name, age_s in ages.items():
         path = spool.path(f"{name}.part")
@@ -122,13 +122,13 @@ def test_what_a_killed_writer_left_goes_once_nobody_can_be_writing_it(spool, led
     assert spool.path("young.part").exists()
 
 
-def test_young_files_are_left_to_whoever_writes_them(spool, ledger):
+def test_recent_files_are_left_to_their_writer(spool, ledger):
     spooled(spool, age_s=0)
     assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
     assert ledger.arrivals.current_instances("1.2.5") == ((), "")
 
 
-def test_more_files_than_are_asked_for_at_once(spool, ledger, monkeypatch):
+def test_more_files_than_one_batch_are_adopted(spool, ledger, monkeypatch):
     monkeypatch.setattr("dicom_node.receive.adopt._ASKED_AT_ONCE", 2)
     names = {spooled(spool, number=n).spool_name for n in range(3)}
     assert adopt(spool, ledger) == Adoption(adopted=3, removed=0)
@@ -139,7 +139,7 @@ def test_more_files_than_are_asked_for_at_once(spool, ledger, monkeypatch):
     assert orphan.spool_name not in names
 
 
-def test_lost_ledger_is_rebuilt_from_the_spool(spool, tmp_path):
+def test_lost_ledger_can_be_rebuilt_from_the_spool(spool, tmp_path):
     names = {spooled(spool, number=n).spool_name for n in range(5)}
     fresh = Ledger(f"sqlite:///{tmp_path / 'fresh.sqlite3'}", spool)
     assert adopt(spool, fresh) == Adoption(adopted=5, removed=0)

@@ -1,4 +1,4 @@
-"""Threads of the listener that record at the same time share a transaction, and nothing else."""
+"""Listener threads that record at the same time share a transaction, and nothing else."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def instance(number: int, copy: int = 0) -> ReceivedInstance:
 
 
 def record_at_once(ledger, instances):
-    """All in one go: they queue behind a recording that is held up."""
+    """Record all in one transaction: they queue behind a recording that is held up."""
 
     def record(received):
         try:
@@ -68,7 +68,7 @@ def test_each_gets_its_own_receipt(ledger):
     assert revision.evidence.instance_count == 5
 
 
-def test_the_fault_of_one_is_not_that_of_the_others(ledger):
+def test_fault_of_one_does_not_affect_the_others(ledger):
     faulty = instance(99)
     object.__setattr__(faulty, "orientation", 7)
     assert record_at_once(ledger, [instance(1), faulty, instance(2)]) == [Receipt.NEW, TypeError, Receipt.NEW]
@@ -76,7 +76,7 @@ def test_the_fault_of_one_is_not_that_of_the_others(ledger):
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_an_association_may_end_while_instances_of_two_series_are_recorded(url, tmp_path, monkeypatch):
-    """SQLite has one writer at a time; on PostgreSQL each of two would hold a series that the other needs."""
+    """SQLite has one writer at a time; on PostgreSQL each of two could lock a series that the other needs."""
     first, second = "1.2.840.1", "1.2.840.2"
     note_arrival, begun, ended = arrivals._note_arrival, threading.Event(), threading.Event()
 
@@ -101,7 +101,7 @@ def test_an_association_may_end_while_instances_of_two_series_are_recorded(url, 
         end.result()
 
 
-def test_a_locked_database_is_everybodys(ledger, monkeypatch):
+def test_locked_database_fails_all_of_them(ledger, monkeypatch):
     monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 50)
     with ledger.database.write():
         assert record_at_once(ledger, [instance(1), instance(2)]) == [StoreUnavailable, StoreUnavailable]

@@ -1,4 +1,4 @@
-"""The ledger on both of its databases: every arrow of the state drawing, and what must not be an arrow."""
+"""The ledger on both databases: every transition of the state diagram, and those that must not exist."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_migrated_tables_are_the_tables_of_the_code(ledger):
     assert unmigrated(ledger) == []
 
 
-def test_what_a_destination_gets_is_kept_with_the_job(ledger):
+def test_requests_of_destinations_are_stored_with_the_job(ledger):
     queued_job(ledger)
     assert claim(ledger).requests == REQUESTS
 
 
-def test_jobs_of_a_ledger_that_knew_names_alone_get_the_default(url, ledger, tmp_path):
+def test_jobs_of_a_ledger_with_destination_names_only_get_the_default(url, ledger, tmp_path):
     job_id = queued_job(ledger)
     with ledger.database.write() as db:
         config = ledger.database._alembic()
@@ -76,13 +76,13 @@ def test_a_job_shows_the_report_of_its_run(ledger):
     assert ledger.overview.job(job_id).run_report == RUN
 
 
-def test_a_segmentation_that_no_run_of_ours_made_has_no_report(ledger):
+def test_segmentation_without_a_run_has_no_report(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, None, {}, NOW)
     assert ledger.overview.job(job_id).run_report is None
 
 
-def test_each_result_goes_to_those_who_asked_for_it(ledger):
+def test_each_result_goes_to_the_destinations_that_asked_for_it(ledger):
     job_id = queued_job(ledger)
     (seg, name), (sr, other) = some_results()
     results = [(replace(seg, destinations=("archive",)), name), (replace(sr, destinations=()), other)]
@@ -100,7 +100,7 @@ def a_notice(uid="2.25.1", destinations=("pacs",)):
 
 
 @pytest.mark.parametrize("end", ["rejected", "failed"])
-def test_a_notice_is_sent_and_leaves_the_job_as_it_is(ledger, end):
+def test_sending_a_notice_leaves_the_job_unchanged(ledger, end):
     job_id = queued_job(ledger)
     assert getattr(ledger.jobs, end)(claim(ledger), "no HU", NOW, a_notice())
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
@@ -109,7 +109,7 @@ def test_a_notice_is_sent_and_leaves_the_job_as_it_is(ledger, end):
     assert state_of(ledger, job_id) == end.upper()
 
 
-def test_a_notice_that_is_owed_keeps_a_rejected_series_and_one_that_was_sent_does_not(ledger):
+def test_rejected_series_is_kept_until_its_notice_is_sent(ledger):
     queued_job(ledger)
     ledger.jobs.rejected(claim(ledger), "no HU", NOW, a_notice())
     future = NOW + timedelta(days=30)
@@ -119,7 +119,7 @@ def test_a_notice_that_is_owed_keeps_a_rejected_series_and_one_that_was_sent_doe
     assert "results/notice" in ledger.retention.purge_due(future, future, 100)
 
 
-def test_a_retry_withdraws_the_notice_and_queues_the_job(ledger):
+def test_retry_withdraws_the_notice_and_queues_the_job(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
     assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
@@ -127,7 +127,7 @@ def test_a_retry_withdraws_the_notice_and_queues_the_job(ledger):
     assert state_of(ledger, job_id) == JobState.QUEUED
 
 
-def test_a_lost_lease_writes_no_notice(ledger):
+def test_lost_lease_writes_no_notice(ledger):
     queued_job(ledger)
     old = claim(ledger)
     ledger.jobs.put_back(old, "again", NOW)
@@ -136,14 +136,14 @@ def test_a_lost_lease_writes_no_notice(ledger):
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
-def test_a_ledger_from_the_future_is_refused_by_name(url, ledger, tmp_path):
+def test_ledger_of_a_newer_version_is_refused_with_its_revision(url, ledger, tmp_path):
     with ledger.database.write() as db:
         db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(ConfigurationError, match="9999"):
         Ledger(url, Spool(tmp_path / "spool"))
 
 
-def test_identical_resend_changes_nothing_and_other_bytes_replace(ledger):
+def test_identical_resend_changes_nothing_and_changed_bytes_replace(ledger):
     assert arrive(ledger, 1) is Receipt.NEW
     whole = complete(ledger)
     ledger.routing.route(whole, [DECISION], None, NOW)
@@ -179,7 +179,7 @@ def _received_of(series):
     )
 
 
-def test_news_between_look_and_verdict_cancel_the_verdict(ledger):
+def test_arrival_between_evidence_and_verdict_cancels_the_verdict(ledger):
     arrive(ledger, 1)
     (seen,) = ledger.arrivals.due_revisions(NOW)
     arrive(ledger, 2)
@@ -189,7 +189,7 @@ def test_news_between_look_and_verdict_cancel_the_verdict(ledger):
     assert now_seen.evidence.instance_count == 2
 
 
-def test_a_whole_revision_knows_how_many_more_the_sender_counts(ledger):
+def test_complete_revision_records_how_many_more_the_sender_counts(ledger):
     arrive(ledger, 1)
     (revision,) = ledger.arrivals.due_revisions(NOW)
     ledger.arrivals.set_expected_count(revision, 5)
@@ -200,7 +200,7 @@ def test_a_whole_revision_knows_how_many_more_the_sender_counts(ledger):
     assert [whole.missing_instances for whole in ledger.routing.due_revisions()] == [4, 0]
 
 
-def test_open_associations_are_evidence_and_their_end_is_news(ledger):
+def test_open_associations_are_evidence_and_their_end_changes_it(ledger):
     ledger.arrivals.association_opened("assoc-1", "PACS", "127.0.0.1", NOW)
     arrive(ledger, 1)
     (waiting,) = ledger.arrivals.due_revisions(NOW)
@@ -220,7 +220,7 @@ def test_associations_of_a_killed_listener_are_closed_at_its_start(ledger):
     assert revision.evidence.open_associations == 0
 
 
-def test_a_broken_off_association_is_evidence_until_a_later_one_is_released(ledger):
+def test_aborted_association_is_evidence_until_a_later_one_is_released(ledger):
     def broken_off():
         (revision,) = ledger.arrivals.due_revisions(NOW)
         return revision.evidence.aborted_associations
@@ -231,7 +231,7 @@ def test_a_broken_off_association_is_evidence_until_a_later_one_is_released(ledg
     arrive(ledger, 2, association="assoc-2")
     ledger.arrivals.association_closed("assoc-1", NOW + timedelta(seconds=1), aborted=True)
     ledger.arrivals.association_closed("assoc-2", NOW + timedelta(seconds=2), aborted=False)
-    assert broken_off() == 1, "opened before the other broke off: what that one carried has not come again"
+    assert broken_off() == 1, "opened before the other was aborted: its instances have not been sent again"
     ledger.arrivals.association_opened("assoc-3", "PACS", "127.0.0.1", NOW + timedelta(seconds=3))
     arrive(ledger, 3, association="assoc-3")
     assert broken_off() == 1
@@ -239,7 +239,7 @@ def test_a_broken_off_association_is_evidence_until_a_later_one_is_released(ledg
     assert broken_off() == 0
 
 
-def test_an_instance_that_comes_while_the_verdict_is_written_opens_the_next_revision(ledger):
+def test_instance_arriving_while_the_verdict_is_written_opens_the_next_revision(ledger):
     if ledger.database._engine.dialect.name == "sqlite":
         pytest.skip("SQLite has one writer at a time")
     arrive(ledger, 1)
@@ -254,17 +254,17 @@ def test_an_instance_that_comes_while_the_verdict_is_written_opens_the_next_revi
 
 
 def wait_until_blocked(ledger):
-    """Until a session of the PostgreSQL server waits for the lock of another."""
+    """Wait until a session of the PostgreSQL server waits for the lock of another."""
     for _ in range(200):
         with ledger.database.read() as db:
             waiting = db.exec_driver_sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
             if waiting.scalar_one():
                 return
         time.sleep(0.05)
-    pytest.fail("nobody waits")
+    pytest.fail("no session waits")
 
 
-def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger):
+def test_late_instance_supersedes_waiting_jobs_and_unsent_results(ledger):
     first = queued_job(ledger)
     claimed = claim(ledger)
     assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {"segment": 1.0}, NOW)
@@ -277,12 +277,12 @@ def test_late_instance_supersedes_the_waiting_job_and_the_unsent_results(ledger)
 
 
 def held(ledger, whole, model=DECISION.model):
-    """SOP Instance UIDs of what each destination holds, as the results of ``whole`` state it."""
+    """SOP Instance UIDs that each destination holds according to the results of ``whole``."""
     found = ledger.results.earlier(whole, model)
     return {name: [each.sop_instance_uid for each in results] for name, results in found.items()}
 
 
-def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledger):
+def test_new_revision_knows_what_each_destination_accepted_of_the_previous_one(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -294,7 +294,7 @@ def test_a_new_revision_knows_what_each_destination_took_of_the_one_before(ledge
     assert held(ledger, whole, "another model") == {}
 
 
-def test_what_a_destination_took_last_is_what_it_holds(ledger):
+def test_destination_holds_what_it_accepted_last(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -307,14 +307,14 @@ def test_what_a_destination_took_last_is_what_it_holds(ledger):
     assert held(ledger, whole) == {"pacs": ["2.25.1", "2.25.77"]}
 
 
-def test_results_that_nobody_was_to_have_are_known_too(ledger):
+def test_results_without_a_destination_are_known_too(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(destinations=()), IDENTITY, RUN, {}, NOW)
     arrive(ledger, 2)
     assert held(ledger, complete(ledger)) == {None: ["2.25.1", "2.25.2"]}
 
 
-def test_content_that_comes_back_replaces_what_was_said_of_it_and_its_own_first_results(ledger):
+def test_restored_content_replaces_the_later_results_and_its_own_first_results(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -325,10 +325,10 @@ def test_content_that_comes_back_replaces_what_was_said_of_it_and_its_own_first_
     arrive(ledger, 1, content="a", at=NOW + timedelta(seconds=1))
     back = complete(ledger, NOW + timedelta(seconds=1))
     assert (back.revision, back.unchanged_since) == (3, 3)
-    assert held(ledger, back) == {"pacs": ["2.25.1", "2.25.77"]}  # the notice took the place of the report only
+    assert held(ledger, back) == {"pacs": ["2.25.1", "2.25.77"]}  # the notice replaced only the report
 
 
-def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(ledger):
+def test_result_superseded_while_being_sent_counts_as_delivered(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     first, second = ledger.deliveries.due("pacs", NOW, 10)
@@ -341,7 +341,7 @@ def test_a_result_that_was_on_its_way_when_it_was_replaced_counts_as_delivered(l
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
-def test_a_notice_that_was_told_twice_is_held_once(ledger):
+def test_notice_sent_twice_is_held_once(ledger):
     job_id = queued_job(ledger)
     for _ in range(2):
         ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice("2.25.77"))
@@ -350,7 +350,7 @@ def test_a_notice_that_was_told_twice_is_held_once(ledger):
     assert held(ledger, claim(ledger).revision) == {"pacs": ["2.25.77"]}
 
 
-def test_a_notice_that_nobody_took_does_not_fail_the_job_that_succeeds_after_it(ledger):
+def test_unsent_notice_does_not_fail_the_job_that_succeeds_later(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.failed(claim(ledger), "no HU", NOW, a_notice())
     (notice,) = ledger.deliveries.due("pacs", NOW, 10)
@@ -364,7 +364,7 @@ def test_a_notice_that_nobody_took_does_not_fail_the_job_that_succeeds_after_it(
 REFUSAL = Decision("perfusion", None, {"pacs": NOTICE_ALONE}, 0, {}, "no HU")
 
 
-def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(ledger):
+def test_refused_series_is_rejected_with_its_notices_and_routed_again_without_them(ledger):
     arrive(ledger, 1)
     whole = complete(ledger)
     (refused,) = ledger.routing.route(whole, [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
@@ -376,7 +376,7 @@ def test_a_refusal_is_rejected_with_its_notices_and_routed_again_without_them(le
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
-def test_a_refusal_that_was_told_is_replaced_by_what_any_model_makes(ledger):
+def test_results_of_any_model_replace_a_notice_of_refusal(ledger):
     arrive(ledger, 1)
     ledger.routing.route(complete(ledger), [REFUSAL], None, NOW, a_notice("2.25.77", ("pacs",)))
     deliver(ledger, "pacs")
@@ -384,7 +384,7 @@ def test_a_refusal_that_was_told_is_replaced_by_what_any_model_makes(ledger):
     assert held(ledger, complete(ledger)) == {"pacs": ["2.25.77"]}
 
 
-def test_a_refusal_replaces_what_every_model_made(ledger):
+def test_refusal_replaces_the_results_of_every_model(ledger):
     queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -392,7 +392,7 @@ def test_a_refusal_replaces_what_every_model_made(ledger):
     assert held(ledger, complete(ledger), None) == {"pacs": ["2.25.1", "2.25.2"]}
 
 
-def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
+def test_results_replaced_by_a_newer_revision_are_not_tried_again(ledger):
     first = queued_job(ledger)
     ledger.jobs.failed(claim(ledger), "the model said no", NOW)
     arrive(ledger, 2)
@@ -405,7 +405,7 @@ def test_what_a_newer_revision_replaced_is_not_tried_again(ledger):
     assert ledger.jobs.retry(second, NOW) == "the job is queued again"
 
 
-def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
+def test_deliveries_replaced_by_a_newer_revision_stay_unsent(ledger):
     first = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     for due in ledger.deliveries.due("pacs", NOW, 10):
@@ -416,7 +416,7 @@ def test_deliveries_that_a_newer_revision_replaced_stay_unsent(ledger):
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
-def test_a_job_that_is_given_back_has_used_no_attempt(ledger):
+def test_job_given_back_has_used_no_attempt(ledger):
     job_id = queued_job(ledger)
     for _ in range(5):
         assert ledger.jobs.give_back(claim(ledger), "the node was stopped")
@@ -424,7 +424,7 @@ def test_a_job_that_is_given_back_has_used_no_attempt(ledger):
     assert claim(ledger).attempt == 1
 
 
-def test_running_job_of_an_old_revision_can_write_nothing(ledger):
+def test_running_job_of_an_old_revision_cannot_write(ledger):
     queued_job(ledger)
     claimed = claim(ledger)
     arrive(ledger, 2)
@@ -445,7 +445,7 @@ def test_worker_that_lost_its_lease_is_fenced_off(ledger):
     assert len(ledger.deliveries.due("pacs", NOW, 10)) == 2
 
 
-def test_poison_series_ends_in_failed_after_its_attempts(ledger):
+def test_series_that_always_fails_ends_in_failed_after_its_attempts(ledger):
     job_id = queued_job(ledger)
     for _ in range(2):
         claim(ledger, lease_s=-1)
@@ -455,7 +455,7 @@ def test_poison_series_ends_in_failed_after_its_attempts(ledger):
     assert claim(ledger) is None
 
 
-def test_put_back_waits_and_urgent_jobs_go_first(ledger):
+def test_job_put_back_waits_and_urgent_jobs_go_first(ledger):
     queued_job(ledger)
     slow = claim(ledger)
     assert ledger.jobs.put_back(slow, "worker lost", NOW + timedelta(minutes=1))
@@ -468,13 +468,13 @@ def test_put_back_waits_and_urgent_jobs_go_first(ledger):
 
 
 @pytest.mark.parametrize("unchecked", [True, False])
-def test_a_job_knows_whether_its_rule_takes_the_values_as_they_are(ledger, unchecked):
+def test_job_records_whether_its_rule_accepts_any_scale_of_values(ledger, unchecked):
     job_id = queued_job(ledger, replace(DECISION, unchecked_hu=unchecked))
     assert claim(ledger).unchecked_hu is unchecked
     assert ledger.overview.job(job_id).unchecked_hu is unchecked
 
 
-def test_no_rule_is_a_rejected_row_with_its_reason_and_can_be_routed_again(ledger):
+def test_series_without_a_rule_is_rejected_with_its_reason_and_can_be_routed_again(ledger):
     arrive(ledger, 1)
     (job_id,) = ledger.routing.route(complete(ledger), [Decision(None, None, {}, 0)], None, NOW)
     shown = ledger.overview.job(job_id)
@@ -496,15 +496,15 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_the_last_two_answers_may_come_at_once(ledger, monkeypatch):
-    """SQLite has one writer at a time; on PostgreSQL each of two does not see yet what the other writes."""
+def test_last_two_responses_may_arrive_at_once(ledger, monkeypatch):
+    """SQLite has one writer at a time; on PostgreSQL two writers do not yet see each other's changes."""
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results()[:1], IDENTITY, RUN, {}, NOW)
     both = [ledger.deliveries.due(name, NOW, 10)[0] for name in ("pacs", "archive")]
     settle, others = deliveries._settle_job, threading.Barrier(2)
 
     def settle_together(*args):
-        with suppress(threading.BrokenBarrierError):  # the other one waits for this one to end
+        with suppress(threading.BrokenBarrierError):  # the other thread waits for this one to end
             others.wait(1)
         settle(*args)
 
@@ -519,7 +519,7 @@ def test_the_last_two_answers_may_come_at_once(ledger, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(ledger, monkeypatch):
+def test_results_written_while_a_newer_revision_is_routed_are_not_sent(ledger, monkeypatch):
     first = queued_job(ledger)
     claimed = claim(ledger)
     arrive(ledger, 2)
@@ -542,7 +542,7 @@ def test_results_that_are_written_while_a_newer_revision_is_routed_are_not_sent(
     assert ledger.deliveries.due("pacs", NOW, 10) == ()
 
 
-def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
+def test_abandoned_delivery_fails_the_job_and_retry_sends_only_that_delivery(ledger):
     job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     good, bad = ledger.deliveries.due("pacs", NOW, 10)
@@ -557,7 +557,7 @@ def test_given_up_delivery_fails_the_job_and_retry_sends_only_that_one(ledger):
     assert state_of(ledger, job_id) == JobState.ENCODED
 
 
-def test_retention_never_takes_what_is_owed(ledger):
+def test_retention_never_removes_what_is_still_to_be_sent(ledger):
     job_id = queued_job(ledger, replace(DECISION, requests={"pacs": ResultRequest()}))
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     future = NOW + timedelta(days=30)
@@ -575,7 +575,7 @@ def test_retention_never_takes_what_is_owed(ledger):
     assert state_of(ledger, job_id) == JobState.DELIVERED
 
 
-def test_looking_for_what_may_go_keeps_no_arrival_waiting(url, ledger, tmp_path, monkeypatch):
+def test_search_for_expired_series_does_not_block_arrivals(url, ledger, tmp_path, monkeypatch):
     queued_job(ledger)
     monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 200)
     listener = Ledger(url, Spool(tmp_path / "spool"))

@@ -1,4 +1,4 @@
-"""A job whose worker is dead is queued again: at once where that can be known, else when its lease has ended."""
+"""A job whose worker died is queued again: at once where this can be known, otherwise when its lease ends."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ sys.stdin.read()
 
 @contextmanager
 def working_process(url, spool):
-    """A process that has claimed the next job, and lives on."""
+    """A process that has claimed the next job and stays alive."""
     command = [sys.executable, "-c", CLAIM_AND_WAIT, url, str(spool), NOW.isoformat()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -59,7 +59,7 @@ def recover(ledger, now=LATER, worker=WORKER, attempts_limit=3):
 
 
 def queued_jobs(ledger, number):
-    """Jobs of that many series."""
+    """Queue jobs for that many series."""
     for n in range(number):
         arrive(ledger, 1, series=f"{SERIES}.{n}")
     for revision in ledger.arrivals.due_revisions(NOW):
@@ -67,7 +67,7 @@ def queued_jobs(ledger, number):
     return [ledger.routing.route(whole, [DECISION], None, NOW)[0] for whole in ledger.routing.due_revisions()]
 
 
-def test_job_of_a_killed_worker_is_recovered_at_once_and_that_of_a_living_one_is_not(url, ledger, tmp_path):
+def test_only_the_job_of_a_killed_worker_is_recovered_at_once(url, ledger, tmp_path):
     queued_jobs(ledger, 2)
     spool = tmp_path / "spool"
     with working_process(url, spool) as (killed, lost), working_process(url, spool) as (_, kept):
@@ -79,7 +79,7 @@ def test_job_of_a_killed_worker_is_recovered_at_once_and_that_of_a_living_one_is
         assert recover(ledger) == (0, 0)
 
 
-def test_a_worker_that_is_killed_time_after_time_ends_in_failed(url, ledger, tmp_path):
+def test_job_that_kills_its_worker_every_time_ends_in_failed(url, ledger, tmp_path):
     job_id = queued_job(ledger)
     for expected in ((1, 0), (0, 1)):
         with working_process(url, tmp_path / "spool") as (worker, _):
@@ -100,7 +100,7 @@ def test_two_machines_never_take_each_others_jobs(url, ledger, tmp_path):
     assert (state_of(ledger, here), state_of(ledger, there)) == (JobState.RUNNING, JobState.RUNNING)
 
 
-def test_what_another_machine_left_behind_waits_for_the_lease(ledger):
+def test_job_of_another_machine_waits_for_the_end_of_its_lease(ledger):
     job_id = queued_job(ledger)
     claim(ledger, worker=replace(OTHER_MACHINE, pid=1, started_ticks=0))
     assert recover(ledger) == (0, 0)
@@ -108,13 +108,13 @@ def test_what_another_machine_left_behind_waits_for_the_lease(ledger):
     assert state_of(ledger, job_id) is JobState.QUEUED
 
 
-def test_a_process_that_got_the_pid_of_a_dead_worker_keeps_nothing_from_being_recovered(ledger):
+def test_reuse_of_a_dead_workers_pid_does_not_prevent_recovery(ledger):
     queued_job(ledger)
     claim(ledger, worker=replace(WORKER, started_ticks=WORKER.started_ticks - 1))
     assert recover(ledger) == (1, 0)
 
 
-def test_the_name_of_a_worker_is_shown_with_its_job(ledger):
+def test_worker_name_is_shown_with_its_job(ledger):
     job_id = queued_job(ledger)
     claim(ledger)
     assert WorkerName.parse(ledger.overview.job(job_id).claimed_by) == WORKER

@@ -1,4 +1,4 @@
-"""What people and programs read of the ledger. Programs read the JSON by its keys, which stay."""
+"""Views of the ledger for people and programs. Programs rely on the keys of the JSON, which must not change."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def columns(table):
     return [column.name for column in table.columns]
 
 
-def test_json_has_the_keys_that_programs_read(ledger):
+def test_json_has_the_keys_that_programs_rely_on(ledger):
     job_id = encoded_job(ledger)
     arrive(ledger, 1, series=f"{SERIES}.2")
     counts = json_form(ledger.overview.counts())
@@ -149,5 +149,5 @@ def test_list_is_newest_first_and_narrowed_by_state_and_series(ledger):
     assert [row.id for row in ledger.overview.jobs(10, None, f"{SERIES}.2")] == [second]
 
 
-def test_a_job_that_does_not_exist_has_no_view(ledger):
+def test_nonexistent_job_has_no_view(ledger):
     assert ledger.overview.job(77) is None

@@ -1,4 +1,4 @@
-"""A scanner that sends a series part by part while it reconstructs: one result, of the whole."""
+"""A scanner that sends a series in parts while it reconstructs: one result, for the complete series."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def after(seconds):
 
 
 def part(ledger, number, at_s, **series):
-    """Four slices in an association of their own, of which the last comes ``at_s`` seconds after the start."""
+    """Four slices on a separate association; the last one arrives ``at_s`` seconds after the start."""
     name = f"assoc at {at_s} {series}"
     ledger.arrivals.association_opened(name, "PACS", "127.0.0.1", after(at_s - 1))
     for place in range(4 * number, 4 * number + 4):
@@ -26,7 +26,7 @@ def part(ledger, number, at_s, **series):
 
 
 def verdict(ledger, at_s):
-    """Of the one open revision, recorded where it is complete."""
+    """The verdict on the only open revision; recorded if it is complete."""
     (revision,) = ledger.arrivals.due_revisions(after(at_s))
     found = decide(revision.evidence, after(at_s), POLICY)
     if found.complete:
@@ -50,7 +50,7 @@ def due(ledger, at_s):
 
 def test_four_parts_nine_seconds_apart_give_one_result(ledger):
     part(ledger, 0, 0)
-    assert verdict(ledger, 5).complete  # nothing distinguishes it from a whole series yet
+    assert verdict(ledger, 5).complete  # not yet distinguishable from a complete series
     route(ledger, 5)
     finish_job(ledger, 6)
     assert due(ledger, 14.9) == ()
@@ -67,7 +67,7 @@ def test_four_parts_nine_seconds_apart_give_one_result(ledger):
     assert len(due(ledger, 90)) == 2
 
 
-def test_results_of_a_series_in_one_part_are_held_back_until_a_second_would_have_come(ledger):
+def test_results_of_a_first_part_are_held_back_until_a_second_would_have_arrived(ledger):
     part(ledger, 0, 0)
     assert verdict(ledger, 5).complete
     route(ledger, 5)
@@ -76,7 +76,7 @@ def test_results_of_a_series_in_one_part_are_held_back_until_a_second_would_have
     assert len(due(ledger, 15)) == 2
 
 
-def test_a_long_job_delays_nothing_further(ledger):
+def test_long_job_adds_no_further_delay(ledger):
     part(ledger, 0, 0)
     assert verdict(ledger, 5).complete
     route(ledger, 5)
@@ -84,7 +84,7 @@ def test_a_long_job_delays_nothing_further(ledger):
     assert len(due(ledger, 40)) == 2
 
 
-def test_the_pauses_of_a_sender_lengthen_the_wait_for_its_next_series(ledger):
+def test_observed_pauses_of_a_sender_lengthen_the_wait_for_its_next_series(ledger):
     part(ledger, 0, 0)
     part(ledger, 1, 21)
     assert verdict(ledger, 21 + 60).longest_pause_s == 20
@@ -96,8 +96,8 @@ def test_the_pauses_of_a_sender_lengthen_the_wait_for_its_next_series(ledger):
     assert decide(first.evidence, after(130), POLICY).complete
 
 
-def test_a_sender_that_begins_again_is_waited_for_while_it_sends_what_arrived_already(ledger):
-    """An association broke off after a regular half; the next begins at the first image, on a slow line."""
+def test_sender_that_starts_over_is_waited_for_while_it_resends(ledger):
+    """An association was aborted after a regular half; the next starts over at the first image, at a slow rate."""
     ledger.arrivals.association_opened("first", "PACS", "127.0.0.1", after(0))
     for place in range(8):
         arrive(ledger, place, association="first", at=after(place))
@@ -115,7 +115,7 @@ def test_a_sender_that_begins_again_is_waited_for_while_it_sends_what_arrived_al
     assert len(route(ledger, 94 + 60).spool_names) == 16
 
 
-def test_a_copy_of_a_routed_series_opens_nothing(ledger):
+def test_copy_of_a_routed_series_opens_no_revision(ledger):
     part(ledger, 0, 0)
     assert verdict(ledger, 5).complete
     route(ledger, 5)
@@ -123,7 +123,7 @@ def test_a_copy_of_a_routed_series_opens_nothing(ledger):
     assert ledger.arrivals.due_revisions(after(3600)) == ()
 
 
-def test_the_whole_after_the_hard_limit_is_marked(ledger):
+def test_series_completed_by_the_hard_limit_is_marked(ledger):
     arrive(ledger, 0)
     arrive(ledger, 5, at=after(POLICY.hard_limit_s - 1))
     assert verdict(ledger, POLICY.hard_limit_s).complete

@@ -1,4 +1,4 @@
-"""Rows are kept for ever: what the listener and the sweeps ask again and again is found by an index, however many."""
+"""Rows are kept for ever, so frequent queries of the listener and the sweeps must use an index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LATER = NOW + timedelta(minutes=5)
 
 
 def a_day_of_the_node(ledger):
-    """A series with an instance of every receipt, a refused one and a late one, until its results are delivered."""
+    """A series with an instance of every kind of receipt, one refused and one late, until results are delivered."""
     for number in (1, 2):
         association = f"assoc-{number}"
         ledger.arrivals.association_opened(association, "PACS", "127.0.0.1", NOW)
@@ -60,7 +60,7 @@ def a_day_of_the_node(ledger):
 
 @pytest.fixture
 def plans(ledger):
-    """The plans of all statements of a day, by statement."""
+    """The query plans of all statements of a day, by statement."""
     statements = {}
 
     def note(_connection, _cursor, statement, parameters, _context, _many):
@@ -75,7 +75,9 @@ def plans(ledger):
     with ledger.database.write() as db:
         is_sqlite = db.dialect.name == "sqlite"
         if not is_sqlite:
-            db.execute(text("SET LOCAL enable_seqscan = off"))  # of tables as small as these it would read all
+            db.execute(
+                text("SET LOCAL enable_seqscan = off")
+            )  # for tables as small as these it would choose a full scan
         for statement, parameters in statements.items():
             values = parameters[0] if isinstance(parameters, list) else parameters
             explained = db.exec_driver_sql(f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{statement}", values)
@@ -83,13 +85,13 @@ def plans(ledger):
     return found
 
 
-def test_no_statement_reads_a_whole_table(plans):
+def test_no_statement_scans_a_whole_table(plans):
     tables = "|".join(metadata.tables)
     whole = re.compile(rf"SCAN ({tables})$|Seq Scan on ({tables})\b")
     assert {statement: steps for statement, steps in plans.items() if any(map(whole.search, steps))} == {}
 
 
-def test_an_arriving_instance_is_looked_up_by_series_and_uid(plans):
+def test_arriving_instance_is_looked_up_by_series_and_uid(plans):
     lookup = re.compile(r"SELECT .*instance\.pixels_sha256.*\sWHERE\s.*instance\.sop_instance_uid = ", re.DOTALL)
     found = [steps for statement, steps in plans.items() if lookup.match(statement)]
     assert found

@@ -1,4 +1,4 @@
-"""What is no correction, and what was refused: the ledger's word on it, on both of its databases."""
+"""Which instances are refused instead of being corrections, and what is recorded of them, on both databases."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def refused_instances(ledger):
         "without a position",
     ],
 )
-def test_what_arrives_under_a_known_uid(ledger, second, receipt):
+def test_instance_under_a_known_uid_is_a_copy_a_correction_or_refused(ledger, second, receipt):
     arrive(ledger, 1, pixels="first")
     arrive(ledger, 2, place=8)
     assert arrive(ledger, 1, content="b", **({"pixels": "first"} | second)) is receipt
@@ -66,12 +66,12 @@ def test_what_arrives_under_a_known_uid(ledger, second, receipt):
     assert revision.evidence.instance_count == 2
 
 
-def test_a_routed_series_may_be_corrected_in_its_geometry(ledger):
+def test_geometry_of_a_routed_series_may_be_corrected(ledger):
     queued_job(ledger)
     assert arrive(ledger, 1, content="b", place=4, association="assoc-2", at=LATER) is Receipt.REPLACEMENT
 
 
-def test_what_was_refused_once_is_refused_when_the_series_comes_again(ledger):
+def test_refused_instance_is_refused_again_when_the_series_is_resent(ledger):
     open_association(ledger)
     arrive(ledger, 1, pixels="first")
     assert arrive(ledger, 1, content="b", place=4) is Receipt.REUSED
@@ -106,7 +106,7 @@ def test_what_was_refused_once_is_refused_when_the_series_comes_again(ledger):
         "of another series",
     ],
 )
-def test_what_an_association_refused_counts_for_its_series(ledger, refusals, count):
+def test_refusals_of_an_association_count_for_its_series(ledger, refusals, count):
     open_association(ledger)
     arrive(ledger, 1)
     ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=refusals)
@@ -114,7 +114,7 @@ def test_what_an_association_refused_counts_for_its_series(ledger, refusals, cou
     assert complete(ledger).refused_instances == count
 
 
-def test_what_came_after_all_is_refused_no_longer(ledger):
+def test_instance_stored_later_no_longer_counts_as_refused(ledger):
     open_association(ledger)
     arrive(ledger, 1)
     ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=[refused(2), refused(3, series=None)])
@@ -128,8 +128,8 @@ def test_what_came_after_all_is_refused_no_longer(ledger):
 @pytest.mark.parametrize("association", ["assoc-2", ""], ids=["sent again", "found in the spool"])
 @pytest.mark.parametrize("was_kept", [True, False], ids=["kept all the same", "not kept"])
 @pytest.mark.parametrize("content", ["a", None], ids=["read to its end", "not read"])
-def test_an_instance_that_the_node_has_is_refused_no_longer(ledger, association, was_kept, content):
-    """The connection to the ledger may break while a row is written, and the disk be full for a copy."""
+def test_instance_that_the_node_has_does_not_count_as_refused(ledger, association, was_kept, content):
+    """The ledger's connection may be lost while a row is written, and the disk may be full when a copy arrives."""
     open_association(ledger)
     arrive(ledger, 1)
     refusals = [refused(2, content=content)]
@@ -147,7 +147,7 @@ def test_an_instance_that_the_node_has_is_refused_no_longer(ledger, association,
     assert refused_instances(ledger) == len(refusals) - 1
 
 
-def test_refusals_are_kept_as_long_as_the_series_that_they_concern(ledger):
+def test_refusals_are_kept_as_long_as_their_series(ledger):
     open_association(ledger)
     queued_job(ledger)
     known = [refused(2), refused(3, series=None)]
@@ -173,15 +173,15 @@ def test_refusals_are_kept_as_long_as_the_series_that_they_concern(ledger):
     ],
     ids=["then", "before the first instance", "another sender", "long ago"],
 )
-def test_a_sender_with_an_association_for_each_instance(ledger, calling_ae, at, count):
-    """Of an instance that met a full disk the node does not know the series, and its association brought nothing."""
+def test_refusals_of_a_sender_with_one_association_per_instance_count(ledger, calling_ae, at, count):
+    """The series of an instance refused for a full disk is unknown, and its association stored nothing."""
     arrive(ledger, 1)
     open_association(ledger, "alone", calling_ae)
     ledger.arrivals.association_closed("alone", at, aborted=False, refusals=[refused(2, series=None, at=at)])
     assert refused_instances(ledger) == count
 
 
-def test_a_refusal_is_news_for_a_series_that_waits(ledger):
+def test_refusal_changes_the_evidence_of_a_waiting_series(ledger):
     arrive(ledger, 1)
     (revision,) = ledger.arrivals.due_revisions(NOW)
     ledger.arrivals.postpone(revision, NOW + timedelta(hours=2))

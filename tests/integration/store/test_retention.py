@@ -1,4 +1,4 @@
-"""Retention deletes the bytes of series that nobody waits for any more, and nothing else; rows stay for ever."""
+"""Retention deletes the files of series that are no longer needed, and nothing else; rows are kept for ever."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.integration.store.rows import (
 from tests.support.received_series import write_instance
 
 BEFORE = NOW
-"""The limit of what is old enough."""
+"""Series that ended before this are old enough."""
 TIMES = st.sampled_from([NOW - timedelta(days=1), NOW - timedelta(microseconds=1), NOW, NOW + timedelta(days=1)])
 OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)
 TABLES = (instance, series_revision, revision_instance, job, result, delivery)
@@ -77,7 +77,7 @@ SERIES_OF_A_NODE = st.lists(
 
 
 def reasons_to_keep(revisions):
-    """In words of our own, why the bytes of a series with these revisions must stay."""
+    """Why the files of a series with these revisions must be kept, stated independently of the code under test."""
     for revision in revisions:
         if revision.state is not RevisionState.ROUTED:
             yield "it is arriving, or was not put before the rules yet"
@@ -95,10 +95,10 @@ def reasons_to_keep(revisions):
 
 
 def write(db, number, revisions):
-    """The rows of one series; returns the spool names of everything that belongs to it."""
+    """Write the rows of one series; return the spool names of everything that belongs to it."""
     uid, names = f"{SERIES}.{number}", []
     for index, revision in enumerate(revisions, start=1):
-        # a late instance replaces that of the revision before
+        # a late instance replaces that of the previous revision
         names.append(f"{uid}/{index}.dcm")
         instance_id = insert_row(
             db,
@@ -179,7 +179,7 @@ def row_counts(ledger):
 
 @pytest.fixture(scope="module")
 def one_ledger(tmp_path_factory):
-    """One for all examples, which empty it first: making one takes longer than an example."""
+    """One ledger for all examples, which empty it first: creating one takes longer than an example."""
     folder = tmp_path_factory.mktemp("retention")
     opened = Ledger(f"sqlite:///{folder / 'ledger.sqlite3'}", Spool(folder / "spool"))
     yield opened
@@ -188,7 +188,7 @@ def one_ledger(tmp_path_factory):
 
 @settings(max_examples=150, deadline=None)
 @given(SERIES_OF_A_NODE)
-def test_just_the_series_without_a_reason_to_keep_them_go_and_go_whole(one_ledger, node):
+def test_exactly_the_series_without_a_reason_to_keep_them_are_deleted_completely(one_ledger, node):
     ledger = one_ledger
     with ledger.database.write() as db:
         for table in reversed(metadata.sorted_tables):
@@ -206,13 +206,13 @@ def test_just_the_series_without_a_reason_to_keep_them_go_and_go_whole(one_ledge
 
 
 def spooled(spool, number):
-    """A received instance on the disk; its spool name."""
+    """Write a received instance to the disk; return its spool name."""
     meta = FileMeta("1.2.840.10008.5.1.4.1.1.2", f"1.2.3.{number}", "1.2.840.10008.1.2.1")
     return write_instance(spool, meta, bytes(100)).spool_name
 
 
 def write_settled(ledger, spool, number, state=JobState.DELIVERED):
-    """A series of one job that ended a day ago, and one file on the disk."""
+    """A series with one job that ended a day ago, and one file on the disk."""
     yesterday = NOW - timedelta(days=1)
     name = spooled(spool, number)
     with ledger.database.write() as db:
@@ -226,25 +226,25 @@ def spool(tmp_path):
     return Spool(tmp_path / "spool")
 
 
-def test_files_of_expired_series_are_deleted_and_others_stay(ledger, spool):
+def test_files_of_expired_series_are_deleted_and_others_kept(ledger, spool):
     gone = [write_settled(ledger, spool, number) for number in (1, 2)]
     stays = write_settled(ledger, spool, 3, JobState.FAILED)
     days = OperateSettings(retention_days=1)
-    assert purge_expired(ledger, spool, days, NOW) == 0, "a day has not passed, by an instant"
+    assert purge_expired(ledger, spool, days, NOW) == 0, "an instant short of a day"
     assert all(spool.path(name).exists() for name in (*gone, stays))
     assert purge_expired(ledger, spool, days, NOW + timedelta(seconds=1)) == 2
     assert not any(spool.path(name).exists() for name in gone)
     assert spool.path(stays).exists()
 
 
-def test_a_file_that_is_gone_already_keeps_the_others_from_nothing(ledger, spool):
+def test_missing_file_does_not_prevent_deletion_of_the_others(ledger, spool):
     names = [write_settled(ledger, spool, number) for number in (1, 2)]
     spool.path(names[0]).unlink()
     assert purge_expired(ledger, spool, OperateSettings(retention_days=1), NOW + timedelta(days=1)) == 2
     assert not spool.path(names[1]).exists()
 
 
-def test_a_crash_between_mark_and_deletion_leaves_files_to_the_sweep_of_unclaimed_ones(ledger, spool):
+def test_files_left_by_a_crash_between_mark_and_deletion_are_swept_as_unclaimed(ledger, spool):
     name, kept = write_settled(ledger, spool, 1), write_settled(ledger, spool, 2, JobState.FAILED)
     assert ledger.retention.purge_due(NOW, NOW, 1000) == (name,)
     assert spool.path(name).exists()
@@ -253,7 +253,7 @@ def test_a_crash_between_mark_and_deletion_leaves_files_to_the_sweep_of_unclaime
     assert spool.path(kept).exists()
 
 
-def test_each_purge_takes_whole_series_until_it_has_enough(ledger, spool):
+def test_each_purge_deletes_whole_series_until_it_has_freed_enough(ledger, spool):
     names = {write_settled(ledger, spool, number) for number in range(5)}
     first = ledger.retention.purge_due(NOW, NOW, 2)
     assert len(first) == 2
@@ -261,7 +261,7 @@ def test_each_purge_takes_whole_series_until_it_has_enough(ledger, spool):
     assert {*first, *rest} == names
 
 
-def test_an_instance_that_comes_between_look_and_mark_saves_its_series(ledger, spool, monkeypatch):
+def test_instance_arriving_between_search_and_mark_saves_its_series(ledger, spool, monkeypatch):
     name = write_settled(ledger, spool, 1)
     is_settled = retention._is_settled
 
@@ -276,7 +276,7 @@ def test_an_instance_that_comes_between_look_and_mark_saves_its_series(ledger, s
     assert ledger.retention.claims([name])[name]
 
 
-def test_what_was_purged_may_come_again_and_is_a_new_instance(ledger):
+def test_purged_instance_may_arrive_again_as_a_new_instance(ledger):
     queued_job(ledger, at=NOW)
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
@@ -284,12 +284,10 @@ def test_what_was_purged_may_come_again_and_is_a_new_instance(ledger):
     assert ledger.retention.purge_due(later, later, 1000)
     arrive(ledger, 1, at=later)
     assert complete(ledger, later).revision == 2
-    assert ledger.retention.purge_due(later + timedelta(days=1), later, 1000) == (), (
-        "it was not put before the rules yet"
-    )
+    assert ledger.retention.purge_due(later + timedelta(days=1), later, 1000) == (), "it has not been routed yet"
 
 
-def test_a_job_whose_images_were_deleted_is_not_tried_again(ledger):
+def test_job_whose_images_were_deleted_is_not_tried_again(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.rejected(ledger.jobs.claim(WORKER, NOW, NOW), "too few slices", NOW)
     later = NOW + timedelta(days=30)

@@ -1,6 +1,6 @@
-"""A node of 0.1.0 was stopped in the middle of everything; today's code opens its ledger, and nothing is lost.
+"""A node of version 0.1.0 was stopped at work; the current code opens its ledger, and nothing is lost.
 
-The rows are written as SQL at the schema of 0.1.0 (revision 0002), not with today's tables and states.
+The rows are written in SQL for the schema of 0.1.0 (revision 0002), not with the current tables and states.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def content_digest_of(series):
 
 
 def write_series(db, revision_id, series, state, revision=1):
-    """Two instances, and the revision that they belong to."""
+    """Two instances and their revision."""
     whole = state != "OPEN"
     insert(
         db,
@@ -160,7 +160,7 @@ def write_job(db, job_id, revision_id, state):
 
 
 def write_result(db, job_id, state_at_pacs):
-    """A SEG that the archive has, and that is in ``state_at_pacs`` at the PACS."""
+    """A SEG that the archive has and whose delivery to the PACS is in ``state_at_pacs``."""
     insert(
         db,
         "result",
@@ -195,7 +195,7 @@ def write_result(db, job_id, state_at_pacs):
 
 @pytest.fixture
 def ledger(url, tmp_path):
-    """The ledger of a node of 0.1.0, opened by today's code."""
+    """The ledger of a 0.1.0 node, opened by the current code."""
     database = Database(url)
     with database.write() as db:
         config = database._alembic()
@@ -250,7 +250,7 @@ def arrive(ledger, series, number, sha256):
     )
 
 
-def test_every_row_is_there_and_every_job_can_be_looked_at(ledger):
+def test_every_row_is_kept_and_every_job_can_be_viewed(ledger):
     assert unmigrated(ledger) == []
     assert ledger.device_uid() == DEVICE_UID
     counts = ledger.overview.counts()
@@ -264,7 +264,7 @@ def test_every_row_is_there_and_every_job_can_be_looked_at(ledger):
         assert (shown["run_report"], shown["created_at"]) == (None, NOW.isoformat())
 
 
-def test_a_series_that_was_arriving_is_completed_with_its_late_instance(ledger):
+def test_arriving_series_is_completed_with_its_late_instance(ledger):
     assert ledger.arrivals.close_interrupted_associations(NOW) == 1
     assert arrive(ledger, SERIES["open"], 2, sha256_of(SERIES["open"], 2)) is Receipt.DUPLICATE
     assert arrive(ledger, SERIES["open"], 3, "c" * 64) is Receipt.NEW
@@ -292,7 +292,7 @@ def test_waiting_and_running_jobs_run_again(ledger):
         assert len(job.revision.spool_names) == 2
 
 
-def test_what_waits_for_a_destination_is_delivered(ledger, tmp_path):
+def test_pending_deliveries_are_delivered(ledger, tmp_path):
     (due,) = ledger.deliveries.due("pacs", NOW, 10)
     assert due.instance.sop_instance_uid == "2.25.3"
     assert due.instance.path == tmp_path / "spool" / "20260301/08/result-3.dcm"
@@ -301,7 +301,7 @@ def test_what_waits_for_a_destination_is_delivered(ledger, tmp_path):
     assert ledger.overview.job(3).state is JobState.DELIVERED
 
 
-def test_delivered_results_are_known_as_earlier_ones(ledger):
+def test_delivered_results_are_known_as_earlier_results(ledger):
     assert arrive(ledger, SERIES["delivered"], 3, "c" * 64) is Receipt.NEW
     ledger.arrivals.close_interrupted_associations(NOW)
     for revision in ledger.arrivals.due_revisions(NOW):
@@ -315,7 +315,7 @@ def test_delivered_results_are_known_as_earlier_ones(ledger):
     }
 
 
-def test_content_that_was_routed_is_not_routed_again(ledger):
+def test_routed_content_is_not_routed_again(ledger):
     series = SERIES["delivered"]
     arrive(ledger, series, 1, "c" * 64)
     arrive(ledger, series, 1, sha256_of(series, 1))
@@ -326,7 +326,7 @@ def test_content_that_was_routed_is_not_routed_again(ledger):
     assert ledger.routing.content_already_routed(again)
 
 
-def test_a_newer_revision_supersedes_what_waits(ledger):
+def test_newer_revision_supersedes_waiting_jobs(ledger):
     arrive(ledger, SERIES["encoded"], 3, "c" * 64)
     for revision in ledger.arrivals.due_revisions(NOW):
         ledger.arrivals.complete(revision, Completion(complete=True, reason="regular"), NOW)
@@ -342,7 +342,7 @@ def test_failed_and_rejected_jobs_can_be_tried_again(ledger):
     assert {due.instance.sop_instance_uid for due in ledger.deliveries.due("pacs", NOW, 10)} == {"2.25.3", "2.25.6"}
 
 
-def test_the_files_of_the_node_are_still_claimed(ledger):
+def test_files_of_the_node_are_still_claimed(ledger):
     names = {f"20260301/08/{series}-{number}.dcm" for series in SERIES.values() for number in (1, 2)}
     names |= {f"20260301/08/result-{job_id}.dcm" for job_id in (3, 4, 6)}
     assert ledger.retention.claims(names) == dict.fromkeys(names, True)

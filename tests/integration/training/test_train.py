@@ -1,4 +1,4 @@
-"""`dicom-node train` with nnU-Net's own classes: a training that is killed and continued ends as one that was not."""
+"""`dicom-node train` with nnU-Net's own classes: a training killed and resumed ends like an uninterrupted one."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def run(folder, name, *more):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The work folder of a training that was killed after its first epoch and continued, and the printed JSON."""
+    """The work folder of a training killed after its first epoch and resumed, and the printed JSON."""
     folder = tmp_path_factory.mktemp("training")
     write_raw_data_set(folder / "Dataset901_toy", 12.0, 3)
     latest = folder / "work" / RESULTS / "checkpoint_latest.pth"
@@ -61,7 +61,7 @@ def final(folder):
     return torch.load(path, weights_only=True)
 
 
-def test_the_killed_training_was_continued_and_not_begun_again(trained):
+def test_killed_training_was_resumed_and_not_restarted(trained):
     folder, _, said = trained
     assert "epoch=1 " not in said
     assert "epoch=2 iterations=4 " in said
@@ -71,7 +71,7 @@ def test_the_killed_training_was_continued_and_not_begun_again(trained):
     assert (folder / "work" / RESULTS / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_it_has_the_weights_of_a_training_that_nobody_killed(trained, tmp_path):
+def test_weights_equal_those_of_an_uninterrupted_training(trained, tmp_path):
     folder, _, _ = trained
     (tmp_path / "Dataset901_toy").symlink_to(folder / "Dataset901_toy")
     whole = tmp_path / "work"
@@ -86,7 +86,7 @@ def test_it_has_the_weights_of_a_training_that_nobody_killed(trained, tmp_path):
         torch.testing.assert_close(value, other["network_weights"][name], rtol=1e-4, atol=1e-5)
 
 
-def test_the_manifest_says_what_was_trained_on_what(trained):
+def test_manifest_states_what_was_trained_on_which_data(trained):
     folder, printed, _ = trained
     package = read_package(folder / "library" / "toy")
     assert package.identity.digest == printed["digest"]
@@ -101,7 +101,7 @@ def test_the_manifest_says_what_was_trained_on_what(trained):
     assert package.training["software"]["nnunetv2"] == "2.8.1"
 
 
-def test_the_package_gives_the_labels_of_nnunet(trained, tmp_path):
+def test_package_gives_the_labels_of_nnunet(trained, tmp_path):
     folder, _, _ = trained
     volume, _ = phantom(3, 12.0)
     package = read_package(folder / "library" / "toy")
@@ -115,7 +115,7 @@ def test_the_package_gives_the_labels_of_nnunet(trained, tmp_path):
     assert np.mean(found == expected) >= 0.9999
 
 
-def test_other_data_are_not_trained_on_silently(trained):
+def test_changed_data_set_or_settings_are_refused(trained):
     folder, _, _ = trained
     file = folder / "Dataset901_toy" / "dataset.json"
     before = file.read_text()
