@@ -25,7 +25,7 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.cohort.pseudonym import write_new_key
 from dicom_node.cohort.table import read_rows
 from dicom_node.demo.pacs import OrthancPacs, Peer, outgoing_files

@@ -42,7 +42,8 @@ border                     exceptions below                                 erro
 =========================  ===============================================  ===========================================
 settings.loader            OSError, UnicodeDecodeError, yaml                ConfigurationError
 settings.validation        pydantic.ValidationError                         ConfigurationError
-app.compose                OSError                                          ConfigurationError
+app.listening              OSError                                          ConfigurationError
+app.stores                 OSError                                          ConfigurationError
 app.places                 OSError                                          ConfigurationError
 analysis                   inference.errors.SegmentationRefusedError,       SegmentationImpossible
                            inference.types.InvalidValueError

@@ -34,8 +34,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
 from dicom_node import analysis, errors, nifti
-from dicom_node.app.compose import open_store
+from dicom_node.app.listening import run_listener
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
+from dicom_node.app.stores import open_store
 from dicom_node.cohort import definition
 from dicom_node.cohort.dicomweb import WebArchive
 from dicom_node.cohort.intake import Intake
@@ -222,10 +223,17 @@ def a_port_that_is_none(folder):
     load_settings(in_file(folder, yaml.safe_dump({"node": {"port": "eleven"}})))
 
 
-@fault("app.compose", errors.ConfigurationError)
+@fault("app.stores", errors.ConfigurationError)
 def a_data_folder_below_a_file(folder):
     in_file(folder, "", "data")
     open_store(load_settings(in_file(folder, yaml.safe_dump({"node": {"data_folder": "data/below"}}))))
+
+
+@fault("app.listening", errors.ConfigurationError)
+def a_port_that_is_taken(folder):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        node = {"data_folder": "data", "port": other.getsockname()[1]}
+        run_listener(load_settings(in_file(folder, yaml.safe_dump({"node": node}))))
 
 
 @fault("app.places", errors.ConfigurationError)

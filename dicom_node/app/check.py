@@ -6,7 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import echo
 from dicom_node.errors import DicomNodeError

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.errors import ConfigurationError
 from dicom_node.route.rules import decide, explain
 from dicom_node.route.rules_file import load_rules

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.app.compose import open_store
 from dicom_node.app.signals import stop_on_signals
+from dicom_node.app.stores import open_store
 from dicom_node.route.rules_file import load_rules
 
 if TYPE_CHECKING:

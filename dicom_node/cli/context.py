@@ -52,7 +52,7 @@ class Context:
 
     def ledger(self) -> Ledger:
         """The ledger of the configured node, with its schema up to date."""
-        from dicom_node.app.compose import open_store  # noqa: PLC0415
+        from dicom_node.app.stores import open_store  # noqa: PLC0415
 
         return open_store(self.settings())[1]
 

@@ -33,7 +33,7 @@ def listen(context: Context) -> None:
 
     It answers C-STORE and C-ECHO.
     """
-    from dicom_node.app.compose import run_listener  # noqa: PLC0415
+    from dicom_node.app.listening import run_listener  # noqa: PLC0415
 
     configure_logging("listen")
     run_listener(context.settings())
@@ -46,7 +46,7 @@ def work(context: Context) -> None:
 
     Closes complete series, applies the rules, segments, and delivers results.
     """
-    from dicom_node.app.compose import run_work  # noqa: PLC0415
+    from dicom_node.app.working import run_work  # noqa: PLC0415
 
     configure_logging("work")
     run_work(context.settings())

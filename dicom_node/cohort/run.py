@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import structlog
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.app.supervise import Child
 from dicom_node.cohort.collecting import Collecting
 from dicom_node.cohort.intake import Entrance, Intake

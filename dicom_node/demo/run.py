@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from dicom_node.app.compose import open_store
 from dicom_node.app.places import DEMO_MODEL, shipped_model
+from dicom_node.app.stores import open_store
 from dicom_node.demo.pacs import PACS_AE_TITLE, Pacs, Peer, choose_pacs, outgoing_files
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.demo.processes import Program, ProgramFailed, free_port

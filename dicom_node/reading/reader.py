@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -85,6 +86,23 @@ class ImageReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def prepare(self) -> None:
+        """Start a child that loads its libraries while nobody waits; does not wait for it.
+
+        A child that can't be started is reported by the first call that needs one.
+        """
+        self._starter.submit(self._start_ahead)
+
+    def _start_ahead(self) -> None:
+        with contextlib.suppress(OSError):
+            child = _Child(ChildProcess.start(_MODULE))
+            with self._lock:
+                self._all.append(child)
+                if not self._closed:
+                    self._idle.append(child)
+                    return
+            self._discard(child)
 
     def read(self, paths: Sequence[Path], *, keep: bool = False) -> tuple[SourceInstance, ...]:
         """The headers (all but pixel data) of instances, in the order given.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.demo.pacs import OrthancPacs, Peer
 from dicom_node.demo.processes import Program
 from dicom_node.settings import load_settings

@@ -15,7 +15,8 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 
-from dicom_node.app.compose import open_pipeline, open_store
+from dicom_node.app.stores import open_store
+from dicom_node.app.working import open_pipeline
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState

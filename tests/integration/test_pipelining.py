@@ -17,7 +17,8 @@ import yaml
 
 import dicom_node.encode.run
 import dicom_node.pipeline.outcomes
-from dicom_node.app.compose import open_pipeline, open_store
+from dicom_node.app.stores import open_store
+from dicom_node.app.working import open_pipeline
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.store.states import JobState

@@ -16,7 +16,8 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import RLELossless
 
-from dicom_node.app.compose import open_pipeline, open_store
+from dicom_node.app.stores import open_store
+from dicom_node.app.working import open_pipeline
 from dicom_node.errors import (
     GeometryRefused,
     LimitExceeded,

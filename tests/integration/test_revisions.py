@@ -10,7 +10,8 @@ import yaml
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, JPEGLSLossless, SegmentationStorage
 
-from dicom_node.app.compose import open_pipeline, open_store
+from dicom_node.app.stores import open_store
+from dicom_node.app.working import open_pipeline
 from dicom_node.reading.reader import ImageReader
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings

@@ -15,7 +15,8 @@ import structlog
 import yaml
 from click.testing import CliRunner
 
-from dicom_node.app.compose import open_store, run_listener
+from dicom_node.app.listening import run_listener
+from dicom_node.app.stores import open_store
 from dicom_node.cli import main
 from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pydicom import dcmread
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.cohort.definition import Limits, load_definition
 from dicom_node.cohort.pseudonym import write_new_key
 from dicom_node.cohort.table import read_rows, read_without_rows

@@ -11,7 +11,8 @@ import structlog
 import yaml
 from click.testing import CliRunner
 
-from dicom_node.app.compose import open_pipeline, open_store
+from dicom_node.app.stores import open_store
+from dicom_node.app.working import open_pipeline
 from dicom_node.cli import main
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.route.rules_file import load_rules

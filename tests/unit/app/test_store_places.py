@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from dicom_node.app.compose import open_store
+from dicom_node.app.stores import open_store
 from dicom_node.settings import NodeSettings, Settings
 
 

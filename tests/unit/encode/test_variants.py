@@ -286,7 +286,7 @@ def test_a_request_that_contradicts_itself_cannot_be_made(options) -> None:
 def test_drawing_libraries_are_loaded_for_what_is_drawn_alone():
     """The node starts, and encodes what it sends by default, without what costs longer to load than to encode."""
     program = (
-        "import sys; import dicom_node.app.compose; from dicom_node.types import ResultRequest\n"
+        "import sys; import dicom_node.app.working; from dicom_node.types import ResultRequest\n"
         "from tests.unit.encode.test_variants import NAMES, results\n"
         "loaded = lambda: sorted({'matplotlib', 'contourpy'} & set(sys.modules))\n"
         "results(); print(loaded())\n"

@@ -1,13 +1,11 @@
-"""Composition root of the node's two processes: builds objects from settings, starts and stops them.
+"""Composition root of ``dicom-node work``: builds from the settings everything that runs after the spool.
 
-``listen`` runs the listener and nothing else: one busy Python thread in the same process slows pynetdicom from 200 to 4
-instances a second. ``work`` runs everything after the spool. They share only the ledger and the spool, so each can be
-killed and started independently; ``supervise.py`` starts and watches both.
+It shares only the ledger and the spool with ``listening.py``, so each process can be killed and started independently;
+``supervise.py`` starts and watches both.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.app.signals import stop_on_signals
+from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
-from dicom_node.errors import ConfigurationError, StoreUnavailable
+from dicom_node.errors import StoreUnavailable
 from dicom_node.operate.housekeeping import purge_expired
 from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.pipeline.completing import Completing
@@ -32,12 +31,9 @@ from dicom_node.pipeline.routing import Routing
 from dicom_node.pipeline.running import Running
 from dicom_node.reading.reader import ImageReader
 from dicom_node.receive.adopt import adopt_unclaimed
-from dicom_node.receive.scp import Listener
 from dicom_node.route.rules_file import load_rules
 from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
-from dicom_node.store.ledger import Ledger
-from dicom_node.store.spool import Spool
 from dicom_node.store.workers import WorkerName
 from dicom_node.work.pool import WorkerPool
 
@@ -46,6 +42,8 @@ if TYPE_CHECKING:
 
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings
+    from dicom_node.store.ledger import Ledger
+    from dicom_node.store.spool import Spool
 
 _IDLE_PAUSE_S = 0.3
 _RECOVERY_SWEEP_S = 10.0
@@ -53,24 +51,6 @@ _HOUSEKEEPING_SWEEP_S = 60.0
 _ADOPTION_SWEEP_S = 300.0
 _UNCLAIMED_AGE_S = 60.0
 _LEDGER_PAUSE_S = 1.0
-
-
-def open_store(settings: Settings) -> tuple[Spool, Ledger]:
-    """The spool and the ledger of this node; creates the folders (mode 0700) and upgrades the schema.
-
-    Raises:
-        ConfigurationError: the data folder can't be created or written, or the ledger's URL or schema can't be used.
-        StoreUnavailable: spool or ledger is unavailable.
-    """
-    folder = settings.node.data_folder
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if settings.ledger_url is None:
-            settings.ledger_file.touch(mode=0o600)  # SQLite would make it world-readable
-    except OSError as error:
-        raise ConfigurationError(f"node.data_folder {folder} can't be used: {error.strerror}") from error
-    spool = Spool(settings.spool_folder)
-    return spool, Ledger(settings.effective_ledger_url, spool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +89,15 @@ def open_pipeline(
     )
 
 
-def run_listener(settings: Settings) -> None:
-    """Run the listener until SIGTERM or SIGINT."""
-    stop = stop_on_signals()
-    spool, ledger = open_store(settings)
-    ledger.arrivals.close_interrupted_associations(now_utc())
-    listener = Listener(settings, spool, ledger.arrivals)
-    try:
-        listener.start()
-    except OSError as error:
-        place = f"{settings.node.bind_address}:{settings.node.port}"
-        raise ConfigurationError(f"can't listen on {place}: {os.strerror(error.errno or 0)}") from error
-    stop.wait()
-    listener.stop()
-    ledger.close()
-
-
 def run_work(settings: Settings) -> None:
     """Run everything after the spool until SIGTERM or SIGINT."""
     stop = stop_on_signals()
     spool, ledger = open_store(settings)
     rules = load_rules(settings.rules_file, settings)
     workers = WorkerPool(settings.models, settings.work)
-    pipeline = open_pipeline(settings, ledger, spool, rules, workers)
+    reader = ImageReader()
+    reader.prepare()
+    pipeline = open_pipeline(settings, ledger, spool, rules, workers, reader)
     pipeline.running.recover_jobs()
     schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
     schedule.start()
