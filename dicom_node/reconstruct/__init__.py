@@ -24,7 +24,7 @@ from dicom_node.reconstruct.acquisitions import notes_on_acquisitions
 from dicom_node.reconstruct.geometry import RegularGrid, regular_grid
 from dicom_node.reconstruct.pixels import find_pixel_data
 from dicom_node.reconstruct.planes import Plane, planes_of
-from dicom_node.reconstruct.scale import implausible_scale
+from dicom_node.reconstruct.scale import implausible_rescale
 from dicom_node.reconstruct.select import (
     is_multi_frame,
     refuse_ineligible,
@@ -41,6 +41,8 @@ from inference.padding import find_padding
 from inference.types import Volume
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from dicom_node.reconstruct.volume import Allocate
@@ -102,7 +104,10 @@ def reconstruct(
         raise StoreUnavailable(f"a stored file cannot be read: {error.strerror}") from error
     padding = find_padding(decoded.voxels_zyx, decoded.lowest_padding_hu, decoded.highest_padding_hu)
     source = Volume(decoded.voxels_zyx, grid.geometry, padding)
-    notes = [*_notes(series, grid), *filter(None, [decoded.note, _note_on_scale(series, planes, source)])]
+    notes = [
+        *_notes(series, grid),
+        *filter(None, [decoded.note, _note_on_scale(series, [planes[k] for k in grid.order], source)]),
+    ]
     tilted = grid.shear_xy_pixels_per_plane != (0.0, 0.0)
     return Reconstruction(
         volume=upright(source, grid.shear_xy_pixels_per_plane, allocate) if tilted else source,
@@ -161,10 +166,14 @@ def _refuse_unbounded(planes: tuple[Plane, ...], limits: ReconstructionLimits) -
         raise NotEligible(f"voxels: {voxels} are stated, the limit is {limits.maximum_voxels}")
 
 
-def _note_on_scale(series: Series, planes: tuple[Plane, ...], source: Volume) -> str | None:
-    """Refuse what can't be Hounsfield units, or say so where a rule wants them taken for it."""
+def _note_on_scale(series: Series, planes: Sequence[Plane], source: Volume) -> str | None:
+    """Refuse what can't be Hounsfield units, or say so where a rule wants them taken for it.
+
+    ``planes``: in the order of the volume.
+    """
     unspecified = any(plane.rescale_type == "US" for plane in planes)
-    implausible = implausible_scale(source, needs_air=unspecified)
+    rescales = [(plane.rescale_slope, plane.rescale_intercept) for plane in planes]
+    implausible = implausible_rescale(source, rescales, needs_air=unspecified)
     if implausible is None:
         return "Rescale Type is US (unspecified); taken as HU because air is where it belongs" if unspecified else None
     if series.unchecked_hu:

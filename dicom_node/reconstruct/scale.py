@@ -6,17 +6,19 @@ a viewer, whose window a reader turns until it does. A segmentation and its figu
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
 
 from inference.padding import HIGHEST_CT_HU
+from inference.types import Padding, Volume
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
-    from inference.types import Volume
+    from numpy.typing import NDArray
 
 _LOWEST_CT_HU = -32_768
 _AIR_HU = (-1300.0, -700.0)
@@ -43,6 +45,44 @@ def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
     ``needs_air``: a field of view inside the patient, which can't show what air is, does not pass either.
     """
     return _beyond_every_scale(volume) or _not_surrounded_by_air(volume, needs_air=needs_air)
+
+
+def implausible_rescale(
+    volume: Volume, rescales: Sequence[tuple[float, float]], *, needs_air: bool = False
+) -> str | None:
+    """As :func:`implausible_scale`; where planes differ in slope and intercept, the planes of each pair by themselves.
+
+    ``rescales``: of each plane. A wrong pair in a few planes does not show in the figures of the whole volume. Where
+    the patient is surrounded by air in the planes of one pair, that is so in those of the others.
+    """
+    pairs = sorted(set(rescales))
+    whole = implausible_scale(volume, needs_air=needs_air)
+    if whole is not None or len(pairs) == 1:
+        return whole
+    of_pairs = {pair: _planes_of(volume, [k for k, each in enumerate(rescales) if each == pair]) for pair in pairs}
+    surroundings = {pair: _surroundings(planes) for pair, planes in of_pairs.items()}
+    needs_air = any(_share(hu, _AIR_HU) >= _LEAST_SHARE_OF_AIR for hu in surroundings.values() if hu.size)
+    for (slope, intercept), planes in of_pairs.items():
+        if surroundings[slope, intercept].size < _LEAST_SURROUNDINGS:
+            continue
+        implausible = _not_surrounded_by_air(planes, needs_air=needs_air)
+        if implausible is not None:
+            return (
+                f"in {len(planes.voxels_zyx)} of {len(rescales)} planes, with Rescale Slope {slope:g} and Intercept "
+                f"{intercept:g} unlike the others, {implausible}"
+            )
+    return None
+
+
+def _planes_of(volume: Volume, planes: Sequence[int]) -> Volume:
+    geometry = replace(volume.geometry, shape_zyx=(len(planes), *volume.geometry.shape_zyx[1:]))
+    padding = volume.padding
+    if padding is not None:
+        region = padding.region_zyx
+        if region is not None and len(region) > 1:
+            region = region[planes]
+        padding = Padding(padding.lowest_hu[planes], padding.highest_hu[planes], region)
+    return Volume(volume.voxels_zyx[planes], geometry, padding)
 
 
 def _not_surrounded_by_air(volume: Volume, *, needs_air: bool) -> str | None:

@@ -156,3 +156,48 @@ def test_another_rescale_type_is_named_in_the_refusal(tmp_path, pixels, change, 
         reconstruct(series_of(tmp_path, pixels, change))
     assert said in str(refusal.value)
     assert "Meier" not in str(refusal.value)
+
+
+LOWER = tuple(range(6))
+
+
+def magnified(pixels):
+    """As large as an image whose edge tells what surrounds the patient."""
+    return pixels.repeat(3, axis=1).repeat(3, axis=2)
+
+
+def half_scaled():
+    """In the lower planes for a slope of 2 and an intercept of -1200."""
+    pixels = pixels_of(HU)
+    pixels[:6] = np.rint((np.maximum(HU[:6], -1024) + 1200) / 2)
+    return pixels
+
+
+def series_with(folder, pixels, *changes):
+    """Intercept -1024, and ``changes`` with the planes of each."""
+    series = series_of(folder, magnified(pixels), rescaled(1, -1024))
+    for change, planes in changes:
+        series = bent(series, change, *planes)
+    return series
+
+
+SOME_PLANES = {
+    "intercept lost in one": (pixels_of(HU), [(rescaled(1, 0), (7,))]),
+    "intercept lost in half": (pixels_of(HU), [(rescaled(1, 0), LOWER)]),
+    "intercept applied twice at both ends": (pixels_of(HU), [(rescaled(1, -2048), (0, 11))]),
+    "pair of the lower planes lost": (half_scaled(), [(rescaled(2, -1200), LOWER), (rescaled(1, 0), (3, 4))]),
+    "intercept lost beside padding": (pixels_of(padded(HU)), [(rescaled(1, 0), (2, 9))]),
+}
+
+
+@pytest.mark.parametrize(("pixels", "changes"), SOME_PLANES.values(), ids=SOME_PLANES.keys())
+def test_a_wrong_rescale_in_some_planes_is_refused_with_their_number(tmp_path, pixels, changes):
+    wrong = len(changes[-1][1])
+    with pytest.raises(PixelDataInvalid, match=f"in {wrong} of 12 planes, with Rescale Slope 1 and Intercept"):
+        reconstruct(series_with(tmp_path, pixels, *changes))
+
+
+def test_planes_may_differ_in_their_rescale(tmp_path):
+    result = reconstruct(series_with(tmp_path, half_scaled(), (rescaled(2, -1200), LOWER)))
+    np.testing.assert_allclose(result.volume.voxels_zyx, magnified(np.maximum(HU, -1024)), atol=1)
+    assert result.notes == ()
