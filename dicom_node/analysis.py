@@ -15,7 +15,7 @@ import numpy as np
 
 from dicom_node.errors import NotEligible, PixelDataInvalid, SegmentationImpossible
 from dicom_node.reconstruct import labels_on_source, reconstruct
-from dicom_node.reconstruct.scale import implausible_scale
+from dicom_node.reconstruct.scale import implausible_scale, normalised_scale, note_on_missing_hu
 from dicom_node.types import Series
 from inference.errors import SegmentationRefusedError
 from inference.measure import measure, without_padding
@@ -159,9 +159,9 @@ def reconstructed(
         return Ct(reconstruction.volume, reconstruction.source, reconstruction)
     if images.padding is None and (padding := find_padding(images.voxels_zyx)) is not None:
         images = replace(images, padding=padding)
-    implausible = implausible_scale(images)
+    implausible = normalised_scale(images) or implausible_scale(images)
     if implausible is None:
-        return Ct(images, images)
+        return Ct(images, images, notes=tuple(filter(None, [note_on_missing_hu(images)])))
     if not unchecked_hu:
         raise PixelDataInvalid(f"the values are not Hounsfield units: {implausible}")
     return Ct(images, images, notes=(f"taken as Hounsfield units because an option says so, though {implausible}",))

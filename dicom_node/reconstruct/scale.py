@@ -37,6 +37,13 @@ there is more of the bone between it and tissue, or air cells within, as in the 
 _DARKER_THAN_FAT_HU = (-1300.0, -300.0)
 """No such values are on a scale that begins at 0, but for the noise of air."""
 _LEAST_SHARE_OF_SHIFTED_TISSUE = 0.02
+_LEAST_RANGE_HU = 10.0
+"""From the lowest to the highest value. The noise of a CT alone takes more."""
+_GREY_LEVELS = (0.0, 255.0)
+_ROUNDING = 1e-3
+_STANDARDISED = 0.02
+"""How near mean and standard deviation are to 0 and 1 after standardisation, in float32 or rounded in a file."""
+_LEAST_SHARE_OF_CLIPPED = 0.1
 
 
 def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
@@ -72,6 +79,51 @@ def implausible_rescale(
                 f"{intercept:g} unlike the others, {implausible}"
             )
     return None
+
+
+def normalised_scale(volume: Volume) -> str | None:
+    """Why the values are those of an image that was normalised, as for training or for display; None where not.
+
+    For volumes that do not come from DICOM, whose programs often keep such values. A volume of one value passes.
+    """
+    lowest, highest = _range(volume)
+    if lowest == highest or not np.isfinite([lowest, highest]).all():
+        return None
+    seen = f"all values lie from {lowest:.6g} to {highest:.6g}"
+    if highest - lowest < _LEAST_RANGE_HU and (lowest == 0 or not _is_whole(volume)):
+        return f"{seen}, as in a mask or an image that was normalised"
+    if np.abs(np.subtract((lowest, highest), _GREY_LEVELS)).max() < _ROUNDING:
+        return f"{seen}, the grey levels of a picture"
+    if not _is_whole(volume):
+        mean, deviation = (
+            float(volume.voxels_zyx.mean(dtype=np.float64)),
+            float(volume.voxels_zyx.std(dtype=np.float64)),
+        )
+        if abs(mean) < _STANDARDISED and abs(deviation - 1) < _STANDARDISED:
+            return f"{seen}, their mean is 0 and their standard deviation 1: standardised"
+    return None
+
+
+def note_on_missing_hu(volume: Volume) -> str | None:
+    """What a reader should know of values that may be Hounsfield units, and may as well have been changed."""
+    lowest, _ = _range(volume)
+    if lowest <= _AIR_HU[1] or not np.isfinite(lowest):
+        return None
+    if lowest >= 0:
+        return "no voxel is below 0 HU: no air, lung or fat is in the volume, or the values are not Hounsfield units"
+    share = _share(volume.voxels_zyx, (lowest, lowest))
+    if share < _LEAST_SHARE_OF_CLIPPED:
+        return None
+    return f"{share:.0%} of the voxels have the lowest value, {lowest:.0f} HU: the values may have been clipped there"
+
+
+def _range(volume: Volume) -> tuple[float, float]:
+    return float(volume.voxels_zyx.min()), float(volume.voxels_zyx.max())
+
+
+def _is_whole(volume: Volume) -> bool:
+    voxels = volume.voxels_zyx
+    return voxels.dtype == np.int16 or all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
 
 
 def _planes_of(volume: Volume, planes: Sequence[int]) -> Volume:

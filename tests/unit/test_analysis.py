@@ -25,6 +25,7 @@ from inference.types import (
     Segmentation,
     Volume,
 )
+from tests.support.chest import chest_hu
 from tests.support.ct_series import Stack, noise, write
 
 MODEL = ModelIdentity("two", "1", "0" * 64, "Thresholding")
@@ -235,3 +236,68 @@ def test_a_volume_on_another_scale_than_hounsfields_is_refused_unless_it_is_want
     wanted = Case(without_offset, unchecked_hu=True)
     analyse(wanted)
     assert "taken as Hounsfield units because an option says so" in wanted.findings.notes[0]
+
+
+def from_elsewhere(voxels_zyx):
+    whole = np.issubdtype(voxels_zyx.dtype, np.integer)
+    return Volume(voxels_zyx.astype(np.int16 if whole else np.float32), Geometry(voxels_zyx.shape, np.eye(4)))
+
+
+HU = chest_hu().astype(float)
+SHARES = (HU - HU.min()) / (HU.max() - HU.min())
+METAL = np.where(np.arange(HU.size).reshape(HU.shape) % 20_000, HU, 30_000.0)
+NORMALISED = {
+    "0 to 1": (SHARES, "lie from 0 to 1, as in a mask or an image that was normalised"),
+    "-1 to 1": (2 * SHARES - 1, "lie from -1 to 1, as in"),
+    "clipped and 0 to 1": (np.clip((HU + 160) / 400, 0, 1), "lie from 0 to 1, as in"),
+    "a mask": ((HU > -400).astype(np.uint8), "lie from 0 to 1, as in a mask"),
+    "for nnU-Net": ((np.clip(HU, -950, 400) - 50) / 200, "from -5 to 1.75, as in"),
+    "standardised": ((HU - HU.mean()) / HU.std(), "as in a mask or an image that was normalised"),
+    "standardised, with metal": (
+        (METAL - METAL.mean()) / METAL.std(),
+        "their mean is 0 and their standard deviation 1",
+    ),
+    "grey levels": (np.rint(255 * SHARES).astype(np.uint8), "from 0 to 255, the grey levels of a picture"),
+    "grey levels of a window": (np.rint(255 * np.clip((HU + 160) / 400, 0, 1)).astype(int), "the grey levels of a"),
+    "grey levels, not rounded": (255 * SHARES, "the grey levels of a picture"),
+}
+
+
+@pytest.mark.parametrize(("voxels_zyx", "said"), NORMALISED.values(), ids=NORMALISED.keys())
+def test_an_image_that_was_normalised_is_refused_unless_it_is_wanted(voxels_zyx, said):
+    volume = from_elsewhere(voxels_zyx)
+    with pytest.raises(PixelDataInvalid, match="the values are not Hounsfield units: all values lie from") as refusal:
+        reconstructed(volume)
+    assert said in str(refusal.value)
+    (note,) = reconstructed(volume, unchecked_hu=True).notes
+    assert note.startswith("taken as Hounsfield units because an option says so, though all values lie from")
+
+
+BELOW_0 = "no voxel is below 0 HU: no air, lung or fat is in the volume, or the values are not Hounsfield units"
+SOUND = {
+    "a chest": (HU, ()),
+    "one of whole numbers": (HU.astype(int), ()),
+    "a pure block": (np.full((4, 30, 30), 40), (BELOW_0,)),
+    "a block in a block": (np.pad(np.full((4, 30, 30), 45), 5, constant_values=40), (BELOW_0,)),
+    "noise of a phantom": (np.random.default_rng(0).normal(0, 3, (8, 40, 40)), ()),
+    "a crop within the body": (chest_hu()[:, 16:44, 29:35], ()),
+    "the body alone, the rest 0": (np.where(HU > -400, HU, 0), ()),
+    "the liver alone, the rest 0": (np.where(np.abs(HU - 40) < 24, HU, 0), (BELOW_0,)),
+    "clipped": (
+        np.clip(HU, -160, 240),
+        ("64% of the voxels have the lowest value, -160 HU: the values may have been clipped there",),
+    ),
+    "clipped below air": (np.clip(HU, -1000, 1000), ()),
+    "nothing but air": (np.full((4, 30, 30), -1000), ()),
+}
+
+
+@pytest.mark.parametrize(("voxels_zyx", "notes"), SOUND.values(), ids=SOUND.keys())
+def test_values_that_may_be_hounsfield_units_pass_with_a_note_on_what_is_missing(voxels_zyx, notes):
+    assert reconstructed(from_elsewhere(voxels_zyx)).notes == notes
+
+
+def test_a_series_states_its_scale_and_is_not_asked_whether_it_was_normalised(tmp_path):
+    pixels = np.full((5, 16, 16), 1064, np.uint16)
+    pixels[:, 4:12] = 1068
+    assert reconstructed(write(tmp_path, Stack(pixels))).notes == ()
