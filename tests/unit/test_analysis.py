@@ -1,4 +1,4 @@
-"""The order of an analysis, and what each step makes of its values."""
+"""The order of the steps of an analysis, and what each step does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def labels_of(volume, run=RUN):
 
 
 class Case:
-    """A case that writes down what is asked of it."""
+    """A case that records the calls to it."""
 
     model = "two"
 
@@ -104,7 +104,7 @@ def tilted(tmp_path):
     return write(tmp_path, TILTED)
 
 
-def test_the_order(series):
+def test_order_of_the_steps(series):
     case = Case(series, requests={"pacs": ResultRequest()})
     analyse(case)
     assert case.events == ["read", "reconstruct", "infer", "ask", "enter", "measure", "keep", "context", "leave"]
@@ -112,7 +112,7 @@ def test_the_order(series):
     assert {result.destinations for result in case.results} == {("pacs",)}
 
 
-def test_each_result_is_encoded_when_it_is_asked_for(series):
+def test_each_result_is_encoded_only_on_demand(series):
     class OneOnly(Case):
         def keep(self, findings, results):
             self.results = [next(results)]
@@ -122,14 +122,14 @@ def test_each_result_is_encoded_when_it_is_asked_for(series):
     assert [result.kind for result in case.results] == [ResultKind.SEGMENTATION]
 
 
-def test_whoever_wants_no_dicom_gets_none(series):
+def test_no_dicom_is_encoded_unless_requested(series):
     case = Case(series, requests=None)
     analyse(case)
     assert (case.results, case.findings.measurements.structures != ()) == ([], True)
     assert "context" not in case.events
 
 
-def test_a_volume_without_images_is_measured_and_not_encoded(series):
+def test_volume_without_images_is_measured_and_not_encoded(series):
     volume = reconstructed(series).volume
     case = Case(volume, requests={})
     analyse(case)
@@ -138,7 +138,7 @@ def test_a_volume_without_images_is_measured_and_not_encoded(series):
     assert case.findings.measurements.structures
 
 
-def test_the_shape_is_measured_where_a_destination_asks_for_it(series):
+def test_shape_is_measured_if_a_destination_asks_for_it(series):
     with_and_without = []
     for request in (ResultRequest(shape=True), ResultRequest()):
         case = Case(series, requests={"a": ResultRequest(), "b": request})
@@ -147,7 +147,7 @@ def test_the_shape_is_measured_where_a_destination_asks_for_it(series):
     assert with_and_without == [{True}, {False}]
 
 
-def test_a_volume_too_small_for_the_model_is_not_inferred(series):
+def test_volume_too_small_for_the_model_is_not_inferred(series):
     case = Case(series, minimum=MinimumExtent(slices=6))
     with pytest.raises(NotEligible, match=r"^5 slices; the model needs at least 6$"):
         analyse(case)
@@ -175,7 +175,7 @@ def with_an_impossible_label(volume):
 
 @pytest.mark.parametrize("images", ["series", "tilted"])
 @pytest.mark.parametrize("infer", [elsewhere, of_another_shape, without_a_name, with_an_impossible_label])
-def test_labels_that_contradict_themselves_are_the_models_fault(images, infer, request):
+def test_inconsistent_labels_are_an_error_of_the_model(images, infer, request):
     case = Case(request.getfixturevalue(images), requests={}, infer=infer)
     with pytest.raises(SegmentationImpossible, match=r"^model 'two' returned an invalid label map: ") as failure:
         analyse(case)
@@ -183,12 +183,12 @@ def test_labels_that_contradict_themselves_are_the_models_fault(images, infer, r
     assert "keep" not in case.events
 
 
-def test_labels_of_a_tilted_gantry_lie_on_the_source_planes(tilted):
+def test_labels_of_a_tilted_gantry_are_on_the_source_planes(tilted):
     ct = reconstructed(tilted)
     assert ct.volume is not ct.source
     found = on_source_grid(ct, labels_of(ct.volume))
     assert found.geometry.same_grid(ct.source.geometry)
-    # inside the volume, sheared there and back: voxels keep the label of their own HU but for half a pixel of shift
+    # inside the volume, sheared there and back: voxels keep the label of their own HU within half a pixel
     agree = found.labels_zyx[:, 5:-5] == labels_of(ct.source).labels_zyx[:, 5:-5]
     assert found.labels_zyx.shape == ct.source.voxels_zyx.shape
     assert agree.mean() > 0.5
@@ -202,7 +202,7 @@ def test_labels_that_need_no_change_are_not_copied(series):
 
 
 @given(st.sets(st.sampled_from(sorted(NAMES.values())), min_size=1), st.integers(0, 2**32 - 1))
-def test_only_the_structures_that_were_named_are_kept(structures, seed):
+def test_only_the_named_structures_are_kept(structures, seed):
     volume = Volume(
         np.random.default_rng(seed).integers(-1000, 3000, (3, 4, 5)).astype(np.int16), Geometry((3, 4, 5), np.eye(4))
     )
@@ -214,7 +214,7 @@ def test_only_the_structures_that_were_named_are_kept(structures, seed):
     assert kept.run == every.run
 
 
-def test_the_notes_are_those_of_the_images_then_those_of_the_run(tilted):
+def test_notes_are_those_of_the_images_followed_by_those_of_the_run(tilted):
     ct = reconstructed(tilted)
     of_images, of_run = measured(ct, on_source_grid(ct, labels_of(ct.volume)), with_shape=False).notes
     assert "gantry tilt" in of_images
@@ -223,7 +223,7 @@ def test_the_notes_are_those_of_the_images_then_those_of_the_run(tilted):
     assert nobody.notes == (of_images,)
 
 
-def test_a_volume_on_another_scale_than_hounsfields_is_refused_unless_it_is_wanted():
+def test_volume_not_in_hounsfield_units_is_refused_unless_requested():
     voxels_zyx = np.full((10, 40, 40), -1000, np.int16)
     voxels_zyx[:, 10:30, 10:30] = 40
     sound = Volume(voxels_zyx, Geometry(voxels_zyx.shape, np.eye(4)))

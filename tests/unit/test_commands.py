@@ -1,4 +1,4 @@
-"""The commands as a program calls them: stdout is the answer, errors are one line, secrets stay where they are."""
+"""The commands as called by programs: stdout is the answer, errors are one line, secrets are never shown."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def call(config, *arguments):
 
 
 def rejected_job(config) -> int:
-    """The id of a job that no rule wanted."""
+    """The id of a job that no rule matched."""
     _, ledger = open_store(load_settings(config))
     ledger.arrivals.record_instance(
         ReceivedInstance(
@@ -100,16 +100,16 @@ def test_every_command_for_people_answers_programs_in_json(config):
     assert answer == {"job": job_id, "answer": "the series is routed again"}
     for command in (["status"], ["jobs"], ["job", str(job_id)]):
         assert call(config, *command).exit_code == 0
-    assert "SUPERSEDED" in call(config, "jobs").stdout, "states are whole in a terminal of 80 columns"
+    assert "SUPERSEDED" in call(config, "jobs").stdout, "states are not truncated in a terminal of 80 columns"
 
 
-def test_what_cannot_be_done_is_said_on_stderr_with_an_exit_code(config):
+def test_errors_are_on_stderr_with_an_exit_code(config):
     for command, code in ((["job", "77"], 1), (["retry", "77"], 1), (["job", "9" * 20], 2), (["job", "x"], 2)):
         answered = call(config, *command)
         assert (answered.exit_code, answered.stdout) == (code, ""), command
 
 
-def test_explain_of_a_folder_is_nothing_but_json(config, tmp_path):
+def test_explain_of_a_folder_prints_only_json(config, tmp_path):
     folder = tmp_path / "ct"
     folder.mkdir()
     write_ct(folder, Stack(noise((3, 4, 4))))
@@ -119,7 +119,7 @@ def test_explain_of_a_folder_is_nothing_but_json(config, tmp_path):
     assert explained["decisions"][0]["model"] == "tissue"
 
 
-def test_explain_says_which_files_of_a_folder_it_could_not_look_at(config, tmp_path):
+def test_explain_lists_the_files_it_could_not_read(config, tmp_path):
     (tmp_path / "ct").mkdir()
     written = write_ct(tmp_path / "ct", Stack(noise((5, 4, 4))))
     first, second, third, *_ = (instance.path for instance in written.instances)
@@ -133,7 +133,7 @@ def test_explain_says_which_files_of_a_folder_it_could_not_look_at(config, tmp_p
     assert all(note in said for note in explained["notes"])
 
 
-def test_explain_says_who_is_told_of_a_refusal(config, tmp_path):
+def test_explain_states_which_destinations_get_a_notice_of_refusal(config, tmp_path):
     write(config, destinations={"pacs": {"host": "127.0.0.1", "port": 104, "ae_title": "PACS"}})
     rule = "{name: none, refuse: not today, when: [], destinations: [{to: pacs, notice: true}]}"
     (tmp_path / "rules.yaml").write_text(f"rules: [{rule}]")
@@ -143,21 +143,21 @@ def test_explain_says_who_is_told_of_a_refusal(config, tmp_path):
     assert "rule 'none' refuses: not today; notice to: pacs" in said
 
 
-def test_explain_of_a_folder_without_dicom_says_so(config, tmp_path):
+def test_explain_reports_a_folder_without_dicom(config, tmp_path):
     (tmp_path / "empty").mkdir()
     answered = call(config, "rules", "explain", str(tmp_path / "empty"))
     assert answered.exit_code == 1
     assert "contains no DICOM instance" in answered.stderr
 
 
-def test_ledger_and_spool_are_for_the_node_alone(config, tmp_path):
+def test_ledger_and_spool_are_accessible_only_to_the_node(config, tmp_path):
     call(config, "status")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "data").iterdir()}
     assert modes["spool"] == 0o700
     assert {mode for name, mode in modes.items() if name.startswith("ledger")} == {0o600}
 
 
-def test_a_data_folder_that_cannot_be_is_one_line(config, tmp_path):
+def test_impossible_data_folder_is_a_one_line_error(config, tmp_path):
     (tmp_path / "file").write_text("")
     write(config, node={"data_folder": "file/data"})
     answered = call(config, "status")
@@ -175,7 +175,7 @@ def test_a_data_folder_that_cannot_be_is_one_line(config, tmp_path):
         'ledger_url: "postgresql://node:s3cret@host/ledger\nnode: {',
     ],
 )
-def test_the_password_of_the_database_is_in_no_error(config, text):
+def test_database_password_is_in_no_error(config, text):
     config.write_text(text)
     answered = call(config, "status")
     assert answered.exit_code == 1
@@ -183,7 +183,7 @@ def test_the_password_of_the_database_is_in_no_error(config, text):
     assert "s3cret" not in answered.output
 
 
-def test_a_port_that_is_taken_is_named(config):
+def test_occupied_port_is_named(config):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         write(config, node={"data_folder": "data", "port": port})
@@ -192,7 +192,7 @@ def test_a_port_that_is_taken_is_named(config):
 
 
 @pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["demo"]])
-def test_a_seed_below_zero_is_a_wrong_call(command):
+def test_negative_seed_is_a_usage_error(command):
     done = CliRunner().invoke(main, [*command, "--seed", "-1"])
     assert done.exit_code == 2
     assert "-1 is not in the range" in done.output

@@ -1,4 +1,4 @@
-"""What every log line has, and what none has."""
+"""What every log line contains, and what none contains."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def in_a_thread(call) -> None:
     thread.join()
 
 
-def test_a_line_of_any_thread_names_its_process(lines):
+def test_log_line_of_any_thread_names_its_process(lines):
     log = structlog.get_logger()
     log.info("here")
     in_a_thread(lambda: log.info("there", process="another"))
@@ -47,7 +47,7 @@ def test_a_line_of_any_thread_names_its_process(lines):
 
 
 @pytest.mark.filterwarnings("always:Invalid value:UserWarning")
-def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_left_out(lines):
+def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_omitted(lines):
     log = structlog.get_logger()
     log.info("job", job=1, patient_name="Doe^Jane", patient_id="4711")
     logging.getLogger("pydicom").warning("Invalid value for VR PN: %r", "Doe^Jane")

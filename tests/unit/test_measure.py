@@ -1,4 +1,4 @@
-"""Measurements against the plainest possible computation, voxel by voxel."""
+"""Measurements against the simplest possible computation, voxel by voxel."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ fractional = st.floats(-3024, 3071, width=32)
 
 @settings(max_examples=60, deadline=None)
 @given(st.data(), shapes, st.booleans())
-def test_equals_the_naive_computation_per_label(data, shape, is_whole):
+def test_measurements_equal_the_naive_computation_per_label(data, shape, is_whole):
     dtype, values = (np.int16, whole) if is_whole else (np.float32, fractional)
     hu = data.draw(hnp.arrays(dtype, shape, elements=values))
     labels = data.draw(hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 2, 3, 255])))
@@ -57,14 +57,14 @@ def test_equals_the_naive_computation_per_label(data, shape, is_whole):
         ((5, 5, 0), True), ((5, 5, 9), True), ((5, 5, 5), False), ((1, 1, 8), False),
     ],
 )  # fmt: skip
-def test_a_structure_at_the_edge_of_the_imaged_region_is_truncated(touching, truncated):
+def test_structure_at_the_edge_of_the_imaged_region_is_truncated(touching, truncated):
     labels = np.zeros((10, 10, 10), np.uint8)
     labels[touching] = 1
     measured = measure(Volume(np.full((10, 10, 10), 40, np.int16), place((10, 10, 10))), result(labels))
     assert measured.structures[0].truncated is truncated
 
 
-def test_a_structure_cut_by_the_circular_field_of_view_is_truncated_and_one_beside_air_is_not():
+def test_structure_is_truncated_by_the_circular_field_of_view_and_not_by_air():
     y, x = np.mgrid[:64, :64] - 31.5
     inside_circle = np.hypot(x, y) < 30
     hu = np.full((4, 64, 64), -1000, np.int16)
@@ -79,7 +79,7 @@ def test_a_structure_cut_by_the_circular_field_of_view_is_truncated_and_one_besi
     assert by_name["spleen"].truncated
 
 
-def test_air_clipped_at_the_scale_s_end_is_not_padding():
+def test_air_clipped_at_the_end_of_the_scale_is_not_padding():
     hu = np.full((4, 20, 20), -1024, np.int16)
     labels = np.zeros(hu.shape, np.uint8)
     labels[1:3, 8:12, 8:12] = 1
@@ -88,20 +88,20 @@ def test_air_clipped_at_the_scale_s_end_is_not_padding():
     assert not measure(volume, result(labels)).structures[0].truncated
 
 
-def test_an_empty_label_map_finds_nothing():
+def test_empty_label_map_has_no_measurements():
     measured = measure(Volume(np.zeros((2, 3, 4), np.int16), place((2, 3, 4))), result(np.zeros((2, 3, 4), np.uint8)))
     assert measured.structures == ()
     assert measured.not_found == tuple(NAMES.values())
 
 
-def test_another_grid_is_refused():
+def test_labels_on_another_grid_are_refused():
     labels = np.zeros((2, 3, 4), np.uint8)
     displaced = Segmentation(labels, place((2, 3, 4), (0.7, 0.9, 2.6)), NAMES, MODEL)
     with pytest.raises(InvalidValueError, match="grid"):
         measure(Volume(np.zeros((2, 3, 4), np.int16), place((2, 3, 4))), displaced)
 
 
-def test_hu_that_are_no_numbers_are_refused_inside_a_structure():
+def test_hu_that_are_not_finite_are_refused_inside_a_structure():
     hu = np.zeros((2, 3, 4), np.float32)
     hu[1, 1, 1] = np.nan
     with pytest.raises(InvalidValueError, match="finite"):

@@ -1,4 +1,4 @@
-"""The least that a model needs of a volume: one rule for the node, the segment command and the engine."""
+"""The minimum extent of a volume for a model: one rule for the node, the segment command and the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GEOMETRY = Geometry((6, 5, 7), np.diag([0.5, 0.75, 2.5, 1.0]))  # 3.5 x 3.75 x 1
 
 
 @pytest.mark.parametrize("minimum", [MinimumExtent(), MinimumExtent(slices=6), MinimumExtent(extent_mm=3.5)])
-def test_a_volume_of_just_the_minimum_is_large_enough(minimum):
+def test_volume_of_exactly_the_minimum_is_large_enough(minimum):
     assert minimum.refusal(GEOMETRY) is None
 
 
@@ -25,5 +25,5 @@ def test_a_volume_of_just_the_minimum_is_large_enough(minimum):
         ),
     ],
 )
-def test_a_smaller_volume_is_refused_with_the_numbers(minimum, reason):
+def test_smaller_volume_is_refused_with_the_numbers(minimum, reason):
     assert minimum.refusal(GEOMETRY) == reason

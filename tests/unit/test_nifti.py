@@ -1,4 +1,4 @@
-"""NIfTI as nibabel and SimpleITK read it: values, places, and label maps that lie on the very grid of their CT."""
+"""NIfTI as read by nibabel and SimpleITK: values, positions, and label maps on exactly the grid of their CT."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def hu(shape=(5, 6, 7), seed=0) -> np.ndarray:
 
 
 def turned(image: nib.Nifti1Image, axes: str) -> nib.Nifti1Image:
-    """The same picture with its array stored along other axes."""
+    """The same image with its array stored along other axes."""
     ornt = ornt_transform(nib.io_orientation(image.affine), axcodes2ornt(axes))
     return image.as_reoriented(ornt)
 
@@ -52,7 +52,7 @@ def hu_at(volume, lps_mm):
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LAS", "LPS", "RPI", "ASL", "PIR", "SRA", "ILP"])
-def test_every_voxel_lies_where_nibabel_says_and_labels_come_back_there(tmp_path, axes):
+def test_every_voxel_has_nibabels_position_and_so_have_its_labels(tmp_path, axes):
     image = turned(nib.Nifti1Image(hu(), oblique()), axes)
     path, labels_path = tmp_path / "ct.nii.gz", tmp_path / "labels.nii.gz"
     image = saved(path, np.asanyarray(image.dataobj), image.affine)
@@ -81,7 +81,7 @@ def test_every_voxel_lies_where_nibabel_says_and_labels_come_back_there(tmp_path
     assert mask.GetPixelIDValue() == sitk.sitkUInt8
 
 
-def test_sitk_and_this_reader_agree_on_places(tmp_path):
+def test_simpleitk_and_this_reader_agree_on_positions(tmp_path):
     path = tmp_path / "ct.nii"
     saved(path, hu(), oblique())
     volume, _ = read_volume(path)
@@ -106,7 +106,7 @@ def test_sitk_and_this_reader_agree_on_places(tmp_path):
         (">f4", 0.25, 0.0, np.float32),
     ],
 )
-def test_values_are_those_of_nibabel(tmp_path, stored, slope, intercept, dtype):
+def test_values_equal_nibabels(tmp_path, stored, slope, intercept, dtype):
     path = tmp_path / "ct.nii.gz"
     dtype_stored = np.dtype(stored)
     low = -1024 if dtype_stored.kind in "if" else 0
@@ -123,7 +123,7 @@ def test_values_are_those_of_nibabel(tmp_path, stored, slope, intercept, dtype):
     assert np.array_equal(volume.voxels_zyx, expected.astype(dtype))
 
 
-def test_one_fraction_late_in_the_file_keeps_every_value(tmp_path):
+def test_single_fraction_late_in_the_file_preserves_every_value(tmp_path):
     array = hu((4, 5, 6)).astype(np.float32)
     array[1, 2, 5] = 0.5
     saved(tmp_path / "ct.nii", array, oblique())
@@ -132,7 +132,7 @@ def test_one_fraction_late_in_the_file_keeps_every_value(tmp_path):
     assert volume.voxels_zyx.dtype == np.float32
 
 
-def test_nan_and_infinity_reach_the_segmenter_which_refuses_them(tmp_path):
+def test_nan_and_infinity_are_passed_to_the_segmenter_which_refuses_them(tmp_path):
     array = hu((4, 5, 6)).astype(np.float64)
     array[0, 0, 0], array[0, 0, 5] = np.nan, 1e300
     saved(tmp_path / "ct.nii", array, oblique())
@@ -141,7 +141,7 @@ def test_nan_and_infinity_reach_the_segmenter_which_refuses_them(tmp_path):
     assert np.isinf(voxels[5, 0, 0])
 
 
-def test_the_sform_counts_and_the_qform_where_there_is_none(tmp_path):
+def test_sform_is_used_or_the_qform_without_one(tmp_path):
     other = oblique(origin=(1, 2, 3), turn=(2.9, 0.3, -0.8))
     image = nib.Nifti1Image(hu(), oblique())
     for sform in (2, 0):
@@ -155,8 +155,8 @@ def test_the_sform_counts_and_the_qform_where_there_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("qfac", [-1, 0, 1])
-def test_a_qform_alone_is_enough_whatever_its_handedness_says(tmp_path, qfac):
-    """nifti1.h: a ``pixdim[0]`` of 0 means 1; nibabel's own reader puts it right in the same way."""
+def test_qform_alone_is_enough_with_any_handedness(tmp_path, qfac):
+    """nifti1.h: a ``pixdim[0]`` of 0 means 1; nibabel corrects it in the same way."""
     header_bent(tmp_path / "ct.nii", sform_code=0, pixdim=[qfac, 0.7, 1.3, 3.1, 0, 0, 0, 0])
     image = nib.load(tmp_path / "ct.nii")
     volume, _ = read_volume(tmp_path / "ct.nii")
@@ -165,8 +165,8 @@ def test_a_qform_alone_is_enough_whatever_its_handedness_says(tmp_path, qfac):
         assert hu_at(volume, RAS_OF_LPS[:3, :3] @ ras) == hu()[index]
 
 
-def test_an_extension_of_any_declared_size_takes_no_memory(tmp_path):
-    """A file of 64 kB whose header puts the voxels behind 64 MB."""
+def test_extension_of_any_declared_size_takes_no_memory(tmp_path):
+    """A file of 64 kB whose header places the voxels at 64 MB."""
     path = tmp_path / "ct.nii"
     saved(path, hu(), oblique())
     content = bytearray(path.read_bytes())
@@ -184,14 +184,14 @@ def test_an_extension_of_any_declared_size_takes_no_memory(tmp_path):
     assert peak < 2**23
 
 
-def test_trailing_dimensions_of_one_are_one_volume(tmp_path):
+def test_trailing_dimensions_of_one_are_accepted(tmp_path):
     image = saved(tmp_path / "ct.nii", hu((4, 5, 6))[..., np.newaxis], oblique())
     volume, grid = read_volume(tmp_path / "ct.nii")
     write_labels(tmp_path / "labels.nii.gz", np.ones(volume.voxels_zyx.shape, np.uint8), grid, NAMES, "")
     assert nib.load(tmp_path / "labels.nii.gz").shape == image.shape == (4, 5, 6, 1)
 
 
-def test_several_gzip_members_are_one_stream(tmp_path):
+def test_several_gzip_members_are_read_as_one_stream(tmp_path):
     saved(tmp_path / "ct.nii", hu(), oblique())
     content = (tmp_path / "ct.nii").read_bytes()
     split = tmp_path / "split.nii.gz"
@@ -233,7 +233,7 @@ def header_bent(path, **fields):
         ({"scl_slope": 2, "scl_inter": np.inf}, PixelDataInvalid, "scl_inter is inf"),
     ],
 )
-def test_what_is_no_single_ct_volume_is_refused_by_name(tmp_path, fields, error, says):
+def test_file_that_is_not_a_single_ct_volume_is_refused_by_name(tmp_path, fields, error, says):
     header_bent(tmp_path / "ct.nii", **fields)
     with pytest.raises(error, match=says):
         read_volume(tmp_path / "ct.nii")
@@ -241,14 +241,14 @@ def test_what_is_no_single_ct_volume_is_refused_by_name(tmp_path, fields, error,
 
 @pytest.mark.parametrize("kept", [0, 100, 349, 400, -1])
 @pytest.mark.parametrize("name", ["ct.nii", "ct.nii.gz"])
-def test_a_truncated_file_is_refused(tmp_path, name, kept):
+def test_truncated_file_is_refused(tmp_path, name, kept):
     saved(tmp_path / name, hu(), oblique())
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:kept])
     with pytest.raises(PixelDataInvalid):
         read_volume(tmp_path / name)
 
 
-def test_a_damaged_gzip_stream_is_refused(tmp_path):
+def test_damaged_gzip_stream_is_refused(tmp_path):
     path = tmp_path / "ct.nii.gz"
     saved(path, hu((20, 20, 20)), oblique())
     content = bytearray(path.read_bytes())
@@ -266,7 +266,7 @@ def test_nifti_2_and_other_files_are_refused(tmp_path):
             read_volume(tmp_path / name)
 
 
-def test_random_headers_are_read_or_refused_and_nothing_else(tmp_path):
+def test_random_headers_are_read_or_refused(tmp_path):
     rng = np.random.default_rng(5)
     path = tmp_path / "ct.nii"
     saved(path, hu(), oblique())
@@ -281,7 +281,7 @@ def test_random_headers_are_read_or_refused_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("turn", [(0, 0, 0), (0.3, -0.2, 0.4), (np.pi, 0, 0), (0, np.pi, 0), (1.8, 1.8, 1.8)])
-def test_the_grid_of_a_dicom_series_is_where_nibabel_and_sitk_expect_it(tmp_path, turn):
+def test_grid_of_a_dicom_series_is_where_nibabel_and_simpleitk_expect_it(tmp_path, turn):
     affine = oblique(turn=turn)
     geometry = Geometry((7, 6, 5), affine)
     labels = hu((7, 6, 5)).astype(np.uint8)
@@ -294,7 +294,7 @@ def test_the_grid_of_a_dicom_series_is_where_nibabel_and_sitk_expect_it(tmp_path
     assert np.allclose(image.TransformIndexToPhysicalPoint((4, 5, 6)), (affine @ [4, 5, 6, 1])[:3], atol=1e-3)
 
 
-def test_a_tilted_grid_has_an_sform_alone(tmp_path):
+def test_tilted_grid_has_only_an_sform(tmp_path):
     affine = oblique()
     affine[:3, 2] += 0.2 * affine[:3, 1]
     write_labels(tmp_path / "l.nii.gz", np.ones((3, 4, 5), np.uint8), grid_of(Geometry((3, 4, 5), affine)), NAMES, "")
@@ -303,7 +303,7 @@ def test_a_tilted_grid_has_an_sform_alone(tmp_path):
     assert written.header["qform_code"] == 0
 
 
-def test_names_are_in_the_extension_and_nothing_of_the_source_but_its_geometry(tmp_path):
+def test_extension_contains_names_and_only_geometry_is_copied_from_the_source(tmp_path):
     image = nib.Nifti1Image(hu(), oblique())
     image.header["descrip"], image.header["db_name"], image.header["aux_file"] = b"Doe^John", b"Doe^John", b"Doe^John"
     image.header["intent_name"] = b"Doe^John"

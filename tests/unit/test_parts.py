@@ -1,4 +1,4 @@
-"""The tables of classes: parts divide the published classes, and agree with the models that we know."""
+"""The tables of classes: parts divide the published classes, and agree with the known models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inference.types import Geometry
 @pytest.mark.parametrize(
     ("classes", "count", "sizes"), [("v1", 104, (17, 24, 18, 21, 24)), ("v2", 117, (24, 26, 18, 23, 26))]
 )
-def test_parts_divide_the_classes(classes, count, sizes):
+def test_parts_are_a_partition_of_the_classes(classes, count, sizes):
     whole, divided = total(classes), parts(classes)
     assert tuple(divided) == ("organs", "vertebrae", "cardiac", "muscles", "ribs")
     assert tuple(len(part.names_by_label) for part in divided.values()) == sizes
@@ -28,7 +28,7 @@ def test_parts_divide_the_classes(classes, count, sizes):
         assert list(each.names_by_label) == list(range(1, len(each.names_by_label) + 1)), "nnU-Net's labels"
 
 
-def test_version_2_is_that_of_the_models():
+def test_version_2_equals_the_classes_of_the_models():
     task = tasks()["total"]
     assert tuple(total("v2").names_by_label.values()) == task.structures
     for part, known in zip(parts("v2").values(), task.parts, strict=True):
@@ -38,7 +38,7 @@ def test_version_2_is_that_of_the_models():
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(["v1", "v2"]), st.integers(0, 2**32 - 1))
-def test_the_parts_of_a_label_map_put_together_are_the_label_map(classes, seed):
+def test_parts_of_a_label_map_combine_to_the_label_map(classes, seed):
     whole = total(classes)
     labels = np.random.default_rng(seed).integers(0, len(whole.names_by_label) + 1, (3, 7, 11)).astype(np.uint8)
     label_map = LabelMap(labels, whole.names_by_label, Geometry(labels.shape, np.eye(4)))

@@ -1,4 +1,4 @@
-"""The readers of results against what the node's encoder wrote."""
+"""The readers of results, against results written by the node's encoder."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ FORMS = (SegmentationForm.BINARY, SegmentationForm.LABELMAP)
 
 
 def written(tmp_path, grid, form=SegmentationForm.BINARY, labels_zyx=None):
-    """Label map and measurements, and the files of SEG and report."""
+    """Label map and measurements, and the SEG and report files."""
     source = reconstruction(grid)
     labels = segmentation(grid, NAMES, labels_zyx)
     measurements = measure(source.source, labels)
@@ -39,8 +39,8 @@ def by_name(labels_zyx, names_by_label):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("shape", [(5, 12, 16), (4, 9, 13)])  # the second: frames that do not end on a byte
-def test_every_voxel_comes_back_where_it_was(tmp_path, orientation, shape, form):
+@pytest.mark.parametrize("shape", [(5, 12, 16), (4, 9, 13)])  # the second: frames that do not end on a byte boundary
+def test_every_voxel_is_read_back_in_place(tmp_path, orientation, shape, form):
     grid = geometry(shape, ORIENTATIONS[orientation])
     labels, _, seg, _ = written(tmp_path, grid, form)
     stored = read_segmentation(seg, grid)
@@ -49,8 +49,8 @@ def test_every_voxel_comes_back_where_it_was(tmp_path, orientation, shape, form)
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_without_the_images_the_grid_is_that_of_the_frames(tmp_path, orientation, form):
-    """A liver in planes 1 and 3 of six: there is no frame for the others."""
+def test_without_the_images_the_grid_is_taken_from_the_frames(tmp_path, orientation, form):
+    """A liver in planes 1 and 3 of six: the other planes have no frame."""
     grid = geometry((6, 12, 16), ORIENTATIONS[orientation])
     labels_zyx = np.zeros(grid.shape_zyx, np.uint8)
     labels_zyx[1, 2:4, 3:9] = labels_zyx[3, 5:9, 2:5] = 200
@@ -63,7 +63,7 @@ def test_without_the_images_the_grid_is_that_of_the_frames(tmp_path, orientation
     assert np.array_equal(stored.labels_zyx == liver, labels_zyx[1:4] == 200)
 
 
-def test_the_values_of_the_report_are_those_measured(tmp_path):
+def test_values_of_the_report_equal_the_measurements(tmp_path):
     _, measurements, seg, sr = written(tmp_path, geometry())
     structures = read_report(sr)
     segments = {segment.tracking_uid: segment.name for segment in read_segmentation(seg).segments}
@@ -75,14 +75,14 @@ def test_the_values_of_the_report_are_those_measured(tmp_path):
         assert {value.derivation_meaning for value in stored.values} >= {"Mean", "Median", "Minimum", "Maximum"}
 
 
-def test_colours_are_those_of_the_catalogue(tmp_path):
+def test_colours_equal_those_of_the_catalogue(tmp_path):
     *_, seg, _ = written(tmp_path, geometry())
     rgb = {entry.name: entry.rgb for entry in STRUCTURES}
     for segment in read_segmentation(seg).segments:
         assert np.allclose(np.array(segment.rgb) * 255, rgb[segment.name], atol=3)
 
 
-def test_a_result_of_another_ct_is_refused(tmp_path):
+def test_result_of_another_ct_is_refused(tmp_path):
     *_, seg, _ = written(tmp_path, geometry())
     grid = geometry()
     affine = grid.affine_lps.copy()
@@ -94,7 +94,7 @@ def test_a_result_of_another_ct_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_result_with_other_axes_is_refused_though_its_first_pixel_is_in_place(tmp_path, form):
+def test_result_with_other_axes_is_refused_even_with_its_first_pixel_in_place(tmp_path, form):
     grid = geometry((5, 12, 12), spacing_xyz_mm=(0.8, 0.8, 2.5))
     *_, seg, _ = written(tmp_path, grid, form)
     x, y, z = grid.affine_lps[:3, :3].T
@@ -111,7 +111,7 @@ def test_a_result_with_other_axes_is_refused_though_its_first_pixel_is_in_place(
         read_segmentation(seg, grid)
 
 
-def test_what_is_no_result_is_refused_with_what_it_is(tmp_path):
+def test_other_object_is_refused_and_its_kind_named(tmp_path):
     *_, seg, sr = written(tmp_path, geometry())
     text = tmp_path / "text"
     text.write_text("no DICOM")

@@ -1,4 +1,4 @@
-"""What ran, as one value of several runs and as JSON."""
+"""The run report: merged over several runs, and as JSON."""
 
 import json
 
@@ -19,11 +19,11 @@ reports = st.builds(
 
 
 @given(reports)
-def test_a_report_survives_json(report):
+def test_report_is_restored_from_json(report):
     assert RunReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
 
-def test_the_report_of_several_runs_names_each_thing_once_and_adds_the_seconds():
+def test_merged_report_names_each_item_once_and_adds_the_seconds():
     note = RunNote("fell back", changes_answer=True)
     first = RunReport("OpenVINO 1, torch 2", "CPU", "float32", (note,), {"inference": 1.0, "crop": 2.0})
     second = RunReport("torch 2", "CPU", "bfloat16", (note,), {"inference": 0.5})

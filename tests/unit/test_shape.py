@@ -17,13 +17,13 @@ SHEARED = np.array([[0.7, 0.1, 0.0, 5.0], [0.0, 0.8, 0.3, -3.0], [0.1, 0.0, 2.5,
 
 
 def shape_of(inside: np.ndarray, affine: np.ndarray):
-    """The shape of one structure in a map that has another one around it."""
+    """The shape of one structure in a label map where another structure surrounds it."""
     labels = np.where(np.pad(inside, 1), 3, 2).astype(np.uint8)
     names = {2: "liver", 3: "spleen", 4: "aorta"}
     return measure_shape(Segmentation(labels, Geometry(labels.shape, affine), names, MODEL))[3]
 
 
-def test_the_digital_phantom_has_the_reference_values_of_ibsi() -> None:
+def test_digital_phantom_has_the_reference_values_of_ibsi() -> None:
     phantom = np.ones((4, 4, 5), dtype=bool)
     for outside in ((1, 2, 0), (2, 0, 3), (2, 0, 4), (2, 2, 2), (3, 0, 3), (3, 0, 4)):
         phantom[outside] = False
@@ -42,7 +42,7 @@ def test_the_digital_phantom_has_the_reference_values_of_ibsi() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)).filter(np.any))
-def test_counted_cells_and_sums_are_the_mesh_and_the_voxel_centres(inside: np.ndarray) -> None:
+def test_counted_cells_and_sums_equal_mesh_and_voxel_centres(inside: np.ndarray) -> None:
     shape = shape_of(inside, SHEARED)
     corners_zyx, triangles, _, _ = marching_cubes(np.pad(inside, 1).astype(np.float32), 0.5)
     points = corners_zyx[:, ::-1] @ SHEARED[:3, :3].T
@@ -60,7 +60,7 @@ def test_counted_cells_and_sums_are_the_mesh_and_the_voxel_centres(inside: np.nd
     assert (shape.flatness, shape.elongation) == pytest.approx((axes[0] / axes[2], axes[1] / axes[2]))
 
 
-def test_a_ball_is_nearly_a_ball() -> None:
+def test_shape_of_a_ball_is_nearly_spherical() -> None:
     z, y, x = np.indices((41, 41, 41)) - 20
     shape = shape_of(x**2 + y**2 + z**2 <= 18**2, np.eye(4))
     assert shape.mesh_volume_mm3 == pytest.approx(4 / 3 * np.pi * 18**3, rel=0.01)
@@ -69,7 +69,7 @@ def test_a_ball_is_nearly_a_ball() -> None:
     assert 0.9 < shape.sphericity < 1
 
 
-def test_shape_is_measured_where_it_was_asked_for() -> None:
+def test_shape_is_measured_only_on_request() -> None:
     labels = np.zeros((4, 5, 6), dtype=np.uint8)
     labels[1:3, 1:3, 1:3] = 2
     geometry = Geometry(labels.shape, np.eye(4))

@@ -1,4 +1,4 @@
-"""The anatomy catalogue against the DICOM standard's own dictionary, where that knows a code."""
+"""The anatomy catalogue against the DICOM standard's own dictionary, as far as it contains the codes."""
 
 import pytest
 from pydicom.sr._concepts_dict import concepts
@@ -6,7 +6,7 @@ from pydicom.sr._concepts_dict import concepts
 from inference.errors import UnknownStructureError
 from inference.structures import STRUCTURES, catalogue, paper_labels, structure
 
-# codes of the catalogue that DICOM's dictionary does not hold, so that a new typing error can't hide among them
+# codes of the catalogue that are not in DICOM's dictionary, listed so that a new typing error cannot hide among them
 NOT_IN_DICOM = {
     "portal_vein_and_splenic_vein", "heart_myocardium", "autochthon_left", "autochthon_right", "iliopsoas_left",
     "iliopsoas_right", "gluteus_maximus_left", "gluteus_maximus_right", "gluteus_medius_left", "gluteus_medius_right",
@@ -24,18 +24,18 @@ def words(meaning):
     return {synonyms.get(word, word) for word in spelled.split()} - WITHOUT_MEANING
 
 
-def test_the_paper_s_104_structures_are_numbered_without_gap():
+def test_104_structures_of_the_paper_are_numbered_without_gaps():
     assert list(paper_labels()) == list(range(1, 105))
     assert sorted(s.total117_index for s in STRUCTURES if s.total117_index) == list(range(1, 118))
 
 
-def test_every_structure_can_be_told_from_every_other():
+def test_every_structure_is_distinguishable_from_every_other():
     codes = {(s.category, s.type, s.type_modifier, s.region, s.region_modifier) for s in STRUCTURES}
     assert len({s.name for s in STRUCTURES}) == len(codes) == len(STRUCTURES)
     assert len({s.rgb for s in STRUCTURES}) == len(STRUCTURES)
 
 
-def test_sides_of_names_and_codes_agree():
+def test_laterality_of_names_and_codes_agrees():
     for entry in STRUCTURES:
         said = entry.laterality or next((s for s in ("Right", "Left") if s in entry.type.meaning.title()), None)
         assert said is None or said.lower() in entry.name, entry.name
@@ -46,7 +46,7 @@ def test_sides_of_names_and_codes_agree():
 
 
 @pytest.mark.parametrize("entry", STRUCTURES, ids=lambda entry: entry.name)
-def test_codes_mean_in_dicom_what_the_catalogue_says(entry):
+def test_codes_have_the_meaning_of_dicoms_dictionary(entry):
     meanings = {}
     for by_code in concepts["SCT"].values():
         for value, (meaning, _) in by_code.items():
@@ -59,7 +59,7 @@ def test_codes_mean_in_dicom_what_the_catalogue_says(entry):
     assert max(len(code.meaning) for code in (entry.category, entry.type)) <= 64
 
 
-def test_a_foreign_name_is_named():
+def test_unknown_name_is_named():
     assert catalogue()["liver"] is structure("liver")
     with pytest.raises(UnknownStructureError, match="livre"):
         structure("livre")

@@ -1,4 +1,4 @@
-"""Tables for people show values as they are; square brackets are no markup."""
+"""Tables for people show values unchanged; square brackets are not markup."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.types import Geometry, Volume
 PATTERN = "[a-z]+[/b]"
 
 
-def test_a_regular_expression_is_shown_whole(tmp_path, monkeypatch):
+def test_regular_expression_is_shown_completely(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")
     write_ct_series(
         Volume(np.zeros((4, 16, 16), np.int16), Geometry((4, 16, 16), np.eye(4))),
@@ -33,7 +33,7 @@ def test_a_regular_expression_is_shown_whole(tmp_path, monkeypatch):
     assert "[bold]" in row
 
 
-def test_the_demo_fails_with_its_reason_whatever_the_folder_is_called(tmp_path):
+def test_demo_failure_shows_its_reason_for_any_folder_name(tmp_path):
     folder = tmp_path / "[/red]"
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "dicom_node.cli", "demo", "--series", str(folder), "--out", str(tmp_path / "out")]

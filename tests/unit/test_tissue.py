@@ -1,4 +1,4 @@
-"""The commissioning model on drawn bodies whose answer is known, and on CTs that are hardly any."""
+"""The commissioning model on synthetic bodies with known labels, and on degenerate CTs."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def disc(shape, centre, radii):
 
 @pytest.fixture
 def chest():
-    """Fat around muscle, two lungs, a spine, one arm, a table under the back; and the truth."""
+    """Fat around muscle, two lungs, a spine, one arm, and a table under the back; with the truth."""
     shape = (8, 160, 220)
     truth = np.zeros(shape, np.uint8)
     truth[disc(shape, (80, 100), (60, 85))] = FAT
@@ -42,7 +42,7 @@ def chest():
     return hu, truth
 
 
-def test_tissues_of_a_drawn_chest_are_found_and_the_table_is_not(chest):
+def test_tissues_of_a_synthetic_chest_are_found_and_the_table_is_not(chest):
     hu, truth = chest
     noisy = hu + np.random.default_rng(0).normal(0, 5, hu.shape).astype(np.int16)
     labels = segment(noisy)
@@ -52,16 +52,16 @@ def test_tissues_of_a_drawn_chest_are_found_and_the_table_is_not(chest):
     assert not labels[:, 146:148].any()
 
 
-def test_a_lung_behind_a_gap_in_a_thin_wall_is_still_inside(chest):
+def test_lung_behind_a_gap_in_a_thin_wall_is_still_inside(chest):
     hu, truth = chest
-    hu[:, 65:70, 10:45] = np.where(truth[:, 65:70, 10:45] == AIR, -850, -1000)  # 7.5 mm of wall missing
+    hu[:, 65:70, 10:45] = np.where(truth[:, 65:70, 10:45] == AIR, -850, -1000)  # 7.5 mm of the wall is missing
     labels = segment(hu)
     left_lung = disc(hu.shape, (70, 60), (28, 23))
     assert (labels[left_lung] == AIR).mean() > 0.95
     assert not labels[:, :15].any()  # air in front of the patient
 
 
-def test_air_of_a_concave_surface_is_not_inside(chest):
+def test_air_in_a_concave_surface_is_not_inside(chest):
     hu, _ = chest
     hu[:, 10:40, 98:102] = -1000  # a deep fold of skin, 6 mm wide
     assert not (segment(hu)[:, 22:38, 99:101] == AIR).any()
@@ -78,7 +78,7 @@ def test_small_bright_islands_are_vessels_and_not_bone(chest):
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 5, 5), (40, 9, 7)])
 @pytest.mark.parametrize("content", ["air", "water", "noise"])
-def test_any_ct_gets_an_answer(shape, dtype, content):
+def test_any_ct_gets_labels(shape, dtype, content):
     hu = {
         "air": np.full(shape, -1000),
         "water": np.zeros(shape),
@@ -92,18 +92,18 @@ def test_any_ct_gets_an_answer(shape, dtype, content):
         assert (labels == SOFT_TISSUE).all()
 
 
-def test_the_same_voxels_give_the_same_labels(chest):
+def test_same_voxels_give_the_same_labels(chest):
     hu, _ = chest
     noisy = ndimage.gaussian_filter(np.random.default_rng(3).normal(0, 3000, hu.shape), 1).astype(np.int16)
     np.testing.assert_array_equal(segment(noisy), segment(noisy.copy()))
 
 
-def test_hu_that_are_no_numbers_are_refused():
+def test_hu_that_are_not_finite_are_refused():
     with pytest.raises(SegmentationRefusedError, match="finite"):
         segment(np.full((3, 4, 5), np.inf, np.float32))
 
 
-def test_it_is_a_segmenter_of_catalogued_names_and_its_digest_follows_the_parameters():
+def test_names_are_in_the_catalogue_and_the_digest_depends_on_the_parameters():
     segmenter = TissueSegmenter()
     assert isinstance(segmenter, Segmenter)
     assert {structure(name).group for name in segmenter.names_by_label.values()} == {"tissue"}
@@ -112,8 +112,8 @@ def test_it_is_a_segmenter_of_catalogued_names_and_its_digest_follows_the_parame
     assert changed.identity.digest != segmenter.identity.digest
 
 
-def test_the_last_bit_of_the_spacing_changes_no_label():
-    """2 mm are half of a 4 mm pixel: whether a strip two pixels wide is opened away hangs on how that is rounded."""
+def test_last_bit_of_the_spacing_changes_no_label():
+    """2 mm is half of a 4 mm pixel: whether opening removes a strip two pixels wide depends on rounding."""
     shape = (6, 200, 120)
     hu = np.full(shape, -1000, np.int16)
     hu[disc(shape, (100, 45), (60, 40))] = 40

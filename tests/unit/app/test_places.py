@@ -1,4 +1,4 @@
-"""Where things are that no setting names, whatever the current folder is."""
+"""Default locations, which do not depend on the current folder."""
 
 import os
 
@@ -22,21 +22,21 @@ def ordinary_user(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_library_of_a_user_is_in_the_data_folder_of_the_user(ordinary_user, monkeypatch):
+def test_library_of_a_user_is_in_the_users_data_folder(ordinary_user, monkeypatch):
     assert places.models_folder_without_configuration() == ordinary_user / "home/.local/share/dicom-node/models"
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert str(places.models_folder_without_configuration()) == "/data/dicom-node/models"
-    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # which the specification says to ignore
+    monkeypatch.setenv("XDG_DATA_HOME", "relative")  # to be ignored according to the specification
     assert places.models_folder_without_configuration() == ordinary_user / "home/.local/share/dicom-node/models"
 
 
-def test_the_library_of_root_is_that_of_the_machine(monkeypatch):
+def test_library_of_root_is_the_machines_library(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     assert str(places.models_folder_without_configuration()) == "/var/lib/dicom-node/models"
 
 
-def test_what_is_written_is_a_configuration_that_loads(tmp_path):
+def test_written_configuration_loads(tmp_path):
     folder = tmp_path / "etc" / "node"
     assert {path.name for path in places.write_configuration(folder)} == {
         *("node.yaml", "rules.yaml", places.DEMO_MODEL),
@@ -47,7 +47,7 @@ def test_what_is_written_is_a_configuration_that_loads(tmp_path):
 
 
 @pytest.mark.parametrize("existing", ["node.yaml", "rules.yaml", f"models/{places.DEMO_MODEL}/manifest.json"])
-def test_nothing_is_written_over_what_is_there(tmp_path, existing):
+def test_existing_files_are_not_overwritten(tmp_path, existing):
     mine = tmp_path / existing
     mine.parent.mkdir(parents=True, exist_ok=True)
     mine.write_text("mine")
@@ -57,13 +57,13 @@ def test_nothing_is_written_over_what_is_there(tmp_path, existing):
     assert mine.read_text() == "mine"
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+def test_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"can't write .*file: "):
         places.write_configuration(tmp_path / "file")
 
 
-def test_config_init_says_what_to_do_next(tmp_path):
+def test_config_init_states_the_next_step(tmp_path):
     folder = tmp_path / "etc"
     done = CliRunner().invoke(main, ["config", "init", str(folder)])
     assert done.exit_code == 0
@@ -74,7 +74,7 @@ def test_config_init_says_what_to_do_next(tmp_path):
     assert "would overwrite" in again.stderr
 
 
-def test_the_current_folder_decides_on_nothing(ordinary_user, monkeypatch):
+def test_current_folder_has_no_influence(ordinary_user, monkeypatch):
     """A configuration that happens to be in the current folder is not used."""
     places.write_configuration(ordinary_user / "config")
     monkeypatch.chdir(ordinary_user)
@@ -83,7 +83,7 @@ def test_the_current_folder_decides_on_nothing(ordinary_user, monkeypatch):
     assert places.DEMO_MODEL not in listed.stdout
 
 
-def test_a_configuration_that_is_named_and_missing_is_an_error(tmp_path, monkeypatch):
+def test_missing_configuration_that_was_named_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setenv("DICOM_NODE_CONFIG", str(tmp_path / "missing.yaml"))
     listed = CliRunner().invoke(main, ["models", "list"])
     assert listed.exit_code == 1

@@ -1,4 +1,4 @@
-"""The ledger is where the data folder is, whatever the folder is called."""
+"""The ledger is in the data folder, whatever the folder's name."""
 
 import stat
 
@@ -9,7 +9,7 @@ from dicom_node.settings import NodeSettings, Settings
 
 
 @pytest.mark.parametrize("name", ["data", "of node? 1", "a?mode=ro", "a#b", "a%41", "Röntgen & co", "a:b@c"])
-def test_the_ledger_is_the_file_that_the_settings_name(name, tmp_path):
+def test_ledger_is_the_file_named_in_the_settings(name, tmp_path):
     settings = Settings(node=NodeSettings(data_folder=tmp_path / name))
     _, ledger = open_store(settings)
     ledger.close()

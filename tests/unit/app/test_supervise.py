@@ -1,4 +1,4 @@
-"""When a process of the node that died is started again. Real processes; the time is the test's."""
+"""When a process of the node that died is restarted: real processes, simulated time."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def _log_of_this_test():
-    structlog.reset_defaults()  # a test that ran before may have left out what is no warning
+    structlog.reset_defaults()  # an earlier test may have set the log level to warnings only
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def child_of(clock):
 
 
 def pause_after_death(child, clock) -> float:
-    """Let the running process end; the seconds until the next one runs, to the half."""
+    """Let the running process end; return the seconds until the next one runs, in steps of a half."""
     died = child.process
     died.wait()
     child.watch()
@@ -57,17 +57,17 @@ def pause_after_death(child, clock) -> float:
     while child.process is None:
         clock.now += 0.5
         child.watch()
-        assert clock.now < noticed + 100, "it was never started again"
+        assert clock.now < noticed + 100, "it was never restarted"
     assert child.process.pid != died.pid
     return clock.now - noticed
 
 
-def test_the_pause_doubles_up_to_half_a_minute(child_of, clock):
+def test_pause_doubles_up_to_half_a_minute(child_of, clock):
     child = child_of(DIES)
     assert [pause_after_death(child, clock) for _ in range(7)] == [1, 2, 4, 8, 16, 30, 30]
 
 
-def test_after_a_minute_of_life_a_death_is_a_first_one_again(child_of, clock):
+def test_death_after_a_minute_counts_as_the_first_again(child_of, clock):
     child = child_of(DIES)
     for _ in range(4):
         pause_after_death(child, clock)
@@ -77,7 +77,7 @@ def test_after_a_minute_of_life_a_death_is_a_first_one_again(child_of, clock):
     assert pause_after_death(child, clock) == 2
 
 
-def test_a_process_that_lives_is_left_alone(child_of, clock):
+def test_running_process_is_left_alone(child_of, clock):
     child = child_of(LIVES)
     process = child.process
     clock.now += 1e6
@@ -86,7 +86,7 @@ def test_a_process_that_lives_is_left_alone(child_of, clock):
     assert process.poll() is None
 
 
-def test_a_death_is_logged_with_its_exit_code_and_pause(child_of, clock):
+def test_death_is_logged_with_exit_code_and_pause(child_of, clock):
     child = child_of(DIES)
     with structlog.testing.capture_logs() as lines:
         pause_after_death(child, clock)
@@ -96,15 +96,15 @@ def test_a_death_is_logged_with_its_exit_code_and_pause(child_of, clock):
     assert started["event"] == "process.started"
 
 
-def test_a_child_that_is_asked_to_stop_ends(child_of):
+def test_child_asked_to_stop_ends(child_of):
     child = child_of(LIVES)
     child.terminate()
     child.join(30)
     assert child.process.returncode == -signal.SIGTERM
 
 
-def test_a_child_that_does_not_stop_is_killed_with_what_it_started(child_of, tmp_path):
-    """Both processes hold the pipe's writing end: it reaches its end when the last of them is gone."""
+def test_child_that_does_not_stop_is_killed_with_its_children(child_of, tmp_path):
+    """Both processes hold the pipe's write end, so the reader sees its end when the last of them has ended."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     child = child_of(["sh", "-c", f"exec > {pipe}; trap '' TERM; sleep 3600 & echo ready; while :; do wait; done"])

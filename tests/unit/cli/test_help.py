@@ -1,4 +1,4 @@
-"""Help comes at once: no command's help loads an engine, a DICOM library or numpy."""
+"""Help is fast: no command's help loads an engine, a DICOM library or numpy."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()):
             yield from commands(command, (*path, name))
 
 
-def test_no_help_loads_a_library_that_takes_long():
+def test_no_help_loads_a_slow_library():
     shown = [[], *(list(path) for path, _ in commands(main))]
     program = (
         "import sys; from dicom_node.cli import main\n"
@@ -34,7 +34,7 @@ def test_no_help_loads_a_library_that_takes_long():
 
 
 @pytest.mark.parametrize("path", [path for path, _ in commands(main)], ids=" ".join)
-def test_every_command_and_option_is_explained(path):
+def test_every_command_and_option_has_help(path):
     command = dict(commands(main))[path]
     assert command.help
     unexplained = [

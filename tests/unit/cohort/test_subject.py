@@ -1,4 +1,4 @@
-"""What the table says of a series: ages of every form, and never an identity."""
+"""What the table records of a series: ages in every form, and never an identity."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ BIRTH, STUDY = date(1960, 2, 29), date(2020, 3, 1)
         ("", date(2021, 1, 1), None),
     ],
 )
-def test_the_age_in_years(patient_age, birth, years):
+def test_age_in_years(patient_age, birth, years):
     age = age_years(patient_age, birth, STUDY)
     assert age == (None if years is None else pytest.approx(years, abs=0.01))
 
 
-def test_an_infant_without_an_age_has_that_of_the_two_dates():
+def test_missing_age_of_an_infant_is_computed_from_the_dates():
     assert age_years("", STUDY - timedelta(days=30), STUDY) == pytest.approx(30 / DAYS_PER_YEAR)
     assert age_years("", BIRTH, None) is None
 
@@ -79,7 +79,7 @@ def facts(dates=Dates.SHIFTED, **changes):
     return facts_of_image(header(**changes), Path("one.dcm"), PSEUDONYMS, dates)
 
 
-def test_scanner_and_scan_are_in_the_facts_and_the_identity_is_not():
+def test_facts_contain_scanner_and_scan_but_no_identity():
     found = facts()
     assert found.scanner_model == "Force"
     assert (found.kernel, found.contrast, found.slice_thickness_mm, found.kvp) == ("Br40d\\3", True, 1.5, 100.0)
@@ -89,7 +89,7 @@ def test_scanner_and_scan_are_in_the_facts_and_the_identity_is_not():
         assert identity not in told
 
 
-def test_dates_are_shifted_by_the_same_days_for_all_studies_of_a_patient():
+def test_dates_of_all_studies_of_a_patient_are_shifted_equally():
     first, second = facts(), facts(StudyDate="20210301", StudyInstanceUID="9.9")
     assert second.study_date - first.study_date == date(2021, 3, 1) - STUDY
     assert date(2019, 3, 1) <= first.study_date < STUDY
@@ -100,7 +100,7 @@ def test_dates_are_shifted_by_the_same_days_for_all_studies_of_a_patient():
     assert facts(Dates.NONE).study_date is None
 
 
-def test_what_a_header_lacks_or_garbles_is_none():
+def test_missing_or_invalid_values_are_none():
     lacks = facts(
         PatientAge=None,
         PatientBirthDate="",
@@ -116,11 +116,11 @@ def test_what_a_header_lacks_or_garbles_is_none():
 
 
 @pytest.mark.parametrize(("agent", "contrast"), [("", False), (None, False), ("None", False), ("APPLIED", True)])
-def test_contrast_is_what_the_header_names(agent, contrast):
+def test_contrast_is_the_agent_named_in_the_header(agent, contrast):
     assert facts(ContrastBolusAgent=agent).contrast is contrast
 
 
-def test_the_kernel_of_a_multi_frame_object_is_in_its_functional_groups():
+def test_kernel_of_a_multi_frame_object_is_read_from_its_functional_groups():
     macro, group = Dataset(), Dataset()
     macro.ConvolutionKernel = "B30f"
     group.CTReconstructionSequence = [macro]

@@ -1,4 +1,4 @@
-"""The data set: what was written is read, once, whatever was killed when."""
+"""The data set: everything written is read back exactly once, whenever a process was killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def table(tmp_path):
     return made
 
 
-def test_every_measurement_comes_back_with_the_facts_of_its_series(table):
+def test_every_measurement_is_read_back_with_the_facts_of_its_series(table):
     measurements = measured()
     table.write(SERIES, facts(), rows_of(measurements, MODEL), Origin.COMPUTED)
     rows = read_rows(table.folder)
@@ -87,7 +87,7 @@ def test_every_measurement_comes_back_with_the_facts_of_its_series(table):
         }
 
 
-def test_any_reader_of_parquet_sees_one_table(table):
+def test_any_parquet_reader_gets_one_table(table):
     for series in (SERIES, OTHER):
         table.write(series, facts(series), rows_of(measured(), MODEL), Origin.COMPUTED)
     seen = pyarrow.dataset.dataset(table.folder / "measurements", format="parquet").to_table()
@@ -95,14 +95,14 @@ def test_any_reader_of_parquet_sees_one_table(table):
     assert set(seen["series"].to_pylist()) == {SERIES, OTHER}
 
 
-def test_a_series_that_is_written_again_replaces_its_rows(table):
+def test_series_written_again_replaces_its_rows(table):
     rows = rows_of(measured(), MODEL)
     table.write(SERIES, facts(), rows, Origin.COMPUTED)
     table.write(SERIES, facts(), rows[:1], Origin.COMPUTED)
     assert read_rows(table.folder)["structure"].to_pylist() == [rows[0].structure]
 
 
-def test_a_series_without_rows_is_listed_until_it_has_some(table):
+def test_series_without_rows_is_listed_until_it_has_some(table):
     reason = "4 slices; the model needs at least 5"
     table.write_reason(SERIES, facts().study, SERIES, Origin.COMPUTED, "refused", reason)
     assert read_rows(table.folder).num_rows == 0
@@ -111,7 +111,7 @@ def test_a_series_without_rows_is_listed_until_it_has_some(table):
     before = (table.folder / "without_rows" / f"{SERIES}.parquet").read_bytes()
     table.write(SERIES, facts(), rows_of(measured(), MODEL), Origin.COMPUTED)
     assert read_without_rows(table.folder).num_rows == 0
-    # killed between the rows and the removal of the reason
+    # killed between writing the rows and removing the reason
     (table.folder / "without_rows" / f"{SERIES}.parquet").write_bytes(before)
     assert read_without_rows(table.folder).num_rows == 0
 
@@ -125,17 +125,17 @@ def test_rows_under_another_key_are_refused(table):
 
 
 @pytest.mark.parametrize("part", ["", "../x", "1.2.840.113619", "Meier", SERIES.upper()])
-def test_a_part_is_named_by_pseudonyms_only(table, part):
+def test_part_files_are_named_by_pseudonyms_only(table, part):
     with pytest.raises(ConfigurationError, match="pseudonym"):
         table.write(part, facts(), (), Origin.COMPUTED)
 
 
-def test_what_is_no_data_set_is_refused(tmp_path):
+def test_folder_that_is_not_a_data_set_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="not the data set of a cohort"):
         read_rows(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_said(table, monkeypatch):
+def test_unwritable_folder_is_reported(table, monkeypatch):
     def full(_descriptor):
         raise OSError(28, os.strerror(28))
 
@@ -145,8 +145,8 @@ def test_a_folder_that_cannot_be_written_is_said(table, monkeypatch):
     assert list((table.folder / "measurements").iterdir()) == []
 
 
-def test_a_kill_at_any_moment_leaves_whole_files_only(table):
-    """A process that writes one part over and over is killed; what is there can be read and has all of its rows."""
+def test_kill_at_any_moment_leaves_only_complete_files(table):
+    """A process that rewrites one part repeatedly is killed; the part can be read and has all of its rows."""
     program = f"""
 from pathlib import Path
 from tests.unit.cohort.test_table import *

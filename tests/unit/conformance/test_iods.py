@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[3]
 TOOL = runpy.run_path(str(ROOT / "tools" / "make_iod_table.py"))
 
 
-def test_the_table_is_what_the_tool_makes_of_the_installed_highdicom():
+def test_table_equals_the_tools_output_for_the_installed_highdicom():
     assert TOOL["TABLE"].read_text(encoding="utf-8") == TOOL["text"](), "python tools/make_iod_table.py"
 
 
@@ -33,6 +33,6 @@ def test_patient_and_image_are_modules_of_ct_images():
     assert iods.attribute_types("patient")["PatientID",] == "2"
 
 
-def test_another_sop_class_is_not_in_the_table():
+def test_other_sop_classes_are_not_in_the_table():
     with pytest.raises(KeyError):
         iods.modules("1.2.3")

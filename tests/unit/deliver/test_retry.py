@@ -14,7 +14,7 @@ jitters = st.floats(0, 1)
 
 
 @given(attempts=st.integers(1, 10_000), elapsed_s=st.floats(0, WEEK_S - 1), jitter=jitters)
-def test_a_wait_lies_between_half_and_the_whole_back_off_and_never_passes_the_deadline(attempts, elapsed_s, jitter):
+def test_wait_is_between_half_and_full_back_off_and_never_passes_the_deadline(attempts, elapsed_s, jitter):
     now = START + timedelta(seconds=elapsed_s)
     following = after_delay(
         attempts=attempts, first_attempt_at=START, now=now, policy=POLICY, give_up_after_s=WEEK_S, jitter=jitter
@@ -28,7 +28,7 @@ def test_a_wait_lies_between_half_and_the_whole_back_off_and_never_passes_the_de
 
 
 @given(jitter=jitters, give_up_after_s=st.floats(60, 3 * 86400))
-def test_an_outage_is_waited_out_to_the_deadline_and_then_given_up_once(jitter, give_up_after_s):
+def test_outage_is_waited_out_until_the_deadline_and_then_given_up_once(jitter, give_up_after_s):
     now, attempts = START, 1
     while True:
         following = after_delay(
@@ -43,10 +43,10 @@ def test_an_outage_is_waited_out_to_the_deadline_and_then_given_up_once(jitter, 
             break
         now, attempts = following, attempts + 1
     assert now == START + timedelta(seconds=give_up_after_s)
-    assert attempts < 2 * give_up_after_s / 450 + 20  # no storm: at most one attempt per half of the longest wait
+    assert attempts < 2 * give_up_after_s / 450 + 20  # no retry storm: at most one attempt per half of the longest wait
 
 
-def test_the_wait_doubles_from_the_first_to_the_longest():
+def test_wait_doubles_from_the_first_to_the_longest():
     waits = [
         after_delay(attempts=n, first_attempt_at=START, now=START, policy=POLICY, give_up_after_s=WEEK_S, jitter=0.0)
         - START
@@ -56,7 +56,7 @@ def test_the_wait_doubles_from_the_first_to_the_longest():
 
 
 @given(refused_attempts=st.integers(1, 20), jitter=jitters)
-def test_a_refused_object_is_offered_as_often_as_configured_within_an_hour(refused_attempts, jitter):
+def test_refused_object_is_offered_as_often_as_configured_within_an_hour(refused_attempts, jitter):
     policy = DeliverySettings(refused_attempts=refused_attempts)
     now, offers = START, 1
     while (following := after_refusal(refusals=offers, now=now, policy=policy, jitter=jitter)) is not None:
@@ -68,18 +68,18 @@ def test_a_refused_object_is_offered_as_often_as_configured_within_an_hour(refus
         assert now - START >= timedelta(minutes=53)
 
 
-def test_three_refusals_by_default_lie_half_an_hour_apart():
+def test_default_three_offers_are_half_an_hour_apart():
     assert after_refusal(refusals=1, now=START, policy=POLICY, jitter=0.0) == START + timedelta(minutes=30)
     assert after_refusal(refusals=3, now=START, policy=POLICY, jitter=0.0) is None
 
 
 @pytest.mark.parametrize(("count", "jitter"), [(0, 0.5), (1, -0.1), (1, 1.1)])
-def test_senseless_arguments_are_refused(count, jitter):
+def test_invalid_arguments_are_refused(count, jitter):
     with pytest.raises(ValueError, match="expected"):
         after_refusal(refusals=count, now=START, policy=POLICY, jitter=jitter)
 
 
-def test_a_refusal_after_days_of_outage_still_gets_its_three_offers():
+def test_refusal_after_days_of_outage_still_gets_three_offers():
     now = START + timedelta(days=3)
     facts = {"attempts": 400, "first_attempt_at": START, "now": now, "policy": POLICY, "jitter": 0.0}
     assert next_attempt(refused=True, refusals=1, give_up_after_s=WEEK_S, **facts) == now + timedelta(minutes=30)

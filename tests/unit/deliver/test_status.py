@@ -1,4 +1,4 @@
-"""Every C-STORE status is one of delivered, retry, refused, and the table says which."""
+"""Every C-STORE status means delivered, retry or refused, as the table says."""
 
 import pytest
 from hypothesis import given
@@ -8,19 +8,19 @@ from dicom_node.deliver.scu import classify
 
 
 @pytest.mark.parametrize("status", [0x0000, 0xB000, 0xB006, 0xB007, 0xB123, 0x0111])
-def test_delivered(status):
+def test_status_that_means_delivered(status):
     assert classify(status).delivered
     assert not classify(status).retry
 
 
 @pytest.mark.parametrize("status", [0xA700, 0xA701, 0xA7FF, 0x0210, 0x0213, 0x0110])
-def test_again_later(status):
+def test_status_that_means_retry(status):
     assert not classify(status).delivered
     assert classify(status).retry
 
 
 @pytest.mark.parametrize("status", [0xA900, 0xA9FF, 0xC000, 0xC211, 0xCFFF, 0x0117, 0x0122, 0x0124, 0xFE00, 0x1234])
-def test_refused(status):
+def test_status_that_means_refused(status):
     assert not classify(status).delivered
     assert not classify(status).retry
 

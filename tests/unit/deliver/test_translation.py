@@ -1,4 +1,4 @@
-"""What a failed association means for a delivery: again later, or a person must look."""
+"""What a failed association means for a delivery: retry later, or refuse for a person to look at."""
 
 import pytest
 

@@ -22,7 +22,7 @@ def volume():
     return Volume(voxels, Geometry((5, 20, 24), affine))
 
 
-def test_another_library_reads_the_same_voxels_at_the_same_places(volume, tmp_path):
+def test_simpleitk_reads_the_same_voxels_at_the_same_positions(volume, tmp_path):
     series_uid = write_ct_series(volume, tmp_path, PATIENT)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path), series_uid))
@@ -33,7 +33,7 @@ def test_another_library_reads_the_same_voxels_at_the_same_places(volume, tmp_pa
     assert np.allclose(image.GetDirection(), np.eye(3).ravel())
 
 
-def test_the_node_reconstructs_the_volume_that_was_written(volume, tmp_path):
+def test_node_reconstructs_the_written_volume(volume, tmp_path):
     series_uid = write_ct_series(volume, tmp_path, PATIENT)
     headers = {path: dcmread(path, stop_before_pixels=True) for path in sorted(tmp_path.iterdir(), reverse=True)}
     instances = tuple(SourceInstance(path, header) for path, header in headers.items())
@@ -44,14 +44,14 @@ def test_the_node_reconstructs_the_volume_that_was_written(volume, tmp_path):
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian package dicom3tools) is not installed")
 @pytest.mark.parametrize("patient", [PATIENT, SyntheticPatient(seed=0, age_years=20, sex="M")])
-def test_dciodvfy_has_nothing_to_say(volume, tmp_path, patient):
+def test_dciodvfy_reports_nothing(volume, tmp_path, patient):
     write_ct_series(volume, tmp_path, patient)
     done = subprocess.run(["dciodvfy", str(tmp_path / "ct_0000.dcm")], capture_output=True, text=True, check=False)
     findings = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith(("Error", "Warning"))]
     assert findings == []
 
 
-def test_the_same_phantom_is_the_same_series_and_another_is_another(volume, tmp_path):
+def test_equal_phantoms_give_identical_files_and_others_other_uids(volume, tmp_path):
     first = write_ct_series(volume, tmp_path / "a", PATIENT)
     again = write_ct_series(volume, tmp_path / "b", PATIENT)
     other = write_ct_series(volume, tmp_path / "c", SyntheticPatient(seed=8, age_years=63, sex="F", contrast=True))
@@ -62,7 +62,7 @@ def test_the_same_phantom_is_the_same_series_and_another_is_another(volume, tmp_
     assert len(uids) == 10
 
 
-def test_he_says_that_he_is_synthetic(volume, tmp_path):
+def test_headers_state_that_the_patient_is_synthetic(volume, tmp_path):
     write_ct_series(volume, tmp_path, PATIENT)
     header = dcmread(tmp_path / "ct_0000.dcm")
     assert str(header.PatientName) == "Phantom^Seed 7"
@@ -70,7 +70,7 @@ def test_he_says_that_he_is_synthetic(volume, tmp_path):
     assert header.PatientAge == "063Y"
 
 
-def test_an_oblique_grid_is_refused(volume, tmp_path):
+def test_oblique_grid_is_refused(volume, tmp_path):
     turned = volume.geometry.affine_lps[:, [1, 0, 2, 3]] * np.array([1, -1, 1, 1])
     oblique = Volume(volume.voxels_zyx, Geometry((5, 20, 24), turned))
     with pytest.raises(ValueError, match="axial grid"):

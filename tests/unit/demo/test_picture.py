@@ -14,13 +14,13 @@ AXES = [
     ([-1, 0, 0], [0, 1, 0], [0, 0, -1]),  # feet first
     ([0, 1, 0], [0, 0, -1], [-1, 0, 0]),  # sagittal
     ([1, 0, 0], [0, 0, -1], [0, 1, 0]),  # coronal
-    ([0.99, 0.1, 0], [-0.1, 0.99, 0], [0, 0, 1]),  # a little oblique
+    ([0.99, 0.1, 0], [-0.1, 0.99, 0], [0, 0, 1]),  # slightly oblique
 ]
 
 
 @pytest.mark.parametrize("axes", AXES)
 @given(seed=st.integers(0, 1000))
-def test_any_acquisition_comes_out_with_left_to_the_right_posterior_down_and_superior_last(axes, seed):
+def test_every_acquisition_is_reoriented_to_left_posterior_superior(axes, seed):
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(3, 7, 3))
     affine = np.eye(4)
@@ -37,14 +37,14 @@ def test_any_acquisition_comes_out_with_left_to_the_right_posterior_down_and_sup
         assert sorted(view.labels_zyx.ravel()) == sorted(labels.ravel())
 
 
-def test_an_edge_is_a_labelled_pixel_next_to_another_label():
+def test_edge_is_a_labelled_pixel_next_to_another_label():
     labels = np.zeros((5, 5), np.uint8)
     labels[1:4, 1:4] = 3
     assert edges(labels).sum() == 8
     assert not edges(np.full((4, 4), 2, np.uint8)).any()
 
 
-def test_ribs_and_pairs_share_a_line_of_the_legend():
+def test_ribs_and_pairs_share_a_legend_line():
     names = [
         "rib_left_1",
         "rib_right_1",
@@ -64,7 +64,7 @@ def test_ribs_and_pairs_share_a_line_of_the_legend():
 
 
 @pytest.mark.parametrize("shape", [(40, 20, 24), (6, 40, 48)])
-def test_a_picture_is_written_for_tall_and_for_flat_volumes(shape, tmp_path):
+def test_picture_is_written_for_tall_and_flat_volumes(shape, tmp_path):
     voxels = np.full(shape, -1000, np.int16)
     labels = np.zeros(shape, np.uint8)
     middle = tuple(slice(n // 4, 3 * n // 4) for n in shape)

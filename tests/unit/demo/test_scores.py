@@ -1,4 +1,4 @@
-"""Dice of what came back, against the truth of a phantom."""
+"""Dice of the returned segmentation, against the truth of a phantom."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from dicom_node.results import StoredSegment, StoredSegmentation
 from tests.support.analysis_results import geometry
 
 
-def test_dice_counts_a_missed_structure_as_zero_and_an_absent_one_not_at_all():
+def test_dice_counts_missed_structures_as_zero_and_ignores_absent_ones():
     grid = geometry((4, 12, 16))
     labels_zyx = np.zeros(grid.shape_zyx, np.uint8)
     labels_zyx[1:3, 2:4, 2:6] = 3

@@ -1,4 +1,4 @@
-"""What can be known about the deployment without a container engine: the files agree with each other."""
+"""What can be checked of the deployment without a container engine: the files agree with each other."""
 
 import json
 import re
@@ -27,7 +27,7 @@ INSTRUCTIONS = {
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 
 
-def test_every_file_that_compose_names_exists():
+def test_every_file_named_in_compose_exists():
     for service in COMPOSE["services"].values():
         context = DEPLOY / service["build"]["context"]
         assert (context / service["build"]["dockerfile"]).is_file()
@@ -42,7 +42,7 @@ def test_every_file_that_compose_names_exists():
 
 
 @pytest.mark.parametrize("dockerfile", sorted(DEPLOY.glob("Dockerfile*")), ids=lambda path: path.name)
-def test_what_a_dockerfile_copies_exists_and_is_sent_to_the_engine(dockerfile):
+def test_files_copied_by_a_dockerfile_exist_and_are_in_the_build_context(dockerfile):
     text = dockerfile.read_text().replace("\\\n", " ")
     sent = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.MULTILINE):
@@ -53,7 +53,7 @@ def test_what_a_dockerfile_copies_exists_and_is_sent_to_the_engine(dockerfile):
         assert not line.strip() or line.startswith("#") or line.split()[0] in INSTRUCTIONS
 
 
-def test_node_and_orthanc_of_compose_know_each_other():
+def test_node_and_orthanc_in_compose_know_each_other():
     settings = load_settings(DEPLOY / "compose" / "node.yaml")
     load_rules(DEPLOY / "compose" / "rules.yaml", settings)
     orthanc = COMPOSE["services"]["orthanc"]["environment"]
@@ -66,7 +66,7 @@ def test_node_and_orthanc_of_compose_know_each_other():
     assert settings.destinations["orthanc"].host in COMPOSE["services"]
 
 
-def test_the_rules_of_compose_take_a_ct_that_states_no_kernel(tmp_path):
+def test_compose_rules_accept_a_ct_without_a_kernel(tmp_path):
     voxels = np.zeros((20, 16, 16), np.int16)
     write_ct_series(Volume(voxels, Geometry(voxels.shape, np.eye(4))), tmp_path, SyntheticPatient(1, 50, "F"))
     for path in tmp_path.iterdir():
@@ -78,7 +78,7 @@ def test_the_rules_of_compose_take_a_ct_that_states_no_kernel(tmp_path):
     assert [decision.model for decision in decide(series, rules)] == ["tissue"]
 
 
-def test_the_orthanc_configuration_is_closed_unless_the_environment_opens_it():
+def test_orthanc_configuration_is_closed_unless_the_environment_opens_it():
     assert _orthanc_configuration({})["RemoteAccessAllowed"] is False
     opened = _orthanc_configuration(COMPOSE["services"]["orthanc"]["environment"])
     assert opened["RemoteAccessAllowed"] is True
@@ -93,7 +93,7 @@ def _orthanc_configuration(environment):
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path):
+def test_systemd_analyze_accepts_the_unit(tmp_path):
     unit = tmp_path / "dicom-node.service"
     text = (DEPLOY / "dicom-node.service").read_text()
     unit.write_text(text.replace("/opt/dicom-node/.venv/bin/dicom-node", "/bin/true"))

@@ -1,5 +1,5 @@
-"""Headers with faults, from the file to the results: sound objects with the very names that came, or a refusal that
-names the attribute. Nothing else ever comes out, and no refusal shows a patient.
+"""Faulty headers, from the file to the results: valid objects with exactly the received names, or a refusal that
+names the attribute. There is no other outcome, and no refusal shows a patient.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def notice(paths: list[Path]) -> tuple[EncodedResult, ...]:
 
 
 def made_or_refused(make, *arguments) -> tuple[EncodedResult, ...] | str:
-    """What was made, or the message of a refusal that may be shown to anybody."""
+    """The results, or the message of a refusal, which must contain no patient data."""
     try:
         return make(*arguments)
     except (SeriesRejected, EncodingError) as error:
@@ -84,7 +84,7 @@ def made_or_refused(make, *arguments) -> tuple[EncodedResult, ...] | str:
 
 
 def refuse_other_names(made: tuple[EncodedResult, ...], elements: raw_series.Elements) -> None:
-    """Every object has the names of ``elements``, byte by byte."""
+    """Check that every object has the names in ``elements``, byte for byte."""
     for result in made:
         written = result.dataset
         for keyword in AS_THEY_CAME:
@@ -96,7 +96,7 @@ def refuse_other_names(made: tuple[EncodedResult, ...], elements: raw_series.Ele
 
 
 def read_as_a_whole(made: tuple[EncodedResult, ...]) -> None:
-    """Every element of every object can be read by pydicom, and the object by highdicom where it knows its kind."""
+    """Check that pydicom can read every element of every object, and highdicom every object of a kind it knows."""
     for result in made:
         for element in result.dataset.iterall():
             assert element.value is not Ellipsis
@@ -197,7 +197,7 @@ REFUSED_AS_VOLUME: Mapping[str, tuple[Mapping[str | int, Change], str]] = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_a_fault_that_hides_nobody_gives_results_with_the_names_that_came(tmp_path, name) -> None:
+def test_fault_that_leaves_the_identity_intact_gives_results_with_the_received_names(tmp_path, name) -> None:
     paths = raw_series.write(tmp_path, SOUND[name])
     for make in (results, notice):
         made = made_or_refused(make, paths)
@@ -207,14 +207,14 @@ def test_a_fault_that_hides_nobody_gives_results_with_the_names_that_came(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["nothing of type 2", "issuers", "UN that nobody knows", "private groups", "too long"])
-def test_the_same_in_implicit_vr(tmp_path, name) -> None:
+def test_such_faults_give_results_in_implicit_vr_too(tmp_path, name) -> None:
     paths = raw_series.write(tmp_path, SOUND[name], implicit_vr=True)
     for make in (results, notice):
         refuse_other_names(make(paths), changed(plane_elements(0), SOUND[name]))
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_fault_in_who_or_where_it_is_is_refused_by_name(tmp_path, name) -> None:
+def test_fault_in_identity_or_position_is_refused_by_name(tmp_path, name) -> None:
     changes, said = REFUSED[name]
     paths = raw_series.write(tmp_path, changes)
     for make in (results, notice):
@@ -224,7 +224,7 @@ def test_a_fault_in_who_or_where_it_is_is_refused_by_name(tmp_path, name) -> Non
 
 
 @pytest.mark.parametrize("name", REFUSED_AS_VOLUME)
-def test_what_is_no_volume_is_refused_by_name_and_a_notice_says_so(tmp_path, name) -> None:
+def test_images_without_a_volume_are_refused_by_name_with_a_notice(tmp_path, name) -> None:
     changes, said = REFUSED_AS_VOLUME[name]
     paths = raw_series.write(tmp_path, changes)
     refusal = made_or_refused(results, paths)
@@ -233,7 +233,7 @@ def test_what_is_no_volume_is_refused_by_name_and_a_notice_says_so(tmp_path, nam
     refuse_other_names(notice(paths), changed(plane_elements(0), changes))
 
 
-def test_issuers_are_kept_with_what_the_standard_knows_of_them(tmp_path) -> None:
+def test_issuers_are_kept_with_the_attributes_of_the_standard(tmp_path) -> None:
     item = encoded({0x00080005: (CS, b"ISO_IR 144"), 0x00400031: (b"UT", "Юг".encode("iso8859-5"))} | PRIVATE)
     paths = raw_series.write(tmp_path, {"IssuerOfPatientIDQualifiersSequence": sequence(item)})
     for result in (*results(paths), *notice(paths)):
@@ -256,7 +256,7 @@ VALUES = st.one_of(
 @example(changes={"SpecificCharacterSet": (b"SQ", b"\0")})  # pydicom raises OSError
 @given(st.dictionaries(st.sampled_from(FAULTY), st.one_of(st.none(), VALUES, st.tuples(VRS, VALUES)), max_size=3))
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_stands_in_a_header_there_are_results_with_its_names_or_a_refusal(tmp_path, changes) -> None:
+def test_any_header_gives_results_with_its_names_or_a_refusal(tmp_path, changes) -> None:
     paths = raw_series.write(tmp_path, changes)
     elements = changed(plane_elements(0), changes)
     for make in (results, notice):
@@ -269,7 +269,7 @@ def test_whatever_stands_in_a_header_there_are_results_with_its_names_or_a_refus
 
 
 def escaped(*parts: tuple[bytes, str, str]) -> bytes:
-    """Parts of text, each behind the escape sequence of its character set (PS3.3 tables C.12-3 and C.12-4)."""
+    """Parts of text, each after the escape sequence of its character set (PS3.3 tables C.12-3 and C.12-4)."""
     return b"".join(escape + text.encode(codec) for escape, text, codec in parts)
 
 
@@ -313,7 +313,7 @@ CHARACTER_SETS: list[tuple[bytes | None, bytes, str]] = [
     (b"\\ISO 2022 IR 149", b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7", "Hong, Gildong"),
     (b"\\ISO 2022 IR 58", b"Zhang^XiaoDong=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1\xb6\xab=", "Zhang, XiaoDong"),
     (b"ISO 2022 IR 87", b"\x1b$B;3ED\x1b(B", IN_HEADER),
-    # bytes that nobody can be sure to read are never shown as letters
+    # bytes that cannot be decoded with certainty are never shown as letters
     (None, b"M\xfcller^J", IN_HEADER),
     (b"ISO_IR 6", b"M\xfcller^J", IN_HEADER),
     (b"ISO_IR 999", b"M\xfcller^J", IN_HEADER),
@@ -328,7 +328,7 @@ CHARACTER_SETS: list[tuple[bytes | None, bytes, str]] = [
 ]
 
 
-def test_every_character_set_that_can_be_read_is_tried() -> None:
+def test_every_supported_character_set_is_tested() -> None:
     tried = {term.decode() for terms, _, _ in CHARACTER_SETS for term in (terms or b"").split(b"\\")}
     assert python_encoding.keys() <= tried
 
@@ -336,7 +336,7 @@ def test_every_character_set_that_can_be_read_is_tried() -> None:
 @pytest.mark.parametrize(
     ("terms", "name", "shown"), CHARACTER_SETS, ids=[f"{n} {terms}" for n, (terms, *_) in enumerate(CHARACTER_SETS)]
 )
-def test_names_in_every_character_set(tmp_path, terms, name, shown) -> None:
+def test_names_are_copied_and_drawn_in_every_character_set(tmp_path, terms, name, shown) -> None:
     changes = {"SpecificCharacterSet": terms} | dict.fromkeys(("PatientName", "ReferringPhysicianName"), name)
     changes |= dict.fromkeys(("PatientID", "OtherPatientNames", "AccessionNumber"), name)
     paths = raw_series.write(tmp_path, changes)
@@ -348,7 +348,7 @@ def test_names_in_every_character_set(tmp_path, terms, name, shown) -> None:
 
 
 def stated(dataset: Dataset) -> list[str]:
-    """The terms of Specific Character Set; of none and an empty one the same is to be understood."""
+    """The terms of Specific Character Set; absent and empty mean the same."""
     value = dataset.get("SpecificCharacterSet") or ""
     return [value] if isinstance(value, str) else value
 
@@ -357,14 +357,14 @@ def stated(dataset: Dataset) -> list[str]:
     ("terms", "name"),
     [(b"ISO_IR 100", "Müller".encode("latin-1")), (b"GB18030", "王^小东".encode("gb18030")), (b"?", b"$\\alpha$ \x1b")],
 )
-def test_pages_are_made_of_every_patient(tmp_path, terms, name) -> None:
+def test_pages_are_made_for_every_patient(tmp_path, terms, name) -> None:
     changes = {"SpecificCharacterSet": terms, "PatientName": name, "StudyDescription": name, "AccessionNumber": name}
     made = results(raw_series.write(tmp_path, changes), EVERYTHING)
     assert {result.kind for result in made} == set(ResultKind) - {ResultKind.NOTICE}
     refuse_other_names(made, changed(plane_elements(0), changes))
 
 
-def test_the_same_bytes_in_two_character_sets_are_two_patients(tmp_path) -> None:
+def test_same_bytes_in_two_character_sets_are_two_patients(tmp_path) -> None:
     name = "Müller".encode("latin-1")
     paths = raw_series.write(tmp_path, {"PatientName": name})
     other = changed(plane_elements(1), {"PatientName": name, "SpecificCharacterSet": b"ISO_IR 144"})
@@ -374,7 +374,7 @@ def test_the_same_bytes_in_two_character_sets_are_two_patients(tmp_path) -> None
             make(paths)
 
 
-def test_one_patient_may_come_in_two_character_sets_as_long_as_no_letter_depends_on_it(tmp_path) -> None:
+def test_character_sets_may_differ_if_no_letter_depends_on_them(tmp_path) -> None:
     paths = raw_series.write(tmp_path, {})
     paths[1].write_bytes(raw_series.part10(changed(plane_elements(1), {"SpecificCharacterSet": b"ISO_IR 192"})))
     assert results(paths)
@@ -382,14 +382,14 @@ def test_one_patient_may_come_in_two_character_sets_as_long_as_no_letter_depends
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex"])
-def test_of_two_patients_there_is_no_notice(tmp_path, keyword) -> None:
+def test_two_patients_in_one_series_get_no_notice(tmp_path, keyword) -> None:
     paths = raw_series.write(tmp_path, {})
     paths[2].write_bytes(raw_series.part10(changed(plane_elements(2), {keyword: None})))
     with pytest.raises(IdentityConflict, match="differs: 2 values"):
         name_series([instance.header for instance in raw_series.read(paths).instances])
 
 
-# ---- a checker that knows the standard
+# ---- a checker of the standard
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_of_two_patients_there_is_no_notice(tmp_path, keyword) -> None:
         "private sequence in the issuer",
     ],
 )
-def test_no_fault_of_a_header_makes_an_object_that_dciodvfy_objects_to(tmp_path, name) -> None:
+def test_no_header_fault_leads_to_an_object_that_dciodvfy_rejects(tmp_path, name) -> None:
     paths = raw_series.write(tmp_path, SOUND[name])
     for number, result in enumerate((*results(paths), *notice(paths))):
         if result.kind is ResultKind.LABELMAP:
@@ -436,12 +436,12 @@ def test_no_fault_of_a_header_makes_an_object_that_dciodvfy_objects_to(tmp_path,
         (np.zeros((5, 12, 16), np.uint8), {1: ""}, "label 1 has no name"),
     ],
 )
-def test_labels_that_fit_nothing_cannot_be_made(labels_zyx, names, said) -> None:
+def test_inconsistent_labels_cannot_be_created(labels_zyx, names, said) -> None:
     with pytest.raises(InvalidValueError, match=said):
         Segmentation(labels_zyx, geometry(), names, MODEL)
 
 
-def test_a_label_without_name_is_refused_where_it_is_found() -> None:
+def test_label_without_name_is_refused_where_it_is_found() -> None:
     source = reconstruction()
     labels_zyx = asymmetric_labels(source.source.geometry.shape_zyx, [1, 3, 5])
     labels = segmentation(source.source.geometry, NAMES, labels_zyx)
@@ -457,20 +457,20 @@ def test_labels_of_another_grid_are_refused() -> None:
 
 
 @pytest.mark.parametrize("names", [{1: "liver", 2: "phlogiston"}, {1: "phlogiston"}], ids=["absent", "present"])
-def test_a_structure_that_the_catalogue_does_not_know_is_refused_by_name(names) -> None:
+def test_structure_unknown_to_the_catalogue_is_refused_by_name(names) -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, names, asymmetric_labels(source.source.geometry.shape_zyx, [1]))
     with pytest.raises(EncodingError, match="has no structure named 'phlogiston'"):
         encode(source, labels, measure(source.source, labels), CONTEXT)
 
 
-def test_a_structure_without_codes_is_no_structure() -> None:
+def test_structure_without_codes_cannot_be_created() -> None:
     row = {"name": "phlogiston", "type_code": "", "type_scheme": "SCT", "type_meaning": "Phlogiston"}
     with pytest.raises(UnknownStructureError, match="phlogiston has no type code"):
         _required_code(row, "type")
 
 
-# ---- what destinations ask for
+# ---- requests of destinations
 
 SETTINGS = Settings(
     models={"tissue": TissueModelSettings(kind="tissue")},
@@ -487,7 +487,7 @@ ANYTHING = st.recursive(
     value=ANYTHING
     | st.lists(st.fixed_dictionaries({"to": st.just("pacs")}, optional=dict.fromkeys(OPTIONS, ANYTHING)), max_size=2)
 )
-def test_whatever_is_asked_for_is_understood_or_refused_with_its_place(value, tmp_path_factory) -> None:
+def test_any_request_is_accepted_or_refused_with_its_location(value, tmp_path_factory) -> None:
     rules_file = tmp_path_factory.mktemp("rules") / "rules.yaml"
     rule = {"name": "r", "model": "tissue", "when": [], "destinations": value}
     rules_file.write_text(json.dumps({"rules": [rule]}))

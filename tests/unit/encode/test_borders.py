@@ -1,4 +1,4 @@
-"""What leaves the room is an error of ours that shows no value, or too little memory, which may pass."""
+"""Every exception that leaves the room is an error of ours that shows no value, or a lack of memory."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def fail_with(monkeypatch, room, error):
     return call
 
 
-def test_a_library_s_error_is_repeated_by_its_type_alone(monkeypatch, room):
+def test_error_of_a_library_is_reported_by_its_type_alone(monkeypatch, room):
     with pytest.raises(EncodingError) as refusal:
         fail_with(monkeypatch, room, ValueError("Value 'Doe^Jane' is not allowed"))()
     assert str(refusal.value).startswith("unexpected ValueError while building the ")
 
 
-def test_too_little_memory_stays_what_it_is(monkeypatch, room):
+def test_lack_of_memory_is_passed_on_unchanged(monkeypatch, room):
     with pytest.raises(MemoryError):
         fail_with(monkeypatch, room, MemoryError())()
 
 
-def test_so_it_does_where_a_file_is_written():
+def test_lack_of_memory_while_writing_a_file_is_passed_on_unchanged():
     class Full:
         def get(self, _):
             return "SEG"

@@ -1,4 +1,4 @@
-"""A run that deviated from its plan says so in its results, under UIDs of its own; a regular run changes nothing."""
+"""A run that deviated from its plan says so in its results, under separate UIDs; a regular run changes nothing."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def comments(dataset: Dataset) -> list[str]:
 
 
 @pytest.mark.parametrize("notes", [(), (RunNote("the model was loaded again"),)], ids=["as planned", "same answer"])
-def test_a_report_that_changes_no_answer_changes_no_byte(notes, unreported) -> None:
+def test_run_report_without_deviation_changes_no_byte(notes, unreported) -> None:
     made = results(*notes)
     assert {kind: bytes(result.content) for kind, result in made.items()} == {
         kind: bytes(result.content) for kind, result in unreported.items()
     }
 
 
-def test_what_changed_the_answer_stands_in_every_result(unreported) -> None:
+def test_deviation_that_changed_the_labels_is_stated_in_every_result(unreported) -> None:
     made = results(RunNote("the model was loaded again"), FALL_BACK, FALL_BACK)
     assert comments(made[ResultKind.REPORT].dataset).count(SAID) == 1
     assert made[ResultKind.SEGMENTATION].dataset.ImageComments.count(SAID) == 1
@@ -67,7 +67,7 @@ def test_what_changed_the_answer_stands_in_every_result(unreported) -> None:
     assert made.keys() == unreported.keys()
 
 
-def test_other_voxels_have_other_uids(unreported) -> None:
+def test_changed_voxels_have_other_uids(unreported) -> None:
     made, again = results(FALL_BACK), results(FALL_BACK)
     other = results(RunNote("the GPU was lost, the CPU computed in its place", changes_answer=True))
     for kind, result in made.items():

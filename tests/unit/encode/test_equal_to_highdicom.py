@@ -1,4 +1,4 @@
-"""What we write as bytes is what highdicom makes of the whole label map and of every group, to the last byte."""
+"""What we write as bytes equals highdicom's output for the whole label map and for every group, byte for byte."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_
 
 
 class Pair:
-    """The results of one run as we write them, and as highdicom alone makes them."""
+    """The results of one run as we write them, and as made by highdicom alone."""
 
     def __init__(self, source: Reconstruction, labels: Segmentation, measurements: Measurements | None = None) -> None:
         measurements = measurements or measured(source, labels)
@@ -78,14 +78,14 @@ def numbers(labels_zyx: np.ndarray, segments: tuple[Segment, ...]) -> np.ndarray
 
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name != "one voxel"])
-def test_on_every_grid(name: str) -> None:
+def test_results_equal_highdicoms_on_every_grid(name: str) -> None:
     grid, multi_frame = GRIDS[name]
     pair = Pair(reconstruction(grid, multi_frame=multi_frame), segmentation(grid, NAMES))
     assert pair.ours == pair.highdicom
 
 
 @pytest.mark.parametrize("name", ["axial", "one plane", "multi-frame"])
-def test_with_a_single_structure(name: str) -> None:
+def test_results_equal_highdicoms_for_a_single_structure(name: str) -> None:
     grid, multi_frame = GRIDS[name]
     labels_zyx = np.zeros(grid.shape_zyx)
     labels_zyx[::2, 2:5, 3:9] = 201
@@ -94,8 +94,8 @@ def test_with_a_single_structure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prone", "feet first", "oblique", "tilted", "multi-frame"])
-def test_with_structures_that_are_not_there_and_planes_without_any(name: str) -> None:
-    """Numbers of segments are then other than labels, and indices of positions other than those of planes."""
+def test_results_equal_highdicoms_with_absent_structures_and_empty_planes(name: str) -> None:
+    """Segment numbers then differ from labels, and position indices from plane indices."""
     grid, multi_frame = GRIDS[name]
     labels_zyx = np.zeros(grid.shape_zyx)
     labels_zyx[[1, 4], 2:5, 3:9] = 7
@@ -106,7 +106,7 @@ def test_with_structures_that_are_not_there_and_planes_without_any(name: str) ->
 
 @settings(max_examples=12, deadline=timedelta(seconds=10))
 @given(st.data())
-def test_of_any_label_map(data: st.DataObject) -> None:
+def test_results_equal_highdicoms_for_any_label_map(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 5), st.integers(3, 9), st.integers(3, 9)))
     labels_zyx = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, *NAMES])))
     assume(labels_zyx.any())
@@ -117,7 +117,7 @@ def test_of_any_label_map(data: st.DataObject) -> None:
     assert pair.ours == pair.highdicom
 
 
-def test_with_all_structures_of_the_catalogue() -> None:
+def test_results_equal_highdicoms_for_all_structures_of_the_catalogue() -> None:
     names = {
         label: name for label, name in enumerate((structure.name for structure in STRUCTURES), start=1) if label < 256
     }
@@ -131,7 +131,7 @@ def test_with_all_structures_of_the_catalogue() -> None:
 @pytest.mark.parametrize("ibsi_codes", [False, True])
 @pytest.mark.parametrize("refers", [False, True])
 @pytest.mark.parametrize("with_shape", [False, True])
-def test_reports_of_every_kind(*, ibsi_codes: bool, refers: bool, with_shape: bool) -> None:
+def test_reports_of_every_kind_equal_highdicoms(*, ibsi_codes: bool, refers: bool, with_shape: bool) -> None:
     grid = geometry((4, 12, 16))
     source, labels = reconstruction(grid), segmentation(grid, NAMES)
     measurements = measure(source.source, labels, with_shape=with_shape)
@@ -148,7 +148,9 @@ def test_reports_of_every_kind(*, ibsi_codes: bool, refers: bool, with_shape: bo
 
 @settings(max_examples=10, deadline=timedelta(seconds=10))
 @given(st.lists(st.tuples(*[st.floats(-1e300, 1e300)] * 5, st.booleans()), min_size=2, max_size=2))
-def test_of_any_finite_measurement(drawn: list[tuple[float, float, float, float, float, bool]]) -> None:
+def test_reports_equal_highdicoms_for_any_finite_measurement(
+    drawn: list[tuple[float, float, float, float, float, bool]],
+) -> None:
     grid = geometry((4, 12, 16))
     labels = segmentation(grid, {3: NAMES[3], 201: NAMES[201]})
     source = reconstruction(grid)

@@ -21,7 +21,7 @@ runs = st.builds(
 
 
 @given(runs, texts)
-def test_a_derived_uid_is_valid_and_the_same_every_time(run: RunIdentity, kind: str) -> None:
+def test_derived_uid_is_valid_and_repeatable(run: RunIdentity, kind: str) -> None:
     uid = run.uid(kind)
     assert UID(uid).is_valid
     assert len(uid) <= 64
@@ -30,7 +30,7 @@ def test_a_derived_uid_is_valid_and_the_same_every_time(run: RunIdentity, kind: 
 
 
 @given(runs, texts, texts)
-def test_any_change_makes_another_uid(run: RunIdentity, kind: str, change: str) -> None:
+def test_any_change_gives_another_uid(run: RunIdentity, kind: str, change: str) -> None:
     model = run.model
     others = [
         replace(run, source_series_uid=run.source_series_uid + change),
@@ -46,7 +46,7 @@ def test_any_change_makes_another_uid(run: RunIdentity, kind: str, change: str) 
 
 
 @given(st.lists(texts, min_size=1, max_size=4), st.data())
-def test_parts_are_not_merely_joined(parts: list[str], data: st.DataObject) -> None:
+def test_boundaries_between_parts_count(parts: list[str], data: st.DataObject) -> None:
     """("a", "bc") and ("ab", "c") are different runs."""
     joined = "".join(parts)
     cut = data.draw(st.integers(0, len(joined)))
@@ -55,22 +55,22 @@ def test_parts_are_not_merely_joined(parts: list[str], data: st.DataObject) -> N
 
 
 @given(models, texts)
-def test_another_version_of_a_model_is_another_device(model: ModelIdentity, change: str) -> None:
+def test_new_model_version_is_another_device(model: ModelIdentity, change: str) -> None:
     newer = replace(model, version=model.version + change)
     assert algorithm_device_uid("2.25.1", model) != algorithm_device_uid("2.25.1", newer)
     assert algorithm_device_uid("2.25.1", model) != algorithm_device_uid("2.25.2", model)
 
 
-def test_another_version_of_the_node_makes_other_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They say in Software Versions that they do, so that they are not the same."""
+def test_new_node_version_gives_other_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects state the version in Software Versions, so they are not identical."""
     run = RunIdentity("1.2.3", "ab", ModelIdentity("m", "1", "cd", "nnU-Net"), 1)
     before = run.uid("SEG series")
     monkeypatch.setattr("dicom_node.encode.identity.__version__", "0.1.0-after")
     assert run.uid("SEG series") != before
 
 
-def test_the_derivation_of_a_version_never_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that derived others would send every result a second time."""
+def test_uid_derivation_of_a_version_never_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that derived other UIDs would send every result a second time."""
     monkeypatch.setattr("dicom_node.encode.identity.__version__", "0.1.0")
     run = RunIdentity("1.2.3", "ab", ModelIdentity("m", "1", "cd", "nnU-Net"), 1)
     assert run.uid("SEG series") == "2.25.196740313404881304983980805687695071254"

@@ -31,7 +31,7 @@ def model(name: str, intended_use: str = MODEL.intended_use) -> ModelIdentity:
 
 
 @given(st.text(min_size=1, max_size=200), st.text(min_size=1, max_size=200))
-def test_texts_are_valid_for_their_vr_whatever_the_model_is_called(name: str, use: str) -> None:
+def test_texts_are_valid_for_their_vr_for_any_model_name(name: str, use: str) -> None:
     named = model(name, use)
     for text in (series_description(named, "segmentation"), content_creator_name(named)):
         assert len(text) <= 64
@@ -43,21 +43,21 @@ def test_texts_are_valid_for_their_vr_whatever_the_model_is_called(name: str, us
 
 
 @given(st.text(min_size=1, max_size=100))
-def test_no_name_is_long_enough_to_push_the_intended_use_out(name: str) -> None:
+def test_long_names_never_displace_the_intended_use(name: str) -> None:
     assert "Research use only" in series_description(model(name), "segmentation")
 
 
-def test_series_description_of_a_short_name_has_the_whole_intended_use() -> None:
+def test_series_description_with_a_short_name_has_the_full_intended_use() -> None:
     assert series_description(model("demo"), "measurements") == (
         "demo measurements - Research use only - not for clinical use"
     )
 
 
-def test_no_intended_use_hides_that_the_node_is_research_software() -> None:
+def test_every_intended_use_is_shown_with_research_software() -> None:
     assert "research software" in " ".join(statements(CONTEXT, model("demo", "Liver volumetry"), 40, ()))
 
 
-def test_the_demo_model_is_called_a_demonstration_wherever_only_few_characters_fit() -> None:
+def test_demo_model_is_called_a_demonstration_even_in_short_texts() -> None:
     root = Path(__file__).parents[3]
     for file in (root / "config" / "node.yaml", root / "deploy" / "compose" / "node.yaml"):
         settings = load_settings(file).models["phantom_demo_104"]
@@ -68,18 +68,18 @@ def test_the_demo_model_is_called_a_demonstration_wherever_only_few_characters_f
             assert series_description(demo, "segmentation") == f"{name} segmentation - Demonstration only"
 
 
-def test_content_label_is_a_code_string_of_whole_words() -> None:
+def test_content_label_is_a_code_string_of_complete_words() -> None:
     assert content_label(model("demo")) == "RESEARCH USE"
     assert content_label(model("demo", "Für Forschung")) == "FUR FORSCHUNG"
     assert content_label(model("demo", "Donaudampfschifffahrtsgesellschaft")) == "DONAUDAMPFSCHIFF"
     assert content_label(model("demo", "研究")) == "UNSPECIFIED USE"
 
 
-def test_plain_text_folds_accents_and_drops_what_no_character_set_shares() -> None:
+def test_plain_text_removes_accents_and_characters_outside_ascii() -> None:
     assert plain("Röhre\\Ä\n\x1b[31m中 x", 64) == "Rohre A [31m x"
 
 
-def test_statements_say_research_use_revision_and_why_the_series_was_complete() -> None:
+def test_statements_contain_research_use_revision_and_completeness() -> None:
     context = replace(CONTEXT, revision=2, completion_reason="hard limit, 40 of 44 images")
     said = " ".join(statements(context, MODEL, 40, ("gantry tilt of 18.0 degrees",)))
     assert said.startswith("Research use only - not for clinical use.")
@@ -87,7 +87,7 @@ def test_statements_say_research_use_revision_and_why_the_series_was_complete() 
         assert part in said
 
 
-def test_the_run_is_dated_in_the_time_zone_of_the_study() -> None:
+def test_run_is_dated_in_the_time_zone_of_the_study() -> None:
     def set_zone(header) -> None:
         header.TimezoneOffsetFromUTC = "-0330"
 
@@ -115,8 +115,8 @@ def test_results_sort_next_to_their_source_series() -> None:
     assert max(numbers(series_number=21_473)) < 2**31
 
 
-def test_an_intended_use_is_whole_or_its_first_clause() -> None:
-    """Cut in the middle, "not for clinical use" would say something else."""
+def test_intended_use_is_complete_or_its_first_clause() -> None:
+    """Truncated in the middle, "not for clinical use" could mean the opposite."""
     use = "Demonstration only - trained on synthetic phantoms, not for clinical use"
     assert intended_use(replace(MODEL, intended_use=use)) == "Demonstration only"
     assert intended_use(replace(MODEL, intended_use=use), limit=80) == use

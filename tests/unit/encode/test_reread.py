@@ -1,4 +1,4 @@
-"""The last look before a result counts must see what it is there for: each test damages one thing."""
+"""The final check of a result must detect the faults it is made for: each test damages one thing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def content(dataset: Dataset) -> memoryview:
     return memoryview(file_of(dataset))
 
 
-def test_nothing_damaged_nothing_refused(run) -> None:
+def test_undamaged_result_is_accepted(run) -> None:
     seg, sr, labels, segments, source = run
     refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
     refuse_other_measurements(content(sr), findings(segments, seg))
@@ -50,7 +50,7 @@ def test_nothing_damaged_nothing_refused(run) -> None:
         refuse_other_identity(dataset, source)
 
 
-def test_a_single_flipped_bit_is_seen(run) -> None:
+def test_single_flipped_bit_is_detected(run) -> None:
     seg, _, labels, segments, source = run
     pixels = bytearray(seg.PixelData)
     pixels[3] ^= 0x10
@@ -59,7 +59,7 @@ def test_a_single_flipped_bit_is_seen(run) -> None:
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_frames_in_another_order_are_seen(run) -> None:
+def test_reordered_frames_are_detected(run) -> None:
     seg, _, labels, segments, source = run
     groups = seg.PerFrameFunctionalGroupsSequence
     groups[0].DerivationImageSequence, groups[1].DerivationImageSequence = (
@@ -70,7 +70,7 @@ def test_frames_in_another_order_are_seen(run) -> None:
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_left_and_right_exchanged_are_seen(run) -> None:
+def test_swapped_left_and_right_are_detected(run) -> None:
     seg, _, labels, segments, source = run
     left, right = segments
     exchanged = (replace(left, label=right.label), replace(right, label=left.label))
@@ -79,7 +79,7 @@ def test_left_and_right_exchanged_are_seen(run) -> None:
     assert np.any(labels.labels_zyx)
 
 
-def test_a_frame_that_comes_twice_is_seen(run) -> None:
+def test_duplicate_frame_is_detected(run) -> None:
     seg, _, labels, segments, source = run
     groups = seg.PerFrameFunctionalGroupsSequence
     groups[1] = groups[0]
@@ -87,13 +87,13 @@ def test_a_frame_that_comes_twice_is_seen(run) -> None:
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_a_file_that_ends_early_is_seen(run) -> None:
+def test_truncated_file_is_detected(run) -> None:
     seg, _, labels, segments, source = run
     with pytest.raises(EncodingError, match=r"element \(7FE0,0010\) of 96 bytes extends beyond the end"):
         refuse_other_labels(content(seg)[:-1], labels.labels_zyx, segments, source)
 
 
-def test_a_pixel_behind_the_last_frame_is_seen() -> None:
+def test_pixel_after_the_last_frame_is_detected() -> None:
     grid = geometry((1, 3, 3))
     labels = segmentation(grid, NAMES, np.ones(grid.shape_zyx))
     reconstructed = reconstruction(grid)
@@ -111,7 +111,7 @@ def test_a_pixel_behind_the_last_frame_is_seen() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["SegmentNumber", "SegmentLabel", "TrackingUID"])
-def test_segments_that_change_names_are_seen(run, keyword: str) -> None:
+def test_swapped_segment_names_are_detected(run, keyword: str) -> None:
     seg, _, labels, segments, source = run
     left, right = seg.SegmentSequence
     own = left[keyword].value
@@ -122,7 +122,7 @@ def test_segments_that_change_names_are_seen(run, keyword: str) -> None:
 
 
 @pytest.mark.parametrize(("keyword", "value"), [("NumberOfFrames", 7), ("Rows", 16), ("Columns", 12)])
-def test_another_size_is_seen(run, keyword: str, value: int) -> None:
+def test_changed_size_is_detected(run, keyword: str, value: int) -> None:
     seg, _, labels, segments, source = run
     assert seg[keyword].value != value
     seg[keyword].value = value
@@ -130,7 +130,7 @@ def test_another_size_is_seen(run, keyword: str, value: int) -> None:
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_another_spacing_or_orientation_is_seen(run) -> None:
+def test_changed_spacing_or_orientation_is_detected(run) -> None:
     seg, _, labels, segments, source = run
     (shared,) = seg.SharedFunctionalGroupsSequence
     measures, orientation = shared.PixelMeasuresSequence[0], shared.PlaneOrientationSequence[0]
@@ -145,14 +145,14 @@ def test_another_spacing_or_orientation_is_seen(run) -> None:
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_a_missing_frame_is_seen(run) -> None:
+def test_missing_frame_is_detected(run) -> None:
     seg, _, labels, segments, source = run
     del seg.PerFrameFunctionalGroupsSequence[-1]
     with pytest.raises(EncodingError, match=r"states \(4, 12, 16\) frames, rows, columns, expected \(3, 12, 16\)"):
         refuse_other_labels(content(seg), labels.labels_zyx, segments, source)
 
 
-def test_another_patient_is_seen_and_not_named(run) -> None:
+def test_changed_patient_is_detected_and_not_named(run) -> None:
     seg, _, _, _, source = run
     seg.PatientID = "P-4712"
     with pytest.raises(EncodingError, match="Patient ID was not written as it was received") as refused:
@@ -160,14 +160,14 @@ def test_another_patient_is_seen_and_not_named(run) -> None:
     assert "471" not in str(refused.value)
 
 
-def test_another_frame_of_reference_is_seen(run) -> None:
+def test_changed_frame_of_reference_is_detected(run) -> None:
     seg, _, _, _, source = run
     seg.FrameOfReferenceUID = "1.2.3"
     with pytest.raises(EncodingError, match="Frame of Reference UID"):
         refuse_other_identity(seg, source)
 
 
-def test_a_report_on_another_segmentation_is_seen(run) -> None:
+def test_report_on_another_segmentation_is_detected(run) -> None:
     seg, sr, _, segments, _ = run
     seg.SOPInstanceUID = "1.2.3"
     with pytest.raises(EncodingError, match="measurement groups"):

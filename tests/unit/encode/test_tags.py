@@ -1,4 +1,4 @@
-"""Every tag has the value that the data dictionary gives its keyword."""
+"""Every tag has the value of its keyword in the data dictionary."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ NAMES = [name for name in vars(tags) if name.isupper()]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "FILE_META_GROUP_LENGTH"])
-def test_a_tag_is_that_of_its_keyword(name: str) -> None:
+def test_tag_matches_its_keyword(name: str) -> None:
     assert name.replace("_", "") == keyword_for_tag(getattr(tags, name)).removesuffix("Sequence").upper()
 
 
-def test_the_group_length_of_the_file_meta_information() -> None:
+def test_group_length_of_the_file_meta_information() -> None:
     assert keyword_for_tag(tags.FILE_META_GROUP_LENGTH) == "FileMetaInformationGroupLength"

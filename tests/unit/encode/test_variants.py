@@ -1,4 +1,4 @@
-"""What each destination gets: every object once, each report on the segmentations of its own readers."""
+"""What each destination gets: every object once, and each report refers to the segmentations of its own readers."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def voxels_of(seg: EncodedResult) -> dict[str, np.ndarray]:
     return {name: numbers == number for number, name in enumerate(names_of(seg), start=1)}
 
 
-def test_without_destinations_the_default_is_made_for_nobody() -> None:
+def test_without_destinations_the_default_results_are_made() -> None:
     found = results()
     assert [(result.kind, result.destinations) for result in found] == [
         (ResultKind.SEGMENTATION, ()),
@@ -79,7 +79,7 @@ def test_without_destinations_the_default_is_made_for_nobody() -> None:
     assert [result.sop_instance_uid for result in named] == [result.sop_instance_uid for result in found]
 
 
-def test_what_several_want_is_made_once() -> None:
+def test_results_requested_by_several_destinations_are_made_once() -> None:
     found = results(
         {
             "pacs": ResultRequest(),
@@ -107,10 +107,12 @@ requests = st.builds(
 )
 
 
-# not shrunk: that would take minutes
+# not shrunk, which would take minutes
 @settings(max_examples=15, deadline=timedelta(seconds=20), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.dictionaries(st.sampled_from(["a", "b", "c"]), requests, min_size=1), st.data())
-def test_whatever_is_asked_for_each_reader_gets_a_whole(asked: dict[str, ResultRequest], data: st.DataObject) -> None:
+def test_for_any_request_each_destination_gets_a_consistent_set(
+    asked: dict[str, ResultRequest], data: st.DataObject
+) -> None:
     labels_zyx = data.draw(arrays(np.uint8, GRID.shape_zyx, elements=st.sampled_from([0, *NAMES]), fill=st.just(0)))
     assume(labels_zyx.any())
     labels = segmentation(GRID, NAMES, labels_zyx)
@@ -163,7 +165,7 @@ def test_whatever_is_asked_for_each_reader_gets_a_whole(asked: dict[str, ResultR
 
 
 def revised(first: dict[str, ResultRequest], then: dict[str, ResultRequest]) -> tuple[EncodedResult, ...]:
-    """The results of the second revision, which each destination got after those of the first."""
+    """The results of the second revision, sent to each destination after those of the first."""
     measurements = measured(SOURCE, LABELS)
     before = encode(SOURCE, LABELS, measurements, CONTEXT, first)
     earlier = {
@@ -177,7 +179,7 @@ def revised(first: dict[str, ResultRequest], then: dict[str, ResultRequest]) -> 
     return encode(SOURCE, LABELS, measurements, context, then)
 
 
-def test_reports_on_segmentations_that_replace_others_are_others() -> None:
+def test_reports_of_a_new_revision_refer_to_its_segmentations() -> None:
     requests = {"a": ResultRequest(SegmentationForm.BOTH), "b": ResultRequest()}
     found = revised(requests, requests)
     for name in requests:
@@ -190,7 +192,7 @@ def test_reports_on_segmentations_that_replace_others_are_others() -> None:
 
 @settings(max_examples=8, deadline=timedelta(seconds=30), phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.data())
-def test_no_two_results_share_a_uid_whatever_each_destination_had_before(data: st.DataObject) -> None:
+def test_no_two_results_share_a_uid_whatever_destinations_had_before(data: st.DataObject) -> None:
     several = st.dictionaries(st.sampled_from(["a", "b", "c"]), requests, min_size=2)
     assert_no_two_share_a_uid(revised(data.draw(several), data.draw(several)))
 
@@ -200,7 +202,7 @@ def assert_no_two_share_a_uid(found: tuple[EncodedResult, ...]) -> None:
     assert len({result.series_instance_uid for result in found}) == len(found)
 
 
-def test_a_split_has_a_series_for_each_group_that_was_found() -> None:
+def test_split_segmentation_has_a_series_for_each_group_found() -> None:
     segs = one(ResultRequest(split_by_group=True), ResultKind.SEGMENTATION)
     assert [names_of(seg) for seg in segs] == [
         ["kidney_left", "kidney_right", "liver"],
@@ -216,7 +218,7 @@ def test_a_split_has_a_series_for_each_group_that_was_found() -> None:
     ]
 
 
-def test_a_filter_is_stated_and_limits_what_is_said_not_to_be_found() -> None:
+def test_filter_is_stated_and_limits_the_structures_listed_as_not_found() -> None:
     labels_zyx = LABELS.labels_zyx.copy()
     labels_zyx[np.isin(labels_zyx, [9, 201])] = 0
     seg, sr = one(ResultRequest(structures=("organ",)), labels=segmentation(GRID, NAMES, labels_zyx))
@@ -227,14 +229,14 @@ def test_a_filter_is_stated_and_limits_what_is_said_not_to_be_found() -> None:
     assert "Searched for but not found: liver." in said
 
 
-def test_a_filter_that_matches_nothing_gives_a_report_alone_that_says_so() -> None:
+def test_filter_without_a_match_gives_only_a_report_that_says_so() -> None:
     (sr,) = one(ResultRequest(structures=("spleen",)))
     assert sr.kind is ResultKind.REPORT
     said = [item.TextValue for item in sr.dataset.ContentSequence[-1].ContentSequence if "TextValue" in item]
     assert "Analysis complete; none of the target structures was found." in said
 
 
-def test_a_report_for_a_reader_without_segmentation_refers_to_none() -> None:
+def test_report_for_a_destination_without_segmentation_refers_to_none() -> None:
     (sr,) = one(ResultRequest(SegmentationForm.NONE))
     report = highdicom.sr.Comprehensive3DSR.from_dataset(sr.dataset)
     groups = report.content.get_image_measurement_groups()
@@ -243,7 +245,7 @@ def test_a_report_for_a_reader_without_segmentation_refers_to_none() -> None:
     assert [series for _, series in report.get_evidence_series()] == [SOURCE.headers[0].SeriesInstanceUID]
 
 
-def test_the_same_structure_has_one_tracking_uid_in_everything_a_run_makes() -> None:
+def test_structure_has_the_same_tracking_uid_in_all_results_of_a_run() -> None:
     found = results({"a": ResultRequest(SegmentationForm.BOTH, split_by_group=True), "b": ResultRequest()})
     uids: dict[str, set[str]] = {}
     for seg in found:
@@ -255,12 +257,12 @@ def test_the_same_structure_has_one_tracking_uid_in_everything_a_run_makes() -> 
     assert all(len(found) == 1 for found in uids.values())
 
 
-def test_a_destination_that_was_not_asked_is_refused_by_name() -> None:
+def test_destination_of_unknown_ability_is_refused_by_name() -> None:
     with pytest.raises(EncodingError, match="pacs has not been asked yet what it accepts"):
         results({"pacs": ResultRequest(SegmentationForm.AUTO)})
 
 
-def test_an_answer_settles_what_was_left_to_the_destination_alone() -> None:
+def test_ability_of_a_destination_decides_only_its_automatic_form() -> None:
     asked = ResultRequest(SegmentationForm.AUTO, split_by_group=True)
     assert asked.answered(accepts_labelmap=True) == replace(asked, segmentation=SegmentationForm.LABELMAP)
     assert asked.answered(accepts_labelmap=False) == replace(asked, segmentation=SegmentationForm.BINARY)
@@ -278,13 +280,13 @@ def test_an_answer_settles_what_was_left_to_the_destination_alone() -> None:
         {"segmentation": SegmentationForm.NONE, "report": False},
     ],
 )
-def test_a_request_that_contradicts_itself_cannot_be_made(options) -> None:
+def test_contradictory_request_cannot_be_created(options) -> None:
     with pytest.raises(ConfigurationError):
         ResultRequest(**options)
 
 
-def test_drawing_libraries_are_loaded_for_what_is_drawn_alone():
-    """The node starts, and encodes what it sends by default, without what costs longer to load than to encode."""
+def test_drawing_libraries_are_loaded_only_for_drawn_results():
+    """Starting and encoding the default results must not load libraries that take longer than the encoding."""
     program = (
         "import sys; import dicom_node.app.working; from dicom_node.types import ResultRequest\n"
         "from tests.unit.encode.test_variants import NAMES, results\n"

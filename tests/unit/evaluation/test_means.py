@@ -1,4 +1,4 @@
-"""Means of means and their intervals, against loops, and against how often an interval holds the true mean."""
+"""Means of means and their intervals, against loops, and the coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.statistics.bootstrap import draws
 
 
 def by_loop(scores):
-    """Of rows of scores, None where one does not count."""
+    """The mean of means over rows of scores; None marks a score that does not count."""
     means = []
     for column in zip(*scores, strict=True):
         counted = [each for each in column if not math.isnan(each)]
@@ -31,7 +31,7 @@ scores = arrays(
 
 @settings(max_examples=60, deadline=None)
 @given(scores, st.integers(0, 5))
-def test_mean_and_interval_are_those_of_loops_over_drawn_subjects(table, seed):
+def test_mean_and_interval_equal_loops_over_drawn_subjects(table, seed):
     drawn = draws(len(table), 100, seed)
     mean = mean_of_means(table, drawn)
     assert mean.value == pytest.approx(by_loop(table), nan_ok=True)
@@ -43,7 +43,7 @@ def test_mean_and_interval_are_those_of_loops_over_drawn_subjects(table, seed):
     assert (mean.low, mean.high) == pytest.approx(np.nanpercentile(resampled, (2.5, 97.5)))
 
 
-def test_each_draw_has_as_many_subjects_and_a_seed_repeats_it():
+def test_each_draw_has_the_number_of_subjects_and_is_repeatable_by_seed():
     drawn = draws(7, 50, 3)
     assert drawn.shape == (50, 7)
     assert (drawn.sum(axis=1) == 7).all()
@@ -51,8 +51,8 @@ def test_each_draw_has_as_many_subjects_and_a_seed_repeats_it():
     assert (drawn != draws(7, 50, 4)).any()
 
 
-def test_intervals_hold_the_true_mean_about_as_often_as_they_say():
-    """300 studies of 40 subjects whose scores of one subject belong together: 95 % of the intervals, +- 4 %."""
+def test_intervals_have_about_their_nominal_coverage():
+    """300 studies of 40 subjects with correlated scores within a subject: 95 % of the intervals, +- 4 %."""
     random = np.random.default_rng(1)
     held = 0
     for study in range(300):

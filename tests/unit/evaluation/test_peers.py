@@ -27,12 +27,12 @@ NAMES = {1: "spleen", 2: "liver", 3: "kidney_right", 4: "kidney_left"}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-"""surface-distance 0.1 calls functions of scipy by old names."""
+"""surface-distance 0.1 calls scipy functions by their old names."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def an_old_numpy():
-    """surface-distance 0.1 uses np.Inf, which numpy 2 has no more."""
+    """surface-distance 0.1 uses np.Inf, which numpy 2 removed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(np, "Inf", np.inf, raising=False)
         yield
@@ -44,7 +44,7 @@ def segmentation(labels_zyx, spacing_zyx, names=None):
 
 
 def reference(truth, found, spacing_zyx, tolerance_mm):
-    """Surface Dice and HD95 of two masks."""
+    """Surface Dice and HD95 of two masks by surface-distance."""
     distances = surface_distance.compute_surface_distances(truth, found, spacing_zyx)
     return (
         surface_distance.compute_surface_dice_at_tolerance(distances, tolerance_mm),
@@ -53,14 +53,14 @@ def reference(truth, found, spacing_zyx, tolerance_mm):
 
 
 def is_at_a_step(truth, found, spacing_zyx):
-    """Whether a share of exactly 95 % of an area is reached: the rounding of a sum decides which distance it has."""
+    """Whether the share of an area reaches exactly 95 %: rounding of the sum then decides which distance is taken."""
     distances = surface_distance.compute_surface_distances(truth, found, spacing_zyx)
     shares = [np.cumsum(distances[name]) / distances[name].sum() for name in ("surfel_areas_gt", "surfel_areas_pred")]
     return any(np.abs(each - 0.95).min(initial=1) < 1e-9 for each in shares)
 
 
 def check(truth_zyx, found_zyx, spacing_zyx, tolerance_mm, names=None):
-    """All structures of two label maps; returns how many there were."""
+    """Compare all structures of two label maps; return how many there were."""
     truth, found = (segmentation(each, spacing_zyx, names) for each in (truth_zyx, found_zyx))
     case = score_case(truth, found, tolerance_mm)
     scores = {each.name: each for each in case.counted("nnunet")}
@@ -96,14 +96,14 @@ def label_maps(draw):
 @given(label_maps(), spacings, st.sampled_from([0.5, 1.0, 1.5, 3.0, 3.5]))
 @example((np.zeros((3, 3, 3), np.uint8), np.ones((3, 3, 3), np.uint8)), (1.0, 1.0, 1.0), 3.0)
 @example((np.full((1, 1, 1), 2, np.uint8), np.full((1, 1, 1), 3, np.uint8)), (5.0, 0.5, 0.5), 3.0)
-def test_any_label_maps(maps, spacing, tolerance):
+def test_scores_of_any_label_maps_equal_the_reference(maps, spacing, tolerance):
     check(*maps, spacing, tolerance)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.data(), spacings)
-def test_structures_that_are_far_apart(data, spacing):
-    """Beyond what is looked at before the tree is asked."""
+def test_scores_of_distant_structures_equal_the_reference(data, spacing):
+    """Farther apart than the local search, so that the k-d tree is used."""
     maps = []
     for _ in range(2):
         labels = np.zeros((24, 30, 36), np.uint8)
@@ -116,7 +116,7 @@ def test_structures_that_are_far_apart(data, spacing):
 
 
 @pytest.mark.parametrize("spacing", [(4.0, 4.0, 4.0), (6.0, 3.0, 3.0)])
-def test_104_structures_of_a_phantom_moved_and_resampled(spacing):
+def test_scores_of_104_moved_and_resampled_structures_equal_the_reference(spacing):
     case = phantom(7, spacing[::-1])
     labels = case.truth.labels_zyx
     coarse = labels[::2, ::2, ::2].repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
@@ -127,14 +127,14 @@ def test_104_structures_of_a_phantom_moved_and_resampled(spacing):
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.5, 0.7, 3.1), (5.0, 0.73, 0.8)])
-def test_areas_of_all_256_neighbourhoods(spacing):
+def test_areas_of_all_256_neighbourhoods_equal_the_reference(spacing):
     expected = surface_distance.lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
     assert area_by_code(spacing) == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
 @given(label_maps())
-def test_dice_of_nnunet(tmp_path_factory, maps):
+def test_dice_equals_nnunets(tmp_path_factory, maps):
     folder = tmp_path_factory.mktemp("nnunet")
     files = [str(folder / f"{name}.nii.gz") for name in ("truth", "found")]
     for labels, file in zip(maps, files, strict=True):

@@ -1,4 +1,4 @@
-"""Scores against values worked out by hand; test_peers.py compares them with other packages."""
+"""Scores against values computed by hand; test_peers.py compares them with other packages."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ def _cube(first, size=10, shape=(30, 30, 30), label=1):
     return labels
 
 
-def test_equal_is_one():
+def test_equal_label_maps_score_one():
     case = _segmentation(_cube((5, 5, 5)))
     (score,) = score_case(case, case).structures
     assert (score.dice, score.surface_dice, score.truth_ml, score.found_ml) == (1.0, 1.0, 1.0, 1.0)
 
 
-def test_shifted_cube():
+def test_dice_of_a_shifted_cube():
     """A 10-cube moved by 5 shares half of its voxels: Dice 0.5."""
     (score,) = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 10)))).structures
     assert score.dice == pytest.approx(0.5)
 
 
-def test_surface_dice_knows_millimetres():
-    """Moved by two voxels along x: within 3 mm where a voxel has 1 mm, not everywhere where it has 2 mm."""
+def test_surface_dice_is_measured_in_millimetres():
+    """Shifted by two voxels along x: within 3 mm with 1 mm voxels, but not everywhere with 2 mm voxels."""
     truth, found = _cube((5, 5, 5)), _cube((5, 5, 7))
     fine = score_case(_segmentation(truth), _segmentation(found))
     coarse = score_case(_segmentation(truth, (2.0, 1, 1)), _segmentation(found, (2.0, 1, 1)))
@@ -47,7 +47,7 @@ def test_surface_dice_knows_millimetres():
     assert coarse.structures[0].dice == fine.structures[0].dice
 
 
-def test_missed_counts_zero_and_absent_counts_not():
+def test_missed_structure_counts_zero_and_absent_one_is_ignored():
     truth, nothing = _cube((5, 5, 5)), np.zeros((30, 30, 30), dtype=np.uint8)
     invented = score_case(_segmentation(nothing), _segmentation(truth))
     assert invented.counted("paper") == ()
@@ -63,7 +63,7 @@ def test_labels_of_the_model_may_differ():
     assert (score.name, score.dice) == ("kidney_right", 1.0)
 
 
-def test_mixed_up_sides_are_counted():
+def test_swapped_sides_are_counted():
     truth = _cube((5, 5, 5), label=2) + _cube((5, 5, 18), label=3)
     swapped = np.where(truth == 2, 3, np.where(truth == 3, 2, 0))
     score = score_case(_segmentation(truth), _segmentation(swapped))
@@ -75,13 +75,13 @@ def test_mixed_up_sides_are_counted():
 
 
 def test_volume_error_and_distance_of_a_grown_cube():
-    """A 10-cube that is found as a 12-cube: 728 voxels more, and its corners are a voxel away along each axis."""
+    """A 10-cube found as a 12-cube: 728 voxels more, and its corners are one voxel away along each axis."""
     (score,) = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((4, 4, 4), 12))).structures
     assert score.volume_error == pytest.approx(0.728)
     assert score.hd95_mm == pytest.approx(2**0.5)
 
 
-def test_threads_change_nothing():
+def test_number_of_threads_does_not_change_the_scores():
     truth = _cube((5, 5, 5), label=2) + _cube((5, 5, 18), label=3)
     found = _cube((6, 5, 5), label=2) + _cube((5, 3, 18), label=3)
     one, two = (score_case(_segmentation(truth), _segmentation(found), threads=threads) for threads in (1, 2))
@@ -94,7 +94,7 @@ def test_different_grids_are_refused():
         score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 5)), (1, 1, 2)))
 
 
-def test_table_averages_cases_then_structures():
+def test_table_averages_over_cases_then_over_structures():
     perfect = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 5))))
     half = score_case(_segmentation(_cube((5, 5, 5))), _segmentation(_cube((5, 5, 10))))
     kidney = _segmentation(_cube((5, 5, 5), label=2))

@@ -1,4 +1,4 @@
-"""Structure sets become label maps: ours voxel for voxel, others by the rules that the notes state."""
+"""Structure sets become label maps: ours voxel for voxel, others by the rules stated in the notes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def named(label_map):
 
 
 def sponge(shape_zyx):
-    """Rings, holes, single pixels and pixels that touch at corners only."""
+    """Rings, holes, single pixels, and pixels that touch only at corners."""
     z, y, x = np.indices(shape_zyx)
     labels = np.where((y + x + z) % 5 == 0, 3, 0).astype(np.uint8)
     labels[:, 1::4, 2:8] = 7
@@ -45,7 +45,7 @@ def sponge(shape_zyx):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_our_structure_sets_come_back_voxel_for_voxel(tmp_path, name):
+def test_our_structure_sets_are_restored_voxel_for_voxel(tmp_path, name):
     grid, multi_frame = GRIDS[name]
     labels = sponge(grid.shape_zyx)
     (path,) = encoded(tmp_path, grid, labels, multi_frame=multi_frame)
@@ -57,7 +57,7 @@ def test_our_structure_sets_come_back_voxel_for_voxel(tmp_path, name):
 
 
 @pytest.mark.parametrize("form", [SegmentationForm.BINARY, SegmentationForm.LABELMAP])
-def test_a_seg_comes_to_the_grid_of_the_ct(tmp_path, form):
+def test_seg_is_read_on_the_grid_of_the_ct(tmp_path, form):
     labels = sponge(GRID.shape_zyx)
     (path,) = encoded(tmp_path, GRID, labels, form=form, contours=())
     source = open_source(path)
@@ -67,7 +67,7 @@ def test_a_seg_comes_to_the_grid_of_the_ct(tmp_path, form):
 
 
 def drawn(folder, *rois, grid=GRID, kind="CLOSED_PLANAR"):
-    """A structure set as a planning system draws it: (name, contours of (column, row, plane))."""
+    """A structure set as drawn in a planning system: (name, contours of (column, row, plane))."""
     (path,) = encoded(folder, grid, sponge(grid.shape_zyx))
     dataset = dcmread(path)
     dataset.StructureSetROISequence, dataset.ROIContourSequence = [], []
@@ -94,7 +94,7 @@ def box(x0, y0, x1, y1, plane):
 
 
 @pytest.mark.parametrize("kind", ["CLOSED_PLANAR", "CLOSEDPLANAR_XOR"])
-def test_a_contour_inside_another_is_a_hole_and_said_to_be_one(tmp_path, kind):
+def test_contour_inside_another_is_a_hole_and_noted(tmp_path, kind):
     contours = [box(1.5, 1.5, 11.5, 11.5, 1), box(3.5, 3.5, 6.5, 7.5, 1), box(1.5, 1.5, 4.5, 4.5, 3)]
     read = drawn(tmp_path, ("GTV 1", contours), kind=kind).read(GRID)
     expected = np.zeros(GRID.shape_zyx, bool)
@@ -120,13 +120,13 @@ def test_overlapping_rois_are_reported(tmp_path):
         read.renamed({"a": "b"})
 
 
-def test_points_enclose_nothing(tmp_path):
+def test_point_contours_enclose_nothing(tmp_path):
     read = drawn(tmp_path, ("marker", [[(3, 3, 1)]]), kind="POINT").read(GRID)
     assert read.notes == ("marker: a contour of type POINT with 1 points encloses nothing, left out",)
     assert not read.labels_zyx.any()
 
 
-def test_contours_of_another_ct_are_refused(tmp_path):
+def test_contours_on_another_ct_are_refused(tmp_path):
     for contour, says in (
         (box(1, 1, 5, 5, 1.5), r"a contour of a lies 0\.50 of the plane spacing from the nearest plane"),
         (box(1, 1, 5, 5, 4), "a contour of a lies on plane 4 of the CT, which has planes 0 to 3"),
@@ -140,7 +140,7 @@ def test_contours_of_another_ct_are_refused(tmp_path):
         drawn(tmp_path, ("a", [])).read()
 
 
-def test_contours_beyond_the_edge_of_the_images_are_cut_there(tmp_path):
+def test_contours_beyond_the_image_edge_are_clipped(tmp_path):
     read = drawn(tmp_path, ("a", [box(-5, -5, 2.5, 3.5, 0)])).read(Geometry(GRID.shape_zyx, GRID.affine_lps))
     assert np.argwhere(read.labels_zyx).max(axis=0).tolist() == [0, 3, 2]
     assert read.voxels_by_name == {"a": 12}

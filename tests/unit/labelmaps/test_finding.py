@@ -1,4 +1,4 @@
-"""Subjects in every layout, on disk; what is no subject is named with the reason."""
+"""Subjects in every layout on disk; everything else is named with the reason."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def published(folder, name, seed=0):
         nifti(folder / name / "segmentations" / f"{structure}.nii.gz", (labels == label).astype(np.uint8))
 
 
-def test_the_published_layout_with_what_meta_csv_says(tmp_path):
+def test_published_layout_with_the_attributes_from_meta_csv(tmp_path):
     for number, name in enumerate(["s0001", "s0002", "s0003"]):
         published(tmp_path, name, number)
     (tmp_path / "s0003" / "ct.nii.gz").unlink()
@@ -59,7 +59,7 @@ def test_the_published_layout_with_what_meta_csv_says(tmp_path):
     assert np.array_equal(first.read_labels(volume.geometry).labels_zyx * 30, volume.voxels_zyx)
 
 
-def test_a_meta_csv_of_another_kind_is_refused(tmp_path):
+def test_meta_csv_of_another_kind_is_refused(tmp_path):
     published(tmp_path, "s0001")
     for content, says in (
         ("name;age\ns0001;3\n", "has the columns name, age, expected image_id"),
@@ -73,7 +73,7 @@ def test_a_meta_csv_of_another_kind_is_refused(tmp_path):
         find_subjects(tmp_path)
 
 
-def test_raw_data_of_nnunet(tmp_path):
+def test_raw_data_of_nnunet_are_found(tmp_path):
     for split, names in (("Tr", ["a", "b"]), ("Ts", ["c"])):
         for name in names:
             nifti(tmp_path / f"images{split}" / f"{name}_0000.nii.gz", np.zeros(SHAPE, np.int16))
@@ -91,7 +91,7 @@ def test_raw_data_of_nnunet(tmp_path):
         find_subjects(tmp_path)
 
 
-def test_pairs_of_folders(tmp_path):
+def test_pairs_of_folders_are_found(tmp_path):
     for name in ("a", "b"):
         nifti(tmp_path / "images" / f"{name}.nii.gz", np.zeros(SHAPE, np.int16))
     nifti(tmp_path / "labels" / "a.nii.gz", np.zeros(SHAPE, np.uint8))
@@ -101,7 +101,7 @@ def test_pairs_of_folders(tmp_path):
 
 
 def ct_with_results(folder, request, seed):
-    """A CT series, and the results that the node makes of it, in one folder."""
+    """A CT series and the node's results for it, in one folder."""
     folder.mkdir()
     stored = np.random.default_rng(seed).integers(0, 2000, (4, 9, 10)).astype(np.uint16)
     series = ct_series.write(folder, ct_series.Stack(stored))
@@ -114,7 +114,7 @@ def ct_with_results(folder, request, seed):
     return series.series_instance_uid, labels
 
 
-def test_dicom_series_and_what_refers_to_them(tmp_path):
+def test_dicom_series_are_found_with_the_objects_that_refer_to_them(tmp_path):
     contours = ResultRequest(segmentation=SegmentationForm.NONE, report=False, contours=("organ",))
     binary = ResultRequest(segmentation=SegmentationForm.BINARY, report=True)
     both = ResultRequest(segmentation=SegmentationForm.LABELMAP, report=False, contours=("organ",))
@@ -146,7 +146,7 @@ def test_dicom_series_and_what_refers_to_them(tmp_path):
         assert subject.sex == "O"
 
 
-def test_results_are_found_without_their_cts(tmp_path):
+def test_results_are_found_without_their_ct(tmp_path):
     grid = Geometry((4, 5, 6), AFFINE)
     labels = np.ones(grid.shape_zyx, np.uint8)
     for path in (tmp_path / "a.nii.gz", tmp_path / "b" / "labels.nii.gz"):
@@ -164,7 +164,7 @@ def test_results_are_found_without_their_cts(tmp_path):
         find_segmentations(tmp_path)
 
 
-def test_a_folder_without_any_layout_is_refused(tmp_path):
+def test_folder_without_a_known_layout_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("nothing")
     with pytest.raises(ConfigurationError, match="has no subjects: expected a folder per subject"):
         find_subjects(tmp_path)

@@ -1,4 +1,4 @@
-"""Label maps on the grid of their CT: reordered voxel by voxel, never resampled, refused where the voxels differ."""
+"""Label maps on the grid of their CT: reordered voxel by voxel, never resampled, refused if the voxels differ."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_voxel_keeps_its_place_in_the_patient(order, grid, seed):
     assert np.array_equal(back.labels_zyx, labels)
 
 
-def test_other_voxels_are_refused_with_what_was_seen():
+def test_other_voxels_are_refused_with_the_difference():
     geometry = Geometry((4, 5, 6), np.diag([1.5, 1.5, 3.0, 1.0]))
     label_map = LabelMap(np.zeros((4, 5, 6), np.uint8), NAMES, geometry)
     moved = geometry.affine_lps.copy()
@@ -69,7 +69,7 @@ def test_other_voxels_are_refused_with_what_was_seen():
             label_map.on_grid(other)
 
 
-def test_what_float32_headers_lose_is_no_displacement():
+def test_rounding_of_float32_headers_is_accepted():
     affine = np.diag([0.7, 0.7, 1.3, 1.0])
     affine[:3, 3] = (-349.123456, -512.987654, 1234.567891)
     geometry = Geometry((3, 4, 5), affine)

@@ -1,4 +1,4 @@
-"""Label maps that nibabel, SimpleITK and this node wrote, and what is wrong with some of them."""
+"""Label maps written by nibabel, SimpleITK and this node, valid and invalid."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def save(path, array_xyz, affine=AFFINE_RAS, dtype=np.uint8):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
-def test_a_label_map_of_any_number_type_is_read_with_given_names(tmp_path, dtype):
+def test_label_map_of_any_number_type_is_read_with_given_names(tmp_path, dtype):
     path = save(tmp_path / "a.nii.gz", labels().T, dtype=dtype)
     label_map = LabelFile(path, NAMES).read(GRID)
     assert np.array_equal(label_map.labels_zyx, labels())
     assert label_map.names_by_label == NAMES
 
 
-def test_names_are_found_in_our_header_and_beside_the_file(tmp_path):
+def test_names_are_found_in_our_header_and_next_to_the_file(tmp_path):
     path = tmp_path / "labels.nii.gz"
     write_labels(path, labels(), grid_of(GRID), NAMES, "test")
     assert LabelFile(path).read(GRID).names_by_label == NAMES
@@ -48,7 +48,7 @@ def test_names_are_found_in_our_header_and_beside_the_file(tmp_path):
     assert LabelFile(other).read().names_by_label == NAMES
 
 
-def test_names_that_contradict_each_other_are_refused(tmp_path):
+def test_contradictory_names_are_refused(tmp_path):
     path = tmp_path / "labels.nii.gz"
     write_labels(path, labels(), grid_of(GRID), NAMES, "test")
     (tmp_path / "labels.json").write_text('{"1": "liver", "2": "kidney_left"}')
@@ -56,8 +56,8 @@ def test_names_that_contradict_each_other_are_refused(tmp_path):
         LabelFile(path).read()
 
 
-def test_labels_written_by_simpleitk_come_to_the_grid_of_the_ct(tmp_path):
-    """ITK writes columns to the left and rows to the back; those of this CT go to the right and to the front."""
+def test_labels_written_by_simpleitk_are_read_on_the_grid_of_the_ct(tmp_path):
+    """ITK writes columns towards the left and rows towards the back; in this CT they run to the right and the front."""
     affine = np.diag([-1.5, -1.5, 3.0, 1.0])
     affine[:3, 3] = (-90.0, -70.0, -40.0)
     ct = Geometry(GRID.shape_zyx, affine)
@@ -74,7 +74,7 @@ def masks(folder, arrays):
     return folder
 
 
-def test_a_folder_of_masks_is_one_label_map(tmp_path):
+def test_folder_of_masks_is_read_as_one_label_map(tmp_path):
     folder = masks(tmp_path / "segmentations", {name: labels() == label for label, name in NAMES.items()})
     label_map = open_source(tmp_path).read(GRID)
     assert label_map.names_by_label == {1: "liver", 2: "spleen"}
@@ -84,7 +84,7 @@ def test_a_folder_of_masks_is_one_label_map(tmp_path):
     assert given.voxels_by_name == {"pancreas": 0, "spleen": (labels() == 2).sum(), "liver": (labels() == 1).sum()}
 
 
-def test_an_overlap_is_counted_and_the_later_label_kept(tmp_path):
+def test_overlap_is_counted_and_the_later_label_kept(tmp_path):
     liver, spleen, aorta = (np.zeros(GRID.shape_zyx, bool) for _ in range(3))
     liver[1:3, :, :3] = spleen[2:, :, 2:5] = aorta[2, 0, 2] = True
     folder = masks(tmp_path, {"liver": liver, "spleen": spleen, "aorta": aorta})
@@ -93,7 +93,7 @@ def test_an_overlap_is_counted_and_the_later_label_kept(tmp_path):
     assert found.voxels_by_name == {"liver": 25, "spleen": 29, "aorta": 1}
 
 
-def test_what_is_no_label_map_is_refused_with_the_file(tmp_path):
+def test_file_that_is_not_a_label_map_is_refused_by_name(tmp_path):
     cases = {
         "fraction": (labels().T * 0.5, np.float32, r"fraction\.nii\.gz: plane 0 has the value 0\.5"),
         "negative": (-labels().T.astype(int), np.int16, "has the value -[12]; labels are whole numbers from 0 to 255"),

@@ -1,4 +1,4 @@
-"""Zips that must not be trusted."""
+"""Untrusted zip files."""
 
 import stat
 import struct
@@ -35,7 +35,7 @@ def target(tmp_path):
     return folder
 
 
-def test_the_files_of_a_model_are_unpacked_and_nothing_else(tmp_path, target):
+def test_only_the_files_of_a_model_are_unpacked(tmp_path, target):
     extras = {"Dataset/m/progress.png": b"png", "Dataset/m/fold_0/checkpoint_best.pth": b"best", "README": b"hello"}
     unpack_model(write(tmp_path / "m.zip", SOUND | extras), target)
     assert unpacked(target) == SOUND
@@ -53,7 +53,7 @@ def test_the_files_of_a_model_are_unpacked_and_nothing_else(tmp_path, target):
         "../../evil.txt",
     ],
 )
-def test_a_member_that_leaves_the_folder_is_refused_by_name_and_nothing_is_written(tmp_path, target, name):
+def test_member_outside_the_folder_is_refused_by_name_and_nothing_is_written(tmp_path, target, name):
     path = write(tmp_path / "m.zip", SOUND | {name: b"evil"})
     before = unpacked(tmp_path)
     with pytest.raises(ModelPackageError, match="outside its folder"):
@@ -80,7 +80,7 @@ def test_two_members_of_one_name_are_refused(tmp_path, target):
         unpack_model(path, target)
 
 
-def test_a_bomb_is_refused_by_what_it_declares(tmp_path, target):
+def test_zip_bomb_is_refused_by_its_declared_size(tmp_path, target):
     path = write(tmp_path / "m.zip", SOUND | {"Dataset/m/fold_1/checkpoint_final.pth": bytes(50 * 1024**2)})
     assert path.stat().st_size < 100_000
     with pytest.raises(ModelPackageError, match="zip bomb"):
@@ -98,8 +98,8 @@ def test_too_many_members_and_too_many_bytes_are_refused(tmp_path, target, monke
         unpack_model(path, target)
 
 
-def test_a_member_that_is_larger_than_it_declares_is_refused(tmp_path, target):
-    """The central directory lies about the size; the stream holds more."""
+def test_member_larger_than_declared_is_refused(tmp_path, target):
+    """The central directory states too small a size; the stream is longer."""
     path = write(tmp_path / "m.zip", {"m/plans.json": b"{}" * 500}, zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
     entry = content.index(b"PK\x01\x02")
@@ -111,14 +111,14 @@ def test_a_member_that_is_larger_than_it_declares_is_refused(tmp_path, target):
 
 
 @pytest.mark.parametrize("keep", [0, 10, 200, -30])
-def test_a_truncated_zip_is_refused(tmp_path, target, keep):
+def test_truncated_zip_is_refused(tmp_path, target, keep):
     path = write(tmp_path / "m.zip", SOUND)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ModelPackageError, match=r"m\.zip is not a valid zip"):
         unpack_model(path, target)
 
 
-def test_a_damaged_member_is_refused(tmp_path, target):
+def test_damaged_member_is_refused(tmp_path, target):
     path = write(tmp_path / "m.zip", SOUND, zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
     content[content.index(b"xxxx")] = ord("y")
@@ -127,12 +127,12 @@ def test_a_damaged_member_is_refused(tmp_path, target):
         unpack_model(path, target)
 
 
-def test_a_zip_without_a_model_says_so(tmp_path, target):
+def test_zip_without_a_model_is_reported(tmp_path, target):
     with pytest.raises(ModelPackageError, match=r"has no nnU-Net model"):
         unpack_model(write(tmp_path / "m.zip", {"a.txt": b"a"}), target)
 
 
-def test_a_table_of_members_that_is_a_bomb_is_not_read(tmp_path, target, monkeypatch):
+def test_oversized_central_directory_is_not_read(tmp_path, target, monkeypatch):
     path = write(tmp_path / "m.zip", SOUND | {f"{number:05}": b"" for number in range(2000)})
     monkeypatch.setattr(archive, "_LONGEST_READ_BYTES", 100_000)
     with pytest.raises(ModelPackageError, match=r"m\.zip is not a valid zip file: its table of members has more than"):

@@ -30,17 +30,17 @@ def fetch(site, folder, path="/m.zip", **options):
     return seen
 
 
-def test_a_download_arrives_whole_with_its_digest_and_progress(site, tmp_path):
+def test_download_is_complete_with_digest_and_progress(site, tmp_path):
     assert len(fetch(site, tmp_path)) > 1
 
 
-def test_a_connection_that_is_cut_is_continued_where_it_ended(site, tmp_path):
+def test_interrupted_download_is_resumed(site, tmp_path):
     site.cut_after = [300_000, 300_000]
     fetch(site, tmp_path)
     assert [wanted for _, wanted in site.requests] == [None, "bytes=300000-", "bytes=600000-"]
 
 
-def test_a_later_process_continues_what_an_earlier_one_began(site, tmp_path):
+def test_later_process_resumes_an_earlier_download(site, tmp_path):
     site.cut_after = [400_000]
     with pytest.raises(ModelPackageError, match="after 400000 of 1000000 bytes"):
         download(site.url + "/m.zip", tmp_path / "m.zip", lambda *_: None, attempts=0)
@@ -49,7 +49,7 @@ def test_a_later_process_continues_what_an_earlier_one_began(site, tmp_path):
     assert site.requests[-1][1] == "bytes=400000-"
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(site, tmp_path):
+def test_file_changed_in_between_is_downloaded_from_the_start(site, tmp_path):
     site.cut_after = [400_000]
     with pytest.raises(ModelPackageError):
         download(site.url + "/m.zip", tmp_path / "m.zip", lambda *_: None, attempts=0)
@@ -58,14 +58,14 @@ def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(site, tmp_p
 
 
 @pytest.mark.parametrize("lacks", ["etags", "ranges"])
-def test_a_server_that_cannot_continue_sends_everything_again(site, tmp_path, lacks):
+def test_server_without_resume_sends_the_whole_file_again(site, tmp_path, lacks):
     setattr(site, lacks, False)
     site.cut_after = [400_000]
     fetch(site, tmp_path)
     assert len(site.requests) == 2
 
 
-def test_it_gives_up_when_nothing_arrives_any_more(site, tmp_path):
+def test_download_without_progress_is_given_up(site, tmp_path):
     site.cut_after = [0] * 9
     with pytest.raises(ModelPackageError, match=r"cannot download .* the connection ended after 0 of 1000000"):
         download(site.url + "/m.zip", tmp_path / "m.zip", lambda *_: None, attempts=3)
@@ -81,12 +81,12 @@ def test_redirects_are_followed_but_not_to_another_protocol(site, tmp_path):
             download(site.url + "/away", tmp_path / "n.zip", lambda *_: None)
 
 
-def test_a_server_that_says_no_is_quoted(site, tmp_path):
+def test_error_of_the_server_is_quoted(site, tmp_path):
     with pytest.raises(ModelPackageError, match="the server answered 404"):
         download(site.url + "/gone.zip", tmp_path / "m.zip", lambda *_: None)
 
 
-def test_a_silent_server_is_given_up(tmp_path):
+def test_silent_server_times_out(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/m.zip"
         with pytest.raises(ModelPackageError, match="timed out"):
@@ -97,6 +97,6 @@ def test_a_silent_server_is_given_up(tmp_path):
     "url",
     ["http://example.com/m.zip", "ftp://127.0.0.1/m.zip", "file:///m.zip", "https:///m.zip", "https://u:p@h/m.zip"],
 )
-def test_addresses_that_are_not_safe_are_refused(url):
+def test_unsafe_addresses_are_refused(url):
     with pytest.raises(ModelPackageError):
         check_url(url)

@@ -1,4 +1,4 @@
-"""From folders, zips and addresses into the library: whole or not at all."""
+"""Installation from folders, zips and URLs into the library: complete or not at all."""
 
 import json
 import shutil
@@ -85,18 +85,18 @@ def visible(library):
     return sorted(path.name for path in library.iterdir() if path.name not in (".lock", "pins.json", ".downloads"))
 
 
-def test_a_task_is_found_in_the_folder_of_totalsegmentator(results, library):
+def test_task_is_found_in_totalsegmentators_folder(results, library):
     package = put(library, results.parents[1], task="two")
     assert installed(library) == ("two",)
     assert package.names_by_label == {1: "aorta", 2: "liver", 3: "spleen"}
     assert [dict(part.names_by_channel) for part in package.parts] == [{1: "liver", 2: "spleen"}, {1: "aorta"}]
-    assert [len(part.weights) for part in package.parts] == [1, 1]  # fold 0, as the task says
+    assert [len(part.weights) for part in package.parts] == [1, 1]  # fold 0, as stated by the task
     assert (package.resampling, package.window_step, package.crop) == ("corners", 0.8, TWO.crop)
     assert (package.licence, package.identity.version) == ("Apache-2.0", "2.0.0")
     assert package.source.startswith(f"Dataset901_a/{MODEL}, Dataset902_b/{MODEL} (checkpoints: SHA-256 ")
 
 
-def test_the_task_is_guessed_from_the_names_of_its_folders_only_where_there_is_no_doubt(results, library):
+def test_task_is_inferred_from_folder_names_only_if_unambiguous(results, library):
     assert put(library, results / "Dataset903_c").identity.name == "one"
     with pytest.raises(ModelPackageError, match="found models of two, one"):
         put(library, results)
@@ -114,7 +114,7 @@ def test_missing_parts_are_refused_by_name(results, library):
     assert visible(library) == []
 
 
-def test_labels_that_are_not_those_of_the_task_are_refused_by_name(results, library):
+def test_labels_other_than_the_tasks_are_refused_by_name(results, library):
     file = results / "Dataset901_a" / MODEL / "dataset.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"labels": {"background": 0, "liver": 1, "brain": 2}}))
@@ -126,20 +126,20 @@ def test_labels_that_are_not_those_of_the_task_are_refused_by_name(results, libr
     assert visible(library) == []
 
 
-def test_another_spacing_than_the_tasks_is_refused(results, library):
+def test_spacing_other_than_the_tasks_is_refused(results, library):
     shutil.rmtree(results / "Dataset903_c")
     write_model(results / "Dataset903_c" / MODEL, names=("liver",), described=plans(spacing=(4.0, 4.0, 3.0)))
     with pytest.raises(ModelPackageError, match=r"was trained at \(3.0, 4.0, 4.0\) mm; one uses \(4.0, 4.0, 4.0\)"):
         put(library, results, task="one")
 
 
-def test_parts_of_other_names_are_told_by_what_they_give(results, library, tmp_path):
+def test_parts_with_other_names_are_recognised_by_their_labels(results, library, tmp_path):
     a = shutil.move(results / "Dataset901_a" / MODEL, tmp_path / "first")
     b = shutil.move(results / "Dataset902_b" / MODEL, tmp_path / "second")
     assert put(library, b, a, task="two").parts[0].names_by_channel == {1: "liver", 2: "spleen"}
 
 
-def test_any_model_of_nnunet_is_installed_under_the_name_it_is_given(tmp_path, library):
+def test_any_nnunet_model_is_installed_under_the_given_name(tmp_path, library):
     folder = write_model(tmp_path / "mine", names=("liver", "brain"), folds=(0, 1))
     with pytest.raises(ModelPackageError, match="give it a name"):
         put(library, folder)
@@ -155,7 +155,7 @@ def test_any_model_of_nnunet_is_installed_under_the_name_it_is_given(tmp_path, l
         put(library, folder, name="../mine")
 
 
-def test_the_104_structures_of_the_paper_may_come_in_any_parts(tmp_path, library):
+def test_104_structures_of_the_paper_may_be_divided_into_any_parts(tmp_path, library):
     names = list(paper_labels().values())
     described = plans(spacing=(1.5, 1.5, 1.5))
     a = write_model(tmp_path / "a", names=names[60:], described=described)
@@ -168,7 +168,7 @@ def test_the_104_structures_of_the_paper_may_come_in_any_parts(tmp_path, library
         put(tmp_path / "other", "total_v1")
 
 
-def test_zips_lie_in_a_folder_or_are_named(results, library, tmp_path):
+def test_zips_are_found_in_a_folder_or_named(results, library, tmp_path):
     sticks = tmp_path / "stick"
     sticks.mkdir()
     a = zipped(results / "Dataset901_a", sticks / "Dataset901_a.zip")
@@ -176,14 +176,14 @@ def test_zips_lie_in_a_folder_or_are_named(results, library, tmp_path):
     from_folder = put(library, results, task="two")
     remove(library, "two")
     from_zips = put(library, a, b)
-    assert from_zips.identity == from_folder.identity  # the same model, whoever installed it from wherever
+    assert from_zips.identity == from_folder.identity  # the same model, whatever it was installed from
     assert from_zips.source.startswith("Dataset901_a.zip (SHA-256 ")
     remove(library, "two")
     assert put(library, sticks, task="two").identity == from_folder.identity
     assert visible(library) == ["two"]
 
 
-def test_structures_that_a_task_only_needs_are_no_labels(results, library, known):
+def test_auxiliary_structures_of_a_task_are_not_labels(results, library, known):
     known["two"] = replace(TWO, structures=("aorta", "liver"), auxiliary=("spleen",))
     package = put(library, results, task="two")
     assert (package.names_by_label, package.auxiliary) == ({1: "aorta", 2: "liver"}, ("spleen",))
@@ -199,7 +199,7 @@ def test_any_name_may_be_given(results, library, tmp_path):
     assert visible(library) == ["removed-sources"]
 
 
-def test_a_zip_must_have_the_digest_that_was_stated(results, library, tmp_path):
+def test_zip_must_have_the_stated_digest(results, library, tmp_path):
     path = zipped(results / "Dataset903_c", tmp_path / "c.zip")
     with pytest.raises(ModelDigestError, match=r"c\.zip has the SHA-256"):
         put(library, path, sha256="0" * 64)
@@ -211,7 +211,7 @@ def test_a_zip_must_have_the_digest_that_was_stated(results, library, tmp_path):
     assert visible(library) == []
 
 
-def test_a_task_is_downloaded_by_its_name_and_its_files_are_pinned(results, library, tmp_path, monkeypatch):
+def test_task_is_downloaded_by_name_and_its_files_are_pinned(results, library, tmp_path, monkeypatch):
     with serving() as site:
         monkeypatch.setattr(tasks, "_RELEASES", site.url)
         for part in TWO.parts:
@@ -233,7 +233,7 @@ def test_a_task_is_downloaded_by_its_name_and_its_files_are_pinned(results, libr
         assert visible(library) == []
 
 
-def test_without_a_network_it_says_what_to_do(library, monkeypatch):
+def test_without_a_network_the_error_says_what_to_do(library, monkeypatch):
     monkeypatch.setattr(tasks, "_RELEASES", "http://127.0.0.1:9")
     with pytest.raises(ModelPackageError, match="Without network access, download the file elsewhere"):
         put(library, "two")
@@ -258,17 +258,17 @@ install_folders([Path(p) for p in sys.argv[2:]], Path(sys.argv[1]), Facts("two",
 """
 
 
-def test_an_installation_that_is_killed_leaves_nothing_and_does_not_hinder_the_next(results, library):
+def test_killed_installation_leaves_nothing_and_does_not_block_the_next(results, library):
     folders = [str(results / part.dataset / part.model) for part in TWO.parts]
     killed = subprocess.run([sys.executable, "-c", KILLED, str(library), *folders], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.name for path in library.glob(".installing-*/*")] != []  # it was in the middle
+    assert [path.name for path in library.glob(".installing-*/*")] != []  # it was killed half-way
     assert installed(library) == ()
     put(library, results, task="two")
     assert visible(library) == ["two"]
 
 
-def test_two_processes_do_not_change_a_library_together(results, library):
+def test_two_processes_do_not_change_a_library_at_the_same_time(results, library):
     program = (
         "import sys, time; from pathlib import Path; from inference.models.install import locked\n"
         f"with locked(Path({str(library)!r})):\n print('locked', flush=True); time.sleep(60)"
@@ -283,7 +283,7 @@ def test_two_processes_do_not_change_a_library_together(results, library):
     put(library, results, task="two")
 
 
-def test_a_library_lists_verifies_and_removes(results, library, tmp_path):
+def test_library_lists_verifies_and_removes_models(results, library, tmp_path):
     assert installed(library) == ()
     put(library, results / "Dataset903_c")
     assert read(library, "one").identity.name == "one"
@@ -306,7 +306,7 @@ def test_links_in_a_folder_are_not_followed(results, library, tmp_path):
         put(library, tmp_path / "linked", task="two")
 
 
-def test_the_table_is_consistent():
+def test_table_of_tasks_is_consistent():
     table = json.loads((ROOT / "inference" / "models" / "tasks.json").read_text())
     table = {name: tasks._task(name, entry) for name, entry in table.items()}
     assert {"total", "total_3mm", "total_6mm", "total_v1"} <= set(table)

@@ -1,4 +1,4 @@
-"""`dicom-node models` as people and programs call it."""
+"""`dicom-node models` as users and programs call it."""
 
 import json
 
@@ -22,7 +22,7 @@ def call(tmp_path):
     return run
 
 
-def test_a_model_is_installed_listed_verified_and_removed(call, tmp_path):
+def test_model_is_installed_listed_verified_and_removed(call, tmp_path):
     folder = write_model(tmp_path / "m", folds=(0, 1))
     done = call("install", folder, "--name", "mine", "--folds", "1", "--intended-use", "Study 7", "--json")
     assert done.exit_code == 0, done.output
@@ -48,7 +48,7 @@ def test_a_model_is_installed_listed_verified_and_removed(call, tmp_path):
     assert json.loads(call("list", "--json").stdout) == []
 
 
-def test_a_model_of_the_default_reader_needs_its_orientation(call, tmp_path):
+def test_model_for_the_default_reader_needs_a_stated_orientation(call, tmp_path):
     folder = write_model(tmp_path / "m", described=plans() | {"image_reader_writer": "SimpleITKIO"})
     asked = call("install", folder, "--name", "mine")
     assert asked.exit_code == 1
@@ -57,7 +57,7 @@ def test_a_model_of_the_default_reader_needs_its_orientation(call, tmp_path):
     assert json.loads(told.stdout)["orientation"] == "LPS"
 
 
-def test_what_is_odd_about_a_model_is_a_warning_on_stderr(call, tmp_path):
+def test_oddities_of_a_model_are_warnings_on_stderr(call, tmp_path):
     folder = write_model(tmp_path / "m")
     dataset = json.loads((folder / "dataset.json").read_text())
     (folder / "dataset.json").write_text(json.dumps(dataset | {"channel_names": {"0": "T1"}}))
@@ -66,7 +66,7 @@ def test_what_is_odd_about_a_model_is_a_warning_on_stderr(call, tmp_path):
     assert done.stderr.splitlines()[-1].startswith("Warning: m: dataset.json calls the image channel 'T1'")
 
 
-def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):
+def test_refusals_are_one_line_on_stderr(call, tmp_path):
     folder = write_model(tmp_path / "m", names=("liver", "flux_capacitor"))
     for arguments, reason in (
         (("install", folder, "--name", "mine"), "flux_capacitor"),
@@ -83,14 +83,14 @@ def test_what_is_refused_is_one_line_on_stderr(call, tmp_path):
         assert "Traceback" not in done.output
 
 
-def test_a_library_that_cannot_be_written_is_one_line_on_stderr(call, tmp_path):
+def test_unwritable_library_is_one_line_on_stderr(call, tmp_path):
     (tmp_path / "etc" / "library").write_text("a file is in its place")
     done = call("install", write_model(tmp_path / "m"), "--name", "mine")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == f"Error: {tmp_path / 'etc' / 'library'}: File exists\n"
 
 
-def test_the_known_tasks_are_listed_with_what_hinders_them(call):
+def test_known_tasks_are_listed_with_the_obstacles_to_installing_them(call):
     rows = {row["name"]: row for row in json.loads(call("known", "--json").stdout)}
     assert rows["total"]["not_in_the_catalogue"] == rows["liver_segments"]["not_in_the_catalogue"] == []
     assert rows["hip_implant"]["not_in_the_catalogue"] == ["hip_implant"]

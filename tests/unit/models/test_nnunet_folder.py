@@ -1,4 +1,4 @@
-"""Model folders that must not be trusted: refused by name, nothing executed, nothing installed."""
+"""Untrusted model folders: refused by name, with nothing executed and nothing installed."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def kwargs(content):
 
 
 @pytest.mark.parametrize("network", ["PlainConvUNet", "ResidualEncoderUNet"])
-def test_weights_arrive_as_they_were_written(tmp_path, network):
+def test_weights_are_installed_unchanged(tmp_path, network):
     folder = write_model(tmp_path / "m", described=plans(network=network), prefix="module._orig_mod.")
     part = write_package(tmp_path / "library", folder).parts[0]
     written = torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
@@ -44,7 +44,7 @@ def test_weights_arrive_as_they_were_written(tmp_path, network):
     assert len(installed) == len(kept)  # each weight once
 
 
-def test_bookkeeping_of_a_real_training_does_not_hinder(tmp_path):
+def test_bookkeeping_of_a_real_training_is_ignored(tmp_path):
     bookkeeping = {
         "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)], "lrs": [0.01]},
         "_best_ema": np.float64(0.9),
@@ -72,7 +72,7 @@ def test_plans_of_old_nnunet_give_the_same_network(tmp_path):
     assert read_nnunet_folder(folder).architecture == new
 
 
-def test_a_configuration_may_inherit_from_another(tmp_path):
+def test_configuration_may_inherit_from_another(tmp_path):
     folder = write_model(tmp_path / "Trainer__nnUNetPlans__3d_small")
 
     def inherit(content):
@@ -95,7 +95,7 @@ class Poison:
         return os.system, (f"touch {self.evidence}",)
 
 
-def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
+def test_malicious_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
     evidence = tmp_path / "executed"
     folder = write_model(tmp_path / "m", checkpoint={"logging": Poison(evidence)})
     with pytest.raises(ModelPackageError, match=r"checkpoint_final\.pth contains more than weights.*system"):
@@ -103,7 +103,7 @@ def test_a_poisoned_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
     assert not evidence.exists()
     assert [path.name for path in (tmp_path / "library").iterdir()] == [".lock"]
     torch.load(folder / "fold_0" / "checkpoint_final.pth", weights_only=False)
-    assert evidence.exists(), "the poison of this test must work, else the test proves nothing"
+    assert evidence.exists(), "the payload must work without the protection, otherwise the test proves nothing"
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_foreign_names_and_sizes_are_refused(tmp_path, place, change, reason):
 
 
 @pytest.mark.parametrize("axes", ["x", [3], [0, 0], [0.5], [[0]], 1, {"0": 0}])
-def test_mirroring_axes_that_are_none_are_refused(tmp_path, axes):
+def test_invalid_mirroring_axes_are_refused(tmp_path, axes):
     folder = write_model(tmp_path / "m", checkpoint={"inference_allowed_mirroring_axes": axes})
     with pytest.raises(ModelPackageError, match=r"inference_allowed_mirroring_axes .* are no axes"):
         write_package(tmp_path / "library", folder)
 
 
-def test_a_channel_that_is_no_ct_but_normalised_as_one_is_a_warning(tmp_path):
+def test_non_ct_channel_with_ct_normalisation_is_a_warning(tmp_path):
     folder = write_model(tmp_path / "m")
     assert read_nnunet_folder(folder).warnings == ()
     edit(folder, "dataset.json", lambda c: c.update(channel_names={"0": "MRI"}))
@@ -192,7 +192,7 @@ def test_a_channel_that_is_no_ct_but_normalised_as_one_is_a_warning(tmp_path):
     assert "calls the image channel 'MRI', but plans.json normalises it as CT" in warning
 
 
-def test_the_reader_is_that_of_the_plans_or_else_of_the_data_set(tmp_path):
+def test_reader_is_taken_from_the_plans_or_else_from_the_data_set(tmp_path):
     folder = write_model(tmp_path / "m")
     edit(folder, "dataset.json", lambda c: c.update(overwrite_image_reader_writer="SimpleITKIO"))
     assert read_nnunet_folder(folder).reader == "NibabelIOWithReorient"
@@ -202,7 +202,7 @@ def test_the_reader_is_that_of_the_plans_or_else_of_the_data_set(tmp_path):
     assert read_nnunet_folder(folder).reader is None
 
 
-def test_files_that_are_missing_or_no_json_are_named(tmp_path):
+def test_missing_and_invalid_json_files_are_named(tmp_path):
     folder = write_model(tmp_path / "m")
     (folder / "plans.json").write_text("[" * 10**5)
     with pytest.raises(ModelPackageError, match=r"plans\.json is not JSON"):
@@ -317,7 +317,7 @@ def list_arguments(path):
         (list_arguments, "weights are missing"),
     ],
 )
-def test_weights_that_contradict_each_other_are_refused(tmp_path, damage, reason):
+def test_contradictory_weights_are_refused(tmp_path, damage, reason):
     folder = write_model(tmp_path / "m")
     damage(folder / "fold_0" / "checkpoint_final.pth")
     with pytest.raises(ModelPackageError, match=reason):
@@ -330,7 +330,7 @@ def test_all_unknown_structures_are_named(tmp_path):
         read_nnunet_folder(folder)
 
 
-def test_labels_are_numbered_as_the_documents_say(tmp_path):
+def test_labels_are_numbered_as_documented(tmp_path):
     paper = list(paper_labels().values())
     single = write_model(tmp_path / "paper", names=paper)
     library = tmp_path / "library"
@@ -338,11 +338,11 @@ def test_labels_are_numbered_as_the_documents_say(tmp_path):
     a = write_model(tmp_path / "a", names=("urinary_bladder", "liver"))
     b = write_model(tmp_path / "b", names=("sacrum", "liver"))
     assert write_package(library, a, b, name="ab").names_by_label == {5: "liver", 21: "urinary_bladder", 25: "sacrum"}
-    c = write_model(tmp_path / "c", names=("face", "liver"))  # not one of the 117
+    c = write_model(tmp_path / "c", names=("face", "liver"))  # not among the 117
     assert write_package(library, a, c, name="ac").names_by_label == {1: "urinary_bladder", 2: "liver", 3: "face"}
 
 
-def test_every_fold_is_installed_or_those_that_were_asked_for(tmp_path):
+def test_all_or_the_requested_folds_are_installed(tmp_path):
     folder = write_model(tmp_path / "m", folds=(0, 1, "all"))
     part = write_package(tmp_path / "library", folder).parts[0]
     assert [path.name for path in part.weights] == [f"part1_fold_{fold}.safetensors" for fold in (0, 1, "all")]
@@ -355,7 +355,7 @@ def test_every_fold_is_installed_or_those_that_were_asked_for(tmp_path):
         write_package(tmp_path / "library", folder, name="none", folds=("../../m/fold_0",))
 
 
-def test_resampling_that_is_not_the_default_is_not_passed_off_as_it(tmp_path):
+def test_other_resampling_is_not_installed_as_nnunets_default(tmp_path):
     folder = write_model(tmp_path / "m")
     edit(folder, "plans.json", lambda c: configuration(c).update(resampling_fn_data="resample_torch_fornnunet"))
     with pytest.raises(ModelPackageError, match="a resampling other than"):

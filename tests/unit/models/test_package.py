@@ -1,4 +1,4 @@
-"""An installed package is read as nothing else from a disk is trusted: bounded, closed, and by its digests."""
+"""An installed package is read without trust in the disk: within limits, with closed schemas, and checked by digest."""
 
 import contextlib
 import copy
@@ -38,14 +38,14 @@ def copied(package, tmp_path):
 
 
 def rewrite(folder, change):
-    """Change the manifest and give it the digest of what it then says, as somebody who means harm would."""
+    """Change the manifest and update its digest to match, as an attacker would."""
     content = json.loads((folder / "manifest.json").read_text())
     change(content)
     content["digest"] = manifest_digest(content)
     (folder / "manifest.json").write_text(json.dumps(content))
 
 
-def test_what_is_installed_is_what_is_read(package):
+def test_package_read_equals_package_installed(package):
     assert read_package(package.folder) == package
     assert package.names_by_label == {1: "spleen", 5: "liver", 52: "aorta"}
     assert (package.minimum_slices, package.minimum_extent_mm) == (12, 25.0)
@@ -64,21 +64,21 @@ def test_reading_needs_no_torch(package):
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
 
 
-def test_the_digest_is_of_the_model_and_not_of_where_it_came_from(package, copied):
+def test_digest_depends_on_the_model_and_not_on_its_origin(package, copied):
     rewrite(copied, lambda c: c.update(source="a stick"))
     assert read_package(copied).identity == package.identity
     rewrite(copied, lambda c: c.update(intended_use="Liver volumetry"))
     assert read_package(copied).identity.digest != package.identity.digest
 
 
-def test_only_the_approved_digest_passes(package):
+def test_only_the_approved_digest_is_accepted(package):
     check_digest(package.identity, None)
     check_digest(package.identity, package.identity.digest.upper())
     with pytest.raises(ModelDigestError, match=package.identity.digest):
         check_digest(package.identity, "0" * 64)
 
 
-def test_one_changed_byte_of_the_weights_is_found(copied):
+def test_one_changed_byte_of_the_weights_is_detected(copied):
     path = copied / "part1_fold_1.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -90,7 +90,7 @@ def test_one_changed_byte_of_the_weights_is_found(copied):
         read_package(copied, check_weights=False)
 
 
-def test_weights_that_are_gone_or_a_link_are_named(copied, package):
+def test_missing_or_linked_weights_are_named(copied, package):
     path = copied / "part2_fold_0.safetensors"
     path.unlink()
     with pytest.raises(ModelPackageError, match=r"part2_fold_0\.safetensors: No such file"):
@@ -148,13 +148,13 @@ def test_weights_that_are_gone_or_a_link_are_named(copied, package):
         (lambda c: c.update(name=".hidden"), "name"),
     ],
 )
-def test_a_manifest_that_says_what_is_not_allowed_is_refused_by_name(copied, change, reason):
+def test_invalid_manifest_is_refused_by_name(copied, change, reason):
     rewrite(copied, change)
     with pytest.raises(ModelPackageError, match=reason):
         read_package(copied)
 
 
-def test_what_never_ends_is_not_waited_for(copied):
+def test_endless_files_are_not_read(copied):
     manifest, weights = copied / "manifest.json", copied / "part1_fold_1.safetensors"
     content = manifest.read_bytes()
     for endless in (manifest, weights):
@@ -170,13 +170,13 @@ def test_what_never_ends_is_not_waited_for(copied):
         read_package(copied)
 
 
-def test_a_network_that_leaves_one_voxel_to_normalise_is_refused(tmp_path):
+def test_network_that_normalises_a_single_voxel_is_refused(tmp_path):
     tiny = plans(patch=(8, 8, 8), features=(2, 2, 2, 2))
     with pytest.raises(ModelPackageError, match="leaves one voxel"):
         write_package(tmp_path / "library", write_model(tmp_path / "tiny", described=tiny))
 
 
-def test_a_header_of_weights_that_is_a_bomb_is_not_parsed(copied):
+def test_oversized_header_of_weights_is_not_parsed(copied):
     path = copied / "part1_fold_1.safetensors"
     header = b'{"x":' + b" " * 2**21
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -186,14 +186,14 @@ def test_a_header_of_weights_that_is_a_bomb_is_not_parsed(copied):
         read_package(copied)
 
 
-def test_weights_that_are_replaced_after_they_were_checked_are_found(copied):
+def test_weights_replaced_after_the_check_are_detected(copied):
     package = read_package(copied)
     part, path = package.parts[0], copied / "part1_fold_1.safetensors"
     package.check_unchanged(part)
     content, before = bytearray(path.read_bytes()), path.stat()
     content[-1] ^= 1
     path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as somebody would who means harm
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as an attacker would
     with pytest.raises(ModelDigestError, match=r"part1_fold_1\.safetensors was changed after"):
         package.check_unchanged(part)
     path.unlink()
@@ -213,7 +213,7 @@ JSON_VALUES = st.one_of(
 
 
 def places(content, path=()):
-    """Every place in a JSON value."""
+    """Every path in a JSON value."""
     if path:
         yield path
     for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
@@ -222,8 +222,8 @@ def places(content, path=()):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_a_mutated_manifest_is_refused_or_says_the_same(package, tmp_path, data):
-    """Whatever is changed, removed or put in: an error of ours, or the same package (but for where it came from)."""
+def test_mutated_manifest_is_refused_or_equivalent(package, tmp_path, data):
+    """Whatever is changed, removed or inserted: an error of ours, or the same package (except for its origin)."""
     content = json.loads((package.folder / "manifest.json").read_text())
     *parents, last = data.draw(st.sampled_from(list(places(content))))
     holder = content
@@ -245,14 +245,14 @@ def test_a_mutated_manifest_is_refused_or_says_the_same(package, tmp_path, data)
     else:
         assert read.identity == package.identity
         assert (read.names_by_label, read.crop) == (package.names_by_label, package.crop)
-    # and with a digest that fits, it is our error or a package: never another exception
+    # with a matching digest, the result is our error or a package, and never another exception
     same_digest["digest"] = manifest_digest(same_digest)
     (folder / "manifest.json").write_text(json.dumps(same_digest))
     with contextlib.suppress(ModelPackageError):
         read_package(folder, check_weights=False)
 
 
-def test_the_text_of_a_manifest_is_the_same_on_every_machine(package):
+def test_text_of_a_manifest_is_the_same_on_every_machine(package):
     text = (package.folder / "manifest.json").read_text()
     content = json.loads(text)
     assert manifest_text({key: value for key, value in content.items() if key not in ("format", "digest")}) == text

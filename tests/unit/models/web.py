@@ -1,4 +1,4 @@
-"""A web server of files that cuts, forgets, lies and redirects as it is told."""
+"""A web server for files that disconnects, loses ranges, lies and redirects on demand."""
 
 import hashlib
 import threading
@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    """What is served: ``files`` by path. ``cut_after``: bytes after which a connection ends, one entry per request."""
+    """What is served: ``files`` by path; ``cut_after``: bytes after which a connection ends, one entry per request."""
 
     def __init__(self):
         self.files, self.redirects, self.cut_after, self.requests = {}, {}, [], []

@@ -1,4 +1,4 @@
-"""Command sets there and back, the shape of messages of every service, and what is no message."""
+"""Command sets encoded and decoded, messages of every service, and invalid messages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ COMMAND_SETS = st.fixed_dictionaries(
 
 
 @given(COMMAND_SETS)
-def test_a_command_set_comes_back_as_it_went(elements):
+def test_command_set_is_decoded_as_encoded(elements):
     command = CommandSet.decode(CommandSet.of(elements).encoded())
     for element, value in elements.items():
         assert (command.text(element) if isinstance(value, str) else command.number(element)) == value
@@ -53,7 +53,7 @@ def test_a_command_set_comes_back_as_it_went(elements):
 
 
 @given(COMMAND_SETS)
-def test_pydicom_reads_the_same_command_set_and_we_read_what_it_writes(elements):
+def test_command_sets_are_exchanged_with_pydicom(elements):
     ours = CommandSet.of(elements)
     theirs = decode(BytesIO(ours.encoded()), is_implicit_vr=True, is_little_endian=True)
     read = {element.tag.element: element.value for element in theirs if element.tag.element}
@@ -75,18 +75,18 @@ def test_any_bytes_are_a_command_set_or_a_protocol_fault(encoded):
 
 
 @pytest.mark.parametrize("missing", REQUIRED)
-def test_a_command_set_without_what_every_message_has(missing):
+def test_command_set_without_a_mandatory_element_is_a_protocol_fault(missing):
     encoded = CommandSet.of({element: value for element, value in REQUIRED.items() if element != missing}).encoded()
     with pytest.raises(ProtocolFault, match=f"{missing:04X}"):
         CommandSet.decode(encoded)
 
 
-def test_group_length_counts_what_follows():
+def test_group_length_counts_the_following_bytes():
     encoded = store_request("1.2.3", "1.2.3.4").command(7).encoded()
     assert struct.unpack_from("<HHII", encoded) == (0, 0, 4, len(encoded) - 12)
 
 
-def test_a_store_request_and_its_response():
+def test_store_request_and_its_response():
     request = store_request("1.2.3", "1.2.3.4").command(7)
     assert request.wants_response
     assert request.has_data_set
@@ -98,8 +98,8 @@ def test_a_store_request_and_its_response():
     assert not response.wants_response
 
 
-def test_an_n_action_names_its_instance_as_requested_and_the_response_as_affected():
-    """Storage Commitment asks so (PS3.4 J.3.2, PS3.7 10.1.4)."""
+def test_n_action_uses_requested_uids_and_its_response_affected_uids():
+    """As required for Storage Commitment (PS3.4 J.3.2, PS3.7 10.1.4)."""
     request = Request(
         N_ACTION_RQ,
         {
@@ -118,7 +118,7 @@ def test_an_n_action_names_its_instance_as_requested_and_the_response_as_affecte
     assert response.has_data_set
 
 
-def test_an_n_event_report_is_answered_without_a_data_set():
+def test_n_event_report_is_answered_without_a_data_set():
     request = Request(
         N_EVENT_REPORT_RQ,
         {Element.AFFECTED_SOP_CLASS_UID: PUSH_MODEL, Element.EVENT_TYPE_ID: 2},
@@ -129,7 +129,7 @@ def test_an_n_event_report_is_answered_without_a_data_set():
     assert Element.AFFECTED_SOP_INSTANCE_UID not in response.values
 
 
-def test_a_cancel_is_not_answered_and_refers_to_a_message():
+def test_cancel_has_no_response_and_refers_to_a_message():
     elements = {
         Element.COMMAND_FIELD: C_CANCEL_RQ,
         Element.MESSAGE_ID_BEING_RESPONDED_TO: 9,
@@ -140,7 +140,7 @@ def test_a_cancel_is_not_answered_and_refers_to_a_message():
     assert cancel.message_id == 9
 
 
-def test_what_a_peer_sent_for_a_uid_is_repeated_within_the_length_of_one():
+def test_invalid_uid_of_a_peer_is_repeated_up_to_the_length_of_a_uid():
     values = CommandSet.of(REQUIRED).values | {0x0002: b"\xff" * 70, 0x1000: b"1.2\n3"}
     response = Response(0x0122).command(CommandSet(values))
     assert len(response.values[Element.AFFECTED_SOP_CLASS_UID]) == 64
@@ -148,7 +148,7 @@ def test_what_a_peer_sent_for_a_uid_is_repeated_within_the_length_of_one():
 
 
 @given(st.data())
-def test_a_message_may_come_in_fragments_of_any_size(data):
+def test_message_may_arrive_in_fragments_of_any_size(data):
     command = store_request("1.2.3", "1.2.3.4").command(7)
     encoded = command.encoded()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(encoded)))))
@@ -165,7 +165,7 @@ def test_a_message_may_come_in_fragments_of_any_size(data):
     assert not assembly.is_under_way
 
 
-def test_fragments_out_of_order_or_on_another_context():
+def test_fragments_out_of_order_or_on_another_context_are_a_protocol_fault():
     command = memoryview(store_request("1.2.3", "1.2.3.4").command(7).encoded())
     with pytest.raises(ProtocolFault, match="context 3"):
         Assembly({1}).take(Fragment(3, is_command=True, is_last=True, data=command))

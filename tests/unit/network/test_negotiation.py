@@ -30,7 +30,7 @@ def request(*contexts: tuple[str, tuple[str, ...]], roles: dict[str, Roles] | No
         ((OTHER, (IMPLICIT,)), ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED, IMPLICIT),
     ],
 )
-def test_the_first_syntax_that_is_served_is_taken(context, result, syntax):
+def test_first_supported_syntax_is_accepted(context, result, syntax):
     (answer,) = negotiate(request(context), SERVED, 131072).contexts
     assert (answer.context_id, answer.result, answer.transfer_syntax) == (1, result, syntax)
 
@@ -48,7 +48,7 @@ def test_the_first_syntax_that_is_served_is_taken(context, result, syntax):
         (OTHER, BOTH, None, ContextResult.ABSTRACT_SYNTAX_NOT_SUPPORTED),
     ],
 )
-def test_a_role_is_granted_where_it_is_proposed_and_may_be_taken(abstract_syntax, proposed, granted, result):
+def test_role_is_granted_if_proposed_and_allowed(abstract_syntax, proposed, granted, result):
     roles = {} if proposed is None else {abstract_syntax: proposed}
     asked = request((abstract_syntax, (IMPLICIT,)), roles=roles)
     acceptance = negotiate(asked, SERVED, 131072)

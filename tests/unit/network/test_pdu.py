@@ -1,4 +1,4 @@
-"""PDUs there and back, and hostile ones."""
+"""PDUs encoded and decoded, and hostile ones."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def body(encoded: bytes) -> memoryview:
 
 
 @given(st.data(), AE_TITLES, AE_TITLES, CONTEXT_IDS, LENGTHS, ROLES)
-def test_an_association_request_comes_back_as_it_went(data, calling, called, ids, largest, roles):
+def test_association_request_is_decoded_as_encoded(data, calling, called, ids, largest, roles):
     syntaxes = st.lists(UIDS, min_size=1, max_size=4, unique=True).map(tuple)
     contexts = tuple(ProposedContext(k, data.draw(UIDS), data.draw(syntaxes)) for k in ids)
     request = AssociationRequest(calling, called, contexts, largest, roles)
@@ -42,7 +42,7 @@ def test_an_association_request_comes_back_as_it_went(data, calling, called, ids
 
 
 @given(st.data(), AE_TITLES, AE_TITLES, CONTEXT_IDS, LENGTHS, ROLES)
-def test_an_acceptance_comes_back_as_it_went(data, calling, called, ids, largest, roles):
+def test_acceptance_is_decoded_as_encoded(data, calling, called, ids, largest, roles):
     contexts = tuple(AnsweredContext(k, data.draw(st.sampled_from(list(ContextResult))), data.draw(UIDS)) for k in ids)
     acceptance = AssociationAcceptance(calling, called, contexts, largest, roles)
     decoded = AssociationAcceptance.decode(body(acceptance.encoded()))
@@ -55,7 +55,7 @@ def test_an_acceptance_comes_back_as_it_went(data, calling, called, ids, largest
 
 @pytest.mark.parametrize("decode", [AssociationRequest.decode, AssociationAcceptance.decode, Rejection.decode])
 @given(content=st.binary(max_size=300))
-def test_any_bytes_are_read_or_are_a_protocol_fault(decode, content):
+def test_any_bytes_are_decoded_or_a_protocol_fault(decode, content):
     try:
         decode(memoryview(content))
     except ProtocolFault as fault:
@@ -63,25 +63,25 @@ def test_any_bytes_are_read_or_are_a_protocol_fault(decode, content):
 
 
 @given(st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2]))
-def test_a_rejection_comes_back_as_it_went(result, source, diagnostic):
+def test_rejection_is_decoded_as_encoded(result, source, diagnostic):
     rejection = Rejection(result, source, diagnostic)
     assert Rejection.decode(body(rejection.encoded())) == rejection
     assert rejection.is_permanent == (result == 1)
 
 
-def test_a_rejection_with_unknown_codes_has_words_too():
+def test_rejection_with_unknown_codes_is_described_too():
     assert Rejection.decode(memoryview(b"\0\x09\x09\x09")).term == "unknown reason 9 of source 9"
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(0, 3), st.binary(max_size=50)), min_size=1, max_size=8))
-def test_fragments_come_out_as_they_were_put_in(parts):
+def test_fragments_are_decoded_as_encoded(parts):
     joined = b"".join(bytes(body(pdu.p_data(context_id, control, data))) for context_id, control, data in parts)
     found = [(f.context_id, f.is_command | f.is_last << 1, bytes(f.data)) for f in pdu.fragments(memoryview(joined))]
     assert found == [(context_id, control, data) for context_id, control, data in parts]
 
 
 @given(st.binary(max_size=100))
-def test_fragments_of_any_bytes_fill_them_or_are_a_protocol_fault(content):
+def test_fragments_of_any_bytes_cover_them_or_are_a_protocol_fault(content):
     try:
         found = list(pdu.fragments(memoryview(content)))
     except ProtocolFault:

@@ -1,4 +1,4 @@
-"""Where the patient is, in phantoms whose outline is known."""
+"""The body search, in phantoms with known outlines."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SHAPE = (30, 100, 110)
 
 
 def scene():
-    """A trunk with lungs and an arm beside it in air; a table of 4 mm, and noise. HU, and where the patient is."""
+    """A trunk with lungs and a separate arm in air, a table of 4 mm, and noise: HU, and the true body mask."""
     _, y, x = np.indices(SHAPE)
     trunk = ((y - 45) / 30) ** 2 + ((x - 50) / 35) ** 2 < 1
     lungs = ((y - 45) / 22) ** 2 + ((np.abs(x - 50) - 16) / 13) ** 2 < 1
@@ -20,12 +20,12 @@ def scene():
     hu = np.full(SHAPE, -1000.0)
     hu[trunk | arm] = 40
     hu[lungs] = -850
-    hu[:, 82] = -300  # the table, a thin shell that fills its voxels in part
+    hu[:, 82] = -300  # the table, a thin shell that fills its voxels partly
     hu += np.random.default_rng(0).normal(scale=60, size=SHAPE)
     return hu.astype(np.int16), trunk | arm
 
 
-def test_the_mask_holds_the_patient_with_his_lungs_and_arms_and_neither_table_nor_air():
+def test_mask_contains_body_lungs_and_arms_but_not_table_or_air():
     hu, patient = scene()
     mask = body_mask(hu, SPACING)
     assert mask[patient].all()
@@ -33,20 +33,20 @@ def test_the_mask_holds_the_patient_with_his_lungs_and_arms_and_neither_table_no
     assert mask.sum() < 1.7 * patient.sum()
 
 
-def test_lungs_at_the_border_of_the_field_of_view_belong_to_the_patient():
+def test_lungs_at_the_border_of_the_field_of_view_belong_to_the_body():
     hu, patient = scene()
     cut = (slice(None), slice(None), slice(25, 110))  # through one lung
     assert body_mask(hu[cut], SPACING)[patient[cut]].all()
 
 
 @pytest.mark.parametrize("hu", [np.full(SHAPE, -1000, np.int16), np.full((30, 60, 110), 40, np.int16)])
-def test_no_mask_where_nobody_is_or_where_the_field_of_view_is_narrow(hu):
+def test_no_mask_without_a_body_or_with_a_narrow_field_of_view(hu):
     assert body_mask(hu, SPACING) is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_the_box_holds_everything_and_is_as_large_as_wanted_or_the_array(data):
+def test_box_contains_everything_and_has_the_requested_size_or_the_arrays(data):
     shape = data.draw(st.tuples(*[st.integers(1, 9)] * 3))
     least = data.draw(st.tuples(*[st.integers(1, 12)] * 3))
     mask = np.random.default_rng(data.draw(st.integers(0, 99))).random(shape) < 0.05

@@ -1,4 +1,4 @@
-"""What is repeated of an engine's error is its reason: it ends in the report of a run, and in patients' studies."""
+"""Only the reason of an engine's error is quoted, as it ends up in the run report and in patients' studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference.nnunet.failures import reason_of
 
 @pytest.fixture
 def compiled():
-    """A network for four values."""
+    """A network with four input values."""
     values = ops.parameter([1, 1, 4], ov.Type.f32)
     return ov.Model([ops.relu(values)], [values])
 
@@ -23,7 +23,7 @@ def error_of(call):
     return raised.value
 
 
-def test_openvino_s_own_reason_and_not_its_source_code(compiled):
+def test_openvinos_own_reason_is_quoted_without_source_locations(compiled):
     core = ov.Core()
     refused = error_of(lambda: core.compile_model(compiled, "CPU", {"INFERENCE_PRECISION_HINT": "f12"}))
     assert reason_of(refused).startswith("Wrong value f12 ")
@@ -32,7 +32,7 @@ def test_openvino_s_own_reason_and_not_its_source_code(compiled):
     assert "got [1,1,5]" in reason_of(failed)
 
 
-def test_a_network_that_cannot_be_built():
+def test_reason_of_a_network_that_cannot_be_built_is_quoted():
     values = ops.parameter([1, 1, 4], ov.Type.f32)
     failed = error_of(lambda: ops.convolution(values, np.zeros((1, 2, 3), np.float32), [1], [0], [0], [1]))
     assert "does not match filter input channel count (2)" in reason_of(failed)
@@ -47,5 +47,5 @@ def test_a_network_that_cannot_be_built():
         ("x" * 300, "x" * 200),
     ],
 )
-def test_other_errors_by_their_first_line(text, reason):
+def test_other_errors_are_quoted_by_their_first_line(text, reason):
     assert reason_of(RuntimeError(text)) == reason

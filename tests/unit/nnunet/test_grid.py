@@ -1,4 +1,4 @@
-"""Canonical axes against nibabel, resampling against scipy and against nnU-Net itself."""
+"""Canonical axes against nibabel, resampling against scipy and nnU-Net itself."""
 
 import nibabel
 import numpy as np
@@ -35,7 +35,7 @@ rotations = st.one_of(
 
 @settings(max_examples=80, deadline=None)
 @given(rotations)
-def test_canonical_axes_are_nibabel_s(rotation):
+def test_canonical_axes_equal_nibabels(rotation):
     strongest = np.sort(np.abs(rotation), axis=0)
     assume((strongest[2] - strongest[1]).min() > 1e-3)  # between two equally close axes either choice is right
     geometry = geometry_of(rotation)
@@ -47,9 +47,9 @@ def test_canonical_axes_are_nibabel_s(rotation):
     np.testing.assert_allclose(ours.spacing_mm(geometry), canonical.header.get_zooms()[::-1], rtol=1e-5)
 
 
-def test_canonical_x_ascends_to_the_right_y_to_anterior_z_to_superior():
+def test_canonical_axes_point_right_anterior_superior():
     source = np.zeros((2, 2, 2), np.int16)
-    source[1, 0, 1] = 7  # superior, anterior, left: DICOM columns ascend to the left, rows to posterior
+    source[1, 0, 1] = 7  # superior, anterior, left: DICOM columns increase to the left, rows to posterior
     assert Canonical.of(geometry_of(np.eye(3), (2, 2, 2))).view(source)[1, 1, 0] == 7
 
 
@@ -62,7 +62,7 @@ def test_writing_to_the_canonical_view_writes_to_the_source():
         np.testing.assert_array_equal(source, truth)
 
 
-def test_axes_come_in_the_order_the_network_wants():
+def test_axes_are_in_the_order_of_the_network():
     source = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
     geometry = geometry_of(np.eye(3), (3, 4, 5))
     plain, turned = Canonical.of(geometry), Canonical.of(geometry, (2, 0, 1))
@@ -79,10 +79,10 @@ def test_axes_come_in_the_order_the_network_wants():
     st.integers(0, 99),
     st.booleans(),
 )
-def test_resampling_is_totalsegmentator_s_to_the_last_bit(shape, spacing, new_spacing, seed, fractional):
+def test_resampling_equals_totalsegmentators_bit_for_bit(shape, spacing, new_spacing, seed, fractional):
     rng = np.random.default_rng(seed)
     hu = rng.integers(-1024, 2000, shape).astype(np.int16)
-    hu[rng.random(shape) < 0.5] = -1024  # flat regions, where a rounding error decides what truncation gives
+    hu[rng.random(shape) < 0.5] = -1024  # flat regions, where a rounding error decides the truncated value
     if fractional:
         hu = hu.astype(np.float32) + rng.random(shape, np.float32)
     zoom = [float(np.float32(s)) / new_spacing for s in spacing]
@@ -92,7 +92,7 @@ def test_resampling_is_totalsegmentator_s_to_the_last_bit(shape, spacing, new_sp
     np.testing.assert_array_equal(resample(view, new_shape, 1 + seed % 3), change_spacing(view, zoom))
 
 
-def test_resampling_of_a_large_volume_is_change_spacing():
+def test_resampling_of_a_large_volume_equals_change_spacing():
     rng = np.random.default_rng(0)
     hu = ndimage.gaussian_filter(rng.normal(size=(70, 181, 167)), 2)
     hu = np.maximum(hu / np.abs(hu).max() * 2500, -1024).astype(np.int16)
@@ -117,7 +117,7 @@ SPACINGS = st.sampled_from([0.7, 1.0, 1.5, 2.5, 5.0, 8.0])
     st.tuples(SPACINGS, SPACINGS, SPACINGS),
     st.integers(0, 99),
 )
-def test_resampling_within_borders_is_nnunet_s(shape, spacing, new_spacing, seed):
+def test_resampling_with_kept_borders_equals_nnunets(shape, spacing, new_spacing, seed):
     values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     new_shape = compute_new_shape(shape, spacing, new_spacing)
     assume(new_shape.min() >= 1)

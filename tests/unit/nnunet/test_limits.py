@@ -1,4 +1,4 @@
-"""What segmenting takes is told before it is taken."""
+"""Required memory is estimated before it is allocated."""
 
 from dataclasses import replace
 
@@ -15,10 +15,10 @@ OPTIONS = EngineOptions(device="cpu", precision="float32")
 GEOMETRY = Geometry((200, 300, 300), np.diag([1.0, 1.0, 1.0, 1.0]))
 
 
-def test_sums_are_counted_of_the_channels_that_are_summed(tmp_path):
+def test_sums_are_counted_for_the_channels_that_are_summed(tmp_path):
     package = random_package(tmp_path, described=plans(patch=(32, 32, 32), spacing=(1.0, 1.0, 1.0)))
     (part,) = package.parts
-    assert channel_count(part) == len(part.names_by_channel) + 1 == 4  # features and classes, as many
+    assert channel_count(part) == len(part.names_by_channel) + 1 == 4  # as many features as classes
     fewer_classes = replace(package, parts=(replace(part, names_by_channel={1: "liver", 2: "spleen"}),))
     assert channel_count(fewer_classes.parts[0]) == 4
     sums = 4 * 32 * 300 * 300  # of one channel
@@ -30,9 +30,7 @@ def test_sums_are_counted_of_the_channels_that_are_summed(tmp_path):
 
 
 @pytest.mark.parametrize(("resampling", "more"), [("corners", False), ("nnunet", True)])
-def test_parts_that_normalise_in_their_own_way_have_grids_of_their_own_where_nnunet_resamples(
-    tmp_path, resampling, more
-):
+def test_parts_with_different_normalisation_have_separate_grids_where_nnunet_resamples(tmp_path, resampling, more):
     other = plans()
     other["foreground_intensity_properties_per_channel"]["0"]["mean"] = 21.0
     models = [

@@ -4,7 +4,7 @@ from inference.nnunet import machine
 from inference.nnunet.machine import available_memory_bytes
 
 
-def test_pages_of_files_that_nobody_uses_are_not_counted_against_a_control_group(tmp_path, monkeypatch):
+def test_inactive_page_cache_is_not_counted_against_a_control_group(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CONTROL_GROUP", tmp_path)
     (tmp_path / "memory.max").write_text("9000000\n")
     (tmp_path / "memory.current").write_text("8000000\n")

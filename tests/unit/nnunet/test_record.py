@@ -1,4 +1,4 @@
-"""The report of a run names what has a part in its labels, and counts all the time that was spent."""
+"""The run report names what contributed to the labels, and counts all the time spent."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ FAST, SURE = Runtime("OpenVINO 1", "CPU", "bfloat16"), Runtime("torch 1", "CPU",
 NOTE = RunNote("OpenVINO failed", changes_answer=True)
 
 
-def test_what_ran_before_a_new_beginning_is_not_in_the_labels():
+def test_discarded_attempts_are_not_named_but_their_time_is_counted():
     record = RunRecord({"prepare": 1.0})
     with record.timed("inference"):
         record.ran(Part((Network(FAST),)))

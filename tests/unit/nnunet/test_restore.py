@@ -34,12 +34,12 @@ def restore(
     for first in range(0, box[0], slab):
         passing = values[:, first : first + slab].copy()
         restorer.accept(first, passing)
-        passing[:] = np.nan  # the caller may use its slab again
+        passing[:] = np.nan  # the caller may reuse its slab
     return labels
 
 
 def positions(shape, network_shape, alignment):
-    """Where each source voxel lies among the network's voxels: [axis, z, y, x]."""
+    """The position of each source voxel in network voxels: [axis, z, y, x]."""
     if alignment == "corners":
         axes = [np.linspace(0, m - 1, n) if n > 1 else np.zeros(1) for n, m in zip(shape, network_shape, strict=True)]
     else:
@@ -50,7 +50,7 @@ def positions(shape, network_shape, alignment):
 
 
 def restored_dense(logits, shape, alignment):
-    """Every logit interpolated at every source voxel, in float64; which label wins, and by how much.
+    """Every logit interpolated at every source voxel, in float64; the winning label, and its margin.
 
     Only the labels of the eight network voxels around a source voxel are candidates.
     """
@@ -72,7 +72,7 @@ def restored_dense(logits, shape, alignment):
 
 @settings(max_examples=80, deadline=None)
 @given(sizes, source_sizes, alignments, seeds, st.integers(1, 9), st.integers(1, 3))
-def test_smooth_is_the_highest_of_the_interpolated_logits(network_shape, shape, alignment, seed, slab, threads):
+def test_smooth_label_has_the_highest_interpolated_logit(network_shape, shape, alignment, seed, slab, threads):
     logits = random_logits(seed, network_shape)
     restored = restore(logits, shape, slab, alignment=alignment, threads=threads)
     winners, lead = restored_dense(logits, shape, alignment)
@@ -80,7 +80,7 @@ def test_smooth_is_the_highest_of_the_interpolated_logits(network_shape, shape, 
     np.testing.assert_array_equal(restored[decided], winners[decided])
 
 
-def test_many_labels_meet_and_a_plane_has_many_strips():
+def test_many_adjacent_labels_and_many_strips_per_plane():
     logits = random_logits(3, (6, 40, 30), classes=60)
     restored = restore(logits, (13, 101, 64), threads=2)
     winners, lead = restored_dense(logits, (13, 101, 64), "corners")
@@ -89,7 +89,7 @@ def test_many_labels_meet_and_a_plane_has_many_strips():
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, source_sizes, seeds, st.sampled_from(["smooth", "nearest"]), alignments)
-def test_slabs_strips_and_threads_change_nothing(network_shape, shape, seed, interpolation, alignment):
+def test_slabs_strips_and_threads_do_not_change_the_labels(network_shape, shape, seed, interpolation, alignment):
     logits = random_logits(seed, network_shape)
     whole = restore(logits, shape, 99, interpolation=interpolation, alignment=alignment)
     for slab in (1, 2, 5):
@@ -100,9 +100,9 @@ def test_slabs_strips_and_threads_change_nothing(network_shape, shape, seed, int
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, source_sizes, seeds, st.integers(1, 4))
-def test_features_and_their_head_give_what_the_logits_give(network_shape, shape, seed, slab):
+def test_features_with_their_head_give_the_same_labels_as_logits(network_shape, shape, seed, slab):
     rng = np.random.default_rng(seed)
-    # small whole numbers: the products are exact in float32, whatever their order
+    # small integers: the products are exact in float32 in any order
     features = rng.integers(-9, 9, (5, *network_shape)).astype(np.float32)
     head = Head(rng.integers(-9, 9, (12, 5)).astype(np.float32), rng.integers(-9, 9, 12).astype(np.float32))
     logits = head.logits(features.reshape(5, -1)).T.reshape(12, *network_shape)
@@ -115,16 +115,16 @@ def test_features_and_their_head_give_what_the_logits_give(network_shape, shape,
 
 @settings(max_examples=150, deadline=None)
 @given(st.tuples(*[st.integers(1, 14)] * 3), st.tuples(*[st.integers(1, 40)] * 3), seeds)
-def test_nearest_is_scipy_s_zoom_of_the_label_map_bit_for_bit(network_shape, shape, seed):
+def test_nearest_equals_scipys_zoom_of_the_label_map_bit_for_bit(network_shape, shape, seed):
     logits = random_logits(seed, network_shape, classes=7)
-    factors = np.array(shape) / np.array(network_shape)  # as TotalSegmentator computes it from the target shape
+    factors = np.array(shape) / np.array(network_shape)  # computed from the target shape like in TotalSegmentator
     expected = ndimage.zoom(logits.argmax(0).astype(float), factors, mode="nearest", order=0).astype(np.uint8)
     np.testing.assert_array_equal(restore(logits, shape, interpolation="nearest"), expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(sizes, source_sizes, seeds)
-def test_nearest_with_voxel_borders_kept_is_scipy_s_grid_mode(network_shape, shape, seed):
+def test_nearest_with_kept_voxel_borders_equals_scipys_grid_mode(network_shape, shape, seed):
     logits = random_logits(seed, network_shape, classes=7)
     factors = np.array(shape) / np.array(network_shape)
     expected = ndimage.zoom(logits.argmax(0), factors, mode="nearest", order=0, grid_mode=True)
@@ -139,7 +139,7 @@ def test_nearest_with_voxel_borders_kept_is_scipy_s_grid_mode(network_shape, sha
     sizes, source_sizes, seeds, st.permutations(range(3)), st.tuples(*[st.booleans()] * 3),
     st.sampled_from(["smooth", "nearest"]), alignments,
 )  # fmt: skip
-def test_views_of_the_source_are_written_through(network_shape, shape, seed, order, flips, interpolation, alignment):
+def test_views_of_the_source_are_written_in_place(network_shape, shape, seed, order, flips, interpolation, alignment):
     logits = random_logits(seed, network_shape)
     source = np.zeros([shape[order.index(axis)] for axis in range(3)], np.uint8)
     view = source.transpose(order)[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
@@ -152,25 +152,25 @@ def test_views_of_the_source_are_written_through(network_shape, shape, seed, ord
 
 @settings(max_examples=30, deadline=None)
 @given(sizes, st.tuples(*[st.integers(1, 3)] * 3), seeds)
-def test_a_source_voxel_on_a_network_voxel_has_its_label(network_shape, factors, seed):
+def test_source_voxel_on_a_network_voxel_has_its_label(network_shape, factors, seed):
     logits = random_logits(seed, network_shape, classes=6)
-    logits[1] = logits[2] * np.float32(1 + 1e-6)  # nearly the same: rounding must not decide
+    logits[1] = logits[2] * np.float32(1 + 1e-6)  # nearly equal: rounding must not decide
     shape = tuple((m - 1) * f + 1 for m, f in zip(network_shape, factors, strict=True))
     restored = restore(logits, shape)
     np.testing.assert_array_equal(restored[tuple(slice(None, None, f) for f in factors)], logits.argmax(0))
 
 
-def test_no_gap_opens_between_neighbours():
+def test_no_gap_between_adjacent_labels():
     rng = np.random.default_rng(0)
     winners = rng.integers(1, 4, (6, 7, 8))
     logits = np.stack([(winners == c) * 1.0 for c in range(4)]).astype(np.float32)
-    logits[0] = 0.9  # the background is close second everywhere, and would win between any two labels
+    logits[0] = 0.9  # background is a close second everywhere, and would win between any two labels
     assert (restore(logits, (20, 30, 40)) != 0).all()
 
 
 @pytest.mark.parametrize("interpolation", ["smooth", "nearest"])
 @pytest.mark.parametrize("alignment", ["corners", "centres"])
-def test_outside_the_box_that_the_network_saw_is_background(interpolation, alignment):
+def test_voxels_outside_the_networks_box_are_background(interpolation, alignment):
     logits = np.zeros((2, 2, 3, 4), np.float32)
     logits[1] = 1
     labels = restore(
@@ -182,7 +182,7 @@ def test_outside_the_box_that_the_network_saw_is_background(interpolation, align
     np.testing.assert_array_equal(labels, expected)
 
 
-def test_a_box_gives_inside_what_the_whole_grid_gives():
+def test_labels_inside_a_box_equal_those_for_the_whole_grid():
     logits = random_logits(7, (9, 10, 11))
     shape = (20, 27, 33)
     whole = restore(logits, shape)
@@ -194,7 +194,7 @@ def test_a_box_gives_inside_what_the_whole_grid_gives():
     np.testing.assert_array_equal(part[inside], whole[inside])
 
 
-def test_background_of_a_later_part_keeps_what_an_earlier_one_found():
+def test_background_of_a_later_part_keeps_the_labels_of_an_earlier_one():
     labels = np.full((2, 2, 2), 9, np.uint8)
     logits = np.zeros((2, 2, 2, 2), np.float32)
     logits[0] = 1
@@ -208,7 +208,7 @@ def test_background_of_a_later_part_keeps_what_an_earlier_one_found():
     assert (labels.ravel()[1:] == 9).all()
 
 
-def test_a_slab_out_of_turn_is_refused():
+def test_slab_out_of_order_is_refused():
     restorer = Restorer(
         np.zeros((4, 4, 4), np.uint8), (4, 4, 4), (0, 0, 0), (4, 4, 4), np.arange(2, dtype=np.uint8), LOGITS,
         interpolation="smooth", alignment="corners",

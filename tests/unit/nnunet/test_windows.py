@@ -1,4 +1,4 @@
-"""Windows and their averages, against nnU-Net's own predictor."""
+"""Sliding windows and their averages, against nnU-Net's own predictor."""
 
 import tracemalloc
 
@@ -18,7 +18,7 @@ SHAPES = [(40, 21, 30), PATCH, (5, 30, 9), (17, 12, 45), (1, 1, 1), (33, 25, 41)
 
 
 class Convolution:
-    """A small network; ``run`` gives the same memory each time, as a backend may."""
+    """A small network; ``run`` returns the same memory each time, as a backend may."""
 
     channels = 3
 
@@ -45,7 +45,7 @@ def joined(slabs, shape):
     whole = np.empty((Convolution.channels, *shape), np.float32)
     expected = 0
     for first, values in slabs:
-        assert first == expected, "slabs come in ascending order without gap"
+        assert first == expected, "slabs arrive in ascending order without gaps"
         expected = first + values.shape[1]
         whole[:, first:expected] = values
     assert expected == shape[0]
@@ -58,13 +58,13 @@ def nnunet_s_logits(image, networks, step):
 
 @settings(max_examples=80, deadline=None)
 @given(st.integers(8, 400), st.integers(8, 200), st.sampled_from([0.25, 0.5, 0.8, 1.0]))
-def test_windows_start_where_nnunet_s_do(size, window, step):
+def test_windows_start_at_the_same_places_as_nnunets(size, window, step):
     assume(size >= window)
     assert [window_starts(size, window, step)] == compute_steps_for_sliding_window((size,), (window,), step)
 
 
 @pytest.mark.parametrize("patch", [(16, 24, 20), (64, 64, 64), (112, 112, 128)])
-def test_gaussian_weights_are_nnunet_s_to_the_last_bit(patch):
+def test_gaussian_weights_equal_nnunets_bit_for_bit(patch):
     theirs = compute_gaussian(patch, sigma_scale=1 / 8, value_scaling_factor=10, device=torch.device("cpu"))
     np.testing.assert_array_equal(gaussian_weights(patch), theirs.numpy())
     assert gaussian_weights(patch).min() > 0
@@ -72,7 +72,7 @@ def test_gaussian_weights_are_nnunet_s_to_the_last_bit(patch):
 
 @pytest.mark.parametrize("step", [0.5, 0.8])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_half_precision_average_is_nnunet_s_to_the_last_bit(shape, step):
+def test_half_precision_average_equals_nnunets_bit_for_bit(shape, step):
     image, networks = volume(shape), [Convolution(seed) for seed in (0, 1, 2)]
     for folds in (networks[:1], networks):
         theirs = nnunet_s_logits(image, folds, step)
@@ -84,18 +84,18 @@ def test_half_precision_average_is_nnunet_s_to_the_last_bit(shape, step):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("threads", [1, 3])
-def test_average_is_nnunet_s_but_for_its_rounding(shape, threads):
+def test_average_equals_nnunets_except_for_its_rounding(shape, threads):
     image, network, calls = volume(shape), Convolution(), []
     windows = Windows.of(shape, PATCH, 0.5)
     ours = joined(averaged(image, windows, network, lambda: calls.append(1), threads), shape)
     assert len(calls) == network.runs == windows.count
     theirs = nnunet_s_logits(image, [network], 0.5).float().numpy()
-    # where only the far corner of a window reaches, its half-precision products have hardly a bit left
+    # where only the far corner of a window reaches, its half-precision products have almost no significant bits
     sound = windows.total(gaussian_weights(PATCH).astype(np.float32))[windows.inside] > 0.01
     np.testing.assert_allclose(ours[:, sound], theirs[:, sound], atol=6e-3)
 
 
-def test_windows_that_hold_nothing_needed_are_not_run_and_leave_nan():
+def test_windows_without_needed_voxels_are_not_run_and_leave_nan():
     shape = (48, 36, 20)
     needed = np.zeros(shape, bool)
     needed[4:10, 3:8, 2:5] = True
@@ -112,7 +112,7 @@ def test_windows_that_hold_nothing_needed_are_not_run_and_leave_nan():
 
 
 class Copies:
-    """A network of many channels that are all the same and take no memory."""
+    """A network with many identical channels that take no memory."""
 
     channels = 60
 
@@ -120,7 +120,7 @@ class Copies:
         return np.broadcast_to(windows[:, None], (1, self.channels, *PATCH))
 
 
-def test_no_more_than_a_window_s_depth_of_sums_is_held():
+def test_sums_are_held_for_at_most_the_depth_of_a_window():
     shape, network = (200, 24, 40), Copies()
     image, windows = volume(shape), Windows.of(shape, PATCH, 0.5)
     depth_of_sums = network.channels * image.nbytes * PATCH[0] / shape[0]
@@ -136,5 +136,5 @@ def test_no_more_than_a_window_s_depth_of_sums_is_held():
         assert peak < 2 * depth_of_sums + 4 * image.nbytes < network.channels * image.nbytes / 4
 
 
-def test_a_single_window_is_run_even_where_nothing_is_needed():
+def test_single_window_is_run_even_if_nothing_is_needed():
     assert Windows.of((4, 4, 4), PATCH, 0.5, np.zeros((4, 4, 4), bool)).count == 1

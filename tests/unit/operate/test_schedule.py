@@ -1,4 +1,4 @@
-"""Sweeps run on their own: a slow or broken one neither delays the others nor fills the log."""
+"""Sweeps run independently: a slow or failing one neither delays the others nor floods the log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from dicom_node.operate.schedule import Schedule, Sweep
 
 
-def test_a_slow_and_a_broken_sweep_stop_no_other_and_a_slow_one_is_no_warning(caplog):
+def test_slow_and_failing_sweeps_stop_no_other_and_slowness_is_no_warning(caplog):
     release, counted = threading.Event(), threading.Semaphore(0)
     running, most = [], []
 

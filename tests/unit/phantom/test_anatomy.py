@@ -1,4 +1,4 @@
-"""The tables of the reference adult: what is wrong in one is an error that names the line."""
+"""The tables of the reference adult: a fault in one is an error that names the line."""
 
 import pytest
 
@@ -22,18 +22,18 @@ HEAD = "field_of_view,bottom_mm,top_mm,half_width_mm"
         ([HEAD, "chest,300,625,200", "chest,300,625,200"], "two equal rows"),
     ],
 )
-def test_a_table_that_is_not_sound_is_refused(lines, reason):
+def test_invalid_table_is_refused(lines, reason):
     with pytest.raises(InvalidValueError, match=reason):
         read_table(lines, "test.csv", FieldExtent)
 
 
-def test_rows_are_read_as_they_are_written():
+def test_rows_are_read_as_written():
     assert read_table([HEAD, "chest,300,625.5,200"], "test.csv", FieldExtent) == (
         FieldExtent("chest", 300, 625.5, 200),
     )
 
 
-def test_a_pair_is_mirrored_and_a_single_organ_is_not():
+def test_pairs_are_mirrored_and_single_organs_are_not():
     left, right = (anatomy.course("iliac_vein", sign) for sign in (1.0, -1.0))
     assert (left[0] == right[0]).all()  # where both veins meet
     assert (left[-1, 0], right[-1, 0]) == (66, -66)
@@ -43,7 +43,7 @@ def test_a_pair_is_mirrored_and_a_single_organ_is_not():
     assert spleen.turn_deg(-1.0) == spleen.turn_deg(1.0)
 
 
-def test_an_unknown_name_is_an_error():
+def test_unknown_name_is_an_error():
     for look_up in (anatomy.course, anatomy.radii, anatomy.trunk, lambda name: anatomy.profile_at(name, 0.0)):
         with pytest.raises(KeyError, match="tail"):
             look_up("tail")

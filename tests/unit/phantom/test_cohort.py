@@ -1,4 +1,4 @@
-"""Cohorts have the distributions and the effects of age that were asked for, by scipy's account."""
+"""Cohorts have the requested distributions and effects of age, as measured with scipy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPACING = 8.0
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(-0.95, 0.95), st.integers(20, 300), st.integers(0, 9))
-def test_scores_have_the_rank_correlation_with_age(wanted, count, seed):
+def test_scores_have_the_requested_rank_correlation_with_age(wanted, count, seed):
     rng = np.random.default_rng(seed)
     ages = rng.integers(20, 91, count).astype(float)
     scores = scores_with(wanted, ages, rng)
@@ -33,7 +33,7 @@ def test_scores_have_the_rank_correlation_with_age(wanted, count, seed):
     assert scores.std() == pytest.approx(1, abs=0.15)
 
 
-def test_attributes_are_distributed_as_asked():
+def test_attributes_have_the_requested_distributions():
     plan = CohortPlan(
         400,
         ages=Ages(30, 80, 60, 8),
@@ -69,7 +69,7 @@ def test_every_part_of_a_split_has_a_subject(count):
     assert set(splits) == set(("train", "val", "test")[:count])
 
 
-def test_what_no_cohort_can_have_is_refused():
+def test_impossible_settings_are_refused():
     for wrong, says in (
         (lambda: CohortPlan(0), "0 subjects"),
         (lambda: CohortPlan(9, effects=(Effect("aorta", "volume", 0.5),)), "effects of age need at least 10"),
@@ -86,12 +86,12 @@ def test_what_no_cohort_can_have_is_refused():
         Effect("prostate", "volume", 0.5)
 
 
-def test_an_effect_without_a_side_is_on_both():
+def test_effect_without_a_side_applies_to_both():
     assert Effect("autochthon", "hu", -0.7).structures == ("autochthon_left", "autochthon_right")
     assert Effect("aorta", "hu", -0.7).structures == ("aorta",)
 
 
-def test_age_changes_nothing_but_what_ages():
+def test_age_changes_only_the_structures_that_age():
     young, old = (Patient.from_seed(5, age_years=age) for age in (25, 85))
     assert old.aorta_factor > young.aorta_factor
     assert old.back_muscle_hu < young.back_muscle_hu
@@ -102,7 +102,7 @@ def test_age_changes_nothing_but_what_ages():
     assert Patient.from_seed(5, **given) == drawn
 
 
-def test_the_truth_without_a_ct_is_that_with_one():
+def test_truth_is_the_same_with_and_without_a_ct():
     patient = replace(Patient.from_seed(3), hu_shifts={"spleen": 30.0}, size_factors={"liver": 0.8})
     geometry = whole_body_grid(patient, (SPACING,) * 3)
     volume, labels = render(patient, geometry, LABELS)
@@ -117,7 +117,7 @@ def test_the_truth_without_a_ct_is_that_with_one():
     assert hu["trachea"] == tissues()["gas"].native_hu
 
 
-def test_a_structure_is_fitted_to_its_targets():
+def test_structure_is_fitted_to_its_targets():
     (member,) = draw_members(CohortPlan(1, first_seed=77))
     before = true_measures(member.patient(), SPACING)
     wanted = (

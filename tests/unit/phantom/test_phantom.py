@@ -1,4 +1,4 @@
-"""The synthetic patient is complete, the right way round, repeatable and independent of the grid it is drawn on."""
+"""The synthetic patient is complete, correctly oriented, repeatable, and independent of its voxel grid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPACING = 5.0
 SEEDS = (1, 2, 3)
 ANATOMY_OF_SEED_1 = Path(__file__).with_name("anatomy_of_seed_1.csv")
 
-# (smallest, largest) ml that an adult may have; generous, because the phantom only has to be plausible
+# (smallest, largest) ml in adults; generous, because the phantom only has to be plausible
 PLAUSIBLE_ML = {
     "liver": (700, 2400),
     "spleen": (80, 420),
@@ -49,7 +49,7 @@ def phantoms() -> dict[int, Phantom]:
 
 
 def _centres_mm(case: Phantom) -> dict[str, np.ndarray]:
-    """Centroid of each structure relative to the patient's midline, in LPS."""
+    """Centroid of each structure relative to the patient's midline, in LPS, mm."""
     labels = case.truth.labels_zyx
     flat = labels.ravel()
     counts = np.bincount(flat, minlength=105).astype(float)
@@ -60,14 +60,14 @@ def _centres_mm(case: Phantom) -> dict[str, np.ndarray]:
     return {name: centres[label] for label, name in NAMES.items()}
 
 
-def test_every_structure_is_there(phantoms):
+def test_every_structure_is_present(phantoms):
     for case in phantoms.values():
         present = set(np.unique(case.truth.labels_zyx)) - {0}
         assert {NAMES[label] for label in present} == set(NAMES.values())
 
 
-def test_the_anatomy_is_the_one_that_the_demo_model_was_trained_on(phantoms):
-    """Rounding may move a voxel; a slip in a table of the anatomy moves a structure."""
+def test_anatomy_is_the_one_used_to_train_the_demo_model(phantoms):
+    """Rounding may change a voxel; an error in a table of the anatomy changes a structure."""
     labels = phantoms[1].truth.labels_zyx
     counts, centres = np.bincount(labels.ravel(), minlength=105), _centres_mm(phantoms[1])
     with ANATOMY_OF_SEED_1.open(newline="") as file:
@@ -80,8 +80,8 @@ def test_the_anatomy_is_the_one_that_the_demo_model_was_trained_on(phantoms):
         assert np.abs(centres[name] - centre).max() < 0.5, name
 
 
-def test_pairs_lie_on_their_sides(phantoms):
-    """LPS: x grows to the patient's left."""
+def test_pairs_are_on_their_sides(phantoms):
+    """LPS: x increases towards the patient's left."""
     for case in phantoms.values():
         centres = _centres_mm(case)
         for name, centre in centres.items():
@@ -90,7 +90,7 @@ def test_pairs_lie_on_their_sides(phantoms):
                 assert other is None or centre[0] > other[0], name
 
 
-def test_the_body_is_asymmetric_as_in_life(phantoms):
+def test_body_is_asymmetric_like_a_real_one(phantoms):
     for case in phantoms.values():
         centres = _centres_mm(case)
         assert centres["liver"][0] < -20 < 20 < centres["spleen"][0]
@@ -131,7 +131,7 @@ def test_volumes_are_plausible(phantoms):
             assert smallest < volume < largest, f"{name} of seed {seed}: {volume:.0f} ml"
 
 
-def test_tissues_have_their_attenuation(phantoms):
+def test_tissues_have_their_typical_attenuation(phantoms):
     for case in phantoms.values():
         hu, labels = case.volume.voxels_zyx, case.truth.labels_zyx
 
@@ -154,15 +154,15 @@ def test_seed_decides_everything():
     assert first.patient != other.patient
 
 
-def test_patient_is_the_same_on_any_grid():
-    """Every voxel of an oblique grid carries the label that the axial grid has at that place."""
+def test_patient_is_independent_of_the_grid():
+    """Every voxel of an oblique grid has the label of the axial grid at that position."""
     patient = Patient.from_seed(5)
     axial = grid(patient, (2.0, 2.0, 2.0), "abdomen")
     _, fine = render(patient, axial, LABELS)
     angle = np.deg2rad(17)
     turn = np.array([[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]])
     affine = np.eye(4)
-    affine[:3, :3] = turn @ np.diag([4.0, -3.0, -5.0])  # rows run anterior, planes run down: right-handed
+    affine[:3, :3] = turn @ np.diag([4.0, -3.0, -5.0])  # rows towards anterior, planes downwards: right-handed
     shape = (40, 60, 80)
     middle = axial.affine_lps @ np.array([*(np.array(axial.shape_zyx[::-1]) / 2), 1])
     affine[:3, 3] = middle[:3] - affine[:3, :3] @ (np.array(shape[::-1]) / 2)
@@ -176,11 +176,11 @@ def test_patient_is_the_same_on_any_grid():
     here = coarse.ravel()[inside]
     structures = here > 0
     assert structures.sum() > 20_000
-    assert (there[structures] == here[structures]).mean() > 0.93  # the rest lies within 2 mm of a boundary
+    assert (there[structures] == here[structures]).mean() > 0.93  # the rest is within 2 mm of a boundary
 
 
-def test_ageing_shows():
-    """The trends that the age study looks for: wider aorta, fattier back muscle."""
+def test_ageing_changes_aorta_and_muscle():
+    """The trends examined in the age study: wider aorta, fattier back muscles."""
     patients = [Patient.from_seed(seed) for seed in range(300)]
     ages = [patient.age_years for patient in patients]
     assert np.corrcoef(ages, [patient.aorta_factor for patient in patients])[0, 1] > 0.5
@@ -191,16 +191,16 @@ def test_ageing_shows():
     ("view", "in_view", "out_of_view"),
     [("chest", "heart_myocardium", "urinary_bladder"), ("abdomen", "kidney_left", "brain")],
 )
-def test_fields_of_view(view, in_view, out_of_view):
+def test_fields_of_view_contain_only_their_structures(view, in_view, out_of_view):
     case = phantom(4, (6.0, 6.0, 6.0), view)
     assert (case.truth.labels_zyx == LABELS[in_view]).any()
     assert not (case.truth.labels_zyx == LABELS[out_of_view]).any()
 
 
-def test_nifti_pair_keeps_place_and_voxels(tmp_path):
+def test_nifti_pair_keeps_positions_and_voxels(tmp_path):
     case = phantom(6, (8.0, 7.0, 9.0), "chest")
     ct, labels = (sitk.ReadImage(str(path)) for path in write_nifti(case, tmp_path))
     assert np.array_equal(sitk.GetArrayFromImage(ct), case.volume.voxels_zyx)
     assert np.array_equal(sitk.GetArrayFromImage(labels), case.truth.labels_zyx)
-    corner = ct.TransformIndexToPhysicalPoint((3, 5, 7))  # SimpleITK speaks LPS too
+    corner = ct.TransformIndexToPhysicalPoint((3, 5, 7))  # SimpleITK uses LPS too
     assert np.allclose(corner, (case.volume.geometry.affine_lps @ [3, 5, 7, 1])[:3], atol=1e-3)

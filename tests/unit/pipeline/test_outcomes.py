@@ -1,4 +1,4 @@
-"""What ends an attempt, and the state that its job gets."""
+"""How an attempt ends, and the resulting state of its job."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def every_error() -> list[type[DicomNodeError]]:
 
 
 def made(kind: type[DicomNodeError]) -> DicomNodeError:
-    """An error of that class, whatever its constructor wants."""
+    """An error of that class, whatever arguments its constructor needs."""
     error = kind.__new__(kind)
     Exception.__init__(error, "why")
     return error
 
 
 @pytest.mark.parametrize("kind", every_error())
-def test_each_class_ends_as_it_says(kind):
+def test_each_error_class_has_its_outcome(kind):
     expected = {
         Disposition.REJECT: Outcome(JobState.REJECTED, "why"),
         Disposition.RETRY: Outcome(JobState.QUEUED, "why", pause=FIRST_PAUSE),
@@ -47,19 +47,19 @@ def test_each_class_ends_as_it_says(kind):
 
 
 @given(st.integers(1, 12))
-def test_the_pause_doubles_with_each_attempt(attempt):
+def test_pause_doubles_with_each_attempt(attempt):
     outcome = outcome_of(WorkerLost("died"), **PARTS | {"attempt": attempt, "attempts": attempt + 1})
     assert outcome.pause == timedelta(seconds=5) * 2 ** (attempt - 1)
     assert outcome.counts
 
 
 @pytest.mark.parametrize("error", [WorkerLost("died"), StoreUnavailable("disk full")])
-def test_the_last_attempt_fails(error):
+def test_error_in_the_last_attempt_fails_the_job(error):
     assert outcome_of(error, **PARTS | {"attempt": 3}) == Outcome(JobState.FAILED, str(error))
 
 
 @pytest.mark.parametrize("error", [Stopping(), WorkerLost("died"), StoreUnavailable("away"), MemoryError()])
-def test_what_a_stop_interrupts_does_not_count(error):
+def test_attempt_interrupted_by_a_stop_does_not_count(error):
     assert outcome_of(error, **PARTS | {"attempt": 3, "stopping": True}) == STOPPED
 
 
@@ -67,14 +67,14 @@ def test_what_a_stop_interrupts_does_not_count(error):
     ("error", "state"),
     [(NotEligible("no CT"), JobState.REJECTED), (SegmentationImpossible("too small"), JobState.FAILED)],
 )
-def test_what_is_final_is_final_during_a_stop_too(error, state):
+def test_final_outcome_is_final_even_during_a_stop(error, state):
     assert outcome_of(error, **PARTS | {"stopping": True}).state is state
 
 
-def test_memory_may_be_there_another_time():
+def test_lack_of_memory_is_tried_again():
     assert outcome_of(MemoryError(), **PARTS) == Outcome(JobState.QUEUED, "out of memory", pause=FIRST_PAUSE)
 
 
-def test_an_unexpected_error_is_not_quoted():
+def test_unexpected_error_is_not_quoted():
     outcome = outcome_of(ValueError("Doe^John is no number"), **PARTS)
     assert outcome == Outcome(JobState.FAILED, "unexpected error (ValueError); see the log of job 7")

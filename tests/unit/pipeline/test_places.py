@@ -1,4 +1,4 @@
-"""Places where one job is at a time, and what becomes of those that wait when the node is stopped."""
+"""Places for one job at a time, and what happens to waiting jobs when the node is stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def places():
     return Places()
 
 
-def test_a_job_that_wants_to_be_alone_waits_for_the_others(places):
+def test_job_that_must_run_alone_waits_for_the_others(places):
     entered, may_leave = threading.Event(), threading.Event()
 
     def other():
@@ -41,14 +41,14 @@ def test_a_job_that_wants_to_be_alone_waits_for_the_others(places):
         assert waiting.result(LONG_S)
 
 
-def test_a_job_that_fails_is_no_longer_under_way(places):
+def test_failed_job_no_longer_counts_as_running(places):
     with pytest.raises(ValueError, match="fails"), places.job_under_way():
         raise ValueError("fails")
     with places.job_under_way():
         places.wait_for_others()  # returns at once
 
 
-def test_closing_sends_away_whoever_waits_and_whoever_comes(places):
+def test_closing_turns_away_waiting_and_new_jobs(places):
     with ThreadPoolExecutor() as threads, places.intake.enter(), places.encoding.enter():
         gates = [threads.submit(gate.enter) for gate in (places.intake, places.encoding)]
 

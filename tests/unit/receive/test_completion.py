@@ -1,4 +1,4 @@
-"""Is the series whole? The table of evidence, and what must hold for any evidence."""
+"""Is the series complete? The table of evidence, and properties that hold for any evidence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def evidence(positions, last=0.0, **changes) -> SeriesEvidence:
 
 
 def brought(*parts: tuple[float, float, float, float]) -> tuple[Stretch, ...]:
-    """Associations: opened and closed so many seconds after the start, lowest and highest position in mm."""
+    """Associations: seconds from the start to opening and closing, lowest and highest position in mm."""
     return tuple(Stretch(after(opened), after(closed), lowest, highest) for opened, closed, lowest, highest in parts)
 
 
@@ -85,7 +85,7 @@ WAITS = {
 
 
 @pytest.mark.parametrize(("seen", "quiet_s"), WAITS.values(), ids=WAITS)
-def test_the_wait_is_what_the_evidence_is_worth(seen, quiet_s):
+def test_wait_depends_on_the_evidence(seen, quiet_s):
     assert decide(seen, after(quiet_s), POLICY).complete
     if quiet_s:
         early = decide(seen, after(quiet_s - 0.001), POLICY)
@@ -93,7 +93,7 @@ def test_the_wait_is_what_the_evidence_is_worth(seen, quiet_s):
         assert early.look_again_at == after(quiet_s)
 
 
-def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
+def test_hard_limit_ends_a_wait_prolonged_by_new_arrivals():
     seen = evidence([0, 7, 9], last=7190)
     waiting = decide(seen, after(7199), POLICY)
     assert not waiting.complete
@@ -105,7 +105,7 @@ def test_hard_limit_ends_a_wait_that_new_arrivals_prolong():
     assert partial.reason.startswith("3 of 41")
 
 
-def test_only_a_wait_that_the_hard_limit_ended_is_cut_short():
+def test_only_a_wait_ended_by_the_hard_limit_is_marked_as_cut_short():
     assert decide(evidence([0, 7, 9], last=7190), after(7200), POLICY).is_cut_short
     assert decide(replace(REGULAR, open_associations=1, last_arrival=after(7190)), after(7200), POLICY).is_cut_short
     assert decide(evidence([0, 7, 9], last=7190, expected_count=4), after(7200), POLICY).is_cut_short
@@ -114,7 +114,7 @@ def test_only_a_wait_that_the_hard_limit_ended_is_cut_short():
     assert not reached.is_cut_short
 
 
-def test_results_of_what_may_be_a_first_part_are_held_back():
+def test_results_of_a_possible_first_part_are_held_back():
     verdict = decide(replace(REGULAR, last_arrival=after(2)), after(7), POLICY)
     assert verdict.complete
     assert verdict.deliver_from == after(17)
@@ -125,20 +125,20 @@ def test_results_of_what_may_be_a_first_part_are_held_back():
     [replace(REGULAR, expected_count=40), GROWING, evidence([0, 2, 9]), replace(REGULAR, learned_pause_s=20)],
     ids=["counted", "waited for further parts", "waited for want of evidence", "waited as the sender is known"],
 )
-def test_nothing_is_held_back_where_the_wait_was_long_or_the_count_is_known(seen):
+def test_nothing_is_held_back_after_a_long_wait_or_with_a_known_count(seen):
     verdict = decide(seen, after(60), POLICY)
     assert verdict.complete
     assert verdict.deliver_from is None
 
 
-def test_the_longest_pause_before_a_continuation_is_remembered():
+def test_longest_pause_before_a_continuation_is_remembered():
     four_parts = brought((0, 1, 0, 10), (9, 10, 12, 20), (22, 23, 22, 30), (30, 31, -9, -2))
     assert decide(replace(REGULAR, stretches=four_parts), after(60), POLICY).longest_pause_s == 12
     filled = brought((0, 1, 0, 30), (22, 23, 12, 14))
     assert decide(replace(REGULAR, stretches=filled), after(60), POLICY).longest_pause_s == 0
 
 
-def test_reasons_have_numbers():
+def test_reasons_contain_numbers():
     assert "40 of 41" in decide(replace(REGULAR, expected_count=41), after(60), POLICY).reason
     assert "40 instances, 2 refused" in decide(replace(REGULAR, refused_instances=2), after(60), POLICY).reason
     assert "3 of 3 instances reported by the sender, 2 refused" in (
@@ -151,7 +151,7 @@ def test_reasons_have_numbers():
     assert "2.000 to 4.000 mm" in decide(evidence([0, 2, 4, 8]), after(60), POLICY).reason
 
 
-def test_a_clock_set_back_completes_nothing():
+def test_clock_set_back_completes_nothing():
     assert not decide(replace(REGULAR, expected_count=40), after(-3600), POLICY).complete
 
 
@@ -188,13 +188,13 @@ any_evidence = st.builds(
 
 
 @given(any_evidence, times, times)
-def test_quiet_never_makes_a_whole_series_unwhole(seen, now, later):
+def test_more_silence_never_makes_a_complete_series_incomplete(seen, now, later):
     if decide(seen, after(now), POLICY).complete:
         assert decide(seen, after(now + later), POLICY).complete
 
 
 @given(any_evidence, times, times)
-def test_what_is_learned_of_a_sender_never_shortens_its_waits(seen, now, pause_s):
+def test_knowledge_about_a_sender_never_shortens_its_waits(seen, now, pause_s):
     if decide(replace(seen, learned_pause_s=pause_s), after(now), POLICY).complete:
         assert decide(seen, after(now), POLICY).complete
 
@@ -205,7 +205,7 @@ doubts = st.sampled_from(["open_associations", "aborted_associations", "refused_
 
 
 @given(any_evidence, times, any_policy, doubts)
-def test_what_speaks_against_the_whole_never_shortens_a_wait(seen, now, policy, doubt):
+def test_evidence_against_completeness_never_shortens_a_wait(seen, now, policy, doubt):
     if decide(replace(seen, **{doubt: 1}), after(now), policy).complete:
         assert decide(replace(seen, **{doubt: 0}), after(now), policy).complete
 
@@ -215,14 +215,14 @@ def test_what_speaks_against_the_whole_never_shortens_a_wait(seen, now, policy, 
     [replace(REGULAR, refused_instances=1), evidence([0, 2, 9]), replace(REGULAR, expected_count=41), GROWING],
     ids=["refused", "irregular", "fewer than counted", "growing"],
 )
-def test_a_long_wait_for_regular_series_holds_for_all_others(seen):
+def test_long_wait_for_regular_series_applies_to_all_others(seen):
     policy = CompletionSettings(regular_quiet_s=90)
     assert not decide(seen, after(89.9), policy).complete
     assert decide(seen, after(90), policy).complete
 
 
 @given(any_evidence, times)
-def test_no_result_is_held_back_longer_than_the_longest_wait(seen, now):
+def test_results_are_held_back_no_longer_than_the_longest_wait(seen, now):
     verdict = decide(seen, after(now), POLICY)
     if verdict.deliver_from is not None:
         assert verdict.complete
@@ -230,7 +230,7 @@ def test_no_result_is_held_back_longer_than_the_longest_wait(seen, now):
 
 
 @given(any_evidence, times)
-def test_look_again_at_is_when_it_becomes_whole(seen, now):
+def test_look_again_at_is_the_time_of_completion(seen, now):
     verdict = decide(seen, after(now), POLICY)
     if verdict.complete:
         assert verdict.look_again_at is None
@@ -247,7 +247,7 @@ def test_the_hard_limit_always_holds(seen):
 
 
 @given(st.integers(2, 300), st.floats(0.3, 10), st.floats(-1000, 1000), st.randoms(use_true_random=False))
-def test_order_of_arrival_does_not_matter(count, spacing, start, random):
+def test_order_of_arrival_has_no_influence(count, spacing, start, random):
     positions = [start + spacing * k for k in range(count)]
     random.shuffle(positions)
     assert decide(evidence(positions), after(5), POLICY).complete

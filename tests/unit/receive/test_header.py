@@ -1,4 +1,4 @@
-"""The header of a data set, read from bytes that nobody vouches for."""
+"""The header of a data set, read from untrusted bytes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def ct(*, undefined_lengths: bool = False) -> Dataset:
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("undefined_lengths", [False, True])
-def test_the_top_level_is_read_and_nested_items_are_not(syntax, undefined_lengths):
+def test_only_the_top_level_is_read(syntax, undefined_lengths):
     header = read_header(encoded(ct(undefined_lengths=undefined_lengths), syntax), syntax)
     assert header.sop_class_uid == "1.2.840.10008.5.1.4.1.1.2"
     assert header.sop_instance_uid == "1.2.3.4.5"
@@ -67,7 +67,7 @@ def test_the_top_level_is_read_and_nested_items_are_not(syntax, undefined_length
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("undefined_lengths", [False, True])
-def test_no_prefix_of_the_pixel_data_or_of_an_element_passes(syntax, undefined_lengths):
+def test_data_set_cut_inside_an_element_is_malformed(syntax, undefined_lengths):
     whole = encoded(ct(undefined_lengths=undefined_lengths), syntax)
     ends = element_ends(whole, syntax)
     for length in range(1, len(whole)):
@@ -77,7 +77,7 @@ def test_no_prefix_of_the_pixel_data_or_of_an_element_passes(syntax, undefined_l
 
 
 def element_ends(whole: bytes, syntax: str) -> set[int]:
-    """Where a prefix is a sound data set: after each element of the top level."""
+    """Where a prefix is a valid data set: after each top-level element."""
     ends, part = set(), Dataset()
     full = ct(undefined_lengths=b"\xff\xff\xff\xff" in whole)
     for element in full:
@@ -86,7 +86,7 @@ def element_ends(whole: bytes, syntax: str) -> set[int]:
     return ends
 
 
-def test_encapsulated_pixel_data_is_stepped_over_and_must_be_whole():
+def test_encapsulated_pixel_data_is_skipped_and_must_be_complete():
     dataset = ct()
     dataset.PixelData = encapsulate([b"\xfe\xff\x0d\xe0" * 30, b"frame two"])
     dataset["PixelData"].VR = "OB"
@@ -100,7 +100,7 @@ def test_encapsulated_pixel_data_is_stepped_over_and_must_be_whole():
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("has_pixels", [True, False])
-def test_the_place_of_the_pixel_data_is_that_of_the_image_and_not_of_its_icon(syntax, has_pixels):
+def test_pixel_data_position_is_that_of_the_image_and_not_of_its_icon(syntax, has_pixels):
     dataset, icon = ct(), Dataset()
     icon.PixelData = b"icon"
     icon["PixelData"].VR = "OB"
@@ -113,13 +113,13 @@ def test_the_place_of_the_pixel_data_is_that_of_the_image_and_not_of_its_icon(sy
 
 @pytest.mark.parametrize("junk", [b"\0", b"junk behind the end", bytes(8), b"\xff" * 64])
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_junk_behind_the_last_element(junk, syntax):
+def test_trailing_bytes_are_malformed(junk, syntax):
     with pytest.raises(MalformedDataset):
         read_header(encoded(ct(), syntax) + junk, syntax)
 
 
 @pytest.mark.parametrize("depth", [250, 5000])
-def test_endless_nesting(depth):
+def test_endless_nesting_is_malformed(depth):
     level = struct.pack("<HH2sHI", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
         "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
     )
@@ -127,18 +127,18 @@ def test_endless_nesting(depth):
         read_header(level * depth, ExplicitVRLittleEndian)
 
 
-def test_a_million_empty_items():
+def test_a_million_empty_items_are_refused():
     sequence = struct.pack("<HH2sHI", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF)
     with pytest.raises(MalformedDataset, match="elements"):
         read_header(sequence + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 1_000_001, ExplicitVRLittleEndian)
 
 
-def test_an_element_that_declares_four_gigabytes():
+def test_element_that_declares_four_gigabytes_is_malformed():
     with pytest.raises(MalformedDataset, match="4294967294 bytes"):
         read_header(struct.pack("<HH2sHI", 0x0008, 0x0016, b"OB", 0, 0xFFFFFFFE) + bytes(1000), ExplicitVRLittleEndian)
 
 
-def test_an_unknown_sequence_of_undefined_length_is_implicit_inside():
+def test_unknown_sequence_of_undefined_length_is_implicit_inside():
     content = struct.pack("<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF) + struct.pack("<HHI", 0x0008, 0x0050, 2) + b"AB"
     content += struct.pack("<HHI", 0xFFFE, 0xE00D, 0) + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
     unknown = struct.pack("<HH2sHI", 0x0009, 0x1010, b"UN", 0, 0xFFFFFFFF) + content
@@ -158,7 +158,7 @@ def test_an_unknown_sequence_of_undefined_length_is_implicit_inside():
         ("1\\2\\3", ""),
     ],
 )
-def test_no_position_without_a_sound_plane(position, orientation):
+def test_no_position_without_a_valid_plane(position, orientation):
     def element(group_element, text):
         padded = text.encode() + b" " * (len(text) % 2)
         return struct.pack("<HHI", 0x0020, group_element, len(padded)) + padded

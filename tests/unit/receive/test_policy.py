@@ -1,4 +1,4 @@
-"""Who gets in, and what is negotiated."""
+"""Who is admitted, and what is negotiated."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ def test_admission(calling, called, address, admitted):
 
 
 @given(st.text(max_size=16))
-def test_without_sources_nobody_gets_in(calling):
+def test_without_sources_nobody_is_admitted(calling):
     assert isinstance(admit((), "NODE", calling, "NODE", "127.0.0.1"), Refused)

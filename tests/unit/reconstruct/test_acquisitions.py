@@ -21,7 +21,7 @@ def series(tmp_path_factory):
 
 
 def with_values(series, keyword, values):
-    """``values[k]`` in plane k; None leaves the attribute out."""
+    """``values[k]`` in plane k; None omits the attribute."""
     for k, value in enumerate(values):
 
         def change(header, value=value):
@@ -47,13 +47,13 @@ TWO = {
     ["ab" * 6, "aabb" * 3, "aaaaaaaabaaa", "abbbbbbbbbba"],
     ids=["in turn", "in pairs", "one among others", "both ends"],
 )
-def test_values_that_alternate_along_the_stack_are_refused_by_name(series, name, pattern):
+def test_values_alternating_along_the_stack_are_refused_by_name(series, name, pattern):
     keyword, a, b = TWO[name]
     with pytest.raises(NotEligible, match=f"2 values of {re.escape(name)} alternate along the 12 planes"):
         reconstruct(with_values(series, keyword, [a if each == "a" else b for each in pattern]))
 
 
-def test_the_values_are_named_and_counted_unless_they_are_free_text(series):
+def test_alternating_values_are_named_and_counted_unless_free_text(series):
     with pytest.raises(NotEligible, match=r"planes: 1 \(6\), 2 \(6\)"):
         reconstruct(with_values(series, "AcquisitionNumber", [1, 2] * 6))
     with pytest.raises(NotEligible) as refused:
@@ -62,14 +62,14 @@ def test_the_values_are_named_and_counted_unless_they_are_free_text(series):
 
 
 @pytest.mark.parametrize("name", TWO)
-def test_ranges_that_abut_are_accepted_with_a_note(series, name):
+def test_adjoining_ranges_are_accepted_with_a_note(series, name):
     keyword, a, b = TWO[name]
     read = reconstruct(with_values(series, keyword, [a] * 5 + [b] * 7))
     assert [note for note in read.notes if note.startswith(f"{name} differs between 2 ranges of planes")]
 
 
 @pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
-def test_a_number_for_each_plane_is_no_range(series, order):
+def test_different_value_for_each_plane_is_not_a_range(series, order):
     read = reconstruct(with_values(series, "AcquisitionNumber", list(range(PLANES))[order]))
     assert read.notes == ()
 
@@ -109,7 +109,7 @@ def test_a_number_for_each_plane_is_no_range(series, order):
         "no times",
     ],
 )
-def test_times_that_recur_from_plane_to_plane_are_those_of_passes(series, times, is_refused):
+def test_acquisition_times_distinguish_passes_from_one_acquisition(series, times, is_refused):
     timed = with_values(series, "AcquisitionTime", times)
     if is_refused:
         with pytest.raises(NotEligible, match="Acquisition Time alternates along the 12 planes"):
@@ -122,7 +122,7 @@ def test_times_that_recur_from_plane_to_plane_are_those_of_passes(series, times,
 
 
 def rewritten(series, change):
-    """The series with ``change`` done to the files, given the number of the plane and its header."""
+    """The series with ``change`` applied to the files, given the number of the plane and its header."""
     for k, instance in enumerate(series.instances):
         header = dcmread(instance.path)
         change(header, k)
@@ -142,8 +142,8 @@ ALTERNATING = {
 
 @pytest.mark.parametrize("parts", [[range(12)], [range(0, 12, 2), range(1, 12, 2)]], ids=["one object", "two objects"])
 @pytest.mark.parametrize("name", ALTERNATING)
-def test_values_that_alternate_along_the_frames_are_refused_by_name(tmp_path, name, parts):
-    """As a Legacy Converted object has them, where no macro holds the tube voltage and the kernel."""
+def test_values_alternating_along_the_frames_are_refused_by_name(tmp_path, name, parts):
+    """As in a Legacy Converted object, where no macro contains the tube voltage and the kernel."""
     for folder in ("classic", "converted"):
         (tmp_path / folder).mkdir()
     classic = rewritten(write(tmp_path / "classic", Stack(noise((PLANES, 5, 7)))), ALTERNATING[name])
@@ -152,13 +152,13 @@ def test_values_that_alternate_along_the_frames_are_refused_by_name(tmp_path, na
 
 
 @pytest.mark.parametrize("parts", [(range(5), range(5, 12)), (range(8, 12), range(4), range(4, 8))])
-def test_multi_frame_objects_that_abut_are_one_volume(series, tmp_path, parts):
+def test_adjoining_multi_frame_objects_are_one_volume(series, tmp_path, parts):
     read = reconstruct(enhanced(series, tmp_path, parts))
     assert np.array_equal(read.volume.voxels_zyx, reconstruct(series).volume.voxels_zyx)
     assert len(read.headers) == len({frame.sop_instance_uid for frame in read.frames}) == len(parts)
 
 
-def test_phases_as_multi_frame_objects_are_refused_by_what_they_are(series, tmp_path):
+def test_phases_in_multi_frame_objects_are_refused_as_phases(series, tmp_path):
     phases = enhanced(series, tmp_path, [range(12)] * 4)
     with pytest.raises(
         GeometryRefused, match="4 multi-frame objects are not one volume: 36 of 48 planes lie at the pos"
@@ -166,6 +166,6 @@ def test_phases_as_multi_frame_objects_are_refused_by_what_they_are(series, tmp_
         reconstruct(phases)
 
 
-def test_a_gap_between_multi_frame_objects_is_a_missing_plane(series, tmp_path):
+def test_gap_between_multi_frame_objects_is_a_missing_plane(series, tmp_path):
     with pytest.raises(GeometryRefused, match="2 multi-frame objects are not one volume: gap of 5 mm"):
         reconstruct(enhanced(series, tmp_path, (range(5), range(6, 12))))

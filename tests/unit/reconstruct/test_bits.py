@@ -1,4 +1,4 @@
-"""The value of a pixel is what its low Bits Stored bits hold, whatever else a sender leaves in the others."""
+"""A pixel's value is in its low Bits Stored bits, whatever a sender leaves in the other bits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def as_bits(values, bits, unused):
 
 
 def series_of(folder, pixels, bits, *, signed, intercept, change=lambda _: None):
-    """One file per plane with ``pixels`` as they are, then ``change`` to each data set."""
+    """One file per plane with exactly ``pixels``, then ``change`` applied to each data set."""
     series = write(folder, Stack(pixels.view(np.int16) if signed else pixels, bits_stored=bits))
     instances = []
     for instance in series.instances:
@@ -47,8 +47,8 @@ def series_of(folder, pixels, bits, *, signed, intercept, change=lambda _: None)
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), bits=st.integers(8, 16), signed=st.booleans(), seed=st.integers(0, 2**32))
-def test_no_syntax_sign_or_width_lets_unused_bits_through(data, bits, signed, seed):
-    """Intercept 0 for signed pixels, -1024 for unsigned ones, and HU that such pixels can hold."""
+def test_unused_bits_are_ignored_for_every_syntax_sign_and_width(data, bits, signed, seed):
+    """Intercept 0 for signed pixels, -1024 for unsigned ones, and HU that such pixels can represent."""
     intercept = 0 if signed else -1024
     lowest = max(LOWEST, -(2 ** (bits - 1))) if signed else LOWEST
     highest = min(HIGHEST, 2 ** (bits - 1) - 1 if signed else 2**bits - 1 + intercept)
@@ -81,8 +81,8 @@ def test_no_syntax_sign_or_width_lets_unused_bits_through(data, bits, signed, se
     ("command", "options"),
     [("dcmcjpeg", ("+e1",)), ("dcmcjpeg", ("+el",)), ("dcmcjpls", ()), ("dcmcrle", ())],
 )
-def test_what_dcmtk_makes_of_unused_bits(tmp_path, command, options, bits, signed):
-    """By default dcmcjpls writes all 16 bits, with an overlay or without the sign, as it finds them."""
+def test_unused_bits_in_frames_compressed_by_dcmtk_are_ignored(tmp_path, command, options, bits, signed):
+    """By default dcmcjpls writes all 16 bits unchanged, including overlay bits and without sign extension."""
     hu = np.clip(chest_hu(), -1024, 1023)
     intercept = 0 if signed else -1024
     unused = np.random.default_rng(3).integers(0, 2 ** (16 - bits), CHEST)
@@ -136,8 +136,8 @@ def test_unsigned_frames_under_a_signed_header_are_read_as_the_header_says(tmp_p
 
 @pytest.mark.parametrize("syntax", WITH_PRECISION, ids=lambda uid: uid.name)
 @pytest.mark.parametrize("bits", [13, 14, 16])
-def test_a_codestream_of_fewer_bits_than_are_stored_has_its_sign_in_the_highest(tmp_path, syntax, bits):
-    """As encoders write that look at the values: HU of 12 bits in a header of more."""
+def test_codestream_with_fewer_bits_than_stored_has_its_sign_in_the_highest(tmp_path, syntax, bits):
+    """As written by encoders that inspect the values: HU in 12 bits under a header that states more."""
     hu = chest_hu()
 
     def change(ds):
@@ -149,8 +149,8 @@ def test_a_codestream_of_fewer_bits_than_are_stored_has_its_sign_in_the_highest(
     assert result.notes == ()
 
 
-def test_one_frame_with_the_other_sign_is_enough(tmp_path):
-    """All planes have an unsigned header and true unsigned pixels but the fifth, which holds HU."""
+def test_single_frame_with_the_other_sign_is_detected(tmp_path):
+    """All planes have an unsigned header and unsigned pixels, except the fifth, which contains signed HU."""
     hu = np.maximum(chest_hu(), -1024)
     pixels = (hu + 1024).astype(np.uint16)
     pixels[4] = hu[4].view(np.uint16)
@@ -164,7 +164,7 @@ def test_one_frame_with_the_other_sign_is_enough(tmp_path):
     np.testing.assert_array_equal(reconstruct(replace(series, instances=tuple(instances))).source.voxels_zyx, hu)
 
 
-def test_where_no_sign_makes_sense_the_series_is_refused_with_the_figures(tmp_path):
+def test_series_without_a_plausible_sign_is_refused_with_the_figures(tmp_path):
     """40,000 to 60,000 in 16 bits with intercept 0: beyond every scale, or far below air."""
     pixels = np.random.default_rng(0).integers(40_000, 60_000, CHEST).astype(np.uint16)
     series = series_of(
@@ -179,7 +179,7 @@ def test_where_no_sign_makes_sense_the_series_is_refused_with_the_figures(tmp_pa
         reconstruct(series)
 
 
-def test_a_codestream_of_more_bits_than_are_allocated_is_refused(tmp_path):
+def test_codestream_with_more_bits_than_allocated_is_refused(tmp_path):
     def change(ds):
         compress(ds, JPEGLSLossless, precision=16)
         ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7

@@ -1,4 +1,4 @@
-"""Which changes of an instance change its content, and which are only other bytes."""
+"""Which changes to an instance change its content, and which only its bytes."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ OF_THE_ARCHIVE = {
 
 
 @pytest.mark.parametrize("change", OF_THE_ARCHIVE.values(), ids=OF_THE_ARCHIVE)
-def test_what_an_archive_notes_is_no_content(image, digest, change):
+def test_annotations_by_an_archive_are_not_content(image, digest, change):
     before = digest(image)
     change(image)
     assert digest(image) == before
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless, RLELossless])
-def test_another_lossless_syntax_is_the_same_content(image, digest, syntax):
+def test_other_lossless_syntaxes_are_the_same_content(image, digest, syntax):
     before = digest(image)
     image.compress(syntax, generate_instance_uid=False)
     assert digest(image) == before
 
 
-def test_a_codestream_of_the_other_sign_is_other_content(image, digest):
-    """The same values by the header, but a series of them is read as signed."""
+def test_codestream_with_the_other_sign_is_other_content(image, digest):
+    """The same values according to the header, but the series would be read as signed."""
     image.PixelData = np.random.default_rng(2).integers(-1024, 0, (64, 48)).astype("<i2").tobytes()
     before = digest(image)
     compress(image, JPEG2000Lossless, signed=True)
@@ -117,13 +117,13 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_everything_else_is_content(image, digest, change):
+def test_every_other_change_is_content(image, digest, change):
     before = digest(image)
     change(image)
     assert digest(image) != before
 
 
-def test_a_name_in_another_character_set_is_another_name(image, digest):
+def test_name_in_another_character_set_is_another_name(image, digest):
     image.SpecificCharacterSet = "ISO_IR 100"
     image.PatientName = "M\xfcller"
     before = digest(image)
@@ -131,7 +131,7 @@ def test_a_name_in_another_character_set_is_another_name(image, digest):
     assert digest(image) != before
 
 
-def test_values_do_not_move_from_one_attribute_to_another(image, digest):
+def test_value_moved_to_another_attribute_is_other_content(image, digest):
     image.StudyDescription, image.SeriesDescription = "chest", "abdomen"
     before = digest(image)
     image.StudyDescription, image.SeriesDescription = "abdomen", "chest"
@@ -147,7 +147,7 @@ CORRECTIONS = {
 
 
 @pytest.mark.parametrize("change", CORRECTIONS.values(), ids=CORRECTIONS)
-def test_patient_and_study_are_identity_and_no_image(image, digest, change):
+def test_patient_and_study_are_identity_and_not_image_content(image, digest, change):
     before = digest(image)
     change(image)
     after = digest(image)
@@ -156,7 +156,7 @@ def test_patient_and_study_are_identity_and_no_image(image, digest, change):
 
 
 @pytest.mark.parametrize("name", ["one bit of one pixel", "position", "rescale", "padding value", "kernel", "a code"])
-def test_what_the_model_may_see_is_image_and_no_identity(image, digest, name):
+def test_input_of_the_model_is_image_content_and_not_identity(image, digest, name):
     before = digest(image)
     CHANGES[name](image)
     after = digest(image)

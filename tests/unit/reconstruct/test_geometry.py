@@ -1,4 +1,4 @@
-"""Order, orientation and regularity, by positions alone."""
+"""Order, orientation and regularity, from positions alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_any_shuffle_of_the_instances_gives_the_same_volume(series, shuffle):
 
 @st.composite
 def directions(draw):
-    """Row and column direction of any orientation, from a random quaternion."""
+    """Row and column directions of any orientation, from a random quaternion."""
     q = np.array(draw(st.tuples(*[st.floats(-1, 1)] * 4).filter(lambda q: np.linalg.norm(q) > 0.1)))
     w, x, y, z = q / np.linalg.norm(q)
     row = (1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w))
@@ -55,7 +55,7 @@ NAMED = {
 
 
 def assert_every_voxel_is_in_its_place(orientation, z_sign, spacing):
-    """Write a linear function of the place in the patient; read it back through voxels and affine."""
+    """Write a linear function of the patient position; read it back through voxels and affine."""
     dy, dx, dz = spacing
     row, column = np.array(orientation[:3], float), np.array(orientation[3:], float)
     normal = np.cross(row, column)
@@ -90,13 +90,13 @@ def assert_every_voxel_is_in_its_place(orientation, z_sign, spacing):
 
 @pytest.mark.parametrize("z_sign", [1, -1])
 @pytest.mark.parametrize("orientation", NAMED.values(), ids=NAMED.keys())
-def test_named_orientations(orientation, z_sign):
+def test_named_orientations_keep_every_voxel_in_place(orientation, z_sign):
     assert_every_voxel_is_in_its_place(orientation, z_sign, (0.75, 0.5, 2.5))
 
 
 @settings(max_examples=25, deadline=None)
 @given(directions(), st.sampled_from([1, -1]), st.tuples(*[st.floats(0.3, 5).map(lambda v: round(v, 4))] * 3))
-def test_any_orientation(orientation, z_sign, spacing):
+def test_any_orientation_keeps_every_voxel_in_place(orientation, z_sign, spacing):
     assert_every_voxel_is_in_its_place(orientation, z_sign, spacing)
 
 
@@ -154,7 +154,7 @@ def test_any_missing_plane_is_refused(series, missing):
         reconstruct(replace(series, instances=rest))
 
 
-def test_small_errors_of_one_sign_must_not_add_up(tmp_path):
+def test_accumulated_small_errors_are_refused(tmp_path):
     # every gap is within 1 % of the spacing, yet half-way the planes are more than a tenth of it off
     gaps = [2.5 * 1.009] * 40 + [2.5 * 0.992] * 40
     series = write(tmp_path, Stack(noise((81, 2, 2))))
@@ -168,7 +168,7 @@ def test_small_errors_of_one_sign_must_not_add_up(tmp_path):
 @pytest.mark.parametrize("spacing_mm", [0.4, 0.625, 0.7, 1.25, 3.0])
 @pytest.mark.parametrize("way", [(0.0, 0.0, 1.0), (0.0, -0.25, 1.0)], ids=["upright", "tilted"])
 def test_rounded_positions_are_regular(tmp_path, decimals, spacing_mm, way):
-    """As exporters write them: 0.625 mm becomes gaps of 0.6 and 0.7 mm."""
+    """As written by exporters: 0.625 mm becomes gaps of 0.6 and 0.7 mm."""
     series = write(tmp_path, Stack(noise((41, 12, 12))))
     for k, instance in enumerate(series.instances):
         place = np.array([-100.03, 20.04, 30.05]) + k * spacing_mm * np.array(way)
@@ -181,7 +181,7 @@ def test_rounded_positions_are_regular(tmp_path, decimals, spacing_mm, way):
 
 @pytest.mark.parametrize("missing", [1, 7, 20, 38, 39])
 @pytest.mark.parametrize("spacing_mm", [0.3, 0.4, 0.625, 5.0])
-def test_a_missing_plane_is_seen_among_rounded_positions(tmp_path, missing, spacing_mm):
+def test_missing_plane_is_detected_among_rounded_positions(tmp_path, missing, spacing_mm):
     series = write(tmp_path, Stack(noise((41, 4, 4))))
     for k, instance in enumerate(series.instances):
         instance.header.ImagePositionPatient = [0, 0, round(k * spacing_mm, 1)]
@@ -194,8 +194,8 @@ def test_a_missing_plane_is_seen_among_rounded_positions(tmp_path, missing, spac
 @pytest.mark.parametrize("spacing_mm", [0.625, 1.25, 5.0])
 @pytest.mark.parametrize("way", [(0, 0, 1), (1, 0, 0), (0, -1, 0)], ids=["along z", "along x", "along y"])
 @pytest.mark.parametrize("decimals", [1, 6], ids=["rounded", "exact"])
-def test_a_plane_that_was_moved_by_0_2_mm_is_refused_wherever_it_lies(tmp_path, moved, spacing_mm, way, decimals):
-    """Half of it could be put down to the grid, if that went through the middle between this plane and the others."""
+def test_plane_moved_by_0_2_mm_is_refused_anywhere_in_the_stack(tmp_path, moved, spacing_mm, way, decimals):
+    """A fitted grid half-way between this plane and the others would hide half of the shift."""
     series = write(tmp_path, Stack(noise((21, 4, 4))))
     for k, instance in enumerate(series.instances):
         place = np.array([0, 0, k * spacing_mm]) + 0.2 * np.array(way) * (k == moved)
@@ -205,7 +205,7 @@ def test_a_plane_that_was_moved_by_0_2_mm_is_refused_wherever_it_lies(tmp_path, 
 
 
 @pytest.mark.parametrize("moved", [0, 10, 20])
-def test_a_plane_may_be_off_by_what_rounding_explains(tmp_path, moved):
+def test_plane_may_deviate_by_the_rounding_error(tmp_path, moved):
     series = write(tmp_path, Stack(noise((21, 4, 4))))
     reconstruct(bent(series, move(0.09, -0.09, 0.09), moved))
 
@@ -219,7 +219,7 @@ def rotated(angle, k):
     ("angle", "size", "is_refused"),
     [(1e-4, 512, False), (3e-4, 400, False), (6e-4, 512, True), (1e-3, 8, False), (3e-3, 8, True)],
 )
-def test_cosines_may_vary_by_what_moves_no_corner_by_a_tenth_of_a_millimetre(tmp_path, angle, size, is_refused):
+def test_cosines_may_vary_if_no_corner_moves_by_a_tenth_of_a_millimetre(tmp_path, angle, size, is_refused):
     series = write(tmp_path, Stack(noise((9, 4, 4)), row_spacing_mm=size / 4, column_spacing_mm=size / 4))
     for k, instance in enumerate(series.instances):
         instance.header.ImageOrientationPatient = rotated(angle, k)
@@ -231,12 +231,12 @@ def test_cosines_may_vary_by_what_moves_no_corner_by_a_tenth_of_a_millimetre(tmp
     assert x_axis[1] / x_axis[0] == pytest.approx(angle * 4 / 9 if angle > 1e-4 else 0, abs=1e-6)
 
 
-def test_one_plane_that_lies_otherwise_is_not_averaged_away(series):
+def test_single_plane_with_another_orientation_is_refused(series):
     with pytest.raises(GeometryRefused, match="several orientations: 1 of 6"):
         reconstruct(bent(series, assign(ImageOrientationPatient=rotated(0.002, 1)), 3))
 
 
-def test_tags_that_lie_in_some_vendors_images_are_not_looked_at(series):
+def test_tags_known_to_be_wrong_for_some_vendors_are_ignored(series):
     lies = assign(SliceThickness=99, SpacingBetweenSlices=-7, SliceLocation=5, InstanceNumber=1, GantryDetectorTilt=20)
     bent_series = reconstruct(bent(series, lies))
     np.testing.assert_array_equal(
@@ -252,12 +252,12 @@ def test_tags_that_lie_in_some_vendors_images_are_not_looked_at(series):
         (ReconstructionLimits(minimum_planes=7), "planes: 6, a volume needs at least 7"),
     ],
 )
-def test_limits(series, limits, said):
+def test_limits_are_applied(series, limits, said):
     with pytest.raises(NotEligible) as refusal:
         reconstruct(series, limits)
     assert str(refusal.value).startswith(said)
 
 
-def test_two_planes_are_no_volume(series):
+def test_two_planes_are_not_a_volume(series):
     with pytest.raises(NotEligible, match="planes: 2, a volume needs at least 3"):
         reconstruct(replace(series, instances=series.instances[:2]))

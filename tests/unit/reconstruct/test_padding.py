@@ -1,4 +1,4 @@
-"""Padding is what the images state, or a constant outside the reconstruction circle, and nothing else."""
+"""Padding is the value stated in the images or a constant outside the reconstruction circle, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.support.ct_series import Stack, bent, tilted_axes, write
 
 CIRCLE = outside_circle()
 OFF_CENTRE = outside_circle(centre_yx=(38, 24), radii_yx=(46, 46))
-"""As where the field of view lies beside the middle of the gantry: two corners are cut."""
+"""As with a field of view off the gantry's centre: two corners are cut off."""
 SKIN = outside_circle(radii_yx=(17, 17))
-"""Cuts the body itself."""
+"""This circle cuts the body."""
 
 
 def quiet(ds):
-    """Nothing more to change."""
+    """Change nothing."""
 
 
 def series_of(folder, pixels, change=quiet, *, intercept=-1024, bits=16):
@@ -72,12 +72,12 @@ STATED = {
 
 @pytest.mark.parametrize(("dtype", "value", "change"), STATED.values(), ids=STATED.keys())
 @pytest.mark.parametrize("outside", [CIRCLE, OFF_CENTRE, SKIN], ids=["circle", "off centre", "through the body"])
-def test_a_stated_value_outside_the_circle(tmp_path, dtype, value, change, outside):
+def test_stated_value_outside_the_circle_is_padding(tmp_path, dtype, value, change, outside):
     pixels = unsigned_pixels(chest_hu()).astype(dtype)
     pixels[:, outside] = value
     volume = reconstruct(series_of(tmp_path, pixels, change)).volume
     np.testing.assert_array_equal(found(volume), all_planes(outside))
-    assert (volume.voxels_zyx[:, outside] == value - 1024).all()  # as the images hold it
+    assert (volume.voxels_zyx[:, outside] == value - 1024).all()  # as stored in the images
     seen = volume.with_air_for_padding()
     assert seen.padding is None
     assert (seen.voxels_zyx[:, outside] == -1024).all()
@@ -85,7 +85,7 @@ def test_a_stated_value_outside_the_circle(tmp_path, dtype, value, change, outsi
 
 
 @pytest.mark.parametrize(("value", "limit"), [(-2000, -1990), (-1990, -2000)])
-def test_a_stated_range(tmp_path, value, limit):
+def test_stated_range_is_padding(tmp_path, value, limit):
     pixels = unsigned_pixels(chest_hu()).astype(np.int16)
     pixels[:, CIRCLE] = np.random.default_rng(0).integers(-2000, -1989, (SHAPE[0], int(CIRCLE.sum())))
     volume = reconstruct(series_of(tmp_path, pixels, stated(value, "SS", limit))).volume
@@ -93,7 +93,7 @@ def test_a_stated_range(tmp_path, value, limit):
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name)
-def test_a_stated_value_in_compressed_frames(tmp_path, syntax):
+def test_stated_value_is_padding_in_compressed_frames(tmp_path, syntax):
     pixels = unsigned_pixels(chest_hu())
     pixels[:, CIRCLE] = 63536
 
@@ -104,7 +104,7 @@ def test_a_stated_value_in_compressed_frames(tmp_path, syntax):
     np.testing.assert_array_equal(found(reconstruct(series_of(tmp_path, pixels, change)).volume), all_planes(CIRCLE))
 
 
-def test_a_stated_value_in_frames_whose_sign_the_header_has_wrong(tmp_path):
+def test_stated_value_is_padding_despite_a_wrong_sign_in_the_header(tmp_path):
     hu = chest_hu()
     hu[:, CIRCLE] = -2000
 
@@ -116,7 +116,7 @@ def test_a_stated_value_in_frames_whose_sign_the_header_has_wrong(tmp_path):
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
-def test_every_plane_has_the_padding_of_its_own_rescale(tmp_path):
+def test_every_plane_has_padding_by_its_own_rescale(tmp_path):
     """Slope 2 in one plane: -2000 is -3024 HU in the others and -5024 HU there."""
     pixels = unsigned_pixels(chest_hu()).astype(np.int16)
     pixels[5] = (chest_hu()[5] + 1024) // 2
@@ -127,8 +127,8 @@ def test_every_plane_has_the_padding_of_its_own_rescale(tmp_path):
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
-def test_a_value_that_real_tissue_has_too_is_padding_from_the_corners_only(tmp_path):
-    """0 HU, stated: the water in the body that happens to have 0 HU stays what it is."""
+def test_padding_value_that_also_occurs_in_tissue_is_padding_only_from_the_corners(tmp_path):
+    """0 HU is stated: water in the body that happens to have 0 HU is not padding."""
     hu = chest_hu()
     hu[:, 28:32, 31:33] = 0
     hu[:, CIRCLE] = 0
@@ -137,8 +137,8 @@ def test_a_value_that_real_tissue_has_too_is_padding_from_the_corners_only(tmp_p
     assert (volume.with_air_for_padding().voxels_zyx[:, 28:32, 31:33] == 0).all()
 
 
-def test_a_stated_value_at_the_edge_but_in_no_corner_is_tissue(tmp_path):
-    """0 HU is stated, but the images are padded with -3024 HU, and the body reaches the edge with a pixel of 0 HU."""
+def test_stated_value_at_the_edge_but_in_no_corner_is_tissue(tmp_path):
+    """0 HU is stated, but the images are padded with -3024 HU, and a body pixel of 0 HU touches the edge."""
     hu = chest_hu()
     hu[:, CIRCLE] = -3024
     hu[:, 0, 30:34] = 0
@@ -146,17 +146,17 @@ def test_a_stated_value_at_the_edge_but_in_no_corner_is_tissue(tmp_path):
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
-def test_a_stated_range_that_takes_the_whole_image_states_nothing(tmp_path):
+def test_stated_range_covering_the_whole_image_is_ignored(tmp_path):
     assert reconstruct(series_of(tmp_path, unsigned_pixels(chest_hu()), stated(0, "US", 65535))).volume.padding is None
 
 
-def test_a_stated_value_that_no_pixel_has_is_no_padding(tmp_path):
+def test_stated_value_without_pixels_means_no_padding(tmp_path):
     volume = reconstruct(series_of(tmp_path, unsigned_pixels(chest_hu()).astype(np.int16), stated(-2000, "SS"))).volume
     assert volume.padding is None
     assert volume.with_air_for_padding() is volume
 
 
-def test_two_bytes_of_unknown_vr_state_a_value(tmp_path):
+def test_two_bytes_of_unknown_vr_are_read_as_a_value(tmp_path):
     pixels = unsigned_pixels(chest_hu()).astype(np.int16)
     pixels[:, CIRCLE] = -2000
     volume = reconstruct(bent(series_of(tmp_path, pixels), stated(b"\x30\xf8", "UN"))).volume
@@ -164,13 +164,13 @@ def test_two_bytes_of_unknown_vr_state_a_value(tmp_path):
 
 
 @pytest.mark.parametrize("change", [stated(b"", "UN"), stated(None, "US"), stated(b"\x01", "UN"), stated([1, 2], "US")])
-def test_what_cannot_be_read_states_nothing(tmp_path, change):
+def test_unreadable_padding_value_is_ignored(tmp_path, change):
     assert reconstruct(bent(series_of(tmp_path, unsigned_pixels(chest_hu())), change)).volume.padding is None
 
 
 @pytest.mark.parametrize("value", [-1024, -2000, -3024, 0, 3071])
 @pytest.mark.parametrize("outside", [CIRCLE, OFF_CENTRE, SKIN], ids=["circle", "off centre", "through the body"])
-def test_a_constant_outside_the_circle_is_padding_though_nothing_states_it(value, outside):
+def test_constant_outside_the_circle_is_padding_even_if_not_stated(value, outside):
     hu = chest_hu()
     hu[:, outside] = value
     padding = find_padding(hu)
@@ -179,7 +179,7 @@ def test_a_constant_outside_the_circle_is_padding_though_nothing_states_it(value
 
 
 def clipped_air():
-    """Half of all air is -1024, as where a sharp kernel is clipped at the end of the scale."""
+    """Half of the air is -1024, as with a sharp kernel clipped at the end of the scale."""
     hu = chest_hu().astype(int)
     hu[hu < -900] += np.random.default_rng(1).normal(-24, 60, SHAPE).astype(int)[hu < -900]
     return np.maximum(hu, -1024).astype(np.int16)
@@ -201,18 +201,18 @@ NO_PADDING = {
 
 
 @pytest.mark.parametrize("make", NO_PADDING.values(), ids=NO_PADDING.keys())
-def test_what_is_no_padding(make):
+def test_images_without_padding(make):
     assert find_padding(make()) is None
 
 
-def test_air_that_is_stated_as_padding_is_air_where_no_circle_shows(tmp_path):
-    """Pixel Padding Value 0 in an image whose air is clipped to 0: nobody can say where padding begins."""
+def test_air_stated_as_padding_is_air_without_a_visible_circle(tmp_path):
+    """Pixel Padding Value 0 in an image whose air is clipped to 0: the border of the padding is unknown."""
     pixels = unsigned_pixels(np.where(chest_hu() < -900, -1024, chest_hu()))
     assert reconstruct(series_of(tmp_path, pixels, stated(0, "US"))).volume.padding is None
 
 
 def analysed(series):
-    """The measurements of the tissue model, by name."""
+    """The measurements of the tissue model by name."""
     ct = reconstructed(series)
     labels = on_source_grid(ct, TissueSegmenter().segment(ct.volume, lambda *_: None))
     findings = measured(ct, labels, with_shape=True)
@@ -224,7 +224,7 @@ def analysed(series):
     [(-2000, -1024, stated(-2000, "SS")), (1024, -1024, stated(1024, "SS")), (0, -1024, stated(0, "SS"))],
     ids=["-3024 HU", "0 HU", "-1024 HU"],
 )
-def test_padding_counts_in_no_structure_and_cuts_what_it_touches(tmp_path, value, intercept, change):
+def test_padding_counts_in_no_structure_and_truncates_what_it_touches(tmp_path, value, intercept, change):
     pixels = unsigned_pixels(chest_hu()).astype(np.int16)
     (tmp_path / "plain").mkdir()
     (tmp_path / "padded").mkdir()
@@ -241,8 +241,8 @@ def test_padding_counts_in_no_structure_and_cuts_what_it_touches(tmp_path, value
 
 @pytest.mark.parametrize(("outside", "truncated"), [(CIRCLE, False), (SKIN, True)], ids=["in air", "through the body"])
 @pytest.mark.parametrize("is_stated", [True, False], ids=["stated", "not stated"])
-def test_a_structure_cut_by_siemens_circle_is_truncated(tmp_path, outside, truncated, is_stated):
-    """-1024 HU outside the circle; the first and the last plane are of air, so that nothing else cuts the body."""
+def test_structure_cut_by_a_siemens_circle_is_truncated(tmp_path, outside, truncated, is_stated):
+    """-1024 HU outside the circle; the first and last planes are air, so that nothing else cuts the body."""
     hu = chest_hu()
     hu[[0, 1, -2, -1]] = np.random.default_rng(2).normal(-1000, 8, (4, *SHAPE[1:]))
     hu[:, outside] = -1024
@@ -253,8 +253,8 @@ def test_a_structure_cut_by_siemens_circle_is_truncated(tmp_path, outside, trunc
 
 @pytest.mark.parametrize(("half_width", "truncated"), [(40, True), (24, False)], ids=["cut", "whole"])
 @pytest.mark.parametrize("is_stated", [True, False], ids=["stated", "not stated"])
-def test_a_body_that_the_circle_cuts_in_air_without_noise_is_truncated(tmp_path, half_width, truncated, is_stated):
-    """Denoised air is -1024 HU within the circle, too: nothing but the cut body shows where it lies."""
+def test_body_cut_by_the_circle_in_noise_free_air_is_truncated(tmp_path, half_width, truncated, is_stated):
+    """Denoised air is -1024 HU inside the circle, too: only the cut body reveals the circle."""
     y, x = np.ogrid[: SHAPE[1], : SHAPE[2]]
     hu = np.full(SHAPE, -1024, np.int16)
     hu[2:-2, ((y - 29.5) / 18) ** 2 + ((x - 31.5) / half_width) ** 2 <= 1] = 40
@@ -266,8 +266,8 @@ def test_a_body_that_the_circle_cuts_in_air_without_noise_is_truncated(tmp_path,
     assert (ct.volume.padding is not None) is truncated
 
 
-def test_padding_of_a_tilted_series_leans_with_its_planes_and_leaves_no_rim(tmp_path):
-    """A block of pure 40 HU, cut by the circle and by air: every upright voxel is of one of the three."""
+def test_padding_of_a_tilted_series_is_sheared_with_its_planes_and_leaves_no_rim(tmp_path):
+    """A block of exactly 40 HU, cut by the circle, in air: every upright voxel has one of the three values."""
     hu = np.full(SHAPE, -1000, np.int16)
     hu[2:10, 20:45, 20:60] = 40
     hu[:, CIRCLE] = -3024

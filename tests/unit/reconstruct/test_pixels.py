@@ -1,4 +1,4 @@
-"""Stored values become exact HU; what is cut, lying or hostile never becomes a volume."""
+"""Stored values become exact HU; truncated, contradictory or hostile data never become a volume."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def assign(**values):
 
 
 def rewritten(series, change):
-    """Every file of the series after ``change`` to its whole data set."""
+    """Every file of the series after applying ``change`` to its whole data set."""
     instances = []
     for instance in series.instances:
         ds = dcmread(instance.path)
@@ -91,7 +91,7 @@ def test_other_syntaxes_are_refused(series, syntax):
         reconstruct(bent(series, change, 1))
 
 
-def test_unused_high_bits_are_ignored_and_the_sign_is_carried(tmp_path):
+def test_unused_high_bits_are_ignored_and_the_sign_is_extended(tmp_path):
     values = np.resize(np.array([-2048, -1, 0, 1, 2047, -1000], dtype=np.int16), SHAPE[1:])
     garbage = np.where(np.arange(values.size).reshape(values.shape) % 2, 0x5000, 0xA000)
     stored = ((values & 0x0FFF) | garbage).astype(np.uint16).view(np.int16)
@@ -99,7 +99,7 @@ def test_unused_high_bits_are_ignored_and_the_sign_is_carried(tmp_path):
     np.testing.assert_array_equal(reconstruct(series).source.voxels_zyx[1], values - 1024)
 
 
-def test_whole_hu_stay_int16_whatever_the_rescale(series):
+def test_integer_hu_are_int16_for_any_rescale(series):
     result = reconstruct(bent(series, assign(RescaleSlope="2", RescaleIntercept="-8192.0")))
     assert result.source.voxels_zyx.dtype == np.int16
     np.testing.assert_array_equal(result.source.voxels_zyx, noise(SHAPE).astype(int) * 2 - 8192)
@@ -113,7 +113,7 @@ def test_every_plane_has_its_own_rescale(series):
     np.testing.assert_array_equal(result.source.voxels_zyx, expected.astype(np.float32))
 
 
-def test_hu_beyond_int16_are_kept_where_a_rule_wants_them(tmp_path):
+def test_hu_beyond_int16_are_kept_if_a_rule_requests_it(tmp_path):
     series = write(tmp_path, Stack(noise(SHAPE, low=60000, high=65536)))
     with pytest.raises(PixelDataInvalid, match=r"values from 5\d+ to 64511 HU, no CT goes beyond -32,768 to 32,767"):
         reconstruct(series)
@@ -146,14 +146,14 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("change", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_values_without_sense_are_refused(series, change, said):
+def test_implausible_values_are_refused(series, change, said):
     with pytest.raises(PixelDataInvalid) as refusal:
         reconstruct(bent(series, change))
     assert said in str(refusal.value)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(40, 35), (20, 34), (20000, 20000)])
-def test_lying_dimensions_are_refused_before_anything_is_allocated(series, rows, columns):
+def test_false_dimensions_are_refused_before_memory_is_allocated(series, rows, columns):
     tracemalloc.start()
     try:
         with pytest.raises(PixelDataInvalid, match="bytes, Pixel Data states 2720"):
@@ -171,19 +171,19 @@ def lengthened(tail):
 
 
 @pytest.mark.parametrize("length", [2, 512, 2720])
-def test_zeros_behind_the_last_pixel_are_padding(series, length):
+def test_zeros_after_the_last_pixel_are_accepted_as_padding(series, length):
     result = reconstruct(rewritten(series, lengthened(bytes(length))))
     np.testing.assert_array_equal(result.source.voxels_zyx, noise(SHAPE).astype(int) - 1024)
 
 
 @pytest.mark.parametrize("tail", [b"\0\1", bytes(500) + b"\7\0", bytes(2722)], ids=["values", "late", "a frame more"])
-def test_more_pixels_than_the_header_counts_are_refused(series, tail):
+def test_more_pixels_than_the_header_states_are_refused(series, tail):
     with pytest.raises(PixelDataInvalid, match=f"need 2720 bytes, Pixel Data states {2720 + len(tail)}"):
         reconstruct(rewritten(series, lengthened(tail)))
 
 
 @pytest.mark.parametrize("syntax", [None, RLELossless, JPEG2000Lossless], ids=["native", "RLE", "JPEG 2000"])
-def test_a_file_cut_anywhere_gives_no_volume(series, syntax):
+def test_file_truncated_anywhere_gives_no_volume(series, syntax):
     whole = rewritten(series, to_syntax(syntax)) if syntax else series
     path = whole.instances[1].path
     content = path.read_bytes()
@@ -193,7 +193,7 @@ def test_a_file_cut_anywhere_gives_no_volume(series, syntax):
             reconstruct(whole)
 
 
-def test_a_fragment_that_lies_about_its_length_is_refused(series):
+def test_fragment_with_a_false_length_is_refused(series):
     compressed = rewritten(series, to_syntax(JPEG2000Lossless))
     path = compressed.instances[0].path
     content = bytearray(path.read_bytes())
@@ -205,7 +205,7 @@ def test_a_fragment_that_lies_about_its_length_is_refused(series):
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless], ids=lambda uid: uid.name)
-def test_a_codestream_of_another_size_never_reaches_the_decoder(series, syntax):
+def test_codestream_of_another_size_never_reaches_the_decoder(series, syntax):
     compressed = rewritten(series, to_syntax(syntax))
 
     def enlarge(ds):
@@ -220,7 +220,7 @@ def test_a_codestream_of_another_size_never_reaches_the_decoder(series, syntax):
         reconstruct(rewritten(compressed, enlarge))
 
 
-def test_a_run_length_bomb_is_refused(series):
+def test_run_length_bomb_is_refused(series):
     def bomb(ds):
         header = struct.pack("<16L", 2, 64, 64 + 500_000, *[0] * 13)
         ds.PixelData = encapsulate([header + b"\x81\x00" * 500_000])
@@ -243,12 +243,12 @@ def test_random_bytes_for_a_frame_are_refused(series):
         reconstruct(rewritten(compressed, scramble))
 
 
-def test_a_lost_file_is_the_stores_fault(series):
+def test_missing_file_is_an_error_of_the_store(series):
     series.instances[1].path.unlink()
     with pytest.raises(StoreUnavailable, match="No such file"):
         reconstruct(series)
 
 
-def test_no_pixel_data_is_refused(series):
+def test_missing_pixel_data_is_refused(series):
     with pytest.raises(PixelDataInvalid, match="no Pixel Data"):
         reconstruct(rewritten(series, lambda ds: ds.pop("PixelData")))

@@ -1,4 +1,4 @@
-"""Values that can't be Hounsfield units are refused with the figures; whatever a CT can hold passes."""
+"""Values that cannot be Hounsfield units are refused with the figures; everything plausible for a CT is accepted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def as_12_bits(hu):
 
 
 def inside_the_body():
-    """A small field of view with nothing of the air around the patient."""
+    """A small field of view without any air around the patient."""
     return chest_hu()[:, 14:46, 30:34]
 
 
@@ -67,7 +67,7 @@ IMPLAUSIBLE = {
 
 
 @pytest.mark.parametrize(("pixels", "change", "said"), IMPLAUSIBLE.values(), ids=IMPLAUSIBLE.keys())
-def test_what_cannot_be_hounsfield_units_is_refused(tmp_path, pixels, change, said):
+def test_implausible_hounsfield_units_are_refused(tmp_path, pixels, change, said):
     series = series_of(tmp_path, pixels, change)
     with pytest.raises(PixelDataInvalid, match="the values are not Hounsfield units") as refusal:
         reconstruct(series)
@@ -75,14 +75,14 @@ def test_what_cannot_be_hounsfield_units_is_refused(tmp_path, pixels, change, sa
 
 
 @pytest.mark.parametrize(("pixels", "change", "said"), IMPLAUSIBLE.values(), ids=IMPLAUSIBLE.keys())
-def test_a_rule_may_have_it_all_the_same_and_the_result_says_so(tmp_path, pixels, change, said):
+def test_rule_may_accept_them_anyway_and_the_result_says_so(tmp_path, pixels, change, said):
     series = replace(series_of(tmp_path, pixels, change), unchecked_hu=True)
     (note,) = reconstruct(series).notes
     assert note.startswith("taken as Hounsfield units because a rule or option says so, though ")
     assert said in note
 
 
-def test_a_lost_intercept_shows_beside_padding_too(tmp_path):
+def test_missing_intercept_is_detected_despite_padding(tmp_path):
     pixels = padded(HU).astype(int) + 1024
     series = series_of(tmp_path, pixels.astype(np.int16), rescaled(1, 0))
     with pytest.raises(PixelDataInvalid, match="where tissue is when the intercept is lost"):
@@ -115,7 +115,7 @@ PLAUSIBLE = {
 
 
 @pytest.mark.parametrize(("pixels", "change"), PLAUSIBLE.values(), ids=PLAUSIBLE.keys())
-def test_what_a_ct_can_hold_passes(tmp_path, pixels, change):
+def test_plausible_hounsfield_units_are_accepted(tmp_path, pixels, change):
     dtype = np.int16 if pixels.min() < 0 else np.uint16
     assert reconstruct(series_of(tmp_path, pixels.astype(dtype), change)).notes == ()
 
@@ -151,7 +151,7 @@ UNSPECIFIED = {
 
 
 @pytest.mark.parametrize(("pixels", "change", "said"), UNSPECIFIED.values(), ids=UNSPECIFIED.keys())
-def test_another_rescale_type_is_named_in_the_refusal(tmp_path, pixels, change, said):
+def test_other_rescale_type_is_named_in_the_refusal(tmp_path, pixels, change, said):
     with pytest.raises(NotEligible) as refusal:
         reconstruct(series_of(tmp_path, pixels, change))
     assert said in str(refusal.value)

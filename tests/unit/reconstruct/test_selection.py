@@ -1,4 +1,4 @@
-"""Which series are ours, and whose they are."""
+"""Which series are eligible, and which patient they belong to."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ NOT_ELIGIBLE = {
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
 @pytest.mark.parametrize(("change", "said"), NOT_ELIGIBLE.values(), ids=NOT_ELIGIBLE.keys())
-def test_not_ours(series, change, said):
+def test_ineligible_series_are_refused(series, change, said):
     with pytest.raises(NotEligible) as refusal:
         reconstruct(bent(series, change))
     assert said in str(refusal.value)
@@ -69,13 +69,13 @@ def test_not_ours(series, change, said):
     ],
     ids=["MR", "multi-frame"],
 )
-def test_one_instance_that_is_not_ours_refuses_the_series(series, change, said):
+def test_one_ineligible_instance_refuses_the_series(series, change, said):
     with pytest.raises(NotEligible, match=said):
         reconstruct(bent(series, change, 2))
 
 
 @pytest.mark.parametrize("spelling", ["1", "01", "+1", "1 ", " 001"])
-def test_one_frame_may_be_spelled_in_any_way(series, spelling):
+def test_single_frame_may_be_stated_in_any_form(series, spelling):
     def change(header):
         value = spelling.encode()
         header["NumberOfFrames"] = RawDataElement(Tag("NumberOfFrames"), "IS", len(value), value, 0, False, True)
@@ -84,7 +84,7 @@ def test_one_frame_may_be_spelled_in_any_way(series, spelling):
 
 
 def with_localizer(series, **values):
-    """``series`` with a scout of its own matrix, orientation and pixel spacing among the images."""
+    """``series`` with a localizer of another matrix, orientation and pixel spacing among the images."""
     scout = {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
     other = {"Rows": 4, "Columns": 4, "PixelSpacing": [2, 2], "SOPInstanceUID": "1.2.3.4", **scout, **values}
     localizer = bent(series, assign(**other), 1).instances[1]
@@ -92,7 +92,7 @@ def with_localizer(series, **values):
 
 
 @pytest.mark.parametrize("values", [{}, {"FrameOfReferenceUID": "1.2.3.99"}, {"Rows": 5, "Columns": 7}])
-def test_a_localizer_among_the_images_is_set_aside_with_a_note(series, values):
+def test_localizer_among_the_images_is_set_aside_with_a_note(series, values):
     alone, read = reconstruct(series), reconstruct(with_localizer(series, **values))
     assert np.array_equal(read.volume.voxels_zyx, alone.volume.voxels_zyx)
     assert read.frames == alone.frames
@@ -100,19 +100,19 @@ def test_a_localizer_among_the_images_is_set_aside_with_a_note(series, values):
     assert read.notes == ("localizers in the series: 1, set aside",)
 
 
-def test_a_localizer_of_another_patient_is_a_conflict_all_the_same(series):
+def test_localizer_of_another_patient_is_still_a_conflict(series):
     with pytest.raises(IdentityConflict, match="Patient ID differs"):
         reconstruct(with_localizer(series, PatientID="T2"))
 
 
-def test_leading_zeros_of_a_uid_are_quoted_as_they_came(series):
+def test_leading_zeros_of_a_uid_are_quoted_unchanged(series):
     named = series
     for k in range(4):
         named = bent(named, assign(SOPInstanceUID=f"1.2.{k:05}.7", SeriesInstanceUID="1.2.03"), k)
     assert [frame.sop_instance_uid for frame in reconstruct(named).frames] == [f"1.2.{k:05}.7" for k in range(4)]
 
 
-def test_an_empty_series_is_refused(series):
+def test_empty_series_is_refused(series):
     with pytest.raises(NotEligible, match="no instances"):
         reconstruct(replace(series, instances=()))
 
@@ -139,13 +139,13 @@ def test_two_identities_in_one_series_are_refused_and_never_quoted(series, keywo
         assert secret not in str(refusal.value)
 
 
-def test_padding_of_a_name_makes_no_second_patient(series):
+def test_padding_of_a_name_does_not_make_a_second_patient(series):
     reconstruct(bent(series, assign(PatientName="Test^One^^^ "), 1))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("charset", ["ISO_IR 13", "nonsense", ["ISO 2022 IR 6", "ISO 2022 IR 87"], "", None])
-def test_no_character_set_stops_a_series(series, charset):
+def test_series_is_accepted_with_any_character_set(series, charset):
     reconstruct(bent(series, assign(SpecificCharacterSet=charset, PatientName=b"\xff\x1b$B\x80^\xfe")))
 
 
@@ -155,7 +155,7 @@ TYPE_2 += ["KVP", "AcquisitionNumber", "SliceThickness", "Manufacturer", "Modali
 
 
 @pytest.mark.parametrize("keyword", TYPE_2)
-def test_an_attribute_that_geometry_and_values_do_not_need_may_be_missing(series, keyword):
+def test_attribute_not_needed_for_geometry_and_values_may_be_missing(series, keyword):
     assert len(reconstruct(bent(series, lambda header: header.pop(keyword))).frames) == 4
 
 
@@ -166,7 +166,7 @@ TYPE_1 += ["PixelRepresentation", "RescaleSlope", "RescaleIntercept"]
 
 @pytest.mark.parametrize("empty", [False, True], ids=["missing", "empty"])
 @pytest.mark.parametrize("keyword", TYPE_1)
-def test_a_needed_attribute_that_is_missing_is_named(series, keyword, empty):
+def test_missing_required_attribute_is_named(series, keyword, empty):
     def change(header):
         if empty:
             header[keyword].value = None
@@ -179,7 +179,7 @@ def test_a_needed_attribute_that_is_missing_is_named(series, keyword, empty):
     assert f"{name} is missing" in str(refusal.value)
 
 
-def test_a_number_that_is_none_is_named_and_not_quoted(series):
+def test_invalid_number_is_named_and_not_quoted(series):
     def change(header):
         header.pop("Rows")
         header.add_new("Rows", "LO", "Smith^John")
@@ -189,7 +189,7 @@ def test_a_number_that_is_none_is_named_and_not_quoted(series):
     assert "Smith" not in str(refusal.value)
 
 
-def test_what_was_accepted_and_should_be_known_is_noted(series):
+def test_accepted_irregularities_are_noted(series):
     assert reconstruct(series).notes == ()
     change = assign(LossyImageCompression="01", ImageType=["DERIVED", "SECONDARY"], Modality="")
     assert reconstruct(bent(series, change)).notes == (

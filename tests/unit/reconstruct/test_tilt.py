@@ -1,4 +1,4 @@
-"""Tilted gantries: upright for the model, back on the source frames for everyone else."""
+"""Tilted gantries: upright for the model, and back on the source frames for the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.ct_series import Stack, noise, tilted_axes, write
 
 
 @pytest.mark.parametrize("degrees", [-25.0, 18.5, 5.0])
-def test_source_keeps_the_tilt_and_volume_stands_upright(tmp_path, degrees):
+def test_source_keeps_the_tilt_and_the_volume_is_upright(tmp_path, degrees):
     stack = Stack(noise((8, 12, 10)), orientation=tilted_axes(degrees))
     result = reconstruct(write(tmp_path, stack))
     assert not result.source.geometry.is_orthogonal
@@ -30,14 +30,14 @@ def test_source_keeps_the_tilt_and_volume_stands_upright(tmp_path, degrees):
     np.testing.assert_allclose(spacing, (0.5, 0.75, 2.5 * math.cos(math.radians(degrees))), atol=1e-6)
 
 
-def test_a_table_along_z_without_tilt_is_left_as_it_is(tmp_path):
+def test_series_without_tilt_is_unchanged(tmp_path):
     result = reconstruct(write(tmp_path, Stack(noise((4, 6, 5)))))
     assert result.volume is result.source
     labels = np.ones((4, 6, 5), np.uint8)
     assert labels_on_source(result, labels) is labels
 
 
-def test_more_than_any_gantry_tilts_is_refused(tmp_path):
+def test_tilt_beyond_any_gantry_is_refused(tmp_path):
     with pytest.raises(GeometryRefused, match=r"sheared by 50\.0 degrees"):
         reconstruct(write(tmp_path, Stack(noise((4, 6, 5)), orientation=tilted_axes(50))))
 
@@ -53,8 +53,8 @@ shears = st.tuples(st.floats(-3, 3), st.floats(-3, 3))
 
 @settings(max_examples=40, deadline=None)
 @given(shears)
-def test_a_linear_field_stays_in_its_place_in_the_patient(shear):
-    """Interpolation is exact on a linear function of the place, wherever all four neighbours are source pixels."""
+def test_linear_field_keeps_its_position_in_the_patient(shear):
+    """Interpolation is exact for a linear function of position wherever all four neighbours are source pixels."""
     shape = (5, 9, 8)
     geometry = source_volume(shape, shear).geometry
 
@@ -78,7 +78,7 @@ def test_a_linear_field_stays_in_its_place_in_the_patient(shear):
 
 @settings(max_examples=40, deadline=None)
 @given(shears)
-def test_labels_come_back_to_the_source_pixel_they_belong_to(shear):
+def test_labels_are_mapped_back_to_the_nearest_source_pixel(shear):
     """Each source pixel gets the label of the upright voxel nearest to it in the patient: at most half a pixel away."""
     shape = (5, 9, 8)
     source = source_volume(shape, shear)
@@ -92,7 +92,7 @@ def test_labels_come_back_to_the_source_pixel_they_belong_to(shear):
         assert np.abs(labels - exact).max() <= 0.5 + 1e-9
 
 
-def test_whole_shifts_are_lossless_both_ways():
+def test_shifts_by_whole_pixels_are_lossless_both_ways():
     source = source_volume((4, 6, 5), (2.0, -1.0))
     stood = upright(source, (2.0, -1.0))
     assert stood.geometry.shape_zyx == (4, 9, 11)
@@ -103,7 +103,7 @@ def test_whole_shifts_are_lossless_both_ways():
     np.testing.assert_array_equal(back, (source.voxels_zyx > 2000).astype(np.uint8))
 
 
-def test_labels_of_another_grid_are_refused(tmp_path):
+def test_labels_on_another_grid_are_refused(tmp_path):
     result = reconstruct(write(tmp_path, Stack(noise((4, 6, 5)), orientation=tilted_axes(10))))
     with pytest.raises(ValueError, match="not on the volume's grid"):
         labels_on_source(result, np.zeros((4, 6, 5), np.uint8))

@@ -1,4 +1,4 @@
-"""Which rule decides, why, and what a wrong rules file is told."""
+"""Which rule decides and why, and the errors of an invalid rules file."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ operands = {
     st.sampled_from([None, "", [], "  "]),
     st.integers(0, 3),
 )
-def test_what_is_missing_never_matches(operator, name, any_instance, value, count):
-    """Under no operator, negated or not, for all or any, for attributes and facts, absent or empty."""
+def test_missing_values_never_match(operator, name, any_instance, value, count):
+    """With no operator, negated or not, for all or any instances, for attributes and facts, absent or empty."""
     keyword = FACT_ALIASES.get(name, name)
     empty = {"KVP": None, "ConvolutionKernel": None, "PatientID": None, "ImagePositionPatient": None}
     empty |= {"ImageOrientationPatient": None}
@@ -160,7 +160,7 @@ def test_what_is_missing_never_matches(operator, name, any_instance, value, coun
     assert "missing" in outcome.seen
 
 
-def test_a_condition_must_hold_for_every_instance_unless_any_is_enough(tmp_path):
+def test_condition_must_hold_for_every_instance_unless_any_suffices(tmp_path):
     mixed = series(*[header(k, KVP="80" if k == 2 else "120") for k in range(4)])
     assert not holds(tmp_path, "{attribute: KVP, equals: 120}", mixed)
     assert holds(tmp_path, "{attribute: KVP, equals: 80, of: any}", mixed)
@@ -178,7 +178,7 @@ rules:
 """
 
 
-def test_two_models_two_jobs_and_the_first_rule_of_a_model_wins(tmp_path):
+def test_each_model_gets_one_job_by_its_first_matching_rule(tmp_path):
     decisions = decide(series(), load(tmp_path, TWO_MODELS))
     assert [(d.rule, d.model, d.destinations, d.priority) for d in decisions] == [
         ("first", "tissue", ("pacs",), 5),
@@ -195,7 +195,7 @@ rules:
 """
 
 
-def test_a_refusing_rule_ends_the_search(tmp_path):
+def test_refusing_rule_ends_the_search(tmp_path):
     rules = load(tmp_path, REFUSING)
     assert decide(series(), rules)[0].model == "tissue"
     (decision,) = decide(series(ImageType=["DERIVED", "PRIMARY", "PERFUSION"]), rules)
@@ -205,7 +205,7 @@ def test_a_refusing_rule_ends_the_search(tmp_path):
     assert decision.requests == {}
 
 
-def test_a_refusing_rule_may_ask_for_a_notice_and_the_last_rule_for_what_none_matched(tmp_path):
+def test_refusing_rule_may_ask_for_a_notice_and_the_last_rule_for_unmatched_series(tmp_path):
     every = "{name: every, model: tissue, when: [{attribute: Modality, equals: CT}]}"
     none = "{name: none, refuse: no model is meant for it, destinations: [{to: pacs, notice: true}], when: []}"
     rules = load(tmp_path, f"rules: [{every}, {none}]")
@@ -215,7 +215,7 @@ def test_a_refusing_rule_may_ask_for_a_notice_and_the_last_rule_for_what_none_ma
     assert [decision.model for decision in decide(series(), rules)] == ["tissue"]
 
 
-def test_no_match_says_what_was_seen(tmp_path):
+def test_unmatched_series_states_its_values(tmp_path):
     rules = load(
         tmp_path,
         """
@@ -242,7 +242,7 @@ rules:
     ]
 
 
-def test_no_rules_at_all(tmp_path):
+def test_without_rules_the_reason_says_so(tmp_path):
     (decision,) = decide(series(), load(tmp_path, "rules: []"))
     assert decision.reason == "no rules are configured"
     assert decide(series(), Rules(())) == (decision,)
@@ -262,7 +262,7 @@ def test_identities_are_never_shown(tmp_path, keyword, operator):
         assert ("not matched" in told) == (decisions[0].model is None)
 
 
-def test_values_from_the_wire_are_shown_on_one_short_line(tmp_path):
+def test_received_values_are_shown_on_one_short_line(tmp_path):
     rules = rule_with(tmp_path, "{attribute: SeriesDescription, equals: x}")
     (row,) = explain(series(SeriesDescription="a\r\n\x1b[31m" + "b" * 500), rules)
     assert row.seen.startswith("a???[31mbbb")
@@ -285,11 +285,11 @@ def test_several_values_are_counted(tmp_path):
         ([1, 0, 0, 0, 0.7071, -0.7071], "oblique"),
     ],
 )
-def test_orientation(tmp_path, orientation, expected):
+def test_orientation_fact(tmp_path, orientation, expected):
     assert holds(tmp_path, f"{{fact: orientation, equals: {expected}}}", series(ImageOrientationPatient=orientation))
 
 
-def test_facts_that_cannot_be_told_are_missing(tmp_path):
+def test_undeterminable_facts_are_missing(tmp_path):
     two = series(header(0), header(1, ImageOrientationPatient=[1, 0, 0, 0, 0, -1]))
     for fact in ("orientation", "spacing_mm", "extent_mm"):
         (row,) = explain(two, rule_with(tmp_path, f"{{fact: {fact}, exists: true}}"))
@@ -297,7 +297,7 @@ def test_facts_that_cannot_be_told_are_missing(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_broken_headers_are_missing_values_and_never_an_error(tmp_path):
+def test_invalid_headers_give_missing_values_and_never_an_error(tmp_path):
     broken = header(0)
     for keyword in ("ImagePositionPatient", "KVP", "PixelSpacing", "NumberOfFrames"):
         tag = Tag(keyword)
@@ -357,7 +357,7 @@ def test_multi_frame_objects_are_read_through_their_functional_groups(tmp_path, 
     ("written", "value"),
     [("NO", "NO"), ("yes", "YES"), ("off", "OFF"), ("0815", "0815"), ("12:30", "12:30"), ("2020-01-01", "2020-01-01")],
 )
-def test_what_yaml_1_1_would_misread_is_text(tmp_path, written, value):
+def test_values_misread_by_yaml_1_1_are_text(tmp_path, written, value):
     assert holds(tmp_path, f"{{attribute: SeriesDescription, equals: {written}}}", series(SeriesDescription=value))
 
 
@@ -366,13 +366,13 @@ def requests_of(tmp_path, entries):
     return rule.requests
 
 
-def test_a_destination_that_is_only_named_gets_segmentation_and_report(tmp_path):
+def test_destination_named_without_options_gets_segmentation_and_report(tmp_path):
     requests = requests_of(tmp_path, "[pacs, {to: research}]")
     assert requests == {"pacs": ResultRequest(), "research": ResultRequest()}
     assert ResultRequest() == ResultRequest(segmentation=SegmentationForm.BINARY, report=True)
 
 
-def test_every_destination_may_get_something_else(tmp_path):
+def test_destinations_may_get_different_results(tmp_path):
     research = "{to: research, segmentation: both, split: group, structures: [liver, vessel], background: false, %s}"
     pacs = "{to: pacs, segmentation: none, report: false, contours: [aorta, bone], capture: true, %s}"
     entries = f"[{research % 'ibsi_codes: true'}, {pacs % 'document: true, notice: true'}]"
@@ -543,19 +543,19 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("text", "said"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_file_is_told_where(tmp_path, text, said):
+def test_invalid_file_is_refused_with_the_location(tmp_path, text, said):
     with pytest.raises(ConfigurationError) as refusal:
         load(tmp_path, text)
     assert said in str(refusal.value)
     assert "rules.yaml" in str(refusal.value)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"can't read .*none\.yaml: No such file"):
         load_rules(tmp_path / "none.yaml", SETTINGS)
 
 
-def test_the_shipped_rules_load_and_do_what_they_say():
+def test_shipped_rules_load_and_decide_as_documented():
     rules = load_rules(ROOT / "config" / "rules.yaml", SETTINGS)
     assert [d.model for d in decide(series(), rules)] == ["tissue"]
     phantom = series(count=30, ConvolutionKernel="SYNTHETIC")
@@ -591,20 +591,20 @@ def test_the_shipped_rules_load_and_do_what_they_say():
     ],
     ids=lambda value: "/".join(value) if isinstance(value, list) else None,
 )
-def test_images_that_a_scanner_derived_are_refused_by_the_shipped_rules(image_type, refusing):
+def test_derived_images_are_refused_by_the_shipped_rules(image_type, refusing):
     (decision,) = decide(series(ImageType=image_type), load_rules(ROOT / "config" / "rules.yaml", SETTINGS))
     assert decision.rule == (refusing or "tissue-of-axial-ct")
     assert (decision.refusal is None) == (refusing is None)
 
 
 @pytest.mark.parametrize(("image_type", "is_refused"), [("DERIVED", True), ("ORIGINAL", False)])
-def test_a_vendor_s_own_word_for_a_map_is_known_by_the_acquisition(image_type, is_refused):
+def test_vendor_specific_maps_are_recognised_by_the_acquisition(image_type, is_refused):
     map_of_vendor = series(ImageType=[image_type, "PRIMARY", "AXIAL", "RHO_Z"], MultienergyCTAcquisition="YES")
     (decision,) = decide(map_of_vendor, load_rules(ROOT / "config" / "rules.yaml", SETTINGS))
     assert (decision.rule == "multi-energy-by-vendor") == is_refused
 
 
-def test_a_localizer_among_the_images_hides_no_fact():
+def test_localizer_among_the_images_does_not_hide_facts():
     scouted = series(count=20)
     scout = deepcopy(scouted.instances[0].header)
     scout.ImageType, scout.ImageOrientationPatient = ["ORIGINAL", "PRIMARY", "LOCALIZER"], [0, 1, 0, 0, 0, -1]
@@ -613,7 +613,7 @@ def test_a_localizer_among_the_images_hides_no_fact():
     assert decision.model == "tissue"
 
 
-def test_every_key_and_fact_is_explained_in_the_shipped_file():
+def test_shipped_file_explains_every_key_and_fact():
     text = (ROOT / "config" / "rules.yaml").read_text(encoding="utf-8")
     comments = "\n".join(line for line in text.splitlines() if line.lstrip().startswith("#"))
     words = [

@@ -1,4 +1,4 @@
-"""The dialect of configuration files: what is text, what is a number, and what no file can do to the loader."""
+"""The dialect of configuration files: what is text, what is a number, and what the loader refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_json_is_read_as_json(content):
 
 
 @given(st.text("[]{}:,- \n\t'\"&*!%@#|>?ab1\\u~.", max_size=60) | st.text(max_size=30))
-def test_any_text_is_read_or_refused_at_a_line(text):
+def test_any_text_is_read_or_refused_with_its_line(text):
     try:
         assert isinstance(parse(text, "f.yaml"), Tree)
     except ConfigurationError as error:
@@ -51,12 +51,12 @@ def test_any_text_is_read_or_refused_at_a_line(text):
         ("|\n  one\n  two\n", "one\ntwo\n"),
     ],
 )
-def test_a_value_is_text_unless_it_can_only_be_something_else(written, value):
+def test_value_is_text_unless_it_can_only_be_something_else(written, value):
     (read,) = plain(f"- {written}")
     assert (read, type(read)) == (value, type(value))
 
 
-def test_every_value_keeps_its_line_and_an_aliased_one_that_of_its_anchor():
+def test_every_value_keeps_its_line_and_an_alias_that_of_its_anchor():
     tree = parse("a:\n  b: &x\n    - 1\n    - c: 2\nd: *x\n", "f.yaml")
     lines = {path: tree.find(path)[0].place.line for path in [("a",), ("a", "b"), ("a", "b", 0), ("a", "b", 1, "c")]}
     assert list(lines.values()) == [1, 2, 3, 4]
@@ -64,7 +64,7 @@ def test_every_value_keeps_its_line_and_an_aliased_one_that_of_its_anchor():
     assert [tree.find(path)[0].place.line for path in [("d",), ("d", 1, "c")]] == [5, 4]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
+def test_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
     (tmp_path / "f.yaml").write_bytes(b"\xef\xbb\xbfnode: 1\r\nother: 2\r\n")
     assert read_file(tmp_path / "f.yaml").plain() == {"node": 1, "other": 2}
 
@@ -93,7 +93,7 @@ def nested_aliases(levels, width):
         (b"a: 1\na: 2\nb: 3\nb: 4\n", ":2: a: duplicate key, first used on line 1"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused_with_its_line(content, said, tmp_path):
+def test_unreadable_file_is_refused_with_its_line(content, said, tmp_path):
     file = tmp_path / "f.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigurationError) as refused:
@@ -101,7 +101,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_line(content, said, tmp_
     assert str(refused.value).splitlines()[0] == f"{file}{said}"
 
 
-def test_every_key_that_appears_twice_is_named():
+def test_every_duplicate_key_is_named():
     with pytest.raises(ConfigurationError) as refused:
         parse("a: 1\na: 2\nb: {c: 3, c: 4}\n", "f.yaml")
     assert str(refused.value).splitlines() == [
@@ -110,6 +110,6 @@ def test_every_key_that_appears_twice_is_named():
     ]
 
 
-def test_a_folder_is_no_file(tmp_path):
+def test_folder_instead_of_a_file_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"can't read .*: Is a directory"):
         read_file(tmp_path)

@@ -1,4 +1,4 @@
-"""What a wrong configuration is told: the files beside this one hold each case with the exact lines."""
+"""The errors of invalid configurations: the files next to this one contain each case with the exact lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SETTINGS = Settings(
 
 
 def cases(file):
-    """One for each heading ``### NAME``: the lines below it, and those after ``=>``, which are expected."""
+    """One case per heading ``### NAME``: the lines below it, and the expected lines after ``=>``."""
     for case in (HERE / file).read_text(encoding="utf-8").split("\n### ")[1:]:
         name, *lines = case.rstrip("\n").split("\n")
         written = "".join(f"{line}\n" for line in lines if not line.startswith("=> "))

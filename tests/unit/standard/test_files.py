@@ -1,4 +1,4 @@
-"""Files as hospitals keep them: read as what they hold, or passed over with a reason."""
+"""Files as found in hospitals: read by their actual content, or skipped with a reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from tests.support.ct_series import Stack, noise, write
 
 
 def encoded(path, syntax):
-    """The data set anew in another uncompressed syntax."""
+    """The data set re-encoded in another uncompressed syntax."""
     read = dcmread(path)
     dataset = Dataset({tag: read[tag] for tag in read.keys()})  # noqa: SIM118 - the elements, decoded
     if syntax == ExplicitVRBigEndian:
@@ -124,7 +124,7 @@ def written(tmp_path):
 
 
 @pytest.mark.parametrize("tail", [bytes(40) + b"x", b"junk", b"\0\0\x10\0"], ids=["late", "text", "tag"])
-def test_what_follows_pixel_data_and_is_not_zeros_is_damage(written, tail):
+def test_trailing_data_other_than_zeros_is_damage(written, tail):
     series, _ = written
     path = series.instances[2].path
     path.write_bytes(path.read_bytes() + tail)
@@ -132,8 +132,8 @@ def test_what_follows_pixel_data_and_is_not_zeros_is_damage(written, tail):
 
 
 @pytest.mark.parametrize("kept", [600, 900])
-def test_zeros_in_place_of_the_rest_of_a_header_are_damage(written, kept):
-    """As a copy leaves that reserved room on the disk and broke off."""
+def test_zeros_in_place_of_the_rest_of_a_header_are_damage_too(written, kept):
+    """As left by an interrupted copy that had reserved its disk space."""
     series, _ = written
     path = series.instances[2].path
     content = path.read_bytes()
@@ -144,7 +144,7 @@ def test_zeros_in_place_of_the_rest_of_a_header_are_damage(written, kept):
 @pytest.mark.parametrize("change", READ + REMARKED, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("changed", [(0,), (4, 5), range(6)], ids=["first", "last two", "all"])
 @pytest.mark.filterwarnings("ignore:.*implicit VR:UserWarning", "ignore:.*explicit VR:UserWarning")
-def test_a_file_of_another_form_holds_the_same_volume(written, change, changed, tmp_path):
+def test_file_in_another_form_gives_the_same_volume(written, change, changed, tmp_path):
     series, stored = written
     for index in changed:
         change(series.instances[index].path)
@@ -156,7 +156,7 @@ def test_a_file_of_another_form_holds_the_same_volume(written, change, changed, 
     assert all(f"files: {len(changed)}" in remark for remark in remarks)
 
 
-# ---- what is passed over, and why
+# ---- what is skipped, and why
 
 
 def nothing(path):
@@ -230,7 +230,7 @@ PASSED_OVER = {
 
 @pytest.mark.parametrize("change", PASSED_OVER, ids=lambda change: change.__name__)
 @pytest.mark.filterwarnings("ignore:.*implicit VR:UserWarning")
-def test_what_gives_no_instance_has_a_reason(written, change):
+def test_every_skipped_file_has_a_reason(written, change):
     path = written[0].instances[-1].path
     change(path)
     passed_over = read_file(path)
@@ -242,7 +242,7 @@ def test_what_gives_no_instance_has_a_reason(written, change):
     assert "Doe" not in passed_over.detail
 
 
-def test_a_directory_of_a_medium_is_no_missing_image(tmp_path):
+def test_dicomdir_does_not_count_as_a_missing_image(tmp_path):
     directory = Dataset()
     directory.FileSetID, directory.DirectoryRecordSequence = "DISC", []
     buffer = DicomBytesIO()
@@ -256,7 +256,7 @@ def test_a_directory_of_a_medium_is_no_missing_image(tmp_path):
     assert (passed_over.reason, passed_over.is_dicom) == (DIRECTORY, False)
 
 
-def test_a_bomb_is_not_inflated(tmp_path, monkeypatch):
+def test_decompression_bomb_is_not_inflated(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "_LARGEST_INFLATED_BYTES", 1 << 20)
     deflating = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     content = deflating.compress(bytes(8 << 20)) + deflating.flush()
@@ -269,7 +269,7 @@ def test_a_bomb_is_not_inflated(tmp_path, monkeypatch):
         read_headers([path])
 
 
-def test_a_sound_file_is_opened_as_it_is(written):
+def test_valid_file_is_opened_unchanged(written):
     path = written[0].instances[0].path
     with open_part10(path).stream as stream:
         assert stream.name == str(path)
@@ -303,14 +303,14 @@ def elsewhere(_changed, _taken):
     [(elsewhere, UID_REUSED), (at_the_same_place, UID_REUSED), (of_the_same_pixels, COPY)],
     ids=["elsewhere", "other pixels", "other header"],
 )
-def test_a_second_file_with_one_uid_is_a_copy_or_another_image(written, change, reason):
+def test_second_file_with_the_same_uid_is_a_copy_or_another_image(written, change, reason):
     first, second, *_ = (instance.path for instance in written[0].instances)
     with_uid_of(second, first, change)
     repeated = read_repeated(*read_headers([first, second]))
     assert (repeated.path, repeated.reason, repeated.is_dicom) == (second, reason, reason == UID_REUSED)
 
 
-def test_a_copy_in_another_syntax_is_a_copy(written, tmp_path):
+def test_copy_in_another_syntax_is_a_copy(written, tmp_path):
     first = written[0].instances[0].path
     other = tmp_path / "deflated.dcm"
     other.write_bytes(first.read_bytes())

@@ -1,4 +1,4 @@
-"""Headers read within limits: as pydicom reads them, or refused before they cost anything."""
+"""Headers read within limits: as pydicom reads them, or refused before they cost time or memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_header(path, series=None):
 
 
 def image(syntax=ExplicitVRLittleEndian, frames=0, *, undefined_length=False) -> Dataset:
-    """A CT image with a name, a private value and, if it has ``frames``, functional groups."""
+    """A CT image with a name, a private value and, with ``frames``, functional groups."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -69,7 +69,7 @@ def written(folder, dataset):
 
 
 def with_inserted(folder, element: bytes):
-    """An image with ``element``, already encoded, before its pixel data; a hole of zeros takes no room on the disk."""
+    """An image with an encoded ``element`` before its pixel data; zeros are stored as a hole in the file."""
     path = written(folder, image())
     content = path.read_bytes()
     start = content.index(struct.pack("<HH", 0x0028, 0x0010))
@@ -84,7 +84,7 @@ def private(size_bytes: int) -> bytes:
 @pytest.mark.parametrize("syntax", SYNTAXES)
 @pytest.mark.parametrize("frames", [0, 3, 1600])
 @pytest.mark.parametrize("undefined_length", [False, True])
-def test_a_header_is_what_pydicom_reads(tmp_path, syntax, frames, undefined_length):
+def test_header_equals_the_one_read_by_pydicom(tmp_path, syntax, frames, undefined_length):
     path = written(tmp_path, image(syntax, frames, undefined_length=undefined_length))
     header, expected = read_header(path), dcmread(path)
     del expected.PixelData
@@ -95,7 +95,7 @@ def test_a_header_is_what_pydicom_reads(tmp_path, syntax, frames, undefined_leng
 
 
 @pytest.mark.parametrize("size", [LONGEST_VALUE, LONGEST_VALUE + 2, 100 * 1024, 200 * MIB])
-def test_a_long_value_is_passed_over_by_its_declared_length(tmp_path, size):
+def test_long_value_is_skipped_by_its_declared_length(tmp_path, size):
     path = written(tmp_path, image())
     content = path.read_bytes()
     start = content.index(struct.pack("<HH", 0x0028, 0x0010))
@@ -140,13 +140,13 @@ def test_more_than_ct_needs_is_refused(tmp_path, element, what):
 
 
 @pytest.mark.parametrize("items", [struct.pack("<HHI", 0xFFFE, 0xE000, MIB) + bytes(MIB), ITEM * 2_000_000])
-def test_a_long_value_of_undefined_length_is_left_out(tmp_path, items):
+def test_long_value_of_undefined_length_is_omitted(tmp_path, items):
     header = read_header(with_inserted(tmp_path, private(UNDEFINED) + items + END))
     assert (0x0019, 0x1001) not in header
     assert header.Rows == 4
 
 
-def test_the_headers_of_a_series_count_together(tmp_path):
+def test_limits_apply_to_all_headers_of_a_series_together(tmp_path):
     path = written(tmp_path, image(frames=2000))
     with pytest.raises(LimitExceeded, match=r"300,000 in a series"):
         read_headers([path] * 76)  # 4000 items each
@@ -158,7 +158,7 @@ def test_the_headers_of_a_series_count_together(tmp_path):
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(SYNTAXES), st.booleans(), st.data())
-def test_of_a_mutated_header_it_reads_what_pydicom_reads(tmp_path, syntax, undefined_length, data):
+def test_mutated_header_is_read_like_pydicom_does(tmp_path, syntax, undefined_length, data):
     path = written(tmp_path, image(syntax, 2, undefined_length=undefined_length))
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):

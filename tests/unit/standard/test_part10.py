@@ -1,4 +1,4 @@
-"""Where the data set of a Part 10 file begins, and what its File Meta Information says to others."""
+"""Where the data set of a Part 10 file begins, and its File Meta Information as read by others."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_pydicom_reads_the_file_meta_information(source_ae):
 
 
 @given(st.binary(max_size=300))
-def test_what_is_no_part_10_file_has_no_data_set(content):
+def test_other_files_have_no_part_10_data_set(content):
     with pytest.raises(ValueError, match="group length"):
         data_set_start(content)
 
 
 @pytest.mark.parametrize("pixels", [b"", bytes(range(256))])
-def test_the_implicit_form_has_the_same_elements(pixels):
+def test_implicit_form_has_the_same_elements(pixels):
     dataset = Dataset()
     dataset.PatientName = "Phantom^Part10"
     dataset.ReferencedImageSequence = [Dataset()]

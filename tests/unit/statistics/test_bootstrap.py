@@ -1,4 +1,4 @@
-"""Means and their bootstrap intervals, against scipy, and how often an interval covers the truth."""
+"""Means and their bootstrap intervals, against scipy, and the coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from inference.statistics.bootstrap import draws, means, percentile_interval
 from inference.types import InvalidValueError
 
 
-def test_draws_have_as_many_subjects_as_there_are_and_are_repeatable():
+def test_draws_have_the_number_of_subjects_and_are_repeatable():
     drawn = draws(30, 200, seed=4)
     assert drawn.shape == (200, 30)
     assert (drawn.sum(axis=1) == 30).all()
@@ -21,7 +21,7 @@ def test_draws_have_as_many_subjects_as_there_are_and_are_repeatable():
 
 
 @pytest.mark.parametrize(("method", "scipys"), [("percentile", "percentile"), ("bca", "BCa")])
-def test_intervals_are_those_of_scipy_for_the_same_draws(method, scipys):
+def test_intervals_equal_scipys_for_the_same_draws(method, scipys):
     values = np.random.default_rng(1).gamma(1.5, size=(41, 3))
     drawn = draws(41, 999, seed=2)
     found = means(values, drawn, method=method, level=0.9)
@@ -34,7 +34,7 @@ def test_intervals_are_those_of_scipy_for_the_same_draws(method, scipys):
         assert (found.low[column], found.high[column]) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_a_missing_value_is_no_value():
+def test_missing_values_are_ignored():
     values = np.random.default_rng(3).normal(size=(30, 2))
     values[5:12, 0] = np.nan
     drawn = draws(30, 500)
@@ -46,7 +46,7 @@ def test_a_missing_value_is_no_value():
     assert (found.low[0], found.high[0]) == pytest.approx((alone.low[0], alone.high[0]), abs=1e-12)
 
 
-def test_nothing_one_value_and_equal_values():
+def test_no_value_one_value_and_equal_values():
     values = np.array([[np.nan, 2.0, 7.0], [np.nan, np.nan, 7.0], [np.nan, np.nan, 7.0]])
     found = means(values, draws(3, 100))
     np.testing.assert_array_equal(found.values, [np.nan, 2.0, 7.0])
@@ -54,19 +54,19 @@ def test_nothing_one_value_and_equal_values():
     np.testing.assert_array_equal(found.high, [np.nan, np.nan, 7.0])
 
 
-def test_draws_of_another_study_are_refused():
+def test_draws_for_another_number_of_subjects_are_refused():
     with pytest.raises(InvalidValueError, match="draws are of 4 subjects, the values of 3"):
         means(np.zeros((3, 1)), draws(4, 10))
 
 
-def test_a_column_without_replicates_has_no_interval():
+def test_column_without_replicates_has_no_interval():
     replicated = np.array([[np.nan, 1.0], [np.nan, 3.0]])
     low, high = percentile_interval(replicated, 0.5)
     np.testing.assert_array_equal(low, [np.nan, 1.5])
     np.testing.assert_array_equal(high, [np.nan, 2.5])
 
 
-def test_intervals_of_a_skewed_quantity_cover_the_true_mean_nearly_as_often_as_they_say():
+def test_intervals_of_a_skewed_quantity_have_nearly_their_nominal_coverage():
     # 400 samples of 80 as columns; 95 % of 400 is 380, its standard deviation 4.4
     values = np.random.default_rng(6).exponential(size=(80, 400))
     found = means(values, draws(80, 1000, seed=7))

@@ -1,4 +1,4 @@
-"""Rank correlations against scipy, in the table and in every replicate."""
+"""Rank correlations against scipy, for the table and for every replicate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def table(subjects=60, columns=5, seed=0):
     return age, values
 
 
-def test_coefficient_and_p_are_those_of_scipy():
+def test_coefficient_and_p_equal_scipys():
     age, values = table()
     age[3] = np.nan
     found = spearman(age, values, draws(60, NO_DRAWS))
@@ -37,7 +37,7 @@ def test_coefficient_and_p_are_those_of_scipy():
     assert np.isnan(found.low).all()
 
 
-def test_the_bootstrap_is_that_of_scipy_replicate_by_replicate():
+def test_bootstrap_equals_scipys_replicate_by_replicate():
     age, values = table()
     drawn = draws(60, 130, seed=8)  # more than one block
     found = spearman(age, values, drawn, level=0.9, threads=2)
@@ -58,7 +58,7 @@ def test_the_bootstrap_is_that_of_scipy_replicate_by_replicate():
     st.integers(0, 1000),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_ties_are_ranked_as_scipy_ranks_them(pairs, seed):
+def test_ties_are_ranked_like_in_scipy(pairs, seed):
     x, y = np.array(pairs, float).T
     drawn = draws(len(x), 1, seed)
     repeated = np.repeat(x, drawn[0]), np.repeat(y, drawn[0])
@@ -69,7 +69,7 @@ def test_any_ties_are_ranked_as_scipy_ranks_them(pairs, seed):
         assert np.isnan(found.low[0])
 
 
-def test_what_has_no_correlation():
+def test_undefined_correlations():
     age = np.array([20.0, 30, 40, 50, 60])
     values = np.array([[1.0, 1, np.nan], [1, np.nan, np.nan], [1, np.nan, np.nan], [1, 3, 5], [1, 2, 4]])
     found = spearman(age, values, draws(5, 10))
@@ -80,7 +80,7 @@ def test_what_has_no_correlation():
     assert np.isnan(found.formula_low).all()
 
 
-def test_perfect_agreement():
+def test_perfect_correlation():
     found = spearman(np.arange(9.0), np.arange(9.0)[:, None] ** 3, draws(9, 50))
     assert (found.coefficients[0], found.p_values[0]) == (1, 0)
     assert (found.low[0], found.high[0]) == pytest.approx((1, 1), abs=1e-12)
@@ -93,6 +93,6 @@ def test_bonett_and_wrights_interval():
     assert (low[0], high[0]) == pytest.approx((np.tanh(0.549306 - 0.415771), np.tanh(0.549306 + 0.415771)), abs=1e-5)
 
 
-def test_numbers_of_subjects_that_differ_are_refused():
+def test_different_numbers_of_subjects_are_refused():
     with pytest.raises(InvalidValueError, match="5, 4 and 5 subjects"):
         spearman(np.zeros(5), np.zeros((4, 1)), draws(5, 1))

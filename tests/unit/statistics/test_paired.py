@@ -20,12 +20,12 @@ def pairs(subjects=40, seed=0):
 
 
 def effect_of(differences):
-    """Every pair of Walsh: the share of averages above 0 less the share below (Tukey)."""
+    """Over all Walsh averages: the share above 0 minus the share below (Tukey)."""
     i, j = np.triu_indices(len(differences))
     return np.sign(differences[i] + differences[j]).mean()
 
 
-def test_the_test_is_scipys():
+def test_p_values_equal_scipys():
     first, second = pairs()
     found = compare(first, second, draws(40, 50))
     for column in range(3):
@@ -37,14 +37,14 @@ def test_the_test_is_scipys():
         assert found.medians[column] == pytest.approx(np.median(first[both, column] - second[both, column]))
 
 
-def test_the_effect_size_is_the_balance_of_walsh_averages():
+def test_effect_size_is_the_balance_of_walsh_averages():
     first, second = pairs(seed=1)
     found = compare(first, second, draws(40, 50))
     differences = (first - second)[:, 0]
     assert found.effects[0] == pytest.approx(effect_of(differences), abs=1e-12)
 
 
-def test_the_interval_of_the_effect_size_is_over_replicates_of_subjects():
+def test_interval_of_the_effect_size_is_over_replicates_of_subjects():
     first, second = pairs(seed=2)
     drawn = draws(40, 80, seed=3)
     found = compare(first, second, drawn, level=0.8)
@@ -58,7 +58,7 @@ def test_the_interval_of_the_effect_size_is_over_replicates_of_subjects():
     assert bounds == pytest.approx(tuple(np.quantile(expected, [0.1, 0.9])), abs=1e-12)
 
 
-def test_pairs_without_a_difference_take_no_side():
+def test_pairs_without_a_difference_count_for_neither_sign():
     first = np.array([[1.0], [2], [3], [4], [5], [6], [7], [8]])
     second = first - np.array([[0.0], [0], [0.1], [0.2], [0.3], [0.4], [0.5], [0.6]])
     found = compare(first, second, draws(8, 50))

@@ -1,4 +1,4 @@
-"""The disk is full above the stop mark until it is down to the resume mark, and then nothing may arrive."""
+"""The disk counts as full from the stop mark until it falls below the resume mark; meanwhile nothing is accepted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_full_above_the_stop_mark_until_below_the_resume_mark(tmp_path, disk):
     assert seen == [False, True, True, False, False]
 
 
-def test_what_a_sender_offers_is_refused_while_the_disk_is_full(tmp_path, disk):
+def test_instances_are_refused_while_the_disk_is_full(tmp_path, disk):
     watermark = DiskWatermark(tmp_path, MARKS)
     disk(50)
     watermark.refuse_when_full()
@@ -46,6 +46,6 @@ def test_minimum_of_free_bytes_counts_whatever_the_percentage(tmp_path, disk):
     assert not DiskWatermark(tmp_path, MARKS, minimum_free_bytes=900).look()
 
 
-def test_disk_that_is_away_is_a_named_error(tmp_path):
+def test_missing_disk_is_a_named_error(tmp_path):
     with pytest.raises(StoreUnavailable):
         DiskWatermark(tmp_path / "gone", MARKS).look()

@@ -1,4 +1,4 @@
-"""The spool: whole files under names of ours, or nothing."""
+"""The spool: complete files under the node's own names, or nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(spool, suffix=""):
     return [path for path in spool._root.rglob(f"*{suffix}") if path.is_file()]
 
 
-def test_an_instance_is_a_part_10_file_with_the_bytes_as_they_came(spool):
+def test_instance_is_a_part_10_file_with_the_received_bytes(spool):
     written = write_instance(spool, META, UID_ELEMENT)
     assert written.dataset_sha256 == hashlib.sha256(UID_ELEMENT).hexdigest()
     assert written.size_bytes == len(UID_ELEMENT)
@@ -51,7 +51,7 @@ def test_an_instance_is_a_part_10_file_with_the_bytes_as_they_came(spool):
     assert path.parent.stat().st_mode & 0o777 == spool._root.stat().st_mode & 0o777 == 0o700
 
 
-def test_nothing_stays_of_a_writer_that_was_not_committed(spool):
+def test_uncommitted_writer_leaves_nothing_behind(spool):
     with spool.open_instance(META) as writer:
         writer.write(b"12345678")
         assert files(spool, ".part")
@@ -62,15 +62,15 @@ def test_nothing_stays_of_a_writer_that_was_not_committed(spool):
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "/etc/passwd", "a/../../x", "a/.."])
-def test_no_name_leads_out(spool, name):
+def test_no_name_leads_out_of_the_spool(spool, name):
     with pytest.raises(ValueError, match="outside the spool"):
         spool.path(name)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypatch, call, code):
-    write_instance(spool, META, UID_ELEMENT)  # folders are there
+def test_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypatch, call, code):
+    write_instance(spool, META, UID_ELEMENT)  # the folders exist
 
     def fail(*_args, **_kwargs):
         raise OSError(code, "")
@@ -114,7 +114,7 @@ def encoded(made: Dataset) -> EncodedResult:
     return EncodedResult(ResultKind.SEGMENTATION, *uids, buffer.getvalue())
 
 
-def test_a_result_reads_back_equal(spool):
+def test_result_is_read_back_equal(spool):
     made = dataset(PatientName="Äneas", SpecificCharacterSet="ISO_IR 192")
     ((result, name),) = spool.write_results([encoded(made)])
     content = result.path.read_bytes()
@@ -125,7 +125,7 @@ def test_a_result_reads_back_equal(spool):
     assert (result.sop_instance_uid, result.transfer_syntax_uid) == ("1.2.1.1", ExplicitVRLittleEndian)
 
 
-def test_a_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
+def test_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
     def disk_is_full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -136,7 +136,7 @@ def test_a_result_that_cannot_be_written_leaves_nothing(spool, monkeypatch):
     assert files(spool) == []
 
 
-def test_several_results_are_written_in_their_order(spool):
+def test_several_results_are_written_in_order(spool):
     made = [encoded(dataset(instance=f"1.2.1.{number}")) for number in range(1, 20)]
     written = spool.write_results(iter(made))
     assert [result.sop_instance_uid for result, _ in written] == [each.sop_instance_uid for each in made]
@@ -144,7 +144,7 @@ def test_several_results_are_written_in_their_order(spool):
     assert sorted(files(spool)) == sorted(result.path for result, _ in written)
 
 
-def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, monkeypatch):
+def test_if_one_of_several_results_cannot_be_written_none_is_left(spool, monkeypatch):
     def only_small_files_fit(descriptor):
         if os.fstat(descriptor).st_size > 100_000:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -157,7 +157,7 @@ def test_of_several_results_one_of_which_cannot_be_written_none_is_left(spool, m
     assert files(spool) == []
 
 
-def test_a_folder_that_another_made_is_made_durable_by_everyone_who_writes_into_it(spool, tmp_path, monkeypatch):
+def test_every_writer_into_a_folder_made_by_another_makes_it_durable(spool, tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
 
@@ -165,7 +165,7 @@ def test_a_folder_that_another_made_is_made_durable_by_everyone_who_writes_into_
         synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
         fsync(descriptor)
 
-    other = Spool(tmp_path / "spool")  # of another process, which may die between mkdir and sync
+    other = Spool(tmp_path / "spool")  # made by another process, which may die between mkdir and sync
     monkeypatch.setattr(Spool, "new_name", lambda _spool: f"20260301/08/{uuid4().hex}.dcm")
     hour = spool.path(write_instance(spool, META, UID_ELEMENT).spool_name).parent
     monkeypatch.setattr(os, "fsync", record)
@@ -177,7 +177,7 @@ def test_a_folder_that_another_made_is_made_durable_by_everyone_who_writes_into_
 
 
 def until_written(spool, content):
-    """The one file that holds ``content``, as soon as it is there."""
+    """The only file with ``content``, as soon as it exists."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         if [path.read_bytes() for path in files(spool)] == [content]:
@@ -197,7 +197,7 @@ def test_results_are_written_while_others_are_made(spool):
     assert [result.path.read_bytes() for result, _ in written] == [first.content, second.content]
 
 
-def test_results_of_a_long_run_are_not_taken_for_files_that_nobody_claims(spool):
+def test_results_of_a_long_run_are_not_mistaken_for_unclaimed_files(spool):
     first = encoded(dataset())
     with spool.writing_results() as writing:
         writing.add(first)
@@ -209,19 +209,19 @@ def test_results_of_a_long_run_are_not_taken_for_files_that_nobody_claims(spool)
     assert list(spool.names(older_than_s=0)) == [name]
 
 
-def test_results_whose_names_cannot_be_made_durable_do_not_stay(spool, monkeypatch):
+def test_results_whose_names_cannot_be_made_durable_are_removed(spool, monkeypatch):
     def no_folder(descriptor):
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
             raise OSError(errno.EIO, "Input/output error")
 
-    write_instance(spool, META, UID_ELEMENT)  # folders are there
+    write_instance(spool, META, UID_ELEMENT)  # the folders exist
     monkeypatch.setattr(os, "fsync", no_folder)
     with pytest.raises(StoreUnavailable, match="EIO"):
         spool.write_results([encoded(dataset())])
     assert len(files(spool)) == 1
 
 
-def test_when_a_later_result_cannot_be_made_the_earlier_ones_do_not_stay(spool):
+def test_if_a_later_result_cannot_be_made_the_earlier_ones_are_removed(spool):
     def results():
         yield from (encoded(dataset(instance=f"1.2.1.{number}")) for number in range(1, 20))
         raise EncodingError("the last cannot be made")
@@ -239,7 +239,7 @@ def test_headers_keep_file_meta_and_leave_pixels(tmp_path):
     assert "PixelData" not in read.header
 
 
-def test_headers_of_what_is_no_dicom_or_is_missing(tmp_path):
+def test_headers_of_missing_and_non_dicom_files(tmp_path):
     (tmp_path / "a.dcm").write_bytes(b"no DICOM")
     with pytest.raises(PixelDataInvalid, match=r"a\.dcm"):
         read_headers([tmp_path / "a.dcm"])
@@ -247,7 +247,7 @@ def test_headers_of_what_is_no_dicom_or_is_missing(tmp_path):
         read_headers([tmp_path / "b.dcm"])
 
 
-def test_a_folder_gives_its_series_and_skips_what_is_none(tmp_path):
+def test_folder_gives_its_series_and_skips_other_files(tmp_path):
     (tmp_path / "deep").mkdir()
     for number, (series, instance) in enumerate([("1.2.1", "1"), ("1.2.1", "2"), ("1.2.2", "3"), ("1.2.1", "2")]):
         dataset(series, f"1.2.9.{instance}", BitsAllocated=8, PixelData=b"\0\0").save_as(

@@ -1,4 +1,4 @@
-"""A worker's name is one process for ever, and says no more of its end than can be known from here."""
+"""A worker's name identifies one process for ever, and only evidence valid on this machine counts as its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME_OF_THIS_PROCESS = "from dicom_node.store.workers import WorkerName; print(W
 
 @contextmanager
 def other_process():
-    """A process that lives until its standard input ends, and its own name."""
+    """A process that lives until its standard input ends, and its worker name."""
     with subprocess.Popen(
         [sys.executable, "-c", NAME_OF_THIS_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -36,12 +36,12 @@ def other_process():
 
 
 @given(NAMES)
-def test_text_and_back(name):
+def test_name_is_parsed_from_its_text(name):
     assert WorkerName.parse(str(name)) == name
 
 
 @pytest.mark.parametrize("text", ["", "dicom-node/local", "worker", "a/b/c/d/e", "a/b/1/2/-3", "a/b/1/2/³"])
-def test_other_texts_are_no_names(text):
+def test_other_texts_are_not_names(text):
     assert WorkerName.parse(text) is None
 
 
@@ -50,7 +50,7 @@ def test_longest_name_fits_its_column():
     assert len(str(longest)) <= 255
 
 
-def test_a_living_process_is_not_dead():
+def test_living_process_is_not_dead():
     own = WorkerName.own()
     assert own == WorkerName.own()
     assert not own.is_known_dead(own)
@@ -59,24 +59,24 @@ def test_a_living_process_is_not_dead():
         assert not other.is_known_dead(own)
 
 
-def test_a_killed_process_is_dead_before_and_after_its_parent_has_read_its_status():
+def test_killed_process_is_dead_before_and_after_its_parent_has_read_its_status():
     own = WorkerName.own()
     with other_process() as (process, other):
         process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie from now on
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
         assert other.is_known_dead(own)
         process.wait()
         assert other.is_known_dead(own)
 
 
-def test_a_process_that_has_the_pid_of_a_dead_one_is_not_that_one():
+def test_process_with_the_pid_of_a_dead_one_is_distinguished_from_it():
     own = WorkerName.own()
     with other_process() as (_, other):
         assert replace(other, started_ticks=other.started_ticks - 1).is_known_dead(own)
 
 
 @pytest.mark.parametrize("elsewhere", [{"boot_id": "4cf1a0d6-8a5e-4b8c-9a0f-6d3c1b2a7e55"}, {"pid_namespace": 1}])
-def test_of_another_boot_or_container_nothing_is_known(elsewhere):
+def test_nothing_is_known_of_another_boot_or_container(elsewhere):
     own = WorkerName.own()
     with other_process() as (process, other):
         process.kill()
@@ -85,14 +85,14 @@ def test_of_another_boot_or_container_nothing_is_known(elsewhere):
         assert other.is_known_dead(own)
 
 
-def test_without_proc_there_is_a_named_error(tmp_path, monkeypatch):
+def test_missing_proc_is_a_named_error(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "_PROC", tmp_path)
     with pytest.raises(ConfigurationError, match="/proc"):
         WorkerName.own()
 
 
-def test_what_proc_says_of_another_namespace_is_no_evidence(tmp_path, monkeypatch):
-    """A namespace of its own without a /proc of its own: there the PID of a living worker is another process."""
+def test_proc_of_another_namespace_is_no_evidence(tmp_path, monkeypatch):
+    """In a separate PID namespace that shares /proc, the PID of a living worker denotes another process."""
     own = WorkerName.own()
     with other_process() as (process, other):
         (tmp_path / "self").symlink_to("1")

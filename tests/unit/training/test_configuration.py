@@ -1,4 +1,4 @@
-"""Configurations of training: those that we ship can be read, and what is wrong in a file is named."""
+"""Training configurations: the shipped ones can be read, and errors in a file are named."""
 
 from pathlib import Path
 
@@ -40,17 +40,17 @@ def test_seven_are_shipped():
         ({"fold": "0"}, "fold is '0'"),
     ],
 )
-def test_what_is_wrong_is_named(wrong, said):
+def test_invalid_settings_are_named(wrong, said):
     with pytest.raises(TrainingError, match=said):
         configuration_of(SMALL | wrong)
 
 
-def test_a_missing_setting_is_named():
+def test_missing_setting_is_named():
     with pytest.raises(TrainingError, match=r"missing settings \['seed'\]"):
         configuration_of({key: value for key, value in SMALL.items() if key != "seed"})
 
 
-def test_a_file_that_is_no_table_is_refused(tmp_path):
+def test_file_that_is_not_a_mapping_is_refused(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text("!!python/object/apply:os.getcwd []")
     with pytest.raises(TrainingError, match="is not YAML"):

@@ -1,4 +1,4 @@
-"""Training on a few coarse phantoms with a tiny network: it learns, can be continued, and writes a loadable folder."""
+"""Training on a few coarse phantoms with a tiny network: it learns, can be resumed, and writes a loadable folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _one_thread():
 
 
 def test_cases_are_in_the_orientation_of_nnunet(case_files):
-    """RAS: x ascends to the patient's right, y to anterior, z to superior."""
+    """RAS: x increases to the patient's right, y to anterior, z to superior."""
     labels = {name: label for label, name in paper_labels().items()}
     case = load_case(case_files[0])
 
@@ -49,13 +49,13 @@ def test_cases_are_in_the_orientation_of_nnunet(case_files):
     assert centre("brain")[0] > centre("urinary_bladder")[0]
 
 
-def test_cases_are_made_once(case_files):
+def test_cases_are_generated_once(case_files):
     before = [file.stat().st_mtime_ns for file in case_files]
     again = make_cases(case_files[0].parent, count=2, spacing_mm=12.0, processes=1)
     assert [file.stat().st_mtime_ns for file in again] == before
 
 
-def test_case_covers_the_patient(case_files):
+def test_case_covers_the_whole_patient(case_files):
     patient = Patient.from_seed(FIRST_TRAINING_SEED)
     assert load_case(case_files[0]).labels_zyx.shape == whole_body_grid(patient, (12.0, 12.0, 12.0)).shape_zyx
 
@@ -70,15 +70,15 @@ def test_sampled_loss_estimates_the_loss_on_all_voxels():
     assert float(sample) == pytest.approx(float(everything), rel=0.02)
 
 
-def test_loss_of_a_perfect_answer_is_nothing():
+def test_loss_of_a_perfect_prediction_is_zero():
     labels = torch.tensor([0, 1, 2, 2, 1, 0] * 50)
     scores = torch.nn.functional.one_hot(labels, 3).float() * 40
     loss, *_ = sampled_loss(scores, labels, torch.ones(300))
     assert float(loss) == pytest.approx(0.0, abs=1e-4)
 
 
-def test_padding_is_never_learnt_from(case_files):
-    """A patch larger than the case: sampled voxels lie inside the case and carry its labels."""
+def test_padding_is_never_used_for_training(case_files):
+    """A patch larger than the case: sampled voxels are inside the case and have its labels."""
     case = load_case(case_files[0])
     size = (128, 64, 64)
     intensities = measure_intensities([case])
@@ -89,7 +89,7 @@ def test_padding_is_never_learnt_from(case_files):
     assert len(np.unique(patch.voxels)) == len(patch.voxels)
 
 
-def test_normalisation_is_that_of_nnunet(case_files):
+def test_normalisation_equals_nnunets(case_files):
     case = load_case(case_files[0])
     intensities = measure_intensities([case])
     air = normalise(np.array([[[-1024]]]), intensities)
@@ -97,7 +97,7 @@ def test_normalisation_is_that_of_nnunet(case_files):
     assert air.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_training_learns_and_can_be_continued(case_files, tmp_path):
+def test_training_learns_and_can_be_resumed(case_files, tmp_path):
     cases = [load_case(file) for file in case_files]
     reports = []
     output, state_file = tmp_path / "model", tmp_path / "state.pt"
@@ -108,7 +108,7 @@ def test_training_learns_and_can_be_continued(case_files, tmp_path):
 
     longer = Schedule(minutes=60, steps=60, peak_learning_rate=5e-3)
     train(cases, output=output, state_file=state_file, design=TINY, schedule=longer, report=reports.append)
-    assert reports[-1]["step"] == 60  # went on from 40, did not start anew
+    assert reports[-1]["step"] == 60  # resumed from 40, not restarted
     assert len(reports) == 3
 
     plans = json.loads((output / "plans.json").read_text())
@@ -129,7 +129,9 @@ def test_training_learns_and_can_be_continued(case_files, tmp_path):
         deep_supervision=False,
     )
     network.load_state_dict(checkpoint["network_weights"])
-    assert file_size < 2.5 * sum(value.numel() for value in network.parameters()) + 200_000  # 16 bit, nothing twice
+    assert (
+        file_size < 2.5 * sum(value.numel() for value in network.parameters()) + 200_000
+    )  # 16 bits, nothing stored twice
     with torch.no_grad():
         scores = network(torch.zeros(1, 1, *TINY.patch_size_zyx))
     assert scores.shape == (1, 105, *TINY.patch_size_zyx)
@@ -141,7 +143,7 @@ def test_training_learns_and_can_be_continued(case_files, tmp_path):
     assert load_file(package.parts[0].weights[0])["decoder.seg_layers.1.weight"].dtype == torch.float16
 
 
-def test_saved_state_is_the_whole_state(tmp_path):
+def test_saved_state_is_complete(tmp_path):
     first = Training(TINY, 105, Schedule(minutes=1), 0)
     first.step, first.elapsed_s = 7, 3.5
     first.save(tmp_path / "state.pt")

@@ -1,4 +1,4 @@
-"""What is known before a training starts, and would otherwise end it after days."""
+"""Faults detected before a training starts that would otherwise end it after days."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def data_set(folder, cases, folds=None):
         (4, None, 0, "4 cases, too few for nnU-Net's own 5 folds"),
     ],
 )
-def test_a_fold_that_is_not_there_is_refused_before_the_training(tmp_path, cases, folds, fold, reason):
+def test_missing_fold_is_refused_before_the_training(tmp_path, cases, folds, fold, reason):
     with pytest.raises(TrainingError, match=reason):
         check_fold(data_set(tmp_path, cases, folds), fold)
 
 
 @pytest.mark.parametrize(("cases", "folds", "fold"), [(9, 2, 1), (5, None, 4), (2, 1, 0), (1, None, "all")])
-def test_a_fold_that_is_there_is_taken(tmp_path, cases, folds, fold):
+def test_existing_fold_is_accepted(tmp_path, cases, folds, fold):
     check_fold(data_set(tmp_path, cases, folds), fold)

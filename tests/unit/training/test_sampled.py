@@ -1,4 +1,4 @@
-"""The parts of the cheap trainer: an unbiased sample within the image, the schedule, the field of view."""
+"""The parts of the sampled trainer: an unbiased sample inside the image, the schedule, the field of view."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from inference.training.sampled import Cosine, NarrowField, sample_voxels
 
 @pytest.fixture
 def labels_bzyx():
-    """A large and a small structure in background, and 4 planes of padding."""
+    """A large and a small structure in the background, and 4 planes of padding."""
     labels = np.zeros((1, 40, 40, 40), np.int16)
     labels[0, 5:30, 5:35, 5:35] = 1
     labels[0, 32:34, 10:14, 10:14] = 2
@@ -28,7 +28,7 @@ def test_weights_of_the_sample_add_up_to_the_voxels_of_each_label(labels_bzyx):
     assert (drawn == 2).sum() == (labels_bzyx == 2).sum()
 
 
-def test_the_learning_rate_rises_and_falls_by_iterations():
+def test_learning_rate_rises_and_falls_by_iteration():
     optimiser = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], 1.0)
     schedule = Cosine(optimiser, 1.0, epochs=10, iterations_per_epoch=10)
     rates = [schedule.rate(iteration) for iteration in range(100)]
@@ -40,7 +40,7 @@ def test_the_learning_rate_rises_and_falls_by_iterations():
     assert optimiser.param_groups[0]["lr"] == rates[50]
 
 
-def test_a_narrow_field_moves_image_and_labels_alike():
+def test_narrow_field_of_view_is_applied_equally_to_image_and_labels():
     torch.manual_seed(0)
     image = torch.arange(1.0, 1 + 20 * 6 * 10).reshape(1, 20, 6, 10)
     narrow = NarrowField(shortest_planes=5)

@@ -1,4 +1,4 @@
-"""Messages and the memory that travels with them, however the socket cuts the stream into reads."""
+"""Messages and the shared memory sent with them, however the socket splits the stream into reads."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def open_descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_descriptors_stay_with_their_message_when_one_read_brings_several(ends):
+def test_descriptors_stay_with_their_message_when_one_read_returns_several(ends):
     node, worker = ends
     sent = [memory_of(value) for value in (1, 2, 3, 4)]
-    node.send({"infer": 1})  # without the reader in between: the kernel joins this one to the next
+    node.send({"infer": 1})  # without a read in between, the kernel joins this message to the next
     node.send({"prepare": 2}, sent[:2])
     node.send({"prepare": 3}, sent[2:])
     for descriptor in sent:
@@ -49,7 +49,7 @@ def test_descriptors_stay_with_their_message_when_one_read_brings_several(ends):
     assert [[value_in(each) for each in descriptors] for _, descriptors in received] == [[], [1, 2], [3, 4]]
 
 
-def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
+def test_unclaimed_descriptors_are_closed_with_the_channel(ends):
     node, worker = ends
     memory = memory_of(1)
     node.send({"infer": 1})
@@ -62,7 +62,7 @@ def test_descriptors_that_nobody_took_are_closed_with_the_channel(ends):
     assert open_descriptors() == before - 1  # the socket, too
 
 
-def test_a_message_that_lacks_its_descriptors_is_refused(ends):
+def test_message_without_its_descriptors_is_refused(ends):
     node, worker = ends
     node._socket.sendall(b'{"prepare": 1, "descriptors": 2}\n')
     with pytest.raises(ValueError, match="expected 2 descriptors, received 0"):

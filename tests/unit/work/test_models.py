@@ -1,4 +1,4 @@
-"""What a model is called in results, what it takes and what it needs, from its files alone."""
+"""A model's name in results, its requirements and the models it depends on, from its files alone."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def settings(library, name, **options):
     return NnunetModelSettings(kind="nnunet", package=library / name, **options)
 
 
-def test_every_answer_of_a_model_has_an_identity_of_its_own(library):
+def test_every_option_that_changes_the_labels_has_its_own_identity(library):
     plain = settings(library, "plain")
     answers = [
         (plain, WORK),
@@ -60,7 +60,7 @@ def test_every_answer_of_a_model_has_an_identity_of_its_own(library):
     assert describe_model("m", without, WORK) == identities[1]
 
 
-def test_a_model_that_crops_names_the_models_it_crops_by(library, tmp_path):
+def test_cropping_model_names_the_models_it_crops_by(library, tmp_path):
     inner, innermost = (describe_model("m", settings(library, name), WORK) for name in ("inner", "innermost"))
     plain = read_package(library / "plain").identity
     assert inner.version == f"1 in plain 1 {plain.digest[:12]}"
@@ -73,14 +73,14 @@ def test_a_model_that_crops_names_the_models_it_crops_by(library, tmp_path):
     assert describe_model("m", settings(copy, "inner"), WORK) != inner
 
 
-def test_a_crop_in_a_crop_is_opened_as_such(library):
+def test_nested_crop_is_opened_as_nested(library):
     opened = load_segmenter("m", settings(library, "innermost"), WORK)
     assert isinstance(opened, CroppedSegmenter)
     assert isinstance(opened._first, CroppedSegmenter)
     assert opened.identity == describe_model("m", settings(library, "innermost"), WORK)
 
 
-def test_the_model_that_is_cropped_by_is_counted_and_must_be_there(library, tmp_path):
+def test_model_used_for_cropping_counts_and_must_exist(library, tmp_path):
     sizes = {name: sum(f.stat().st_size for f in (library / name).glob("*.safetensors")) for name in ("plain", "inner")}
     bare = estimated_bytes(TissueModelSettings(kind="tissue"))
     assert estimated_bytes(settings(library, "inner")) == bare + 2 * sum(sizes.values())
@@ -92,7 +92,7 @@ def test_the_model_that_is_cropped_by_is_counted_and_must_be_there(library, tmp_
     assert estimated_bytes(lonely) == bare
 
 
-def test_models_that_crop_by_each_other_are_refused(library, tmp_path):
+def test_models_that_crop_by_each_other_are_refused_as_a_cycle(library, tmp_path):
     copy = shutil.copytree(library, tmp_path / "copy")
     manifest = copy / "plain" / "manifest.json"
     content = json.loads(manifest.read_text())
@@ -102,7 +102,7 @@ def test_models_that_crop_by_each_other_are_refused(library, tmp_path):
         models_of(read_package(copy / "inner"))
 
 
-def test_weights_that_are_replaced_between_check_and_use_are_not_used(library, tmp_path):
+def test_weights_replaced_between_check_and_use_are_not_used(library, tmp_path):
     package = read_package(shutil.copytree(library / "plain", tmp_path / "plain"))
     other = write_package(tmp_path / "other", write_model(tmp_path / "o", names=("spleen",)), name="plain")
     for file in other.folder.iterdir():

@@ -1,4 +1,4 @@
-"""Secondary captures and the document: what is drawn, whose it says it is, and where it says it lies."""
+"""Secondary captures and the document: what is drawn, the stated patient, and the stated position."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def by_series(datasets: list[Dataset]) -> list[list[Dataset]]:
     return list(series.values())
 
 
-# ---- where it lies
+# ---- position
 
 
 @pytest.mark.parametrize("name", [name for name in GRIDS if name != "one voxel"])
-def test_an_overlay_image_lies_where_the_structure_lies(name: str) -> None:
-    """The painted pixels of every image, put into the patient by the image's own attributes, are voxels of labels."""
+def test_overlay_image_has_the_position_of_the_structure(name: str) -> None:
+    """The coloured pixels of every image, located by the image's own attributes, are voxels with a label."""
     grid, multi_frame = GRIDS[name]
     source = reconstruction(grid, multi_frame=multi_frame)
     labels = np.zeros(grid.shape_zyx, dtype=np.uint8)
@@ -87,7 +87,7 @@ def test_an_overlay_image_lies_where_the_structure_lies(name: str) -> None:
     index_of = np.linalg.inv(grid.affine_lps)
     checked = 0
     _, *overlays = by_series(captures(source, labels))
-    # coronal images are cut from the upright volume, which these synthetic tilted series do without
+    # coronal images are cut from the upright volume, which these synthetic tilted series do not have
     for images in overlays if grid.is_orthogonal else overlays[:1]:
         for dataset in images:
             row, column = np.array(dataset.ImageOrientationPatient, float).reshape(2, 3)
@@ -116,7 +116,7 @@ def test_source_images_go_from_head_to_feet_and_refer_to_the_ct() -> None:
     for dataset in axial:
         (reference,) = dataset.SourceImageSequence
         (header,) = (h for h in source.headers if h.SOPInstanceUID == reference.ReferencedSOPInstanceUID)
-        # the small image is enlarged: its corner stays
+        # the small image is enlarged: its corner stays in place
         assert corner_mm(header) == pytest.approx(corner_mm(dataset))
     backs = [float(dataset.ImagePositionPatient[1]) for dataset in coronal]
     assert backs == sorted(backs)
@@ -124,8 +124,8 @@ def test_source_images_go_from_head_to_feet_and_refer_to_the_ct() -> None:
     assert list(axial[0].PatientOrientation) == ["L", "P"]
 
 
-def test_labels_of_a_tilted_gantry_come_upright_with_their_image() -> None:
-    """Reconstruct's upright volume and the labels of the source frames meet: HU are the labels here."""
+def test_labels_of_a_tilted_gantry_are_drawn_upright_with_their_image() -> None:
+    """Reconstruct's upright volume and the labels of the source frames match: here the HU are the labels."""
     shift = 0.9 / 0.7
     grid = geometry((6, 20, 16), shear_xy_mm=(0.0, 0.9))
     labels = np.zeros(grid.shape_zyx, dtype=np.uint8)
@@ -142,11 +142,11 @@ def test_labels_of_a_tilted_gantry_come_upright_with_their_image() -> None:
     assert moved.shape == wide.shape_zyx
     assert (moved == 3).sum() == (labels == 3).sum()
     rows = [np.flatnonzero(moved[k].any(axis=1))[0] for k in range(6)]
-    assert max(rows) - min(rows) <= 1  # in the source frames they run from 10 to 4
+    assert max(rows) - min(rows) <= 1  # in the source frames they go from 10 to 4
 
 
 @pytest.mark.parametrize("orientation", list(ORIENTATIONS.values()), ids=list(ORIENTATIONS))
-def test_upright_pixels_know_their_place(orientation: tuple[float, ...]) -> None:
+def test_upright_pixels_have_the_correct_position(orientation: tuple[float, ...]) -> None:
     grid = geometry((4, 5, 6), orientation)
     z, y, x = np.indices(grid.shape_zyx)
     places = np.einsum("ij,jzyx->izyx", grid.affine_lps, np.stack([x, y, z, np.ones_like(x)]))
@@ -157,7 +157,7 @@ def test_upright_pixels_know_their_place(orientation: tuple[float, ...]) -> None
             assert view.hu_zyx[corner] == pytest.approx((view.affine_lps @ (*corner[::-1], 1))[axis], abs=1e-3)
 
 
-def test_directions_are_named_by_the_ends_of_the_patient() -> None:
+def test_directions_are_named_by_patient_axes() -> None:
     assert toward(np.array([1.0, 0, 0])) == "L"
     assert toward(np.array([0, -0.2, -0.98])) == "F"
     assert toward(np.array([-0.6, 0.8, 0]), "LRPASI") == "PR"
@@ -166,13 +166,13 @@ def test_directions_are_named_by_the_ends_of_the_patient() -> None:
 # ---- what is drawn
 
 
-def test_structures_are_painted_in_their_colours_over_the_window() -> None:
+def test_structures_are_drawn_in_their_colours_over_the_windowed_image() -> None:
     page, _ = page_of(reconstruction())
     palette = Palette(page.segments)
     hu = np.full((9, 9), 40, np.int16)
     labels = np.zeros((9, 9), np.uint8)
     labels[2:7, 2:7] = 3
-    labels[8, 8] = 99  # of another selection
+    labels[8, 8] = 99  # not in this selection
     image = palette.paint(hu, labels).astype(int)
     colour = np.array(structure("kidney_left").rgb)
     assert np.abs(image[2, 2] - (0.9 * colour + 0.1 * 127.5)).max() <= 1
@@ -182,7 +182,7 @@ def test_structures_are_painted_in_their_colours_over_the_window() -> None:
     assert extremes[..., 0].tolist() == [[0, 255], [0, 255]]
 
 
-def test_flat_images_get_square_pixels_and_keep_their_extent() -> None:
+def test_anisotropic_images_get_square_pixels_and_keep_their_extent() -> None:
     hu = np.arange(12, dtype=np.float32).reshape(3, 4)
     stretched, labels, (row_mm, column_mm) = isotropic(hu, (hu > 7).astype(np.uint8), 5.0, 1.0)
     assert stretched.shape == labels.shape == (15, 4)
@@ -192,8 +192,8 @@ def test_flat_images_get_square_pixels_and_keep_their_extent() -> None:
 
 
 @pytest.mark.parametrize("shape", [(512, 512), (149, 512), (82, 1024), (726, 334), (64, 64)])
-def test_every_letter_of_direction_can_be_read(shape: tuple[int, int]) -> None:
-    """As many white pixels as the strokes of a letter take, at its own edge: an L whose stem is lost has a third."""
+def test_every_direction_letter_is_legible(shape: tuple[int, int]) -> None:
+    """As many white pixels at its edge as the letter's strokes need: an L without its stem has a third of them."""
     burnt = marks(shape, ("R", "L", "A", "P"), ("x" * 300,))
     white = (burnt[..., 3] > 200) & (burnt[..., :3].min(axis=2) > 180)
     rows, columns = shape
@@ -202,7 +202,7 @@ def test_every_letter_of_direction_can_be_read(shape: tuple[int, int]) -> None:
         assert white[place].sum() > 25
 
 
-def test_a_legend_names_what_its_image_shows() -> None:
+def test_legend_names_the_structures_in_its_image() -> None:
     page, _ = page_of(reconstruction())
     legend = Legend(page.segments, 200)
     labels = np.zeros((200, 300), np.uint8)
@@ -215,7 +215,7 @@ def test_a_legend_names_what_its_image_shows() -> None:
     assert not {structure(name).rgb for name in ("kidney_right", "spleen")} & colours
 
 
-def test_a_legend_keeps_the_largest_where_not_all_have_room() -> None:
+def test_legend_keeps_the_largest_structures_if_space_is_short() -> None:
     names = dict(enumerate((each.name for each in STRUCTURES[:30]), start=1))
     segments = page_of(reconstruction(geometry((12, 24, 24))), names=names)[0].segments
     assert len(segments) == 30
@@ -234,7 +234,7 @@ def test_small_images_are_enlarged(shape: tuple[int, int], factor: int) -> None:
     assert enlargement(shape) == factor
 
 
-def test_the_planes_shown_are_those_with_most_structures() -> None:
+def test_shown_planes_are_those_with_the_most_structures() -> None:
     labels = np.zeros((10, 11, 12), np.uint8)
     labels[2] = 1
     labels[7, 3, 4:8] = [1, 2, 3, 4]
@@ -243,14 +243,14 @@ def test_the_planes_shown_are_those_with_most_structures() -> None:
     assert telling_planes(labels, (200,)) == (5, 5, 6)
 
 
-def test_a_page_says_when_nothing_was_found() -> None:
+def test_page_states_that_nothing_was_found() -> None:
     empty = np.zeros(reconstruction().source.geometry.shape_zyx, np.uint8)
     (only,) = captures(reconstruction(), empty)
     assert only.BurnedInAnnotation == "YES"
     assert only.pixel_array.std() > 5
 
 
-def test_the_same_run_makes_the_same_bytes() -> None:
+def test_same_run_gives_the_same_bytes() -> None:
     page, labels = page_of(reconstruction())
 
     def made() -> list[bytes]:
@@ -260,7 +260,7 @@ def test_the_same_run_makes_the_same_bytes() -> None:
     assert made() == made()
 
 
-def test_runs_side_by_side_draw_what_each_draws_alone() -> None:
+def test_concurrent_runs_draw_the_same_as_separate_runs() -> None:
     """Fonts and settings of matplotlib belong to the process; the node encodes in several threads."""
     pages = [page_of(reconstruction(GRIDS[name][0]))[0] for name in ("axial", "one plane")]
     alone = [(pages_as_images(page), pages_as_pdf(page)) for page in pages]
@@ -272,7 +272,7 @@ def test_runs_side_by_side_draw_what_each_draws_alone() -> None:
         assert np.array_equal(shown, images_alone)
 
 
-# ---- whose it is
+# ---- the patient
 
 SOUND = [
     ("ISO_IR 100", "Müller^Jürgen".encode("latin-1"), "Müller, Jürgen"),
@@ -292,7 +292,7 @@ SOUND = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("character_set", "raw", "shown"), SOUND, ids=range(len(SOUND)))
-def test_a_name_is_drawn_right_or_not_at_all(character_set: str, raw: bytes, shown: str, tmp_path) -> None:
+def test_name_is_drawn_correctly_or_not_at_all(character_set: str, raw: bytes, shown: str, tmp_path) -> None:
     def change(header: Dataset) -> None:
         header.SpecificCharacterSet = character_set.split("\\") if character_set else None
         header["PatientName"] = raw_name(raw)
@@ -312,7 +312,7 @@ def raw_name(value: bytes):
     return RawDataElement(Tag("PatientName"), "PN", len(value), value, 0, False, True)
 
 
-def test_dates_are_readable_and_what_is_missing_is_said() -> None:
+def test_dates_are_readable_and_missing_values_are_stated() -> None:
     identity = Dataset()
     identity.PatientBirthDate, identity.PatientID = "19500203", "P-1"
     shown = banner(identity)

@@ -1,4 +1,4 @@
-"""The report page: what stands in which row, and that nothing overlaps or is cut off."""
+"""The report page: the content of its rows, and that nothing overlaps or is cut off."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def named(cells: tuple[Segment | str, ...]) -> list[str]:
 # ---- rows
 
 
-def test_the_sides_of_a_pair_share_a_row_the_right_one_first() -> None:
+def test_pairs_share_a_row_with_the_right_side_first() -> None:
     rows = rows_of(page_with({1: "kidney_left", 2: "liver", 3: "kidney_right", 4: "rib_left_4", 5: "rib_right_4"}))
     assert {title: named(cells) for title, cells in rows.items()} == {
         "Liver": ["liver"],
@@ -54,22 +54,22 @@ def test_the_sides_of_a_pair_share_a_row_the_right_one_first() -> None:
     }
 
 
-def test_a_side_that_is_missing_says_whether_it_was_looked_for() -> None:
+def test_missing_side_states_whether_it_was_searched_for() -> None:
     page = page_with({1: "kidney_left", 2: "adrenal_gland_right", 3: "lung_middle_lobe_right"})
     rows = rows_of(replace(page, not_found=("kidney_right",)))
     assert named(rows["Kidney"]) == ["not found", "kidney_left"]
     assert named(rows["Adrenal gland"]) == ["adrenal_gland_right", "\u2013"]
-    assert named(rows["Lung middle lobe right"]) == ["lung_middle_lobe_right"]  # there is no left one
+    assert named(rows["Lung middle lobe right"]) == ["lung_middle_lobe_right"]  # there is no left side
 
 
-def test_every_structure_of_the_catalogue_has_one_place() -> None:
+def test_every_structure_of_the_catalogue_has_exactly_one_row() -> None:
     names = dict(enumerate((structure.name for structure in STRUCTURES), start=1))
     cells = [cell for cells in rows_of(page_with(names)).values() for cell in named(cells)]
     assert sorted(cells) == sorted(names.values())
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(0, 20), st.integers(4, 40), st.randoms())
-def test_pages_hold_every_row_once_and_no_more_than_they_have_room_for(sizes, first, lines, random) -> None:
+def test_pages_contain_every_row_once_and_no_more_than_fit(sizes, first, lines, random) -> None:
     said = [
         Section(f"s{index}", tuple(range(100 * index, 100 * index + size)), random.choice((2, 3)))  # type: ignore[arg-type]
         if random.random() < 0.7
@@ -89,7 +89,7 @@ def test_pages_hold_every_row_once_and_no_more_than_they_have_room_for(sizes, fi
 @pytest.mark.parametrize(
     ("ml", "shown"), [(0.001, "< 0.1"), (0.06, "0.1"), (9.96, "10.0"), (99.4, "99.4"), (1267.4, "1,267")]
 )
-def test_small_volumes_are_not_nothing(ml: float, shown: str) -> None:
+def test_small_volumes_are_not_rounded_to_zero(ml: float, shown: str) -> None:
     assert rounded(ml) == shown
 
 
@@ -97,7 +97,7 @@ def test_small_volumes_are_not_nothing(ml: float, shown: str) -> None:
 
 
 @given(st.text("iIMWg. ", min_size=1, max_size=200), st.floats(0.3, 8), st.booleans())
-def test_words_fit_into_their_room(words: str, room: float, bold: bool) -> None:
+def test_texts_fit_into_their_space(words: str, room: float, bold: bool) -> None:
     shown, points = fitted(words, 8, room, bold=bold)
     assert width_in(shown, points, bold=bold) <= room or shown == "…"
     assert shown == words or shown.endswith("…")
@@ -105,7 +105,7 @@ def test_words_fit_into_their_room(words: str, room: float, bold: bool) -> None:
 
 @settings(deadline=None)
 @given(st.tuples(st.integers(1, 1500), st.integers(150, 600), st.integers(150, 600)), st.floats(3, 6))
-def test_frames_lie_in_the_room_and_apart(extent_zyx: tuple[int, int, int], height: float) -> None:
+def test_frames_are_inside_their_space_and_do_not_overlap(extent_zyx: tuple[int, int, int], height: float) -> None:
     z, y, x = extent_zyx
     shapes = ((y, x), (z, x), (z, y))
     shown = tuple(View("", np.zeros((*shape, 3), np.uint8), 1.0, ("", "", "", "")) for shape in shapes)
@@ -131,7 +131,7 @@ def long_words(header: Dataset) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 104, 130])
-def test_no_words_overlap_or_leave_the_page(count: int) -> None:
+def test_no_texts_overlap_or_leave_the_page(count: int) -> None:
     names = dict(enumerate((structure.name for structure in STRUCTURES[:count]), start=1))
     labels = np.zeros(GRID.shape_zyx, np.uint8)
     labels[5:7, 2:22, 2:22].flat[: 6 * count : 6] = sorted(names)

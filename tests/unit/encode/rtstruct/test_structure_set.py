@@ -1,4 +1,4 @@
-"""Structure sets are read by pydicom and rasterised by matplotlib and scikit-image, from LPS coordinates alone."""
+"""Structure sets are read with pydicom and rasterised with matplotlib and scikit-image, from LPS coordinates alone."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def run_of(reconstructed: Reconstruction, labels: Segmentation) -> Run:
 
 
 def blobs(shape_zyx: tuple[int, int, int]) -> np.ndarray:
-    """Sponges with holes and islands, down to single pixels, different towards every side."""
+    """Sponges with holes and islands, down to single pixels, asymmetric in every direction."""
     generator = np.random.default_rng(5)
     labels = np.zeros(shape_zyx, dtype=np.uint8)
     for label in (3, 7, 9):
@@ -90,7 +90,7 @@ def run() -> Run:
 
 
 def rasterised(dataset: Dataset, number: int, grid_of_labels: Geometry) -> np.ndarray:
-    """The voxels of an ROI: coordinates through the affine of the grid, plane by plane, by matplotlib."""
+    """The voxels of an ROI: coordinates mapped by the grid's affine and filled by matplotlib, plane by plane."""
     to_index = np.linalg.inv(grid_of_labels.affine_lps)
     found = np.zeros(grid_of_labels.shape_zyx, dtype=int)
     (roi,) = (item for item in dataset.ROIContourSequence if item.ReferencedROINumber == number)
@@ -112,7 +112,7 @@ def rasterised(dataset: Dataset, number: int, grid_of_labels: Geometry) -> np.nd
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_voxel_lies_within_the_contours_on_any_grid(name: str) -> None:
+def test_every_voxel_is_inside_the_contours_on_any_grid(name: str) -> None:
     on, multi_frame = GRIDS[name]
     labels = blobs(on.shape_zyx) if min(on.shape_zyx[1:]) > 1 else np.full(on.shape_zyx, 3)
     made = run_of(reconstruction(on, multi_frame=multi_frame), segmentation(on, NAMES, labels))
@@ -125,7 +125,7 @@ def test_every_voxel_lies_within_the_contours_on_any_grid(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_contour_refers_to_the_frame_that_it_lies_on(name: str) -> None:
+def test_every_contour_refers_to_its_own_frame(name: str) -> None:
     on, multi_frame = GRIDS[name]
     reconstructed = reconstruction(on, multi_frame=multi_frame)
     labels = blobs(on.shape_zyx) if min(on.shape_zyx[1:]) > 1 else np.full(on.shape_zyx, 3)
@@ -148,10 +148,10 @@ def patient_labels() -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", ["axial", "oblique"])
-def test_structures_of_a_patient_keep_their_shape_in_another_librarys_raster(
+def test_structures_of_a_patient_keep_their_shape_when_filled_by_scikit_image(
     patient_labels: np.ndarray, orientation: str
 ) -> None:
-    """As dcmrtstruct2nii does it: scikit-image fills each contour, those of one plane are joined by XOR and by OR."""
+    """Like dcmrtstruct2nii: scikit-image fills each contour; contours in one plane are combined by XOR and by OR."""
     on = geometry(patient_labels.shape, ORIENTATIONS[orientation], spacing_xyz_mm=(3.0, 3.0, 10.0))
     made = run_of(reconstruction(on), segmentation(on, paper_labels(), patient_labels))
     dataset, to_index = made.dataset(), np.linalg.inv(on.affine_lps)
@@ -172,7 +172,7 @@ def test_structures_of_a_patient_keep_their_shape_in_another_librarys_raster(
 
 
 def test_contour_data_always_fits_explicit_vr() -> None:
-    """A plane of noise has an outline of several times that: it is cut, and still encloses the same."""
+    """The outline of a plane of noise exceeds the limit several times: it is split, but encloses the same pixels."""
     on = geometry((1, 160, 160))
     labels = np.where(gaussian_filter(np.random.default_rng(0).random(on.shape_zyx), (0, 0.6, 0.6)) > 0.45, 201, 0)
     made = run_of(reconstruction(on), segmentation(on, NAMES, labels))
@@ -184,7 +184,7 @@ def test_contour_data_always_fits_explicit_vr() -> None:
     assert np.array_equal(rasterised(dataset, 1, on), labels == 201)
 
 
-def test_encode_gives_each_destination_the_contours_it_asked_for() -> None:
+def test_each_destination_gets_the_contours_it_requested() -> None:
     on = geometry((4, 40, 50))
     reconstructed, labels = reconstruction(on), segmentation(on, NAMES, blobs(on.shape_zyx))
     requests = {
@@ -203,7 +203,7 @@ def test_encode_gives_each_destination_the_contours_it_asked_for() -> None:
     assert "kidney_left, kidney_right" in sets["planning", "research"].dataset.StructureSetDescription
 
 
-def test_encode_makes_no_structure_set_when_nothing_was_found() -> None:
+def test_no_structure_set_is_made_when_nothing_was_found() -> None:
     on = geometry((2, 10, 10))
     reconstructed, labels = reconstruction(on), segmentation(on, NAMES, np.zeros(on.shape_zyx))
     requests = {"planning": ResultRequest(contours=("organ",))}
@@ -250,21 +250,21 @@ def test_every_source_image_and_the_start_of_the_analysis_are_stated(run: Run) -
     refuse_other_identity(dataset, run.source)
 
 
-def test_a_truncated_structure_says_so(run: Run) -> None:
+def test_truncated_structure_is_marked_as_truncated(run: Run) -> None:
     described = [roi.ROIDescription for roi in run.dataset().StructureSetROISequence]
     truncated = [segment.measurement.truncated for segment in run.segments]
     assert ["Truncated" in text for text in described] == truncated
     assert any(truncated)
 
 
-def test_the_same_run_makes_the_same_bytes_and_another_variant_other_uids(run: Run) -> None:
+def test_same_run_gives_the_same_bytes_and_another_variant_other_uids(run: Run) -> None:
     assert run.content() == run.content()
     other = replace(run.provenance, identity=replace(run.provenance.identity, variant="liver"))
     assert run._replace(provenance=other).dataset().SOPInstanceUID != run.dataset().SOPInstanceUID
 
 
-def test_every_attribute_is_one_of_the_structure_set_iod_and_none_that_must_be_there_is_missing(run: Run) -> None:
-    """By the tables of the standard that highdicom carries."""
+def test_every_attribute_belongs_to_the_structure_set_iod_and_no_required_one_is_missing(run: Run) -> None:
+    """Checked with highdicom's tables of the standard."""
     tables = Path(highdicom.__file__).parent / "_standard"
     modules = json.loads((tables / "iod_module_map.json").read_text())["rt-structure-set"]
     attributes = json.loads((tables / "module_attribute_map.json").read_text())
@@ -291,7 +291,7 @@ def attribute_paths(dataset: Dataset, above: tuple[str, ...]):
                 yield from attribute_paths(item, (*above, element.keyword))
 
 
-# ---- the last look
+# ---- the final check
 
 
 def first_contour(dataset: Dataset) -> Dataset:
@@ -305,18 +305,18 @@ def moved(dataset: Dataset, by_lps_mm: tuple[float, float, float]) -> None:
             contour.ContourData = [f"{value:.4f}" for value in points.ravel()]
 
 
-def test_the_last_look_lets_pass_what_was_encoded(run: Run) -> None:
+def test_final_check_accepts_what_was_encoded(run: Run) -> None:
     run.refuse(run.dataset())
 
 
-def test_the_last_look_sees_a_contour_that_is_missing(run: Run) -> None:
+def test_final_check_detects_a_missing_contour(run: Run) -> None:
     dataset = run.dataset()
     del dataset.ROIContourSequence[0].ContourSequence[0]
     with pytest.raises(EncodingError, match=r"at least [1-9]\d* of 8000 voxels"):
         run.refuse(dataset)
 
 
-def test_the_last_look_sees_contours_one_pixel_aside(run: Run) -> None:
+def test_final_check_detects_contours_shifted_by_one_pixel(run: Run) -> None:
     dataset = run.dataset()
     inner = [roi for roi in dataset.ROIContourSequence if roi.ReferencedROINumber == 3]
     dataset.ROIContourSequence = Sequence([*dataset.ROIContourSequence[:2], *inner, dataset.ROIContourSequence[3]])
@@ -329,7 +329,7 @@ def test_the_last_look_sees_contours_one_pixel_aside(run: Run) -> None:
 
 
 @pytest.mark.parametrize("by_lps_mm", [(0.1, 0.0, 0.0), (0.0, 0.0, 0.05), (0.0, -0.01, 0.0)])
-def test_the_last_look_sees_contours_beside_their_pixels_or_frame(
+def test_final_check_detects_contours_off_their_pixels_or_frame(
     run: Run, by_lps_mm: tuple[float, float, float]
 ) -> None:
     dataset = run.dataset()
@@ -338,14 +338,14 @@ def test_the_last_look_sees_contours_beside_their_pixels_or_frame(
         run.refuse(dataset)
 
 
-def test_the_last_look_sees_a_contour_outside_its_frame(run: Run) -> None:
+def test_final_check_detects_a_contour_outside_its_frame(run: Run) -> None:
     dataset = run.dataset()
     moved(dataset, (100 * run.source.column_spacing_mm, 0, 0))
     with pytest.raises(EncodingError, match="leaves its source frame"):
         run.refuse(dataset)
 
 
-def test_the_last_look_sees_a_reference_to_another_frame(run: Run) -> None:
+def test_final_check_detects_a_reference_to_another_frame(run: Run) -> None:
     dataset = run.dataset()
     last = dataset.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
     first_contour(dataset).ContourImageSequence[0].ReferencedSOPInstanceUID = last.ContourImageSequence[
@@ -358,14 +358,14 @@ def test_the_last_look_sees_a_reference_to_another_frame(run: Run) -> None:
         run.refuse(dataset)
 
 
-def test_the_last_look_sees_a_number_of_points_that_is_wrong(run: Run) -> None:
+def test_final_check_detects_a_wrong_number_of_points(run: Run) -> None:
     dataset = run.dataset()
     first_contour(dataset).NumberOfContourPoints += 1
     with pytest.raises(EncodingError, match="coordinates"):
         run.refuse(dataset)
 
 
-def test_the_last_look_sees_an_roi_that_is_missing(run: Run) -> None:
+def test_final_check_detects_a_missing_roi(run: Run) -> None:
     dataset = run.dataset()
     del dataset.ROIContourSequence[1]
     with pytest.raises(EncodingError, match=r"ROIs \[1, 3, 4\] for 4 structures"):

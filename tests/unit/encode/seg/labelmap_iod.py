@@ -1,7 +1,7 @@
-"""The Label Map Segmentation IOD as a table (PS3.3 2024d, A.51 and the modules it names), and what an object lacks.
+"""The Label Map Segmentation IOD as a table (PS3.3 2024d, A.51 and its modules), and an object's violations of it.
 
-No published checker knows the SOP Class that dciodvfy of 2022 does not. The table holds every attribute of type 1 and 2
-that a CT label map can have to state, and those of type 1C and 2C with their conditions.
+No published checker knows this SOP Class; dciodvfy of 2022 does not. The table lists every attribute of type 1 and 2
+that a CT label map may have to contain, and those of type 1C and 2C with their conditions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Requirement(NamedTuple):
-    """One attribute: where it stands (keywords of the sequences above), its type, and the values that it may have.
+    """One attribute: its path (keywords of the enclosing sequences), its type, and its permitted values.
 
-    ``condition``, of type 1C and 2C, is asked with the whole object and the item that the attribute is in; where it
-    does not hold the attribute must be absent.
+    ``condition``, for types 1C and 2C, is evaluated for the whole object and the item that contains the attribute; if
+    it does not hold, the attribute must be absent.
     """
 
     section: str
@@ -36,7 +36,7 @@ def _never(_whole: Dataset, _item: Dataset) -> bool:
 
 
 def _is_lossy(whole: Dataset, _item: Dataset) -> bool:
-    """The attributes are required if they are in the source, which lossy ones in these tests have."""
+    """The attributes are required if the source has them, which is the case for the lossy sources in these tests."""
     return whole.get("LossyImageCompression") == "01"
 
 
@@ -195,7 +195,7 @@ TABLE: tuple[Requirement, ...] = (
 
 
 def violations(whole: Dataset) -> Iterator[str]:
-    """What of :data:`TABLE` a label map does not fulfil."""
+    """The entries of :data:`TABLE` that a label map violates."""
     for requirement in TABLE:
         for item in _items(whole, requirement.where):
             said = _violation(requirement, whole, item)

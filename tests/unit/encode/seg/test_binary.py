@@ -50,7 +50,7 @@ def seg_of(source: Reconstruction, labels: Segmentation) -> Dataset:
 
 
 def labels_read_back(seg: Dataset, source: Reconstruction, labels: Segmentation) -> np.ndarray:
-    """By highdicom and through the references to source frames, which is how viewers overlay a SEG."""
+    """Read by highdicom through the references to source frames, as viewers do to overlay a SEG."""
     read = highdicom.seg.Segmentation.from_dataset(seg)
     uids = [frame.sop_instance_uid for frame in source.frames]
     numbers = [frame.frame_number for frame in source.frames]
@@ -76,8 +76,8 @@ def test_every_voxel_is_read_back_on_its_source_frame(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_every_voxel_lies_where_the_grid_of_the_labels_says(name: str) -> None:
-    """By position, spacing and orientation of each frame alone: what a reader does that ignores references."""
+def test_every_voxel_has_its_position_on_the_grid_of_the_labels(name: str) -> None:
+    """From position, spacing and orientation of each frame alone, like a reader that ignores references."""
     grid, multi_frame = GRIDS[name]
     labels = segmentation(grid, NAMES, asymmetric(grid))
     seg = seg_of(reconstruction(grid, multi_frame=multi_frame), labels)
@@ -102,7 +102,7 @@ def test_every_voxel_lies_where_the_grid_of_the_labels_says(name: str) -> None:
 
 
 def frames(seg: Dataset):
-    """Segment number, mask and position of every frame, unpacked in one go unlike the code under test."""
+    """Segment number, mask and position of every frame, all unpacked at once, unlike in the code under test."""
     size = seg.Rows * seg.Columns
     bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")
     for i, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
@@ -124,7 +124,7 @@ def asymmetric(grid: Geometry) -> np.ndarray:
 
 @settings(max_examples=15, deadline=timedelta(seconds=10))
 @given(st.data())
-def test_any_label_map_of_any_size_survives(data: st.DataObject) -> None:
+def test_any_label_map_of_any_size_is_restored(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 4), st.integers(3, 9), st.integers(3, 9)))
     labels_zyx = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, *NAMES])))
     grid = geometry(shape, data.draw(st.sampled_from(list(ORIENTATIONS.values()))))
@@ -138,8 +138,8 @@ def test_any_label_map_of_any_size_survives(data: st.DataObject) -> None:
         assert [result.kind for result in encoded(source, labels)] == [ResultKind.REPORT]
 
 
-def test_frames_of_fewer_than_eight_pixels_follow_each_other_bit_by_bit() -> None:
-    """highdicom 0.28.2 aligns these to bytes, and reads them as the standard says."""
+def test_frames_of_fewer_than_eight_pixels_are_packed_without_gaps() -> None:
+    """highdicom 0.28.2 aligns these to bytes when writing, but reads them as in the standard."""
     grid = geometry((2, 1, 1))
     source = reconstruction(grid)
     labels = segmentation(grid, PRESENT, np.full(grid.shape_zyx, 3))
@@ -148,7 +148,7 @@ def test_frames_of_fewer_than_eight_pixels_follow_each_other_bit_by_bit() -> Non
     assert np.array_equal(labels_read_back(seg, source, labels), labels.labels_zyx)
 
 
-def test_the_padding_byte_is_zero() -> None:
+def test_padding_byte_is_zero() -> None:
     grid = geometry((1, 3, 3))
     seg = seg_of(reconstruction(grid), segmentation(grid, {1: "liver"}, np.ones((1, 3, 3))))
     assert seg.PixelData == b"\xff\x01"
@@ -157,7 +157,7 @@ def test_the_padding_byte_is_zero() -> None:
     assert seg.PixelData == b"\x0f\x00"
 
 
-def test_more_pixels_than_pixel_data_may_hold_are_refused_before_memory_is_taken() -> None:
+def test_too_many_pixels_for_pixel_data_are_refused_before_memory_is_allocated() -> None:
     grid = geometry((9, 2, 2))
     source = reconstruction(grid)
     labels = segmentation(grid, PRESENT, np.full(grid.shape_zyx, 3))
@@ -171,8 +171,8 @@ def test_more_pixels_than_pixel_data_may_hold_are_refused_before_memory_is_taken
         segmentation_file(labels.labels_zyx, segments, Provenance(identity, CONTEXT, prepared, ()))
 
 
-def test_more_frames_than_16_bits_can_count() -> None:
-    """Number of Frames and Dimension Index Values are wider; encode reads every frame back."""
+def test_more_frames_than_16_bits_can_count_are_written() -> None:
+    """Number of Frames and Dimension Index Values have more than 16 bits; encode reads every frame back."""
     names = {label: each.name for label, each in enumerate(STRUCTURES, start=1)}
     grid = geometry((453, 12, 13))
     plane = np.resize(np.array([0, *names], dtype=np.uint8), grid.shape_zyx[1:])
@@ -224,7 +224,7 @@ def test_codes_laterality_region_and_colour_of_every_structure_of_the_paper() ->
         assert MODEL.digest in algorithm.AlgorithmParameters
 
 
-def test_what_is_said_about_origin_and_use() -> None:
+def test_origin_and_intended_use_are_stated() -> None:
     before = EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "1.2.8", "1.2.9", "1.2.7", 1)
     context = replace(
         CONTEXT, revision=2, earlier={None: (before,)}, completion_reason="hard limit of 7200 s, 5 images"
@@ -250,7 +250,7 @@ def test_what_is_said_about_origin_and_use() -> None:
     assert algorithm.DeviceUID == algorithm_device_uid(CONTEXT.device_uid, MODEL)
 
 
-def test_the_source_series_and_all_its_instances_are_referenced() -> None:
+def test_source_series_and_all_its_instances_are_referenced() -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, PRESENT, np.pad([[[3]]], ((2, 2), (5, 6), (8, 7))))
     seg = seg_of(source, labels)
@@ -266,7 +266,7 @@ def test_the_source_series_and_all_its_instances_are_referenced() -> None:
     assert seg.FrameOfReferenceUID == source.headers[0].FrameOfReferenceUID
 
 
-def test_the_body_part_is_copied_and_its_laterality_left_to_the_segments() -> None:
+def test_body_part_is_copied_and_laterality_stated_only_per_segment() -> None:
     def change(header: Dataset) -> None:
         header.BodyPartExamined = "KNEE"
         header.Laterality = "L"
@@ -277,7 +277,7 @@ def test_the_body_part_is_copied_and_its_laterality_left_to_the_segments() -> No
     assert "Laterality" not in seg
 
 
-def test_the_same_run_gives_the_same_bytes_and_another_run_other_uids() -> None:
+def test_same_run_gives_the_same_bytes_and_another_run_other_uids() -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, PRESENT)
     first, second = (
@@ -327,14 +327,14 @@ def test_measurements_of_another_label_map_are_refused() -> None:
         encode(source, labels, measured(source, segmentation(grid, PRESENT, larger)), CONTEXT)
 
 
-def test_a_structure_without_codes_is_refused_by_name() -> None:
+def test_structure_without_codes_is_refused_by_name() -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, {1: "third_kidney"})
     with pytest.raises(EncodingError, match="third_kidney"):
         encoded(source, labels)
 
 
-def test_an_algorithm_family_without_code_is_refused() -> None:
+def test_algorithm_family_without_code_is_refused() -> None:
     source = reconstruction()
     labels = segmentation(source.source.geometry, PRESENT, model=ModelIdentity("m", "1", "ab", "Magic"))
     with pytest.raises(EncodingError, match="'Magic' has no code"):

@@ -1,4 +1,4 @@
-"""Label maps: what the standard asks for, what highdicom makes of the whole map, and every voxel read back."""
+"""Label maps: what the standard requires, equality with highdicom's output, and every voxel read back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TRANSFER_SYNTAX, PIXEL_DATA = 0x00020010, 0x7FE00010
 REFERENCED_SERIES, SOURCE_IMAGES = 0x00081115, 0x00082112
 PRESENT, ABSENT = object(), object()
 
-# PS3.3 table A.51-1 (LABELMAP), with types 1 and 1C whose condition holds; a value is the only one allowed for us
+# PS3.3 table A.51-1 (LABELMAP): types 1, and 1C if the condition holds; a given value is the only one allowed here
 REQUIRED = {
     "SOPClassUID": LABEL_MAP_SEGMENTATION_STORAGE,
     "SOPInstanceUID": PRESENT,
@@ -94,7 +94,7 @@ REQUIRED = {
     "SegmentationType": "LABELMAP",
     "SegmentsOverlap": "NO",
     "SegmentSequence": PRESENT,
-    # A.51.4: which value is the background
+    # A.51.4: the background value
     "PixelPaddingValue": 0,
     "SegmentationFractionalType": ABSENT,
     "MaximumFractionalValue": ABSENT,
@@ -110,7 +110,7 @@ REQUIRED_OF_A_SEGMENT = (
 )
 SHARED_GROUPS = {"PixelMeasuresSequence", "PlaneOrientationSequence"}
 GROUPS_OF_A_FRAME = {"DerivationImageSequence", "FrameContentSequence", "PlanePositionSequence"}
-"""PS3.3 table A.51-2: the Segmentation Functional Group is of the other forms."""
+"""PS3.3 table A.51-2: the Segmentation Functional Group belongs to the other types only."""
 
 
 def labelmap(source: Reconstruction, labels: Segmentation, **options) -> EncodedResult:
@@ -130,7 +130,7 @@ class Run:
         self.segments: tuple[Segment, ...] = present_segments(labels, measured(source, labels), identity)
 
     def numbers(self) -> np.ndarray:
-        """The segment's number by label."""
+        """Segment number by label."""
         numbers = np.zeros(256, dtype=np.uint8)
         numbers[[s.label for s in self.segments]] = [s.number for s in self.segments]
         return numbers
@@ -147,7 +147,7 @@ class Run:
         )
 
     def binary_elements(self) -> dict[int, bytes]:
-        """The elements of highdicom's BINARY SEG of the whole series."""
+        """The elements of highdicom's BINARY SEG for the whole series."""
         whole = highdicom_segmentation(
             ResultKind.SEGMENTATION,
             self.numbers()[self.labels_zyx],
@@ -161,7 +161,7 @@ class Run:
 
 def assert_equal_to_highdicom(run: Run) -> None:
     expected = run.highdicom()
-    # we describe the background last: viewers that colour by position (OHIF 3.13) shift no colour then
+    # we describe the background last, so that viewers that colour by position (OHIF 3.13) do not shift colours
     expected.SegmentSequence.append(expected.SegmentSequence.pop(0))
     expected["PixelData"].VR = "OB"  # pydicom leaves it open
     ours, theirs = (
@@ -169,7 +169,7 @@ def assert_equal_to_highdicom(run: Run) -> None:
     )
     for tag in (TRANSFER_SYNTAX, PIXEL_DATA):
         del ours[tag], theirs[tag]
-    # highdicom was given the planes that have a frame; the run looked at all, and says so as the BINARY SEG does
+    # highdicom got only the planes that have a frame; the run used all, and states so like the BINARY SEG
     all_images = run.binary_elements()
     for tag in (REFERENCED_SERIES, SOURCE_IMAGES):
         del theirs[tag]
@@ -181,14 +181,14 @@ def assert_equal_to_highdicom(run: Run) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_on_every_grid_it_is_what_highdicom_makes_of_the_whole_map(name: str) -> None:
+def test_label_map_equals_highdicoms_on_every_grid(name: str) -> None:
     grid, multi_frame = GRIDS[name]
     assert_equal_to_highdicom(Run(reconstruction(grid, multi_frame=multi_frame), segmentation(grid, NAMES)))
 
 
 @settings(max_examples=12, deadline=timedelta(seconds=10))
 @given(st.data())
-def test_of_any_label_map_it_is_what_highdicom_makes(data: st.DataObject) -> None:
+def test_any_label_map_equals_highdicoms(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9)))
     labels_zyx = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0, *NAMES])))
     assume(labels_zyx.any())
@@ -198,7 +198,7 @@ def test_of_any_label_map_it_is_what_highdicom_makes(data: st.DataObject) -> Non
     assert_equal_to_highdicom(run)
 
 
-def test_it_holds_what_the_standard_requires() -> None:
+def test_label_map_has_what_the_standard_requires() -> None:
     grid = geometry((6, 13, 11))
     names = {**paper_labels(), 201: "kidney_cyst_left"}
     labels_zyx = np.resize(np.array([0, *names], dtype=np.uint8), grid.shape_zyx)
@@ -216,7 +216,7 @@ def test_it_holds_what_the_standard_requires() -> None:
     pixels = dataset.pixel_array
     numbers = [segment.SegmentNumber for segment in dataset.SegmentSequence]
     assert numbers == [*range(1, len(numbers)), 0]
-    # C.8.20.2.3.3: every value that is encoded is described
+    # C.8.20.2.3.3: every encoded value is described
     assert set(np.unique(pixels).tolist()) == set(numbers)
     for segment in dataset.SegmentSequence:
         assert all(segment.get(keyword) not in (None, "", []) for keyword in REQUIRED_OF_A_SEGMENT)
@@ -235,7 +235,7 @@ def test_it_holds_what_the_standard_requires() -> None:
     assert dataset.DimensionOrganizationType == "3D"
 
 
-def test_highdicom_gives_back_every_voxel_of_planes_inside_and_outside() -> None:
+def test_highdicom_restores_every_voxel_of_encoded_and_omitted_planes() -> None:
     grid = geometry((6, 13, 11))
     labels_zyx = np.zeros(grid.shape_zyx, dtype=np.uint8)
     labels_zyx[1, 2:5, 3:9], labels_zyx[4, 2:5, 3:9] = 201, 7
@@ -251,7 +251,7 @@ def test_highdicom_gives_back_every_voxel_of_planes_inside_and_outside() -> None
     assert np.array_equal(np.array([0, 7, 201])[numbers], labels_zyx)
 
 
-def test_without_background_value_0_is_named_by_pixel_padding_alone() -> None:
+def test_without_a_background_segment_value_0_is_stated_only_as_pixel_padding() -> None:
     grid = geometry()
     result = labelmap(reconstruction(grid), segmentation(grid, NAMES), background=False)
     assert [segment.SegmentNumber for segment in result.dataset.SegmentSequence] == [1, 2, 3, 4, 5]
@@ -271,19 +271,19 @@ def refuse(run: Run, content: bytes, segments: tuple[Segment, ...] | None = None
     refuse_other_labelmap(memoryview(content), run.labels_zyx, segments or run.segments, run.source)
 
 
-def test_what_was_written_is_not_refused(run: Run) -> None:
+def test_final_check_accepts_what_was_written(run: Run) -> None:
     refuse(run, bytes(run.result.content))
 
 
-def test_a_changed_pixel_is_seen(run: Run) -> None:
+def test_changed_pixel_is_detected(run: Run) -> None:
     content = bytearray(run.result.content)
     frame = content.rindex(bytes([1, 0, 0, 0, 64, 0, 0, 0])) + 64
-    content[frame + 1] ^= 1  # value of the first run
+    content[frame + 1] ^= 1  # value of the first RLE run
     with pytest.raises(EncodingError, match="of 2600 voxels of the SEG differ"):
         refuse(run, bytes(content))
 
 
-def test_a_pixel_of_no_segment_is_seen(run: Run) -> None:
+def test_pixel_without_a_segment_is_detected(run: Run) -> None:
     content = bytearray(run.result.content)
     frame = content.rindex(bytes([1, 0, 0, 0, 64, 0, 0, 0])) + 64
     content[frame + 1] = 6
@@ -291,7 +291,7 @@ def test_a_pixel_of_no_segment_is_seen(run: Run) -> None:
         refuse(run, bytes(content))
 
 
-def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: Run) -> None:
+def test_swapped_frames_swapped_labels_and_a_missing_segment_are_detected(run: Run) -> None:
     dataset = run.result.dataset
     groups = dataset.PerFrameFunctionalGroupsSequence
     for group, other in ((groups[0], groups[1]), (groups[1], groups[0])):
@@ -308,7 +308,7 @@ def test_exchanged_frames_exchanged_labels_and_a_missing_segment_are_seen(run: R
         refuse(run, bytes(run.result.content), run.segments[:-1])
 
 
-def test_a_file_that_ends_early_or_has_another_offset_table_is_seen(run: Run) -> None:
+def test_truncated_file_and_wrong_offset_table_are_detected(run: Run) -> None:
     content = bytes(run.result.content)
     with pytest.raises(EncodingError, match="have no end"):
         refuse(run, content[:-8])

@@ -1,4 +1,4 @@
-"""Label maps of every kind of source against the table of their IOD, and the table against that of another library."""
+"""Label maps of every kind of source against the table of their IOD, and the table against highdicom's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MODULES_OF_OTHER_OBJECTS = {
 
 
 def labelmap(source: Reconstruction, *, background: bool = True) -> Dataset:
-    """With all structures of the paper, as far as there are voxels, and a plane without any at each end."""
+    """A label map with all structures of the paper for which there are voxels, and an empty plane at each end."""
     names = {**paper_labels(), 201: "kidney_cyst_left"}
     grid = source.source.geometry
     labels_zyx = np.resize(np.array([*sorted(names), 0], dtype=np.uint8), grid.shape_zyx)
@@ -51,26 +51,26 @@ def lossy_and_sparse(header: Dataset) -> None:
 
 
 @pytest.mark.parametrize("name", GRIDS)
-def test_a_label_map_has_what_the_standard_requires_on_every_grid(name: str) -> None:
+def test_label_map_has_what_the_standard_requires_on_every_grid(name: str) -> None:
     grid, multi_frame = GRIDS[name]
     assert list(violations(labelmap(reconstruction(grid, multi_frame=multi_frame)))) == []
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_a_label_map_of_a_source_with_little_in_it_has_what_the_standard_requires(*, background: bool) -> None:
+def test_label_map_of_a_sparse_source_has_what_the_standard_requires(*, background: bool) -> None:
     dataset = labelmap(with_headers(reconstruction(), lossy_and_sparse), background=background)
     assert (dataset.LossyImageCompression, dataset.LossyImageCompressionRatio) == ("01", 10)
     assert list(violations(dataset)) == []
 
 
 @pytest.mark.parametrize("name", REAL_SERIES)
-def test_a_label_map_of_a_real_series_has_what_the_standard_requires(name: str, shared_data: Path) -> None:
+def test_label_map_of_a_real_series_has_what_the_standard_requires(name: str, shared_data: Path) -> None:
     (series,) = read_series_folder(shared_data / name)
     dataset = labelmap(reconstruct(series, ReconstructionLimits(minimum_planes=2)))
     assert list(violations(dataset)) == []
 
 
-def test_the_table_sees_what_is_missing_empty_forbidden_and_other_than_allowed() -> None:
+def test_table_detects_missing_empty_forbidden_and_invalid_attributes() -> None:
     dataset = labelmap(reconstruction())
     del dataset.SegmentSequence[2].SegmentLabel
     dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0].ImagePositionPatient = None
@@ -89,8 +89,8 @@ def test_the_table_sees_what_is_missing_empty_forbidden_and_other_than_allowed()
     ]
 
 
-def test_the_table_holds_all_that_another_library_takes_from_the_standard() -> None:
-    """highdicom carries the modules of PS3.3 2024c as data: whatever is of type 1 or 2 at the top must be in ours."""
+def test_table_contains_every_required_attribute_of_highdicoms_table() -> None:
+    """highdicom has the modules of PS3.3 2024c as data: their top-level type 1 and 2 attributes must be in ours."""
     folder = Path(highdicom.__file__).parent / "_standard"
     iod_of, modules_of, attributes_of = (
         json.loads((folder / f"{name}.json").read_text())
@@ -107,10 +107,10 @@ def test_the_table_holds_all_that_another_library_takes_from_the_standard() -> N
             if attribute["type"] not in ("1", "2") or place[0] not in paths:
                 continue
             if module["key"] in ("icc-profile", "palette-color-lookup-table"):
-                assert ours.get(place, "1C") == "1C"  # of images in colour
+                assert ours.get(place, "1C") == "1C"  # for colour images
                 continue
             if place[0] and place[0][-1].endswith("GroupsSequence"):
-                continue  # which macros stand in which groups is in table A.51-2, not in the library's
+                continue  # which macros belong to which groups is in table A.51-2, not in highdicom's table
             assert place in ours, place
             assert ours[place][0] <= attribute["type"], place
             seen += 1

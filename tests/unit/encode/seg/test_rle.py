@@ -1,4 +1,4 @@
-"""RLE Lossless frames: read back by another library, and by what we check our results with."""
+"""RLE Lossless frames: read back by another library, and by our own final check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ AS_IT_IS = np.arange(256, dtype=np.uint8)
 
 @st.composite
 def frames(draw: st.DrawFn) -> np.ndarray:
-    """Noise, flat areas and stripes, in rows around the lengths at which runs are cut."""
+    """Noise, flat areas and stripes, in rows near the lengths at which runs are split."""
     shape = draw(
         st.tuples(st.integers(1, 6), st.integers(1, 4), st.sampled_from([1, 2, 3, 7, 127, 128, 129, 257, 300]))
     )
@@ -27,7 +27,7 @@ def frames(draw: st.DrawFn) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(frames())
-def test_any_frames_are_read_back(frames_zyx: np.ndarray) -> None:
+def test_any_frames_are_restored(frames_zyx: np.ndarray) -> None:
     encoded = list(encoded_frames(frames_zyx, AS_IT_IS))
     assert len(encoded) == len(frames_zyx)
     for frame, expected in zip(encoded, frames_zyx, strict=True):
@@ -53,12 +53,12 @@ def test_pixels_are_written_as_the_values_of_a_table() -> None:
     assert np.repeat(values, repeats).tolist() == [2, 2, 0, 1, 0, 1, 2, 2]
 
 
-def test_a_flat_area_takes_two_bytes_for_128_pixels() -> None:
+def test_flat_area_takes_two_bytes_per_128_pixels() -> None:
     (frame,) = encoded_frames(np.zeros((1, 512, 512), dtype=np.uint8), AS_IT_IS)
     assert len(frame) == 64 + 512 * 4 * 2
 
 
-def test_a_frame_of_several_segments_is_refused() -> None:
+def test_frame_of_several_segments_is_refused() -> None:
     (frame,) = encoded_frames(np.zeros((1, 4, 4), dtype=np.uint8), AS_IT_IS)
     with pytest.raises(EncodingError, match="exactly one segment"):
         decoded_runs(memoryview(b"\x03" + frame[1:]))

@@ -30,7 +30,7 @@ NAMES = {1: "liver"}
 
 
 def as_received(source: Reconstruction, *, implicit_vr: bool = False) -> Reconstruction:
-    """Headers written and read again, so that their elements are raw bytes as they are off the wire."""
+    """Headers written and read again, so that their elements are raw bytes, as after reception."""
     return replace(source, headers=tuple(written_and_read(header, implicit_vr) for header in source.headers))
 
 
@@ -47,12 +47,12 @@ def results(source: Reconstruction) -> dict[ResultKind, Dataset]:
 
 
 def set_bytes(source: Reconstruction, **values: bytes | None) -> Reconstruction:
-    """Headers as off the wire with elements of exactly these bytes; None deletes."""
+    """Headers as after reception, with elements of exactly these bytes; None deletes an element."""
     return replace(source, headers=tuple(header_with_bytes(header, values) for header in source.headers))
 
 
 def header_with_bytes(header: Dataset, values: dict[str, bytes | None]) -> Dataset:
-    """Elements are exchanged in the written stream: no library gets to look at the new bytes before we do."""
+    """Elements are replaced in the written stream, so that no library parses the new bytes before our code does."""
     kept = Dataset()
     kept.update({element.tag: element for element in header if element.keyword not in values})
     elements = {element.tag: one_element(element, kept) for element in kept}
@@ -76,7 +76,7 @@ def one_element(element, header: Dataset) -> bytes:
 
 
 @pytest.mark.parametrize("implicit_vr", [False, True])
-def test_patient_and_study_are_repeated(implicit_vr: bool) -> None:
+def test_patient_and_study_are_copied(implicit_vr: bool) -> None:
     source = as_received(reconstruction(), implicit_vr=implicit_vr)
     for dataset in results(source).values():
         for keyword in (*TYPE_2, "PatientAge", "StudyDescription", "StudyInstanceUID", "SpecificCharacterSet"):
@@ -84,13 +84,13 @@ def test_patient_and_study_are_repeated(implicit_vr: bool) -> None:
 
 
 @pytest.mark.parametrize("keyword", TYPE_2)
-def test_a_missing_type_2_attribute_is_empty_in_the_results(keyword: str) -> None:
+def test_missing_type_2_attribute_is_empty_in_the_results(keyword: str) -> None:
     for dataset in results(set_bytes(reconstruction(), **{keyword: None})).values():
         assert keyword in dataset
         assert not dataset[keyword].value
 
 
-def test_everything_that_may_be_missing_is_missing() -> None:
+def test_results_are_made_from_a_minimal_header() -> None:
     names = (*TYPE_2, "SpecificCharacterSet", "SliceThickness", "SeriesNumber", "Manufacturer", "PatientAge")
     names = (
         *names,
@@ -115,7 +115,7 @@ def test_everything_that_may_be_missing_is_missing() -> None:
         ("PatientSex", b"Z "),
     ],
 )
-def test_a_type_2_value_that_is_invalid_is_left_empty(keyword: str, value: bytes) -> None:
+def test_invalid_type_2_value_is_left_empty(keyword: str, value: bytes) -> None:
     for dataset in results(set_bytes(reconstruction(), **{keyword: value})).values():
         assert not dataset[keyword].value
 
@@ -129,7 +129,7 @@ def test_a_type_2_value_that_is_invalid_is_left_empty(keyword: str, value: bytes
         ("PatientSize", b"NaN "),
     ],
 )
-def test_an_optional_value_that_is_invalid_is_left_out(keyword: str, value: bytes) -> None:
+def test_invalid_optional_value_is_omitted(keyword: str, value: bytes) -> None:
     for dataset in results(set_bytes(reconstruction(), **{keyword: value})).values():
         assert keyword not in dataset
 
@@ -146,14 +146,14 @@ SOUND_NAMES = [
 UNSOUND_NAMES = [
     (b"ISO_IR 999", b"M\xfcller^J"),  # a character set that does not exist
     (None, b"M\xfcller^J"),  # and none at all
-    (b"ISO_IR 192", b"M\xfcller^J"),  # bytes that are not of the character set
+    (b"ISO_IR 192", b"M\xfcller^J"),  # bytes invalid in the character set
     (b"\\ISO 2022 IR 87", b"Yamada\x1b$B"),  # an escape that never ends
     (b"ISO_IR 100", b"A" * 300 + b"^B"),
 ]
 
 
 @pytest.mark.parametrize(("character_set", "name"), [*SOUND_NAMES, *UNSOUND_NAMES])
-def test_names_come_back_byte_by_byte(character_set: bytes | None, name: bytes) -> None:
+def test_names_are_copied_byte_for_byte(character_set: bytes | None, name: bytes) -> None:
     source = named(character_set, name)
     expected = name + b" " * (len(name) % 2)
     for dataset in results(source).values():
@@ -166,14 +166,14 @@ def test_names_come_back_byte_by_byte(character_set: bytes | None, name: bytes) 
 
 
 @pytest.mark.parametrize(("character_set", "name"), SOUND_NAMES)
-def test_sound_names_come_back_even_after_somebody_read_them(character_set: bytes, name: bytes) -> None:
+def test_valid_names_are_copied_even_after_being_parsed(character_set: bytes, name: bytes) -> None:
     source = named(character_set, name)
     assert all(str(header.PatientName) for header in source.headers)
     for dataset in results(source).values():
         assert raw(dataset, "PatientName") == name + b" " * (len(name) % 2)
 
 
-def test_a_name_whose_bytes_somebody_destroyed_is_refused_without_showing_it() -> None:
+def test_name_whose_bytes_were_lost_in_parsing_is_refused_without_showing_it() -> None:
     source = named(b"ISO_IR 192", b"M\xfcller^J")
     assert all(str(header.PatientName) for header in source.headers)
     with pytest.raises(EncodingError, match="Patient's Name has bytes") as refused:
@@ -195,7 +195,7 @@ def raw(dataset: Dataset, keyword: str) -> bytes:
     return element.value or b""
 
 
-def test_names_of_real_files_in_every_character_set(shared_data: Path) -> None:
+def test_names_of_real_files_are_copied_in_every_character_set(shared_data: Path) -> None:
     files = sorted((shared_data / "pydicom+pydicom" / "charsets").glob("*.dcm"))
     assert len(files) >= 15
     for file in files:
@@ -210,7 +210,7 @@ def test_names_of_real_files_in_every_character_set(shared_data: Path) -> None:
             assert raw(dataset, "PatientName") == (b"" if name is None else name.value), file.name
 
 
-def test_the_scanner_is_named_in_its_own_character_set() -> None:
+def test_scanner_is_named_in_its_own_character_set() -> None:
     for dataset in results(as_received(reconstruction())).values():
         scanner = dataset.ContributingEquipmentSequence[0]
         assert scanner.ManufacturerModelName == "Röhre 3000"
@@ -231,13 +231,13 @@ def test_two_patients_in_one_series_are_refused_and_not_named(keyword: str) -> N
 
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"])
 @pytest.mark.parametrize("value", [None, b"", b"1..2", b"1.2.x "])
-def test_a_missing_type_1_uid_is_refused_by_name(keyword: str, value: bytes | None) -> None:
+def test_missing_type_1_uid_is_refused_by_name(keyword: str, value: bytes | None) -> None:
     with pytest.raises(EncodingError, match="missing or not a valid UID"):
         prepare(set_bytes(reconstruction(), **{keyword: value}))
 
 
-def test_frames_that_lie_elsewhere_are_refused() -> None:
-    """The measured trap: the same frames in reverse order would mirror the patient."""
+def test_frames_at_other_positions_are_refused() -> None:
+    """The same frames in reverse order would mirror the patient."""
     source = reconstruction()
     reversed_source = replace(source, frames=source.frames[::-1], headers=source.headers[::-1])
     with pytest.raises(EncodingError, match="from the position of its source frame"):
@@ -246,8 +246,8 @@ def test_frames_that_lie_elsewhere_are_refused() -> None:
 
 @pytest.mark.parametrize("pixel_mm", [0.1, 0.15, 0.7])
 @pytest.mark.parametrize("spacing_mm", [0.4, 0.625, 1.25])
-def test_positions_rounded_to_a_tenth_of_a_millimetre_lie_on_the_grid(tmp_path, pixel_mm, spacing_mm) -> None:
-    """What reconstruct accepts must not fail after the inference: rounding is more than a quarter of a small pixel."""
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_accepted(tmp_path, pixel_mm, spacing_mm) -> None:
+    """Input accepted by reconstruct must not fail after inference: rounding is more than a quarter of a small pixel."""
     pixels = noise((21, 8, 8))
     series = write(tmp_path, Stack(pixels, row_spacing_mm=pixel_mm, column_spacing_mm=pixel_mm))
     for k, instance in enumerate(series.instances):
@@ -255,7 +255,7 @@ def test_positions_rounded_to_a_tenth_of_a_millimetre_lie_on_the_grid(tmp_path, 
     assert len(prepare(reconstruct(series)).planes) == len(pixels)
 
 
-def test_a_grid_that_lies_a_pixel_further_is_refused() -> None:
+def test_grid_shifted_by_one_pixel_is_refused() -> None:
     source = reconstruction(geometry((5, 12, 12), spacing_xyz_mm=(0.7, 0.7, 2.0)))
     moved = np.array(source.source.geometry.affine_lps)
     moved[:3, 3] += moved[:3, 0]
@@ -264,7 +264,7 @@ def test_a_grid_that_lies_a_pixel_further_is_refused() -> None:
         prepare(replace(source, volume=volume, source=volume))
 
 
-def test_a_grid_that_is_turned_within_the_plane_is_refused() -> None:
+def test_grid_rotated_in_plane_is_refused() -> None:
     source = reconstruction(geometry((5, 12, 12), spacing_xyz_mm=(1.0, 1.0, 2.0)))
     grid = source.source.geometry
     turned = np.array(grid.affine_lps)
@@ -274,7 +274,7 @@ def test_a_grid_that_is_turned_within_the_plane_is_refused() -> None:
         prepare(replace(source, volume=volume, source=volume))
 
 
-def test_a_frame_without_header_is_refused() -> None:
+def test_frame_without_header_is_refused() -> None:
     source = reconstruction()
     with pytest.raises(EncodingError, match="has no header"):
         prepare(replace(source, headers=source.headers[:-1]))
@@ -291,9 +291,7 @@ def test_a_frame_without_header_is_refused() -> None:
         ("", "B", ""),
     ],
 )
-def test_a_side_is_stated_of_a_body_part_that_may_have_one(
-    body_part: str, side: str | None, stated: str | None
-) -> None:
+def test_laterality_is_stated_only_for_paired_body_parts(body_part: str, side: str | None, stated: str | None) -> None:
     def change(header: Dataset) -> None:
         header.BodyPartExamined = body_part
         if side is not None:
@@ -302,7 +300,7 @@ def test_a_side_is_stated_of_a_body_part_that_may_have_one(
     assert prepare(with_headers(reconstruction(), change)).laterality == stated
 
 
-def test_lossy_compression_of_one_image_is_said_of_the_result() -> None:
+def test_lossy_compression_of_one_image_is_stated_in_the_result() -> None:
     source = reconstruction()
     source.headers[2].LossyImageCompression = "01"
     source.headers[2].LossyImageCompressionRatio = "12.5"

@@ -1,4 +1,4 @@
-"""What an archive is told of a series that was not processed."""
+"""What an archive is told about a series that was not processed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def texts(item: Dataset) -> list[str]:
     return found + [text for child in item.get("ContentSequence") or () for text in texts(child)]
 
 
-def test_the_reason_stands_in_the_report_and_in_the_series_description() -> None:
+def test_reason_is_in_the_report_and_in_the_series_description() -> None:
     sr = notice(headers())
     assert sr.SOPClassUID == Comprehensive3DSRStorage
     assert texts(sr.ContentSequence[-1])[0] == f"Not processed: {REASON}."
@@ -44,7 +44,7 @@ def test_the_reason_stands_in_the_report_and_in_the_series_description() -> None
     }
 
 
-def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
+def test_notice_names_every_result_it_replaces_with_its_revision() -> None:
     earlier = (
         EarlierResult(ResultKind.SEGMENTATION, SegmentationStorage, "2.25.1", "2.25.11", "2.25.10", 1),
         EarlierResult(ResultKind.REPORT, Comprehensive3DSRStorage, "2.25.2", "2.25.12", "2.25.10", 1),
@@ -61,13 +61,13 @@ def test_it_names_every_result_that_it_replaces_by_its_revision() -> None:
     assert sr.SOPInstanceUID != notice(headers(), revision=3).SOPInstanceUID
 
 
-def test_a_series_that_no_model_was_to_segment_names_none() -> None:
+def test_notice_names_no_model_if_none_was_to_run() -> None:
     sr = dcmread(BytesIO(notice_file(headers(), None, "no HU", CONTEXT)))
     assert sr.SeriesDescription == "Not processed: no HU"
     assert texts(sr.ContentSequence[-1])[1].startswith("No measurements were made; ")
 
 
-def test_it_is_the_patients_own() -> None:
+def test_notice_has_the_patient_and_study_of_the_source() -> None:
     source = headers()
     sr = notice(source)
     for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "AccessionNumber", "StudyDate", "PatientSex"):
@@ -75,13 +75,13 @@ def test_it_is_the_patients_own() -> None:
     assert sr.SeriesInstanceUID != source[0].SeriesInstanceUID
 
 
-def test_the_same_reason_makes_the_same_instance_and_another_one_another() -> None:
+def test_instance_uid_depends_on_the_reason() -> None:
     one, same, other = notice(headers()), notice(headers()), notice(headers(), "the model was lost")
     assert one.SOPInstanceUID == same.SOPInstanceUID != other.SOPInstanceUID
     assert one.SeriesInstanceUID == other.SeriesInstanceUID != notice(headers(), revision=2).SeriesInstanceUID
 
 
-def test_headers_of_which_no_volume_can_be_made_are_enough() -> None:
+def test_headers_that_form_no_volume_are_enough() -> None:
     source = headers()
     kept = {"StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID"}
     for header in source:
@@ -96,7 +96,7 @@ def test_headers_of_which_no_volume_can_be_made_are_enough() -> None:
     assert len(series.ReferencedSOPSequence) == len(source) - 1
 
 
-def test_a_series_of_a_private_sop_class_has_its_notice_too() -> None:
+def test_series_of_a_private_sop_class_gets_a_notice_too() -> None:
     source = headers()
     for header in source:
         header.SOPClassUID = "1.2.840.999.1"
@@ -106,14 +106,14 @@ def test_a_series_of_a_private_sop_class_has_its_notice_too() -> None:
 
 
 @pytest.mark.parametrize("keyword", ["PatientID", "PatientName", "StudyInstanceUID"])
-def test_of_two_patients_nothing_is_said(keyword: str) -> None:
+def test_series_with_two_patients_gets_no_notice(keyword: str) -> None:
     source = headers()
     setattr(source[1], keyword, "1.2.9")
     with pytest.raises(IdentityConflict, match="2 values"):
         notice(source)
 
 
-def test_without_a_study_there_is_no_place_for_it() -> None:
+def test_series_without_a_study_gets_no_notice() -> None:
     source = headers()
     for header in source:
         del header.StudyInstanceUID
@@ -121,7 +121,7 @@ def test_without_a_study_there_is_no_place_for_it() -> None:
         notice(source)
 
 
-def test_a_reason_of_any_length_and_alphabet_fits() -> None:
+def test_reason_of_any_length_and_alphabet_is_encoded() -> None:
     sr = notice(headers(), "größer\\als " + 3000 * "x")
     assert texts(sr.ContentSequence[-1])[0].startswith("Not processed: gro")
     assert len(sr.SeriesDescription) <= 64

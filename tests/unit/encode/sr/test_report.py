@@ -62,7 +62,7 @@ def comments(item: Dataset) -> list[str]:
     return [child.TextValue for child in children(item, "Comment")]
 
 
-def test_one_group_per_structure_that_points_at_its_segment() -> None:
+def test_one_group_per_structure_with_a_reference_to_its_segment() -> None:
     results, _ = run(inner_and_truncated())
     seg, sr = results[ResultKind.SEGMENTATION], results[ResultKind.REPORT]
     assert sr.SOPClassUID == Comprehensive3DSRStorage
@@ -98,7 +98,7 @@ def test_every_statistic_is_stated_with_its_unit() -> None:
         }
 
 
-def test_every_value_that_has_an_ibsi_code_stands_there_a_second_time_where_asked() -> None:
+def test_values_with_an_ibsi_code_are_repeated_with_it_on_request() -> None:
     source = reconstruction(GRID)
     labels = segmentation(GRID, NAMES, inner_and_truncated())
     measurements = measured(source, labels)
@@ -120,7 +120,7 @@ def test_every_value_that_has_an_ibsi_code_stands_there_a_second_time_where_aske
 SHAPE_CODES = ["RNU0", "C0JK", "QCFX", "L0JK", "TDIC", "P9VJ", "7J51", "Q3CK", "N17B"]
 
 
-def test_who_asks_for_shape_gets_it_and_nobody_else_does() -> None:
+def test_shape_is_stated_only_on_request() -> None:
     source = reconstruction(GRID)
     labels = inner_and_truncated()
     labels[5, 11, 15] = 201  # a single voxel: without axes there is no elongation
@@ -153,7 +153,7 @@ def test_who_asks_for_shape_gets_it_and_nobody_else_does() -> None:
 UNITS_OF_SHAPE = ["mm3", "mm2", "1", "mm", "mm", "mm", "mm", "1", "1"]
 
 
-def test_truncation_is_said_of_the_truncated_structure_alone() -> None:
+def test_truncation_is_stated_only_for_the_truncated_structure() -> None:
     results, measurements = run(inner_and_truncated())
     assert [m.truncated for m in measurements.structures] == [False, True, False]
     for group, expected in zip(groups(results[ResultKind.REPORT]), measurements.structures, strict=True):
@@ -164,7 +164,7 @@ def test_truncation_is_said_of_the_truncated_structure_alone() -> None:
     assert "Truncated by the field of view (volumes are lower bounds): kidney_right." in comments(evaluations)
 
 
-def test_use_provenance_and_what_was_not_found_are_said() -> None:
+def test_intended_use_provenance_and_structures_not_found_are_stated() -> None:
     results, _ = run(inner_and_truncated())
     sr = results[ResultKind.REPORT]
     (evaluations,) = children(sr, "Qualitative Evaluations")
@@ -187,7 +187,7 @@ def test_use_provenance_and_what_was_not_found_are_said() -> None:
         ({"is_cut_short": True}, "The time limit was reached while images were still expected"),
     ],
 )
-def test_a_result_of_an_incomplete_series_says_so_where_people_look(known, says) -> None:
+def test_result_of_an_incomplete_series_says_so_in_visible_texts(known, says) -> None:
     results, _ = run(inner_and_truncated(), replace(CONTEXT, **known))
     seg, sr = results[ResultKind.SEGMENTATION], results[ResultKind.REPORT]
     assert seg.SeriesDescription == "phantom-demo INCOMPLETE segmentation - Research use only"
@@ -199,7 +199,7 @@ def test_a_result_of_an_incomplete_series_says_so_where_people_look(known, says)
     assert says in seg.ImageComments
 
 
-def test_device_and_algorithm_are_named() -> None:
+def test_device_and_algorithm_are_stated() -> None:
     results, _ = run(inner_and_truncated())
     report = highdicom.sr.Comprehensive3DSR.from_dataset(results[ResultKind.REPORT]).content
     (device,) = report.get_observer_contexts()
@@ -211,7 +211,7 @@ def test_device_and_algorithm_are_named() -> None:
         assert MODEL.digest in parameters.TextValue
 
 
-def test_evidence_is_the_segmentation_and_every_source_image() -> None:
+def test_evidence_lists_the_segmentation_and_every_source_image() -> None:
     results, _ = run(inner_and_truncated())
     sr, seg = results[ResultKind.REPORT], results[ResultKind.SEGMENTATION]
     evidence = highdicom.sr.Comprehensive3DSR.from_dataset(sr).get_evidence()
@@ -222,7 +222,7 @@ def test_evidence_is_the_segmentation_and_every_source_image() -> None:
     assert {study for study, *_ in evidence} == {seg.StudyInstanceUID}
 
 
-def test_nothing_found_gives_a_report_that_says_so_and_no_segmentation() -> None:
+def test_empty_result_gives_a_report_that_says_so_and_no_segmentation() -> None:
     results, _ = run(np.zeros(GRID.shape_zyx, dtype=np.uint8))
     assert list(results) == [ResultKind.REPORT]
     sr = results[ResultKind.REPORT]
@@ -235,7 +235,7 @@ def test_nothing_found_gives_a_report_that_says_so_and_no_segmentation() -> None
     assert any(all(name in sentence for name in NAMES.values()) for sentence in said)
 
 
-def test_a_measurement_that_is_not_finite_is_refused_by_name() -> None:
+def test_measurement_that_is_not_finite_is_refused_by_name() -> None:
     source = reconstruction(GRID)
     labels = segmentation(GRID, NAMES, inner_and_truncated())
     with pytest.raises(EncodingError, match="Mean of Attenuation Coefficient of kidney_left is nan"):
