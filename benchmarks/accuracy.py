@@ -47,7 +47,7 @@ LEAST_VOXELS = 100
 
 
 def mean_dice(first: Segmentation, second: Segmentation) -> float:
-    """Over the structures that have at least 100 voxels in the first."""
+    """Mean over the structures that have at least 100 voxels in the first."""
     joint = np.zeros(256 * 256, np.int64)
     for one, other in zip(first.labels_zyx, second.labels_zyx, strict=True):
         joint += np.bincount(one.ravel() * np.int64(256) + other.ravel(), minlength=joint.size)

@@ -1,10 +1,10 @@
-"""Measures what `dicom-node cohort run` takes over the engine's own time, and proves a run that is killed.
+"""Measures the overhead of `dicom-node cohort run` over the engine's own time, and checks a run that is killed.
 
 ``python benchmarks/cohort.py [--series N] [--model demo|tissue] [--spacing MM] [--kills K]``. Phantoms of different
-patients lie in Orthanc; the cohort pulls them by C-GET beside a running `dicom-node work` whose model is loaded. Engine
-time is what `dicom-node segment` does for the same series (stages ``read`` to ``encode``), as the jobs in the ledger
-have it; the overhead is the wall time of the run over that. With ``--kills``, the run is killed by SIGKILL whenever
-another part of the series has rows; then only the counts are compared: ours, those of the table and Orthanc's own.
+patients are in Orthanc; the cohort pulls them by C-GET while `dicom-node work` runs with its model loaded. Engine time
+is what `dicom-node segment` would take for the same series (stages ``read`` to ``encode``), as recorded for the jobs in
+the ledger; the overhead is the wall time of the run beyond that. With ``--kills``, the run is killed with SIGKILL
+whenever another fraction of the series has rows; then only the counts are compared: ours, the table's and Orthanc's.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def configure(folder: Path, pacs: Peer, model: str) -> Path:
 
 
 def run(folder: Path, kills: int, series: int) -> dict[str, object]:
-    """The summary of the last run."""
+    """Run the command, possibly killed several times; returns the summary of the last run."""
     command = [sys.executable, "-m", "dicom_node.cli", "--config", str(folder / "node.yaml")]
     command += ["cohort", "run", str(folder / "cohort.yaml"), "--json"]
     for kill in range(kills):
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--series", type=int, default=6)
     parser.add_argument("--model", choices=["demo", "tissue"], default="demo")
-    parser.add_argument("--spacing", type=float, default=3.0, help="of all three axes, in mm")
+    parser.add_argument("--spacing", type=float, default=3.0, help="voxel spacing of the phantoms, mm")
     parser.add_argument("--kills", type=int, default=0)
     arguments = parser.parse_args()
     orthanc = shutil.which("Orthanc", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -109,7 +109,9 @@ def main() -> None:
             time.sleep(0.2)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         summary = run(folder, arguments.kills, arguments.series)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)  # of the runs alone: Orthanc and work have not ended
+        after = resource.getrusage(
+            resource.RUSAGE_CHILDREN
+        )  # of the runs alone: Orthanc and the work process have not ended
         cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         jobs = [ledger.overview.job(row.id) for row in ledger.overview.jobs(10_000)]
         stages: dict[str, float] = {}

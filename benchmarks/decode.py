@@ -1,11 +1,11 @@
-"""Checks whether this checkout decodes as fast as an earlier one, and what the child costs in which the node decodes.
+"""Checks whether this checkout decodes as fast as an earlier one, and the cost of decoding in the node's child process.
 
 ``python benchmarks/decode.py OLD NEW [--child] [--syntax ...] [--slices 300] [--pairs 5]``. OLD and NEW are checkouts
-that have their ``.venv``; they may be the same. Both read the headers of a series of 512 x 512 slices and reconstruct
-its volume, in a process of their own each time, alternately, and are compared pair by pair: CPU seconds and wall
-seconds of the second series that the process reads. OLD decodes in that process; NEW does too or, with ``--child``, as
-the node does: in a child with limits, whose CPU time is included. Series in JPEG Lossless are made by DCMTK's dcmcjpeg,
-those in HTJ2K are left out because there is no encoder. Nothing else may run on the machine.
+with their own ``.venv``; they may be the same. Both read the headers of a series of 512 x 512 slices and reconstruct
+its volume, alternately, each time in a new process, and are compared pair by pair: CPU seconds and wall seconds of the
+second series that the process reads. OLD decodes in that process; so does NEW unless ``--child`` is given: then it
+decodes like the node, in a child with limits, whose CPU time is included. Series in JPEG Lossless are made by DCMTK's
+dcmcjpeg; HTJ2K is omitted because there is no encoder. Nothing else may run on the machine.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def slice_hu(seed: int) -> np.ndarray:
 
 
 def write_series(folder: Path, slices: int, syntax: str) -> None:
-    """A CT series; each of a few different slices is compressed once."""
+    """Write a CT series; each of a few different slices is compressed only once."""
     from receive import write_series as write_native  # noqa: PLC0415 - beside this file; the measured process lacks it
 
     write_native(folder, slices)
@@ -91,7 +91,7 @@ def write_series(folder: Path, slices: int, syntax: str) -> None:
 
 
 def cpu_s() -> float:
-    """Of this process and its children, of whom each runs until the end."""
+    """CPU seconds of this process and its children, each of which runs until the end."""
     total = sum(os.times()[:2])
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -104,7 +104,7 @@ def cpu_s() -> float:
 
 
 def measure(folder: Path, *, child: bool) -> None:
-    """Print the seconds of the second of two rounds; runs with the packages of the tree that is measured."""
+    """Print the seconds of the second of two rounds; runs with the packages of the measured tree."""
     from dicom_node.reconstruct import reconstruct  # noqa: PLC0415
     from dicom_node.standard.files import read_headers  # noqa: PLC0415
     from dicom_node.types import Series  # noqa: PLC0415
@@ -157,7 +157,7 @@ def compare(old: Path, new: Path, folder: Path, pairs: int, *, child: bool) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trees", type=Path, nargs="*", metavar="OLD NEW")
-    parser.add_argument("--child", action="store_true", help="NEW decodes in a child, as the node does")
+    parser.add_argument("--child", action="store_true", help="NEW decodes in a child, like the node")
     parser.add_argument("--syntax", nargs="+", choices=SYNTAXES, default=list(SYNTAXES))
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=5)

@@ -10,9 +10,9 @@ The series, made in FOLDER, is 512 x 512 x 400 with 104 structures, which give 1
 is a separate process, and the writers take turns in each round, so that the ratios hold even if absolute figures drift;
 medians are reported. The slowest writers run in the first round only.
 
-"ours" is the node's whole encode stage for that object: the source is checked, the object read back and compared with
-the labels, and its file made durable in the spool. "highdicom" makes the same attributes with highdicom from the whole
-label map and saves them with pydicom, without a check. Both start with libraries and labels in memory, as does
+"ours" is the node's whole encode stage for that object: checking the source, reading the object back and comparing it
+with the labels, and making its file durable in the spool. "highdicom" makes the same attributes with highdicom from the
+whole label map and saves them with pydicom, without a check. Both start with libraries and labels in memory, as does
 TotalSegmentator's writer, and memory is counted above that. dcmqi's programs are whole processes that read the labels
 from a file.
 
@@ -73,7 +73,7 @@ class Bench:
         ]
 
     def measure(self, what: str, writer: str) -> dict[str, float]:
-        """One run; those of dcmqi as the kernel counted the whole process."""
+        """Make one measurement; for dcmqi, the kernel's figures for the whole process."""
         if writer == "dcmqi":
             return self._dcmqi(what)
         if writer == "TotalSegmentator":
@@ -102,7 +102,7 @@ class Bench:
         return {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_bytes": usage.peak_bytes, "bytes": size, "files": 1}
 
     def rounds(self, number_of_rounds: int) -> dict[str, dict[str, list[dict[str, float]]]]:
-        """Per object and writer, the figures of each round."""
+        """The figures of each round, by object and writer."""
         found: dict[str, dict[str, list[dict[str, float]]]] = {what: {} for what in OBJECTS}
         for number in range(number_of_rounds):
             for what in OBJECTS:
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the series and the results")
     parser.add_argument("--report", type=Path, required=True, help="Markdown file to write")
     parser.add_argument("--json", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="if missing, that writer is left out")
+    parser.add_argument("--totalsegmentator", type=Path, metavar="PYTHON", help="if not given, that writer is left out")
     parser.add_argument("--planes", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=5, help="how many frames to request from Orthanc")

@@ -1,4 +1,4 @@
-"""What all writers of ``benchmarks/encode.py`` are given: one CT series, its labels, and what dcmqi wants told.
+"""The input of all writers in ``benchmarks/encode.py``: one CT series, its labels, and dcmqi's descriptions.
 
 ``python benchmarks/encode_inputs.py --folder FOLDER [--planes N]`` writes the series as files, HU and labels as arrays,
 the labels as an image of ITK, and dcmqi's descriptions of a SEG and an SR. 104 ellipsoids with a rough surface, each on
@@ -43,7 +43,7 @@ SEG_CLASS, SEG_INSTANCE, SEG_SERIES = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.4", "
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run with everything that its results are made from."""
+    """One run with everything needed to make its results."""
 
     reconstruction: Reconstruction
     labels: Segmentation
@@ -95,7 +95,7 @@ def labels_of(planes: int) -> NDArray[np.uint8]:
 
 
 def hu_of(labels_zyx: NDArray[np.uint8]) -> NDArray[np.int16]:
-    """Another attenuation for every structure, fat around them, and the noise of one plane on all of them."""
+    """A different attenuation for every structure, fat around them, and the same noise in every plane."""
     noise = np.random.default_rng(1).normal(0, 20, labels_zyx.shape[1:]).astype(np.int16)
     attenuation = np.arange(256, dtype=np.int16) - 20
     attenuation[0] = -100
@@ -113,7 +113,7 @@ def coded(code: Code | None) -> dict[str, str]:
 
 
 def segments() -> dict[str, Any]:
-    """As itkimage2segimage wants it: all segments in one image."""
+    """The description for itkimage2segimage: all segments in one image."""
     described = []
     for label, name in sorted(paper_labels().items()):
         known = structure(name)
@@ -140,7 +140,7 @@ def segments() -> dict[str, Any]:
 
 
 def report(measurements: Measurements, series: Dataset) -> dict[str, Any]:
-    """As tid1500writer wants it: the six values of every structure."""
+    """The description for tid1500writer: the six values of every structure."""
     groups = []
     for number, measured in enumerate(measurements.structures, start=1):
         known = structure(measured.name)

@@ -1,4 +1,4 @@
-"""One measurement of ``benchmarks/encode.py``, in a process of its own.
+"""One measurement of ``benchmarks/encode.py``, in a separate process.
 
 ``python benchmarks/encode_one.py --folder FOLDER --object OBJECT --writer ours|highdicom [--keep FILE]`` prints JSON:
 wall and CPU seconds, peak memory above what the series and its labels take, bytes written. A small series is encoded
@@ -84,7 +84,7 @@ def _our_results(case: Case, what: str) -> Iterable[EncodedResult]:
 
 
 def _our_report(case: Case) -> EncodedResult:
-    """The steps of :func:`encode_in_turn` for a report on a SEG that is not made beside it."""
+    """The steps of :func:`encode_in_turn` for a report on a SEG that is not made with it."""
     source, segments, provenance = prepared(case)
     found = tuple(Finding(segment, REFERENCE) for segment in segments)
     content = report_file(found, (), provenance)
@@ -95,7 +95,7 @@ def _our_report(case: Case) -> EncodedResult:
 
 
 def highdicom(case: Case, what: str, folder: Path) -> list[Path]:
-    """The same attributes by highdicom from the whole label map, saved by pydicom, not checked."""
+    """The same attributes made by highdicom from the whole label map, saved by pydicom, not checked."""
     source, segments, provenance = prepared(case)
     if what == "SR":
         found = tuple(Finding(segment, REFERENCE) for segment in segments)
@@ -140,7 +140,7 @@ def main() -> None:
         write(Case.small(arguments.folder), what, Path(folder))
     case = Case.read(arguments.folder)
     base = resident_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # reset the high-water mark
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         wall, cpu = time.perf_counter(), cpu_seconds()
         paths = write(case, what, Path(folder))

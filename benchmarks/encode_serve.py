@@ -1,8 +1,9 @@
 """How fast a real Orthanc serves a SEG to a viewer: ``python benchmarks/encode_serve.py --folder FOLDER SEG...``.
 
-Every SEG goes to an Orthanc of its own (Debian's, DICOMweb plugin alone) by STOW-RS. Prints JSON: seconds to store it,
-to answer the metadata of its series, and milliseconds of a frame (median of some, evenly over the object, each asked
-once: ``/frames/N`` as viewers ask for it). Where Orthanc or the plugin is not installed: nothing, ``{}``.
+Every SEG is sent to a separate Orthanc (Debian's, with only the DICOMweb plugin) by STOW-RS. Prints JSON: seconds to
+store it and to answer a request for its series' metadata, and milliseconds per frame (median of several, spread over
+the object, each requested once as ``/frames/N`` like by viewers). Prints ``{}`` if Orthanc or the plugin is not
+installed.
 """
 
 from __future__ import annotations

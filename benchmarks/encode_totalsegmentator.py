@@ -1,7 +1,7 @@
 """TotalSegmentator's own SEG writer: ``PYTHON benchmarks/encode_totalsegmentator.py FOLDER``, by a Python that has it.
 
-Prints JSON as ``encode_one.py`` does. What it is given are the labels as its pipeline holds them, (x, y, z) along
-Right, Anterior and Superior, with their names, and the folder of the series, which it reads itself.
+Prints JSON like ``encode_one.py``. Its input are the labels in the form used in its pipeline, (x, y, z) along Right,
+Anterior and Superior, with their names, and the folder of the series, which it reads itself.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ RUN_LIMIT_S = 2 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One comparison. ``models`` is the kind of weights, ``package`` what they are called when installed."""
+    """One comparison. ``models`` is the kind of weights, ``package`` their name when installed."""
 
     title: str
     source: str
@@ -76,7 +76,7 @@ CASES = {
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process and its children took."""
+    """Resources used by one process and its children."""
 
     wall_s: float
     cpu_s: float
@@ -106,7 +106,7 @@ class Bench:
     # ---- inputs
 
     def input(self, case: Case) -> Path:
-        """The CT of ``case``, made if it is not there."""
+        """The CT of ``case``, made if missing."""
         if case.source == "phantom":
             folder = self.work / "phantom"
             if not (folder / "nifti" / "ct.nii.gz").exists():
@@ -137,7 +137,7 @@ class Bench:
     # ---- measurements
 
     def run_peer(self, case: Case) -> tuple[Usage, Path]:
-        """TotalSegmentator's command line; its label map."""
+        """Run TotalSegmentator's command line; returns its label map."""
         out = fresh(self.work / "peer-out" / case.package)
         target = out if case.dicom_out else out / "labels.nii.gz"
         device = "gpu" if self.device == "cuda" else self.device
@@ -148,7 +148,7 @@ class Bench:
         return usage, found
 
     def run_command(self, case: Case, *options: str) -> tuple[Usage, dict[str, Any], Path]:
-        """Our command line; its summary and its label map."""
+        """Run our command line; returns its summary and its label map."""
         out = fresh(self.work / "our-out" / case.package)
         usage = run(
             [
@@ -161,7 +161,7 @@ class Bench:
         return usage, json.loads(summary.read_text()), found
 
     def run_warm(self, case: Case, labels: Path, *options: str, runs: int = 2) -> dict[str, Any]:
-        """Our engine inside one process; what it printed."""
+        """Run our engine inside one process; returns what it printed."""
         done = run(
             [
                 *(sys.executable, HERE / "engine_ours.py", "--package", self.package(case)),
@@ -174,7 +174,7 @@ class Bench:
         return answer
 
     def measure(self, name: str) -> dict[str, Any]:
-        """All rounds of a case, then the answers compared."""
+        """Run all rounds of a case, then compare the label maps."""
         case = CASES[name]
         self.package(case)
         self.input(case)
@@ -224,18 +224,18 @@ class Bench:
 
 
 def compare(first: Path, first_names: Path, second: Path | None = None, second_names: Path | None = None) -> Any:
-    """Agreement of two label maps; two SEGs bring their names themselves."""
+    """Agreement of two label maps; SEGs contain their own names."""
     files = (first, "-", first_names, "-") if second is None else (first, first_names, second, second_names or "-")
     return json.loads(last_line(step("engine_compare.py", *files).output))
 
 
 def step(script: str, *arguments: Any) -> Usage:
-    """One of the scripts beside this one, in a process of its own."""
+    """Run one of the scripts next to this one in a separate process."""
     return run([sys.executable, HERE / script, *arguments])
 
 
 def run(command: list[Any], environment: dict[str, str] | None = None) -> Usage:
-    """Run to the end; what it printed stands in the error where it fails."""
+    """Run to the end; if it fails, the error contains its output."""
     start = time.perf_counter()
     process = subprocess.Popen(
         [str(word) for word in command],
@@ -292,7 +292,7 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
     for name, result in results.items():
         rounds = result["rounds"]
         titles = {"peer": "TotalSegmentator, new process", "cold": "ours, new process", "warm": "**ours, warm**"}
-        if CASES[name].dicom_out:  # the warm figure excludes DICOM, so it can't be compared
+        if CASES[name].dicom_out:  # the warm figure excludes DICOM, so it cannot be compared
             del titles["warm"]
         for program, title in titles.items():
             wall, cpu, peak = (median(rounds, program, key) for key in ("wall_s", "cpu_s", "peak_bytes"))
@@ -329,7 +329,7 @@ def stage_table(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def floor_table(results: dict[str, dict[str, Any]], floor: dict[str, Any], rate: str) -> list[str]:
-    """Windows times their operations over the machine's rate, beside the warm time."""
+    """Windows times their operations divided by the machine's rate, next to the warm time."""
     lines = [
         "| case | windows | TFLOP per window | floor s | warm s | floor / warm |",
         "|---|---|---|---|---|---|",

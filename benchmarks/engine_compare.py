@@ -1,8 +1,8 @@
 """Compares two label maps of the same CT by the names of their structures; prints JSON.
 
 ``python benchmarks/engine_compare.py FIRST FIRST_NAMES SECOND SECOND_NAMES``: a map is a NIfTI file or an array
-[z, y, x] of the same grid with a JSON file of names by label, or a DICOM SEG (BINARY), whose own names count.
-Voxels are equal where both carry the same structure; Dice is the mean over the structures of the first that have at
+[z, y, x] of the same grid with a JSON file of names by label, or a DICOM SEG (BINARY) with its own names.
+Voxels are equal where both have the same structure; Dice is the mean over the structures of the first that have at
 least 100 voxels in it.
 """
 
@@ -26,7 +26,7 @@ LEAST_VOXELS = 100
 
 
 def read_map(path: Path, names: str) -> tuple[NDArray[np.uint8] | dict[str, NDArray[np.uint8]], dict[int, str]]:
-    """Labels [z, y, x] or, of a SEG, [y, x] by the UID of the CT image; and the name of each label."""
+    """Labels [z, y, x] or, for a SEG, [y, x] by the UID of the CT image; and the name of each label."""
     if path.suffix == ".dcm":
         return read_segmentation(path)
     labels = np.load(path) if path.suffix == ".npy" else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))

@@ -41,7 +41,7 @@ def window_flop(part: Part) -> int:
     total = 0
     for name, shape in shape_by_name(design, len(part.names_by_channel) + 1).items():
         if len(shape) != len((1, 1, *part.patch_size)):
-            continue  # a bias or a norm
+            continue  # a bias or a normalisation
         side, kind, number, *_ = name.split(".")
         stage = int(number) if kind == "stages" and side == "encoder" else 0
         if side == "decoder" and kind != "seg_layers":

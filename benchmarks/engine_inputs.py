@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROUTINE_SHAPE_ZYX = (280, 512, 512)
 DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
 INTENSITIES = Intensities(-50.0, -50.0, 500.0, -1024.0, 3071.0, -1004.0, 1588.0)
-"""Of the HU of a whole body."""
+"""Of the HU of a whole body, for normalisation."""
 NEVER = -100.0
 """A logit below all others."""
 PARTS = {
@@ -52,7 +52,7 @@ TRAINER_OF_PARTS, TRAINER_OF_FAST = "nnUNetTrainerNoMirroring", "nnUNetTrainer_4
 
 
 def routine_ct(source: Path, shape_zyx: tuple[int, int, int]) -> sitk.Image:
-    """``source`` as a scanner would have made it: square pixels over its widest side, thin planes, some noise."""
+    """``source`` as from a scanner: square pixels over its widest side, thin planes, some noise."""
     image = sitk.DICOMOrient(sitk.ReadImage(str(source), sitk.sitkFloat32), "LPS")
     spacing, size = np.array(image.GetSpacing()), np.array(image.GetSize())
     extent = spacing * size
@@ -81,7 +81,7 @@ def routine_ct(source: Path, shape_zyx: tuple[int, int, int]) -> sitk.Image:
 
 
 def write_ct(source: Path, folder: Path, shape_zyx: tuple[int, int, int]) -> None:
-    """``ct.nii.gz`` and the same voxels as a DICOM series in ``dicom/``."""
+    """Write ``ct.nii.gz``, and the same voxels as a DICOM series in ``dicom/``."""
     image = routine_ct(source, shape_zyx)
     affine_lps = np.eye(4)
     affine_lps[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
@@ -105,7 +105,7 @@ def plans(spacing_mm: float, patch: tuple[int, int, int], features: Sequence[int
 def write_random_model(
     results: Path, dataset: str, trainer: str, names: Sequence[str], described: dict[str, Any]
 ) -> None:
-    """An nnU-Net model folder with the weights that a training would have begun with."""
+    """Write an nnU-Net model folder with weights as initialised for a training."""
     kwargs = dict(described["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"])
     kwargs |= {"conv_op": nn.Conv3d, "norm_op": nn.InstanceNorm3d, "nonlin": nn.LeakyReLU}
     torch.manual_seed(0)
@@ -115,10 +115,10 @@ def write_random_model(
 
 
 def write_demo_model(results: Path, names: Sequence[str]) -> None:
-    """The shipped demo model where TotalSegmentator looks for its 3 mm model, with its spacing and its names.
+    """Write the shipped demo model to the place of TotalSegmentator's 3 mm model, with that model's spacing and names.
 
     The network is the trained one; at 3 mm and under other names its labels are meaningless, which does not matter
-    here. Names without a class get one that no voxel is assigned to.
+    here. Names without a class get one to which no voxel is assigned.
     """
     (part,) = read_package(DEMO_MODEL).parts
     weights = load_file(part.weights[0])
@@ -127,7 +127,7 @@ def write_demo_model(results: Path, names: Sequence[str]) -> None:
     weights[f"{head}.weight"] = pad(weights[f"{head}.weight"], (0, 0) * 4 + (0, missing))
     weights[f"{head}.bias"] = pad(weights[f"{head}.bias"], (0, missing), value=NEVER)
     network = build_network(part.architecture, len(names) + 1)
-    network.load_state_dict(weights, strict=False)  # parts of it have two names, we keep one
+    network.load_state_dict(weights, strict=False)  # some parts have two names; keep one
     described = plans(3.0, part.patch_size, part.architecture.features_per_stage)
     limits = part.normalisation
     described["foreground_intensity_properties_per_channel"]["0"] = {
@@ -152,7 +152,7 @@ def write_model(
     described: dict[str, Any],
     weights: Mapping[str, torch.Tensor],
 ) -> None:
-    """plans.json, dataset.json and fold 0, as nnU-Net lays them out; a finished folder is left as it is."""
+    """Write plans.json, dataset.json and fold 0 in nnU-Net's layout; a finished folder is left unchanged."""
     folder = results / dataset / f"{trainer}__nnUNetPlans__{CONFIGURATION}"
     checkpoint = folder / "fold_0" / "checkpoint_final.pth"
     if checkpoint.exists():
@@ -181,7 +181,7 @@ def write_model(
 
 
 def write_models(home: Path, labels: Mapping[str, Any], kinds: Sequence[str]) -> None:
-    """Into TotalSegmentator's home folder: ``3mm``, ``1.5mm`` (five parts) or ``demo``."""
+    """Write models to TotalSegmentator's home folder: ``3mm``, ``1.5mm`` (five parts) or ``demo``."""
     results = home / "nnunet" / "results"
     total = list(labels["total"])
     five_stages, six_stages = (32, 64, 128, 256, 320), (32, 64, 128, 256, 320, 320)

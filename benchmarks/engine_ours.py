@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def window_counts(volume: Volume, package: ModelPackage, options: EngineOptions) -> dict[str, int]:
-    """How many windows each part looks at."""
+    """The number of windows of each part."""
     grids = prepare(volume, package, options).grids
     counts = {}
     for part, grid in zip(package.parts, grids, strict=True):

@@ -1,13 +1,13 @@
-"""Measures how long the measures of an evaluation take, beside surface-distance 0.1 on the same masks.
+"""Measures how long the scores of an evaluation take to compute, compared with surface-distance 0.1 on the same masks.
 
     python benchmarks/evaluate.py [--subjects 20] [--peer-subjects 2] [--processes 2]
         [--json benchmarks/results/evaluate-benchmark.json]
 
-A subject is a phantom with all 104 structures in 250 x 250 x 250 voxels that count as 1.5 mm, and a segmentation of it:
-the truth warped by some millimetres, with specks far away and a structure missing. ``ours`` scores all subjects (Dice,
-surface Dice, HD95, volumes) in some processes. The peer is called for each structure with its two masks, as its users
-do it; it takes minutes for a subject, so it gets some of them only. Their times are compared subject by subject, each
-in one thread, and the figures of both must agree to 1e-6.
+A subject is a phantom with all 104 structures in 250 x 250 x 250 voxels treated as 1.5 mm, and a segmentation of it:
+the truth warped by a few millimetres, with distant specks and one structure missing. ``ours`` scores all subjects
+(Dice, surface Dice, HD95, volumes) in several processes. The peer is called for each structure with its two masks, as
+its users do; it takes minutes per subject, so it gets only some of them. The times are compared subject by subject,
+each in one thread, and the figures of both must agree to 1e-6.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ AGREEMENT = 1e-6
 
 
 def write_subject(arguments: tuple[int, Path]) -> None:
-    """Truth and segmentation of one phantom."""
+    """Write truth and segmentation of one phantom."""
     seed, folder = arguments
     patient = Patient.from_seed(seed)
     around = grid(patient, (4.0, 4.0, 4.0))
@@ -75,14 +75,14 @@ def read_subject(seed: int, folder: Path) -> tuple[Segmentation, Segmentation]:
 
 
 def warm_up() -> None:
-    """Load the libraries; starting a process is no part of the work."""
+    """Load the libraries; starting a process is not part of the measured work."""
     labels = np.ones((2, 2, 2), np.uint8)
     cube = Segmentation(labels, Geometry(labels.shape, np.eye(4)), paper_labels(), MODEL)
     score_case(cube, cube)
 
 
 def ours(arguments: tuple[int, Path]) -> tuple[CaseScore, float, int]:
-    """Scores, CPU seconds and the most memory that this process has had, in bytes."""
+    """Scores, CPU seconds and the peak memory of this process in bytes."""
     started = time.process_time()
     score = score_case(*read_subject(*arguments))
     return score, time.process_time() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -109,7 +109,7 @@ def peer(arguments: tuple[int, Path]) -> tuple[dict[str, tuple[float, float, flo
 
 
 def largest_difference(score: CaseScore, expected: dict[str, tuple[float, float, float]]) -> float:
-    """Over all structures and measures; equal infinities don't differ."""
+    """The largest difference over all structures and measures; equal infinities do not differ."""
     differences = [0.0]
     for each in score.counted("nnunet"):
         for own, other in zip((each.dice, each.surface_dice, each.hd95_mm), expected[each.name], strict=True):

@@ -1,7 +1,7 @@
 """Measures how many CT instances per second the listener makes durable, compared with Orthanc and DCMTK's storescp.
 
-``python benchmarks/receive.py [--instances N] [--rounds R]``. All receivers run in turn on this machine in each round,
-so that the ratios hold where the absolute figures drift; the median of the rounds is printed. Senders are DCMTK's
+``python benchmarks/receive.py [--instances N] [--rounds R]``. All receivers take turns on this machine in each round,
+so that the ratios hold even if absolute figures drift; the median of the rounds is printed. Senders are DCMTK's
 storescu with TCP_NODELAY on loopback. The listener is the node's own (as in ``dicom-node listen``: real spool, real
 SQLite ledger, everything synced before 0x0000); pynetdicom's own listener syncs the file and keeps no ledger; Orthanc
 in its default syncs the file but neither folder nor index; storescp syncs nothing. TMPDIR chooses the disk; on tmpfs
@@ -90,7 +90,7 @@ def node_command(folder: Path, port: int) -> list[str]:
 
 
 def listen(config_file: Path) -> None:
-    """The node's listener as ``dicom-node listen`` composes it, without the rest of the node."""
+    """The node's listener as in ``dicom-node listen``, without the rest of the node."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = load_settings(config_file)
     spool = Spool(settings.spool_folder)
@@ -147,7 +147,7 @@ def storescp_command(folder: Path, port: int) -> list[str]:
 
 @contextmanager
 def running(command: list[str], port: int, log: Path) -> Iterator[None]:
-    """The receiver while it runs; it answers C-ECHO when the body starts."""
+    """Run the receiver; it answers C-ECHO when the body starts."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=NO_DELAY)
     try:
@@ -168,7 +168,7 @@ def running(command: list[str], port: int, log: Path) -> Iterator[None]:
 
 
 def instances_per_second(port: int, folders: list[Path]) -> float:
-    """All folders at once, one sender each."""
+    """Send all folders at once, with one sender each."""
     command = ["storescu", "-aet", "STORESCU", "-aec", "ARCHIVE", "+sd", "-pdu", "131072", "127.0.0.1", str(port)]
     started = time.monotonic()
     senders = [
@@ -208,7 +208,7 @@ def measure(series: list[Path], rounds: int, scratch: Path) -> dict[tuple[str, i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--instances", type=int, default=200, help="per sender")
-    parser.add_argument("--senders", type=int, default=4, help="at once, in the second column")
+    parser.add_argument("--senders", type=int, default=4, help="simultaneous senders for the second column")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--listen", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--pynetdicom", type=Path, help=argparse.SUPPRESS)

@@ -1,8 +1,8 @@
 """Checks whether this checkout is as fast as an earlier one: both do the same work alternately, compared pair by pair.
 
 ``python benchmarks/trees.py OLD NEW --package FOLDER --ct FILE [--case demo receive encode engine] [--pairs 9]``. OLD
-and NEW are checkouts that have their ``.venv``; FOLDER is a model package and FILE a CT for the engine. Each figure is
-that of a process of its own: ``demo`` is the whole of ``dicom-node demo``, ``receive`` the time in which one and then
+and NEW are checkouts with their own ``.venv``; FOLDER is a model package and FILE a CT for the engine. Each figure is
+from a separate process: ``demo`` is the whole of ``dicom-node demo``, ``receive`` the time in which one and then
 four senders (DCMTK's storescu) bring 512 x 512 slices to ``dicom-node listen``, ``encode`` the CPU seconds of SEG, SR,
 RTSTRUCT of 20 structures and captures of 104 structures, ``engine`` a warm segmentation. Nothing else may run on the
 machine.
@@ -30,7 +30,7 @@ SENDERS = 4
 
 
 def run(tree: Path, *arguments: object) -> str:
-    """What a program of ``tree`` prints, run by its own Python."""
+    """Run a program of ``tree`` with its own Python; returns its output."""
     command = [tree / ".venv" / "bin" / "python", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def run(tree: Path, *arguments: object) -> str:
 
 
 class Cases:
-    """The work, and what it needs; made once and used by both trees."""
+    """The work and its inputs, made once and used by both trees."""
 
     def __init__(self, scratch: Path, trees: tuple[Path, Path], options: argparse.Namespace) -> None:
         self._scratch = scratch

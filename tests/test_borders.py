@@ -1,5 +1,5 @@
-"""The borders at which exceptions of other packages become errors of our tree: just those that errors.py names, and
-what really goes wrong below each of them comes out as the error that it names.
+"""The borders at which exceptions of other packages become errors of our tree: exactly those named in errors.py, and
+real faults below each of them are raised as the error named there.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ from tests.support.received_series import write_instance
 pytestmark = pytest.mark.filterwarnings("ignore:Invalid value:UserWarning")
 
 PROGRAMS = {"cli", "demo"}
-"""They sit on top: what goes wrong in them ends the command."""
+"""The topmost modules: an error in them ends the command."""
 FOR_PYDANTIC = {"settings.models", "route.rules_file"}
 TREES = (errors, inference.errors)
 
@@ -106,7 +106,7 @@ def classes(tree) -> set[str]:
 
 
 def borders(tree=errors) -> dict[str, set[str]]:
-    """The table of the docstring: the errors of the tree by module."""
+    """The table in the docstring: the errors of the tree by module."""
     _, _, table, *_ = re.split(r"^=+  =+  =+\n", tree.__doc__, flags=re.MULTILINE)
     rule = re.search(r"^=+  =+  =+$", tree.__doc__, flags=re.MULTILINE)[0]
     found: dict[str, set[str]] = {}
@@ -118,7 +118,7 @@ def borders(tree=errors) -> dict[str, set[str]]:
 
 
 def raised_in_handlers(source: str, tree=errors) -> set[str]:
-    """Names of what is raised where another exception than one of the tree was caught ('refusal' for a function)."""
+    """Names of what is raised in handlers of exceptions from outside the tree ('refusal' for a function)."""
     found = set()
     for handler in ast.walk(ast.parse(source)):
         if not isinstance(handler, ast.ExceptHandler):
@@ -138,14 +138,14 @@ def modules(tree=errors) -> dict[str, Path]:
     return {name.removesuffix(".__init__"): path for name, path in named.items() if name.split(".")[0] not in PROGRAMS}
 
 
-def test_the_table_can_be_read():
+def test_table_of_borders_is_parsed():
     assert borders()["store.database"] == {"StoreUnavailable", "ConfigurationError"}
     assert borders()["nifti"] == {"StoreUnavailable", "PixelDataInvalid", "GeometryRefused"}
     assert all(set().union(*borders(tree).values()) <= classes(tree) for tree in TREES)
 
 
 @pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
-def test_just_the_named_modules_translate(tree):
+def test_only_the_named_modules_translate_exceptions(tree):
     translating = {name for name, path in modules(tree).items() if raised_in_handlers(path.read_text("utf-8"), tree)}
     assert translating - FOR_PYDANTIC == set(borders(tree))
 
@@ -153,18 +153,18 @@ def test_just_the_named_modules_translate(tree):
 @pytest.mark.parametrize(
     ("tree", "module"), [(tree, module) for tree in TREES for module in sorted(borders(tree))], ids=str
 )
-def test_a_border_raises_the_errors_that_it_is_said_to(tree, module):
+def test_each_border_raises_the_errors_named_in_the_table(tree, module):
     raised = raised_in_handlers(modules(tree)[module].read_text("utf-8"), tree)
     assert raised & classes(tree) <= borders(tree)[module]
-    assert raised - classes(tree) <= {"refusal", "_cut_short"}, "an exception that is not of the tree"
+    assert raised - classes(tree) <= {"refusal", "_cut_short"}, "an exception from outside the tree"
 
 
 @pytest.mark.parametrize(("tree", "root"), [(errors, "DicomNodeError"), (inference.errors, "InferenceError")])
-def test_each_class_of_the_tree_is_drawn(tree, root):
+def test_each_error_class_is_in_the_diagram(tree, root):
     assert {root, *re.findall(r"[├└]── (\w+)", tree.__doc__)} == classes(tree)
 
 
-# ---- what really goes wrong, border by border
+# ---- real faults, border by border
 
 FAULTS: list[tuple[str, type[Exception], object]] = []
 NIFTI_GZ = "ct.nii.gz"
@@ -172,7 +172,7 @@ KEY = bytes(range(32))
 
 
 def fault(border: str, expected: type[Exception]):
-    """Register a function that makes something go wrong below ``border``; it gets an empty folder."""
+    """Register a function that provokes a fault below ``border``; its argument is an empty folder."""
 
     def register(provoke):
         FAULTS.append((border, expected, provoke))
@@ -189,7 +189,7 @@ def in_file(folder: Path, content: bytes | str, name: str = "file") -> Path:
 
 @contextmanager
 def limited(limit: int, most: int):
-    """This process may not have more than that, until the block ends."""
+    """Limit a resource of this process until the block ends."""
     before = resource.getrlimit(limit)
     resource.setrlimit(limit, (most, before[1]))
     try:
@@ -219,7 +219,7 @@ def an_open_bracket(folder):
 
 
 @fault("settings.validation", errors.ConfigurationError)
-def a_port_that_is_none(folder):
+def an_invalid_port(folder):
     load_settings(in_file(folder, yaml.safe_dump({"node": {"port": "eleven"}})))
 
 
@@ -248,7 +248,7 @@ def labels_of_another_grid(_):
 
 
 @fault("analysis", errors.SegmentationImpossible)
-def hu_that_are_no_numbers(_):
+def hu_that_are_not_finite(_):
     with analysis._translated("tissue"):
         TissueSegmenter().segment(Volume(np.full((3, 3, 3), np.nan, np.float32), geometry((3, 3, 3))), lambda *_: None)
 
@@ -257,7 +257,7 @@ def hu_that_are_no_numbers(_):
 
 
 def nifti_file(folder: Path, **header: object) -> Path:
-    """A sound compressed CT of 20 planes, but for the fields of its ``header`` that are given."""
+    """A valid compressed CT of 20 planes, except for the given fields of its ``header``."""
     grid = nifti.grid_of(geometry((20, 24, 24), spacing_xyz_mm=(2.0, 2.0, 2.0))).header
     grid.set_data_dtype(np.int16)
     grid["vox_offset"], grid["scl_slope"] = 352, 1
@@ -268,19 +268,19 @@ def nifti_file(folder: Path, **header: object) -> Path:
 
 
 @fault("segment.inputs", errors.StoreUnavailable)
-def an_input_that_is_gone(folder):
+def a_missing_input(folder):
     inputs.NiftiFile(folder / "gone.nii", "gone").content_digest()
 
 
 @fault("segment.model", errors.ConfigurationError)
-def a_manifest_that_is_no_json(folder):
+def a_manifest_that_is_not_json(folder):
     shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
     next((folder / "model").glob("*.json")).write_text("{")
     find_model(str(folder / "model"), folder, EngineOptions())
 
 
 @fault("segment.case", errors.ConfigurationError)
-def weights_that_were_damaged_after_they_were_checked(folder):
+def weights_damaged_after_the_check(folder):
     shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
     model = find_model(str(folder / "model"), folder, EngineOptions())
     weights = next((folder / "model").rglob("*.safetensors"))
@@ -290,7 +290,7 @@ def weights_that_were_damaged_after_they_were_checked(folder):
 
 
 @fault("evaluate.predicting", errors.ConfigurationError)
-def weights_that_were_damaged_before_they_were_loaded(folder):
+def weights_damaged_before_loading(folder):
     shutil.copytree(shipped_model(DEMO_MODEL), folder / "model")
     model = find_model(str(folder / "model"), folder, EngineOptions())
     weights = next((folder / "model").rglob("*.safetensors"))
@@ -300,7 +300,7 @@ def weights_that_were_damaged_before_they_were_loaded(folder):
 
 
 @fault("evaluate.tables", errors.ConfigurationError)
-def parquet_where_pyarrow_is_not_installed(folder):
+def parquet_without_pyarrow(folder):
     with patch.dict(sys.modules, {"pyarrow": None}):
         write_parquet(folder / "scores.parquet", [])
 
@@ -326,7 +326,7 @@ def a_cut_gzip_stream(folder):
 def a_changed_byte_in_a_gzip_stream(folder):
     path = nifti_file(folder)
     content = bytearray(path.read_bytes())
-    content[-8] ^= 1  # of the checksum
+    content[-8] ^= 1  # in the checksum
     path.write_bytes(content)
     nifti.read_volume(path)
 
@@ -342,12 +342,12 @@ def a_quaternion_longer_than_one(folder):
 
 
 @fault("nifti", errors.GeometryRefused)
-def an_sform_without_extent(folder):
+def an_sform_of_zero_extent(folder):
     nifti.read_volume(nifti_file(folder, srow_z=[0, 0, 0, 0]))
 
 
 @fault("nifti", errors.PixelDataInvalid)
-def a_table_of_names_that_is_no_xml(folder):
+def a_table_of_names_that_is_not_xml(folder):
     path = folder / "labels.nii"
     nifti.write_labels(path, np.zeros((5, 12, 16), np.uint8), nifti.grid_of(geometry()), {1: "<]]>&"}, "")
     with nifti.open_labels(path):
@@ -358,18 +358,18 @@ def a_table_of_names_that_is_no_xml(folder):
 
 
 @fault("cohort.definition", errors.ConfigurationError)
-def a_list_of_series_that_is_gone(folder):
+def a_missing_list_of_series(folder):
     definition._content(folder / "gone.txt")
 
 
 @fault("cohort.sources", errors.ConfigurationError)
-def a_list_of_series_that_is_no_text(folder):
+def a_list_of_series_that_is_not_text(folder):
     list(read_list(in_file(folder, b"1.2.3\xff")))
 
 
 @contextmanager
 def web_answering(status: int, content: bytes):
-    """A web server whose answer is always the same; its address."""
+    """Start a web server that always gives the same response; returns its address."""
 
     class Answering(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -400,7 +400,7 @@ def ask(url: str) -> None:
 
 
 @fault("cohort.dicomweb", errors.ConnectionLost)
-def a_web_archive_that_is_away(_):
+def an_unreachable_web_archive(_):
     ask(f"http://127.0.0.1:{free_port()}")
 
 
@@ -411,13 +411,13 @@ def a_web_archive_with_a_fault(_):
 
 
 @fault("cohort.dicomweb", errors.NetworkError)
-def a_web_archive_that_knows_no_qido(_):
+def a_web_archive_without_qido(_):
     with web_answering(404, b"") as url:
         ask(url)
 
 
 @fault("cohort.dicomweb", errors.NetworkError)
-def a_web_page_for_an_archive(_):
+def a_web_page_instead_of_an_archive(_):
     with web_answering(200, b"<html>") as url:
         ask(url)
 
@@ -428,7 +428,7 @@ def a_text_among_the_images(folder):
 
 
 @fault("cohort.pseudonym", errors.ConfigurationError)
-def a_key_that_is_gone(folder):
+def a_missing_key(folder):
     read_key(folder / "gone.key")
 
 
@@ -438,7 +438,7 @@ def a_key_that_would_replace_another(folder):
 
 
 @fault("cohort.run", errors.ConfigurationError)
-def two_runs_with_one_data_set(folder):
+def two_runs_on_one_data_set(folder):
     with _alone(folder), _alone(folder):
         pass
 
@@ -449,18 +449,18 @@ def a_cohort_below_a_file(folder):
 
 
 @fault("cohort.table", errors.ConfigurationError)
-def rows_that_are_no_parquet(folder):
+def rows_that_are_not_parquet(folder):
     (folder / "measurements").mkdir()
     in_file(folder / "measurements", "no rows", "a.parquet")
     read_rows(folder)
 
 
 @fault("cohort.table", errors.StoreUnavailable)
-def rows_of_a_data_set_that_was_removed(folder):
+def rows_of_a_removed_data_set(folder):
     CohortTable(folder / "gone").write_reason("ab" * 16, "a", "b", Origin.COMPUTED, "refused", "too few slices")
 
 
-# ---- results that are read back
+# ---- reading results back
 
 
 def a_seg(folder: Path, names: dict[int, str] | None = None, requests: dict[str, ResultRequest] | None = None) -> Path:
@@ -472,24 +472,24 @@ def a_seg(folder: Path, names: dict[int, str] | None = None, requests: dict[str,
 
 
 @fault("results", errors.ResultUnreadable)
-def a_result_that_is_gone(folder):
+def a_missing_result(folder):
     read_report(folder / "gone.dcm")
 
 
 @fault("results", errors.ResultUnreadable)
-def a_result_that_is_no_dicom(folder):
+def a_result_that_is_not_dicom(folder):
     read_report(in_file(folder, "no DICOM at all"))
 
 
 @fault("results", errors.ResultUnreadable)
-def a_result_that_is_cut_short(folder):
+def a_truncated_result(folder):
     path = a_seg(folder)
     path.write_bytes(path.read_bytes()[:-200])
     read_segmentation(path)
 
 
 @fault("results", errors.ResultUnreadable)
-def a_result_whose_frames_lie_nowhere(folder):
+def a_result_without_frame_positions(folder):
     path = a_seg(folder)
     dataset = dcmread(path)
     del dataset.PerFrameFunctionalGroupsSequence
@@ -522,31 +522,31 @@ def a_data_set_below_a_file(folder):
 
 
 @fault("dataset.processes", errors.WorkerLost)
-def a_process_that_ends_before_its_work(_):
+def a_process_that_ends_before_its_work_is_done(_):
     list(in_processes(signal.raise_signal, [signal.SIGKILL, signal.SIGKILL], 2))
 
 
 @fault("labelmaps.sources", errors.ResultUnreadable)
-def segments_of_one_name(folder):
+def two_segments_with_one_name(folder):
     SegmentationObject(
         with_equal_names(a_seg(folder, {1: "liver", 2: "spleen"}), "SegmentSequence", "SegmentLabel")
     ).read()
 
 
 @fault("labelmaps.contours", errors.ResultUnreadable)
-def regions_of_one_name(folder):
+def two_regions_with_one_name(folder):
     request = {"planning": ResultRequest(report=False, segmentation=SegmentationForm.NONE, contours=("organ",))}
     path = a_seg(folder, {1: "liver", 2: "spleen"}, request)
     ContourObject(with_equal_names(path, "StructureSetROISequence", "ROIName")).read(geometry())
 
 
 @fault("labelmaps.finding", errors.ConfigurationError)
-def a_table_of_subjects_that_is_gone(folder):
+def a_missing_table_of_subjects(folder):
     read_meta(folder / "meta.csv")
 
 
 @fault("labelmaps.nifti_files", errors.ResultUnreadable)
-def a_table_of_names_that_is_gone(folder):
+def a_missing_table_of_names(folder):
     read_names(folder / "labels.json")
 
 
@@ -585,7 +585,7 @@ def a_structure_without_codes(_):
 
 
 def with_raw(keyword: str, vr: str, value: bytes) -> Dataset:
-    """A data set with one element as it came, which pydicom has not looked at yet."""
+    """A data set with one raw element, which pydicom has not parsed yet."""
     dataset = Dataset()
     tag = Tag(keyword)
     dataset._dict[tag] = RawDataElement(tag, vr, len(value), value, 0, is_implicit_VR=False, is_little_endian=True)
@@ -600,21 +600,21 @@ def a_number_that_its_vr_cannot_hold(_):
 
 
 @fault("standard.raw_elements", errors.EncodingError)
-def a_sequence_that_is_none(_):
+def an_invalid_sequence(_):
     header = Dataset()
     header.add_new("Rows", "US", 5)
     raw_items(header, "Rows")
 
 
 @fault("encode.source.planes", errors.EncodingError)
-def a_frame_that_is_not_described(_):
+def a_frame_without_description(_):
     header = Dataset()
     header.PerFrameFunctionalGroupsSequence = [Dataset()]
     plane_attributes(header, 2)
 
 
 @fault("encode.source.values", errors.EncodingError)
-def a_number_that_is_none(_):
+def an_invalid_number(_):
     finite_numbers(with_raw("PixelSpacing", "DS", b"wide\\0.5"), "PixelSpacing", 2)
 
 
@@ -631,14 +631,14 @@ def a_series(folder: Path):
 
 
 @fault("reconstruct", errors.StoreUnavailable)
-def a_slice_that_is_gone(folder):
+def a_missing_slice_file(folder):
     series = a_series(folder)
     series.instances[3].path.unlink()
     reconstruct(series)
 
 
 @fault("standard.attributes", errors.GeometryRefused)
-def a_position_that_is_no_number(folder):
+def a_position_that_is_not_a_number(folder):
     def change(header):
         header._dict.update(with_raw("ImagePositionPatient", "DS", b"here\\there\\0")._dict)
 
@@ -646,7 +646,7 @@ def a_position_that_is_no_number(folder):
 
 
 @fault("reconstruct.pixels", errors.PixelDataInvalid)
-def a_slice_that_was_overwritten(folder):
+def an_overwritten_slice(folder):
     series = a_series(folder)
     in_file(folder, b"\0" * 500, series.instances[3].path.name)
     reconstruct(series)
@@ -683,32 +683,32 @@ def a_package_without_a_manifest(folder):
 
 
 @fault("store.database", errors.ConfigurationError)
-def a_url_that_is_none(_):
+def an_invalid_url(_):
     Database("no url")
 
 
 @fault("store.database", errors.ConfigurationError)
-def a_database_that_nobody_knows(_):
+def an_unknown_kind_of_database(_):
     Database("oracel://host/name")
 
 
 @fault("store.database", errors.ConfigurationError)
-def a_port_that_is_no_number(_):
+def a_port_that_is_not_a_number(_):
     Database("postgresql+psycopg://node:secret@host:port/name")
 
 
 @fault("store.database", errors.StoreUnavailable)
-def a_database_server_that_is_away(_):
+def an_unreachable_database_server(_):
     Database(f"postgresql+psycopg://node@127.0.0.1:{free_port()}/postgres").upgrade()
 
 
 @fault("store.database", errors.StoreUnavailable)
-def a_ledger_that_is_no_database(folder):
+def a_ledger_that_is_not_a_database(folder):
     Database(f"sqlite:///{in_file(folder, b'x' * 5000)}").upgrade()
 
 
 @fault("store.database", errors.StoreUnavailable)
-def a_ledger_in_a_folder_that_is_gone(folder):
+def a_ledger_in_a_missing_folder(folder):
     Database(f"sqlite:///{folder / 'gone' / 'ledger'}").upgrade()
 
 
@@ -720,7 +720,7 @@ def a_ledger_on_a_full_disk(folder):
 
 
 @fault("store.database", errors.StoreUnavailable)
-def a_ledger_whose_table_is_gone(folder):
+def a_ledger_with_a_missing_table(folder):
     database = Database(f"sqlite:///{folder / 'ledger'}")
     database.upgrade()
     with sqlite3.connect(folder / "ledger") as other:
@@ -738,7 +738,7 @@ def every_connection_in_use(folder):
 
 
 @fault("store.disk", errors.StoreUnavailable)
-def a_disk_that_is_away(folder):
+def a_missing_disk(folder):
     DiskWatermark(folder / "gone", OperateSettings()).look()
 
 
@@ -765,7 +765,7 @@ def a_machine_without_proc(folder):
 
 
 @fault("network.pdu", errors.ProtocolFault)
-def a_rejection_that_is_cut_short(_):
+def a_truncated_rejection(_):
     Rejection.decode(memoryview(b"\0\1"))
 
 
@@ -783,22 +783,22 @@ OFFERS = [("1.2.840.10008.1.1", "1.2.840.10008.1.2")]
 
 
 @fault("network.requestor", errors.ConnectionLost)
-def a_port_that_nobody_listens_on(_):
+def a_port_without_listener(_):
     Association(Peer("PEER", "127.0.0.1", free_port(), 5.0, 5.0, 16384), "NODE", OFFERS)
 
 
 @fault("network.requestor", errors.NotSendable)
-def a_result_that_is_no_part_10_file(folder):
+def a_result_that_is_not_a_part_10_file(folder):
     store_at_a_peer(in_file(folder, "no DICOM"))
 
 
 @fault("network.requestor", errors.NotSendable)
-def a_result_that_was_deleted(folder):
+def a_deleted_result(folder):
     store_at_a_peer(folder / "gone.dcm")
 
 
 def store_at_a_peer(path: Path) -> None:
-    """C-STORE to a PACS that takes SEGs; refused before anything is sent, because of the file and nothing else."""
+    """C-STORE to a PACS that accepts SEGs; refused before anything is sent, only because of the file."""
     syntax = "1.2.840.10008.1.2.1"
     with scripted_pacs() as (port, stored):
         peer = Peer("PACS", "127.0.0.1", port, 5.0, 5.0, 16384)
@@ -809,7 +809,7 @@ def store_at_a_peer(path: Path) -> None:
 
 
 @fault("network.requestor", errors.ProtocolFault)
-def an_identifier_that_is_no_data_set(_):
+def an_identifier_that_is_not_a_data_set(_):
     sequence_without_an_end = struct.pack("<HHIH", 0x0008, 0x1140, 0xFFFFFFFF, 1)
     requestor._decoded(sequence_without_an_end, is_implicit=True)
 
@@ -832,17 +832,17 @@ def a_connection_that_was_reset(_):
 
 
 @fault("standard.files", errors.StoreUnavailable)
-def a_file_that_is_gone(folder):
+def a_missing_file(folder):
     read_headers([folder / "gone.dcm"])
 
 
 @fault("standard.files", errors.PixelDataInvalid)
-def a_file_that_is_no_dicom(folder):
+def a_file_that_is_not_dicom(folder):
     read_headers([in_file(folder, b"no DICOM at all" * 50)])
 
 
 @fault("standard.files", errors.FileUnreadable)
-def a_sequence_that_is_cut(folder):
+def a_truncated_sequence(folder):
     series = ct_series.write(folder, ct_series.Stack(ct_series.noise((3, 4, 4))))
     path = series.instances[0].path
     content = path.read_bytes()
@@ -853,7 +853,7 @@ def a_sequence_that_is_cut(folder):
 
 
 @fault("standard.opening", errors.FileUnreadable)
-def a_deflated_data_set_that_is_none(folder):
+def an_invalid_deflated_data_set(folder):
     deflated = FileMeta("1.2", "1.2.3", DeflatedExplicitVRLittleEndian).encoded()
     open_part10(in_file(folder, deflated + b"not deflated at all"))
 
@@ -867,7 +867,7 @@ def an_object_with_a_value_that_its_vr_cannot_hold(_):
 
 
 @fault("standard.part10", errors.EncodingError)
-def elements_that_are_cut_short(_):
+def truncated_elements(_):
     list(elements(memoryview(bytes(3))))
 
 
@@ -878,14 +878,14 @@ def elements_that_are_cut_short(_):
         for border, expected, provoke in FAULTS
     ],
 )
-def test_what_goes_wrong_below_comes_out_as_ours(tmp_path, expected, provoke):
+def test_fault_below_a_border_is_raised_as_the_named_error(tmp_path, expected, provoke):
     with pytest.raises(errors.DicomNodeError) as raised:
         provoke(tmp_path)
     assert type(raised.value) is expected
     assert "None" not in str(raised.value)
 
 
-def test_every_border_has_a_fault_for_each_of_its_errors():
+def test_every_error_of_every_border_has_a_fault():
     provoked = [(border, expected) for border, expected, _ in FAULTS]
     missing = {
         (border, name)

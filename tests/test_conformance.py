@@ -1,4 +1,4 @@
-"""The conformance statement is what the code says and what the node does: on real associations, in real objects."""
+"""The conformance statement agrees with the code and with the node on real associations, in real objects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "operators" / "conformance.md"
-"""Written anew by: dicom-node conformance --out docs/operators/conformance.md"""
+"""Regenerated with: dicom-node conformance --out docs/operators/conformance.md"""
 STANDARD_SYNTAXES = (
     ImplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -58,7 +58,7 @@ def statement() -> str:
 
 
 def tables(text: str) -> dict[str, list[dict[str, str]]]:
-    """The rows of the tables that have a number, by heading of column."""
+    """The rows of the numbered tables, by column heading."""
     found = {}
     for number, block in re.findall(r"^Table ([\d-]+):[^\n]*\n\n((?:\|[^\n]*\n)+)", text, re.MULTILINE):
         rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in block.splitlines()]
@@ -75,13 +75,13 @@ def stated() -> dict[str, list[dict[str, str]]]:
 # ---- the document
 
 
-def test_the_document_is_what_the_code_says():
+def test_document_equals_the_generated_statement():
     assert DOCUMENT.read_text(encoding="utf-8") == statement(), (
         "dicom-node conformance --out docs/operators/conformance.md"
     )
 
 
-def test_the_statement_has_the_sections_of_the_standard_in_their_order_and_a_contents_that_leads_to_them():
+def test_statement_has_the_standards_sections_in_order_with_a_linked_table_of_contents():
     text = statement()
     headings = re.findall(r"^#+ (\d[\d.]*) (.+)$", text, re.MULTILINE)
     numbers = [tuple(int(part) for part in number.split(".")) for number, _ in headings]
@@ -93,13 +93,13 @@ def test_the_statement_has_the_sections_of_the_standard_in_their_order_and_a_con
         assert anchor == re.sub(r"[^a-z0-9\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_the_statement_says_that_it_is_research_software_and_claims_no_profile():
+def test_statement_says_research_software_and_claims_no_profile():
     text = statement()
     assert "Not a medical device, not cleared for clinical use" in text
     assert "no profile is claimed" in text
 
 
-def test_the_statement_names_no_place_of_the_machine_that_wrote_it():
+def test_statement_contains_no_path_of_the_machine_that_wrote_it():
     for found in (str(Path.home()), str(ROOT), socket.gethostname()):
         assert found not in statement()
 
@@ -109,7 +109,7 @@ def test_the_statement_names_no_place_of_the_machine_that_wrote_it():
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory) -> int:
-    """A listener with the limits of the product."""
+    """A listener with the product's limits."""
     settings = Settings(
         node=NodeSettings(port=0, data_folder=tmp_path_factory.mktemp("node")),
         receive=ReceiveSettings(minimum_free_disk_bytes=0),
@@ -125,7 +125,7 @@ def port(tmp_path_factory) -> int:
 
 
 def negotiated(port: int, proposed: list[tuple[str, str]], called: str = "DICOMNODE") -> tuple[socket.socket, list]:
-    """An association, and what was accepted of at most 128 pairs of abstract and transfer syntax."""
+    """An association, and the accepted ones of at most 128 pairs of abstract and transfer syntax."""
     request = A_ASSOCIATE()
     request.application_context_name = "1.2.840.10008.3.1.1.1"
     request.calling_ae_title, request.called_ae_title = "SENDER", called
@@ -165,7 +165,7 @@ def receive(connection: socket.socket, count: int) -> bytes:
     return received
 
 
-def test_the_listener_accepts_what_is_stated_and_nothing_else(port, stated):
+def test_listener_accepts_exactly_what_is_stated(port, stated):
     said = {(row["UID 1"], row["UID 2"]) for row in stated["4-1"]}
     syntaxes = {uid for _, uid in said} | {str(uid) for uid in STANDARD_SYNTAXES}
     syntaxes |= {str(uid) for context in AllStoragePresentationContexts for uid in context.transfer_syntax}
@@ -183,8 +183,8 @@ def test_the_listener_accepts_what_is_stated_and_nothing_else(port, stated):
     assert set(accepted) == said
 
 
-def test_every_status_that_is_stated_is_answered_and_no_other(port, stated, tmp_path):
-    """Each by what is said to lead to it."""
+def test_listener_answers_with_exactly_the_stated_statuses(port, stated, tmp_path):
+    """Each is provoked by its stated cause."""
     sound = ct_slice(1)
     uid, dataset = sound.SOPInstanceUID, encoded(sound, ExplicitVRLittleEndian)
     without_study = ct_slice(2)
@@ -231,7 +231,7 @@ def answer(port: int, command: bytes, dataset: bytes) -> str:
     return f"{int.from_bytes(body[where + 8 : where + 10], 'little'):04X}"
 
 
-def test_rejections_and_aborts_are_those_that_are_stated(port, stated):
+def test_rejections_and_aborts_are_as_stated(port, stated):
     connection, rejected = negotiated(port, [(Verification, ImplicitVRLittleEndian)], called="SOMEBODY")
     connection.close()
     stated_rejections = [[int(row[f"{name} 1"]) for name in ("result", "source", "reason")] for row in stated["4-3"]]
@@ -247,7 +247,7 @@ def test_rejections_and_aborts_are_those_that_are_stated(port, stated):
         assert body[3] in stated_aborts
 
 
-def test_the_listener_is_who_the_statement_says(port):
+def test_listener_identifies_itself_as_stated(port):
     text = DOCUMENT.read_text(encoding="utf-8")
     entity = AE(ae_title="SENDER")
     entity.add_requested_context(Verification)
@@ -267,7 +267,7 @@ def test_delivery_takes_every_status_as_stated(stated):
     rows = {row["status 1"]: row["behaviour 1"] for row in stated["4-8"]}
     for said, behaviour in rows.items():
         numbers = [int(part, 16) for part in re.findall(r"\b[0-9A-F]{4}\b", said)] or [0x0999]
-        # of a range, its end: the beginning may have a meaning of its own
+        # of a range, its end: the beginning may have a special meaning
         meaning = classify(numbers[-1])
         assert behaviour == ("delivered" if meaning.delivered else "tried again" if meaning.retry else "refused"), said
     named = {int(said, 16) for said in rows if len(said) == 4}
@@ -275,7 +275,7 @@ def test_delivery_takes_every_status_as_stated(stated):
     assert {status for status, meaning in meanings.items() if meaning[0] and status < 0xB000} <= named
 
 
-def test_every_object_that_is_made_can_be_proposed_as_stated(stated):
+def test_every_kind_of_object_can_be_proposed_as_stated(stated):
     proposed = {(row["UID 1"], row["UID 2"]) for row in stated["4-7"]}
     made = {(str(each.dataset.SOPClassUID), str(each.dataset.file_meta.TransferSyntaxUID)) for each in samples()}
     assert made <= proposed
@@ -288,20 +288,20 @@ def test_every_object_that_is_made_can_be_proposed_as_stated(stated):
 # ---- objects
 
 
-def test_every_attribute_that_the_standard_requires_is_in_every_object():
-    """Type 1 with a value and type 2, in mandatory modules and in sequences that are there (PS3.3)."""
+def test_every_object_has_every_attribute_required_by_the_standard():
+    """Type 1 with a value and type 2, in mandatory modules and in sequences that are present (PS3.3)."""
     missing = set()
     for sample in samples():
         sop_class = str(sample.dataset.SOPClassUID)
         for module in get_iod_module_map()[get_sop_class_iod_map()[sop_class]]:
             for attribute in get_module_attribute_map()[module["key"]]:
-                # of the macros of SR Document Content each value type has its own
+                # each value type has its own macro of SR Document Content
                 if module["usage"] != "M" or module["key"] == "sr-document-content":
                     continue
                 if attribute["type"] not in ("1", "2"):
                     continue
                 if attribute["path"] in FUNCTIONAL_GROUPS:
-                    continue  # each macro stands in one of the two, its attributes are looked at there
+                    continue  # each macro is in one of the two, and its attributes are checked there
                 for item in items_at(sample.dataset, attribute["path"]):
                     if is_missing(item, attribute):
                         missing.add((sample.kind.value, module["key"], *attribute["path"], attribute["keyword"]))
@@ -324,8 +324,8 @@ def is_missing(item: Dataset, attribute: dict[str, str]) -> bool:
     return attribute["type"] == "1" and item[attribute["keyword"]].is_empty
 
 
-def test_what_is_stated_to_be_copied_and_fixed_is_so_in_an_object_of_other_conditions():
-    """The facts, looked up in the data set itself rather than by the parts that the statement was made from."""
+def test_copied_and_fixed_attributes_are_as_stated_under_other_conditions():
+    """The values are read from the data set itself, not through the code that made the statement."""
     created = {(each["kind"], each["modality"]): each for each in facts()["created"] if each["kind"] != "SC"}
     looked_at = 0
     for sample in samples():
@@ -348,7 +348,7 @@ def test_what_is_stated_to_be_copied_and_fixed_is_so_in_an_object_of_other_condi
     assert looked_at > 100
 
 
-def test_no_object_has_a_private_attribute():
+def test_no_object_has_private_attributes():
     for sample in samples():
         assert not [element.tag for element in sample.dataset.iterall() if element.tag.is_private], sample.kind
 
@@ -356,7 +356,7 @@ def test_no_object_has_a_private_attribute():
 # ---- the command
 
 
-def test_the_command_states_the_product_or_the_node_that_is_configured(tmp_path):
+def test_command_describes_the_product_or_the_configured_node(tmp_path):
     config = tmp_path / "node.yaml"
     config.write_text("{node: {ae_title: OTHER, port: 4242}, sources: [{ae_title: SCANNER1, addresses: [10.0.0.7]}]}")
     out = tmp_path / "statement.md"
@@ -368,13 +368,13 @@ def test_the_command_states_the_product_or_the_node_that_is_configured(tmp_path)
     assert "| `node.port` | 11112 | at least 0, at most 65535 | 4242 |" in text
 
 
-def test_a_file_that_cannot_be_written_is_said_in_one_line(tmp_path):
+def test_unwritable_file_is_a_one_line_error(tmp_path):
     answered = CliRunner().invoke(main, ["conformance", "--out", str(tmp_path / "nowhere" / "statement.md")])
     assert answered.exit_code == 1
     assert "No such file or directory" in answered.stderr
 
 
-def test_the_command_answers_programs_in_json():
+def test_command_prints_json_for_programs():
     answered = json.loads(CliRunner().invoke(main, ["conformance", "--json"]).stdout)
     assert answered["ae_title"] == "DICOMNODE"
     assert {each["kind"] for each in answered["created"]} == {

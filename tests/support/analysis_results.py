@@ -1,4 +1,4 @@
-"""Small CT series as headers and grids, without pixels and without the reconstruct room: what encode is given."""
+"""Small CT series as headers and grids, the input of encode, made without pixels and without the reconstruct room."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def geometry(
     shear_xy_mm: tuple[float, float] = (0.0, 0.0),
     spacing_xyz_mm: tuple[float, float, float] = (0.8, 0.7, 2.5),
 ) -> Geometry:
-    """A grid with rows and columns along ``orientation``; ``shear_xy_mm`` shifts each plane against the one before."""
+    """A grid with rows and columns along ``orientation``; ``shear_xy_mm`` shifts each plane against the last."""
     row, column = np.array(orientation[:3]), np.array(orientation[3:])
     row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
     affine = np.eye(4)
@@ -64,11 +64,11 @@ GRIDS: dict[str, tuple[Geometry, bool]] = {
     "multi-frame": (geometry((5, 13, 11)), True),
     "multi-frame, tilted": (geometry((5, 13, 11), shear_xy_mm=(0.2, 0.9)), True),
 }
-"""Every way planes may lie: the grid, and whether the source is one multi-frame object."""
+"""Every arrangement of planes: the grid, and whether the source is one multi-frame object."""
 
 
 def reconstruction(grid: Geometry | None = None, *, multi_frame: bool = False) -> Reconstruction:
-    """What reconstruct would hand over for a series on ``grid``."""
+    """The output of reconstruct for a series on ``grid``."""
     grid = grid or geometry()
     voxels = np.random.default_rng(1).integers(-1000, 1500, grid.shape_zyx).astype(np.int16)
     volume = Volume(voxels, grid)
@@ -90,14 +90,14 @@ def with_headers(source: Reconstruction, change) -> Reconstruction:
 def segmentation(
     grid: Geometry, names: dict[int, str], labels_zyx: np.ndarray | None = None, model: ModelIdentity = MODEL
 ) -> Segmentation:
-    """Labels on ``grid``: by default every label in a corner of its own, asymmetric in all three axes."""
+    """Labels on ``grid``: by default every label in a different corner, asymmetric in all three axes."""
     if labels_zyx is None:
         labels_zyx = asymmetric_labels(grid.shape_zyx, sorted(names))
     return Segmentation(labels_zyx.astype(np.uint8), grid, names, model)
 
 
 def asymmetric_labels(shape_zyx: tuple[int, int, int], labels: list[int]) -> np.ndarray:
-    """Boxes that no flip or transposition maps to themselves; later labels lie deeper in every axis."""
+    """Boxes that no flip or transposition maps to themselves; later labels have higher indices on every axis."""
     result = np.zeros(shape_zyx, dtype=np.uint8)
     z, y, x = shape_zyx
     for index, label in enumerate(labels):
@@ -108,12 +108,12 @@ def asymmetric_labels(shape_zyx: tuple[int, int, int], labels: list[int]) -> np.
 
 
 def measured(source: Reconstruction, labels: Segmentation) -> Measurements:
-    """As the pipeline measures."""
+    """The measurements, made like in the pipeline."""
     return measure(source.source, labels)
 
 
 def findings(segments: tuple[Segment, ...], seg: Dataset) -> tuple[Finding, ...]:
-    """``segments`` as a report on ``seg`` states them."""
+    """``segments`` as stated in a report on ``seg``."""
     reference = SegmentationReference(str(seg.SOPClassUID), str(seg.SOPInstanceUID), str(seg.SeriesInstanceUID))
     return tuple(Finding(segment, reference) for segment in segments)
 
@@ -125,7 +125,7 @@ def without_mean(measurements: Measurements) -> Measurements:
 
 
 def laterality_meaning(name: str) -> str | None:
-    """The side of a structure as the catalogue codes it."""
+    """The laterality of a structure as coded in the catalogue."""
     return structure(name).laterality
 
 

@@ -1,4 +1,4 @@
-"""A small chest with lungs, spine and skin in noisy air: what a scale of CT can be told by."""
+"""A small chest with lungs, spine and skin in noisy air, from which the scale of a CT can be recognised."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def chest_hu(seed: int = 0, noise: float = 8.0) -> np.ndarray:
     fill((27, 21), (11, 8), LUNG)
     fill((27, 43), (11, 8), LUNG)
     fill((43, 32), (4, 5), BONE)
-    # both ends of the spine differ, so that a turned volume is no equal one
+    # both ends of the spine differ, so that a flipped volume is not equal
     hu[0, 40, 30:34] = 900
     hu += np.random.default_rng(seed).normal(0, noise, SHAPE)
     return np.rint(hu).astype(np.int16)

@@ -1,6 +1,6 @@
-"""CT images in compressed transfer syntaxes with exactly the bits that a test wants, sound or not.
+"""CT images in compressed transfer syntaxes with exactly the bits that a test needs, valid or not.
 
-pydicom's own ``compress`` hides what is tested here: it writes codestreams of Bits Stored bits and checks no value.
+pydicom's ``compress`` would hide what is tested here: it writes codestreams of Bits Stored bits and checks no value.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRBigEndian, RLELossless, JPEGLSLossless, JPEG2000Lossless)
-"""Beside Explicit VR Little Endian; JPEG lossless is made by DCMTK, see :func:`dcmtk_compressed`."""
+"""Besides Explicit VR Little Endian; JPEG Lossless is made by DCMTK, see :func:`dcmtk_compressed`."""
 
 
 def compress(ds: Dataset, syntax: UID, *, precision: int = 16, signed: bool = False) -> None:
-    """Encode the 16-bit pixels of ``ds``, which is in Explicit VR Little Endian, as they stand.
+    """Encode the 16-bit pixels of ``ds``, which is in Explicit VR Little Endian, unchanged.
 
-    ``precision`` and ``signed`` are what a JPEG-LS or JPEG 2000 codestream says of itself, whatever the header says.
+    ``precision`` and ``signed`` are stated in the JPEG-LS or JPEG 2000 codestream, whatever the header says.
     """
     pixels = np.frombuffer(ds.PixelData, "<u2").reshape(ds.Rows, ds.Columns)
     if not syntax.is_compressed:
@@ -68,7 +68,7 @@ def _as_signed(low: np.ndarray, precision: int) -> np.ndarray:
 
 
 def dcmtk_compressed(command: str, path: Path, *options: str) -> None:
-    """The file compressed in place by one of DCMTK's tools."""
+    """Compress the file in place with one of DCMTK's tools."""
     target = path.with_suffix(".compressed")
     subprocess.run([command, *options, "+un", str(path), str(target)], check=True, capture_output=True)
     target.replace(path)

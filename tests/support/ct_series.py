@@ -1,4 +1,4 @@
-"""Small CT series that tests write and then bend."""
+"""Small CT series that tests write and then modify."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Stack:
-    """Stored values of a regular stack and where it lies; ``step_mm`` is the way from plane to plane."""
+    """Stored values of a regular stack and its position; ``step_mm`` is the vector from plane to plane."""
 
     stored: np.ndarray
     orientation: tuple[float, ...] = AXIAL
@@ -72,7 +72,7 @@ def write(folder: Path, stack: Stack) -> Series:
 
 
 def enhanced(series: Series, folder: Path, parts: Iterable[Iterable[int]]) -> Series:
-    """Legacy Converted Enhanced CT objects in a series of their own, one of the planes that each of ``parts`` names."""
+    """Legacy Converted Enhanced CT objects in a separate series, one for the planes named in each of ``parts``."""
     uid, instances = generate_uid(), []
     for number, part in enumerate(parts):
         planes = [dcmread(series.instances[k].path) for k in part]
@@ -91,7 +91,7 @@ def enhanced(series: Series, folder: Path, parts: Iterable[Iterable[int]]) -> Se
 
 
 def bent(series: Series, change: Callable[[Dataset], None], *indices: int) -> Series:
-    """The series with ``change`` done to the headers (not the files) of the given instances, or of all."""
+    """The series with ``change`` applied to the headers (not the files) of the given instances, or of all."""
     instances = list(series.instances)
     for index in indices or range(len(instances)):
         header = copy.deepcopy(instances[index].header)
@@ -105,6 +105,6 @@ def noise(shape_zyx: tuple[int, int, int], seed: int = 0, low: int = 0, high: in
 
 
 def tilted_axes(degrees: float) -> tuple[float, ...]:
-    """Columns lean back by ``degrees`` about the x axis; the table still moves along z."""
+    """The column direction is rotated by ``degrees`` about the x axis; the table still moves along z."""
     angle = math.radians(degrees)
     return (1.0, 0.0, 0.0, 0.0, math.cos(angle), -math.sin(angle))

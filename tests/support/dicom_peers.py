@@ -1,4 +1,4 @@
-"""Peers and results for the tests of deliver."""
+"""Peers and results for the delivery tests."""
 
 import hashlib
 import socket
@@ -19,7 +19,7 @@ ANY_HOST = "127.0.0.1"
 
 
 def make_result(folder, number, *, kind=ResultKind.SEGMENTATION, megabytes=0.3):
-    """A SEG-like (or SR-like) Part 10 file with pixels that differ in every byte range."""
+    """A SEG-like (or SR-like) Part 10 file with different pixels in every byte range."""
     dataset = Dataset()
     sop_class = SegmentationStorage if kind is ResultKind.SEGMENTATION else ComprehensiveSRStorage
     dataset.SOPClassUID = sop_class
@@ -65,7 +65,7 @@ def scripted_pacs(
     port=0,
     **ae,
 ):
-    """A pynetdicom SCP whose answer to its k-th C-STORE (k from 1) is what ``on_store(event, k)`` returns."""
+    """A pynetdicom SCP that answers its k-th C-STORE (k from 1) with ``on_store(event, k)``."""
     stored = []
 
     def handle(event):
@@ -90,7 +90,7 @@ def scripted_pacs(
 
 @contextmanager
 def raw_peer(serve):
-    """A TCP listener that hands each connection to ``serve(connection)`` in a thread."""
+    """A TCP listener that calls ``serve(connection)`` in a thread for each connection."""
     listener = socket.create_server((ANY_HOST, 0))
 
     def accept():

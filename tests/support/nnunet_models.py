@@ -1,7 +1,7 @@
 """Small nnU-Net v2 model folders with random weights, and packages installed from them.
 
-The folders are written without the writer of :mod:`inference.training`, so that the reader is not tested against
-mistakes that both would share.
+The folders are not written by the writer in :mod:`inference.training`, so that the reader is not tested against
+mistakes shared by both.
 """
 
 import json
@@ -29,7 +29,7 @@ CUBIC, LINEAR, LABELS = (
 
 
 def plans(patch=(32, 32, 32), spacing=(4.0, 4.0, 4.0), features=(4, 8), network="PlainConvUNet", axes=(0, 1, 2)):
-    """A whole plans.json, as nnU-Net's own PlansManager reads it."""
+    """A complete plans.json, as read by nnU-Net's own PlansManager."""
     stages = len(features)
     blocks = "n_conv_per_stage" if network == "PlainConvUNet" else "n_blocks_per_stage"
     return {
@@ -79,7 +79,7 @@ def random_network(described, classes, seed=0):
     kind = PlainConvUNet if "n_conv_per_stage" in kwargs else ResidualEncoderUNet
     torch.manual_seed(seed)
     network = kind(input_channels=1, num_classes=classes, **kwargs)
-    for module in network.modules():  # wide enough that a random network gives every label somewhere
+    for module in network.modules():  # wide enough for a random network to give every label somewhere
         if isinstance(module, nn.Conv3d):
             nn.init.normal_(module.weight, std=(2.0 / module.weight[0].numel()) ** 0.5)
             if module.bias is not None:
@@ -98,7 +98,7 @@ def write_model(
 ):
     """Write a model folder of random weights; returns it.
 
-    ``checkpoint`` adds or replaces entries. ``more_labels`` are in dataset.json, but no output of the network.
+    ``checkpoint`` adds or replaces entries. ``more_labels`` are in dataset.json, but not in the network's output.
     """
     described = described or plans()
     folder.mkdir(parents=True)
@@ -124,8 +124,8 @@ def write_model(
 def scale_weights(model, layer, factor):
     """Multiply the weights of a layer by ``factor`` in the checkpoint of a model folder, under all of its names.
 
-    ``layer`` is ``first`` or ``last``; an instance norm behind the first one makes the same of any factor that the
-    arithmetic can hold.
+    ``layer`` is ``first`` or ``last``; an instance norm after the first one removes any factor that the
+    arithmetic can represent.
     """
     path = model / "fold_0" / "checkpoint_final.pth"
     content = torch.load(path, weights_only=True)
@@ -141,9 +141,9 @@ def scale_weights(model, layer, factor):
 
 
 def write_package(library, *models, name="test", **facts):
-    """Install model folders that :func:`write_model` wrote into the folder ``library``; returns the package.
+    """Install model folders written by :func:`write_model` into the folder ``library``; returns the package.
 
-    TotalSegmentator's resampling unless ``resampling`` says otherwise, and any volume is large enough.
+    Resampling is TotalSegmentator's unless ``resampling`` says otherwise, and any volume is large enough.
     """
     facts = {"resampling": "corners", "minimum_slices": 1, "minimum_extent_mm": 0.0, **facts}
     return install_folders(models, library, Facts(name=name, source="tests", **facts))

@@ -1,4 +1,4 @@
-"""nnU-Net's and TotalSegmentator's pipelines, built from what they use: nibabel, scipy and nnU-Net's own classes."""
+"""nnU-Net's and TotalSegmentator's pipelines, built from the libraries they use: nibabel, scipy and nnU-Net itself."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from scipy import ndimage
 
 @cache
 def predictor_class():
-    """nnU-Net's, without torchvision, which its module imports by way of a preprocessor that is not used."""
+    """nnU-Net's predictor, without torchvision, which its module imports through an unused preprocessor."""
     if "torchvision" not in sys.modules:
         sys.modules["torchvision"] = ModuleType("torchvision")
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor  # noqa: PLC0415 - see above
@@ -32,16 +32,16 @@ def half_logits(image_zyx, networks, classes, patch, step):
     )
     predictor.configuration_manager = SimpleNamespace(patch_size=list(patch))
     predictor.label_manager = SimpleNamespace(num_segmentation_heads=classes)
-    predictor.network = deepcopy(networks[0])  # its weights are overwritten by those of each fold
+    predictor.network = deepcopy(networks[0])  # its weights are overwritten with those of each fold
     predictor.list_of_parameters = [network.state_dict() for network in networks]
     return predictor.predict_logits_from_preprocessed_data(torch.from_numpy(image_zyx)[None])
 
 
 def nnunet(volume, model, networks, folder, *, configuration="3d_fullres", orientation="LPS", mirroring_axes=None):
-    """Labels [z, y, x] on the grid of ``volume`` by nnU-Net's reader, preprocessing, predictor, export and writer.
+    """Labels [z, y, x] on the grid of ``volume``, by nnU-Net's reader, preprocessing, predictor, export and writer.
 
-    ``model`` is the folder with plans.json and dataset.json, ``networks`` are its folds. The CT lies in ``folder`` as a
-    NIfTI file in that ``orientation``, as the model's training files did.
+    ``model`` is the folder with plans.json and dataset.json, ``networks`` are its folds. The CT is written to
+    ``folder`` as a NIfTI file in that ``orientation``, like the model's training files.
     """
     affine = np.diag([-1, -1, 1, 1]) @ volume.geometry.affine_lps
     image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), affine)
@@ -77,7 +77,7 @@ def _in_orientation(image, wanted):
 
 
 def change_spacing(hu_zyx, zoom_zyx):
-    """TotalSegmentator's: [x, y, z] in double precision, linear, then int32."""
+    """TotalSegmentator's change_spacing: [x, y, z] in double precision, linear, then int32."""
     xyz = ndimage.zoom(hu_zyx.transpose(2, 1, 0).astype(np.float64), zoom_zyx[::-1], order=1, mode="nearest")
     return xyz.transpose(2, 1, 0).astype(np.int32)
 
@@ -85,8 +85,8 @@ def change_spacing(hu_zyx, zoom_zyx):
 def totalsegmentator(volume, parts, step):
     """Labels [z, y, x] on the grid of ``volume``.
 
-    ``parts``: for each, its plans and its networks (folds); channel c of part p is label 100 p + c. All parts share a
-    spacing, the same along every axis.
+    ``parts``: the plans and networks (folds) of each; channel c of part p is label 100 p + c. All parts share one
+    isotropic spacing.
     """
     affine = np.diag([-1, -1, 1, 1]) @ volume.geometry.affine_lps
     image = nibabel.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), affine)

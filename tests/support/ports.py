@@ -1,4 +1,4 @@
-"""TCP ports for programs that must be told one before they start."""
+"""TCP ports for programs that need one before they start."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _HELD: list[socket.socket] = []
 def free_port() -> int:
     """A free loopback port that no other test process gets while this process lives.
 
-    Asking the kernel for a port and closing it again is a race: the next connection may get it. This port is below the
-    range that the kernel assigns, and a name in the abstract socket namespace reserves it among the test processes of
-    this machine.
+    Asking the kernel for a port and closing it again is a race: another connection may get it. This port is below the
+    range from which the kernel assigns ports, and a name in the abstract socket namespace reserves it among the test
+    processes of this machine.
     """
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = list(range(_LOWEST, max(first_ephemeral, _LOWEST + 1000)))

@@ -17,7 +17,7 @@ def phantom(seed, spacing_mm):
 
 
 def write_raw_data_set(folder, spacing_mm, count, first_seed=500):
-    """Write ``count`` phantoms to ``folder``, whose name must be such as Dataset901_test."""
+    """Write ``count`` phantoms to ``folder``, whose name must have the form Dataset901_test."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
     for k in range(count):

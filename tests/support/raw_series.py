@@ -1,4 +1,4 @@
-"""A small CT series as bytes, element by element, for faults that no library would write."""
+"""A small CT series written byte by byte, element by element, for faults that no library would write."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PLANES, ROWS, COLUMNS = 4, 6, 7
 ROOT = "1.2.826.0.1.3680043.8.498"
 SURNAME = "Zweifelhaft"
-"""Must appear nowhere except in results."""
+"""These values must appear nowhere except in results."""
 PATIENT_ID = "P-90210"
 
 Elements = dict[int, tuple[bytes, bytes]]
@@ -107,12 +107,12 @@ def _element(tag: int, vr: bytes, value: bytes, *, implicit_vr: bool) -> bytes:
 
 
 def padded(value: bytes, vr: bytes) -> bytes:
-    """``value`` with the padding that belongs to its VR (PS3.5 6.2)."""
+    """``value`` with the padding for its VR (PS3.5 6.2)."""
     return value + (b"\0" if vr in (b"UI", b"OB", b"UN", b"OW") else b" ") * (len(value) % 2)
 
 
 def sequence(*items: bytes) -> bytes:
-    """The value of a sequence of these encoded items."""
+    """The value of a sequence with these encoded items."""
     return b"".join(struct.pack("<HHI", 0xFFFE, 0xE000, len(item)) + item for item in items)
 
 
@@ -132,11 +132,11 @@ def part10(elements: Elements, *, implicit_vr: bool = False) -> bytes:
 
 
 Change = tuple[bytes, bytes] | bytes | None
-"""VR and value, a value of the dictionary's VR, or None: the element is absent."""
+"""VR and value, a value of the VR in the dictionary, or None for an absent element."""
 
 
 def changed(elements: Elements, changes: Mapping[str | int, Change]) -> Elements:
-    """``elements`` with ``changes`` by keyword or tag."""
+    """``elements`` with ``changes`` applied by keyword or tag."""
     result = dict(elements)
     for key, change in changes.items():
         tag = key if isinstance(key, int) else tag_of(key)
@@ -148,7 +148,7 @@ def changed(elements: Elements, changes: Mapping[str | int, Change]) -> Elements
 
 
 def write(folder: Path, changes: Mapping[str | int, Change], *, implicit_vr: bool = False) -> list[Path]:
-    """The series with ``changes`` in each of its files."""
+    """Write the series with ``changes`` in each of its files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for k in range(PLANES):
@@ -159,5 +159,5 @@ def write(folder: Path, changes: Mapping[str | int, Change], *, implicit_vr: boo
 
 
 def read(paths: list[Path]) -> Series:
-    """As the node reads what it received."""
+    """Read the series like the node reads received files."""
     return Series(f"{ROOT}.2", f"{ROOT}.1", read_headers(paths))

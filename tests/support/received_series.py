@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float = 2.5, columns: int = 8) -> str:
-    """A series of 4 x 8 x ``columns`` voxels of ``hu``, by the shortest way from file to row; returns its UID."""
+    """Receive a series of 4 x 8 x ``columns`` voxels of ``hu`` directly, without a network; returns its UID."""
     folder.mkdir()
     series = write(folder, Stack(np.full((4, 8, columns), hu + 1024, np.uint16), step_mm=(0.0, 0.0, step_mm)))
     receive_instances(spool, ledger, series.instances)
@@ -28,14 +28,14 @@ def receive(spool: Spool, ledger: Ledger, folder: Path, hu: int, step_mm: float 
 
 
 def write_instance(spool: Spool, meta: FileMeta, dataset_bytes: bytes) -> SpooledInstance:
-    """An encoded data set as the file of an instance that came whole."""
+    """Write an encoded data set as the file of a completely received instance."""
     with spool.open_instance(meta) as writer:
         writer.write(dataset_bytes)
         return writer.commit()
 
 
 def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceInstance]) -> None:
-    """Instances of any series, by the shortest way from file to row."""
+    """Receive the instances of any series directly, without a network."""
     for instance in instances:
         meta = instance.header.file_meta
         whole = instance.path.read_bytes()

@@ -1,4 +1,4 @@
-"""Children that read as a test tells them: a decoder that spins, crashes, sleeps or wants memory, in real processes.
+"""Reading children controlled by a test: a decoder that spins, crashes, sleeps or allocates memory, in real processes.
 
 It does so for images of ``ROWS`` rows only, and while headers are read for those of the patient ``PATIENT``.
 """
@@ -29,7 +29,7 @@ scripted_reader.plug()
 
 
 def script(folder: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Every child that is started from now on does ``how``: spin, crash, sleep or memory."""
+    """Make every child started from now on do ``how``: spin, crash, sleep or memory."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(_PLUG)
     monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -1,8 +1,8 @@
-"""A model that does what a test tells it, step by step, in real worker processes.
+"""A model controlled step by step by a test, in real worker processes.
 
-A volume is told from another by its HU, which is one number everywhere; every voxel of its labels is that number. The
-test speaks through a folder: ``Script.hold`` stops a step of a volume until it is released, ``Script.fail`` has it end
-badly, ``Script.events`` tells what has happened so far, in order.
+A volume is identified by its HU, which is the same number everywhere; every voxel of its labels is that number. The
+test communicates through a folder: ``Script.hold`` stops a step of a volume until it is released, ``Script.fail`` makes
+it fail, ``Script.events`` lists what has happened so far, in order.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Script:
     """The test's side."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every worker that is started from now on follows the script in ``folder``."""
+        """Make every worker started from now on follow the script in ``folder``."""
         self.folder = folder
         folder.mkdir(parents=True)
         (folder / "sitecustomize.py").write_text(_PLUG)
@@ -45,18 +45,18 @@ class Script:
         monkeypatch.setenv(_FOLDER, str(folder))
 
     def hold(self, step: str) -> None:
-        """Let a step, such as ``infer 1`` or ``load a``, begin and then wait for :meth:`release`."""
+        """Make a step, such as ``infer 1`` or ``load a``, begin and then wait for :meth:`release`."""
         (self.folder / f"hold {step}").touch()
 
     def release(self, step: str) -> None:
         (self.folder / f"hold {step}").unlink()
 
     def fail(self, step: str, how: str) -> None:
-        """The next ``step`` ends with ``kill``, ``memory``, ``refuse`` or, for good, ``always kill``."""
+        """Make the next ``step`` end with ``kill``, ``memory``, ``refuse`` or, permanently, ``always kill``."""
         (self.folder / f"fail {step}").write_text(how)
 
     def grow(self, step: str, mib: int) -> None:
-        """In ``step`` the process takes this much more memory and keeps it."""
+        """Make the process allocate this much more memory in ``step`` and keep it."""
         (self.folder / f"grow {step}").write_text(str(mib))
 
     def events(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Waiting for what other threads and processes do, with a limit that only a fault reaches."""
+"""Waiting for other threads and processes, with a limit that is only reached if something is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOOK_AGAIN_S = 0.02
 def wait_until(
     condition: Callable[[], Value], limit_s: float = 60, otherwise: Callable[[], object] | None = None
 ) -> Value:
-    """The first true value of ``condition``; ``otherwise`` says what is there instead when it never comes."""
+    """Wait for the first true value of ``condition``; ``otherwise`` describes the state if it never comes."""
     end = time.monotonic() + limit_s
     while not (value := condition()):
         if time.monotonic() > end:
@@ -29,7 +29,7 @@ def wait_until(
 
 
 def wait_for_port(port: int, limit_s: float = 30, host: str = "127.0.0.1") -> None:
-    """Until something accepts connections there."""
+    """Wait until something accepts connections on the port."""
 
     def listens() -> bool:
         try:
