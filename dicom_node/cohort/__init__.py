@@ -1,1 +1,1 @@
-"""Cohorts: series pulled from an archive through the node's queue, and their measurements in one Parquet data set."""
+"""Cohorts: series are pulled from an archive and run in the node's queue; measurements go to one Parquet data set."""

@@ -1,4 +1,4 @@
-"""From the end of a job to rows: the report that the job made is read back, with the header of its images."""
+"""From a finished job to rows: the job's report is read back, together with the header of its images."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Collecting:
     dates: Dates
 
     def collect(self, series: CohortSeries) -> bool:
-        """PULLED -> DONE, REFUSED or FAILED, rows or the reason first; False while a job is under way.
+        """PULLED -> DONE, REFUSED or FAILED, after writing rows or the reason; False while a job is in progress.
 
         Raises:
-            StoreUnavailable: spool, ledger or data set can't be used now.
+            StoreUnavailable: spool, ledger or data set is unavailable.
         """
         if self.cohorts.is_under_way(series.series_instance_uid):
             return False
@@ -70,7 +70,7 @@ class Collecting:
         self.table.write_reason(part, study, part, Origin.COMPUTED, outcome, reason)
 
     def _write(self, answers: Answers, rows: tuple[StructureRow, ...]) -> str:
-        """Write the rows; returns why it was not possible."""
+        """Write the rows; return the reason if that was not possible."""
         try:
             (first,) = read_headers([self.spool.path(answers.revision.spool_names[0])])
         except DicomNodeError as error:
@@ -90,7 +90,7 @@ class Collecting:
 
 
 def _outcome(answers: Answers) -> tuple[PullState, str]:
-    """What became of the series: one job that succeeded is enough, if several models were asked."""
+    """The outcome of the series: if several models ran, one successful job is enough."""
     done = [answer for answer in answers.jobs if answer.state is JobState.DELIVERED]
     if done:
         has_report = any(answer.report is not None for answer in done)

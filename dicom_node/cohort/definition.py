@@ -1,4 +1,4 @@
-"""The file that defines a cohort: which series, from where, which model, how fast, and into which data set.
+"""The file that defines a cohort: which series, from which source, which model, how fast, and to which data set.
 
 docs/users/cohort.md explains every key. Relative paths are relative to the folder of the file.
 """
@@ -20,7 +20,7 @@ from dicom_node.cohort.subject import Dates
 from dicom_node.errors import ConfigurationError
 from dicom_node.route.requests import DestinationRequest  # noqa: TC001 - pydantic reads it
 from dicom_node.settings.loader import read_file
-from dicom_node.settings.models import (  # pydantic reads them
+from dicom_node.settings.models import (  # read by pydantic
     AeTitle,  # noqa: TC001
     Host,  # noqa: TC001
     Number,  # noqa: TC001
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dicom_node.settings import Settings
 
 LOW_PRIORITY = -1000
-"""Below every rule of a node that does not say otherwise."""
+"""Below the default priority of rules."""
 _GIB = 2**30
 
 
@@ -63,9 +63,9 @@ def _hours(text: str) -> str:
 
 
 class Archive(Closed):
-    """Where the series are, and how they are asked for and pulled.
+    """Where the series are, and how they are queried and pulled.
 
-    ``retrieve``: c-move needs the node's listener, and an archive that knows the node under its AE title.
+    ``retrieve``: c-move needs the node's listener, and an archive that knows the node's AE title.
     """
 
     retrieve: Literal["c-get", "c-move"] = "c-get"
@@ -73,7 +73,7 @@ class Archive(Closed):
     port: Port = 104
     ae_title: AeTitle
     our_ae_title: AeTitle | None = None
-    """None: that of the node."""
+    """None: the node's AE title."""
     connect_timeout_s: Seconds = 10
     response_timeout_s: Seconds = 600
 
@@ -82,32 +82,32 @@ class WebArchive(Closed):
     """A DICOMweb archive (PS3.18): QIDO-RS and WADO-RS."""
 
     url: Annotated[str, AfterValidator(_url)]
-    """As ``https://pacs.example/dicom-web``. User and password come from ``~/.netrc``."""
+    """For example ``https://pacs.example/dicom-web``. User and password come from ``~/.netrc``."""
     timeout_s: Seconds = 600
 
 
 class Limits(Closed):
-    """How much is asked of the archive and of the node at once."""
+    """Limits on the load of the archive and the node."""
 
     at_once: Whole = Field(default=1, ge=1, le=16)
-    """Series that are pulled at the same time."""
+    """Number of series pulled at the same time."""
     series_per_hour: Number | None = Field(default=None, gt=0)
     hours: Annotated[str, AfterValidator(_hours)] | None = None
-    """Local time of day in which series are pulled."""
+    """Local time of day during which series are pulled."""
     free_disk_gib: Number = Field(default=10.0, ge=0)
-    """With less free space on the disk of the spool, nothing is pulled."""
+    """Nothing is pulled with less free space on the spool's disk."""
     in_queue: Whole = Field(default=10, ge=1)
-    """Series that are pulled and not finished."""
+    """Number of pulled series that may be unfinished."""
     attempts: Whole = Field(default=3, ge=1)
-    """How often a series that does not come whole is pulled."""
+    """How often a series is pulled that does not arrive completely."""
 
     @property
     def free_disk_bytes(self) -> int:
-        """The smallest free space."""
+        """The minimum free space."""
         return int(self.free_disk_gib * _GIB)
 
     def is_open_at(self, moment: datetime) -> bool:
-        """Whether series may be pulled at this local time; hours may go past midnight."""
+        """Whether series may be pulled at this local time; hours may span midnight."""
         if self.hours is None:
             return True
         begin, end = (time.fromisoformat(each) for each in self.hours.split("-"))
@@ -128,10 +128,10 @@ class Definition(Closed):
     series_list: PathS | None = None
     folder: PathS | None = None
     model: Annotated[str, AfterValidator(configured("model"))] | None = None
-    """None: the rules of the node decide."""
+    """None: the node's rules decide."""
     destinations: tuple[DestinationRequest, ...] = ()
     stored_reports: Truth = False
-    """Read the reports that are in the archive, instead of the images."""
+    """Read the reports stored in the archive instead of images."""
     priority: Whole = LOW_PRIORITY
     limits: Limits = Limits()
 
@@ -153,12 +153,12 @@ class Definition(Closed):
 
     @property
     def order(self) -> Order:
-        """What the queue is told."""
+        """The order for the queue."""
         requests = {each.to: each.request() for each in self.destinations}
         return Order(self.name, self.model, requests, self.priority)
 
     def digest(self) -> str:
-        """SHA-256 of what decides which series are selected, and what is made of them."""
+        """SHA-256 of everything that determines which series are selected and how they are processed."""
         listed = None if self.series_list is None else hashlib.sha256(_content(self.series_list)).hexdigest()
         decisive = {
             "query": self.query,
@@ -174,7 +174,7 @@ def load_definition(file: Path, settings: Settings) -> Definition:
     """Read and check ``file`` against the models and destinations of ``settings``.
 
     Raises:
-        ConfigurationError: the file is missing or wrong; one line for each fault, with its place.
+        ConfigurationError: the file is missing or wrong; one line for each fault, with its location.
     """
     context = {"model": settings.models.keys(), "destination": settings.destinations.keys()}
     found = checked(read_file(file), Definition, context)

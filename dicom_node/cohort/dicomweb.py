@@ -1,4 +1,4 @@
-"""A DICOMweb archive: QIDO-RS finds series (PS3.18 10.6), WADO-RS brings their instances as stored (PS3.18 10.4)."""
+"""A DICOMweb archive: QIDO-RS finds series (PS3.18 10.6), WADO-RS retrieves their instances as stored (PS3.18 10.4)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class WebArchive:
         found: list[Dataset] = []
         while True:
             page = self._page(place, [*asked, ("limit", str(_PAGE)), ("offset", str(len(found)))])
-            if not page or page[0] in found:  # an archive may know no offset, and give all answers at once
+            if not page or page[0] in found:  # an archive may not support offset, and return all answers at once
                 return found
             found += page
             if len(page) < _PAGE:
@@ -94,7 +94,7 @@ def _dataset(answer: Mapping[str, Any]) -> Dataset:
 
 
 def _take_parts(response: httpx.Response, file: Path, taking: Taking) -> None:
-    """Hand in each part of a multipart response (RFC 2387) as it ends."""
+    """Pass on each part of a multipart response (RFC 2387) when it is complete."""
     content_type = Message()
     content_type["Content-Type"] = response.headers.get("Content-Type", "")
     boundary = content_type.get_param("boundary")
@@ -111,7 +111,7 @@ def _take_parts(response: httpx.Response, file: Path, taking: Taking) -> None:
 
 
 class _Part:
-    """One part after the other, each a Part 10 file; a context manager that closes the file of the last."""
+    """The parts one after another, each a Part 10 file; a context manager that closes the file of the last one."""
 
     def __init__(self, file: Path, taking: Taking) -> None:
         self._file = file
@@ -127,20 +127,20 @@ class _Part:
 
     @property
     def is_open(self) -> bool:
-        """Whether a part has begun and not ended."""
+        """Whether a part has begun but not ended."""
         return self._stream is not None
 
     def begin(self) -> None:
-        """A part begins."""
+        """Begin a part."""
         self._stream = self._file.open("wb")
 
     def write(self, data: bytes, start: int, end: int) -> None:
-        """Its next bytes."""
+        """Write the next bytes of the part."""
         assert self._stream is not None
         self._stream.write(memoryview(data)[start:end])
 
     def end(self) -> None:
-        """It is whole."""
+        """End the part, which is complete."""
         assert self._stream is not None
         self._stream.close()
         self._stream = None
@@ -149,7 +149,7 @@ class _Part:
 
 @contextmanager
 def _translated(service: str) -> Iterator[None]:
-    """Translate what httpx and the readers of its answers raise; addresses are left out: they may hold a query."""
+    """Translate exceptions of httpx and the readers of its responses; without URLs, which may contain a query."""
     try:
         yield
     except httpx.HTTPStatusError as error:

@@ -1,4 +1,4 @@
-"""Hands in what was pulled as received instances: the same checks, durability and evidence as for a C-STORE."""
+"""Stores pulled instances as received ones, with the same checks, durability and evidence as for C-STORE."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Entrance:
-    """Where instances are handed in."""
+    """Where pulled instances are stored."""
 
     spool: Spool
     ledger: ReceiptLedger
     disk: DiskWatermark
     count: Callable[[str], int]
-    """Of the current instances of a series that are stored."""
+    """The number of current instances of a series that are stored."""
 
 
 class Intake:
@@ -105,10 +105,10 @@ class Intake:
         return Pulled(self._entrance.count(series_instance_uid), refused)
 
     def take_file(self, path: Path) -> None:
-        """Hand in the instance in a Part 10 file.
+        """Store the instance in a Part 10 file.
 
         Raises:
-            FileUnreadable: it is none.
+            FileUnreadable: it is not a Part 10 file.
             StoreUnavailable: the ledger is unavailable.
         """
         try:

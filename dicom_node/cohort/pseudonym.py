@@ -1,4 +1,4 @@
-"""Keyed pseudonyms: what stands for a patient, study or series in a table that leaves the hospital.
+"""Keyed pseudonyms, which replace patient, study and series in a table that leaves the hospital.
 
 A pseudonym is an HMAC-SHA256 (RFC 2104) under a key that stays at the site. Without the key, nobody can compute the
 pseudonym of a known Patient ID, which a plain hash of the few million possible IDs would allow; with the same key, the
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
 SHORTEST_KEY_BYTES = 32
 """The length of the digest (RFC 2104, section 3)."""
 _FEWEST_DISTINCT = 10
-"""Bytes: 32 random bytes have 30, their 64 hexadecimal digits 15; fewer are a word, a date or a run of zeros."""
+"""Distinct bytes: 32 random bytes have 30, their 64 hexadecimal digits 15; fewer suggest a word, a date or zeros."""
 _CHARACTERS = 32
-"""Hexadecimal: 128 bits; two of a billion patients have the same pseudonym with a probability of 1e-21."""
+"""Hexadecimal digits: 128 bits; among a billion patients, two share a pseudonym with a probability of 1e-21."""
 _LONGEST_SHIFT_DAYS = 365
 
 
 @dataclass(frozen=True, slots=True)
 class Pseudonyms:
-    """The pseudonyms under one key. ``key_id`` recognises the key without telling anything about it."""
+    """The pseudonyms for one key. ``key_id`` identifies the key without revealing anything about it."""
 
     key_id: str
     _key: bytes = field(repr=False)
 
     @classmethod
     def of_key(cls, key: bytes) -> Pseudonyms:
-        """``key`` is used as it is; :func:`read_key` checks one."""
+        """``key`` is used unchecked; :func:`read_key` checks it."""
         return cls(_keyed(key, "key")[:16], key)
 
     def patient(self, patient_id: str, issuer: str, study_instance_uid: str) -> str:
-        """For Patient ID and Issuer of Patient ID; a patient without an ID is known by the study only."""
+        """The pseudonym for Patient ID and Issuer of Patient ID; without an ID, a patient is identified by study."""
         if not patient_id:
             return self._digest("patient of study", study_instance_uid)
         return self._digest("patient", issuer, patient_id)
 
     def uid(self, uid: str) -> str:
-        """For a Study, Series or SOP Instance UID."""
+        """The pseudonym for a Study, Series or SOP Instance UID."""
         return self._digest("uid", uid)
 
     def shift_days(self, patient: str) -> int:
-        """By how many days all dates of the patient with this pseudonym move into the past (1..365)."""
+        """The number of days by which all dates of the patient with this pseudonym are moved into the past (1..365)."""
         drawn = int(self._digest("dates", patient), 16)
         return 1 + drawn % _LONGEST_SHIFT_DAYS
 
@@ -61,16 +61,16 @@ class Pseudonyms:
 
 
 def _keyed(key: bytes, *parts: str) -> str:
-    # the length of each part: "1" + "23" is another patient than "12" + "3"
+    # include the length of each part: "1" + "23" is not the same patient as "12" + "3"
     message = b"".join(b"%d:%s" % (len(part), part) for part in (text.encode() for text in parts))
     return hmac.new(key, message, hashlib.sha256).hexdigest()
 
 
 def read_key(file: Path) -> Pseudonyms:
-    """The pseudonyms under the key in ``file``.
+    """The pseudonyms for the key in ``file``.
 
     Raises:
-        ConfigurationError: the file is missing, others than its owner may read or write it, or the key is weak.
+        ConfigurationError: the file is missing, is accessible to others than its owner, or the key is weak.
     """
     try:
         with file.open("rb") as opened:

@@ -1,7 +1,7 @@
-"""Rows from TID 1500 reports: our own (SNOMED CT), or those of others, such as IDC's with the codes of the IBSI.
+"""Rows from TID 1500 reports: our own (SNOMED CT) and those of other systems, such as IDC's with IBSI codes.
 
-A report of another system names a structure by Finding Site and Laterality; the row has the name that our catalogue has
-for these codes, or else the words of the report. A report that another one names as its predecessor gives no rows.
+A report of another system names a structure by Finding Site and Laterality; the row has our catalogue's name for these
+codes, or else the report's text. A report that another report names as its predecessor gives no rows.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _volume_ml(stored: StoredStructure) -> float | None:
 
 
 def _hu(stored: StoredStructure, derivation: str, ibsi: str) -> float | None:
-    """A statistic as a derivation of the attenuation coefficient, or as a concept of its own."""
+    """A statistic, coded as a derivation of the attenuation coefficient or as a separate concept."""
     found = stored.value(_ATTENUATION, derivation, _HU)
     return found if found is not None or not ibsi else stored.value(ibsi, "", _HU)
 
@@ -114,9 +114,9 @@ def _hu(stored: StoredStructure, derivation: str, ibsi: str) -> float | None:
 
 
 class ReportIntake:
-    """Reads the reports that a pull brings into rows; a context manager, and a Storing for C-GET.
+    """Reads pulled reports into rows; a context manager, and a Storing for C-GET.
 
-    Nothing of them is kept but the rows. ``taken`` counts those that are in the data set, rows or reason.
+    Only the rows are kept. ``taken`` counts the reports that are in the data set, with rows or a reason.
     """
 
     def __init__(self, table: CohortTable, pseudonyms: Pseudonyms, dates: Dates) -> None:
@@ -151,7 +151,7 @@ class ReportIntake:
         return Response(SUCCESS) if is_taken else Response(CANNOT_UNDERSTAND, "not a report that can be read")
 
     def take_file(self, path: Path) -> bool:
-        """Read the report at ``path`` into rows, or into the reason why it gives none; whether one was possible.
+        """Record the rows of the report at ``path``, or the reason why it has none; False if it can't be used at all.
 
         Raises:
             StoreUnavailable: the data set can't be written.
@@ -202,7 +202,7 @@ def measured_series(header: Dataset, structures: Sequence[StoredStructure]) -> s
 
 
 def _predecessors(header: Dataset) -> list[str]:
-    """The reports that this one replaces (PS3.3 C.17.2.4)."""
+    """The reports that this report replaces (PS3.3 C.17.2.4)."""
     return [
         text(sop, "ReferencedSOPInstanceUID")
         for study in items(header, "PredecessorDocumentsSequence")
@@ -212,7 +212,7 @@ def _predecessors(header: Dataset) -> list[str]:
 
 
 def _rows_of_other(stored: StoredStructure) -> tuple[StructureRow, ...]:
-    """The row of a group, with the algorithm that the group names."""
+    """The row of a group, with the algorithm named in the group."""
     name, version, parameters = stored.algorithm
     digest = _DIGEST.search(parameters)
     return rows_of_report([stored], name or None, version or None, digest[1] if digest else None)

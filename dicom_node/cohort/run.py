@@ -1,15 +1,15 @@
-"""``dicom-node cohort run``: a client beside a node, which pulls the series of a cohort and collects their rows.
+"""``dicom-node cohort run``: a client of a node that pulls the series of a cohort and collects their rows.
 
-The node does the work. What is pulled is handed in as received instances: C-GET and files by this process with the
-listener's own code (:mod:`dicom_node.cohort.intake`), C-MOVE by the listener. A revision is whole as soon as it has as
+The node does the work. Pulled instances are stored as received ones: C-GET and files by this process with the
+listener's own code (:mod:`dicom_node.cohort.intake`), C-MOVE by the listener. A revision is complete once it has as
 many instances as the archive counts, and is routed by the order of the cohort instead of the rules: one model, at a
-priority below that of any rule, so that a clinical series waits for the running job at most. When the job has ended,
+priority below that of any rule, so that a clinical series waits at most for the running job. When the job has ended,
 its report is read back into rows. If the node had the series already, its own job is used, or the missing one added.
 
 Every fact is in the ledger (:mod:`dicom_node.store.cohorts`) and every row in a file named by its series, so the same
-command continues after any kill: what was being pulled is pulled again, which adds nothing to what is there, and what
-was pulled is in the queue. Two runs of one data set exclude each other by a lock on its folder, which the kernel
-releases with the process.
+command continues after any kill: interrupted pulls are repeated, which adds no duplicates, and completed pulls are in
+the queue. Two runs of one data set exclude each other by a lock on its folder, which the kernel releases with the
+process.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ if TYPE_CHECKING:
 
 _LOOK_AGAIN_S, _COLLECT_EVERY_S = 0.2, 1.0
 _ARCHIVE_PAUSE_S = 60.0
-"""After the archive was away: it is asked again this much later, however long it takes."""
+"""Delay before an unreachable archive is tried again, without a limit on the number of attempts."""
 _PULL_AGAIN = timedelta(seconds=30)
 _STOP_LIMIT_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a cohort is: ``done + refused + failed + waiting`` is ``selected``.
+    """The progress of a cohort: ``done + refused + failed + waiting`` is ``selected``.
 
     ``reason``: why nothing is being pulled at the moment; "" if something is, or if there is nothing left to pull.
     """
@@ -77,7 +77,7 @@ class Progress:
 
     @property
     def ended(self) -> int:
-        """Series that need nothing more."""
+        """Series that are finished."""
         return self.done + self.refused + self.failed
 
 
@@ -104,7 +104,7 @@ def run_cohort(
 
     Raises:
         ConfigurationError: key, data set, list or cohort can't be used, or another run has the data set.
-        NetworkError: the archive is away or refuses the query, before anything was selected.
+        NetworkError: the archive is unreachable or refuses the query, before anything was selected.
         StoreUnavailable: the ledger is unavailable.
     """
     pseudonyms = read_key(definition.key_file)
@@ -179,7 +179,7 @@ def _until_ended(
 
 
 class Pulling:
-    """Pulls series within the limits of a cohort; a context manager that waits for those under way."""
+    """Pulls series within the limits of a cohort; a context manager that waits for running pulls."""
 
     def __init__(
         self, definition: Definition, source: Source, cohorts: Cohorts, spool_folder: Path, collecting: Collecting
@@ -202,7 +202,7 @@ class Pulling:
         self._threads.shutdown(cancel_futures=True)
 
     def start_due(self) -> str:
-        """Start as many pulls as the limits allow; returns why none is under way, "" if one is or none is left."""
+        """Start as many pulls as the limits allow; returns why none is running, "" if one is or none is left."""
         for key, future in list(self._under_way.items()):
             if future.done():
                 del self._under_way[key]
@@ -235,13 +235,13 @@ class Pulling:
         return ""
 
     def _pull(self, series: CohortSeries) -> None:
-        """SELECTED or PULLING -> PULLED, or later again, or FAILED."""
+        """SELECTED or PULLING -> PULLED, or a later attempt, or FAILED."""
         self._cohorts.pull_started(series, now_utc())
         try:
             pulled = self._source.pull(series.selected)
         except NetworkError as error:
             self._log.warning("cohort.archive", cohort=self._name, reason=str(error))
-            if error.disposition is Disposition.RETRY:  # the archive is away: no fault of the series
+            if error.disposition is Disposition.RETRY:  # the archive is unreachable: not counted against the series
                 self._archive_back = time.monotonic() + _ARCHIVE_PAUSE_S
                 self._cohorts.pull_again(series, str(error), now_utc() + _PULL_AGAIN, counts=False)
             else:
@@ -268,7 +268,7 @@ class Pulling:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the data set; the lock is the kernel's and ends with the process."""
+    """Lock the data set; the kernel releases the lock when the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -282,7 +282,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _node(settings: Settings, config: Path | None) -> Iterator[tuple[Any, Ledger]]:
-    """Spool and ledger, and a work process where ``config`` is given."""
+    """Spool and ledger, and a work process if ``config`` is given."""
     spool, ledger = open_store(settings)
     try:
         if config is None:
@@ -296,7 +296,7 @@ def _node(settings: Settings, config: Path | None) -> Iterator[tuple[Any, Ledger
 
 @contextmanager
 def _work(settings: Settings, config: Path) -> Iterator[None]:
-    """The work process beside this one, restarted when it dies; its log goes to a file in the data folder."""
+    """A work process next to this one, restarted when it dies; its log goes to a file in the data folder."""
     command = [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "work"]
     ended = threading.Event()
     with (settings.node.data_folder / "cohort-work.log").open("ab") as log:

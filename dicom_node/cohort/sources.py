@@ -1,7 +1,7 @@
 """Where series come from: an archive (C-FIND, then C-GET or C-MOVE; or DICOMweb) or a folder.
 
-PS3.4 annex C, Study Root: the archive is asked for studies, then for the series of each, because not every archive
-answers a query for series of any study. Its Number of Series Related Instances says when a series is whole.
+PS3.4 annex C, Study Root: the archive is queried for studies, then for the series of each, because not every archive
+answers a query for series without a study. Its Number of Series Related Instances tells when a series is complete.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _OF_STUDIES = frozenset(
         *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex"),
     }
 )
-"""Keys of the STUDY level (PS3.4 C.6.2.1.2); all others are asked of series."""
+"""Keys of the STUDY level (PS3.4 C.6.2.1.2); all others are used in queries for series."""
 _FOLDER_AE = "FOLDER"
 
 Find = Callable[[str, Mapping[str, str]], Sequence[Dataset]]
-"""A query at a level with keys, empty ones to be returned: the answers."""
+"""A query at a level with keys (empty ones are to be returned) that gives the answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """How many instances of the series are here now, and what was refused, in words for people ("" for nothing)."""
+    """How many instances of the series are stored now, and a description of what was refused ("" for nothing)."""
 
     stored: int
     refused: str
 
 
 class Taking(Protocol):
-    """What takes the instances of a series: into the spool, or into rows; a context manager."""
+    """Receives the instances of a series, into the spool or into rows; a context manager."""
 
     def __enter__(self) -> Self: ...
 
@@ -79,20 +79,20 @@ class Taking(Protocol):
         ...
 
     def take_file(self, path: Path) -> object:
-        """Take the instance in a Part 10 file.
+        """Accept the instance in a Part 10 file.
 
         Raises:
-            FileUnreadable: it is none.
+            FileUnreadable: it is not a Part 10 file.
         """
 
     def pulled(self, series_instance_uid: str) -> Pulled:
-        """What is here of the series."""
+        """What is stored of the series."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which objects a cohort pulls, and what takes them: ``open(calling_ae, address)`` begins a series."""
+    """Which objects a cohort pulls, and what receives them: ``open(calling_ae, address)`` begins a series."""
 
     modality: str
     sop_classes: frozenset[str]
@@ -103,19 +103,19 @@ class Source(Protocol):
     """Where the series of a cohort are."""
 
     def select(self) -> Iterator[Selected]:
-        """The series, as the query, the list or the folder has them.
+        """The series selected by the query, the list or the folder.
 
         Raises:
-            NetworkError: the archive is away, or refuses the query.
+            NetworkError: the archive is unreachable, or refuses the query.
             ConfigurationError: the list can't be used.
         """
         ...
 
     def pull(self, series: Selected) -> Pulled:
-        """Hand in the instances of ``series``.
+        """Pull the instances of ``series``.
 
         Raises:
-            NetworkError: the archive is away, or refuses.
+            NetworkError: the archive is unreachable, or refuses.
             StoreUnavailable: the ledger is unavailable.
         """
         ...
@@ -163,7 +163,7 @@ class DimseArchive:
 
 
 class Folder:
-    """DICOM files below a folder; they are read where they lie and not changed."""
+    """DICOM files below a folder; they are read in place and not changed."""
 
     def __init__(self, folder: Path, wanted: Wanted) -> None:
         self._folder = folder
@@ -203,7 +203,7 @@ class Folder:
 
 
 def source_of(definition: Definition, node_ae: str, wanted: Wanted) -> Source:
-    """The source that ``definition`` names."""
+    """The source named in ``definition``."""
     if definition.folder is not None:
         return Folder(definition.folder, wanted)
     if definition.web_archive is not None:
@@ -215,7 +215,7 @@ def source_of(definition: Definition, node_ae: str, wanted: Wanted) -> Source:
 
 
 def read_list(file: Path) -> Iterator[tuple[str, str]]:
-    """Study and Series Instance UID of each line; a study alone stands for all of its CT series (empty series).
+    """Study and Series Instance UID of each line; a study alone means all of its CT series (empty series).
 
     Raises:
         ConfigurationError: the file can't be read, or a line is something else.
@@ -234,7 +234,7 @@ def read_list(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def selected_of(definition: Definition, modality: str, find: Find) -> Iterator[Selected]:
-    """The series of the query or the list: studies first, then the series of each."""
+    """The series selected by the query or the list: studies first, then the series of each."""
     if definition.query is None:
         assert definition.series_list is not None
         for study, series in read_list(definition.series_list):

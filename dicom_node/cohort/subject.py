@@ -1,4 +1,4 @@
-"""What the table says about a series besides its measurements, read from one header and stripped of identity."""
+"""The columns of the table other than measurements, read from one header of a series, without its identity."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ DAYS_PER_YEAR = 365.2425
 _UNITS_PER_YEAR: Mapping[str, float] = {"Y": 1.0, "M": 12.0, "W": DAYS_PER_YEAR / 7, "D": DAYS_PER_YEAR}
 _AGE_CHARACTERS = 4
 _OLDEST_YEARS = 130.0
-"""Nobody was older; anonymised headers have birth dates such as 19000101."""
+"""No patient is older; anonymised headers have birth dates such as 19000101."""
 _SEXES = frozenset({"F", "M", "O"})
 _NO_CONTRAST = frozenset({"NO", "NONE", "NATIVE", "WITHOUT", "W/O", "WO", "NO CONTRAST", "WITHOUT CONTRAST"})
-"""Contrast/Bolus Agent of headers that say that there was none, in the words of scanners and of operators."""
+"""Values of Contrast/Bolus Agent that mean none, as written by scanners and operators."""
 
 
 class Dates(StrEnum):
-    """What the table has as the date of a study."""
+    """What the table contains as the date of a study."""
 
     SHIFTED = "shifted"
-    """All dates of a patient move by the same number of days, which follows from the key."""
+    """All dates of a patient are shifted by the same number of days, which is derived from the key."""
     EXACT = "exact"
     NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesFacts:
-    """One series in the table; None where the header does not say. Identifiers are pseudonyms.
+    """One series in the table; None where the header has no value. Identifiers are pseudonyms.
 
-    ``contrast``: a contrast agent is named in the header; False also where the operator did not fill it in.
+    ``contrast``: the header names a contrast agent; also False if the operator did not fill it in.
     """
 
     pseudonym: str
@@ -78,7 +78,7 @@ def facts_of_image(header: Dataset, path: Path, pseudonyms: Pseudonyms, dates: D
 
 
 def facts_of_report(header: Dataset, series_uid: str, pseudonyms: Pseudonyms, dates: Dates) -> SeriesFacts:
-    """The facts of the series that a report measured; how it was scanned is not in the header of a report."""
+    """The facts of the series that a report measured; a report's header does not contain the scan parameters."""
     return _facts(header, series_uid, pseudonyms, dates)
 
 
@@ -116,8 +116,8 @@ def _facts(
 def age_years(patient_age: str, birth_date: date | None, study_date: date | None) -> float | None:
     """Patient's Age (VR AS: ``034Y``, ``007M``, ``011W``, ``003D``) in years, or else the age on the date of the study.
 
-    ``000Y`` counts as absent: the age of an infant is given in months, weeks or days, and ``000Y`` is what
-    de-identified headers have in place of an age. None as well for an age above 130 years or below 0.
+    ``000Y`` counts as absent: the age of an infant is given in months, weeks or days, and de-identified headers have
+    ``000Y`` in place of an age. Also None for an age above 130 years or below 0.
     """
     digits, unit = patient_age[:-1], patient_age[-1:].upper()
     age: float | None = None
@@ -131,7 +131,7 @@ def age_years(patient_age: str, birth_date: date | None, study_date: date | None
 
 
 def _date(value: str) -> date | None:
-    """A DA; also the form with dots of ACR-NEMA (PS3.5 6.2, note 1)."""
+    """A DA value; also in ACR-NEMA's form with dots (PS3.5 6.2, note 1)."""
     try:
         return datetime.strptime(value.replace(".", ""), "%Y%m%d").date()  # noqa: DTZ007 - a date has no time zone
     except ValueError:
@@ -150,7 +150,7 @@ def _contrast(header: Dataset) -> bool:
 
 
 def _first(images: Series, keyword: str) -> str | None:
-    """Also from the functional groups of a multi-frame object."""
+    """The first value, also from the functional groups of a multi-frame object."""
     values = attribute_values(images, keyword)
     return str(values[0][0]) or None if values and values[0] else None
 

@@ -1,14 +1,14 @@
-"""The data set of a cohort: one row per series and structure, as Parquet files that any crash leaves whole.
+"""The data set of a cohort: one row per series and structure, in Parquet files that survive any crash.
 
 ::
 
-    dataset.json                 which key and which dates; rows under another key are refused
+    dataset.json                 which key and which dates; rows with another key are refused
     measurements/PART.parquet    the rows of one series, or of one stored report
     without_rows/PART.parquet    a series or a report that gave no rows, and why
 
-A file is written under a temporary name, synced and renamed, so that it is there whole or not at all, and its name is
-the pseudonym of what it describes, so that a series that is written again replaces its own file: there are no
-duplicates, whatever is killed when. pandas, polars and duckdb read the folder ``measurements`` as one table.
+A file is written under a temporary name, synced and renamed, so that it is complete or absent. Its name is the
+pseudonym of what it describes, so that a series written again replaces its own file: there are no duplicates, whichever
+process is killed at whatever time. pandas, polars and duckdb read the folder ``measurements`` as one table.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ SCHEMA = pa.schema(
         pa.field("node_version", pa.string()),
     ]
 )
-"""docs/users/cohort.md describes the columns. Columns may be added; none is renamed or changes its meaning."""
+"""docs/users/cohort.md describes the columns. Columns may be added, but never renamed or given another meaning."""
 
 WITHOUT_ROWS_SCHEMA = pa.schema(
     [
@@ -91,16 +91,16 @@ class Origin(StrEnum):
     """Where the measurements of a row come from."""
 
     COMPUTED = "computed"
-    """By this node, from the images."""
+    """Measured by this node from the images."""
     STORED_REPORT = "stored report"
-    """From an SR that was in the archive."""
+    """Read from an SR that was in the archive."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructureRow:
     """The measurements of one structure; None where a report does not state a value.
 
-    HU statistics are taken over the voxels of the structure; ``truncated``: it touches the border of the scan, so that
+    HU statistics are taken over the voxels of the structure; ``truncated``: it touches the border of the scan, so
     ``volume_ml`` is a lower bound.
     """
 
@@ -118,7 +118,7 @@ class StructureRow:
 
 
 def rows_of(measurements: Measurements, model: ModelIdentity) -> tuple[StructureRow, ...]:
-    """A row for each structure that ``model`` found."""
+    """One row for each structure found by ``model``."""
     return tuple(
         StructureRow(
             structure=measured.name,
@@ -141,12 +141,12 @@ class CohortTable:
     """The data set in one folder. Several processes may write different parts of it at the same time."""
 
     def __init__(self, folder: Path) -> None:
-        """The data set in ``folder``; :meth:`open_for` makes one."""
+        """The data set in ``folder``; :meth:`open_for` creates it."""
         self.folder = folder
         self._rows, self._without = folder / "measurements", folder / "without_rows"
 
     def open_for(self, pseudonyms: Pseudonyms, dates: Dates) -> None:
-        """Create the folders, or check that the rows that are there already have the same key and kind of dates.
+        """Create the folders, or check that existing rows have the same key and kind of dates.
 
         Raises:
             ConfigurationError: they have not, or the folder can't be written.
@@ -171,9 +171,9 @@ class CohortTable:
             )
 
     def write(self, part: str, facts: SeriesFacts, rows: Sequence[StructureRow], origin: Origin) -> None:
-        """Make ``rows`` the rows of ``part``, in place of those that it had; no row is a row without structures.
+        """Replace the rows of ``part`` with ``rows``; every row has a structure.
 
-        ``part``: the pseudonym of the series or, for a stored report, those of series and report with a hyphen.
+        ``part``: the pseudonym of the series or, for a stored report, those of series and report joined by a hyphen.
 
         Raises:
             StoreUnavailable: the disk is full or fails.
@@ -197,7 +197,7 @@ class CohortTable:
         _write_parquet(self._without / _file_name(part), table)
 
     def supersede(self, part: str, facts: SeriesFacts) -> None:
-        """Remove the rows of ``part``, a report that another one replaces, and never write them again.
+        """Remove the rows of ``part``, a report replaced by another report, and never write them again.
 
         Raises:
             StoreUnavailable: the disk is full or fails.
@@ -208,7 +208,7 @@ class CohortTable:
             (self._rows / _file_name(part)).unlink(missing_ok=True)
 
     def is_superseded(self, part: str) -> bool:
-        """Whether ``part`` is a report that another one replaces."""
+        """Whether ``part`` is a report replaced by another report."""
         file = self._without / _file_name(part)
         if not file.exists():
             return False
@@ -219,7 +219,7 @@ def read_rows(folder: Path) -> pa.Table:
     """All rows of the data set in ``folder``, as :data:`SCHEMA`.
 
     Raises:
-        ConfigurationError: it is no data set, or a file can't be read.
+        ConfigurationError: it is not a data set, or a file can't be read.
     """
     return _read(folder / "measurements", SCHEMA)
 
@@ -228,7 +228,7 @@ def read_without_rows(folder: Path) -> pa.Table:
     """The series and reports of the data set in ``folder`` that gave no rows, as :data:`WITHOUT_ROWS_SCHEMA`.
 
     Raises:
-        ConfigurationError: it is no data set, or a file can't be read.
+        ConfigurationError: it is not a data set, or a file can't be read.
     """
     # a crash between writing the rows and removing the reason leaves both
     with_rows = {file.name for file in (folder / "measurements").glob("*.parquet")}
@@ -262,7 +262,7 @@ def _write_parquet(file: Path, table: pa.Table) -> None:
 
 
 def _write_durably(file: Path, content: Any) -> None:
-    """Under its final name only when all of it is on the disk."""
+    """Write a file that gets its final name only when all of it is on the disk."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}{_TEMPORARY}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
     try:

@@ -1,12 +1,12 @@
-"""One subject into every set: checked, turned to RAS, resampled as TotalSegmentator does, written, and recorded.
+"""Converts one subject for every set: checks, reorients to RAS, resamples like TotalSegmentator, writes and records.
 
-TotalSegmentator turns the CT to the closest axes that ascend to the Right, Anterior and Superior, and resamples it with
-``scipy.ndimage.zoom(grid_mode=False)``: the centres of the outermost voxels stay, the result is truncated to whole HU.
+TotalSegmentator reorients the CT to the closest axes towards Right, Anterior and Superior, and resamples it with
+``scipy.ndimage.zoom(grid_mode=False)``: the outermost voxel centres stay, and the result is truncated to integer HU.
 Interpolation is linear (order 1) since its version 2.16 and was cubic (order 3) before. Labels are resampled to the
-nearest voxel (order 0). A CT that has the spacing already keeps its voxels.
+nearest voxel (order 0). A CT that already has the spacing keeps its voxels.
 
-Each set has a record of each subject, written last. It names the settings and the SHA-256 of everything that went in,
-so that an interrupted conversion continues, and changed files are converted again.
+Each set has a record of each subject, written last. It contains the settings and the SHA-256 of all inputs,
+so that an interrupted conversion can be resumed, and changed files are converted again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Kind = Literal["split", "image", "labels", "missing", "unknown", "overlap", "emp
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that the validation found. A ``fault`` keeps the subject out of the data sets."""
+    """A finding of the validation. A ``fault`` excludes the subject from the data sets."""
 
     kind: Kind
     text: str
@@ -59,11 +59,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """The settings that decide on the files of a subject.
+    """The settings that determine the files of a subject.
 
-    ``classes`` are all structures that the data are expected to have, also those in none of ``sets``. ``names`` renames
+    ``classes`` are all structures expected in the data, including those in none of ``sets``. ``names`` renames
     structures of the source. ``absent_where_missing``: a structure without a file is absent, instead of unknown.
-    ``needs_split``: every subject must say to which part of the published split it belongs.
+    ``needs_split``: every subject must state its part of the published split.
     """
 
     sets: tuple[RawSet, ...]
@@ -76,7 +76,7 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What became of a subject in one set: findings, the voxels of each structure in the source, and the files."""
+    """The outcome for a subject in one set: findings, the voxels of each structure in the source, and the files."""
 
     subject: str
     folder: str
@@ -110,7 +110,7 @@ def convert_subject(subject: Subject, out: Path, conversion: Conversion) -> tupl
     try:
         made = tuple(_convert(subject, out, pending, conversion))
     except MemoryError:
-        # without a record, because the next run may have more
+        # without a record, because another run may have more memory
         for each in pending:
             remove(out, each.folder, subject.id)
             reason = Finding("image", "out of memory; run the command again with fewer --processes", fault=True)
@@ -123,7 +123,7 @@ def convert_subject(subject: Subject, out: Path, conversion: Conversion) -> tupl
 
 
 def _convert(subject: Subject, out: Path, sets: Sequence[RawSet], conversion: Conversion) -> Iterator[Record]:
-    """A record, without its key, for each of ``sets``, whose files are written before it comes."""
+    """A record, without its key, for each of ``sets``; its files are written before it is returned."""
     findings: list[Finding] = []
     split = subject.split or "train"
     if not sets:
@@ -150,7 +150,7 @@ def _convert(subject: Subject, out: Path, sets: Sequence[RawSet], conversion: Co
 
 
 def read_record(out: Path, folder: str, subject: str) -> Record | None:
-    """What an earlier run says about a subject in a set; None if there was none, or it can't be read."""
+    """The record of an earlier run for a subject in a set; None if there is none, or it can't be read."""
     content = read_json(_record_path(out, folder, subject))
     try:
         if content is not None:
@@ -162,7 +162,7 @@ def read_record(out: Path, folder: str, subject: str) -> Record | None:
 
 
 def remove(out: Path, folder: str, subject: str) -> None:
-    """Remove everything of a subject from a set: it is converted again, or is in the source no more.
+    """Remove everything of a subject from a set: it is converted again, or no longer in the source.
 
     Raises:
         ConfigurationError: a file can't be removed.
@@ -191,7 +191,7 @@ def _are_there(out: Path, record: Record) -> bool:
 
 
 def _content(subject: Subject, conversion: Conversion) -> str:
-    """Over everything that decides on the files of a subject; a file that can't be read counts as such."""
+    """A digest of everything that determines the files of a subject; an unreadable file counts as unreadable."""
     digests = [_sha256(path) for path in (*subject.image.paths, *subject.segmentation.paths)]
     names = [path.name for path in subject.segmentation.paths]
     settings = (conversion.classes, conversion.order, dict(conversion.names), conversion.absent_where_missing)
@@ -217,7 +217,7 @@ def _refuse_split(subject: Subject, findings: list[Finding]) -> bool:
 
 
 def _image(subject: Subject, findings: list[Finding]) -> Volume | None:
-    """The CT as a model should see it; None if it is refused. The reasons, and remarks, go to ``findings``."""
+    """The CT as a model should see it; None if it is refused. Reasons and remarks are added to ``findings``."""
     try:
         volume = subject.image.read()
     except (DicomNodeError, InvalidValueError) as error:
@@ -241,7 +241,7 @@ class _Labels(Protocol):
     known: frozenset[str]
     """The structures that were segmented, present or not."""
     is_complete: bool
-    """Whether a structure that is not known is absent."""
+    """Whether a structure that is not mentioned is absent."""
 
     def of(self, each: RawSet, findings: list[Finding]) -> LabelMap | None:
         """The label map of a set; None if it is refused, with the reason in ``findings``."""
@@ -249,7 +249,7 @@ class _Labels(Protocol):
 
 
 class _LabelsInOne:
-    """A label map: each voxel belongs to one structure, in whatever set that is."""
+    """A label map: each voxel belongs to one structure, in any of the sets."""
 
     def __init__(self, label_map: LabelMap, *, is_complete: bool) -> None:
         self._label_map = label_map
@@ -263,7 +263,7 @@ class _LabelsInOne:
 
 
 class _LabelsInFiles:
-    """A mask per structure: those of one set are merged by themselves, as TotalSegmentator does it."""
+    """A mask per structure: the masks of each set are merged separately, as in TotalSegmentator."""
 
     is_complete = False
 
@@ -293,7 +293,7 @@ class _LabelsInFiles:
 
 
 def _open_labels(subject: Subject, volume: Volume, conversion: Conversion, findings: list[Finding]) -> _Labels | None:
-    """The segmentation; None if it is refused. The reasons, and remarks, go to ``findings``."""
+    """The segmentation; None if it is refused. Reasons and remarks are added to ``findings``."""
     source, names = subject.segmentation, conversion.names
     labels: _Labels
     try:
@@ -303,7 +303,7 @@ def _open_labels(subject: Subject, volume: Volume, conversion: Conversion, findi
         else:
             label_map = source.read(volume.geometry)
             findings += [Finding("remark", note) for note in label_map.notes]
-            # a SEG has only what was found, and nobody contours what is not there
+            # a SEG contains only what was found, and nobody contours an absent structure
             is_complete = isinstance(source, SegmentationObject | ContourObject)
             labels = _LabelsInOne(label_map.renamed(names), is_complete=is_complete)
     except (DicomNodeError, InvalidValueError) as error:
@@ -331,7 +331,7 @@ def _listed(names: Sequence[str], shown: int = 8) -> str:
 
 
 class _Writer:
-    """Writes a subject into sets; those of one spacing share one image."""
+    """Writes a subject to sets; sets with the same spacing share one image."""
 
     def __init__(self, subject: str, volume: Volume, out: Path, split: str, order: Literal[1, 3]) -> None:
         self._subject = subject
@@ -378,7 +378,7 @@ def _turned(geometry: Geometry, canonical: Canonical) -> Geometry:
 
 
 def _grid(geometry: Geometry, spacing_mm: float) -> Geometry:
-    """The grid after resampling: the first voxel stays, and the spacing is exactly the wanted one."""
+    """The grid after resampling: the first voxel stays, and the spacing is exactly the requested one."""
     spacing_zyx = geometry.spacing_xyz_mm[::-1]
     if np.array_equal(np.array(spacing_zyx, np.float32), np.full(3, spacing_mm, np.float32)):
         return geometry
@@ -397,7 +397,7 @@ def _resampled(
     if order == 1:
         return resample(voxels_zyx, geometry.shape_zyx)
     factors = [new / old for new, old in zip(geometry.shape_zyx, voxels_zyx.shape, strict=True)]
-    # along x first, as TotalSegmentator, because truncation exposes the rounding of another order
+    # along x first, like TotalSegmentator, because truncation exposes the rounding of another order
     zoomed = zoom(voxels_zyx.T.astype(np.float64), factors[::-1], order=order, mode="nearest").T
     cubic: NDArray[np.int16] = np.clip(zoomed.astype(np.int32), _INT16.min, _INT16.max).astype(np.int16)
     return cubic
@@ -423,7 +423,7 @@ def _findings_on(each: RawSet, own: LabelMap, labels_zyx: NDArray[np.uint8]) -> 
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk knows no links."""
+    """The same file under another name, or a copy if the file system has no links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,4 +1,4 @@
-"""Converts a data set into nnU-Net's raw format, one data set per set of labels, with a report of what was found.
+"""Converts a data set to nnU-Net's raw format, one data set per set of labels, with a report of the findings.
 
 Source: nnU-Net's documentation of its data set format. ``splits_final.json`` has the published training and validation
 subjects; nnU-Net reads it from the folder of the preprocessed data set. Test subjects are in ``imagesTs``.
@@ -38,10 +38,10 @@ REPORT, REPORT_PAGE = "validation.json", "validation.html"
 
 
 def classes_of(found: FoundSubjects, names: Mapping[str, str]) -> Classes:
-    """The version of the published classes that the first readable subject has.
+    """The version of the published classes found in the first readable subject.
 
     Raises:
-        ConfigurationError: no subject can be read, or it has the classes of neither version, or of both.
+        ConfigurationError: no subject can be read, or its classes fit neither version, or both.
     """
     for subject in found.subjects:
         seen = _structures(subject, names)
@@ -84,17 +84,17 @@ def convert(
 ) -> dict[str, Any]:
     """Convert the subjects that an earlier run did not, write the tables, and return the report.
 
-    ``source_name`` says in dataset.json where the data are from; ``report(stage, done, total)`` is called for each
+    ``source_name`` states in dataset.json where the data come from; ``report(stage, done, total)`` is called for each
     subject.
 
     Raises:
-        ConfigurationError: ``out`` can't be written, or holds something else.
+        ConfigurationError: ``out`` can't be written, or contains something else.
     """
     _refuse_other_content(out, conversion)
     subjects = found.subjects
     _remove_stale(out, conversion, {subject.id for subject in subjects})
     for each in conversion.sets:
-        make_folder(out / each.folder / RECORDS)  # by which the next run knows that the set is ours
+        make_folder(out / each.folder / RECORDS)  # tells the next run that the set is ours
     made: dict[str, tuple[Record, ...]] = {}
     report("subjects", 0, len(subjects))
     work = partial(convert_subject, out=out, conversion=conversion)
@@ -118,7 +118,7 @@ def _refuse_other_content(out: Path, conversion: Conversion) -> None:
 
 
 def _remove_stale(out: Path, conversion: Conversion, subjects: set[str]) -> None:
-    """Files of subjects that were in the source before would still be trained on."""
+    """Remove subjects that are no longer in the source; nnU-Net would still train on their files."""
     for each in conversion.sets:
         for path in sorted((out / each.folder / RECORDS).glob("*.json")):
             if path.stem not in subjects:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and digests of their content."""
+"""Files that are either complete or absent, and digests of their content."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """A temporary file that is renamed to ``path`` when it is complete; folders are made.
+    """A temporary file that is renamed to ``path`` when it is complete; folders are created.
 
     Raises:
         ConfigurationError: it can't be written.
     """
-    # the ending stays: libraries choose the format by it
+    # keep the extension: libraries choose the format by it
     part = path.with_name(f".part-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,10 +35,10 @@ def replaced_file(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it.
+    """Create a folder and its parents.
 
     Raises:
-        ConfigurationError: it can't be made.
+        ConfigurationError: it can't be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object that an earlier run wrote; None if there is none, or it can't be read."""
+    """A JSON object written by an earlier run; None if there is none, or it can't be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -76,12 +76,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def digest_of(value: Any) -> str:
-    """SHA-256 over a value as JSON."""
+    """SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's content.
+    """SHA-256 of a file's content.
 
     Raises:
         OSError: it can't be read.

@@ -1,4 +1,4 @@
-"""The validation report as one HTML page without anything from elsewhere."""
+"""The validation report as one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writes a phantom cohort in the layout of the published data set, with a table of the true volumes and HU beside it.
+"""Writes a phantom cohort in the layout of the published data set, with a table of the true volumes and HU.
 
-Each subject is complete when ``truth/ID.json`` is there, which is written last and names the settings that it was made
-with. A cohort whose creation was interrupted is continued; settings that differ make the subject again.
+A subject is complete once ``truth/ID.json`` exists, which is written last and contains the settings. An interrupted
+cohort is resumed; changed settings regenerate a subject.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ _TRUTH_COLUMNS = ("image_id", "structure", "volume_ml", "mean_hu", "truncated")
 
 @dataclass(frozen=True, slots=True)
 class CohortFiles:
-    """What is written of each subject, at which spacing.
+    """What is written for each subject, and at which spacing.
 
-    ``masks``: a file per structure in ``segmentations/`` as published, absent structures as empty masks, instead of one
-    label map. ``truth_only``: no images at all.
+    ``masks``: a file per structure in ``segmentations/`` as in the published data, empty for absent structures, instead
+    of one label map. ``truth_only``: no images at all.
     """
 
     spacing_xyz_mm: tuple[float, float, float]
@@ -65,12 +65,12 @@ class CohortFiles:
 def write_cohort(
     plan: CohortPlan, out: Path, files: CohortFiles, processes: int, report: Callable[[str, int, int], None]
 ) -> dict[str, Any]:
-    """Make the subjects that are missing in ``out``, write the tables, and return the manifest.
+    """Generate the subjects that are missing in ``out``, write the tables, and return the manifest.
 
     ``report(stage, done, total)`` is called for each subject.
 
     Raises:
-        ConfigurationError: ``out`` can't be written, or holds something else.
+        ConfigurationError: ``out`` can't be written, or contains something else.
         InvalidValueError: the plan can't be met.
     """
     _refuse_other_content(out)
@@ -100,7 +100,7 @@ def _refuse_other_content(out: Path) -> None:
         raise ConfigurationError(f"{out} holds files, and none of a phantom cohort")
 
 
-# ---- one subject, in a process of its own
+# ---- one subject, in a separate process
 
 
 def _make(task: tuple[Member, Sequence[Target]], out: Path, files: CohortFiles) -> None:
@@ -154,7 +154,7 @@ def _write_images(
 
 
 def _finished(out: Path, files: CohortFiles, member: Member, wanted: Sequence[Target]) -> dict[str, Any] | None:
-    """What an earlier run says about the subject; None if there was none, with other settings, or files are gone."""
+    """The record of an earlier run for the subject; None if there is none, settings differ, or files are missing."""
     truth = read_json(_truth_path(out, member.id))
     if truth is None or truth.get("digest") != _digest(files, member, wanted):
         return None
@@ -209,7 +209,7 @@ def _manifest(
 
 
 def _effects(plan: CohortPlan, members: Sequence[Member], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What was planted, and the rank correlation in ``rows`` over the subjects in which the structure is whole."""
+    """The planted effects, and the rank correlations in ``rows`` over the subjects with the structure not truncated."""
     ages = {member.id: member.age_years for member in members}
     found = []
     for effect in plan.effects:

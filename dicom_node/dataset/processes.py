@@ -1,4 +1,4 @@
-"""Work on many subjects in several processes, which end with the one that started them."""
+"""Work on many subjects in several processes, which end with the process that started them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _Result = TypeVar("_Result")
 def in_processes(
     work: Callable[[_Item], _Result], items: Sequence[_Item], processes: int
 ) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with ``work(item)``, as they are finished; 0 processes: one per core, 1: in this process.
+    """Yield each item with ``work(item)``, as they finish; 0 processes: one per core, 1: in this process.
 
-    ``work`` must be a function of a module, or a partial of one. What it raises ends all of it.
+    ``work`` must be a module-level function, or a partial of one. An exception in it ends all work.
 
     Raises:
         WorkerLost: a process ended before its item was finished.

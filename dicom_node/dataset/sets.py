@@ -22,7 +22,7 @@ _TOTAL = re.compile(r"total_([0-9]+(?:\.[0-9]+)?)mm")
 _TOTAL_IDS: dict[Classes, dict[float, int]] = {"v1": {3.0: 256}, "v2": {3.0: 297, 6.0: 298}}
 """TotalSegmentator's numbers."""
 _FIRST_OWN_ID = 301
-"""Of sets for which TotalSegmentator has no number."""
+"""The first number for sets that have none in TotalSegmentator."""
 _HIGHEST_LABEL = 255
 
 
@@ -42,7 +42,7 @@ def chosen_sets(names: Sequence[str], classes: Classes | None, structures: Seque
     With ``structures``, the classes are these, with labels from 1 in their order, and there are no parts.
 
     Raises:
-        ConfigurationError: an unknown name, one that is given twice, or structures that make no set.
+        ConfigurationError: an unknown or repeated name, or structures that form no set.
     """
     if len(set(names)) < len(names):
         raise ConfigurationError(f"sets {', '.join(names)}, expected each once")

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 _AGE_BANDS = ((40, "under 40"), (60, "40 to 59"), (80, "60 to 79"), (1000, "80 and over"))
 _STATED_ATTRIBUTES = {"contrast": "contrast", "study_type": "field of view"}
-"""Columns of ``meta.csv``, and what they are called in the tables."""
+"""Columns of ``meta.csv``, and their names in the tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that was not evaluated, or not wholly, and why."""
+    """Something that was not evaluated, or not completely, and why."""
 
     id: str
     reason: str
@@ -29,9 +29,9 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The truth for one subject. ``image`` is None where only its labels are there.
+    """The truth for one subject. ``image`` is None if there are only labels.
 
-    ``attributes`` are those by which scores are grouped: sex, age, contrast, field of view, split.
+    Scores are grouped by ``attributes``: sex, age, contrast, field of view, split.
     """
 
     id: str
@@ -40,10 +40,10 @@ class Truth:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
     def read(self) -> LabelMap:
-        """The label map on its own grid, or on that of the CT if its form keeps no whole grid.
+        """The label map on its own grid, or on the CT's if its format does not store a complete grid.
 
         Raises:
-            ResultUnreadable: it can't be read, or needs a CT that is not there.
+            ResultUnreadable: it can't be read, or needs a missing CT.
             SeriesRejected: the CT can't be read.
         """
         if isinstance(self.labels, LabelFile | StructureFiles) or self.image is None:
@@ -52,10 +52,10 @@ class Truth:
 
 
 def find_truth(folder: Path) -> tuple[tuple[Truth, ...], tuple[Problem, ...]]:
-    """The subjects of the data set in ``folder``, or its segmentations if it has no CTs, and what is neither.
+    """The subjects of the data set in ``folder``, or its segmentations if it has no CTs, and the problems.
 
     Raises:
-        ConfigurationError: the folder holds neither.
+        ConfigurationError: the folder contains neither.
     """
     try:
         found = find_subjects(folder)
@@ -72,7 +72,7 @@ def find_truth(folder: Path) -> tuple[tuple[Truth, ...], tuple[Problem, ...]]:
 
 
 def attributes_of(subject: Subject) -> dict[str, str]:
-    """By which the scores of ``subject`` are grouped, as far as they are known."""
+    """The known attributes of ``subject``, by which scores are grouped."""
     attributes = {}
     if subject.sex is not None:
         attributes["sex"] = subject.sex
@@ -90,7 +90,7 @@ def attributes_of(subject: Subject) -> dict[str, str]:
 def paired(
     truths: Sequence[Truth], sources: Mapping[str, LabelSource]
 ) -> tuple[list[tuple[Truth, LabelSource]], list[Problem]]:
-    """Each truth with the segmentation of the same id, and the ids that only one side has."""
+    """Each truth with the segmentation of the same id, and the ids without a counterpart."""
     pairs = [(truth, sources[truth.id]) for truth in truths if truth.id in sources]
     known = {truth.id for truth in truths}
     problems = [Problem(truth.id, "no segmentation of this subject") for truth in truths if truth.id not in sources]

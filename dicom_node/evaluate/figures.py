@@ -1,4 +1,4 @@
-"""Figures of an evaluation, as in the paper: the scores of every structure by group, and of groups of subjects."""
+"""Figures of an evaluation, as in the paper: scores of every structure by group, and scores of groups of subjects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COLOUR_BY_GROUP = {
     "tissue": "#3f7f5f",
     "other": "#555555",
 }
-"""Dark enough for white paper, and told apart in the common forms of colour blindness."""
+"""Dark enough for white paper, and distinguishable in the common forms of colour blindness."""
 _INCHES_PER_STRUCTURE = 0.14
 
 

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page without anything from elsewhere; it prints, and needs no script."""
+"""An evaluation as one self-contained HTML page, which can be printed and needs no script."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def evaluation_page(
     problems: Sequence[Problem],
     notes: Sequence[Problem],
 ) -> str:
-    """The whole page; ``figures`` are SVG documents, ``notes`` what a reader should know about single subjects."""
+    """The whole page; ``figures`` are SVG documents, ``notes`` are remarks about single subjects."""
     return page(
         title,
         (
@@ -59,7 +59,7 @@ def evaluation_page(
 
 
 def with_interval(mean: Mean, form: str = ".3f") -> str:
-    """For people: ``0.943 (0.938 to 0.947)``; a dash where there is nothing to average."""
+    """Text such as ``0.943 (0.938 to 0.947)``; a dash if there is nothing to average."""
     if math.isnan(mean.value):
         return "-"
     if math.isnan(mean.low):

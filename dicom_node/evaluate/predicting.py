@@ -1,4 +1,4 @@
-"""Segments the CTs of a truth with a model of the node; what was segmented before is kept."""
+"""Segments the CTs of a truth with a model of the node; earlier segmentations are kept."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _loaded(model: Model, options: EngineOptions) -> Segmenter:
 
 
 def _asked(image: Image, model: Model, options: EngineOptions) -> str:
-    """A digest of everything that the labels follow from."""
+    """A digest of everything that determines the labels."""
     asked: Any = [__version__, asdict(model.identity), options.device, options.precision, options.threads]
     return digest_of([asked, [sha256_of(path) for path in image.paths]])
 

@@ -1,4 +1,4 @@
-"""What a score is a score of. The same words with other data, another split or another resampling are other figures."""
+"""The provenance of a score: with other data, another split or another resampling, figures are not comparable."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _ORDER_BY_RESAMPLING = {"corners": "1 (linear, outermost voxel centres kept)", "
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Printed with every score; :data:`UNKNOWN` where nobody has said it.
+    """Printed with every score; :data:`UNKNOWN` where it was not stated.
 
-    ``software`` made the segmentations with ``model``, after it resampled the images with ``resampling_order``;
+    ``software`` made the segmentations with ``model``, after resampling the images with ``resampling_order``;
     ``tool`` computed the scores.
     """
 
@@ -39,7 +39,7 @@ class Provenance:
     tool: str = UNKNOWN
 
     def by_title(self) -> dict[str, str]:
-        """For people."""
+        """The values by title, for people."""
         return {name.replace("_", " "): value for name, value in asdict(self).items()}
 
     @property
@@ -50,7 +50,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What a person states; None: take what the files say."""
+    """What the user states; None: as stated in the files."""
 
     data_set: str | None = None
     data_set_version: str | None = None
@@ -60,7 +60,7 @@ class Stated:
 
 
 def data_set_of(folder: Path) -> tuple[str, str]:
-    """Name and version of the data set in ``folder``, as far as it says so itself."""
+    """Name and version of the data set in ``folder``, as far as it states them."""
     manifest = _read(folder / "manifest.json")
     if manifest.get("kind") == _PHANTOM_COHORT:
         return _PHANTOM_COHORT, f"dicom-node {manifest.get('dicom_node', UNKNOWN)}"
@@ -86,7 +86,7 @@ def split_of(splits: Iterable[str | None], chosen: str | None) -> str:
 
 
 def software_of_model(model: Model) -> tuple[str, str, str]:
-    """Software, model and resampling order of segmentations that the node makes itself."""
+    """Software, model and resampling order of segmentations made by the node."""
     identity = model.identity
     named = f"{identity.name} {identity.version} (sha256 {identity.digest[:12]})"
     order = "none" if model.package is None else _ORDER_BY_RESAMPLING[model.package.resampling]
@@ -94,7 +94,7 @@ def software_of_model(model: Model) -> tuple[str, str, str]:
 
 
 def software_of_results(folders: Sequence[Path]) -> tuple[str, str, str]:
-    """The same of results of `dicom-node segment`, where all are of one model and version."""
+    """The same for results of `dicom-node segment`, if all are of one model and version."""
     summaries = [read_summary(folder) if folder.is_dir() else None for folder in folders]
     said = {
         (f"dicom-node {each['dicom_node']}", f"{each['model']['name']} {each['model']['version']}")
@@ -106,6 +106,6 @@ def software_of_results(folders: Sequence[Path]) -> tuple[str, str, str]:
 
 
 def tool(convention: Convention, tolerance_mm: float) -> str:
-    """What computes the scores, and how."""
+    """The program that computes the scores, and its method."""
     counted = {"paper": "structures absent from the truth not counted", "nnunet": "as nnU-Net"}[convention]
     return f"dicom-node evaluate {__version__} (convention {convention}: {counted}; tolerance {tolerance_mm:g} mm)"

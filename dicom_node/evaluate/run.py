@@ -1,4 +1,4 @@
-"""``dicom-node evaluate``: find what belongs together, segment where asked, score, average, write."""
+"""``dicom-node evaluate``: pair the files, segment if requested, score, average, write."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _PREDICTIONS, _SUBJECTS, _FIGURES = "predictions", "subjects", "figures"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is asked for. ``split``: only the subjects of this one; ``processes`` 0: one per core."""
+    """The request. ``split``: only the subjects of this one; ``processes`` 0: one per core."""
 
     averaging: Averaging = field(default_factory=Averaging)
     tolerance_mm: float = TOLERANCE_MM
@@ -64,7 +64,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The result; ``problems`` are what was not evaluated, with the reasons."""
+    """The result; ``problems`` lists what was not evaluated, with the reasons."""
 
     provenance: Provenance
     summary: Summary
@@ -97,7 +97,7 @@ def evaluate_model(
 
     Raises:
         ConfigurationError: there is no subject, the model can't be loaded, or ``out`` can't be written.
-        WorkerLost: a process was ended from outside.
+        WorkerLost: a process was killed from outside.
     """
     truths, problems = _chosen(truth_folder, wanted.split)
     sources, not_segmented = segmented(truths, model, options, out / _PREDICTIONS, report)
@@ -111,12 +111,12 @@ def evaluate_model(
 def evaluate_folder(
     predictions: Path, truth_folder: Path, out: Path, wanted: Wanted, report: Callable[[str, int, int], None]
 ) -> Evaluation:
-    """Evaluate the segmentations in ``predictions``, which are called as the subjects of ``truth_folder``.
+    """Evaluate the segmentations in ``predictions``, which are named like the subjects of ``truth_folder``.
 
     Raises:
         ConfigurationError: one of the folders has no subject, or ``out`` can't be written.
         ResultUnreadable: a folder of one subject has more than one segmentation.
-        WorkerLost: a process was ended from outside.
+        WorkerLost: a process was killed from outside.
     """
     sources = find_segmentations(predictions)
     truths, problems = _chosen(truth_folder, wanted.split)

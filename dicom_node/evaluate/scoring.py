@@ -1,4 +1,4 @@
-"""The scores of one subject, kept as a file so that an evaluation that was interrupted continues."""
+"""The scores of one subject, kept in a file so that an interrupted evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _HIGHEST_LABEL = 255
 
 @dataclass(frozen=True, slots=True)
 class SubjectScores:
-    """Every structure that is in the truth or was found, with the names that either side could have used.
+    """Every structure that is in the truth or was found, with the names known to truth and segmentation.
 
-    ``notes``: what the form of a segmentation could not tell without a choice, such as overlaps.
+    ``notes``: choices that the format of a segmentation required, such as for overlaps.
     """
 
     id: str
@@ -36,13 +36,13 @@ class SubjectScores:
     truth_names: tuple[str, ...]
     found_names: tuple[str, ...]
     found_names_are_all: bool
-    """Whether the segmentation names all structures that were sought, not only those that were found."""
+    """Whether the segmentation names all structures that were searched for, not only those found."""
     mixed_up: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 def score_subject(pair: tuple[Truth, LabelSource], folder: Path, tolerance_mm: float) -> SubjectScores | str:
-    """The scores of one subject, or why there are none; taken from ``folder`` if its files are the same as then."""
+    """The scores of one subject, or why there are none; taken from ``folder`` if its files are unchanged."""
     truth, source = pair
     path = folder / f"{truth.id}.json"
     try:
@@ -56,13 +56,13 @@ def score_subject(pair: tuple[Truth, LabelSource], folder: Path, tolerance_mm: f
         return str(error)
     except OSError as error:
         return f"a file can't be read: {error.strerror}"
-    except ValueError as error:  # of the measures: grids that have no perpendicular axes
+    except ValueError as error:  # from the measures: grids without perpendicular axes
         return str(error)
     return scores
 
 
 def _digest(truth: Truth, source: LabelSource, tolerance_mm: float) -> str:
-    """Of everything that the scores follow from."""
+    """A digest of everything that determines the scores."""
     paths = [*truth.labels.paths, *source.paths]
     return digest_of([__version__, tolerance_mm, [(path.name, sha256_of(path)) for path in paths]])
 
@@ -90,7 +90,7 @@ def _scored(truth: Truth, source: LabelSource, tolerance_mm: float) -> SubjectSc
 
 
 def _common_labels(truth: LabelMap, found: LabelMap) -> dict[str, int]:
-    """One numbering for the structures of both; those of the truth come first."""
+    """A common numbering for the structures of both; those of the truth come first."""
     names = list(dict.fromkeys([*truth.names_by_label.values(), *sorted(found.names_by_label.values())]))
     if len(names) > _HIGHEST_LABEL:
         names = [name for name in names if name in truth.present | found.present]

@@ -31,7 +31,7 @@ UNKNOWN = "unknown"
 class Row:
     """Means over the subjects and structures of one line of a table.
 
-    Dice and surface Dice are over all counted pairs; distance and volume error over those that are in the truth and
+    Dice and surface Dice are over all counted pairs; distance and volume error over pairs in the truth that
     were found. ``missed``: in the truth and not found, which counts as 0. ``invented``: found and not in the truth.
     """
 
@@ -69,11 +69,11 @@ class Averaging:
 def comparable(
     subjects: Sequence[SubjectScores], averaging: Averaging, known: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], list[Problem]]:
-    """The structures to evaluate, in the order of the truth, and those that only one side names.
+    """The structures to evaluate, in the order of the truth, and those named only in truth or segmentations.
 
-    ``known``: all structures of the model; without them, whatever any of the segmentations names. A structure that no
-    segmentation names is left out if they name all that was sought; a SEG or RT Structure Set names only what was
-    found, so there it counts as not found.
+    ``known``: all structures of the model; without them, all names in the segmentations. A structure that no
+    segmentation names is left out if they name all that was searched for; a SEG or RT Structure Set names only what
+    was found, so there it counts as not found.
     """
     truth = dict.fromkeys(name for subject in subjects for name in subject.truth_names)
     found = dict.fromkeys(known or (name for subject in subjects for name in subject.found_names))
@@ -122,7 +122,7 @@ def group_of(name: str) -> str:
 
 
 def is_counted(score: StructureScore, convention: Convention) -> bool:
-    """Whether this structure of this subject counts."""
+    """Whether the score of this structure and subject counts."""
     return score.truth_ml > 0 or convention == "nnunet"
 
 

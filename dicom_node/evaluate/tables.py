@@ -26,7 +26,7 @@ SCORES_CSV, SCORES_PARQUET, MEANS_CSV, SUMMARY_JSON = "scores.csv", "scores.parq
 def score_rows(
     subjects: Sequence[SubjectScores], names: Sequence[str], provenance: Provenance, averaging: Averaging
 ) -> list[dict[str, Any]]:
-    """A row per subject and structure, with what it is a score of; None for an infinite distance or no truth."""
+    """A row per subject and structure, with its provenance; None for an infinite distance or no truth."""
     shown = set(names)
     return [
         {
@@ -50,7 +50,7 @@ def score_rows(
 
 
 def mean_rows(summary: Summary) -> list[dict[str, Any]]:
-    """A row per mean; ``of`` says what kind it is of."""
+    """A row per mean; ``of`` states its kind."""
     kinds: list[tuple[str, Sequence[Any]]] = [
         ("all", (summary.overall,)),
         ("group", summary.groups),
@@ -61,7 +61,7 @@ def mean_rows(summary: Summary) -> list[dict[str, Any]]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows that have the same keys.
+    """Write rows with the same keys.
 
     Raises:
         ConfigurationError: the file can't be written.
@@ -75,7 +75,7 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows that have the same keys.
+    """Write rows with the same keys.
 
     Raises:
         ConfigurationError: the file can't be written, or pyarrow is not installed.

@@ -1,8 +1,8 @@
-"""The child that reads: takes one order at a time from the node, works within its limits, and may be ended by them.
+"""The reading child: carries out one order of the node at a time, within its limits, and may be ended by them.
 
 Started by :class:`dicom_node.reading.reader.ImageReader`. An order names files whose headers are wanted, one file whose
-content is to be compared, or a series to reconstruct. What was made lies in shared memory: the answer as JSON, small
-arrays, and voxels, which were made there from the beginning, in memory of their own.
+content is to be compared, or a series to reconstruct. The result is in shared memory: the answer as JSON, small
+arrays, and voxels, which are created there, in a separate block.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ _PAGE_BYTES = resource.getpagesize()
 
 @dataclass(slots=True)
 class _Memory:
-    """Arrays that are made in shared memory, by their address."""
+    """Arrays created in shared memory, by address."""
 
     descriptors: dict[int, int] = field(default_factory=dict)
 
     def allocate(self, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
-        """As ``numpy.empty``."""
+        """Like ``numpy.empty``."""
         dtype = np.dtype(dtype)
         descriptor = anonymous_memory(max(1, math.prod(shape) * dtype.itemsize))
         array = mapped(descriptor, shape, dtype)
@@ -60,13 +60,13 @@ class _Memory:
         return array
 
     def close(self) -> None:
-        """Close the descriptors; the memory lasts as long as it is mapped somewhere."""
+        """Close the descriptors; the memory stays valid while it is mapped somewhere."""
         for descriptor in self.descriptors.values():
             os.close(descriptor)
 
 
 class _Reading:
-    """Carries orders out; the headers of the last series that was read are kept for its reconstruction."""
+    """Carries out orders; the headers of the last series read are kept for its reconstruction."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -78,7 +78,7 @@ class _Reading:
         return bool(self._kept)
 
     def headers(self, paths: Sequence[str], number: int) -> list[Any]:
-        """The headers of files, plain, each with its remark; kept where they have a number."""
+        """The headers of files in plain form, each with its remark; kept if they have a number."""
         self._kept = {}
         instances = read_headers(map(Path, paths))
         allowance = Allowance.of_series()
@@ -101,11 +101,11 @@ class _Reading:
 
 
 def main() -> None:
-    """Serve the socket whose descriptor is the first argument until the node closes it or dies."""
+    """Serve the socket whose descriptor is the first argument until the node closes it or ends."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     become_expendable(node_process=int(sys.argv[2]))
     _keep_values_out_of_output()
-    gc.disable()  # it would look at hundreds of thousands of elements again and again
+    gc.disable()  # it would inspect hundreds of thousands of elements repeatedly
     gc.freeze()
     reading = _Reading()
     while (received := channel.receive()) is not None:
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _keep_values_out_of_output() -> None:
-    """Of stderr, which the node quotes when this process is lost: warnings of pydicom quote values of elements."""
+    """The node quotes stderr when this process is lost, and warnings of pydicom quote element values."""
     warnings.simplefilter("ignore")
     logging.disable()
 
@@ -152,7 +152,7 @@ def _answer(channel: Channel, reading: _Reading, order: dict[str, Any]) -> None:
 
 
 def _send(channel: Channel, answer: Any, arrays: list[NDArray[Any]], memory: _Memory) -> None:
-    """Large arrays where they are; small ones behind the answer."""
+    """Send large arrays in place, and small ones after the answer."""
     own = [memory.descriptors.get(array.ctypes.data) for array in arrays]
     descriptors = [descriptor for descriptor in own if descriptor is not None]
     places: list[tuple[int, int, str, tuple[int, ...]]] = []

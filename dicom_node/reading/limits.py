@@ -1,4 +1,4 @@
-"""What reading or decoding a series may cost, from what its files declare and before anything is allocated."""
+"""Limits on the cost of reading or decoding a series, from the declared sizes and before anything is allocated."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ _LONGEST_NUMBER = 12
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Of one call of the child: memory that it may take beside what it has, CPU seconds, seconds."""
+    """Limits of one call of the child: additional memory, CPU seconds, seconds."""
 
     memory_bytes: int
     cpu_s: float
     wall_s: float
 
     def to_json(self) -> dict[str, float]:
-        """The fields by name."""
+        """The fields by name, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """From what is declared to limits that hold on a machine five times slower than a common one.
+    """Limits from declared sizes, sufficient on a machine five times slower than usual.
 
     A header takes 1 ms and 60 KiB, a series at the limits of :mod:`dicom_node.standard.headers` 30 s and 1.5 GiB. A
-    voxel takes 0.1 us of the slowest decoder (JPEG 2000) and up to 12 bytes: int16, float32 where values are no whole
-    numbers, and that again for a tilted gantry. With the disk and other processes it may take four times as long.
+    voxel takes 0.1 us of the slowest decoder (JPEG 2000) and up to 12 bytes: int16, float32 where values are not
+    integers, and the same again for a tilted gantry. With the disk and other processes it may take four times as long.
     """
 
     headers_bytes: int = 2048 * _MIB
@@ -51,25 +51,25 @@ class Budget:
     wall_factor: float = 4.0
 
     def of_headers(self, files: int) -> Limits:
-        """For reading the headers of as many files."""
+        """Limits for reading the headers of this many files."""
         cpu_s = self.headers_s + self.header_s * files
         return Limits(self.headers_bytes, cpu_s, self.wall_factor * cpu_s)
 
     def of_pixels(self, voxels: int) -> Limits:
-        """For reconstructing as many voxels; never more than half of this machine's memory."""
+        """Limits for reconstructing this many voxels; never more than half of this machine's memory."""
         bounded = min(voxels, ReconstructionLimits().maximum_voxels)  # more are refused before they are decoded
         memory_bytes = min(self.decoder_bytes + self.voxel_bytes * bounded, machine_bytes() // 2)
         cpu_s = self.decoding_s + self.voxel_s * bounded
         return Limits(memory_bytes, cpu_s, self.wall_factor * cpu_s)
 
     def of_content(self) -> Limits:
-        """For decoding a file frame by frame, of whose size nothing is known."""
+        """Limits for decoding a file of unknown size frame by frame."""
         cpu_s = 5 * self.decoding_s
         return Limits(self.decoder_bytes, cpu_s, self.wall_factor * cpu_s)
 
 
 def declared_voxels(headers: Iterable[Dataset]) -> int:
-    """Rows x Columns x Number of Frames of all; a header that declares none is refused before it is decoded."""
+    """The sum of Rows x Columns x Number of Frames; a header without them is refused before decoding."""
     return sum(
         _number(header, "Rows") * _number(header, "Columns") * (_number(header, "NumberOfFrames") or 1)
         for header in headers

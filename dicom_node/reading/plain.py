@@ -1,8 +1,8 @@
-"""Values and headers as JSON, and back: what a child hands over must not be able to do anything.
+"""Values and headers as JSON, and back: the output of a child must be plain data.
 
-Frozen values travel by the names of their fields, arrays beside them in shared memory, headers as the elements that
-pydicom found: values that nobody has decoded yet as their bytes, sequences as their items. That is a fifth of the time
-of reading the file again. pickle would run what a child that was taken over by a file wants.
+Frozen values are sent by field name, arrays separately in shared memory, headers as the elements that pydicom found:
+undecoded values as bytes, sequences as items. That takes a fifth of the time of reading the file again. pickle would
+run arbitrary code from a child that was compromised by a file.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _VALUES: Mapping[str, Any] = {
 
 
 class Packer:
-    """Turns one value into JSON; ``headers`` are known on the other side, and become their number.
+    """Turns one value into JSON; ``headers`` are known to the receiver, and are replaced by their number.
 
-    ``arrays`` are those of the value, in the order of their numbers.
+    ``arrays`` are the value's arrays, in the order of their numbers.
     """
 
     def __init__(self, headers: Mapping[int, int]) -> None:
@@ -51,10 +51,10 @@ class Packer:
         self._numbers: dict[int, int] = {}
 
     def packed(self, value: Any) -> Any:
-        """The value in types that JSON knows; one object that occurs twice is one object on the other side too.
+        """The value in JSON types; an object that occurs twice is restored as one object.
 
         Raises:
-            TypeError: something that cannot travel.
+            TypeError: something that can't be sent.
         """
         match value:
             case None | bool() | int() | float() | str() | np.generic():
@@ -79,7 +79,7 @@ class Packer:
 
 
 class Unpacker:
-    """The other side of a :class:`Packer`."""
+    """The counterpart of :class:`Packer`."""
 
     def __init__(self, arrays: list[NDArray[Any]], headers: list[Dataset]) -> None:
         self._arrays = arrays
@@ -87,7 +87,7 @@ class Unpacker:
         self._made: list[Any] = []
 
     def unpacked(self, packed: Any) -> Any:
-        """The value; lists were tuples."""
+        """The value; JSON lists become tuples."""
         match packed:
             case list():
                 return tuple(self.unpacked(one) for one in packed)
@@ -108,14 +108,14 @@ def plain_header(header: Dataset, series: Allowance) -> list[Any]:
     """A header, its sequences counted in ``series``.
 
     Raises:
-        LimitExceeded: it has more than a header may have, or sequences nest too deep.
+        LimitExceeded: it exceeds the limits of a header, or sequences are nested too deeply.
     """
     allowances = (Allowance(), series)
     return [_plain(header.file_meta, allowances, 0), _plain(header, allowances, 0)]
 
 
 def header_of(plain: list[Any]) -> Dataset:
-    """The other side of :func:`plain_header`."""
+    """The inverse of :func:`plain_header`."""
     meta, header = plain
     found = _dataset(header)
     found.file_meta = FileMetaDataset(_dataset(meta))
@@ -142,7 +142,7 @@ def _plain(dataset: Dataset, allowances: tuple[Allowance, ...], depth: int) -> l
 
 
 def _opened(dataset: Dataset, tag: BaseTag, element: RawDataElement) -> RawDataElement | DataElement:
-    """The sequence with its items; as it was where it cannot be read, which whoever looks at it will find too."""
+    """The sequence with its items; unchanged if it can't be read, so that a later access raises the same error."""
     try:
         return dataset[tag]
     except Exception:  # noqa: BLE001 - pydicom answers hostile bytes with whatever that leads to
@@ -151,7 +151,7 @@ def _opened(dataset: Dataset, tag: BaseTag, element: RawDataElement) -> RawDataE
 
 
 def _plain_read(element: DataElement, allowances: tuple[Allowance, ...], depth: int) -> list[Any]:
-    """An element that pydicom has decoded: a sequence, the character set, or one of the File Meta Information."""
+    """An element already decoded by pydicom: a sequence, the character set, or one of the File Meta Information."""
     if element.VR == VR.SQ:
         items = [_plain(item, allowances, depth + 1) for item in element.value]
         return [int(element.tag), items, element.is_undefined_length]

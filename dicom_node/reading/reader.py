@@ -1,4 +1,4 @@
-"""The node's side of the children that read: headers and volumes, or the reason why there are none."""
+"""The node's interface to the reading children: headers and volumes, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 _MODULE = "dicom_node.reading.child"
 _MOST_IDLE = 2
-"""Children that are kept: one for the job at the intake, one for routing."""
+"""The number of children kept: one for the job at the intake, one for routing."""
 _LARGEST_IDLE_BYTES = 512 * 2**20
-"""A child that has grown beyond this is not kept."""
+"""A child that uses more memory than this is not kept."""
 _REFUSALS: dict[str, type[DicomNodeError]] = {
     name: each
     for name, each in vars(errors).items()
@@ -52,19 +52,19 @@ _MIB = 2**20
 
 @dataclass(slots=True, eq=False)
 class _Child:
-    """A child, and the first header of the series that it still has; the other side knows that series as ``number``."""
+    """A child, and the first header of the series it still has; the child knows that series as ``number``."""
 
     process: ChildProcess
     number: int = 0
     first: weakref.ref[Dataset] | None = None
 
     def has(self, header: Dataset | None) -> bool:
-        """Whether it still has the series of ``header``; of None, whether it has none that anybody may ask for."""
+        """Whether it still has the series of ``header``; for None, whether it has no series that may be needed."""
         return header is (self.first() if self.first is not None else None)
 
 
 class ImageReader:
-    """Reads headers and reconstructs volumes in children; may be called from several threads, each gets its own child.
+    """Reads headers and reconstructs volumes in children; each of several calling threads gets its own child.
 
     Args:
         budget: what a series may cost.
@@ -77,7 +77,7 @@ class ImageReader:
         self._all: list[_Child] = []
         self._numbers = 0
         self._closed = False
-        # Linux ends a child together with the thread that started it: this one lives as long as the reader
+        # Linux ends a child together with the thread that started it; this thread lives as long as the reader
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starter of readers")
         weakref.finalize(self, _end_all, self._all)
 
@@ -107,14 +107,14 @@ class ImageReader:
     def read(self, paths: Sequence[Path], *, keep: bool = False) -> tuple[SourceInstance, ...]:
         """The headers (all but pixel data) of instances, in the order given.
 
-        ``keep``: the child keeps them too, because :meth:`reconstruct` comes next.
+        ``keep``: the child keeps them too, because :meth:`reconstruct` follows.
 
         Raises:
             PixelDataInvalid: a file is not readable as DICOM.
-            LimitExceeded: the headers have more than any CT needs, or took too much memory or CPU time.
+            LimitExceeded: the headers exceed what any CT needs, or took too much memory or CPU time.
             StoreUnavailable: a file is missing or the disk fails.
             ReaderLost: the child died or took too long.
-            ReadingFailed: a fault of ours; the log has its place.
+            ReadingFailed: an internal error; the log has its location.
             Stopping: the reader was closed.
         """
         what = f"reading the headers of {len(paths)} files"
@@ -132,7 +132,7 @@ class ImageReader:
         return instances
 
     def reconstruct(self, series: Series) -> Reconstruction:
-        """:func:`dicom_node.reconstruct.reconstruct`; the voxels lie in shared memory.
+        """:func:`dicom_node.reconstruct.reconstruct`; the voxels are in shared memory.
 
         Raises: what that raises, and what :meth:`read` raises.
         """
@@ -158,13 +158,13 @@ class ImageReader:
         return InstanceContent(**answer)
 
     def close(self) -> None:
-        """End all children for good; calls under way in other threads end with Stopping."""
+        """End all children permanently; running calls in other threads end with Stopping."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
             busy = [child for child in self._all if child not in idle]
         for child in busy:
-            child.process.kill()  # the thread that waits for it does the rest
+            child.process.kill()  # the thread that waits for the child does the rest
         for child in idle:
             self._discard(child)
         self._starter.shutdown()
@@ -185,13 +185,13 @@ class ImageReader:
     def _exchange(
         self, process: ChildProcess, order: dict[str, Any], limits: Limits, what: str
     ) -> tuple[dict[str, Any], list[int]]:
-        """Send ``order`` and wait for the answer; a child that gives none is of no use any more."""
+        """Send ``order`` and wait for the answer; a child that gives none is discarded."""
         try:
             _send(process, {**order, "limits": limits.to_json()})
             received = process.channel.receive(limits.wall_s)
         except TimeoutError as error:
             raise ReaderLost(f"{what} took longer than the limit of {limits.wall_s:g} s") from error
-        except (OSError, ValueError):  # it ended before, or says what is no message
+        except (OSError, ValueError):  # it has ended, or sent an invalid message
             received = None
         if self._closed:
             raise Stopping
@@ -215,7 +215,7 @@ class ImageReader:
             child = _Child(self._starter.submit(ChildProcess.start, _MODULE).result())
         except OSError as error:
             raise ReaderLost(f"the process that reads images can't be started: {error.strerror}") from error
-        except RuntimeError as error:  # closed a moment ago
+        except RuntimeError as error:  # the reader was closed in the meantime
             raise Stopping from error
         with self._lock:
             self._all.append(child)
@@ -240,14 +240,14 @@ class ImageReader:
 
 
 def _end_all(children: list[_Child]) -> None:
-    """Of a reader that nobody has closed."""
+    """End the children of a reader that was never closed."""
     for child in children:
         child.process.kill()
         child.process.close()
 
 
 def _send(process: ChildProcess, order: dict[str, Any]) -> None:
-    """Orders may be longer than a message: they lie in shared memory."""
+    """Orders may be longer than a message, so they are sent in shared memory."""
     text = json.dumps(order).encode()
     descriptor = anonymous_memory(len(text))
     try:
@@ -261,7 +261,7 @@ def _send(process: ChildProcess, order: dict[str, Any]) -> None:
 def _answer(
     message: dict[str, Any], descriptors: list[int], limits: Limits, what: str
 ) -> tuple[Any, list[NDArray[Any]]]:
-    """What the child made; its arrays are views of shared memory."""
+    """The child's result; its arrays are views of shared memory."""
     blocks = [mmap.mmap(descriptor, 0) for descriptor in descriptors]
     for descriptor in descriptors:
         os.close(descriptor)
@@ -281,7 +281,7 @@ def _answer(
 
 
 def _loss(process: ChildProcess, limits: Limits, what: str) -> DicomNodeError:
-    """Why a child ended by itself."""
+    """Why a child ended on its own."""
     if process.signal == signal.SIGXCPU:
         return LimitExceeded(f"{what} took more than the limit of {limits.cpu_s:g} s of CPU time")
     return ReaderLost(f"{what} ended the process that does it: {process.end()}")

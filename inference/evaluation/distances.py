@@ -1,9 +1,9 @@
-"""Distances between two surfaces, and what is made of them: surface Dice and the 95th percentile.
+"""Distances between two surfaces, and the scores computed from them: surface Dice and the 95th percentile.
 
-Most surface elements of a usable segmentation lie within a few voxels of the truth. Their distance is found by looking
-at the nearest places first, for all elements at once; only what has nothing near is searched in a k-d tree. Both give
-the exact distance, in time that follows the size of the surface. A distance transform, as in ``surface-distance`` 0.1,
-takes time for the whole box of the structure.
+Most surface elements of a usable segmentation are within a few voxels of the truth. Their distance is found by checking
+the nearest positions first, for all elements at once; only the others are searched in a k-d tree. Both give the exact
+distance, in time proportional to the size of the surface. A distance transform, as in ``surface-distance`` 0.1, takes
+time for the whole box of the structure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from inference.evaluation.surface import Surface
 
 _PLACES_TO_LOOK_AT = 500
-"""About as many as cost as much as a search in the tree."""
+"""The number of steps that costs about as much as a search in the tree."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class SurfaceDistances:
     found_areas_mm2: NDArray[np.float64]
 
     def surface_dice(self, tolerance_mm: float) -> float:
-        """Share of both surfaces that is within ``tolerance_mm`` of the other; 0 if one is empty, NaN if both are."""
+        """Share of both surfaces within ``tolerance_mm`` of the other; 0 if one is empty, NaN if both are."""
         total = self.truth_areas_mm2.sum() + self.found_areas_mm2.sum()
         if total == 0:
             return float("nan")
@@ -43,7 +43,7 @@ class SurfaceDistances:
         return float(near / total)
 
     def robust_hausdorff_mm(self, percent: float) -> float:
-        """The larger of the two distances that ``percent`` of each surface's area keep; infinite if one is empty."""
+        """The larger of the two distances that cover ``percent`` of a surface's area; infinite if one is empty."""
         return max(
             _percentile(self.truth_to_found_mm, self.truth_areas_mm2, percent),
             _percentile(self.found_to_truth_mm, self.found_areas_mm2, percent),
@@ -56,7 +56,7 @@ def surface_distances(
     spacing_zyx_mm: tuple[float, float, float],
     areas_by_code: NDArray[np.float64],
 ) -> SurfaceDistances:
-    """Distances between two surfaces on one grid; None is an empty one, from which everything is infinitely far."""
+    """Distances between two surfaces on one grid; None is an empty surface, at infinite distance from everything."""
     nothing: NDArray[np.float64] = np.zeros(0)
     truth_areas = nothing if truth is None else areas_by_code[truth.codes]
     found_areas = nothing if found is None else areas_by_code[found.codes]
@@ -80,7 +80,7 @@ def surface_distances(
 def _nearest_mm(
     own: NDArray[np.int64], other: NDArray[np.int64], shape_zyx: tuple[int, ...], spacing_zyx_mm: tuple[float, ...]
 ) -> NDArray[np.float64]:
-    """Distance from each of ``own`` to the nearest of ``other``: flat indices into a box with room on every side."""
+    """Distance from each of ``own`` to the nearest of ``other``: flat indices into a box with a margin."""
     is_other = np.zeros(int(np.prod(shape_zyx)), dtype=np.bool_)
     is_other[other] = True
     strides = np.array([shape_zyx[1] * shape_zyx[2], shape_zyx[2], 1])
@@ -112,7 +112,7 @@ def _searched_mm(
 
 @lru_cache(maxsize=8)
 def _places(spacing_zyx_mm: tuple[float, float, float]) -> tuple[tuple[float, NDArray[np.int64]], ...]:
-    """Steps on the grid by their length in mm, from short to long, every one up to the same length but none of 0."""
+    """Steps on the grid by their length in mm, ascending, complete up to the last length, without the zero step."""
     reach = _reach(spacing_zyx_mm)
     steps = np.stack(np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1).reshape(-1, 3)
     lengths = _lengths_mm(steps, spacing_zyx_mm)
@@ -123,7 +123,7 @@ def _places(spacing_zyx_mm: tuple[float, float, float]) -> tuple[tuple[float, ND
 
 
 def _lengths_mm(steps_zyx: NDArray[np.int64], spacing_zyx_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    """Rounded as by :func:`scipy.ndimage.distance_transform_edt`: a tolerance may be the length of a step."""
+    """Rounded like :func:`scipy.ndimage.distance_transform_edt`: a tolerance may equal the length of a step."""
     z, y, x = (steps_zyx[:, axis] * spacing_zyx_mm[axis] for axis in range(3))
     lengths: NDArray[np.float64] = np.sqrt(z * z + y * y + x * x)
     return lengths

@@ -1,8 +1,8 @@
 """Means of scores over subjects and structures, with 95 % confidence intervals by bootstrap.
 
-A mean over several structures is the mean of their means, so that each structure counts the same, however many
+A mean over several structures is the mean of their means, so that each structure counts equally, however many
 subjects have it. The bootstrap (Efron and Tibshirani, 1993) draws whole subjects with replacement, because the scores
-of one subject belong together; the draws and the percentiles are those of :mod:`inference.statistics.bootstrap`.
+of one subject are correlated; the draws and the percentiles are those of :mod:`inference.statistics.bootstrap`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean with its interval; NaN where there is nothing to average. ``low`` and ``high`` are NaN for one subject."""
+    """A mean with its interval; NaN if there is nothing to average. ``low`` and ``high`` are NaN for one subject."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Mean:
 
 
 def mean_of_means(scores: NDArray[np.float64], drawn: NDArray[np.int32]) -> Mean:
-    """Of ``scores`` [subject, structure], NaN where a score does not count."""
+    """The mean of means of ``scores`` [subject, structure]; NaN marks a score that does not count."""
     value = _means(scores, np.ones((1, len(scores)), np.int32))[0]
     if np.isfinite(scores).any(axis=1).sum() < FEWEST_SUBJECTS:
         return Mean(float(value), float("nan"), float("nan"))
@@ -37,7 +37,7 @@ def mean_of_means(scores: NDArray[np.float64], drawn: NDArray[np.int32]) -> Mean
 
 
 def _means(scores: NDArray[np.float64], drawn: NDArray[np.int32]) -> NDArray[np.float64]:
-    """The mean of the structures' means in each replicate; NaN in one that has drawn no score."""
+    """The mean of the structures' means in each replicate; NaN in a replicate without any score."""
     counts = np.isfinite(scores)
     times = drawn @ counts.astype(np.float64)
     sums = drawn @ np.where(counts, scores, 0.0)

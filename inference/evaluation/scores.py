@@ -35,7 +35,7 @@ Convention = Literal["paper", "nnunet"]
 
 
 class Labels(Protocol):
-    """A label map with names and grid: a :class:`~inference.types.Segmentation`, or another value with the same."""
+    """A label map with names and grid: a :class:`~inference.types.Segmentation` or a value with its attributes."""
 
     @property
     def labels_zyx(self) -> NDArray[np.uint8]:
@@ -60,7 +60,7 @@ class StructureScore:
     name: str
     dice: float
     surface_dice: float
-    """Share of both surfaces that lies within the tolerance of the other surface, by area."""
+    """Share of both surfaces within the tolerance of the other surface, by area."""
     hd95_mm: float
     """95th percentile of the distances between the surfaces, by area; the larger of both directions. Infinite where
     the structure is in only one of the two."""
@@ -69,7 +69,7 @@ class StructureScore:
 
     @property
     def volume_error(self) -> float:
-        """Found less true volume, as a share of the true volume; NaN if there is none."""
+        """Found minus true volume, as a share of the true volume; NaN if there is none."""
         return (self.found_ml - self.truth_ml) / self.truth_ml if self.truth_ml else float("nan")
 
 
@@ -78,16 +78,16 @@ class CaseScore:
     """Agreement on one case."""
 
     structures: tuple[StructureScore, ...]
-    """Of every structure in the truth."""
+    """Scores of every structure in the truth."""
     only_found: tuple[StructureScore, ...]
-    """Of every structure that was found and is not in the truth."""
+    """Scores of every structure that was found but is not in the truth."""
     mixed_up: tuple[str, ...]
     """Paired structures with more voxels on the wrong side than on the correct side."""
     voxels_on_wrong_side: int
     """Voxels of paired structures that have the label of the counterpart."""
 
     def counted(self, convention: Convention) -> tuple[StructureScore, ...]:
-        """The structures that count; those that are in neither map never do."""
+        """The structures that count; structures in neither map never do."""
         return self.structures if convention == "paper" else self.structures + self.only_found
 
 
@@ -178,7 +178,7 @@ def _translated(labels_zyx: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDAr
 
 
 def _joint_histogram(truth_zyx: NDArray[np.uint8], found_zyx: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxel counts by (truth label, found label) but (0, 0), some planes at a time to keep memory small."""
+    """Voxel counts by (truth label, found label) except (0, 0), a few planes at a time to save memory."""
     joint = np.zeros(LABEL_VALUES * LABEL_VALUES, dtype=np.int64)
     planes = max(1, _VOXELS_PER_SLAB // (truth_zyx.shape[1] * truth_zyx.shape[2]))
     for first in range(0, len(truth_zyx), planes):

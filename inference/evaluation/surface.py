@@ -1,10 +1,10 @@
 """The surfaces of all structures of a label map, found in one pass: surface elements with position and area.
 
-A surface element is where the eight voxels around a corner of the grid are neither all inside nor all outside of a
-structure; outside of the grid is outside of every structure. Which of them are inside gives the area, by the triangles
-of marching cubes (Lorensen and Cline, 1987). This is how Nikolov et al. (arXiv 1809.04430) define surface Dice, and
-their package ``surface-distance`` 0.1 gives the same elements. It looks at one structure at a time, in its whole box.
-Here the corners where anything changes are found for all structures together; this is why the code is our own.
+There is a surface element wherever the eight voxels around a grid corner are neither all inside nor all outside a
+structure; outside the grid is outside every structure. The pattern of inside voxels determines the area, through the
+triangles of marching cubes (Lorensen and Cline, 1987). This is how Nikolov et al. (arXiv 1809.04430) define surface
+Dice, and their package ``surface-distance`` 0.1 gives the same elements, for one structure at a time in its whole box.
+Here the corners where labels change are found for all structures together, which is why this is our own code.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Surface:
 
 
 def surfaces(labels_zyx: NDArray[np.uint8]) -> dict[int, Surface]:
-    """The surface of every label but 0 in ``labels_zyx``, by label."""
+    """The surface of every label except 0 in ``labels_zyx``, by label."""
     grid_shape_zyx = (labels_zyx.shape[0] + 1, labels_zyx.shape[1] + 1, labels_zyx.shape[2] + 1)
     found = list(_slabs(labels_zyx))
     corners, codes, labels = (np.concatenate([each[part] for each in found]) for part in range(3))
@@ -64,10 +64,10 @@ def surfaces(labels_zyx: NDArray[np.uint8]) -> dict[int, Surface]:
 
 
 def _slabs(labels_zyx: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Corners, codes and labels of all surface elements, some planes at a time to keep memory small.
+    """Corners, codes and labels of all surface elements, a few planes at a time to save memory.
 
     The planes are copied with an empty row and an empty column before each, so that the eight voxels around corner
-    ``n`` of the flat array always have the same distances from it; what follows the last column is the empty one of
+    ``n`` of the flat array always have the same offsets from it; the last column is followed by the empty column of
     the next row.
     """
     planes, rows, columns = labels_zyx.shape
@@ -86,7 +86,7 @@ def _slabs(labels_zyx: NDArray[np.uint8]) -> Iterator[tuple[NDArray[np.int64], N
 
 
 def _changes(padded: NDArray[np.uint8], plane: int, row: int) -> NDArray[np.int64]:
-    """Where the eight voxels do not all have one label."""
+    """Where the eight voxels do not all have the same label."""
     lowest, highest = padded, padded
     for step in (1, row, plane):
         lowest = np.minimum(lowest[:-step], lowest[step:])
@@ -112,7 +112,7 @@ def _elements(
 
 
 def area_by_code(spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Area in mm2 of a surface element by its code, [256]; 0 for the codes 0 and 255, which are no surface."""
+    """Area in mm2 of a surface element by its code, [256]; 0 for the codes 0 and 255, which are not surface."""
     z, y, x = spacing_zyx_mm
     scale = np.array([y * x, z * x, z * y])
     areas = [sum(float(np.linalg.norm(normal * scale)) for normal in normals) for normals in _normals_by_code()]
@@ -121,10 +121,11 @@ def area_by_code(spacing_zyx_mm: tuple[float, float, float]) -> NDArray[np.float
 
 @cache
 def _normals_by_code() -> tuple[NDArray[np.float64], ...]:
-    """Normals of the triangles of each code, as long as their areas on a grid of 1 mm.
+    """Normals of the triangles of each code; their length is the area on a grid of 1 mm.
 
-    Where more than half of the voxels are inside, the triangles are those of the outside. The tables of marching cubes
-    have others there, because they join diagonal voxels of one of the sides; surface Dice treats both sides alike.
+    Where more than half of the voxels are inside, the triangles are those of the complement. The tables of marching
+    cubes differ there, because they join diagonal voxels of one of the two; surface Dice treats inside and outside
+    alike.
     """
     from skimage.measure import marching_cubes  # noqa: PLC0415 - slow to import
 

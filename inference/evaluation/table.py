@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One structure, over all cases with it in their truth."""
+    """One structure, over all cases whose truth contains it."""
 
     name: str
     group: str

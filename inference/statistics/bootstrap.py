@@ -1,7 +1,7 @@
 """Bootstrap over subjects (Efron and Tibshirani, 1993), for many columns with missing values at once.
 
-Own code, because ``scipy.stats.bootstrap`` knows no missing values and computes one statistic of one sample per call.
-On a column without missing values and the same draws, the intervals are those of scipy.
+This is our own code because ``scipy.stats.bootstrap`` has no missing values and computes one statistic per call.
+For a column without missing values and with the same draws, the intervals equal scipy's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REPLICATES = 1000
 LEVEL = 0.95
 FEWEST_SUBJECTS = 2
-"""Of an interval."""
+"""Confidence level of an interval."""
 
 Method = Literal["percentile", "bca"]
 """``bca``: bias-corrected and accelerated; better than the percentiles for skewed values and few subjects."""
@@ -28,7 +28,7 @@ Method = Literal["percentile", "bca"]
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """Mean of each column with its interval; NaN where there is nothing to average, or one subject for an interval."""
+    """Mean of each column with its interval; NaN if there is nothing to average, or an interval has one subject."""
 
     counts: NDArray[np.int64]
     values: NDArray[np.float64]
@@ -37,7 +37,7 @@ class Means:
 
 
 def draws(subjects: int, replicates: int = REPLICATES, seed: int = 0) -> NDArray[np.int32]:
-    """How often each subject is drawn in each replicate, [replicate, subject]; the same arguments, the same draws."""
+    """How often each subject is drawn in each replicate, [replicate, subject]; equal arguments give equal draws."""
     random = np.random.default_rng(seed)
     return random.multinomial(subjects, np.full(subjects, 1 / subjects), size=replicates).astype(np.int32)
 
@@ -45,7 +45,7 @@ def draws(subjects: int, replicates: int = REPLICATES, seed: int = 0) -> NDArray
 def means(
     values: NDArray[np.float64], drawn: NDArray[np.int32], *, method: Method = "bca", level: float = LEVEL
 ) -> Means:
-    """The means of ``values`` [subject, column] over the subjects that have a value; NaN marks those that have none.
+    """The means of ``values`` [subject, column] over the subjects that have a value; NaN marks missing values.
 
     Raises:
         InvalidValueError: ``drawn`` is for another number of subjects.
@@ -91,10 +91,10 @@ def _ratio(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np
 def _accelerated(
     tails: NDArray[np.float64], estimates: NDArray[np.float64], observed: float, own: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """The quantiles of the replicates that are the bounds (Efron 1987); the jackknife of a mean has a closed form."""
+    """The quantiles of the replicates used as bounds (Efron 1987); the jackknife of a mean has a closed form."""
     below = ((estimates < observed).mean() + (estimates <= observed).mean()) / 2
     bias = ndtri(below)
-    if not np.isfinite(bias):  # every replicate lies on one side
+    if not np.isfinite(bias):  # every replicate is on one side of the mean
         return tails
     deviations = own - own.mean()
     acceleration = (deviations**3).sum() / (6 * (deviations**2).sum() ** 1.5)

@@ -1,8 +1,8 @@
 """Spearman's rank correlation of one quantity with many, with p and intervals; missing values are left out per column.
 
-Coefficient and p are those of ``scipy.stats.spearmanr``. Of the two intervals, that of Bonett and Wright
-(Psychometrika 65, 2000) follows from coefficient and number alone; the bootstrap draws subjects, and holds without
-assumptions about the distribution. scipy has neither; a replicate at a time, its ``spearmanr`` takes hours for a table.
+Coefficient and p are those of ``scipy.stats.spearmanr``. Of the two intervals, Bonett and Wright's (Psychometrika 65,
+2000) is computed from coefficient and number alone; the bootstrap draws subjects, and makes no assumptions about the
+distribution. scipy has neither; one replicate at a time, its ``spearmanr`` takes hours for a table.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FEWEST_PAIRS = 4
-"""Of an interval."""
+"""Confidence level of an interval."""
 _FEWEST_FOR_COEFFICIENT = 3
 _REPLICATES_PER_BLOCK = 64
-"""So that what is computed on a block stays in the cache of a core."""
+"""Keeps the data of a block in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correlations:
-    """Per column; NaN where there are fewer than three pairs, or one of both is constant.
+    """Per column; NaN where there are fewer than three pairs, or one variable is constant.
 
     ``low`` and ``high`` are percentiles of the bootstrap, ``formula_low`` and ``formula_high`` Bonett and Wright's.
     """
@@ -83,7 +83,7 @@ def spearman(
 
 
 def p_values(coefficients: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Two-sided p of no correlation, by Student's t with two degrees of freedom less than pairs."""
+    """Two-sided p of no correlation, by Student's t with n - 2 degrees of freedom for n pairs."""
     enough = counts >= _FEWEST_FOR_COEFFICIENT
     degrees = np.where(enough, counts - 2.0, np.nan)
     with np.errstate(divide="ignore"):
@@ -126,7 +126,7 @@ def _in_replicates(
         y_ranks = doubled_ranks(of_y) - (number + 1)
         x_ranks = doubled_ranks(of_x) - (number + 1)
         weighted = (by_y.spread(y_ranks) if by_y.has_ties else y_ranks) * counts
-        # subjects of the same x have the same rank: sum over them first
+        # subjects with equal x have equal ranks: sum over them first
         covariance = (by_x.per_value(weighted[:, by_x.places]) * x_ranks).sum(axis=1)
         scale = np.sqrt(_squares(of_x, number)) * np.sqrt(_squares(of_y, number))
         np.divide(covariance, scale, out=result[block], where=scale > 0)

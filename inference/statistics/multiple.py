@@ -1,4 +1,4 @@
-"""Correction of p-values for the number of tests, by statsmodels; what was not tested (NaN) is no test."""
+"""Correction of p-values for the number of tests, by statsmodels; NaN means not tested and is not counted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Holm's p-values (1979): below a limit with at most this probability for any true null hypothesis among them."""
+    """Holm's p-values (1979), which bound the probability of any false rejection."""
     return _adjusted(p_values, "holm")
 
 

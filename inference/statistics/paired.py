@@ -1,7 +1,7 @@
 """Two measurements of the same subjects: Wilcoxon's signed-rank test with an effect size, column by column.
 
 The test is scipy's. The effect size is the matched-pairs rank-biserial correlation (Kerby 2014): the share of the rank
-sum that favours the first measurement less the share that favours the second; 1 if the first is larger in every
+sum that favours the first measurement minus the share that favours the second; 1 if the first is larger in every
 subject, 0 if neither prevails. Pairs without a difference are left out of test and effect size (Wilcoxon 1945).
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Comparisons:
-    """Per column; NaN where there is no pair. ``differences``: first less second, mean with its interval (BCa)."""
+    """Per column; NaN where there is no pair. ``differences``: first minus second, mean with its interval (BCa)."""
 
     differences: Means
     medians: NDArray[np.float64]
@@ -64,7 +64,7 @@ def compare(
 
 
 def _effects(differences: NDArray[np.float64], drawn: NDArray[np.int32]) -> NDArray[np.float64]:
-    """The effect size in each replicate; 0 in one that has drawn no difference."""
+    """The effect size in each replicate; 0 in a replicate without differences."""
     order = Order.of(np.abs(differences))
     counts = drawn[:, order.places]
     ranks = order.spread(doubled_ranks(order.per_value(counts))) * counts

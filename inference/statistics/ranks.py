@@ -1,9 +1,9 @@
 """Mid-ranks in bootstrap replicates, by counting.
 
-A replicate is given by how often it has each subject. In ascending order of the values, the cumulative sum of these
-counts gives the rank of every subject, so nothing is sorted per replicate. Subjects that are drawn several times are
-tied with themselves, and equal values with each other: each tie has the mean of its ranks (as ``rankdata``'s
-``average``). Ranks are doubled, which makes them whole numbers and the sums over them exact.
+A replicate is given by how often it contains each subject. In ascending order of the values, the cumulative sum of
+these counts gives the rank of every subject, so nothing is sorted per replicate. Subjects drawn several times are tied
+with themselves, and equal values with each other: each tie has the mean of its ranks (like ``rankdata``'s ``average``).
+Ranks are doubled, which makes them integers and their sums exact.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """The subjects in ascending order of a value; ``starts`` are the places at which another value begins."""
+    """The subjects in ascending order of a value; ``starts`` are the positions at which a new value begins."""
 
     places: NDArray[np.intp]
     starts: NDArray[np.intp]
@@ -33,16 +33,16 @@ class Order:
 
     @property
     def has_ties(self) -> bool:
-        """Whether two subjects have one value."""
+        """Whether two subjects have the same value."""
         return len(self.starts) < len(self.places)
 
     def per_value(self, of_places: NDArray[np.int32] | NDArray[np.int64]) -> NDArray[np.int64]:
-        """Sums over the subjects of each value, [replicate, value], of numbers [replicate, place]."""
+        """Sums of numbers [replicate, position] over the subjects of each value, [replicate, value]."""
         sums: NDArray[np.int64] = np.add.reduceat(of_places, self.starts, axis=1, dtype=np.int64)
         return sums
 
     def spread(self, of_values: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What belongs to each value, [replicate, value], at each of its places."""
+        """Repeat what belongs to each value, [replicate, value], at each of its positions."""
         return np.repeat(of_values, np.diff(np.r_[self.starts, len(self.places)]), axis=1)
 
 

@@ -2,7 +2,7 @@
 
 A case is one synthetic patient from the vertex to mid-thigh, on an isotropic grid of the network's spacing with random
 origin, so that no structure always falls on voxel centres. Arrays are stored in nnU-Net's order, as the network sees
-them: RAS canonical, indexed [z, y, x] (x ascends to the patient's Right, y to Anterior, z to Superior).
+them: RAS canonical, indexed [z, y, x] (x increases to the patient's Right, y to Anterior, z to Superior).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Case:
 
 
 def make_cases(folder: Path, count: int, spacing_mm: float, processes: int) -> list[Path]:
-    """Render the missing ones of ``count`` cases to ``folder`` and return all their files, by ascending seed."""
+    """Render those of ``count`` cases that are missing in ``folder``; return all files in ascending order of seed."""
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"case_{FIRST_TRAINING_SEED + k}_{spacing_mm:g}mm.npz" for k in range(count)]
     missing = [k for k, file in enumerate(files) if not file.exists()]

@@ -1,4 +1,4 @@
-"""How a model is trained: a YAML file such as those in ``config/training/``, checked before anything is computed."""
+"""The configuration of a training: a YAML file like those in ``config/training/``, checked before any computation."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ _NUMBERS: dict[str, _Bounds] = {
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfiguration:
-    """One configuration; None: what nnU-Net's planner decides.
+    """One configuration; None: as chosen by nnU-Net's planner.
 
     ``trainer``: ``nnunet`` is nnU-Net's own training, ``sampled`` its cheap variant for CPUs
     (:class:`inference.training.sampled.SampledTrainer`). ``patch_size``, ``features_per_stage`` and
-    ``convolutions_per_stage`` replace what was planned; per-stage lists start at full resolution, and the decoder of a
-    replaced network has one convolution per stage. ``fold``: index in splits_final.json, or ``all``: every case is
-    trained on, and validation sees training cases.
+    ``convolutions_per_stage`` replace the planned values; per-stage lists start at full resolution, and the decoder of
+    a replaced network has one convolution per stage. ``fold``: index in splits_final.json, or ``all``: every case is
+    used for training, and validation runs on training cases.
     """
 
     name: str
@@ -68,10 +68,10 @@ class TrainingConfiguration:
     licence: str = "not stated"
     intended_use: str = "Research use only - not for clinical use"
     half_precision: bool = False
-    """Whether the package holds the weights as 16-bit floats."""
+    """Whether the package stores the weights as 16-bit floats."""
 
     def described(self) -> dict[str, Any]:
-        """All values, as JSON has them."""
+        """All values in JSON types."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 

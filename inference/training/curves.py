@@ -1,4 +1,4 @@
-"""The course of a training: a row per epoch as CSV, and a picture."""
+"""Training curves: a row per epoch as CSV, and a plot."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ SMOOTHING_VOXELS = 20.0
 SMALL_STRUCTURE_VOXELS = 600.0
 LARGEST_EMPHASIS = 4.0
 """A structure of n voxels counts sqrt(SMALL_STRUCTURE_VOXELS / n) times in the cross entropy, 1 to this many times:
-otherwise an adrenal gland of 40 voxels would be outvoted by the liver that it touches."""
+otherwise an adrenal gland of 40 voxels would be outweighed by the adjacent liver."""
 
 
 def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,7 +34,7 @@ def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tenso
     """
     logarithms = functional.log_softmax(scores.float(), dim=1)
     own = logarithms.gather(1, labels[:, None])[:, 0]
-    # the square root keeps the many easy voxels, each of which represents eight, from drowning out the few hard ones
+    # the square root keeps the many easy voxels, each of which represents eight, from dominating the few hard ones
     truth = torch.zeros(scores.shape[1]).index_add(0, labels, weights)
     rarity = (SMALL_STRUCTURE_VOXELS / truth.clamp(min=1.0)).sqrt().clamp(1.0, LARGEST_EMPHASIS)
     emphasis = weights.sqrt() * rarity[labels]

@@ -1,6 +1,6 @@
 """Plans and preprocesses a raw data set with nnU-Net's own classes.
 
-nnU-Net finds its folders by environment variables, which it reads at every use; :func:`nnunet_folders` sets them for a
+nnU-Net finds its folders through environment variables, read at every use; :func:`nnunet_folders` sets them for a
 block of code and its child processes. ``nnUNetv2_plan_and_preprocess`` isn't used because it looks classes up by
 importing every module of a folder.
 """
@@ -51,7 +51,7 @@ _PLANNERS = {
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A raw data set: its folder, dataset.json, cases, and the SHA-256 of everything that is trained on."""
+    """A raw data set: its folder, dataset.json, cases, and the SHA-256 of all training data."""
 
     folder: Path
     description: dict[str, Any]
@@ -60,12 +60,12 @@ class DataSet:
 
     @property
     def name(self) -> str:
-        """``Dataset`` and three digits, then a word."""
+        """``Dataset``, three digits, and a word."""
         return self.folder.name
 
 
 def read_data_set(folder: Path) -> DataSet:
-    """Read what a raw data set has, and hash its files.
+    """Read the description of a raw data set, and hash its files.
 
     Raises:
         TrainingError: it is not a raw data set for CT, or a case has only an image or only labels.
@@ -95,7 +95,7 @@ def read_data_set(folder: Path) -> DataSet:
 
 
 def check_fold(data: DataSet, fold: int | Literal["all"]) -> None:
-    """Check that the data set has ``fold``: nnU-Net trains on a split of its own if it has not, and says so in its log.
+    """Check that the data set has ``fold``: otherwise nnU-Net would train on its own split and only log it.
 
     Raises:
         TrainingError: there is no such fold, or there are too few cases for nnU-Net's own split into five.
@@ -124,9 +124,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def nnunet_folders(raw: Path, work: Path, processes: int) -> Iterator[None]:
-    """Let nnU-Net use ``raw`` and folders in ``work``, and ``processes`` processes that draw patches.
+    """Make nnU-Net use ``raw`` and folders in ``work``, and draw patches in ``processes`` processes.
 
-    With 0 processes patches are drawn in this process, and then a run can be repeated.
+    With 0 processes, patches are drawn in this process, which makes a run repeatable.
     """
     values = {
         "nnUNet_raw": str(raw),
@@ -153,7 +153,7 @@ def prepare(data: DataSet, configuration: TrainingConfiguration, work: Path, pro
     Call it within :func:`nnunet_folders`. nnU-Net's output goes to ``work/preparation.log``.
 
     Raises:
-        TrainingError: the plans name classes that are not nnU-Net's own.
+        TrainingError: the plans name classes from outside nnU-Net.
     """
     folder = work / "preprocessed" / data.name
     done = folder / _DONE
@@ -184,7 +184,7 @@ def _plan(data: DataSet, configuration: TrainingConfiguration, folder: Path, pro
         data.name, preprocessor_name="DefaultPreprocessor", plans_name=PLANS, overwrite_target_spacing=spacing, **memory
     )
     planner.plan_experiment()
-    # preprocessing of other configurations would only cost time, and the chosen one may differ from what was planned
+    # preprocessing other configurations would only cost time, and the chosen one may differ from the plan
     plans = _read_json(folder / f"{PLANS}.json")
     chosen = plans["configurations"][CONFIGURATION]
     plans["configurations"] = {CONFIGURATION: chosen}

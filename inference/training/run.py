@@ -1,9 +1,9 @@
-"""From raw data sets to a model package: plan, preprocess, train each one, install them as the parts of one model.
+"""From raw data sets to a model package: plan, preprocess and train each, and install them as parts of one model.
 
 All state is in the work folder: ``preprocessed/`` and ``results/`` are nnU-Net's, ``models/`` has the finished models
-as nnU-Net model folders, ``training.json`` says what is trained. The same call continues whatever was interrupted.
+as nnU-Net model folders, ``training.json`` records what is trained. The same call resumes an interrupted training.
 
-``nnUNetv2_train`` isn't used because it looks the trainer up by importing all of them, which needs torchvision.
+``nnUNetv2_train`` isn't used because it finds the trainer by importing all trainers, which needs torchvision.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Machine:
 
         Raises:
             InferenceError: CUDA was requested but is not available.
-            TrainingError: there are not as many GPUs.
+            TrainingError: there are not that many GPUs.
         """
         device = torch.device(effective_device(EngineOptions(device=self.device)))
         cores = usable_cores()
@@ -83,7 +83,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Receives what happens: ``stage(data_set, stage)`` and, after each epoch, its values."""
+    """Receives progress: ``stage(data_set, stage)`` and, after each epoch, its values."""
 
     stage: Callable[[str, str], None]
     epoch: Callable[[Mapping[str, float]], None]
@@ -103,7 +103,7 @@ def train(
 
     Raises:
         TrainingError: a data set or the state in ``work`` can't be used.
-        InferenceError: this machine does not have the device.
+        InferenceError: this machine has no such device.
         ModelPackageError: ``library`` already has a model of that name; the training itself is kept.
     """
     package_name = name or configuration.name
@@ -120,7 +120,7 @@ def train(
         finished = []
         for data in data_sets:
             progress.stage(data.name, "plan and preprocess")
-            with nnunet_folders(data.folder.parent, work, 1):  # its planner fails with 0 processes
+            with nnunet_folders(data.folder.parent, work, 1):  # nnU-Net's planner fails with 0 processes
                 plans = prepare(data, configuration, work, usable_cores())
             progress.stage(data.name, "train")
             with nnunet_folders(data.folder.parent, work, processes):
@@ -213,7 +213,7 @@ def _run_on_gpu(
     work: Path,
     save_every_s: float,
 ) -> None:
-    """One process of nnU-Net's DistributedDataParallel; the first one writes the files."""
+    """One process of nnU-Net's DistributedDataParallel; the first process writes the files."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.cuda.set_device(rank)
     torch.distributed.init_process_group("nccl", rank=rank, world_size=gpus)
@@ -249,7 +249,7 @@ def _trainer(
     on_epoch: Callable[[Mapping[str, float]], None],
 ) -> NodeTrainer:
     trainer = _TRAINERS[configuration.trainer](
-        {**plans, "continue_training": False},  # only its logger to the Internet asks, which is off
+        {**plans, "continue_training": False},  # only used by its online logger, which is off
         CONFIGURATION,
         configuration.fold,
         data.description,
@@ -265,7 +265,7 @@ def _trainer(
 def _export(
     data: DataSet, plans: Mapping[str, Any], configuration: TrainingConfiguration, work: Path
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the model as other programs read it, under the name of nnU-Net's own trainer; returns it and its record."""
+    """Write the model for other programs, under the name of nnU-Net's own trainer; returns it and its record."""
     with (
         (_results(work, data, configuration) / FINAL).open("rb") as file,
         torch.serialization.safe_globals(BOOKKEEPING_TYPES),

@@ -1,4 +1,4 @@
-"""nnU-Net's trainer made cheap enough for two CPU cores and a hundred structures.
+"""nnU-Net's trainer, made cheap enough for two CPU cores and a hundred structures.
 
 With 105 classes, the last convolution and the loss at every voxel of a patch cost more than the rest of the network.
 Here both see a sample of the voxels, with weights that keep the sums unbiased (:mod:`inference.training.loss`): every
@@ -51,9 +51,9 @@ class SampledTrainer(NodeTrainer):
     average: dict[str, torch.Tensor]
 
     def configure(self, configuration: TrainingConfiguration, *args: Any, **kwargs: Any) -> None:
-        """Set up what differs from nnU-Net before ``initialize``."""
+        """Set what differs from nnU-Net, before ``initialize``."""
         super().configure(configuration, *args, **kwargs)
-        if self.is_ddp:  # the last convolution is called outside the wrapper that exchanges gradients
+        if self.is_ddp:  # the last convolution is called outside the wrapper that synchronises gradients
             raise TrainingError("the trainer 'sampled' uses one device; for several GPUs choose 'nnunet'")
         self.enable_deep_supervision = False
         self.oversample_foreground_percent, self.probabilistic_oversampling = 0.5, True
@@ -68,7 +68,7 @@ class SampledTrainer(NodeTrainer):
         self.average = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Cosine]:
-        """AdamW, and a learning rate by iterations."""
+        """AdamW, with a learning rate that changes by iteration."""
         optimiser = torch.optim.AdamW(self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         return optimiser, Cosine(optimiser, self.initial_lr, self.num_epochs, self.num_iterations_per_epoch)
 
@@ -103,7 +103,7 @@ class SampledTrainer(NodeTrainer):
         return result
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Loss on a sample; overlap of every voxel, counted instead of by nnU-Net's one-hot masks (0.3 GB)."""
+        """Loss on a sample; overlap over every voxel, by counting instead of nnU-Net's one-hot masks (0.3 GB)."""
         data, target = self._on_device(batch)
         target = target.clamp(min=0)
         with self.reduced_precision():
@@ -131,18 +131,18 @@ class SampledTrainer(NodeTrainer):
         return sampled_loss(scores, labels, torch.from_numpy(weights).to(self.device))[0]
 
     def on_validation_epoch_start(self) -> None:
-        """Validate what will be delivered."""
+        """Validate the moving average, which is the result."""
         self._live = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average)
         super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        """Go on with the weights that are trained."""
+        """Restore the trained weights."""
         self.network.load_state_dict(self._live)
         super().on_validation_epoch_end(val_outputs)
 
     def on_train_end(self) -> None:
-        """Deliver the average."""
+        """Make the average the result."""
         self.network.load_state_dict(self.average)
         super().on_train_end()
 
@@ -151,7 +151,7 @@ class SampledTrainer(NodeTrainer):
         return {"average": self.average}
 
     def load_further_state(self, state: Mapping[str, Any]) -> None:
-        """Take up the moving average."""
+        """Restore the moving average."""
         for name, value in state["average"].items():
             self.average[name].copy_(value)
 
@@ -197,14 +197,14 @@ class CasesInMemory(nnUNetDatasetBlosc2):  # type: ignore[misc] # no types
 
 
 class NarrowField(BasicTransform):  # type: ignore[misc] # batchgeneratorsv2 has no types
-    """Keep a random part of some patches, in the middle, and pad the rest as nnU-Net pads a small volume."""
+    """Keep a random part of some patches, moved to the centre, and pad the rest as nnU-Net pads a small volume."""
 
     def __init__(self, shortest_planes: int) -> None:
         super().__init__()
         self.shortest_planes = shortest_planes
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
-        """Where the part is, and where it goes."""
+        """The source and the target position of the part."""
         if torch.rand(1).item() >= NARROW_FIELD_PROBABILITY:
             return {"source": None, "goal": None}
         size = list(data_dict["image"].shape[1:])
@@ -234,7 +234,7 @@ def _moved(values: torch.Tensor, source: Any, goal: Any, padding: int) -> torch.
 
 
 def sample_voxels(labels_bzyx: Any) -> tuple[Any, Any]:
-    """Draw voxels of patches [b, z, y, x]: their flat indices, and how many voxels each of them represents.
+    """Draw voxels of patches [b, z, y, x]: their flat indices, and how many voxels each represents.
 
     Voxels outside the image (label -1) are never drawn.
     """
@@ -252,7 +252,7 @@ def sample_voxels(labels_bzyx: Any) -> tuple[Any, Any]:
 
 
 def _boundary(labels_bzyx: Any) -> Any:
-    """Voxels with a neighbour of another label, among the 26 around."""
+    """Voxels with another label among their 26 neighbours."""
     low = high = labels_bzyx
     for axis in (1, 2, 3):
         low, high = _extreme(low, axis, np.minimum), _extreme(high, axis, np.maximum)

@@ -2,13 +2,13 @@
 
 What differs from ``nnUNetTrainer``, and why:
 
-* It loads its own checkpoints with ``weights_only=True``; nnU-Net's ``load_checkpoint`` executes what is in the file.
-* A checkpoint is written beside its place and renamed, so that a kill never leaves half of one. It is written at the
-  end of an epoch, as soon as the last one is ``save_every_s`` old.
-* Random numbers are seeded anew in each epoch. If patches are drawn in this process, a resumed training therefore
+* It loads its own checkpoints with ``weights_only=True``; nnU-Net's ``load_checkpoint`` executes code in the file.
+** A checkpoint is written under a temporary name and renamed, so that a kill never leaves a partial one. It is written
+  at the end of an epoch, once the last one is ``save_every_s`` old.
+** Random numbers are seeded again in each epoch. If patches are drawn in this process, a resumed training therefore
   continues as if it had never been interrupted; with other processes, the order of patches depends on timing.
-* On a CPU with bfloat16 arithmetic the network runs in it; the loss is computed in 32 bits.
-* Curves are a small picture and a CSV file.
+** On a CPU with bfloat16 arithmetic, the network runs in bfloat16; the loss is computed in 32 bits.
+** Curves are a small plot and a CSV file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _GRADIENT_NORM = 12.0
 
 
 class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
-    """See the module docstring. Make it with :func:`make_trainer`."""
+    """See the module docstring. Created by :func:`make_trainer`."""
 
     configuration: TrainingConfiguration
     mixed: bool
@@ -47,7 +47,7 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
     on_epoch: Callable[[Mapping[str, float]], None]
     _saved = 0.0
     _iteration = 0
-    """Of this epoch."""
+    """Values of this epoch."""
 
     def configure(
         self,
@@ -57,13 +57,13 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         mixed: bool,
         save_every_s: float,
     ) -> None:
-        """Set what nnU-Net has as attributes; before ``initialize``."""
+        """Set what nnU-Net stores as attributes; call it before ``initialize``."""
         self.configuration, self.on_epoch, self.mixed, self.save_every_s = configuration, on_epoch, mixed, save_every_s
         self.num_epochs = configuration.epochs
         self.num_iterations_per_epoch = configuration.iterations_per_epoch
         self.num_val_iterations_per_epoch = configuration.validation_iterations
         self.initial_lr, self.weight_decay = configuration.learning_rate, configuration.weight_decay
-        self.logger.plot_progress_png = self._write_curves  # nnU-Net's picture takes seconds in every epoch
+        self.logger.plot_progress_png = self._write_curves  # nnU-Net's plot takes seconds in every epoch
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802 - nnU-Net's name
         """Mirror neither in training nor in inference, unless the configuration says so: left is not right."""
@@ -78,12 +78,12 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
 
     def on_train_start(self) -> None:
-        """Start the clock of the checkpoints."""
+        """Start the clock for checkpoints."""
         super().on_train_start()
         self._saved = time.monotonic()
 
     def on_epoch_start(self) -> None:
-        """Seed everything by seed, epoch and GPU."""
+        """Seed all random numbers from seed, epoch and GPU."""
         seed = np.random.SeedSequence([self.configuration.seed, self.current_epoch, self.local_rank])
         numpy_seed, torch_seed, python_seed = (int(each) for each in seed.generate_state(3))
         np.random.seed(numpy_seed)  # noqa: NPY002 - nnU-Net draws from the global generators
@@ -93,7 +93,7 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         super().on_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do one step of the optimiser; as nnU-Net's, but in bfloat16 on a CPU."""
+        """Do one optimiser step like nnU-Net, but in bfloat16 on a CPU."""
         data, target = self._on_device(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._training_loss(data, target)
@@ -135,7 +135,7 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         self.save_every = self.num_epochs + 1  # by time, below
         super().on_epoch_end()
         if time.monotonic() - self._saved >= self.save_every_s and self.current_epoch < self.num_epochs:
-            self.current_epoch -= 1  # save_checkpoint adds the 1 that is already counted
+            self.current_epoch -= 1  # save_checkpoint adds 1, which is already counted
             self.save_checkpoint(str(Path(self.output_folder) / LATEST))
             self.current_epoch += 1
             self._saved = time.monotonic()
@@ -171,14 +171,14 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         return bare
 
     def further_state(self) -> dict[str, Any]:
-        """What a subclass saves beside nnU-Net's own state."""
+        """State that a subclass saves in addition to nnU-Net's."""
         return {}
 
     def load_further_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`further_state` saved."""
+        """Restore the state saved by :meth:`further_state`."""
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write nnU-Net's entries, whole or not at all."""
+        """Write nnU-Net's entries atomically."""
         if self.local_rank != 0:
             return
         content = {
@@ -201,10 +201,10 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
         part.replace(filename)
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """Continue from a checkpoint that :meth:`save_checkpoint` wrote.
+        """Resume from a checkpoint written by :meth:`save_checkpoint`.
 
         Raises:
-            TrainingError: it is damaged, holds anything but numbers and text, or is of another network.
+            TrainingError: it is damaged, contains anything but numbers and text, or belongs to another network.
         """
         if not self.was_initialized:
             self.initialize()
@@ -220,12 +220,12 @@ class NodeTrainer(nnUNetTrainer):  # type: ignore[misc] # nnU-Net has no types
             self.logger.load_checkpoint(content["logging"])
             self.inference_allowed_mirroring_axes = content["inference_allowed_mirroring_axes"]
             self.load_further_state(content["further_state"])
-        except Exception as error:  # torch raises many kinds on a file that is not its own
+        except Exception as error:  # torch raises many kinds of exceptions for a foreign file
             raise TrainingError(f"{filename_or_checkpoint} can't be continued: {str(error)[:200]}") from error
 
 
 @contextlib.contextmanager
 def quiet(log: Path) -> Iterator[None]:
-    """Send what nnU-Net prints to ``log``."""
+    """Redirect nnU-Net's output to ``log``."""
     with log.open("a") as file, contextlib.redirect_stdout(file):
         yield
