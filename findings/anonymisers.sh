@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# dicom-anonymizer 2.1.0, deid 0.4.13 and dicognito 0.19.0, each with its defaults, on a CT series with a BINARY
-# segmentation and a TID 1500 report on it. All are in one folder and are anonymised in one run.
+# dicom-anonymizer 2.1.0, deid 0.4.13 and dicognito 0.19.0, each with default settings, on a CT series with a BINARY
+# segmentation and a TID 1500 report. All are in one folder and are anonymised in one run.
 #
 # Guess (not blind): dicom-anonymizer replaces UIDs consistently, also within sequences; deid, which removes most
-#        attributes, leaves references without their instances; dicognito keeps everything together.
+#        attributes, leaves dangling references; dicognito keeps everything consistent.
 # Seen: dicom-anonymizer gives every instance a new SOP Instance UID, but not the references in the functional groups
 #        of the segmentation, which then refer to no image; in the report it replaces every Code Value and Value Type
 #        by "ANONYMIZED", so that no reader finds a measurement. deid removes SOP Class UID and SOP Instance UID

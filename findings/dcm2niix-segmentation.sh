@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # dcm2niix 1.0.20260724: conversion of DICOM segmentations to NIfTI.
 #
-# Guess: segmentations are refused or skipped, because they are no images of a scanner.
-# Seen: a BINARY segmentation (two segments on 4 planes) becomes one mask of 7 planes, all segments one after another,
-#        with the warning that 1 bit is experimental; the planes are as far apart as those of the CT, so that the pile
-#        reaches beyond the images. A label map of the same volume becomes a label map, every voxel where it was. Exit
-#        status 0 for both.
+# Guess: segmentations are refused or skipped, because they are not images from a scanner.
+# Seen: a BINARY segmentation (two segments on 4 planes) becomes one mask of 7 planes, with all segments in sequence,
+#        with the warning that 1 bit is experimental; the planes have the spacing of the CT, so the stack extends beyond
+#        the images. A label map of the same volume becomes a label map with every voxel in place. Exit status 0 for
+#        both.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

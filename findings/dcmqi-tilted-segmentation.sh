@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# dcmqi 1.5.7: segimage2itkimage on a segmentation of a CT with a tilted gantry (each plane 1 mm lower than the one
-# before).
+# dcmqi 1.5.7: segimage2itkimage on a segmentation of a CT with a tilted gantry (each plane shifted by 1 mm
+# from the previous one).
 #
-# Guess (not blind): an image on an orthogonal grid, with every frame in it, and without a word of the shear.
-# Seen: two outcomes, both with exit status 0. As long as every frame begins inside the orthogonal grid that is made
-#        of the outermost frames, the frames are stacked on it unchanged and the shear is lost without a word: here
-#        the last plane lies 3 mm off. If a frame begins outside, as here with -2 mm a plane, "ERROR: Frame ... is
+# Guess (not blind): an image on an orthogonal grid, with every frame in it, and no warning about the shear.
+# Seen: two outcomes, both with exit status 0. If every frame begins inside the orthogonal grid spanned by the
+#        outermost frames, the frames are stacked on it unchanged and the shear is lost silently: here the last plane
+#        is 3 mm off. If a frame begins outside, as here with -2 mm per plane, "ERROR: Frame ... is
 #        outside image geometry" is printed, and no image is written, only meta.json.
 #
 # Exits non-zero if any of this changes.
@@ -75,7 +75,7 @@ def converted(step_mm):
     options = ["--outputDirectory", str(folder), "--outputType", "nrrd", "--mergeSegments"]
     done = subprocess.run([program, "--inputDICOM", "segmentation.dcm", *options], capture_output=True, text=True)
     printed = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "arning" in line]
-    print(f"dcmqi {version('dcmqi')}: {step_mm[1]:g} mm a plane: exit {done.returncode}, {printed or 'no warning'}")
+    print(f"dcmqi {version('dcmqi')}: {step_mm[1]:g} mm per plane: exit {done.returncode}, {printed or 'no warning'}")
     assert done.returncode == 0
     return printed, sorted(folder.glob("*.nrrd"))
 

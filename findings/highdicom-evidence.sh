@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# highdicom 0.28.2 (pydicom 3.0.2): a structured report on images of a SOP class that it does not know.
+# highdicom 0.28.2 (pydicom 3.0.2): a structured report on images of an unknown SOP class.
 #
-# Guess (not blind): any SOP class is fine as evidence, because only UIDs are copied from it.
-# Seen: KeyError with the SOP Class UID for the CT for Processing Image Storage of 2026 and for a private class, with
-#        a content that does not refer to these images at all. For CT Image Storage the report is made.
+# Guess (not blind): any SOP class is accepted as evidence, because only UIDs are copied from it.
+# Seen: KeyError with the SOP Class UID for CT for Processing Image Storage (2026) and for a private class, even though
+#        the content does not refer to these images at all. For CT Image Storage the report is made.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

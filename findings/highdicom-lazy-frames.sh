@@ -4,9 +4,9 @@
 # Guess (not blind): lazy retrieval fails whenever frames begin within a byte, that is, unless Rows x Columns is a
 #        multiple of 8.
 # Seen: it depends on the remainder. 0, 1, 2 and 4 work although most of these frames begin within a byte; 3, 5, 6 and
-#        7 raise ValueError "cannot reshape array". Without lazy retrieval every shape is read correctly. A reading of
-#        the figures: as many bytes are read as one frame needs if it begins on a byte, which is one too few for a
-#        frame that reaches into a further byte; with a remainder that divides 8, no frame does.
+#        7 raise ValueError "cannot reshape array". Without lazy retrieval every shape is read correctly. A possible
+#        explanation: the number of bytes read is that of a frame that begins on a byte boundary, one too few for a
+#        frame that extends into another byte; with a remainder that divides 8, no frame does.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

@@ -3,7 +3,7 @@
 #
 # Guess (not blind): both stack planes along row x column, so arrays of one series can be compared plane by plane.
 # Seen: slices at z = 0, 2, 4, 6 mm are planes 0, 1, 2, 3 of the array of SimpleITK and 3, 2, 1, 0 of highdicom's.
-#        Each is right with its own affine; an array of one with the affine of the other is mirrored.
+#        Each is consistent with its own affine; an array of one with the affine of the other is mirrored.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # pydicom 3.0.2 (pyjpegls 1.5.1, pylibjpeg-openjpeg 2.5.0, pylibjpeg 2.1.0): unused bits above Bits Stored.
 #
-# PS3.5 8.1.1 lets a receiver assume nothing about bits that are allocated and not stored. The same 16-bit words, of
-# which 12 bits are stored, are put into four transfer syntaxes. The JPEG codestreams have the precision of the words,
-# 16 bits, as those of DCMTK 3.6.7's dcmcjpls have by default.
+# By PS3.5 8.1.1, a receiver must not assume anything about bits that are allocated but not stored. The same 16-bit
+# words, of which 12 bits are stored, are encoded in four transfer syntaxes. The JPEG codestreams have the precision of
+# the words, 16 bits, as written by DCMTK 3.6.7's dcmcjpls by default.
 #
 # Guess (not blind): `pixel_array` gives the same values in all four, because the words are the same.
-# Seen: native and RLE are right whatever the unused bits hold. JPEG-LS and JPEG 2000 are shifted by the precision of
+# Seen: native and RLE are correct whatever the unused bits contain. JPEG-LS and JPEG 2000 are shifted by the precision of
 #        the codestream, not by Bits Stored: signed values without sign extension become positive (0 to 4095 for -2048
-#        to 2047), and bits that are set above unsigned values are read as values. Right in all four only if the sign
+#        to 2047), and bits that are set above unsigned values are read as values. All four are correct only if the sign
 #        is extended.
 #
 # Exits non-zero if any of this changes.

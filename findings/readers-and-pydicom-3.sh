@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# pydicom-seg 0.4.1 and dcmrtstruct2nii 5, as pip installs them today, with pydicom 3.0.2.
+# pydicom-seg 0.4.1 and dcmrtstruct2nii 5, as installed by pip in November 2026, with pydicom 3.0.2.
 #
-# Guess: their requirements keep pydicom 3 away if they don't work with it.
+# Guess: their requirements exclude pydicom 3 if they don't work with it.
 # Seen: both accept pydicom 3 and can't be used with it: `import pydicom_seg` raises ModuleNotFoundError
 #        (pydicom._storage_sopclass_uids), dcmrtstruct2nii raises AttributeError (pydicom.read_file) when it opens a
 #        file. With pydicom 2.4.5, pydicom-seg reads every voxel of a BINARY segmentation and refuses a label map.

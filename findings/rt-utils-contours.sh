@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # rt-utils 1.2.7: from contours to a mask.
 #
-# Guess (not blind): a pixel belongs to a structure if its centre lies within the contour.
-# Seen: every pixel that the contour passes through belongs to it as well. A square of 10 x 10 mm whose edges lie
-#        between pixels of 1 mm gives 121 of 100 pixels, a circle with a radius of 8 mm gives 233 of 201. Contours
-#        that rt-utils itself made go through the centres of the outermost pixels and give their mask back exactly, so
-#        a round trip does not show it.
+# Guess (not blind): a pixel belongs to a structure if its centre is inside the contour.
+# Seen: every pixel crossed by the contour belongs to it as well. A square of 10 x 10 mm whose edges are between
+#        pixels of 1 mm gives 121 pixels instead of 100, a circle with a radius of 8 mm 233 instead of 201. Contours
+#        made by rt-utils itself pass through the centres of the outermost pixels and restore their mask exactly, so
+#        a round trip does not reveal this.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

@@ -2,9 +2,9 @@
 # SimpleITK 2.5.7 (GDCM inside): reading DICOM segmentations.
 #
 # Guess (not blind): the geometry of a BINARY segmentation comes from its functional groups, as for Enhanced CT; or
-#        the file is refused. A label map segmentation, 8 bits of one volume, is the easier of the two and is read.
+#        the file is refused. A label map segmentation, one volume of 8 bits, is the simpler of the two and is read.
 # Seen: the BINARY object (4 planes, 0.8 x 0.8 x 2 mm, two segments in 4 and 3 frames) is read without an error as 7
-#        planes of 1 x 1 x 1 mm, all segments one after another as 0 and 255. The label map of the same volume is
+#        planes of 1 x 1 x 1 mm, all segments in sequence as 0 and 255. The label map of the same volume is
 #        refused: "Unable to determine ImageIO reader".
 #
 # Exits non-zero if any of this changes.

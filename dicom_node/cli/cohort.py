@@ -43,7 +43,7 @@ def key(file: Path) -> None:
 
 @cohort.command()
 @click.argument("definition_file", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--work", "with_work", is_flag=True, help="Start the work process too; for a machine without a node.")
+@click.option("--work", "with_work", is_flag=True, help="Also start a work process, for a machine without a node.")
 @click.option("--retry", is_flag=True, help="Pull the failed series again.")
 @json_option
 @click.pass_obj

@@ -21,7 +21,7 @@ _SHARES_HELP = "NAME:SHARE,NAME:SHARE ..."
 _VIEWS = "whole, head_neck, chest, abdomen, chest_abdomen, trunk"
 _PLANTED_HELP = (
     "An effect of age, STRUCTURE:volume:RS or STRUCTURE:hu:RS, with Spearman's rank correlation RS in the cohort. "
-    "Without its side, a structure has the effect on both sides. Repeatable."
+    "A paired structure named without its side has the effect on both sides. Repeatable."
 )
 _SETS_HELP = (
     "A data set to make: organs, vertebrae, cardiac, muscles or ribs (the parts at 1.5 mm), total_3mm, total_6mm, or "
@@ -42,7 +42,7 @@ def dataset() -> None:
 @dataset.command("phantom")
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--n", "count", type=click.IntRange(1), required=True, help="Number of subjects.")
-@click.option("--first-seed", type=click.IntRange(0), default=1_000_000, show_default=True, help="Of subject 1.")
+@click.option("--first-seed", type=click.IntRange(0), default=1_000_000, show_default=True, help="Seed of subject 1.")
 @click.option("--ages", default="20-90", show_default=True, help=_AGES_HELP)
 @click.option("--female", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share of women.")
 @click.option("--field-of-view", default="whole:1", show_default=True, help=f"{_SHARES_HELP} of {_VIEWS}.")
@@ -57,13 +57,18 @@ def dataset() -> None:
 @click.option(
     "--planted-paper",
     is_flag=True,
-    help="The effects of the paper (aorta volume 0.64, autochthonous muscle HU -0.74), and ten structures without one.",
+    help="The effects of the paper (aorta volume 0.64, autochthonous muscle HU -0.74), and ten without an effect.",
 )
 @click.option(
-    "--spacing", nargs=3, type=float, default=(1.5, 1.5, 1.5), show_default=True, help="Columns, rows, planes; mm."
+    "--spacing",
+    nargs=3,
+    type=float,
+    default=(1.5, 1.5, 1.5),
+    show_default=True,
+    help="Spacing of columns, rows and planes in mm.",
 )
-@click.option("--masks", is_flag=True, help="A file per structure, as published, instead of one label map.")
-@click.option("--truth-only", is_flag=True, help="Only the tables: no CT, no labels.")
+@click.option("--masks", is_flag=True, help="Write one file per structure, as published, instead of one label map.")
+@click.option("--truth-only", is_flag=True, help="Write only the tables, without CT and labels.")
 @click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="0: one per core.")
 @json_option
 def phantom(
@@ -127,7 +132,7 @@ def _ages(text: str) -> Ages:
 
     found = re.fullmatch(r"(\d+)-(\d+)(?::([\d.]+):([\d.]+))?", text)
     if found is None:
-        raise click.BadParameter(f"{text!r}, expected such as 20-90 or 20-90:62:15", param_hint="--ages")
+        raise click.BadParameter(f"{text!r}, expected a form such as 20-90 or 20-90:62:15", param_hint="--ages")
     lowest, highest, mean, sd = found.groups()
     return Ages(int(lowest), int(highest), float(mean) if mean else None, float(sd) if sd else None)
 
@@ -139,7 +144,7 @@ def _shares(option: str, text: str, known: tuple[str, ...]) -> Any:
         try:
             shares[name] = float(share or 1)
         except ValueError as error:
-            raise click.BadParameter(f"{share!r} is no number", param_hint=option) from error
+            raise click.BadParameter(f"{share!r} is not a number", param_hint=option) from error
         if name not in known:
             raise click.BadParameter(f"{name!r}, expected {', '.join(known)}", param_hint=option)
     return shares
@@ -150,7 +155,7 @@ def _effect(text: str) -> Effect:
 
     found = re.fullmatch(r"(\w+):(volume|hu):(-?\d*\.?\d+)", text)
     if found is None:
-        raise click.BadParameter(f"{text!r}, expected such as aorta:volume:0.64", param_hint="--planted")
+        raise click.BadParameter(f"{text!r}, expected a form such as aorta:volume:0.64", param_hint="--planted")
     return Effect(found[1], "volume" if found[2] == "volume" else "hu", float(found[3]))
 
 
@@ -165,7 +170,9 @@ def _effect(text: str) -> Effect:
     show_default=True,
     help="The published classes: v1 (104, the paper), v2 (117). auto: those of the first subject.",
 )
-@click.option("--structures", default="", metavar="A,B", help="These classes instead, with labels from 1; no parts.")
+@click.option(
+    "--structures", default="", metavar="A,B", help="Use these classes instead, with labels from 1 and without parts."
+)
 @click.option(
     "--rename", type=click.Path(path_type=Path, exists=True, dir_okay=False), help='JSON file {"their name": "ours"}.'
 )
@@ -174,10 +181,14 @@ def _effect(text: str) -> Effect:
     type=click.Choice(["1", "3"]),
     default="1",
     show_default=True,
-    help="Resampling of images: 1 linear, as TotalSegmentator since 2.16, 3 cubic, as before.",
+    help="Resampling of images: 1 linear (TotalSegmentator since 2.16), 3 cubic (before).",
 )
-@click.option("--absent-where-missing", is_flag=True, help="A structure without a file is absent, not unknown.")
-@click.option("--source-name", default="", help="Name and version of the data, for dataset.json; default: the folder.")
+@click.option(
+    "--absent-where-missing", is_flag=True, help="Treat a structure without a file as absent, not as unknown."
+)
+@click.option(
+    "--source-name", default="", help="Name and version of the data, for dataset.json; default: the folder's name."
+)
 @click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="0: one per core.")
 @json_option
 def convert(
@@ -242,7 +253,7 @@ def _renaming(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{path.name} is no JSON file", param_hint="--rename") from error
+        raise click.BadParameter(f"{path.name} is not a JSON file", param_hint="--rename") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content.values()):
         raise click.BadParameter(f"{path.name} has no table of names", param_hint="--rename")
     return content

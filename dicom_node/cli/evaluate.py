@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from dicom_node.cli.context import Context
     from dicom_node.evaluate.run import Evaluation
 
-_CONVENTION_HELP = (
-    "paper: a structure that is not in the truth never counts; nnunet: one that was found all the same counts as 0."
-)
+_CONVENTION_HELP = "paper: a structure that is not in the truth never counts; nnunet: it counts as 0 if it was found."
 _SOFTWARE_HELP = "Program and version that made the segmentations."
 _ORDER_HELP = "Order in which the program resampled the images, such as 1 or 3."
 
@@ -37,9 +35,11 @@ _ORDER_HELP = "Order in which the program resampled the images, such as 1 or 3."
 @click.option(
     "--convention", type=click.Choice(["paper", "nnunet"]), default="paper", show_default=True, help=_CONVENTION_HELP
 )
-@click.option("--tolerance", type=click.FloatRange(0), default=3.0, show_default=True, help="Of surface Dice, in mm.")
+@click.option(
+    "--tolerance", type=click.FloatRange(0), default=3.0, show_default=True, help="Tolerance of surface Dice in mm."
+)
 @click.option("--replicates", type=click.IntRange(100), default=1000, show_default=True, help="Bootstrap draws.")
-@click.option("--data-set", help="Name of the data set; default: what its files say.")
+@click.option("--data-set", help="Name of the data set; default: as stated in its files.")
 @click.option("--data-set-version", help="Version of the data set.")
 @click.option("--software", help=_SOFTWARE_HELP)
 @click.option("--model-name", help="Model and version that made the segmentations.")
@@ -51,8 +51,16 @@ _ORDER_HELP = "Order in which the program resampled the images, such as 1 or 3."
     default="auto",
     show_default=True,
 )
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of the model; 0: all cores.")
-@click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="For scores; 0: one per core.")
+@click.option(
+    "--threads", type=click.IntRange(0), default=0, show_default=True, help="Threads of the model; 0: all cores."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Processes that compute scores; 0: one per core.",
+)
 @json_option
 @click.pass_obj
 def evaluate(

@@ -29,7 +29,7 @@ _COLUMNS = ("epoch", "iterations", "training_loss", "validation_loss", "patch_di
     "file",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
-    help="How to train: a file such as those in config/training.",
+    help="Training configuration: a file like those in config/training.",
 )
 @click.option(
     "--work", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for all state and curves."
@@ -38,13 +38,13 @@ _COLUMNS = ("epoch", "iterations", "training_loss", "validation_loss", "patch_di
     "--library", type=click.Path(path_type=Path, file_okay=False), help="Where to install; default: the node's models."
 )
 @click.option("--name", help="Name of the model; default: that of the configuration.")
-@click.option("--epochs", type=click.IntRange(1), help="Instead of the configuration's.")
-@click.option("--iterations-per-epoch", type=click.IntRange(1), help="Instead of the configuration's.")
-@click.option("--seed", type=click.IntRange(0, 2**31), help="Instead of the configuration's.")
+@click.option("--epochs", type=click.IntRange(1), help="Replaces the configuration's value.")
+@click.option("--iterations-per-epoch", type=click.IntRange(1), help="Replaces the configuration's value.")
+@click.option("--seed", type=click.IntRange(0, 2**31), help="Replaces the configuration's value.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many GPUs to use.")
-@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="0: one per core on a CPU.")
-@click.option("--processes", type=click.IntRange(0), help="That draw patches; default: 0 on a CPU.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="Number of GPUs to use.")
+@click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="On a CPU; 0: one per core.")
+@click.option("--processes", type=click.IntRange(0), help="Processes that draw patches; default: 0 on a CPU.")
 @click.option("--save-every", type=click.FloatRange(0), default=3.0, show_default=True, help="Minutes.")
 @json_option
 @click.pass_obj

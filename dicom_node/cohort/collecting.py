@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 _UNDER_WAY = (JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)
-_NO_REPORT = "the rule asks for no report of its results, from which the rows are read"
+_NO_REPORT = "the rule requests no report, from which the rows would be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,6 @@ def _outcome(answers: Answers) -> tuple[PullState, str]:
     if done:
         has_report = any(answer.report is not None for answer in done)
         return (PullState.DONE, "") if has_report else (PullState.FAILED, _NO_REPORT)
-    reasons = "; ".join(dict.fromkeys(answer.reason for answer in answers.jobs)) or "the series made no job"
+    reasons = "; ".join(dict.fromkeys(answer.reason for answer in answers.jobs)) or "no job was created for the series"
     is_refused = bool(answers.jobs) and all(answer.state is JobState.REJECTED for answer in answers.jobs)
     return (PullState.REFUSED if is_refused else PullState.FAILED), reasons

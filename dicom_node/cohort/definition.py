@@ -139,7 +139,7 @@ class Definition(Closed):
     def _is_consistent(self) -> Self:
         given = [name for name in ("query", "series_list", "folder") if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"exactly one of query, series_list and folder selects the series, not {given or 'none'}")
+            raise ValueError(f"expected exactly one of query, series_list and folder, not {given or 'none'}")
         archives = sum(each is not None for each in (self.archive, self.web_archive))
         if archives != (self.folder is None):
             raise ValueError("archive or web_archive is needed; a folder needs neither")

@@ -107,7 +107,7 @@ def _take_parts(response: httpx.Response, file: Path, taking: Taking) -> None:
             parser.write(chunk)
         parser.finalize()
         if part.is_open:
-            raise ConnectionLost("WADO-RS: the answer was cut")
+            raise ConnectionLost("WADO-RS: the response was truncated")
 
 
 class _Part:
@@ -160,4 +160,4 @@ def _translated(service: str) -> Iterator[None]:
     except httpx.HTTPError as error:
         raise ConnectionLost(f"{service}: the archive can't be reached ({type(error).__name__})") from error
     except (ValueError, KeyError, TypeError, FileUnreadable, MultipartParseError) as error:
-        raise NetworkError(f"{service} answered with something else ({type(error).__name__})") from error
+        raise NetworkError(f"{service}: unexpected response ({type(error).__name__})") from error

@@ -77,7 +77,7 @@ def read_key(file: Path) -> Pseudonyms:
             mode = os.fstat(opened.fileno()).st_mode
             key = opened.read().strip()
     except OSError as error:
-        made = f"; `dicom-node cohort key {file}` makes one" if isinstance(error, FileNotFoundError) else ""
+        made = f"; `dicom-node cohort key {file}` creates one" if isinstance(error, FileNotFoundError) else ""
         raise ConfigurationError(f"the pseudonym key {file} can't be read: {error.strerror}{made}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(

@@ -225,13 +225,13 @@ class Pulling:
 
     def _why_not(self) -> str:
         if not self._limits.is_open_at(datetime.now().astimezone()):
-            return f"series are pulled from {self._limits.hours} only"
+            return f"series are pulled only from {self._limits.hours}"
         if shutil.disk_usage(self._spool_folder).free < self._limits.free_disk_bytes:
-            return f"less than {self._limits.free_disk_gib:g} GiB are free on the disk of the spool"
+            return f"less than {self._limits.free_disk_gib:g} GiB is free on the spool's disk"
         if time.monotonic() < self._archive_back:
-            return "the archive is away; it is asked again in a minute"
+            return "the archive is unreachable; it is tried again in a minute"
         if time.monotonic() < self._next_start:
-            return f"the limit of {self._limits.series_per_hour:g} series an hour"
+            return f"the limit of {self._limits.series_per_hour:g} series per hour is reached"
         return ""
 
     def _pull(self, series: CohortSeries) -> None:
@@ -254,7 +254,7 @@ class Pulling:
             else:
                 self._cohorts.pulled(series)
             return
-        missing = f"{pulled.stored} of {'an unknown number of' if expected is None else expected} instances came"
+        missing = f"{pulled.stored} of {'an unknown number of' if expected is None else expected} instances arrived"
         reason = f"{missing} ({pulled.refused})" if pulled.refused else missing
         self._again_or_failed(series, reason)
 

@@ -224,7 +224,7 @@ def _image(subject: Subject, findings: list[Finding]) -> Volume | None:
         findings.append(Finding("image", str(error), fault=True))
         return None
     if not volume.geometry.is_orthogonal:
-        why = "the gantry is tilted, so that labels on the frames can't be resampled to right angles"
+        why = "the gantry is tilted, so labels on the frames can't be resampled to an orthogonal grid"
         findings.append(Finding("image", why, fault=True))
         return None
     if count := int(np.count_nonzero(~np.isfinite(volume.voxels_zyx))):
@@ -318,7 +318,7 @@ def _missing(labels: _Labels, each: RawSet, conversion: Conversion) -> Iterator[
     missing = [name for name in each.labels.label_by_name if name not in labels.known]
     if missing:
         is_absent = labels.is_complete or conversion.absent_where_missing
-        taken = "; taken as absent" if is_absent else ""
+        taken = "; treated as absent" if is_absent else ""
         yield Finding("missing", f"{_listed(missing)}: not segmented{taken}", fault=not is_absent)
 
 
@@ -414,7 +414,7 @@ def _nearest(labels_zyx: NDArray[np.uint8], shape_zyx: Sequence[int]) -> NDArray
 
 def _findings_on(each: RawSet, own: LabelMap, labels_zyx: NDArray[np.uint8]) -> Iterator[Finding]:
     if not own.present:
-        yield Finding("empty", f"none of the {len(own.names_by_label)} structures of {each.name} is there")
+        yield Finding("empty", f"none of the {len(own.names_by_label)} structures of {each.name} is present")
         return
     counts = np.bincount(labels_zyx.ravel(), minlength=256)
     lost = [name for label, name in own.names_by_label.items() if name in own.present and not counts[label]]

@@ -114,7 +114,7 @@ def _refuse_other_content(out: Path, conversion: Conversion) -> None:
     for each in conversion.sets:
         folder = out / each.folder
         if folder.exists() and not (folder / RECORDS).is_dir():
-            raise ConfigurationError(f"{folder} is there, and was not made by a conversion")
+            raise ConfigurationError(f"{folder} exists, but was not written by a conversion")
 
 
 def _remove_stale(out: Path, conversion: Conversion, subjects: set[str]) -> None:

@@ -43,7 +43,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{path} can't be made: {error.strerror}") from error
+        raise ConfigurationError(f"{path} can't be created: {error.strerror}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -97,7 +97,7 @@ def _refuse_other_content(out: Path) -> None:
     if not out.is_dir():
         raise ConfigurationError(f"{out} is not a folder")
     if any(out.iterdir()) and not ((out / MANIFEST).exists() or (out / _SUBJECT_TRUTH).is_dir()):
-        raise ConfigurationError(f"{out} holds files, and none of a phantom cohort")
+        raise ConfigurationError(f"{out} contains files, but no phantom cohort")
 
 
 # ---- one subject, in a separate process

@@ -43,7 +43,7 @@ def in_processes(
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise WorkerLost(
-                "a process was ended from outside, perhaps for want of memory; what is finished is kept: run the "
+                "a process was killed from outside, perhaps for lack of memory; finished work is kept: run the "
                 "command again with fewer --processes"
             ) from error
         finally:

@@ -163,7 +163,7 @@ def _evaluated(
     if not subjects:
         first = problems[0] if problems else Problem("", "no subject")
         raise ConfigurationError(
-            f"no subject could be evaluated; {len(problems)} reasons, the first of them: {first.id}: {first.reason}"
+            f"no subject could be evaluated; {len(problems)} problems, the first: {first.id}: {first.reason}"
         )
     names, unnamed = comparable(subjects, wanted.averaging, known)
     problems += unnamed

@@ -70,7 +70,7 @@ class Packer:
 
     def _packed_value(self, value: Any) -> Any:
         if type(value) is not _VALUES.get(type(value).__name__):
-            raise TypeError(f"a {type(value).__name__} cannot travel")
+            raise TypeError(f"a {type(value).__name__} can't be sent")
         if id(value) in self._numbers:
             return {"same": self._numbers[id(value)]}
         packed = {field.name: self.packed(getattr(value, field.name)) for field in fields(value)}

@@ -82,7 +82,7 @@ def read_data_set(folder: Path) -> DataSet:
     if odd or not images:
         raise TrainingError(
             f"{folder} has {len(images)} images in imagesTr and {len(labels)} label maps in labelsTr, expected both of "
-            f"every case; not so: {', '.join(odd[:5]) or 'there is none'}"
+            f"every case; exceptions: {', '.join(odd[:5]) or 'there is none'}"
         )
     digest = hashlib.sha256()
     splits = folder / SPLITS

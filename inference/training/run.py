@@ -171,7 +171,7 @@ def _check_state(work: Path, configuration: TrainingConfiguration, data_sets: Se
     differing = sorted(key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key])
     if differing:
         raise TrainingError(
-            f"{work} holds a training with other {', '.join(differing)}; choose another folder, or restore what it was"
+            f"{work} contains a training with other {', '.join(differing)}; choose another folder or restore them"
         )
 
 

@@ -104,15 +104,15 @@ def test_simultaneous_pulls_stay_within_the_archives_limit(pull, ledger):
 
 def test_next_series_waits_for_the_hourly_limit(pull, ledger):
     archive = Archive()
-    assert pull(archive, series_per_hour=2.0) == "the limit of 2 series an hour"
+    assert pull(archive, series_per_hour=2.0) == "the limit of 2 series per hour is reached"
     assert states(ledger) == {PullState.PULLED: 1, PullState.SELECTED: 2}
 
 
 def test_nothing_is_pulled_outside_the_allowed_hours_or_onto_a_full_disk(pull, ledger):
     clock = now_utc().astimezone()
     before, after = (f"{clock + timedelta(hours=hours):%H:%M}" for hours in (2, 4))
-    assert pull(Archive(), hours=f"{before}-{after}") == f"series are pulled from {before}-{after} only"
-    assert "GiB are free" in pull(Archive(), free_disk_gib=1e9)
+    assert pull(Archive(), hours=f"{before}-{after}") == f"series are pulled only from {before}-{after}"
+    assert "GiB is free" in pull(Archive(), free_disk_gib=1e9)
     assert states(ledger) == {PullState.SELECTED: 3}
 
 
@@ -120,7 +120,7 @@ def test_unreachable_archive_costs_no_attempt(pull, ledger):
     def away(_series):
         raise ConnectionLost("PACS at 10.1.2.3:104 can't be reached")
 
-    assert "the archive is away" in pull(Archive(away), 1, attempts=1)
+    assert "the archive is unreachable" in pull(Archive(away), 1, attempts=1)
     (series,) = ledger.cohorts.in_state("c", PullState.PULLING)
     assert (series.attempts, series.reason) == (0, "PACS at 10.1.2.3:104 can't be reached")
     assert ledger.cohorts.to_pull("c", now_utc(), 1) == ()
@@ -130,8 +130,8 @@ def test_unreachable_archive_costs_no_attempt(pull, ledger):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (Pulled(9, "1 refused: malformed data set"), "9 of 10 instances came (1 refused: malformed data set)"),
-        (Pulled(0, ""), "0 of 10 instances came"),
+        (Pulled(9, "1 refused: malformed data set"), "9 of 10 instances arrived (1 refused: malformed data set)"),
+        (Pulled(0, ""), "0 of 10 instances arrived"),
         (NetworkError("PACS answered a C-GET with status C001"), "PACS answered a C-GET with status C001"),
     ],
 )

@@ -100,7 +100,7 @@ def test_done_refused_and_failed_counts_add_up_and_each_is_explained(config, tmp
     assert soft["truncated"] is False
     explained = {row["outcome"]: row["reason"] for row in read_without_rows(tmp_path / "out").to_pylist()}
     assert "missing" in explained["refused"]
-    assert explained["failed"].startswith("5 of 6 instances came (1 refused: ")
+    assert explained["failed"].startswith("5 of 6 instances arrived (1 refused: ")
     told = answered.stdout + answered.stderr + (tmp_path / "data" / "cohort-work.log").read_text()
     assert "Phantom^" not in told
     assert not any(uid in str(rows) + str(explained) for uid in (done, refused, failed))
@@ -200,7 +200,7 @@ def test_failed_series_is_pulled_again_only_on_request(node):
     _, ledger, _ = node
     series = ordered(ledger, "1.2.3", "tissue")
     ledger.cohorts.pull_started(series, now_utc())
-    ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances came", now_utc())
+    ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances arrived", now_utc())
     assert ledger.cohorts.to_pull("c", now_utc(), 9) == ()
     assert ledger.cohorts.retry("c") == 1
     (again,) = ledger.cohorts.to_pull("c", now_utc(), 9)

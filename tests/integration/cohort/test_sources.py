@@ -180,8 +180,8 @@ def test_answers_are_requested_in_pages_even_from_a_server_that_ignores_paging(w
         (503, "text/plain", b"", ConnectionLost, "HTTP status 503"),
         (404, "text/plain", b"", NetworkError, "HTTP status 404"),
         (200, "text/html", b"<html>", NetworkError, "answered with text/html"),
-        (200, 'multipart/related; boundary="b"', b"nothing of the kind", NetworkError, "something else"),
-        (200, 'multipart/related; boundary="b"', b"--b\r\n\r\nabc", ConnectionLost, "cut"),
+        (200, 'multipart/related; boundary="b"', b"nothing of the kind", NetworkError, "unexpected response"),
+        (200, 'multipart/related; boundary="b"', b"--b\r\n\r\nabc", ConnectionLost, "truncated"),
     ],
 )
 def test_invalid_wado_answer_is_an_error(web, status, kind, body, error, says):

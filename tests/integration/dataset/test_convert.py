@@ -286,7 +286,7 @@ def test_empty_lost_and_unknown_structures_are_noted(tmp_path):
     save(source / "small" / "segmentations" / "liver.nii.gz", point)
     report = run(source, tmp_path / "out", "--structures", "liver", "--set", "total_9mm")
     kinds = {(each["id"], each["kind"]): each["text"] for each in report["findings"]}
-    assert kinds["empty", "empty"] == "none of the 1 structures of total_9mm is there"
+    assert kinds["empty", "empty"] == "none of the 1 structures of total_9mm is present"
     assert kinds["small", "lost"] == "liver: lost by resampling to 9 mm"
     assert kinds["small", "unknown"] == "tumour: not among the classes, and in none of the sets"
     assert not any(each["fault"] for each in report["findings"])
@@ -348,7 +348,7 @@ def test_data_set_not_converted_here_is_left_untouched(tmp_path):
     (tmp_path / "out" / "Dataset301_structures_3mm").mkdir(parents=True)
     done = CliRunner().invoke(main, ["dataset", "convert", str(tmp_path / "in"), str(tmp_path / "out"), *TWO])
     assert done.exit_code == 1
-    assert "is there, and was not made by a conversion" in done.output
+    assert "exists, but was not written by a conversion" in done.output
 
 
 # ---- runs that are repeated

@@ -129,11 +129,11 @@ def test_changed_settings_regenerate_the_subjects(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--n", "3", "--ages", "old"], "expected such as 20-90 or 20-90:62:15"),
+        (["--n", "3", "--ages", "old"], "expected a form such as 20-90 or 20-90:62:15"),
         (["--n", "3", "--ages", "90-20"], "ages from 90 to 20"),
         (["--n", "3", "--field-of-view", "toe"], "'toe', expected whole, head_neck"),
-        (["--n", "3", "--contrast", "native:much"], "'much' is no number"),
-        (["--n", "20", "--planted", "aorta:width:0.5"], "expected such as aorta:volume:0.64"),
+        (["--n", "3", "--contrast", "native:much"], "'much' is not a number"),
+        (["--n", "20", "--planted", "aorta:width:0.5"], "expected a form such as aorta:volume:0.64"),
         (["--n", "20", "--planted", "nose:volume:0.5"], "no structure named 'nose'"),
         (["--n", "3", "--planted", "aorta:volume:0.5"], "effects of age need at least 10"),
         (["--n", "20", "--ages", "50-50", "--planted", "aorta:volume:0.5"], "every subject is 50 years old"),
@@ -150,4 +150,4 @@ def test_folder_with_other_files_is_left_untouched(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     done = CliRunner().invoke(main, ["dataset", "phantom", str(tmp_path), "--n", "1"])
     assert done.exit_code == 1
-    assert "holds files, and none of a phantom cohort" in done.output
+    assert "contains files, but no phantom cohort" in done.output

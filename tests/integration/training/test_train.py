@@ -125,7 +125,7 @@ def test_changed_data_set_or_settings_are_refused(trained):
     finally:
         file.write_text(before)
     assert done.returncode == 1
-    assert "holds a training with other data_sets" in done.stderr
+    assert "contains a training with other data_sets" in done.stderr
     other_seed = run(folder, "another", "--seed", "7")
     assert other_seed.returncode == 1
-    assert "holds a training with other configuration" in other_seed.stderr
+    assert "contains a training with other configuration" in other_seed.stderr

@@ -84,7 +84,7 @@ def test_key_readable_by_others_is_refused(tmp_path, mode):
 
 def test_missing_key_error_names_the_command_that_creates_one(tmp_path):
     file = tmp_path / "key"
-    with pytest.raises(ConfigurationError, match=f"`dicom-node cohort key {file}` makes one"):
+    with pytest.raises(ConfigurationError, match=f"`dicom-node cohort key {file}` creates one"):
         read_key(file)
     assert CliRunner().invoke(main, ["cohort", "key", str(file)]).exit_code == 0
     assert read_key(file).key_id
