@@ -53,6 +53,8 @@ segment.outputs            OSError                                          Conf
 segment.case               inference.errors.InferenceError                  ConfigurationError
 evaluate.predicting        inference.errors.InferenceError                  ConfigurationError
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
+compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
+                           KeyError, TypeError
 cohort.definition          OSError                                          ConfigurationError
 cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError
                            python_multipart

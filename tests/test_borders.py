@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import gzip
+import json
 import os
 import re
 import resource
@@ -45,6 +46,7 @@ from dicom_node.cohort.run import _alone
 from dicom_node.cohort.sources import read_list
 from dicom_node.cohort.subject import Dates
 from dicom_node.cohort.table import CohortTable, Origin, read_rows
+from dicom_node.compare.scores import read_scored
 from dicom_node.dataset.conversion import remove
 from dicom_node.dataset.files import make_folder, write_text
 from dicom_node.dataset.processes import in_processes
@@ -303,6 +305,20 @@ def weights_damaged_before_loading(folder):
 def parquet_without_pyarrow(folder):
     with patch.dict(sys.modules, {"pyarrow": None}):
         write_parquet(folder / "scores.parquet", [])
+
+
+@fault("compare.scores", errors.ConfigurationError)
+def scores_of_an_evaluation_that_are_no_parquet(folder):
+    summary = {"provenance": {}, "not_evaluated": []}
+    (folder / "evaluation.json").write_text(json.dumps(summary))
+    (folder / "scores.parquet").write_bytes(b"PAR1 and no more")
+    read_scored("A", folder)
+
+
+@fault("compare.scores", errors.ConfigurationError)
+def the_summary_of_something_else(folder):
+    (folder / "evaluation.json").write_text("{}")
+    read_scored("A", folder)
 
 
 @fault("segment.outputs", errors.ConfigurationError)

@@ -11,6 +11,7 @@ import click
 from dicom_node import __version__
 from dicom_node.app.places import DEFAULT_CONFIGURATION
 from dicom_node.cli.cohort import cohort
+from dicom_node.cli.compare import compare
 from dicom_node.cli.config import config
 from dicom_node.cli.conformance import conformance
 from dicom_node.cli.context import Context, RootGroup, is_given
@@ -54,7 +55,7 @@ for _command in (
     *(serve, listen, work),
     *(status, jobs, job, retry, check),
     *(config, rules, segment, models, conformance),
-    *(phantom, demo, evaluate, train),
+    *(phantom, demo, evaluate, compare, train),
     *(cohort, dataset),
 ):
     main.add_command(_command)

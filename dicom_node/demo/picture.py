@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     Box = tuple[slice, slice, slice]
     Place = tuple[float, float, float, float]
 
-_BACKGROUND, _TEXT, _FAINT, _WARNING = "#0b0e13", "#e6e9ef", "#8b93a3", "#ffb454"
-_GREYS = LinearSegmentedColormap.from_list("window", [_BACKGROUND, "#ffffff"])
+BACKGROUND, TEXT, _FAINT, _WARNING = "#0b0e13", "#e6e9ef", "#8b93a3", "#ffb454"
+_GREYS = LinearSegmentedColormap.from_list("window", [BACKGROUND, "#ffffff"])
 _WINDOW_HU = (-180.0, 260.0)
 _FILL, _EDGE = 0.45, 0.95
 _BODY_HU = -250
@@ -42,7 +42,7 @@ _LEGEND_STEP_IN, _FEWEST_COLUMNS = 0.25, 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Plane:
+class Plane:
     """One displayed plane; ``aspect`` is pixel height divided by width, ``sides`` are the labels at left and right."""
 
     name: str
@@ -79,9 +79,9 @@ def write_picture(
     colours = np.zeros((256, 3))
     for segment in segments:
         colours[segment.label] = segment.rgb
-    with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": _TEXT}):
+    with mpl.rc_context({"font.family": "DejaVu Sans", "text.color": TEXT}):
         figure = _draw(shown, colours, groups, title, subtitle)
-        figure.savefig(path, dpi=_DPI, facecolor=_BACKGROUND, bbox_inches="tight", pad_inches=0.2)
+        figure.savefig(path, dpi=_DPI, facecolor=BACKGROUND, bbox_inches="tight", pad_inches=0.2)
 
 
 def _draw(
@@ -95,14 +95,14 @@ def _draw(
     dz, dy, dx = shown.spacing_zyx_mm
     hu, labels = shown.hu_zyx, shown.labels_zyx
     planes = (
-        _Plane("coronal", hu[::-1, j, :], labels[::-1, j, :], dz / dx, ("R", "L")),
-        _Plane("sagittal", hu[::-1, :, i], labels[::-1, :, i], dz / dy, ("A", "P")),
-        _Plane("axial", hu[k], labels[k], dy / dx, ("R", "L")),
+        Plane("coronal", hu[::-1, j, :], labels[::-1, j, :], dz / dx, ("R", "L")),
+        Plane("sagittal", hu[::-1, :, i], labels[::-1, :, i], dz / dy, ("A", "P")),
+        Plane("axial", hu[k], labels[k], dy / dx, ("R", "L")),
     )
     places, legend_place = _layout(shown)
     figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN))
     for plane, place in zip(planes, places, strict=True):
-        _draw_plane(figure.add_axes(place), plane, colours)
+        draw_plane(figure.add_axes(place), plane, colours)
     _draw_legend(figure.add_axes(legend_place), groups)
     figure.text(_EDGE_GAP, 0.957, title, fontsize=17, fontweight="bold", va="center")
     figure.text(_EDGE_GAP, 0.922, subtitle, fontsize=9.5, color=_FAINT, va="center")
@@ -151,7 +151,8 @@ def _layout(shown: Upright) -> tuple[tuple[Place, Place, Place], Place]:
     return (first, second, third), (left, _BOTTOM, width, second[1] - _ROW_GAP - _BOTTOM)
 
 
-def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None:
+def draw_plane(axes: Axes, plane: Plane, colours: NDArray[np.float64]) -> None:
+    """Draw the labels over the CT. ``colours``: RGB from 0 to 1 by label, [256, 3]."""
     hu, labels, aspect, sides = plane.hu, plane.labels, plane.aspect, plane.sides
     low, high = _WINDOW_HU
     axes.imshow(hu, cmap=_GREYS, vmin=low, vmax=high, aspect=aspect, interpolation="bilinear")
@@ -160,13 +161,13 @@ def _draw_plane(axes: Axes, plane: _Plane, colours: NDArray[np.float64]) -> None
     overlay[..., 3] = np.where(labels > 0, np.where(edges(labels), _EDGE, _FILL), 0.0)
     axes.imshow(overlay, aspect=aspect, interpolation="nearest")
     axes.set_axis_off()
-    axes.set_facecolor(_BACKGROUND)
+    axes.set_facecolor(BACKGROUND)
     for x, y, words, across, along in (
         (0.015, 0.5, sides[0], "left", "center"),
         (0.985, 0.5, sides[1], "right", "center"),
         (0.0, 1.01, plane.name, "left", "bottom"),
     ):
-        axes.text(x, y, words, ha=across, va=along, transform=axes.transAxes, fontsize=9, color=_TEXT, alpha=0.85)
+        axes.text(x, y, words, ha=across, va=along, transform=axes.transAxes, fontsize=9, color=TEXT, alpha=0.85)
 
 
 def _draw_legend(axes: Axes, groups: Mapping[str, Sequence[LegendEntry]]) -> None:

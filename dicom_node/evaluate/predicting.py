@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dicom_node import __version__
 from dicom_node.analysis import on_source_grid, reconstructed, refuse_too_small
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dicom_node.evaluate.cases import Truth
     from dicom_node.labelmaps import Image, LabelSource
     from dicom_node.nifti import FileGrid
     from dicom_node.segment.model import Model
@@ -29,8 +28,22 @@ if TYPE_CHECKING:
     from inference.types import Segmenter, Volume
 
 
+class Case(Protocol):
+    """A subject to segment."""
+
+    @property
+    def id(self) -> str:
+        """By which its results are called."""
+        ...
+
+    @property
+    def image(self) -> Image | None:
+        """Its CT; None if it is not there."""
+        ...
+
+
 def segmented(
-    truths: Sequence[Truth],
+    cases: Sequence[Case],
     model: Model,
     options: EngineOptions,
     folder: Path,
@@ -44,27 +57,27 @@ def segmented(
     sources: dict[str, LabelSource] = {}
     problems: list[Problem] = []
     segmenter: Segmenter | None = None
-    for done, truth in enumerate(truths):
-        report("segmenting", done, len(truths))
-        if truth.image is None:
-            problems.append(Problem(truth.id, "the truth has no CT that could be segmented"))
+    for done, case in enumerate(cases):
+        report("segmenting", done, len(cases))
+        if case.image is None:
+            problems.append(Problem(case.id, "there is no CT that could be segmented"))
             continue
-        path = folder / f"{truth.id}.nii.gz"
+        path = folder / f"{case.id}.nii.gz"
         try:
-            asked = _asked(truth.image, model, options)
+            asked = _asked(case.image, model, options)
             if not _is_finished(path, asked):
                 segmenter = segmenter or _loaded(model, options)
-                _segment(truth.image, model, segmenter, path)
-                write_json(path.with_name(f"{truth.id}.json"), {"asked": asked, "sha256": sha256_of(path)})
+                _segment(case.image, model, segmenter, path)
+                write_json(path.with_name(f"{case.id}.json"), {"asked": asked, "sha256": sha256_of(path)})
         except ConfigurationError:
             raise
         except (DicomNodeError, SegmentationRefusedError, InvalidValueError) as error:
-            problems.append(Problem(truth.id, f"not segmented: {error}"))
+            problems.append(Problem(case.id, f"not segmented: {error}"))
         except OSError as error:
-            problems.append(Problem(truth.id, f"not segmented: {error.strerror}"))
+            problems.append(Problem(case.id, f"not segmented: {error.strerror}"))
         else:
-            sources[truth.id] = LabelFile(path)
-    report("segmenting", len(truths), len(truths))
+            sources[case.id] = LabelFile(path)
+    report("segmenting", len(cases), len(cases))
     return sources, problems
 
 

@@ -193,7 +193,11 @@ def _provenance(
         resampling_order=order,
         tool=tool(wanted.averaging.convention, wanted.tolerance_mm),
     )
-    stated = wanted.stated
+    return stated_over(found, wanted.stated)
+
+
+def stated_over(found: Provenance, stated: Stated) -> Provenance:
+    """What a person states, and where they state nothing what was found."""
     given = {
         "data_set": stated.data_set,
         "data_set_version": stated.data_set_version,

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from dicom_node.evaluate.scoring import SubjectScores
     from dicom_node.evaluate.summary import Averaging, Summary
 
+_MEASUREMENTS = frozenset(
+    {"dice", "surface_dice", "hd95_mm", "truth_ml", "found_ml", "first_ml", "second_ml", "volume_error"}
+    | {"volume_difference", "first_mean", "second_mean", "median", "statistic", "p", "p_holm", "p_fdr"}
+    | {f"{measure}{bound}" for measure in ("difference", "effect") for bound in ("", "_low", "_high")}
+)
 SCORES_CSV, SCORES_PARQUET, MEANS_CSV, SUMMARY_JSON = "scores.csv", "scores.parquet", "means.csv", "evaluation.json"
 
 
@@ -85,14 +90,18 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ConfigurationError("Parquet requires pyarrow: pip install 'dicom-node[research]'") from error
-    numbers = {"dice", "surface_dice", "hd95_mm", "truth_ml", "found_ml", "volume_error"}
-    columns = list(rows[0]) if rows else []
-    kinds = {
-        name: pa.float64() if name in numbers else pa.bool_() if name == "counted" else pa.string() for name in columns
-    }
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=pa.schema(list(kinds.items())))
+    kinds = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string(), type(None): pa.string()}
+    schema = pa.schema([(name, kinds[_type_of(rows, name)]) for name in (rows[0] if rows else ())])
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
     with replaced_file(path) as part:
         pq.write_table(table, part, compression="zstd")
+
+
+def _type_of(rows: Sequence[Mapping[str, Any]], column: str) -> type:
+    """Of the values of a column; a column of measurements stays one where none could be made."""
+    if column in _MEASUREMENTS:
+        return float
+    return next((type(row[column]) for row in rows if row[column] is not None), type(None))
 
 
 def write_summary(path: Path, content: Mapping[str, Any]) -> None:

@@ -5,7 +5,14 @@ of the paper), DICOM SEG (binary or label map) and RT Structure Sets. :func:`ope
 :func:`find_subjects` finds whole data sets: CTs, their segmentations, and what is known about the patients.
 """
 
-from dicom_node.labelmaps.finding import FoundSubjects, LeftOut, find_segmentations, find_subjects
+from dicom_node.labelmaps.finding import (
+    FoundSubjects,
+    LeftOut,
+    by_referenced_series,
+    find_scans,
+    find_segmentations,
+    find_subjects,
+)
 from dicom_node.labelmaps.label_map import LabelMap, Overlap
 from dicom_node.labelmaps.sources import (
     ContourObject,
@@ -15,7 +22,7 @@ from dicom_node.labelmaps.sources import (
     StructureFiles,
     open_source,
 )
-from dicom_node.labelmaps.subjects import DicomImage, Image, NiftiImage, Subject
+from dicom_node.labelmaps.subjects import DicomImage, Image, NiftiImage, Scan, Subject
 
 __all__ = [
     "ContourObject",
@@ -28,9 +35,12 @@ __all__ = [
     "LeftOut",
     "NiftiImage",
     "Overlap",
+    "Scan",
     "SegmentationObject",
     "StructureFiles",
     "Subject",
+    "by_referenced_series",
+    "find_scans",
     "find_segmentations",
     "find_subjects",
     "open_source",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from dicom_node.labelmaps.sources import (
     open_source,
     source_of,
 )
-from dicom_node.labelmaps.subjects import DicomImage, NiftiImage, Subject
+from dicom_node.labelmaps.subjects import DicomImage, NiftiImage, Scan, Subject
 from dicom_node.standard.attributes import items, text
 from dicom_node.standard.files import COPY, PassedOver, read_file, read_repeated
 from dicom_node.standard.uids import CT_SOP_CLASSES, is_well_formed_uid
@@ -118,6 +119,46 @@ def find_segmentations(folder: Path, names_by_label: Mapping[int, str] | None = 
     if not found:
         raise ConfigurationError(f"{folder} has no segmentations: neither ID.nii.gz, ID.dcm nor a folder per id")
     return found
+
+
+def find_scans(folder: Path) -> tuple[tuple[Scan, ...], tuple[LeftOut, ...]]:
+    """Every CT of ``folder`` by id, whether it has a segmentation or not, and what is damaged.
+
+    The layouts are those of :func:`find_subjects`, and files ``ID.nii.gz`` directly in the folder.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    if not folder.is_dir():
+        raise ConfigurationError(f"{folder} is not a folder")
+    files = {path.name: path / CT for path in sorted(folder.iterdir()) if (path / CT).is_file()}
+    if not files:
+        below = [folder / f"images{split}" for split in _SPLITS] + [folder / "images", folder]
+        chosen = next((each for each in below if any(_files(each))), folder)
+        groups = below[:2] if chosen in below[:2] else [chosen]
+        files = {stem(path).removesuffix(_CHANNEL): path for each in groups for path in _files(each)}
+    if files:
+        return tuple(Scan(name, NiftiImage(path)) for name, path in files.items()), ()
+    found = _read_dicom(folder)
+    scans = tuple(Scan(_name(uid), _image_of(uid, members)) for uid, members in sorted(found.members.items()))
+    if not scans:
+        raise ConfigurationError(f"{folder} has no CTs: neither NIfTI files nor DICOM CT series")
+    return scans, _damaged(found)
+
+
+def by_referenced_series(sources: Mapping[str, LabelSource]) -> dict[str, LabelSource]:
+    """DICOM objects by the UID of the series that they refer to, if it is one and no other object's; others by id."""
+    uids: dict[str, str] = {}
+    for name, source in sources.items():
+        if isinstance(source, SegmentationObject | ContourObject):
+            instance = read_file(source.path)
+            references = frozenset() if isinstance(instance, PassedOver) else _references(instance.header)
+            if len(references) == 1:
+                uids[name] = _name(next(iter(references)))
+    counts = Counter(uids.values())
+    return {
+        uids[name] if name in uids and counts[uids[name]] == 1 else name: source for name, source in sources.items()
+    }
 
 
 # ---- NIfTI
@@ -246,12 +287,9 @@ class _Dicom:
 
 
 def _dicom(folder: Path) -> FoundSubjects:
-    found = _Dicom()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.take(path)
+    found = _read_dicom(folder)
     by_series: dict[str, list[LabelSource]] = {}
-    left_out = [LeftOut(each.path.name, f"{each.reason} {each.detail}".strip()) for each in found.damaged]
+    left_out = list(_damaged(found))
     for source in found.sources:
         known = sorted(source.references & found.members.keys())
         if not known:
@@ -265,11 +303,26 @@ def _dicom(folder: Path) -> FoundSubjects:
         if len(sources) != 1:
             left_out.append(LeftOut(name, f"{len(sources)} segmentations refer to this CT series, expected one"))
             continue
-        paths = tuple(instance.path for instance in members.values())
         header = next(iter(members.values())).header
         attributes = {"age": text(header, "PatientAge"), "sex": text(header, "PatientSex")}
-        subjects.append(Subject(name, DicomImage(uid, paths), sources[0], attributes))
+        subjects.append(Subject(name, _image_of(uid, members), sources[0], attributes))
     return FoundSubjects("DICOM", tuple(subjects), tuple(left_out))
+
+
+def _read_dicom(folder: Path) -> _Dicom:
+    found = _Dicom()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.take(path)
+    return found
+
+
+def _damaged(found: _Dicom) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(each.path.name, f"{each.reason} {each.detail}".strip()) for each in found.damaged)
+
+
+def _image_of(series_instance_uid: str, members: Mapping[str, SourceInstance]) -> DicomImage:
+    return DicomImage(series_instance_uid, tuple(instance.path for instance in members.values()))
 
 
 def _name(series_instance_uid: str) -> str:

@@ -67,6 +67,14 @@ Image = NiftiImage | DicomImage
 
 
 @dataclass(frozen=True, slots=True)
+class Scan:
+    """A CT that may have no segmentation."""
+
+    id: str
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """One subject. ``attributes`` are the columns of ``meta.csv`` as written, or the same from DICOM headers."""
 
