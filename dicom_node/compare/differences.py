@@ -39,8 +39,11 @@ IS_LARGER_BETTER: dict[Measure, bool] = {
 ALL = "all"
 SIGNIFICANT = 0.05
 """Limit of Holm's p-value under which one of two is called better."""
-FEWEST_SUBJECTS = 6
-"""With fewer pairs that differ, the signed-rank test can't give a p-value below 0.05 (5 pairs: 2 / 2^5 = 0.0625)."""
+
+
+def smallest_p(subjects: int) -> float:
+    """The smallest p-value that the exact signed-rank test can give: all differences have one sign (0.0625 for 5)."""
+    return min(1.0, 2.0 ** (1 - subjects))
 
 
 @dataclass(frozen=True, slots=True)

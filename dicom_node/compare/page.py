@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from dicom_node.compare.differences import FEWEST_SUBJECTS, SIGNIFICANT
+from dicom_node.compare.differences import SIGNIFICANT, smallest_p
 from dicom_node.compare.outliers import RULE
 from dicom_node.evaluate.page import with_interval
 from dicom_node.pages.html import facts, figure, numbers, page, paragraph, picture, words
@@ -57,7 +57,7 @@ def comparison_page(
 ) -> str:
     """Of systems with a truth."""
     parts = [facts(provenance.by_title().items()), paragraph(HOW_TESTED.format(replicates=replicates))]
-    parts += _warning_of_few(rows)
+    parts += _warnings_of_few(rows)
     parts.append(_overview(rows))
     parts += map(figure, figures)
     parts += _differences(rows)
@@ -91,7 +91,7 @@ def agreement_page(
     parts += map(figure, figures)
     if rows:
         parts += [paragraph("Do two agree better than two others?", HOW_TESTED.format(replicates=replicates))]
-        parts += [*_warning_of_few(rows), _overview(rows)]
+        parts += [*_warnings_of_few(rows), _overview(rows)]
     parts += [
         words(
             "Outliers",
@@ -176,16 +176,19 @@ def _cells(row: Difference) -> tuple[str, ...]:
     )
 
 
-def _warning_of_few(rows: Sequence[Difference]) -> list[str]:
-    most = max((row.subjects for row in rows), default=0)
-    if most >= FEWEST_SUBJECTS:
-        return []
-    return [
-        paragraph(
-            f"Only {most} subjects have a pair. With fewer than {FEWEST_SUBJECTS}, the signed-rank test can't give a "
-            "p-value below 0.05, however large the difference is."
-        )
-    ]
+def _warnings_of_few(rows: Sequence[Difference]) -> list[str]:
+    """Where no difference can be called one, however large it is: too few subjects for so many lines."""
+    parts = []
+    for kind in ("all", "group", "structure"):
+        tested = [row.subjects for row in rows if row.of == kind and row.measure == "dice" and row.subjects]
+        smallest = smallest_p(max(tested, default=0))
+        if tested and len(tested) * smallest >= SIGNIFICANT:
+            parts.append(
+                f"Kind {kind}: with {max(tested)} subjects, the exact signed-rank test gives no p below "
+                f"{smallest:.2g}, and Holm's over {len(tested)} lines none below {min(1, len(tested) * smallest):.2g}: "
+                "no difference can be called one here, however large it is."
+            )
+    return [paragraph(part) for part in parts]
 
 
 def _agreement(pair: PairAgreement, means: Sequence[Row], what: str) -> str:

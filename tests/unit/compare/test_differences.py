@@ -11,6 +11,7 @@ from scipy.stats import rankdata, wilcoxon
 from statsmodels.stats.multitest import multipletests
 
 from dicom_node.compare.differences import IS_LARGER_BETTER, differences
+from dicom_node.compare.page import comparison_page
 from dicom_node.compare.scores import Score, Scored, counted_scores, refuse_other_measures, without_other_truths
 from dicom_node.errors import ConfigurationError
 from dicom_node.evaluate.provenance import Provenance
@@ -153,6 +154,17 @@ def test_five_subjects_can_not_show_a_difference():
     rows, _ = differences([system("A", one), system("B", one - 0.3)])
     assert min(row.p for row in rows) == pytest.approx(0.0625)
     assert not any(row.better for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("subjects", "kinds"), [(5, {"all", "group", "structure"}), (6, {"group", "structure"}), (9, set())]
+)
+def test_the_page_says_where_no_difference_could_be_shown(subjects, kinds):
+    """Lines: 1 of all, 3 groups, 4 structures; the smallest p of 6 subjects is 0.031."""
+    one, other = tables(5, subjects=subjects)
+    rows, _ = differences([system("A", one), system("B", other)], replicates=100)
+    page = comparison_page("A and B", Provenance(), 100, rows, (), ())
+    assert {kind for kind in ("all", "group", "structure") if f"Kind {kind}: with {subjects} subjects" in page} == kinds
 
 
 def test_a_missed_structure_counts_as_dice_0_and_has_no_distance():
