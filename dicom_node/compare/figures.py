@@ -57,7 +57,8 @@ def differences_figure(rows: Sequence[Difference], caption: str) -> str:
     axes.grid(axis="x", color="#dddddd", linewidth=0.5)
     first, second = shown[0].first, shown[0].second
     axes.set_xlabel(
-        f"Dice of {first} less Dice of {second}, mean over (n) subjects with 95 % CI; right of 0: {first} is better;\n"
+        f"Dice of {first} less Dice of {second}\n"
+        f"mean over (n) subjects with 95 % CI; right of 0, {first} is better;\n"
         f"filled: Holm's p < {SIGNIFICANT}; squares: one value per subject, its mean over structures",
         fontsize=7,
     )
