@@ -55,6 +55,9 @@ evaluate.predicting        inference.errors.InferenceError                  Conf
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
 compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
                            KeyError, TypeError
+constancy.baseline         OSError, ValueError, LookupError, TypeError,     ConfigurationError
+                           pydantic.ValidationError
+constancy.subject          inference.errors.InferenceError                  ConfigurationError
 cohort.definition          OSError                                          ConfigurationError
 cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError
                            python_multipart

@@ -47,6 +47,8 @@ from dicom_node.cohort.sources import read_list
 from dicom_node.cohort.subject import Dates
 from dicom_node.cohort.table import CohortTable, Origin, read_rows
 from dicom_node.compare.scores import read_scored
+from dicom_node.constancy.baseline import read_baseline, record_check
+from dicom_node.constancy.subject import model_of_library
 from dicom_node.dataset.conversion import remove
 from dicom_node.dataset.files import make_folder, write_text
 from dicom_node.dataset.processes import in_processes
@@ -446,6 +448,32 @@ def a_text_among_the_images(folder):
 @fault("cohort.pseudonym", errors.ConfigurationError)
 def a_missing_key(folder):
     read_key(folder / "gone.key")
+
+
+@fault("constancy.baseline", errors.ConfigurationError)
+def a_baseline_that_is_a_folder(folder):
+    (folder / "baseline.json").mkdir()
+    read_baseline(folder)
+
+
+@fault("constancy.baseline", errors.ConfigurationError)
+def a_baseline_that_is_no_json(folder):
+    in_file(folder, "{", "baseline.json")
+    read_baseline(folder)
+
+
+@fault("constancy.baseline", errors.ConfigurationError)
+def a_line_about_a_check_below_a_file(folder):
+    record_check(in_file(folder, ""), {})
+
+
+@fault("constancy.subject", errors.ConfigurationError)
+def a_model_whose_weights_are_gone_before_they_load(folder):
+    package = shutil.copytree(shipped_model(DEMO_MODEL), folder / "mine")
+    subject = model_of_library(str(package), folder, EngineOptions(device="cpu"))
+    for path in package.glob("*.safetensors"):
+        path.unlink()
+    subject.segment(Volume(np.zeros((4, 4, 4), np.int16), Geometry((4, 4, 4), np.eye(4))))
 
 
 @fault("cohort.pseudonym", errors.ConfigurationError)

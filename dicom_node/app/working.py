@@ -38,12 +38,14 @@ from dicom_node.store.workers import WorkerName
 from dicom_node.work.pool import WorkerPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings
     from dicom_node.store.ledger import Ledger
     from dicom_node.store.spool import Spool
+
+    MoreSweeps = Callable[[Settings, Ledger, WorkerPool, threading.Event], Sequence[Sweep]]
 
 _IDLE_PAUSE_S = 0.3
 _RECOVERY_SWEEP_S = 10.0
@@ -89,8 +91,8 @@ def open_pipeline(
     )
 
 
-def run_work(settings: Settings) -> None:
-    """Run everything after the spool until SIGTERM or SIGINT."""
+def run_work(settings: Settings, more_sweeps: MoreSweeps | None = None) -> None:
+    """Run everything after the spool until SIGTERM or SIGINT; ``more_sweeps`` are made from the same objects."""
     stop = stop_on_signals()
     spool, ledger = open_store(settings)
     rules = load_rules(settings.rules_file, settings)
@@ -99,7 +101,8 @@ def run_work(settings: Settings) -> None:
     reader.prepare()
     pipeline = open_pipeline(settings, ledger, spool, rules, workers, reader)
     pipeline.running.recover_jobs()
-    schedule = Schedule(_sweeps(settings, ledger, spool, pipeline))
+    more = more_sweeps(settings, ledger, workers, stop) if more_sweeps else []
+    schedule = Schedule([*_sweeps(settings, ledger, spool, pipeline), *more])
     schedule.start()
     structlog.get_logger().info(
         "work.started", models=sorted(settings.models), destinations=sorted(settings.destinations)

@@ -14,6 +14,7 @@ from dicom_node.cli.cohort import cohort
 from dicom_node.cli.compare import compare
 from dicom_node.cli.config import config
 from dicom_node.cli.conformance import conformance
+from dicom_node.cli.constancy import constancy
 from dicom_node.cli.context import Context, RootGroup, is_given
 from dicom_node.cli.dataset import dataset
 from dicom_node.cli.demo import demo
@@ -55,7 +56,7 @@ for _command in (
     *(serve, listen, work),
     *(status, jobs, job, retry, check),
     *(config, rules, segment, models, conformance),
-    *(phantom, demo, evaluate, compare, train),
+    *(phantom, demo, evaluate, compare, constancy, train),
     *(cohort, dataset),
 ):
     main.add_command(_command)

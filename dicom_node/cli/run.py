@@ -49,4 +49,10 @@ def work(context: Context) -> None:
     from dicom_node.app.working import run_work  # noqa: PLC0415
 
     configure_logging("work")
-    run_work(context.settings())
+    settings = context.settings()
+    if settings.constancy.models:
+        from dicom_node.constancy.scheduled import sweeps  # noqa: PLC0415 - phantoms need memory
+
+        run_work(settings, sweeps)
+    else:
+        run_work(settings)

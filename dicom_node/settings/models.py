@@ -240,6 +240,16 @@ class OperateSettings(Closed):
         return self
 
 
+class ConstancySettings(Closed):
+    """Checks that the accepted models still give the answer that they gave at acceptance."""
+
+    models: tuple[str, ...] = ()
+    """Which models are checked by ``work`` itself, at low priority."""
+    every_days: Number = Field(default=7, gt=0)
+    folder: PathS | None = None
+    """A folder per model, made by ``dicom-node constancy MODEL --accept``; None: ``constancy`` in the data folder."""
+
+
 class Settings(Closed):
     """All settings. Each package gets only its own part."""
 
@@ -258,6 +268,7 @@ class Settings(Closed):
     work: WorkSettings = WorkSettings()
     delivery: DeliverySettings = DeliverySettings()
     operate: OperateSettings = OperateSettings()
+    constancy: ConstancySettings = ConstancySettings()
     rules_file: PathS = Path("rules.yaml")
     """Relative paths are relative to the folder of node.yaml."""
 
@@ -278,6 +289,20 @@ class Settings(Closed):
         if unknown:
             raise misplaced((("preload", number), no_such("model", name, models)) for number, name in unknown)
         return work
+
+    @field_validator("constancy")
+    @classmethod
+    def _checked_models_exist(cls, constancy: ConstancySettings, others: ValidationInfo) -> ConstancySettings:
+        models = others.data.get("models", constancy.models)  # invalid models are reported already
+        unknown = [(number, name) for number, name in enumerate(constancy.models) if name not in models]
+        if unknown:
+            raise misplaced((("models", number), no_such("model", name, models)) for number, name in unknown)
+        return constancy
+
+    @property
+    def constancy_folder(self) -> Path:
+        """The accepted answers, a folder per model."""
+        return self.constancy.folder or self.node.data_folder / "constancy"
 
     @property
     def spool_folder(self) -> Path:

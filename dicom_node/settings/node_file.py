@@ -58,8 +58,12 @@ def _with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     work = settings.work.model_copy(
         update={"cache_folder": folder / (settings.work.cache_folder or node.data_folder / "cache")}
     )
+    constancy = settings.constancy
+    if constancy.folder is not None:
+        constancy = constancy.model_copy(update={"folder": folder / constancy.folder})
     return settings.model_copy(
         update={
+            "constancy": constancy,
             "models": models,
             "models_folder": folder / settings.models_folder,
             "node": node,

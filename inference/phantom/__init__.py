@@ -6,16 +6,19 @@ demo model. ``Patient.from_seed(seed)`` draws a body, ``render`` puts it on any 
 
 from inference.phantom.case import FieldOfView, Phantom, grid, phantom, whole_body_grid, write_nifti
 from inference.phantom.patient import Patient
-from inference.phantom.render import render, render_truth
+from inference.phantom.render import KERNELS, Kernel, render, render_truth, thicker_slices
 
 __all__ = [
+    "KERNELS",
     "FieldOfView",
+    "Kernel",
     "Patient",
     "Phantom",
     "grid",
     "phantom",
     "render",
     "render_truth",
+    "thicker_slices",
     "whole_body_grid",
     "write_nifti",
 ]

@@ -11,7 +11,7 @@ from scipy import ndimage
 from inference.phantom.body import body_parts
 from inference.phantom.shapes import Block, rotation
 from inference.phantom.tissues import Palette
-from inference.types import Geometry, Volume
+from inference.types import Geometry, InvalidValueError, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,11 +25,26 @@ if TYPE_CHECKING:
 VOXELS_PER_BLOCK = 1 << 20
 """Voxels per block of work, few enough for the temporary arrays to stay in the cache."""
 
-POINT_SPREAD_SD_MM = 0.65
 SLICE_SENSITIVITY_SD = 0.35
 """Standard deviation of the slice profile as a fraction of the slice spacing."""
 TEXTURE_WAVES = 24
 SMALLEST_BLUR_VOXELS = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A reconstruction kernel: the Gaussian point spread in the plane, and the noise relative to the patient's own.
+
+    Kernels that enhance edges, with HU beyond those of both tissues, are not simulated.
+    """
+
+    point_spread_sd_mm: float
+    noise_factor: float
+
+
+STANDARD_KERNEL = Kernel(0.65, 1.0)
+KERNELS = {"soft": Kernel(1.0, 0.6), "standard": STANDARD_KERNEL, "sharp": Kernel(0.4, 2.0)}
+"""By name; chosen to span what is used on soft tissue and bone, not measured on a scanner."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,13 +87,16 @@ def lps_from_body(patient: Patient) -> NDArray[np.float64]:
     return matrix
 
 
-def render(patient: Patient, geometry: Geometry, label_by_name: dict[str, int]) -> tuple[Volume, NDArray[np.uint8]]:
+def render(
+    patient: Patient, geometry: Geometry, label_by_name: dict[str, int], kernel: Kernel = STANDARD_KERNEL
+) -> tuple[Volume, NDArray[np.uint8]]:
     """Render a patient on any grid.
 
     Args:
         patient: the patient to render.
         geometry: any spacing, orientation and field of view; voxels outside the patient are air.
         label_by_name: label of each structure.
+        kernel: sharpness and noise of the CT; the labels don't depend on it.
 
     Returns:
         The CT (int16 HU) and the labels, uint8 [z, y, x]; a label names the structure at the voxel's *centre*.
@@ -86,11 +104,36 @@ def render(patient: Patient, geometry: Geometry, label_by_name: dict[str, int]) 
     parts = body_parts(patient)
     palette = _palette(parts)
     codes = _paint(parts, palette, Canvas.for_patient(patient, geometry))
-    volume = Volume(_attenuation(patient, geometry, codes, palette), geometry)
+    volume = Volume(_attenuation(patient, geometry, codes, palette, kernel), geometry)
     table = palette.labels(label_by_name)
     for plane in codes:  # in place: a routine whole body has 10^8 voxels
         plane[...] = table[plane]
     return volume, codes
+
+
+def thicker_slices(volume: Volume, planes: int) -> Volume:
+    """The scan with slices of ``planes`` neighbouring ones each, as their mean; planes left over are dropped.
+
+    As on a scanner that reconstructs the same data twice, the anatomy and the noise are the same, and the noise of a
+    thick slice is smaller.
+
+    Raises:
+        InvalidValueError: the volume has fewer planes than one slice needs.
+    """
+    if planes == 1:
+        return volume
+    fine = volume.geometry
+    count, rows, columns = fine.shape_zyx[0] // planes, *fine.shape_zyx[1:]
+    if not count:
+        raise InvalidValueError(f"a slice of {planes} planes from a volume of {fine.shape_zyx[0]}")
+    affine_lps = fine.affine_lps.copy()
+    affine_lps[:3, 3] += fine.affine_lps[:3, 2] * (planes - 1) / 2
+    affine_lps[:3, 2] *= planes
+    voxels_zyx = np.empty((count, rows, columns), np.int16)
+    for k in range(count):
+        mean = volume.voxels_zyx[k * planes : (k + 1) * planes].mean(axis=0, dtype=np.float32)
+        voxels_zyx[k] = np.rint(mean)
+    return Volume(voxels_zyx, Geometry(voxels_zyx.shape, affine_lps))
 
 
 def render_truth(
@@ -146,13 +189,16 @@ def _paint(parts: list[Part], palette: Palette, canvas: Canvas) -> NDArray[np.ui
     return codes
 
 
-def _attenuation(patient: Patient, geometry: Geometry, codes: NDArray[np.uint8], palette: Palette) -> NDArray[np.int16]:
+def _attenuation(
+    patient: Patient, geometry: Geometry, codes: NDArray[np.uint8], palette: Palette, kernel: Kernel
+) -> NDArray[np.int16]:
     """HU of the painted tissues: texture, then the scanner's blur, then its noise, slab by slab."""
     spacing_x, spacing_y, _ = geometry.spacing_xyz_mm
-    blur = (SLICE_SENSITIVITY_SD, POINT_SPREAD_SD_MM / spacing_y, POINT_SPREAD_SD_MM / spacing_x)
+    blur = (SLICE_SENSITIVITY_SD, kernel.point_spread_sd_mm / spacing_y, kernel.point_spread_sd_mm / spacing_x)
     hu_table, texture_table = palette.hu(patient), palette.texture_sd_hu()
     in_plane, along = _texture_waves(patient, geometry)
     noise = np.random.default_rng([patient.seed, 7])
+    noise_sd_hu = np.float32(patient.noise_sd_hu * kernel.noise_factor)
     planes, rows, columns = geometry.shape_zyx
     result = np.empty(geometry.shape_zyx, dtype=np.int16)
     step, halo = max(1, 4 * VOXELS_PER_BLOCK // (rows * columns)), 2
@@ -167,7 +213,7 @@ def _attenuation(patient: Patient, geometry: Geometry, codes: NDArray[np.uint8],
             if sd >= SMALLEST_BLUR_VOXELS and not (axis == 0 and geometry.spacing_xyz_mm[2] > 3.5):
                 hu = ndimage.gaussian_filter1d(hu, sd, axis=axis, mode="nearest", radius=2)
         hu = hu[first - low : last - low]
-        hu += noise.standard_normal(hu.shape, dtype=np.float32) * np.float32(patient.noise_sd_hu)
+        hu += noise.standard_normal(hu.shape, dtype=np.float32) * noise_sd_hu
         np.rint(np.clip(hu, -1024, 3071, out=hu), out=hu)
         result[first:last] = hu
     return result
