@@ -229,12 +229,14 @@ class Completion:
 class SourceInstance:
     """One stored instance of a series: its file, and its header (everything but pixel data, with ``file_meta``).
 
-    ``remark`` says where the file contradicts its own data set; empty as a rule.
+    ``remark`` says where the file contradicts its own data set; empty as a rule. ``pixel_data_offset`` is where Pixel
+    Data begins in the file; None where nobody has noted it, or the file is no Part 10 file that can be read as it is.
     """
 
     path: Path
     header: Dataset
     remark: str = ""
+    pixel_data_offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

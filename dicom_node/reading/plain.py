@@ -8,6 +8,7 @@ run arbitrary code from a child that was compromised by a file.
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _DEEPEST = 16
 """Sequences within sequences; functional groups of CT nest three deep."""
+_MOST_TAGS = 10_000
+"""The headers of a series have some hundreds; hostile ones have any."""
 _VALUES: Mapping[str, Any] = {
     name: each
     for module in (dicom_node.types, inference.types)
@@ -163,11 +166,17 @@ def _plain_read(element: DataElement, allowances: tuple[Allowance, ...], depth: 
     return [int(element.tag), str(element.VR), value if isinstance(value, int | None) else str(value)]
 
 
+@lru_cache(_MOST_TAGS)
+def _tag(number: int) -> BaseTag:
+    """One object for each tag: pydicom compares those that are not the same one in Python."""
+    return BaseTag(number)
+
+
 def _dataset(plain: list[Any]) -> Dataset:
     implicit, little, own, inherited, elements = plain
     found: dict[BaseTag, RawDataElement | DataElement] = {}
     for element in elements:
-        tag = BaseTag(element[0])
+        tag = _tag(element[0])
         if len(element) == 4:  # noqa: PLR2004 - as it came
             _, vr, length, text = element
             value = None if text is None else text.encode("latin-1")

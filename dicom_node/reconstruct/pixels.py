@@ -113,13 +113,17 @@ class StoredFrame:
 
 @dataclass(frozen=True, slots=True)
 class PixelSource:
-    """Checked pixel data of one instance: ``length`` bytes of the file at ``path`` from ``offset``."""
+    """Checked pixel data of one instance: ``length`` bytes of the file at ``path`` from ``offset``.
+
+    ``as_stored``: of the file itself, not of what :func:`dicom_node.standard.opening.open_part10` makes of it.
+    """
 
     path: Path
     where: str
     description: PixelDescription
     offset: int
     length: int
+    as_stored: bool
 
 
 def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
@@ -130,11 +134,9 @@ def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
     """
     where = f"instance {text(instance.header, 'SOPInstanceUID')}"
     description = _description(instance.header, frames, where)
-    with _opened(instance.path, where) as file:
-        try:
-            dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
-        except Exception as error:
-            raise PixelDataInvalid(f"{where}: the stored file cannot be read ({type(error).__name__})") from error
+    as_stored = instance.pixel_data_offset is not None
+    with _opened(instance.path, where, as_stored=as_stored) as file:
+        _seek_pixel_data(file, instance, where)
         stated = _element_length(file, description.transfer_syntax, where)
         offset = file.tell()
         available = file.seek(0, os.SEEK_END) - offset
@@ -143,7 +145,7 @@ def find_pixel_data(instance: SourceInstance, frames: int) -> PixelSource:
             length = _native_length(file, description, stated, available, where)
         else:
             length = _encapsulated_length(file, stated, available, where)
-    return PixelSource(instance.path, where, description, offset, length)
+    return PixelSource(instance.path, where, description, offset, length, as_stored)
 
 
 def stored_frames(source: PixelSource) -> Iterator[StoredFrame]:
@@ -152,7 +154,7 @@ def stored_frames(source: PixelSource) -> Iterator[StoredFrame]:
     Raises:
         PixelDataInvalid: a frame is missing, of another size than stated, or not decodable.
     """
-    with _opened(source.path, source.where) as file:
+    with _opened(source.path, source.where, as_stored=source.as_stored) as file:
         file.seek(source.offset)
         if source.description.transfer_syntax in transfer_syntaxes.NATIVE:
             yield from _native_frames(file, source)
@@ -160,11 +162,23 @@ def stored_frames(source: PixelSource) -> Iterator[StoredFrame]:
             yield from _compressed_frames(file, source)
 
 
-def _opened(path: Path, where: str) -> BinaryIO:
+def _opened(path: Path, where: str, *, as_stored: bool) -> BinaryIO:
+    if as_stored:
+        return path.open("rb")
     try:
         return open_part10(path).stream
     except FileUnreadable as error:
         raise PixelDataInvalid(f"{where}: the stored file cannot be read ({error})") from error
+
+
+def _seek_pixel_data(file: BinaryIO, instance: SourceInstance, where: str) -> None:
+    if instance.pixel_data_offset is not None:
+        file.seek(instance.pixel_data_offset)
+        return
+    try:
+        dcmread(file, stop_before_pixels=True, specific_tags=["Rows"])
+    except Exception as error:
+        raise PixelDataInvalid(f"{where}: the stored file cannot be read ({type(error).__name__})") from error
 
 
 def _description(header: Dataset, frames: int, where: str) -> PixelDescription:
@@ -269,11 +283,11 @@ def _encapsulated_length(file: BinaryIO, stated: int, available: int, where: str
 def _native_frames(file: BinaryIO, source: PixelSource) -> Iterator[StoredFrame]:
     description = source.description
     for _ in range(description.frames):
-        content = file.read(description.frame_bytes)
-        if len(content) != description.frame_bytes:
+        pixels = np.fromfile(file, description.stored_dtype, description.rows * description.columns)
+        if pixels.nbytes != description.frame_bytes:
             raise PixelDataInvalid(f"{source.where}: the stored file has become shorter")
-        pixels = np.frombuffer(content, dtype=description.stored_dtype).reshape(description.rows, description.columns)
-        pixels = pixels.astype(pixels.dtype.newbyteorder("="))
+        pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+        pixels = pixels.reshape(description.rows, description.columns)
         yield StoredFrame(_without_unused_bits(pixels, description.bits_stored), description.bits_stored)
 
 

@@ -123,7 +123,11 @@ def _decoded(
             key = (instance, frame_index)
             if conflict is not None and stored.codestream_signed is not None:
                 conflict.count(stored, plane_at[key])
-            hu = _rescaled(stored.values_as_codestream if conflict is None else stored.values, plane_at[key])
+            values = stored.values_as_codestream if conflict is None else stored.values
+            target = voxels[place[key]]
+            hu = _rescaled(values, plane_at[key], target if target.dtype == np.int16 else None)
+            if hu is target:
+                continue
             if voxels.dtype == np.int16 and not _fits_int16(hu):
                 whole, voxels = voxels, allocate(voxels.shape, np.float32)
                 voxels[...] = whole
@@ -135,13 +139,19 @@ def _on_scale(hu: NDArray[np.signedinteger] | NDArray[np.float64]) -> int:
     return int(np.count_nonzero((hu >= _USUAL_HU[0]) & (hu <= _USUAL_HU[1])))
 
 
-def _rescaled(stored: NDArray[np.integer], plane: Plane) -> NDArray[np.signedinteger] | NDArray[np.float64]:
-    """``slope x stored + intercept`` (PS3.3 C.11.1.1.2), in whole numbers where both are whole: int16 if all fit."""
+def _rescaled(
+    stored: NDArray[np.integer], plane: Plane, out: NDArray[np.int16] | None = None
+) -> NDArray[np.signedinteger] | NDArray[np.float64]:
+    """``slope x stored + intercept`` (PS3.3 C.11.1.1.2), in whole numbers where both are whole: int16 if all fit.
+
+    int16 are written to ``out`` where it is given, and ``out`` is returned.
+    """
     slope, intercept = plane.rescale_slope, plane.rescale_intercept
     if slope == 1 and intercept.is_integer():
         lowest, highest = int(stored.min()) + intercept, int(stored.max()) + intercept
         if _INT16.min <= min(lowest, intercept) and max(highest, intercept) <= _INT16.max:
-            return stored.astype(np.int16, copy=False) + np.int16(intercept)  # both modulo 2^16, so the sum is right
+            # both modulo 2^16, so the sum is right
+            return np.add(stored.astype(np.int16, copy=False), np.int16(intercept), out=out)
         # at most 16 stored bits and an intercept of at most 2^24 stay inside int32
         return stored.astype(np.int32) + np.int32(intercept)
     return stored.astype(np.float64) * slope + intercept

@@ -6,11 +6,13 @@ Nothing here quotes a value that was read from a text attribute; numbers and UID
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pydicom.datadict import dictionary_description
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence as DicomSequence
+from pydicom.tag import BaseTag, Tag
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 def text(header: Dataset, keyword: str) -> str:
     """The value as stripped text; empty where the attribute is missing, empty or cannot be read at all."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
         return "" if value is None else str(value).strip(" \0")
     except Exception:  # noqa: BLE001 - pydicom converts lazily and any converter may fail on hostile bytes
         return ""
@@ -32,7 +34,7 @@ def text(header: Dataset, keyword: str) -> str:
 def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
     """Every value of a multi-valued text attribute, stripped; empty where the attribute is missing."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
         if value is None:
             return ()
         return tuple(str(part).strip(" \0") for part in (value if _is_multiple(value) else [value]))
@@ -43,7 +45,7 @@ def texts(header: Dataset, keyword: str) -> tuple[str, ...]:
 def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
     """The items of a sequence; none where it is missing or is no sequence."""
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
     except Exception:  # noqa: BLE001 - see text
         return ()
     return value if isinstance(value, DicomSequence) else ()
@@ -58,20 +60,21 @@ def finite_numbers(
         refusal: the attribute is missing, has another number of values, or one is no finite number; ``where`` (an
             instance, a frame) and the name of the attribute are in the message.
     """
-    name = dictionary_description(keyword)
     try:
-        value = header.get(keyword)
+        value = _value(header, keyword)
         parts = () if value is None else tuple(value) if _is_multiple(value) else (value,)
         numbers = tuple(float(part) for part in parts)
     except Exception as error:
-        raise refusal(f"{where}: {name} is not numeric") from error
+        raise refusal(f"{where}: {dictionary_description(keyword)} is not numeric") from error
+    if len(numbers) == count and all(map(math.isfinite, numbers)):
+        return numbers
     if not numbers:
-        raise refusal(f"{where}: {name} is missing")
-    if len(numbers) != count:
-        raise refusal(f"{where}: {name} has {len(numbers)} values, expected {count}")
-    if not all(math.isfinite(number) for number in numbers):
-        raise refusal(f"{where}: {name} is not finite")
-    return numbers
+        fault = "is missing"
+    elif len(numbers) != count:
+        fault = f"has {len(numbers)} values, expected {count}"
+    else:
+        fault = "is not finite"
+    raise refusal(f"{where}: {dictionary_description(keyword)} {fault}")
 
 
 def whole_number(header: Dataset, keyword: str, refusal: type[SeriesRejected], where: str) -> int:
@@ -84,6 +87,17 @@ def whole_number(header: Dataset, keyword: str, refusal: type[SeriesRejected], w
     if not number.is_integer():
         raise refusal(f"{where}: {dictionary_description(keyword)} is {number}, expected a whole number")
     return int(number)
+
+
+def _value(header: Dataset, keyword: str) -> Any:
+    """``header.get(keyword)``; by the tag, which takes pydicom a third of the time."""
+    element = header.get(_tag(keyword))
+    return None if element is None else element.value
+
+
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
 
 
 def _is_multiple(value: object) -> bool:

@@ -185,7 +185,9 @@ def _read(path: Path, allowance: Allowance | None = None) -> SourceInstance:
     opened = open_part10(path)
     with opened.stream as stream:
         try:
-            return SourceInstance(path, read_header(stream, allowance), opened.remark)
+            header = read_header(stream, allowance)
+            offset = stream.tell() if opened.is_as_stored else None
+            return SourceInstance(path, header, opened.remark, offset)
         except OSError as error:
             if error.errno is None:  # not of the disk: pydicom raises it where a sequence ends within a tag
                 raise FileUnreadable("a sequence is cut", is_dicom=True) from error

@@ -95,6 +95,7 @@ def read_header(stream: BinaryIO, series: Allowance | None = None) -> Dataset:
     ``stream`` is a file that :func:`dicom_node.standard.opening.open_part10` has opened, which is not deflated.
 
     Only sequences may be longer, and hold longer values. A short text of the standard that is longer is refused.
+    ``stream`` is left where the pixel data begins, or at its end where there is none.
 
     ``series`` is what the headers of its series may still have; this one is subtracted.
 
@@ -112,19 +113,22 @@ def read_header(stream: BinaryIO, series: Allowance | None = None) -> Dataset:
 
 
 def _read(file: BinaryIO, allowances: tuple[Allowance, ...]) -> Dataset:
-    head = file.read(_HEAD)
-    header = _read_in(head, allowances, is_all=len(head) < _HEAD)
+    header = _read_in_head(file, allowances)
     if header is None:
         file.seek(0)
         stream = cast("BinaryIO", _Counted(file, allowances))
         header = dcmread(stream, stop_before_pixels=True, defer_size=LONGEST_VALUE)
+        end = stream.tell()
         _settle_long_values(header, stream, allowances)
+        file.seek(end)
     header.buffer = None  # it would keep the stream
     return header
 
 
-def _read_in(head: bytes, allowances: tuple[Allowance, ...], *, is_all: bool) -> Dataset | None:
-    """The header if it ends within ``head``, which cannot hold more than an allowance."""
+def _read_in_head(file: BinaryIO, allowances: tuple[Allowance, ...]) -> Dataset | None:
+    """The header if it ends within the first bytes, which cannot hold more than an allowance."""
+    head = file.read(_HEAD)
+    is_all = len(head) < _HEAD
     stream = BytesIO(head)
     try:
         header = dcmread(stream, stop_before_pixels=True)
@@ -139,6 +143,7 @@ def _read_in(head: bytes, allowances: tuple[Allowance, ...], *, is_all: bool) ->
     for allowance in allowances:
         allowance.spend(end, len(header), items)
     _settle_long_values(header, stream, allowances)
+    file.seek(end)
     return header
 
 

@@ -42,10 +42,14 @@ _EARLIEST_GROUP, _META_GROUP = 0x0008, 0x0002
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """``stream`` begins with a preamble, and ``remark`` says where the file contradicts its data set (else empty)."""
+    """``stream`` begins with a preamble, and ``remark`` says where the file contradicts its data set (else empty).
+
+    ``is_as_stored``: it is the file itself, not a rewritten one.
+    """
 
     stream: BinaryIO
     remark: str = ""
+    is_as_stored: bool = True
 
 
 def open_part10(path: Path) -> Opened:
@@ -67,7 +71,7 @@ def _opened(file: BinaryIO) -> Opened:
     head = file.read(HEAD_LENGTH)
     if head[128:PREAMBLE_LENGTH] != b"DICM":
         with file:
-            return Opened(_with_preamble(file, head))
+            return Opened(_with_preamble(file, head), is_as_stored=False)
     try:
         start = data_set_start(head)
     except ValueError:  # no group length: left to pydicom
@@ -76,7 +80,7 @@ def _opened(file: BinaryIO) -> Opened:
     stated = stated_syntax(file.read(start - HEAD_LENGTH))
     if stated == DeflatedExplicitVRLittleEndian:
         with file:
-            return Opened(_inflated(file))
+            return Opened(_inflated(file), is_as_stored=False)
     actual = _syntax_of(file.read(_FIRST_ELEMENT.size), stated)
     if actual == stated:
         file.seek(0)
@@ -84,8 +88,9 @@ def _opened(file: BinaryIO) -> Opened:
     if stated not in NATIVE:
         raise FileUnreadable(f"the data set is {actual.name}, stated is {stated.name}", is_dicom=True)
     file.seek(start)
+    remark = f"transfer syntax stated as {stated.name}, read as {actual.name}"
     with file:
-        return Opened(_copied(_meta(actual), file), f"transfer syntax stated as {stated.name}, read as {actual.name}")
+        return Opened(_copied(_meta(actual), file), remark, is_as_stored=False)
 
 
 def stated_syntax(meta: bytes) -> UID:
