@@ -152,7 +152,15 @@ def _answer(channel: Channel, reading: _Reading, order: dict[str, Any]) -> None:
 
 
 def _send(channel: Channel, answer: Any, arrays: list[NDArray[Any]], memory: _Memory) -> None:
-    """Send large arrays in place, and small ones after the answer."""
+    """Send the answer, then keep nothing of it: the node looks at how much memory this process has left."""
+    message, descriptors = _in_shared_memory(answer, arrays, memory)
+    arrays.clear()
+    channel.send(message, descriptors)
+    os.close(descriptors[0])
+
+
+def _in_shared_memory(answer: Any, arrays: list[NDArray[Any]], memory: _Memory) -> tuple[dict[str, int], list[int]]:
+    """Large arrays where they are; small ones before the answer, in the first block."""
     own = [memory.descriptors.get(array.ctypes.data) for array in arrays]
     descriptors = [descriptor for descriptor in own if descriptor is not None]
     places: list[tuple[int, int, str, tuple[int, ...]]] = []
@@ -163,14 +171,12 @@ def _send(channel: Channel, answer: Any, arrays: list[NDArray[Any]], memory: _Me
         offset += 0 if block else -(-array.nbytes // 64) * 64
     text = json.dumps({"answer": answer, "arrays": places}, ensure_ascii=False, separators=(",", ":")).encode()
     common = anonymous_memory(max(1, offset + len(text)))
-    descriptors.insert(0, common)
     with mmap.mmap(common, 0) as shared:
         for array, (number, start, _, _) in zip(arrays, places, strict=True):
             if not number:
                 shared[start : start + array.nbytes] = np.ascontiguousarray(array).tobytes()
         shared[offset:] = text
-    channel.send({"made": len(text), "offset": offset}, descriptors)
-    os.close(common)
+    return {"made": len(text), "offset": offset}, [common, *descriptors]
 
 
 def _limit(limits: Mapping[str, float]) -> None:

@@ -36,6 +36,7 @@ from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.standard.files import read_headers
 from dicom_node.store.states import JobState
+from dicom_node.work.memory import resident_bytes
 from dicom_node.work.pool import WorkerPool
 from tests.support import scripted_reader
 from tests.support.ct_series import Stack, noise, write
@@ -117,6 +118,25 @@ def test_a_child_stays_warm_and_a_second_thread_gets_its_own(reader, tmp_path):
     for thread in threads:
         thread.join()
     assert 1 <= len(reader._all) <= 2
+
+
+def test_the_voxels_that_were_handed_over_do_not_count_as_memory_of_the_child(reader, tmp_path, monkeypatch):
+    series = write(tmp_path, Stack(noise((4, 2000, 2000))))
+    made = in_child(reader, series)
+    (child,) = reader._all
+    size_bytes = made.volume.voxels_zyx.nbytes
+    process_bytes = resident_bytes(child.process.process.pid)
+    monkeypatch.setattr("dicom_node.reading.reader._LARGEST_IDLE_BYTES", process_bytes + size_bytes // 2)
+    in_child(reader, series)
+    assert [child] == reader._all
+
+
+def test_a_file_that_has_changed_since_its_header_was_read_is_refused(reader, tmp_path):
+    series = write(tmp_path, Stack(noise((4, 8, 8))))
+    read = replace(series, instances=reader.read(paths_of(series), keep=True))
+    insert(paths_of(series)[1], private(b"OB", bytes(100)))
+    with pytest.raises(PixelDataInvalid, match="no Pixel Data"):
+        reader.reconstruct(read)
 
 
 @pytest.mark.parametrize(
