@@ -9,22 +9,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from dicom_node.route.values import attribute_values
+from dicom_node.standard.age import age_years
 from dicom_node.standard.attributes import items, text
 from dicom_node.types import Series, SourceInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from pydicom import Dataset
 
     from dicom_node.cohort.pseudonym import Pseudonyms
 
-DAYS_PER_YEAR = 365.2425
-_UNITS_PER_YEAR: Mapping[str, float] = {"Y": 1.0, "M": 12.0, "W": DAYS_PER_YEAR / 7, "D": DAYS_PER_YEAR}
-_AGE_CHARACTERS = 4
-_OLDEST_YEARS = 130.0
-"""No patient is older; anonymised headers have birth dates such as 19000101."""
 _SEXES = frozenset({"F", "M", "O"})
 _NO_CONTRAST = frozenset({"NO", "NONE", "NATIVE", "WITHOUT", "W/O", "WO", "NO CONTRAST", "WITHOUT CONTRAST"})
 """Values of Contrast/Bolus Agent that mean none, as written by scanners and operators."""
@@ -111,23 +106,6 @@ def _facts(
         kvp=kvp,
         study_date=_stated(study_date, dates, pseudonyms.shift_days(patient)),
     )
-
-
-def age_years(patient_age: str, birth_date: date | None, study_date: date | None) -> float | None:
-    """Patient's Age (VR AS: ``034Y``, ``007M``, ``011W``, ``003D``) in years, or else the age on the date of the study.
-
-    ``000Y`` counts as absent: the age of an infant is given in months, weeks or days, and de-identified headers have
-    ``000Y`` in place of an age. Also None for an age above 130 years or below 0.
-    """
-    digits, unit = patient_age[:-1], patient_age[-1:].upper()
-    age: float | None = None
-    if len(patient_age) == _AGE_CHARACTERS and digits.isascii() and digits.isdecimal() and unit in _UNITS_PER_YEAR:
-        age = int(digits) / _UNITS_PER_YEAR[unit]
-    is_stated = age is not None and (age > 0 or unit != "Y")
-    if not is_stated:
-        both = birth_date is not None and study_date is not None
-        age = (study_date - birth_date).days / DAYS_PER_YEAR if both else None  # type: ignore[operator]
-    return age if age is not None and 0 <= age <= _OLDEST_YEARS else None
 
 
 def _date(value: str) -> date | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dicom_node.nifti import read_volume
 from dicom_node.reconstruct import reconstruct
+from dicom_node.standard.age import age_years_of_table
 from dicom_node.standard.files import read_headers
 from dicom_node.types import Series
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from dicom_node.labelmaps.sources import LabelSource
     from inference.types import Geometry, Volume
 
-_AGE = re.compile(r"0*([0-9]{1,3})(?:\.[0-9]+)?\s*Y?")
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O"}
 
 
@@ -84,10 +83,9 @@ class Subject:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def age_years(self) -> int | None:
-        """From ``age`` (``61``, ``61.0`` or DICOM's ``061Y``); None where unknown, and for ages of under a year."""
-        match = _AGE.fullmatch(self.attributes.get("age", "").strip())
-        return (int(match[1]) or None) if match else None
+    def age_years(self) -> float | None:
+        """From ``age`` (``61``, ``61.0`` or DICOM's ``061Y``, ``007M``); None where unknown, also for ``000Y``."""
+        return age_years_of_table(self.attributes.get("age", ""))
 
     @property
     def sex(self) -> str | None:

@@ -3,49 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 
 from dicom_node.cohort.pseudonym import Pseudonyms
-from dicom_node.cohort.subject import DAYS_PER_YEAR, Dates, age_years, facts_of_image
+from dicom_node.cohort.subject import Dates, facts_of_image
 
 PSEUDONYMS = Pseudonyms.of_key(bytes(range(32)))
-BIRTH, STUDY = date(1960, 2, 29), date(2020, 3, 1)
-
-
-@pytest.mark.parametrize(
-    ("patient_age", "birth", "years"),
-    [
-        ("034Y", BIRTH, 34.0),
-        ("034y", None, 34.0),
-        ("006M", None, 0.5),
-        ("013W", None, 13 * 7 / DAYS_PER_YEAR),
-        ("010D", None, 10 / DAYS_PER_YEAR),
-        ("000D", None, 0.0),  # a newborn
-        ("000Y", None, None),
-        ("000Y", BIRTH, 60.0),
-        ("", BIRTH, 60.0),
-        ("", None, None),
-        ("34Y", BIRTH, 60.0),
-        ("0x4Y", None, None),
-        ("٠٣٤Y", None, None),  # noqa: RUF001 - digits, but not of DICOM's default repertoire
-        ("034", None, None),
-        ("150Y", None, None),
-        ("", date(1850, 1, 1), None),
-        ("", date(2021, 1, 1), None),
-    ],
-)
-def test_age_in_years(patient_age, birth, years):
-    age = age_years(patient_age, birth, STUDY)
-    assert age == (None if years is None else pytest.approx(years, abs=0.01))
-
-
-def test_missing_age_of_an_infant_is_computed_from_the_dates():
-    assert age_years("", STUDY - timedelta(days=30), STUDY) == pytest.approx(30 / DAYS_PER_YEAR)
-    assert age_years("", BIRTH, None) is None
+STUDY = date(2020, 3, 1)
 
 
 def header(**changes) -> Dataset:
