@@ -55,6 +55,7 @@ evaluate.predicting        inference.errors.InferenceError                  Conf
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
 compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
                            KeyError, TypeError
+age_study.sources          OSError, ValueError, pyarrow                     ConfigurationError
 constancy.baseline         OSError, ValueError, LookupError, TypeError,     ConfigurationError
                            pydantic.ValidationError
 constancy.subject          inference.errors.InferenceError                  ConfigurationError

@@ -35,6 +35,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
 from dicom_node import analysis, errors, nifti
+from dicom_node.age_study.sources import read_source
 from dicom_node.app.listening import run_listener
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
 from dicom_node.app.stores import open_store
@@ -373,6 +374,18 @@ def a_table_of_names_that_is_not_xml(folder):
 
 
 # ---- a cohort
+
+
+@fault("age_study.sources", errors.ConfigurationError)
+def a_table_that_is_no_parquet(folder):
+    read_source(in_file(folder, "no rows", "rows.parquet"))
+
+
+@fault("age_study.sources", errors.ConfigurationError)
+def a_truth_with_a_volume_that_is_no_number(folder):
+    in_file(folder, "image_id;age;gender\ns1;40;f\n", "meta.csv")
+    in_file(folder, "image_id,structure,volume_ml,mean_hu,truncated\ns1,liver,much,40,False\n", "truth.csv")
+    read_source(folder)
 
 
 @fault("cohort.definition", errors.ConfigurationError)

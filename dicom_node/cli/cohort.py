@@ -11,13 +11,18 @@ import click
 from rich.console import Console
 
 from dicom_node.cli.context import PROBLEM_FOUND
-from dicom_node.cli.output import json_option, print_facts, print_json
+from dicom_node.cli.output import json_option, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from dicom_node.age_study.run import AgeStudy
     from dicom_node.cli.context import Context
     from dicom_node.cohort.run import Progress
+
+_UNKNOWN_TRUNCATION_HELP = (
+    "Use structures of which the rows don't say whether they are truncated, such as those of reports of other programs."
+)
 
 
 @click.group()
@@ -70,15 +75,80 @@ def run(context: Context, *, definition_file: Path, with_work: bool, retry: bool
         sys.exit(PROBLEM_FOUND)
 
 
+@cohort.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
+@click.option(
+    "--youngest", type=click.FloatRange(0), default=18.0, show_default=True, help="Lowest age in the study, in years."
+)
+@click.option(
+    "--model-digest", default="", metavar="BEGIN", help="If the rows are of several models: how its digest begins."
+)
+@click.option("--keep-unknown-truncation", is_flag=True, help=_UNKNOWN_TRUNCATION_HELP)
+@click.option("--replicates", type=click.IntRange(100), default=1000, show_default=True, help="Bootstrap draws.")
+@json_option
+def age(
+    *,
+    source: Path,
+    out: Path,
+    youngest: float,
+    model_digest: str,
+    keep_unknown_truncation: bool,
+    replicates: int,
+    as_json: bool,
+) -> None:
+    """Correlate volume and attenuation with age.
+
+    SOURCE is the data set of a cohort, Parquet files with its columns, or a phantom cohort. Spearman's rank correlation
+    of every structure, for all patients and by sex, with intervals and corrected p, trends and figures are written to
+    OUT, with the paper's values beside them. Whatever is not used is listed with its reason.
+    """
+    with _research():
+        from dicom_node.age_study.run import PAGE, run_age_study  # noqa: PLC0415
+        from dicom_node.age_study.selection import Rules  # noqa: PLC0415
+
+    rules = Rules(youngest, model_digest, keep_unknown_truncation)
+    result = run_age_study(source, out, rules, replicates)
+    if as_json:
+        print_json(result.as_json())
+        return
+    _print_age_study(result)
+    click.echo(f"in {out / PAGE}")
+
+
+def _print_age_study(result: AgeStudy) -> None:
+    from dicom_node.age_study.page import p_text, with_interval  # noqa: PLC0415
+
+    population = result.population
+    print_facts(
+        f"{len(population.patients)} patients of {population.series_in_table} series",
+        {**result.provenance, **{reason: count for reason, count in population.counts_by_reason().items()}},
+    )
+    rows = [
+        {
+            "name": each.structure,
+            "quantity": each.quantity,
+            "n": each.patients,
+            "r_s": with_interval(each),
+            "p": p_text(each.p),
+            "FDR": p_text(each.p_fdr),
+            "paper": each.paper_r_s,
+        }
+        for each in result.study.of("all").values()
+        if each.paper_r_s is not None
+    ]
+    print_table("Beside the paper; r_s with 95 % CI", rows, ("name", "quantity", "n", "r_s", "p", "FDR", "paper"))
+
+
 @contextmanager
 def _research() -> Iterator[None]:
     """The libraries of the extra, or what to install."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("pyarrow", "pandas"):
+        if (error.name or "").partition(".")[0] not in ("pyarrow", "statsmodels"):
             raise
-        raise click.ClickException("cohorts require pyarrow: pip install 'dicom-node[research]'") from error
+        raise click.ClickException("cohorts require pyarrow and statsmodels: pip install 'dicom-node[research]'") from error
 
 
 @contextmanager

@@ -90,8 +90,7 @@ class Subject:
     @property
     def sex(self) -> str | None:
         """``M``, ``F`` or ``O``, from ``sex`` or ``gender``; None where unknown."""
-        stated = self.attributes.get("sex") or self.attributes.get("gender") or ""
-        return _SEXES.get(stated.strip().lower())
+        return sex_of_table(self.attributes.get("sex") or self.attributes.get("gender") or "")
 
     @property
     def split(self) -> str | None:
@@ -105,3 +104,8 @@ class Subject:
             ResultUnreadable: it can't be read, or does not lie on the CT.
         """
         return self.segmentation.read(geometry)
+
+
+def sex_of_table(value: str) -> str | None:
+    """``M``, ``F`` or ``O`` as a table such as ``meta.csv`` states it; None where it does not."""
+    return _SEXES.get(value.strip().lower())

@@ -1,0 +1,1 @@
+"""The age study of the paper over a table of measurements: who is in it, rank correlations with age, trends, figures."""
