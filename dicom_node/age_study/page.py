@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dicom_node.age_study.study import FEWEST_PATIENTS, GROUPS, QUANTITIES, members
+from dicom_node.age_study.study import FEWEST_PATIENTS, GROUPS, QUANTITIES
 from dicom_node.pages.html import facts, figure, numbers, page, paragraph, words
 
 if TYPE_CHECKING:
@@ -19,9 +19,7 @@ _NOTHING = "-"
 _SMALLEST_P = 0.001
 
 
-def study_page(
-    population: Population, study: Study, provenance: Mapping[str, str], figures: Sequence[str]
-) -> str:
+def study_page(population: Population, study: Study, provenance: Mapping[str, str], figures: Sequence[str]) -> str:
     """The whole page; ``figures`` are SVG documents."""
     used, table = len(population.patients), population.series_in_table
     return page(
@@ -74,14 +72,13 @@ def _population(population: Population) -> list[tuple[str, str]]:
     sexes = Counter(population.sexes.tolist())
     stated = {"F": "women", "M": "men", "O": "other", "": "sex unknown (not in the analyses by sex)"}
     contrast = ", ".join(f"{word} {count}" for word, count in sorted(population.contrast.items()))
-    rows = [
+    return [
         ("patients", str(len(population.patients))),
         ("age in years", f"{ages.min():.0f} to {ages.max():.0f}, mean {ages.mean():.1f}, SD {ages.std():.1f}"),
         *((title, str(sexes[sex])) for sex, title in stated.items() if sexes[sex]),
         ("contrast agent", contrast),
         ("structures", str(len(population.structures))),
     ]
-    return rows
 
 
 def _not_used(population: Population) -> list[tuple[str, str]]:

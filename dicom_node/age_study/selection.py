@@ -108,9 +108,7 @@ class Population:
     def values_left_out(self) -> Iterable[LeftOut]:
         """A structure of a patient that is not used."""
         for row, column in zip(*np.nonzero(self.reasons != ""), strict=True):
-            yield LeftOut(
-                self.patients[row], self.series[row], self.structures[column], str(self.reasons[row, column])
-            )
+            yield LeftOut(self.patients[row], self.series[row], self.structures[column], str(self.reasons[row, column]))
 
 
 def select(source: Source, rules: Rules) -> Population:
@@ -256,42 +254,48 @@ def _model(table: _Table, wanted: str) -> tuple[Model, NDArray[np.bool_]]:
 
 def _one_per_patient(table: _Table, is_own: NDArray[np.bool_], rules: Rules, left_out: list[LeftOut]) -> list[int]:
     """The series that are used, in the order of their patients; all others go to ``left_out``."""
-    own = np.bincount(table.series[is_own], minlength=len(table.series_names))
-    is_whole = is_own & table.says_truncated & ~table.truncated
-    whole = np.bincount(table.series[is_whole], minlength=len(table.series_names))
-    differs = _differs(table)
-    sexes: dict[str, set[str]] = {}
-    for row in table.first:
-        if table.sex[row] in ("F", "M"):
-            sexes.setdefault(table.pseudonym[row], set()).add(table.sex[row])
+    size = len(table.series_names)
+    whole = np.bincount(table.series[is_own & table.says_truncated & ~table.truncated], minlength=size)
+    reasons = _unfit(table, np.bincount(table.series[is_own], minlength=size) > 0, rules)
     by_patient: dict[str, list[int]] = {}
-
-    def leave_out(number: int, reason: str) -> None:
-        patient = str(table.pseudonym[table.first[number]])
-        left_out.append(LeftOut(patient, table.series_names[number], "", reason))
-
-    for number, row in enumerate(table.first):
-        patient, age = table.pseudonym[row], table.age_years[row]
-        if not own[number]:
-            leave_out(number, OTHER_MODEL)
-        elif differs[number]:
-            leave_out(number, AMBIGUOUS)
-        elif not np.isfinite(age):
-            leave_out(number, NO_AGE)
-        elif age < rules.youngest_years:
-            leave_out(number, f"younger than {rules.youngest_years:g} years")
-        elif len(sexes.get(patient, ())) > 1:
-            leave_out(number, TWO_SEXES)
-        else:
-            by_patient.setdefault(patient, []).append(number)
+    for number in range(size):
+        if number not in reasons:
+            by_patient.setdefault(table.pseudonym[table.first[number]], []).append(number)
     chosen = []
     for _, listed in sorted(by_patient.items()):
         first, *others = sorted(listed, key=lambda number: _order(table, number, int(whole[number])))
         chosen.append(first)
         study = table.study[table.first[first]]
         for number in others:
-            leave_out(number, OTHER_SERIES if table.study[table.first[number]] == study else OTHER_STUDY)
+            reasons[number] = OTHER_SERIES if table.study[table.first[number]] == study else OTHER_STUDY
+    left_out += [
+        LeftOut(str(table.pseudonym[table.first[number]]), table.series_names[number], "", reason)
+        for number, reason in sorted(reasons.items())
+    ]
     return chosen
+
+
+def _unfit(table: _Table, has_rows: NDArray[np.bool_], rules: Rules) -> dict[int, str]:
+    """The series that can't be used, whatever other series their patients have."""
+    differs = _differs(table)
+    sexes: dict[str, set[str]] = {}
+    for row in table.first:
+        if table.sex[row] in ("F", "M"):
+            sexes.setdefault(table.pseudonym[row], set()).add(table.sex[row])
+    reasons = {}
+    for number, row in enumerate(table.first):
+        age = table.age_years[row]
+        if not has_rows[number]:
+            reasons[number] = OTHER_MODEL
+        elif differs[number]:
+            reasons[number] = AMBIGUOUS
+        elif not np.isfinite(age):
+            reasons[number] = NO_AGE
+        elif age < rules.youngest_years:
+            reasons[number] = f"younger than {rules.youngest_years:g} years"
+        elif len(sexes.get(table.pseudonym[row], ())) > 1:
+            reasons[number] = TWO_SEXES
+    return reasons
 
 
 def _differs(table: _Table) -> NDArray[np.bool_]:

@@ -104,9 +104,7 @@ def correlate(population: Population, replicates: int = REPLICATES, seed: int = 
     return Study(tuple(findings), replicates, at, trends)
 
 
-def _findings(
-    population: Population, group: str, own: NDArray[np.bool_], replicates: int, seed: int
-) -> list[Finding]:
+def _findings(population: Population, group: str, own: NDArray[np.bool_], replicates: int, seed: int) -> list[Finding]:
     columns = np.concatenate([getattr(population, quantity)[own] for quantity in QUANTITIES], axis=1)
     counts = np.isfinite(columns).sum(axis=0)
     columns[:, counts < FEWEST_PATIENTS] = np.nan

@@ -122,7 +122,7 @@ def _print_age_study(result: AgeStudy) -> None:
     population = result.population
     print_facts(
         f"{len(population.patients)} patients of {population.series_in_table} series",
-        {**result.provenance, **{reason: count for reason, count in population.counts_by_reason().items()}},
+        result.provenance | population.counts_by_reason(),
     )
     rows = [
         {
@@ -148,7 +148,7 @@ def _research() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pyarrow", "statsmodels"):
             raise
-        raise click.ClickException("cohorts require pyarrow and statsmodels: pip install 'dicom-node[research]'") from error
+        raise click.ClickException("cohorts require the extra: pip install 'dicom-node[research]'") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections import Counter
 from datetime import date
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dicom_node.age_study import selection
@@ -144,8 +145,6 @@ def test_what_is_no_table_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="is no table of measurements"):
         read_source(tmp_path)
     file = written(tmp_path / "rows.parquet", [{**row("a")}])
-    import pandas as pd
-
     pd.read_parquet(file).drop(columns=["age_years", "sex"]).to_parquet(file)
     with pytest.raises(ConfigurationError, match="has no column age_years, sex"):
         read_source(file)
