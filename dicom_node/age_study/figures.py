@@ -105,7 +105,7 @@ def _panel(axes: Axes, population: Population, study: Study, structure: str, qua
 def _picture(name: str, figure: Figure) -> Picture:
     content = io.BytesIO()
     figure.set_dpi(_PNG_DOTS_PER_INCH)
-    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_png(content, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return Picture(name, as_svg(figure), content.getvalue())
 
 

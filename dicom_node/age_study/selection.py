@@ -38,6 +38,7 @@ TRUNCATION_UNKNOWN = "not said whether the structure is truncated"
 ABSENT = "absent: the model found none"
 NO_VALUE = "no value"
 _COMPUTED = "computed"
+_LONGEST = max(map(len, (ABSENT, TRUNCATED, TRUNCATION_UNKNOWN, NO_VALUE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +123,23 @@ def select(source: Source, rules: Rules) -> Population:
     left_out: list[LeftOut] = []
     chosen = _one_per_patient(table, is_own, rules, left_out)
     if not chosen:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in Counter(e.reason for e in left_out).items())
-        raise ConfigurationError(f"no patient is left for the study: {reasons}")
+        counted = ", ".join(f"{reason} ({count})" for reason, count in Counter(e.reason for e in left_out).items())
+        raise ConfigurationError(f"no patient is left for the study: {counted}")
     rows_left_out: list[LeftOut] = []
     rows = _unrepeated(table, chosen, is_own, rows_left_out)
     place = {number: row for row, number in enumerate(chosen)}
     at = np.array([place[number] for number in table.series[rows].tolist()]), table.structure[rows]
     shape = len(chosen), len(table.structure_names)
     volume_ml, mean_hu = np.full(shape, np.nan), np.full(shape, np.nan)
-    reasons = np.full(shape, ABSENT, dtype=f"<U{max(map(len, (ABSENT, TRUNCATED, TRUNCATION_UNKNOWN, NO_VALUE)))}")
+    why: NDArray[np.str_] = np.full(shape, ABSENT, dtype=f"<U{_LONGEST}")
     is_whole = ~table.truncated[rows] & (table.says_truncated[rows] | rules.keeps_unknown_truncation)
     volume_ml[at] = np.where(is_whole, table.volume_ml[rows], np.nan)
     mean_hu[at] = np.where(is_whole, table.mean_hu[rows], np.nan)
     unknown = np.where(table.says_truncated[rows], TRUNCATED, TRUNCATION_UNKNOWN)
     is_empty = table.volume_ml[rows] == 0
     has_value = np.isfinite(table.volume_ml[rows]) | np.isfinite(table.mean_hu[rows])
-    reasons[at] = np.where(is_empty, ABSENT, np.where(~is_whole, unknown, np.where(has_value, "", NO_VALUE)))
-    volume_ml[reasons != ""], mean_hu[reasons != ""] = np.nan, np.nan
+    why[at] = np.where(is_empty, ABSENT, np.where(~is_whole, unknown, np.where(has_value, "", NO_VALUE)))
+    volume_ml[why != ""], mean_hu[why != ""] = np.nan, np.nan
     used = np.flatnonzero(np.bincount(at[1], minlength=shape[1]))
     first = np.array([table.first[number] for number in chosen])
     return Population(
@@ -156,7 +157,7 @@ def select(source: Source, rules: Rules) -> Population:
         structures=tuple(table.structure_names[column] for column in used),
         volume_ml=volume_ml[:, used],
         mean_hu=mean_hu[:, used],
-        reasons=reasons[:, used],
+        reasons=why[:, used],
         series_in_table=len(table.series_names),
         left_out=tuple(left_out),
         rows_left_out=tuple(rows_left_out),

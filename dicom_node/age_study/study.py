@@ -109,7 +109,7 @@ def _findings(population: Population, group: str, own: NDArray[np.bool_], replic
     counts = np.isfinite(columns).sum(axis=0)
     columns[:, counts < FEWEST_PATIENTS] = np.nan
     found = spearman(population.ages_years[own], columns, draws(int(own.sum()), replicates, seed))
-    numbers = {
+    numbers: dict[str, NDArray[np.float64]] = {
         "r_s": found.coefficients,
         "ci_low": found.low,
         "ci_high": found.high,
@@ -133,6 +133,7 @@ def _findings(population: Population, group: str, own: NDArray[np.bool_], replic
         quantity, place = QUANTITIES[column // size], column % size
         structure = population.structures[place]
         why = {title: counted[place] for title, counted in left_out.items()}
+        tested: dict[str, Any] = {title: _number(values[column]) for title, values in numbers.items()}
         result.append(
             Finding(
                 group=group,
@@ -141,7 +142,7 @@ def _findings(population: Population, group: str, own: NDArray[np.bool_], replic
                 patients=int(counts[column]),
                 **why,
                 no_value=int(own.sum() - counts[column] - sum(why.values())),
-                **{title: _number(values[column]) for title, values in numbers.items()},
+                **tested,
                 paper_r_s=PAPER.get((structure, quantity)) if group == "all" else None,
             )
         )

@@ -14,7 +14,7 @@ from dicom_node.age_study.study import Finding
 from dicom_node.dataset.files import replaced_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from dicom_node.age_study.selection import Population
@@ -84,6 +84,6 @@ def write_parquet(path: Path, table: pa.Table) -> None:
         pyarrow.parquet.write_table(table, part, compression="zstd")
 
 
-def _words_table(names: tuple[str, ...], rows: list[tuple[str, ...]]) -> pa.Table:
+def _words_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> pa.Table:
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
     return pa.table({name: pa.array(column, pa.string()) for name, column in zip(names, columns, strict=True)})

@@ -28,4 +28,5 @@ def trend(x: NDArray[np.float64], y: NDArray[np.float64], at: NDArray[np.float64
         return np.full(len(at), np.nan)
     smoothed = lowess(y[known], own, frac=_SHARE, delta=_STEP * float(np.ptp(own)))
     places, first = np.unique(smoothed[:, 0], return_index=True)
-    return np.interp(at, places, smoothed[first, 1], left=np.nan, right=np.nan)
+    result: NDArray[np.float64] = np.interp(at, places, smoothed[first, 1], left=np.nan, right=np.nan)
+    return result
