@@ -60,9 +60,9 @@ constancy.baseline         OSError, ValueError, LookupError, TypeError,     Conf
                            pydantic.ValidationError
 constancy.subject          inference.errors.InferenceError                  ConfigurationError
 cohort.definition          OSError                                          ConfigurationError
-cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError
-                           python_multipart
-cohort.intake              Exception (pydicom)                              FileUnreadable
+cohort.dicomweb            httpx, ValueError, KeyError, TypeError,          ConnectionLost, NetworkError,
+                           python_multipart, OSError, NetrcParseError       ConfigurationError
+cohort.intake              Exception (pydicom), OSError                     FileUnreadable
 cohort.pseudonym           OSError                                          ConfigurationError
 cohort.run                 OSError                                          ConfigurationError
 cohort.sources             OSError, UnicodeDecodeError                      ConfigurationError

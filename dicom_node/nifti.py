@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import zlib
 from contextlib import contextmanager
@@ -59,6 +60,7 @@ returns; for NIFTI_ECODE_CARET (30), where it belongs, nibabel (5.4) raises NotI
 _LONGEST_EXTENSIONS = 1 << 20
 """Bytes; 255 names with colours take 25 kB."""
 _CARET = b"<CaretExtension"
+_LABEL = re.compile(r"-?[0-9]{1,9}")
 
 _MAXIMUM_VOXELS = 2**31
 _HIGHEST_LABEL = 255
@@ -492,7 +494,7 @@ def _names_in_table(content: bytes) -> dict[int, str]:
         key[:] = [attributes.get("Key", "")] if tag == "Label" else []
 
     def text(content: str) -> None:
-        if key and content.strip() and key[0].strip().lstrip("-").isdecimal():
+        if key and content.strip() and _LABEL.fullmatch(key[0].strip()):
             label = int(key[0])
             names[label] = names.get(label, "") + content
 

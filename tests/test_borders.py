@@ -40,7 +40,7 @@ from dicom_node.app.listening import run_listener
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
 from dicom_node.app.stores import open_store
 from dicom_node.cohort import definition
-from dicom_node.cohort.dicomweb import WebArchive
+from dicom_node.cohort.dicomweb import WebArchive, _credentials
 from dicom_node.cohort.intake import Intake
 from dicom_node.cohort.pseudonym import Pseudonyms, read_key, write_new_key
 from dicom_node.cohort.run import _alone
@@ -451,6 +451,11 @@ def a_web_archive_without_qido(_):
 def a_web_page_instead_of_an_archive(_):
     with web_answering(200, b"<html>") as url:
         ask(url)
+
+
+@fault("cohort.dicomweb", errors.ConfigurationError)
+def a_netrc_file_of_another_kind(folder):
+    _credentials(in_file(folder, "reader:secret"))
 
 
 @fault("cohort.intake", errors.FileUnreadable)

@@ -158,7 +158,7 @@ class Definition(Closed):
         return Order(self.name, self.model, requests, self.priority)
 
     def digest(self) -> str:
-        """SHA-256 of everything that determines which series are selected and how they are processed."""
+        """SHA-256 of what decides which series are selected, what is made of them, and where it is written."""
         listed = None if self.series_list is None else hashlib.sha256(_content(self.series_list)).hexdigest()
         decisive = {
             "query": self.query,
@@ -166,6 +166,7 @@ class Definition(Closed):
             "folder": None if self.folder is None else str(self.folder),
             "order": asdict(self.order),
             "stored_reports": self.stored_reports,
+            "data_set": str(self.data_set),
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import contextmanager
 from email.message import Message
+from netrc import NetrcParseError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +15,8 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser
 
 from dicom_node.cohort.sources import selected_of
-from dicom_node.errors import ConnectionLost, FileUnreadable, NetworkError
+from dicom_node.errors import ConfigurationError, ConnectionLost, FileUnreadable, NetworkError
+from dicom_node.standard.attributes import text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,13 +34,19 @@ _AS_STORED = 'multipart/related; type="application/dicom"; transfer-syntax=*'
 
 
 class WebArchive:
-    """An archive with QIDO-RS and WADO-RS."""
+    """An archive with QIDO-RS and WADO-RS.
+
+    Raises:
+        ConfigurationError: ``~/.netrc`` can't be read.
+    """
 
     def __init__(self, definition: Definition, archive: WebSettings, wanted: Wanted) -> None:
         self._definition = definition
         self._url = archive.url
         self._wanted = wanted
-        self._http = httpx.Client(timeout=archive.timeout_s, follow_redirects=True)
+        self._http = httpx.Client(
+            timeout=archive.timeout_s, follow_redirects=True, auth=_credentials(Path.home() / ".netrc")
+        )
 
     def select(self) -> Iterator[Selected]:
         """See :class:`~dicom_node.cohort.sources.Source`."""
@@ -66,14 +74,18 @@ class WebArchive:
         place = "/studies" if level == "STUDY" else f"/studies/{keys['StudyInstanceUID']}/series"
         matching = {key: value for key, value in keys.items() if value and not (level == "SERIES" and key == _STUDY)}
         asked = [*matching.items(), *(("includefield", key) for key, value in keys.items() if not value)]
-        found: list[Dataset] = []
+        unique = f"{level.title()}InstanceUID"
+        found: dict[str, Dataset] = {}
+        received = 0
         while True:
-            page = self._page(place, [*asked, ("limit", str(_PAGE)), ("offset", str(len(found)))])
-            if not page or page[0] in found:  # an archive may not support offset, and return all answers at once
-                return found
-            found += page
-            if len(page) < _PAGE:
-                return found
+            # an archive may give fewer than asked for, by a limit of its own (PS3.18 8.3.4.4), so a short page is not
+            # the last one; an archive that knows no offset gives the same answers again
+            page = self._page(place, [*asked, ("limit", str(_PAGE)), ("offset", str(received))])
+            received += len(page)
+            answers = {text(answer, unique): answer for answer in page}
+            if answers.keys() <= found.keys():
+                return list(found.values())
+            found |= answers
 
     def _page(self, place: str, parameters: list[tuple[str, str]]) -> list[Dataset]:
         with _translated("QIDO-RS"):
@@ -87,6 +99,22 @@ class WebArchive:
 
 
 _STUDY = "StudyInstanceUID"
+
+
+def _credentials(file: Path) -> httpx.Auth | None:
+    """User and password by host, from a netrc ``file`` if there is one.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
+    if not file.is_file():
+        return None
+    try:
+        return httpx.NetRCAuth(str(file))
+    except NetrcParseError as error:
+        raise ConfigurationError(f"{file} can't be read: line {error.lineno} is no entry of a netrc file") from error
+    except OSError as error:
+        raise ConfigurationError(f"{file} can't be read: {error.strerror}") from error
 
 
 def _dataset(answer: Mapping[str, Any]) -> Dataset:

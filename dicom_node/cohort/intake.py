@@ -6,20 +6,22 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from pydicom.filereader import read_file_meta_info
-
 from dicom_node.cohort.sources import Pulled
 from dicom_node.errors import FileUnreadable
 from dicom_node.network import dimse
 from dicom_node.network.acceptor import AcceptedContext
 from dicom_node.network.pdu import DEFAULT_ROLES
 from dicom_node.receive.reception import Reception, Sender
+from dicom_node.standard.attributes import text
+from dicom_node.standard.headers import read_header
+from dicom_node.standard.opening import open_part10
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_utc
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from typing import BinaryIO
 
     from dicom_node.network.dimse import CommandSet, Response
     from dicom_node.receive.reception import ReceiptLedger
@@ -112,15 +114,36 @@ class Intake:
             StoreUnavailable: the ledger is unavailable.
         """
         try:
-            meta = read_file_meta_info(path)
-            sop_class, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-            request = dimse.store_request(sop_class, str(meta.MediaStorageSOPInstanceUID)).command(1)
-            stream = path.open("rb")
-        except Exception as error:
-            raise FileUnreadable(f"not a DICOM file ({type(error).__name__})", is_dicom=False) from error
-        with stream:
-            stream.seek(data_set_start(stream.read(HEAD_LENGTH)))
+            opened = open_part10(path)
+        except OSError as error:
+            raise FileUnreadable(f"can't be read: {error.strerror}", is_dicom=True) from error
+        with opened.stream as stream:
+            request, sop_class, syntax = _announced(stream)
             self.begin(request, sop_class, syntax)
-            while chunk := stream.read(_CHUNK_BYTES):
-                self.write(memoryview(chunk))
+            try:
+                while chunk := stream.read(_CHUNK_BYTES):
+                    self.write(memoryview(chunk))
+            except OSError as error:
+                raise FileUnreadable(f"can't be read: {error.strerror}", is_dicom=True) from error
             self.conclude()
+
+
+def _announced(stream: BinaryIO) -> tuple[CommandSet, str, str]:
+    """The C-STORE request that a sender would make of a Part 10 file, whose data set ``stream`` is then at.
+
+    File Meta Information that is missing, as in a file without a preamble, is taken from the data set.
+
+    Raises:
+        FileUnreadable: the file is none, or damaged.
+    """
+    try:
+        header = read_header(stream)
+        stream.seek(0)
+        stream.seek(data_set_start(stream.read(HEAD_LENGTH)))
+        meta = header.file_meta
+        sop_class, sop_instance = (
+            text(meta, f"MediaStorage{name}UID") or text(header, f"{name}UID") for name in ("SOPClass", "SOPInstance")
+        )
+        return dimse.store_request(sop_class, sop_instance).command(1), sop_class, text(meta, "TransferSyntaxUID")
+    except Exception as error:
+        raise FileUnreadable(f"not a DICOM file ({type(error).__name__})", is_dicom=False) from error

@@ -1,13 +1,15 @@
 """Rows from TID 1500 reports: our own (SNOMED CT) and those of other systems, such as IDC's with IBSI codes.
 
-A report of another system names a structure by Finding Site and Laterality; the row has our catalogue's name for these
-codes, or else the report's text. A report that another report names as its predecessor gives no rows.
+A report of another system names a structure by Finding, Finding Site and Laterality. The row has the name that our
+catalogue has for these codes, or else the words of the report: a lesion in the liver is not the liver. A report that
+another one names as its predecessor gives no rows.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -44,7 +46,14 @@ REPORT_SOP_CLASSES = frozenset(
     }
 )
 _HU, _ATTENUATION = "[hnsf'U]", "112031"
-_ML_PER_MM3 = 1e-3
+_ML_BY_UNIT = {"ml": 1.0, "mL": 1.0, "cm3": 1.0, "mm3": 1e-3}
+"""UCUM units in which reports state volumes."""
+_VOLUMES = ("118565006", "YEKZ", "RNU0")
+"""SNOMED CT's volume, and those of the IBSI: of the mesh, and of the voxels."""
+_ANY_ANATOMY = frozenset({"123037004", "91723000", "91772007", "113343008", "85756007"})
+"""Findings that leave it to the Finding Site which structure is meant: anatomical structure, organ, tissue."""
+_LARGEST_REPORT_BYTES = 1 << 26
+"""104 structures with 30 values each take 2 MB."""
 _DIGEST = re.compile(r"\bsha256=([0-9a-f]{64})\b")
 
 
@@ -73,20 +82,24 @@ def rows_of_report(
 def _name(stored: StoredStructure) -> str:
     if stored.name in _NAMES:
         return stored.name
-    for code, _ in (stored.finding_site, stored.finding):
-        known = _NAMES_BY_CODES.get((code, stored.laterality))
-        if known is not None:
-            return known
-    words = stored.finding_site[1] or stored.finding[1] or stored.name
-    return re.sub(r"[^a-z0-9]+", "_", f"{words} {stored.laterality}".casefold()).strip("_") or "unnamed"
+    finding, site = stored.finding, stored.finding_site
+    codes = (finding[0], site[0] or finding[0], stored.laterality)
+    known = _NAMES_BY_CODES.get(codes)
+    if known is None and finding[0] in _ANY_ANATOMY | {""}:
+        known = _NAMES_BY_CODES.get((site[0], *codes[1:]))
+    if known is not None:
+        return known
+    words = dict.fromkeys(each[1] for each in (finding, site) if each[0] not in _ANY_ANATOMY)
+    said = f"{' '.join(words)} {stored.laterality}" if any(words) else stored.name
+    return re.sub(r"[^a-z0-9]+", "_", said.casefold()).strip("_") or "unnamed"
 
 
-def _names_by_codes() -> dict[tuple[str, str], str]:
-    names: dict[tuple[str, str], str] = {}
+def _names_by_codes() -> dict[tuple[str, str, str], str]:
+    """By Finding, Finding Site and Laterality; the site of a structure without a region is the structure itself."""
+    names: dict[tuple[str, str, str], str] = {}
     for structure in STRUCTURES:
-        for code in (structure.region, structure.type):
-            if code is not None:
-                names.setdefault((code.value, structure.laterality or ""), structure.name)
+        finding, site = structure.type.value, (structure.region or structure.type).value
+        names.setdefault((finding, site, structure.laterality or ""), structure.name)
     return names
 
 
@@ -95,12 +108,10 @@ _NAMES_BY_CODES = _names_by_codes()
 
 
 def _volume_ml(stored: StoredStructure) -> float | None:
-    if stored.volume_ml is not None:
-        return stored.volume_ml
-    for concept in ("118565006", "YEKZ", "RNU0"):
-        volume_mm3 = stored.value(concept, "", "mm3")
-        if volume_mm3 is not None:
-            return volume_mm3 * _ML_PER_MM3
+    for concept in _VOLUMES:
+        for unit, ml in _ML_BY_UNIT.items():
+            if (volume := stored.value(concept, "", unit)) is not None:
+                return volume * ml
     return None
 
 
@@ -140,8 +151,9 @@ class ReportIntake:
         self._content = bytearray(meta.encoded())
 
     def write(self, fragment: memoryview) -> None:
-        """See Storing."""
-        self._content += fragment
+        """See Storing; what is larger than any report is not kept, and refused in the end."""
+        if len(self._content) <= _LARGEST_REPORT_BYTES:
+            self._content += fragment
 
     def conclude(self) -> Response:
         """See Storing."""
@@ -157,6 +169,7 @@ class ReportIntake:
             StoreUnavailable: the data set can't be written.
         """
         try:
+            _refuse_too_large(path)
             structures = read_report(path)
             header = dcmread(path, stop_before_pixels=True)
         except ResultUnreadable as error:
@@ -184,6 +197,11 @@ class ReportIntake:
         else:
             reason = "the report has no measurement group"
             self._table.write_reason(part, facts.study, facts.series, Origin.STORED_REPORT, "empty", reason)
+
+
+def _refuse_too_large(path: Path) -> None:
+    if path.stat().st_size > _LARGEST_REPORT_BYTES:
+        raise ResultUnreadable(f"a report of more than {_LARGEST_REPORT_BYTES >> 20} MiB, which is larger than any")
 
 
 def measured_series(header: Dataset, structures: Sequence[StoredStructure]) -> str:
@@ -215,4 +233,8 @@ def _rows_of_other(stored: StoredStructure) -> tuple[StructureRow, ...]:
     """The row of a group, with the algorithm named in the group."""
     name, version, parameters = stored.algorithm
     digest = _DIGEST.search(parameters)
-    return rows_of_report([stored], name or None, version or None, digest[1] if digest else None)
+    rows = rows_of_report([stored], name or None, version or None, digest[1] if digest else None)
+    if digest or stored.truncated:
+        return rows
+    # reports of other systems state no coverage: that they don't call it incomplete says nothing
+    return tuple(replace(row, truncated=None) for row in rows)

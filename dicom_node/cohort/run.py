@@ -112,6 +112,7 @@ def run_cohort(
     table.open_for(pseudonyms, definition.dates)
     started = time.monotonic()
     with _alone(definition.data_set), _node(settings, config) as (spool, ledger):
+        table.remove_leftovers()
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
         entrance = Entrance(spool, ledger.arrivals, disk, ledger.cohorts.stored_count)
         wanted = Wanted("CT", CT_SOP_CLASSES, partial(Intake, entrance))
@@ -239,6 +240,11 @@ class Pulling:
         self._cohorts.pull_started(series, now_utc())
         try:
             pulled = self._source.pull(series.selected)
+        except OSError as error:  # of the disk on which what comes is kept for a moment: no fault of the series
+            reason = f"what is pulled can't be kept: {error.strerror or type(error).__name__}"
+            self._log.warning("cohort.store_unavailable", reason=reason)
+            self._cohorts.pull_again(series, reason, now_utc() + _PULL_AGAIN, counts=False)
+            return
         except NetworkError as error:
             self._log.warning("cohort.archive", cohort=self._name, reason=str(error))
             if error.disposition is Disposition.RETRY:  # the archive is unreachable: not counted against the series

@@ -7,10 +7,11 @@ answers a query for series without a study. Its Number of Series Related Instanc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self
 
+import structlog
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
@@ -19,7 +20,7 @@ from dicom_node.network.dimse import PENDING, SUCCESS
 from dicom_node.network.requestor import Association, Peer
 from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.attributes import text
-from dicom_node.standard.files import PassedOver, read_file
+from dicom_node.standard.files import COPY, PassedOver, passed_over_beside, read_file, read_repeated
 from dicom_node.standard.uids import (
     STUDY_ROOT_FIND,
     STUDY_ROOT_GET,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dicom_node.cohort.definition import Archive as DimseSettings
     from dicom_node.cohort.definition import Definition
     from dicom_node.network.dimse import CommandSet, Response
+    from dicom_node.types import SourceInstance
 
 _LARGEST_PDU_BYTES = 131072
 _SUBOPERATIONS_FAILED = 0xB000
@@ -162,44 +164,102 @@ class DimseArchive:
         return taking.pulled(series.series_instance_uid)
 
 
+@dataclass(slots=True)
+class _Series:
+    """The files of a series by SOP Instance UID, those that repeat one with another image, and what is missing."""
+
+    study_instance_uid: str
+    files: dict[str, Path] = field(default_factory=dict)
+    repeating: list[Path] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
+    """Reasons why files that may have been images of it are none."""
+
+    @property
+    def expected_count(self) -> int:
+        """Images that there would be if each could be read and had a UID of its own."""
+        return len(self.files) + len(self.repeating) + len(self.missing)
+
+
 class Folder:
     """DICOM files below a folder; they are read in place and not changed."""
 
     def __init__(self, folder: Path, wanted: Wanted) -> None:
         self._folder = folder
         self._wanted = wanted
-        self._paths: dict[str, list[Path]] | None = None
+        self._found: dict[str, _Series] | None = None
 
     def select(self) -> Iterator[Selected]:
-        """See Source; files of other kinds are left out."""
-        studies: dict[str, str] = {}
-        files: dict[str, dict[str, Path]] = {}
-        for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
-            found = read_file(path)
-            if isinstance(found, PassedOver) or text(found.header, "SOPClassUID") not in self._wanted.sop_classes:
-                continue
-            uid = text(found.header, "SeriesInstanceUID")
-            files.setdefault(uid, {}).setdefault(text(found.header, "SOPInstanceUID"), path)
-            studies.setdefault(uid, text(found.header, "StudyInstanceUID"))
-        self._paths = {uid: list(members.values()) for uid, members in files.items()}
-        for uid, members in self._paths.items():
-            if is_well_formed_uid(uid) and is_well_formed_uid(studies[uid]):
-                yield Selected(uid, studies[uid], len(members))
+        """See Source; objects of other kinds are left out.
+
+        A file that can't be read counts as an image of the series in its folder, which can then not be whole; if the
+        folder has several, the log says how many files were left out.
+        """
+        self._found = self._read()
+        for uid, series in self._found.items():
+            if is_well_formed_uid(uid) and is_well_formed_uid(series.study_instance_uid):
+                yield Selected(uid, series.study_instance_uid, series.expected_count)
+            else:
+                _log_left_out(series.expected_count, "Series or Study Instance UID is missing or not a UID")
 
     def pull(self, series: Selected) -> Pulled:
         """See Source."""
-        if self._paths is None:  # selected by an earlier process
-            list(self.select())
-        assert self._paths is not None
-        unreadable = []
+        if self._found is None:  # selected by an earlier process
+            self._found = self._read()
+        found = self._found.get(series.series_instance_uid, _Series(series.study_instance_uid))
+        missing = list(found.missing)
         with self._wanted.open(_FOLDER_AE, "") as taking:
-            for path in self._paths.get(series.series_instance_uid, ()):
+            for path in (*found.files.values(), *found.repeating):
                 try:
                     taking.take_file(path)
                 except FileUnreadable as error:
-                    unreadable.append(f"{path.name}: {error}")
+                    missing.append(str(error))
         pulled = taking.pulled(series.series_instance_uid)
-        return replace(pulled, refused=unreadable[0]) if unreadable else pulled
+        # without names of files, which may be those of patients
+        return replace(pulled, refused=f"files left out: {len(missing)} ({missing[0]})") if missing else pulled
+
+    def _read(self) -> dict[str, _Series]:
+        found: dict[str, _Series] = {}
+        passed_over: dict[Path, list[PassedOver]] = {}
+        for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
+            instance = read_file(path)
+            if isinstance(instance, PassedOver):
+                passed_over.setdefault(path.parent, []).append(instance)
+            elif text(instance.header, "SOPClassUID") in self._wanted.sop_classes:
+                uid, study = (text(instance.header, f"{level}InstanceUID") for level in ("Series", "Study"))
+                _add(found.setdefault(uid, _Series(study)), instance)
+        _attribute(found, passed_over)
+        return found
+
+
+def _add(series: _Series, instance: SourceInstance) -> None:
+    """Headers are not kept: a folder may hold a hundred thousand files."""
+    path = series.files.setdefault(text(instance.header, "SOPInstanceUID"), instance.path)
+    if path is instance.path:
+        return
+    known = read_file(path)
+    if isinstance(known, PassedOver) or read_repeated(known, instance).reason != COPY:
+        series.repeating.append(instance.path)
+
+
+def _attribute(found: Mapping[str, _Series], passed_over: Mapping[Path, Sequence[PassedOver]]) -> None:
+    """Files that may have been images belong to the series beside them, if there is one only."""
+    beside: dict[Path, list[_Series]] = {}
+    for series in found.values():
+        for folder in {path.parent for path in series.files.values()}:
+            beside.setdefault(folder, []).append(series)
+    for folder, files in passed_over.items():
+        there = beside.get(folder, [])
+        paths = [path for series in there for path in series.files.values() if path.parent == folder]
+        reasons = tuple(each.reason for each in passed_over_beside(paths, files) if each.is_dicom)
+        reasons = reasons if there else tuple(each.reason for each in files if each.is_dicom)
+        if len(there) == 1:
+            there[0].missing += reasons
+        elif reasons:
+            _log_left_out(len(reasons), reasons[0])
+
+
+def _log_left_out(count: int, reason: str) -> None:
+    structlog.get_logger().warning("cohort.files_left_out", files=count, reason=reason)
 
 
 def source_of(definition: Definition, node_ae: str, wanted: Wanted) -> Source:
@@ -238,7 +298,7 @@ def selected_of(definition: Definition, modality: str, find: Find) -> Iterator[S
     if definition.query is None:
         assert definition.series_list is not None
         for study, series in read_list(definition.series_list):
-            yield from _series_of(find, study, {"SeriesInstanceUID": series, "Modality": modality})
+            yield from _listed(find, study, series, modality)
         return
     query = definition.query
     of_studies = {keyword: value for keyword, value in query.items() if keyword in _OF_STUDIES}
@@ -247,6 +307,16 @@ def selected_of(definition: Definition, modality: str, find: Find) -> Iterator[S
     for study in dict.fromkeys(studies):
         if is_well_formed_uid(study):
             yield from _series_of(find, study, of_series)
+
+
+def _listed(find: Find, study: str, series: str, modality: str) -> Iterator[Selected]:
+    """A series that is listed and not found stays in the cohort, and fails when it is pulled."""
+    found = list(_series_of(find, study, {"SeriesInstanceUID": series, "Modality": modality}))
+    if not found and series:
+        found = [Selected(series, study, None)]
+    if not found:
+        structlog.get_logger().warning("cohort.nothing_found", study=study, modality=modality)
+    yield from found
 
 
 def _series_of(find: Find, study: str, keys: Mapping[str, str]) -> Iterator[Selected]:

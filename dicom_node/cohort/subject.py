@@ -92,11 +92,14 @@ def _facts(
     study_uid, study_date = text(header, "StudyInstanceUID"), _date(text(header, "StudyDate"))
     patient = pseudonyms.patient(text(header, "PatientID"), text(header, "IssuerOfPatientID"), study_uid)
     sex = text(header, "PatientSex").upper()
+    age = age_years(text(header, "PatientAge"), _date(text(header, "PatientBirthDate")), study_date)
+    if age is not None and dates is Dates.EXACT:
+        age = round(age, 1)  # to the day, it would tell the date of birth
     return SeriesFacts(
         pseudonym=patient,
         study=pseudonyms.uid(study_uid),
         series=pseudonyms.uid(series_uid),
-        age_years=age_years(text(header, "PatientAge"), _date(text(header, "PatientBirthDate")), study_date),
+        age_years=age,
         sex=sex if sex in _SEXES else None,
         manufacturer=manufacturer,
         scanner_model=scanner_model,

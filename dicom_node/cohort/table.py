@@ -14,12 +14,11 @@ process is killed at whatever time. pandas, polars and duckdb read the folder ``
 from __future__ import annotations
 
 import json
-import os
 import re
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -27,6 +26,7 @@ import pyarrow.parquet
 
 from dicom_node import __version__
 from dicom_node.errors import ConfigurationError, StoreUnavailable
+from dicom_node.store.durable import PART, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -37,9 +37,8 @@ if TYPE_CHECKING:
     from inference.types import Measurements, ModelIdentity
 
 _VERSION = 1
-_FOLDER_MODE, _FILE_MODE = 0o700, 0o600
+_FOLDER_MODE = 0o700
 _PART = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{32})?")
-_TEMPORARY = ".part"
 _SUPERSEDED = "superseded"
 
 SCHEMA = pa.schema(
@@ -155,11 +154,9 @@ class CohortTable:
         try:
             for folder in (self.folder, self._rows, self._without):
                 folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-                for left in folder.glob(f"*{_TEMPORARY}"):
-                    left.unlink()
             file = self.folder / "dataset.json"
             if not file.exists():
-                _write_durably(file, json.dumps(described).encode())
+                replace_file(file, json.dumps(described).encode())
             found = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "dataset.json is damaged"
@@ -169,6 +166,17 @@ class CohortTable:
                 f"the data set {self.folder} was begun with another pseudonym key, other dates or another version "
                 f"({found}); its patients could not be recognised in new rows: write to a new folder"
             )
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process was writing. Call it while no other process writes.
+
+        Raises:
+            StoreUnavailable: the disk fails.
+        """
+        with _translated(self.folder):
+            for folder in (self.folder, self._rows, self._without):
+                for left in folder.glob(f"*{PART}"):
+                    left.unlink()
 
     def write(self, part: str, facts: SeriesFacts, rows: Sequence[StructureRow], origin: Origin) -> None:
         """Replace the rows of ``part`` with ``rows``; every row has a structure.
@@ -258,27 +266,7 @@ def _write_parquet(file: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, compression="zstd")
     with _translated(file.parent.parent):
-        _write_durably(file, sink.getvalue())
-
-
-def _write_durably(file: Path, content: Any) -> None:
-    """Write a file that gets its final name only when all of it is on the disk."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}{_TEMPORARY}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, _FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(content)
-            opened.flush()
-            os.fsync(opened.fileno())
-        temporary.rename(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        replace_file(file, sink.getvalue())
 
 
 @contextmanager

@@ -217,7 +217,8 @@ def read_meta(path: Path) -> dict[str, dict[str, str]]:
 def _nnunet(folder: Path) -> FoundSubjects:
     """``splits_final.json``, if it is there, says which of the training subjects are for validation."""
     validation = _validation(folder / SPLITS) if (folder / SPLITS).is_file() else frozenset[str]()
-    subjects, left_out = [], []
+    subjects: dict[str, Subject] = {}
+    left_out = []
     for suffix, split in _SPLITS.items():
         images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / f"images{suffix}")}
         labels = {stem(path): path for path in _files(folder / f"labels{suffix}")}
@@ -226,9 +227,12 @@ def _nnunet(folder: Path) -> FoundSubjects:
                 missing = f"{'labels' if name in images else 'images'}{suffix}"
                 left_out.append(LeftOut(name, f"no file in {missing}"))
                 continue
+            if name in subjects:
+                left_out.append(LeftOut(name, f"in images{suffix}, and in imagesTr already"))
+                continue
             attributes = {"split": "val" if name in validation else split}
-            subjects.append(Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes))
-    return FoundSubjects("nnU-Net", tuple(subjects), tuple(left_out))
+            subjects[name] = Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes)
+    return FoundSubjects("nnU-Net", tuple(subjects.values()), tuple(left_out))
 
 
 def _validation(path: Path) -> frozenset[str]:

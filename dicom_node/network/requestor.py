@@ -26,7 +26,7 @@ from dicom_node.standard.part10 import seek_data_set
 from dicom_node.standard.uids import VERIFICATION
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
@@ -238,22 +238,18 @@ class Association:
     def _next_while_getting(self, storing: Storing) -> CommandSet:
         """The next message: an answer, or a C-STORE whose data set ``storing`` has taken."""
         pairs = {context_id: pair for pair, context_id in self._accepted.items()}
-        while True:
-            fragment = self._next_fragment()
-            is_whole_command = self._assembly.take(fragment)
-            command = self._assembly.command
-            if command is None:
-                continue
-            is_store = command.field == dimse.C_STORE_RQ
-            if is_whole_command and is_store:
-                storing.begin(command, *pairs[fragment.context_id])
-            elif is_whole_command:
+
+        def begin(command: CommandSet, context_id: int) -> None:
+            if command.field == dimse.C_STORE_RQ:
+                storing.begin(command, *pairs[context_id])
+            else:
                 self._check_answers(command)
-            elif is_store:
-                storing.write(fragment.data)
-            if fragment.is_last and not (is_whole_command and command.has_data_set):
-                self._assembly.end()
-                return command
+
+        def take(command: CommandSet, data: memoryview) -> None:
+            if command.field == dimse.C_STORE_RQ:
+                storing.write(data)
+
+        return self._next_message(begin, take)
 
     def _respond(self, request: CommandSet, response: Response) -> None:
         encoded = response.command(request).encoded()
@@ -315,7 +311,20 @@ class Association:
             ConnectionLost: association lost or aborted, or no answer in time.
             ProtocolFault: something else, or more than ``LARGEST_ANSWER_BYTES``.
         """
-        data_set = b""
+        data_set = bytearray()
+
+        def take(_: CommandSet, data: memoryview) -> None:
+            data_set.extend(data)
+            if len(data_set) > LARGEST_ANSWER_BYTES:
+                raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"the answer exceeds {LARGEST_ANSWER_BYTES} bytes")
+
+        command = self._next_message(lambda command, _: self._check_answers(command), take)
+        return dimse.Message(command, bytes(data_set) if command.has_data_set else None)
+
+    def _next_message(
+        self, begin: Callable[[CommandSet, int], None], take: Callable[[CommandSet, memoryview], None]
+    ) -> CommandSet:
+        """The command of the next message. ``begin`` gets it with its context, ``take`` each part of its data set."""
         while True:
             fragment = self._next_fragment()
             is_whole_command = self._assembly.take(fragment)
@@ -323,14 +332,12 @@ class Association:
             if command is None:
                 continue
             if is_whole_command:
-                self._check_answers(command)
+                begin(command, fragment.context_id)
             else:
-                data_set += fragment.data
-            if len(data_set) > LARGEST_ANSWER_BYTES:
-                raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"the answer exceeds {LARGEST_ANSWER_BYTES} bytes")
+                take(command, fragment.data)
             if fragment.is_last and not (is_whole_command and command.has_data_set):
                 self._assembly.end()
-                return dimse.Message(command, data_set if command.has_data_set else None)
+                return command
 
     def _next_fragment(self) -> Fragment:
         while True:

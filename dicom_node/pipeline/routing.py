@@ -116,9 +116,9 @@ class Routing:
     def _decide(self, revision: CompleteRevision, attempt: int) -> tuple[tuple[Decision, ...], str | None] | None:
         """The decisions of the rules, or the reason why there can be none; None if it is worth another attempt."""
         order = self._revisions.order_for(revision)
-        ordered = order.decision() if order is not None else None
+        ordered = _without_rules(order) if order is not None else None
         if ordered is not None:
-            return (ordered,), None
+            return ordered
         try:
             decisions = decide(read_series(self._spool, self._reader, revision), self._rules)
         except Stopping:
@@ -149,3 +149,11 @@ class Routing:
         if others or decision.model is not None or decision.refusal is None:
             return []
         return self._notices.write(revision, None, decision.refusal, decision.requests)
+
+
+def _without_rules(order: store.Order) -> tuple[tuple[Decision, ...], str | None] | None:
+    """What becomes of a series that a cohort pulled; None if the rules decide."""
+    if order.given_up:
+        return (_NO_RULE,), f"the pull of cohort {order.cohort!r} was given up: {order.given_up}"
+    decision = order.decision()
+    return None if decision is None else ((decision,), None)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, insert, select, update
+from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, new_id, request_of
@@ -35,12 +35,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a cohort wants of its series: ``model``, or (None) what the rules of the node decide, at this priority."""
+    """What a cohort wants of its series: ``model``, or (None) what the rules of the node decide, at this priority.
+
+    ``given_up``: why it wants a series no more, which could not be pulled as a whole; "" if it does.
+    """
 
     cohort: str
     model: str | None
     requests: Mapping[str, ResultRequest]
     priority: int
+    given_up: str = ""
 
     def decision(self) -> Decision | None:
         """The decision that stands in place of the rules; None if they decide."""
@@ -174,19 +178,28 @@ class Routing:
             return made
 
     def order_for(self, revision: CompleteRevision) -> Order | None:
-        """The order of the cohort whose pull brought ``revision``; None for a series that was sent to the node."""
+        """The order of the cohort whose pull brought ``revision``; None for a series that was sent to the node.
+
+        What arrives after a pull was given up was sent.
+        """
+        is_wanted = cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED))
+        is_given_up = and_(
+            cohort_series.c.state == PullState.FAILED, cohort_series.c.ended_at >= series_revision.c.first_arrival
+        )
         query = (
-            select(cohort.c.name, cohort.c.model, cohort.c.destinations, cohort.c.priority)
+            select(cohort, cohort_series.c.state, cohort_series.c.reason)
             .select_from(cohort_series.join(cohort).join(series_revision, _is_of_cohort))
             .where(
                 series_revision.c.id == revision.id, cohort_series.c.pull_started_at <= series_revision.c.first_arrival
             )
-            .where(cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED, PullState.FAILED)))
+            .where(or_(is_wanted, is_given_up))
             .order_by(cohort_series.c.pull_started_at.desc())
         )
         with self._database.read() as db:
             row = db.execute(query.limit(1)).one_or_none()
-        return None if row is None else order_of(row)
+        if row is None:
+            return None
+        return replace(order_of(row), given_up=row.reason if row.state == PullState.FAILED else "")
 
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was already routed."""

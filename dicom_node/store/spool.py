@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dicom_node.errors import StoreUnavailable
+from dicom_node.store.durable import FILE_MODE, PART, sync_folder, write_new
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from dicom_node.standard.part10 import FileMeta
     from dicom_node.types import EncodedResult
 
-_PART = ".part"
-_FILE_MODE = 0o600
 _FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
@@ -61,13 +60,13 @@ class InstanceWriter:
         self._digest = hashlib.sha256()
         self._name = spool.new_name()
         self._final = spool.path(self._name)
-        self._part = self._final.with_suffix(_PART)
+        self._part = self._final.with_suffix(PART)
         self._committed = False
         head = meta.encoded()
         self._head_bytes = len(head)
         with _translated("opening a spool file"):
             spool.make_folder(self._final.parent)
-            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
         try:
             self._write(head)
         except StoreUnavailable:
@@ -156,18 +155,18 @@ class ResultWriting:
         stored = [each.result() for each in self._writing]
         with _translated("naming the results"):
             for path in self._paths:
-                part = path.with_suffix(_PART)
+                part = path.with_suffix(PART)
                 os.utime(part)  # restarts the sweep's clock: the row is written next
                 part.rename(path)
             for folder in sorted({path.parent for path in self._paths}):
-                _sync_folder(folder)
+                sync_folder(folder)
         return stored
 
     def abandon(self) -> None:
         """Start no more writes, wait for those in progress, and remove all files."""
         self.end()
         for path in self._paths:
-            for each in (path, path.with_suffix(_PART)):
+            for each in (path, path.with_suffix(PART)):
                 with suppress(OSError):
                     each.unlink(missing_ok=True)
 
@@ -179,7 +178,7 @@ class ResultWriting:
         final = self._spool.path(name)
         with _translated("writing a result"):
             self._spool.make_folder(final.parent)
-            digest = _write_durably(final.with_suffix(_PART), encoded.content)
+            digest = write_new(final.with_suffix(PART), encoded.content)
         instance = ResultInstance(
             kind=encoded.kind,
             sop_class_uid=encoded.sop_class_uid,
@@ -265,7 +264,7 @@ class Spool:
 
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files of killed processes; returns how many."""
-        leftovers = list(self._files(_PART, older_than_s))
+        leftovers = list(self._files(PART, older_than_s))
         for path in leftovers:
             path.unlink(missing_ok=True)
         return len(leftovers)
@@ -288,7 +287,7 @@ class Spool:
             return
         self.make_folder(folder.parent)
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
         self._durable_folders.add(folder)
 
     def sync(self, descriptor: int, folder: Path) -> None:
@@ -298,7 +297,7 @@ class Spool:
         Raises:
             OSError: one of them failed.
         """
-        folder_synced = self._folder_syncs.submit(_sync_folder, folder)
+        folder_synced = self._folder_syncs.submit(sync_folder, folder)
         try:
             os.fsync(descriptor)
         finally:
@@ -314,25 +313,6 @@ class Spool:
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime <= newest:
                         yield path
-
-
-def _write_durably(part: Path, content: bytes | memoryview) -> str:
-    """Write the file and return the SHA-256 of what is read back from it."""
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-    with os.fdopen(descriptor, "w+b") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from nibabel.orientations import axcodes2ornt, ornt_transform
 from scipy.spatial.transform import Rotation
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, SeriesRejected
-from dicom_node.nifti import grid_of, read_volume, write_labels
+from dicom_node.nifti import grid_of, open_labels, read_volume, write_labels
 from inference.types import Geometry
 
 NAMES = {1: "liver", 7: "spleen", 255: "aorta"}
@@ -325,3 +325,13 @@ def test_extension_contains_names_and_only_geometry_is_copied_from_the_source(tm
     assert written.header["intent_code"] == 1002
     with pytest.raises(NotEligible, match="label map"):
         read_volume(tmp_path / "one.nii.gz")
+
+
+@pytest.mark.parametrize("key", ["--1", "9" * 5000, "+1", "one"])
+def test_keys_of_names_that_are_no_labels_are_left_out(tmp_path, key):
+    table = f'<CaretExtension><Label Key="{key}">x</Label><Label Key="2">liver</Label></CaretExtension>'
+    image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), np.eye(4))
+    image.header.extensions.append(nib.nifti1.Nifti1Extension(0, table.encode()))
+    nib.save(image, tmp_path / "l.nii.gz")
+    with open_labels(tmp_path / "l.nii.gz") as opened:
+        assert opened.names_by_label == {2: "liver"}

@@ -26,6 +26,7 @@ from dicom_node.cohort.pseudonym import Pseudonyms
 from dicom_node.cohort.reports import ReportIntake
 from dicom_node.cohort.subject import Dates
 from dicom_node.cohort.table import CohortTable, read_rows, read_without_rows
+from dicom_node.network.dimse import store_request
 
 PSEUDONYMS = Pseudonyms.of_key(bytes(range(32)))
 CT_SERIES = "1.2.3.4"
@@ -35,7 +36,7 @@ def ibsi(value, meaning):
     return CodedConcept(value, "IBSI", meaning)
 
 
-def group(number, code, meaning, side=None):
+def group(number, code, meaning, side=None, finding=None):
     """A group as in IDC: a free-text tracking identifier, codes for the structure, IBSI codes for the values."""
     concept = CodedConcept(code, "SCT", meaning)
     hu, mm3 = CodedConcept("[hnsf'U]", "UCUM", "Hounsfield unit"), CodedConcept("mm3", "UCUM", "cubic millimeter")
@@ -45,7 +46,7 @@ def group(number, code, meaning, side=None):
         referenced_segment=ReferencedSegment(
             SegmentationStorage, "1.2.9", number, source_series=SourceSeriesForSegmentation(CT_SERIES)
         ),
-        finding_type=concept,
+        finding_type=CodedConcept(finding[0], "SCT", finding[1]) if finding else concept,
         finding_sites=[FindingSite(anatomic_location=concept, laterality=side)],
         measurements=[Measurement(ibsi(name, name), value, unit) for name, value, unit in values],
         algorithm_id=AlgorithmIdentification(name="TotalSegmentator", version="1.5.6"),
@@ -119,11 +120,47 @@ def test_idc_codes_are_translated_to_our_names_and_units(tmp_path, table):
     assert [row["structure"] for row in rows] == ["liver", "kidney_left", "left_of_no_catalogue"]
     (first, *_) = rows
     assert (first["volume_ml"], first["mean_hu"], first["median_hu"], first["minimum_hu"]) == (1.0, 41.0, 41.0, -5.0)
-    assert (first["sd_hu"], first["maximum_hu"], first["truncated"]) == (None, None, False)
+    assert (first["sd_hu"], first["maximum_hu"], first["truncated"]) == (None, None, None)
     assert (first["model"], first["model_version"], first["model_digest"]) == ("TotalSegmentator", "1.5.6", None)
     assert (first["series"], first["age_years"], first["sex"]) == (PSEUDONYMS.uid(CT_SERIES), 60.0, "F")
     assert (first["origin"], first["kernel"], first["study_date"]) == ("stored report", None, None)
     assert "Meier" not in str(rows)
+
+
+@pytest.mark.parametrize(
+    ("finding", "site", "side", "structure"),
+    [
+        (("86049000", "Neoplasm, Primary"), ("10200004", "Liver"), None, "neoplasm_primary_liver"),
+        (("3138006", "Bone"), ("64234005", "Patella"), None, "bone_patella"),
+        (("367643001", "Cyst"), ("64033007", "Kidney"), codes.SCT.Left, "kidney_cyst_left"),
+        (("91772007", "Organ"), ("64033007", "Kidney"), codes.SCT.Right, "kidney_right"),
+    ],
+)
+def test_something_in_a_structure_is_not_the_structure(tmp_path, table, finding, site, side, structure):
+    taken(table, report(tmp_path, [group(1, *site, side, finding)]))
+    assert read_rows(table.folder)["structure"].to_pylist() == [structure]
+
+
+@pytest.mark.parametrize("unit", ["ml", "cm3", "mm3"])
+def test_volumes_are_read_in_every_unit_of_volume(tmp_path, table, unit):
+    stated = group(1, "10200004", "Liver")
+    (volume, *_) = (item for item in stated[0].ContentSequence if item.ValueType == "NUM")
+    (measured,) = volume.MeasuredValueSequence
+    measured.MeasurementUnitsCodeSequence[0].CodeValue = unit
+    taken(table, report(tmp_path, [stated]))
+    assert read_rows(table.folder)["volume_ml"].to_pylist() == [1.0 if unit == "mm3" else 1000.0]
+
+
+def test_what_is_larger_than_any_report_is_refused_without_being_kept(tmp_path, table):
+    with ReportIntake(table, PSEUDONYMS, Dates.NONE) as intake:
+        intake.begin(
+            store_request("1.2.840.10008.5.1.4.1.1.88.33", "1.2.3").command(1), CTImageStorage, "1.2.840.10008.1.2"
+        )
+        for _ in range(100):
+            intake.write(memoryview(bytes(1 << 20)))
+        assert len(intake._content) < 70 << 20
+        assert intake.conclude().status != 0
+    assert "larger than any" in intake.remarks[0]
 
 
 @pytest.mark.parametrize("newer_first", [True, False])

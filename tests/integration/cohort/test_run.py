@@ -7,16 +7,18 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import yaml
 from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from dicom_node.app.stores import open_store
 from dicom_node.cohort.definition import Limits, load_definition
-from dicom_node.cohort.pseudonym import write_new_key
+from dicom_node.cohort.pseudonym import read_key, write_new_key
 from dicom_node.cohort.table import read_rows, read_without_rows
 from dicom_node.demo.ct_series import SyntheticPatient, write_ct_series
 from dicom_node.errors import ConfigurationError
@@ -27,6 +29,7 @@ from dicom_node.reading.reader import ImageReader
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_utc
 from dicom_node.store.cohorts import Selected
 from dicom_node.store.routing import Order
@@ -104,6 +107,59 @@ def test_done_refused_and_failed_counts_add_up_and_each_is_explained(config, tmp
     told = answered.stdout + answered.stderr + (tmp_path / "data" / "cohort-work.log").read_text()
     assert "Phantom^" not in told
     assert not any(uid in str(rows) + str(explained) for uid in (done, refused, failed))
+
+
+def test_cut_or_repeated_image_at_the_end_of_a_stack_fails_the_series(config, tmp_path):
+    ct = tmp_path / "ct"
+    series = {number: write_ct(ct, number) for number in (1, 2, 3)}
+    cut = ct / "1" / "ct_0005.dcm"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    (ct / "1" / "note.txt").write_text("no DICOM")
+    repeated, last = (dcmread(ct / "2" / f"ct_000{number}.dcm") for number in (4, 5))
+    last.SOPInstanceUID = last.file_meta.MediaStorageSOPInstanceUID = repeated.SOPInstanceUID
+    last.save_as(ct / "2" / "ct_0005.dcm")
+    (ct / "3" / "copy.dcm").write_bytes((ct / "3" / "ct_0005.dcm").read_bytes())
+    answered = run(config, define(tmp_path), "--work")
+    summary = json.loads(answered.stdout)
+    assert (summary["selected"], summary["done"], summary["failed"]) == (3, 1, 2)
+    pseudonyms = read_key(tmp_path / "key")
+    assert set(read_rows(tmp_path / "out")["series"].to_pylist()) == {pseudonyms.uid(series[3])}
+    reasons = {row["series"]: row["reason"] for row in read_without_rows(tmp_path / "out").to_pylist()}
+    assert reasons[pseudonyms.uid(series[1])] == (
+        "5 of 6 instances came (files left out: 1 (damaged, or not readable as DICOM))"
+    )
+    assert reasons[pseudonyms.uid(series[2])] == (
+        "5 of 6 instances came (1 refused: another image of the series has this SOP Instance UID)"
+    )
+
+
+def test_files_without_preamble_and_deflated_files_are_taken(config, tmp_path):
+    uids = [write_ct(tmp_path / "ct", number) for number in (1, 2, 3)]
+    for path in sorted((tmp_path / "ct" / "1").iterdir()):  # a bare data set
+        content = path.read_bytes()
+        path.write_bytes(content[data_set_start(content[:HEAD_LENGTH]) :])
+    for path in sorted((tmp_path / "ct" / "2").iterdir()):
+        dataset = dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(path)
+    for path in sorted((tmp_path / "ct" / "3").iterdir()):  # no group length
+        content = path.read_bytes()
+        path.write_bytes(content[:132] + content[144:])
+    answered = run(config, define(tmp_path), "--work")
+    summary = json.loads(answered.stdout)
+    assert (summary["done"], summary["failed"]) == (2, 1)
+    pseudonyms = read_key(tmp_path / "key")
+    assert set(read_rows(tmp_path / "out")["series"].to_pylist()) == {pseudonyms.uid(uid) for uid in uids[:2]}
+    (explained,) = read_without_rows(tmp_path / "out").to_pylist()
+    assert explained["reason"] == "0 of 6 instances came (files left out: 6 (not a DICOM file (ValueError)))"
+
+
+def test_finished_cohort_with_another_data_set_is_refused(config, tmp_path):
+    write_ct(tmp_path / "ct", 1)
+    assert run(config, define(tmp_path), "--work").returncode == 0
+    other = run(config, define(tmp_path, data_set="out2"))
+    assert other.returncode == 1
+    assert "begun with another selection, model, destination or data set" in other.stderr
 
 
 def test_repeated_command_does_nothing_and_another_cohort_reuses_the_results(config, tmp_path):
@@ -207,6 +263,27 @@ def test_failed_series_is_pulled_again_only_on_request(node):
     assert (again.state, again.attempts, again.reason) == (PullState.SELECTED, 0, "")
 
 
+def test_images_of_a_pull_that_was_given_up_are_not_analysed_unless_sent_later(node, tmp_path):
+    spool, ledger, routing = node
+    uid = receive(spool, ledger, tmp_path / "a", 40)
+    series = ordered(ledger, uid, "other", name="d")
+    ledger.cohorts.pull_started(series, now_utc() - timedelta(hours=1))
+    ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances came", now_utc())
+    complete_and_route(ledger, routing)
+    assert jobs(ledger) == [(None, None, 0)]
+    (rejected,) = ledger.overview.jobs(9)
+    assert rejected.reason == "the pull of cohort 'd' was given up: 3 of 4 instances came"
+
+    ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances came", now_utc() - timedelta(minutes=30))
+    stored = next((tmp_path / "data" / "spool").rglob("*.dcm"))
+    dataset = dcmread(stored)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(stored.with_name("0" * 32 + ".dcm"))
+    assert adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, -1).adopted == 1
+    complete_and_route(ledger, routing)
+    assert ("all", "tissue", 5) in [(job.rule, job.model, job.priority) for job in ledger.overview.jobs(9)]
+
+
 # ---- the definition
 
 
@@ -245,13 +322,18 @@ def test_hours_may_span_midnight():
 
 def test_two_runs_on_one_data_set_exclude_each_other(config, tmp_path):
     (tmp_path / "ct").mkdir()
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "measurements").mkdir(parents=True)
+    unfinished = tmp_path / "out" / "measurements" / "x.parquet.part"  # of the run that holds the data set
+    unfinished.touch()
     held = os.open(tmp_path / "out", os.O_RDONLY)
     fcntl.flock(held, fcntl.LOCK_EX)
     answered = run(config, define(tmp_path))
     os.close(held)
     assert answered.returncode == 1
     assert "another `cohort run` is writing" in answered.stderr
+    assert unfinished.exists()
+    assert run(config, define(tmp_path)).returncode == 0
+    assert not unfinished.exists()
 
 
 def test_without_the_extra_the_command_says_what_to_install(config, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,6 +15,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
 )
+from structlog.testing import capture_logs
 
 from dicom_node.cohort.definition import Archive, Definition
 from dicom_node.cohort.definition import WebArchive as WebSettings
@@ -119,6 +121,9 @@ def test_unreachable_archive_is_not_counted_against_the_series():
 # ---- DICOMweb
 
 
+credentials: list[str | None] = []
+
+
 @pytest.fixture
 def web():
     """Start a server that answers ``path -> (status, content type, body)``; return our source and the paths."""
@@ -130,6 +135,7 @@ def web():
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
                 asked.append(self.path)
+                credentials.append(self.headers.get("Authorization"))
                 status, kind, body = respond(self.path)
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
@@ -174,6 +180,35 @@ def test_answers_are_requested_in_pages_even_from_a_server_that_ignores_paging(w
     assert "offset=200" in asked[1]
 
 
+def test_archive_with_smaller_pages_is_asked_until_there_is_nothing_new(web):
+    def respond(path):
+        if "/series" in path:
+            return (204, "application/dicom+json", b"")
+        offset = int(path.partition("offset=")[2])
+        return (
+            200,
+            "application/dicom+json",
+            json.dumps([study(n) for n in range(offset, min(offset + 100, 250))]).encode(),
+        )
+
+    source, asked = web(respond)
+    list(source.select())
+    assert len({path.partition("?")[0] for path in asked if "/series" in path}) == 250
+
+
+def test_user_and_password_come_from_netrc(web, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login reader password secret\n")
+    credentials.clear()
+    source, _ = web(lambda _path: (204, "application/dicom+json", b""))
+    assert list(source.select()) == []
+    assert credentials == ["Basic " + b64encode(b"reader:secret").decode()]
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login reader secret\n")
+    with pytest.raises(ConfigurationError, match="is no entry of a netrc file") as caught:
+        web(lambda _path: (204, "application/dicom+json", b""))
+    assert "secret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "body", "error", "says"),
     [
@@ -191,6 +226,20 @@ def test_invalid_wado_answer_is_an_error(web, status, kind, body, error, says):
 
 
 # ---- the list
+
+
+def test_listed_series_that_the_archive_lacks_stays_in_the_cohort(dimse, tmp_path):
+    def find(event):
+        if event.identifier.StudyInstanceUID == "1.2":
+            yield 0xFF00, answer(SeriesInstanceUID="1.2.1", NumberOfSeriesRelatedInstances="40")
+
+    file = tmp_path / "list.txt"
+    file.write_text("1.2\n1.3 1.3.1\n1.4\n")
+    source = dimse(find)
+    source._definition = source._definition.model_copy(update={"query": None, "series_list": file})
+    with capture_logs() as logs:
+        assert list(source.select()) == [Selected("1.2.1", "1.2", 40), Selected("1.3.1", "1.3", None)]
+    assert [(line["event"], line["study"]) for line in logs] == [("cohort.nothing_found", "1.4")]
 
 
 def test_list_names_studies_and_series_and_a_bad_line_is_named(tmp_path):

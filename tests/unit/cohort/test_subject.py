@@ -68,6 +68,13 @@ def test_dates_of_all_studies_of_a_patient_are_shifted_equally():
     assert facts(Dates.NONE).study_date is None
 
 
+def test_exact_date_and_age_do_not_give_the_date_of_birth():
+    born = "19600712"
+    exact, shifted = (facts(dates, PatientAge=None, PatientBirthDate=born) for dates in (Dates.EXACT, Dates.SHIFTED))
+    assert exact.age_years == 59.6
+    assert shifted.age_years == pytest.approx(59.637, abs=1e-3)
+
+
 def test_missing_or_invalid_values_are_none():
     lacks = facts(
         PatientAge=None,

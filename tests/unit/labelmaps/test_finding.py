@@ -91,6 +91,15 @@ def test_raw_data_of_nnunet_are_found(tmp_path):
         find_subjects(tmp_path)
 
 
+def test_nnunet_test_subject_with_the_id_of_a_training_subject_is_left_out(tmp_path):
+    for split, value in (("Tr", 1), ("Ts", 2)):
+        nifti(tmp_path / f"images{split}" / "a_0000.nii.gz", np.zeros(SHAPE, np.int16))
+        nifti(tmp_path / f"labels{split}" / "a.nii.gz", np.full(SHAPE, value, np.uint8))
+    found = find_subjects(tmp_path)
+    assert [(each.id, each.split) for each in found.subjects] == [("a", "train")]
+    assert [(each.id, each.reason) for each in found.left_out] == [("a", "in imagesTs, and in imagesTr already")]
+
+
 def test_pairs_of_folders_are_found(tmp_path):
     for name in ("a", "b"):
         nifti(tmp_path / "images" / f"{name}.nii.gz", np.zeros(SHAPE, np.int16))
