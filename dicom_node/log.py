@@ -24,7 +24,11 @@ _PATIENT_FIELDS = frozenset({"patient_name", "patient_id", "birth_date", "patien
 
 
 def configure_logging(process: str, file: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Write every line of this process to ``file`` (default: stdout) as JSON; each line names the ``process``."""
+    """Write every line of this process to ``file`` (default: stdout) as JSON; each line names the ``process``.
+
+    Libraries are heard from one level above ``level``, and each place in one warns once: pydicom warns of each image,
+    and without the text one such line says all.
+    """
     structlog.configure(
         processors=[
             _naming(process),
@@ -40,14 +44,23 @@ def configure_logging(process: str, file: TextIO | None = None, level: int = log
     )
     logging.captureWarnings(capture=True)  # pydicom's warnings quote element values
     root = logging.getLogger()
-    root.handlers = [_LibraryWarnings()]
-    root.setLevel(logging.WARNING)
+    of_libraries = logging.ERROR if level >= logging.WARNING else logging.WARNING
+    root.handlers = [_LibraryWarnings(of_libraries)]  # the logger of pydicom has a level of its own
+    root.setLevel(of_libraries)
 
 
 class _LibraryWarnings(logging.Handler):
     """Log that a library warned, and where; never the text, which may quote patient data."""
 
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self._warned: set[tuple[str, str, int]] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
+        place = (record.name, record.module, record.lineno)
+        if place in self._warned and record.levelno < logging.ERROR:
+            return
+        self._warned.add(place)
         structlog.get_logger().warning(
             "library.warning",
             logger=record.name,

@@ -346,6 +346,18 @@ class EarlierResult:
     revision: int
 
 
+def notes_on_missing_images(missing_instances: int, refused_instances: int, *, is_cut_short: bool) -> tuple[str, ...]:
+    """Why a series is not known to be whole, as results, log and ledger say it; see :class:`ResultContext`."""
+    notes = []
+    if missing_instances:
+        notes.append(f"incomplete series. Missing instances according to the sender: {missing_instances}")
+    if refused_instances:
+        notes.append(f"incomplete series. Instances that were sent and refused: {refused_instances}")
+    if is_cut_short:
+        notes.append("incomplete series. The time limit was reached while images were still expected")
+    return tuple(notes)
+
+
 @dataclass(frozen=True, slots=True)
 class ResultContext:
     """Facts about one run that the result objects state.
@@ -372,7 +384,12 @@ class ResultContext:
     @property
     def is_incomplete(self) -> bool:
         """Whether images are missing or may be missing."""
-        return bool(self.missing_instances or self.refused_instances) or self.is_cut_short
+        return bool(self.notes_on_missing)
+
+    @property
+    def notes_on_missing(self) -> tuple[str, ...]:
+        """See :func:`notes_on_missing_images`."""
+        return notes_on_missing_images(self.missing_instances, self.refused_instances, is_cut_short=self.is_cut_short)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

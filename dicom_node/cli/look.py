@@ -82,12 +82,14 @@ def job(context: Context, *, job_id: int, as_json: bool) -> None:
         print_json(found)
         return
     results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
-    run_report = found.pop("run_report")
+    run_report, notes = found.pop("run_report"), found.pop("notes")
     del found["names_by_label"]  # a hundred lines
     print_facts(f"job {job_id}", found)
     if run_report is not None:
         print_facts("run", run_report)
     print_facts("series", series)
+    for note in notes:
+        click.echo(f"note: {note}")
     print_table("results", results, ("kind", "sop_instance_uid", "series_instance_uid", "size_bytes"))
     columns = ("destination", "state", "attempts", "last_status", "last_reason", "next_attempt_at", "delivered_at")
     print_table("deliveries", deliveries, columns)

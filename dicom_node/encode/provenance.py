@@ -95,13 +95,7 @@ def statements(
     ]
     if context.completion_reason:
         said.append(f"Series considered complete: {context.completion_reason.rstrip('.')}.")
-    if context.missing_instances:
-        said.append(f"Incomplete series. Missing instances according to the sender: {context.missing_instances}.")
-    if context.refused_instances:
-        said.append(f"Incomplete series. Instances that were sent and refused: {context.refused_instances}.")
-    if context.is_cut_short:
-        said.append("Incomplete series. The time limit was reached while images were still expected.")
-    said.extend(f"{note[:1].upper()}{note[1:]}." for note in notes)
+    said.extend(f"{note[:1].upper()}{note[1:]}." for note in (*context.notes_on_missing, *notes))
     said.extend(f"Labels may differ from those of a regular run: {note.rstrip('.')}." for note in deviations)
     return tuple(plain(sentence, 1024) for sentence in said)
 

@@ -66,7 +66,7 @@ class Attempt:
             backend=run.backend if run else None,
             device=run.device if run else None,
             precision=run.precision if run else None,
-            notes=list(findings.notes) if findings else [],
+            notes=[*claimed.revision.notes_on_missing, *(findings.notes if findings else ())],
             series=claimed.revision.series_instance_uid,
             revision=claimed.revision.revision,
             shape_zyx=list(findings.ct.source.geometry.shape_zyx) if findings else None,

@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 from dicom_node.store.schema import association, delivery, instance, job, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.views import Counts, DeliveryView, JobRow, JobView, OpenSeries, ResultView, RevisionView
-from dicom_node.types import ConditionOutcome, ResultKind
+from dicom_node.types import ConditionOutcome, ResultKind, notes_on_missing_images
 from inference.types import ModelIdentity, RunReport
 
 if TYPE_CHECKING:
@@ -120,7 +120,14 @@ class Overview:
             series=RevisionView(**_values(revision, state=RevisionState(revision.state))),
             results=tuple(ResultView(**_values(r, kind=ResultKind(r.kind))) for r in results),
             deliveries=tuple(DeliveryView(**_values(d, state=DeliveryState(d.state))) for d in deliveries),
+            notes=_notes_on_missing(revision.evidence or {}),
         )
+
+
+def _notes_on_missing(evidence: Mapping[str, Any]) -> tuple[str, ...]:
+    missing = (evidence.get("expected_count") or 0) - evidence.get("instance_count", 0)
+    refused, is_cut_short = evidence.get("refused_instances", 0), evidence.get("is_cut_short", False)
+    return notes_on_missing_images(max(0, missing), refused, is_cut_short=is_cut_short)
 
 
 def _count(db: Connection, table: Any, *where: Any) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 
 from dicom_node.store.schema import instance, revision_instance, series_revision
+from dicom_node.types import notes_on_missing_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +41,11 @@ class CompleteRevision:
     """Whether the hard limit ended the wait for more."""
     deliver_from: datetime | None
     """No result is sent earlier, because more of the series may arrive until then; None: send immediately."""
+
+    @property
+    def notes_on_missing(self) -> tuple[str, ...]:
+        """See :func:`~dicom_node.types.notes_on_missing_images`."""
+        return notes_on_missing_images(self.missing_instances, self.refused_instances, is_cut_short=self.is_cut_short)
 
     def due_at(self, at: datetime) -> datetime:
         """When results that are recorded ``at`` may be sent."""

@@ -130,7 +130,7 @@ class DeliveryView:
 class JobView:
     """Everything about one job. ``decision`` maps the name of each rule to the outcomes of its conditions,
     ``destinations`` each destination to its options when the series was routed. ``unchecked_hu``: the rule takes the
-    values for Hounsfield units whatever they look like.
+    values for Hounsfield units whatever they look like. ``notes`` say why the series is not known to be whole.
     """
 
     id: int
@@ -159,6 +159,7 @@ class JobView:
     series: RevisionView
     results: tuple[ResultView, ...]
     deliveries: tuple[DeliveryView, ...]
+    notes: tuple[str, ...]
 
 
 def json_form(view: DataclassInstance) -> dict[str, Any]:

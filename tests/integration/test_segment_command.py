@@ -24,6 +24,8 @@ import pytest
 import structlog
 from click.testing import CliRunner
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from pydicom.uid import (
     Comprehensive3DSRStorage,
     EncapsulatedPDFStorage,
@@ -605,6 +607,32 @@ def test_usable_series_are_used_and_their_attributes_copied_unchanged(ct, tmp_pa
     assert summary_of(tmp_path / "out")["notes"] == (
         ["localizers in the series: 1, set aside"] if change is with_scout else []
     )
+
+
+ODD = {
+    "SpecificCharacterSet": ("CS", b"ISO-IR 100"),
+    "PatientName": ("PN", "Müster^Jörg ".encode("latin1")),
+    "PatientSex": ("CS", b"U-"),
+    "PatientAge": ("AS", b"042 Y "),
+    "PatientBirthDate": ("DA", b"1978.01.01"),
+    "StudyID": ("SH", b"12345678901234567890"),
+}
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_odd_headers_give_results_and_no_line_of_a_library(ct, tmp_path):
+    def make_odd(changed):
+        for keyword, (vr, value) in ODD.items():
+            changed[keyword] = RawDataElement(Tag(keyword), vr, len(value), value, 0, False, True)
+
+    files = ascending(ct)
+    for path in files:
+        rewritten(path, make_odd)
+    leading_zeros(files)
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == 0, answered.output
+    assert names_in(tmp_path / "out") == DICOM_OUTPUTS
+    assert answered.stderr == ""
 
 
 # ---- several

@@ -46,6 +46,21 @@ def test_log_line_of_any_thread_names_its_process(lines):
     ]
 
 
+def warn_of_each(images: int) -> None:
+    for image in range(images):
+        logging.getLogger("pydicom").warning("Invalid value in image %d", image)
+
+
+@pytest.mark.filterwarnings("always:Invalid value:UserWarning")
+def test_a_place_in_a_library_warns_once_but_each_error_of_one_is_logged(lines):
+    warn_of_each(3)
+    logging.getLogger("pydicom").warning("another place")
+    for _ in range(2):
+        logging.getLogger("pydicom").error("a fault")
+    assert [line["level_name"] for line in lines()] == ["WARNING", "WARNING", "ERROR", "ERROR"]
+    assert len({line["source"] for line in lines()}) == 3
+
+
 @pytest.mark.filterwarnings("always:Invalid value:UserWarning")
 def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_omitted(lines):
     log = structlog.get_logger()

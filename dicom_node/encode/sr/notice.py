@@ -163,6 +163,7 @@ def _sentences(
         f"No measurements were made{by}; this notice is not a statement about the image content.",
         f"{NODE_SOFTWARE} is research software, not a medical device.",
         f"Revision {context.revision} of series {series.series_instance_uid} ({len(series.instances)} instances).",
+        *(f"{note[:1].upper()}{note[1:]}." for note in context.notes_on_missing),
         *((replacement(replaced),) if replaced else ()),
     )
 

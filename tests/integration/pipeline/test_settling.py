@@ -30,9 +30,13 @@ def settling(ledger, spool, reader):
 @pytest.fixture
 def attempt(ledger, spool, tmp_path):
     """The first attempt of a job on a series in the spool."""
+    return first_attempt(ledger, spool, tmp_path, Completion(complete=True, reason="test"))
+
+
+def first_attempt(ledger, spool, tmp_path, completion):
     receive(spool, ledger, tmp_path / "ct", 1)
     (revision,) = ledger.arrivals.due_revisions(now_utc() + timedelta(days=1))
-    assert ledger.arrivals.complete(revision, Completion(complete=True, reason="test"), now_utc())
+    assert ledger.arrivals.complete(revision, completion, now_utc())
     (whole,) = ledger.routing.due_revisions()
     ledger.routing.route(whole, [Decision("all", "tissue", REQUESTS, 0)], None, now_utc())
     return Attempt(ledger.jobs.claim(WORKER, now_utc(), now_utc() + timedelta(seconds=60)))
@@ -92,3 +96,23 @@ def test_notice_that_cannot_be_written_does_not_prevent_the_outcome(ledger, spoo
     assert ledger.overview.job(attempt.claimed.id).state is JobState.REJECTED
     assert [line["event"] for line in log] == ["notice.not_written", "job"]
     assert "Doe" not in str(log)
+
+
+def test_log_and_ledger_say_why_a_series_may_lack_images(ledger, spool, settling, tmp_path):
+    cut_short = Completion(complete=True, reason="hard limit", is_cut_short=True)
+    attempt = first_attempt(ledger, spool, tmp_path, cut_short)
+    with structlog.testing.capture_logs() as log:
+        settling.settle(attempt, Outcome(JobState.REJECTED, "no CT"))
+    said = "incomplete series. The time limit was reached while images were still expected"
+    assert [line["notes"] for line in log if line["event"] == "job"] == [[said]]
+    job = ledger.overview.job(attempt.claimed.id)
+    assert job.notes == (said,)
+    (notice,) = job.results
+    assert f"I{said[1:]}.".encode() in spool.path(notice.spool_name).read_bytes()
+
+
+def test_nothing_is_said_of_a_whole_series(ledger, settling, attempt):
+    with structlog.testing.capture_logs() as log:
+        settling.settle(attempt, Outcome(JobState.REJECTED, "no CT"))
+    assert [line["notes"] for line in log if line["event"] == "job"] == [[]]
+    assert ledger.overview.job(attempt.claimed.id).notes == ()

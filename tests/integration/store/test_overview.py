@@ -83,6 +83,7 @@ KEYS_OF_A_JOB = [
     "series",
     "results",
     "deliveries",
+    "notes",
 ]
 OUTCOME = ConditionOutcome("Modality equals CT", "CT", held=True)
 
@@ -107,7 +108,7 @@ def test_json_has_the_keys_that_programs_rely_on(ledger):
     assert list(json_form(ledger.overview.open_series()[0])) == KEYS_OF_AN_OPEN_SERIES
     shown = json_form(ledger.overview.job(job_id))
     assert list(shown) == KEYS_OF_A_JOB
-    assert list(shown)[:-3] == columns(job)
+    assert list(shown)[:-4] == columns(job)
     assert list(shown["series"]) == columns(series_revision)
     assert list(shown["results"][0]) == columns(result)
     assert list(shown["deliveries"][0]) == columns(delivery)
