@@ -3,13 +3,15 @@
 #
 # By PS3.5 8.1.1, a receiver must not assume anything about bits that are allocated but not stored. The same 16-bit
 # words, of which 12 bits are stored, are encoded in four transfer syntaxes. The JPEG codestreams have the precision of
-# the words, 16 bits, as written by DCMTK 3.6.7's dcmcjpls by default.
+# the words, 16 bits, as written by DCMTK 3.6.7's dcmcjpls by default. PS3.5 8.2.1 and 8.2.4 require a Bits Stored that
+# is consistent with the codestream, and where it is not, the codestream should control the decompression: the standard
+# also supports a reader that uses the precision of the codestream.
 #
 # Guess (not blind): `pixel_array` gives the same values in all four, because the words are the same.
-# Seen: native and RLE are correct whatever the unused bits contain. JPEG-LS and JPEG 2000 are shifted by the precision of
-#        the codestream, not by Bits Stored: signed values without sign extension become positive (0 to 4095 for -2048
-#        to 2047), and bits that are set above unsigned values are read as values. All four are correct only if the sign
-#        is extended.
+# Seen: native and RLE use Bits Stored whatever the unused bits contain. JPEG-LS and JPEG 2000 use the precision of the
+#        codestream: signed values without sign extension become positive (0 to 4095 for -2048 to 2047), and bits that
+#        are set above unsigned values are read as values. All four are the same only if the sign is extended, or if
+#        zeros are above unsigned values. "right" in the output means: by Bits Stored.
 #
 # Exits non-zero if any of this changes.
 set -euo pipefail

@@ -102,7 +102,8 @@ def _why_none(instance: SourceInstance) -> PassedOver | None:
 def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
     """What becomes of ``other``, whose SOP Instance UID is that of the ``known`` instance: a copy, or another image.
 
-    It is another image where it lies elsewhere or, in one transfer syntax, has other pixels.
+    It is another image where it lies elsewhere or, in one transfer syntax, has other pixels. Nothing is decoded here:
+    what a copy in another syntax shows is not known, and its detail says so.
 
     Raises:
         OSError: a file is missing or the disk fails.
@@ -110,7 +111,9 @@ def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
     if _lies_elsewhere(known.header, other.header):
         return PassedOver(other.path, UID_REUSED, "at another position")
     recoded = known.header.file_meta.get("TransferSyntaxUID") != other.header.file_meta.get("TransferSyntaxUID")
-    if not recoded and _pixels_sha256(known.path) != _pixels_sha256(other.path):
+    if recoded:
+        return PassedOver(other.path, COPY, "in another transfer syntax, pixels not compared", is_dicom=False)
+    if _pixels_sha256(known.path) != _pixels_sha256(other.path):
         return PassedOver(other.path, UID_REUSED, "with other pixels")
     return PassedOver(other.path, COPY, is_dicom=False)
 
