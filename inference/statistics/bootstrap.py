@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 REPLICATES = 1000
 LEVEL = 0.95
-FEWEST_SUBJECTS = 2
 """Confidence level of an interval."""
+FEWEST_SUBJECTS = 2
+"""With fewer values there is no interval."""
 
 Method = Literal["percentile", "bca"]
 """``bca``: bias-corrected and accelerated; better than the percentiles for skewed values and few subjects."""

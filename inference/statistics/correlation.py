@@ -17,17 +17,21 @@ from scipy.special import ndtri, stdtr
 from scipy.stats import rankdata
 
 from inference.statistics.bootstrap import LEVEL, percentile_interval
-from inference.statistics.ranks import Order, doubled_ranks
+from inference.statistics.ranks import Ties, doubled_ranks
 from inference.types import InvalidValueError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from inference.statistics.ranks import Whole
+
 FEWEST_PAIRS = 4
-"""Confidence level of an interval."""
+"""With fewer there is no interval."""
 _FEWEST_FOR_COEFFICIENT = 3
 _REPLICATES_PER_BLOCK = 64
 """Keeps the data of a block in the cache of a core."""
+_MOST_FOR_32_BITS = 32_000
+"""Subjects; the sum of their doubled ranks, at most twice the square of their number, is below 2^31."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +71,16 @@ def spearman(
     size = columns.shape[1]
     coefficients, counts = np.full(size, np.nan), np.zeros(size, np.int64)
     replicated = np.full((len(drawn), size), np.nan)
+    counts_of_subject: Whole = np.ascontiguousarray(drawn.T)
+    if len(x) > _MOST_FOR_32_BITS:
+        counts_of_subject = counts_of_subject.astype(np.int64)
 
     def correlate(column: int) -> None:
         pairs = np.flatnonzero(np.isfinite(x) & np.isfinite(columns[:, column]))
         counts[column] = len(pairs)
         coefficients[column] = _coefficient(x[pairs], columns[pairs, column])
         if np.isfinite(coefficients[column]) and len(pairs) >= FEWEST_PAIRS:
-            replicated[:, column] = _in_replicates(x[pairs], columns[pairs, column], pairs, drawn)
+            replicated[:, column] = _in_replicates(x, columns[:, column], pairs, counts_of_subject)
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         list(pool.map(correlate, range(size)))
@@ -111,30 +118,34 @@ def _coefficient(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
 
 
 def _in_replicates(
-    x: NDArray[np.float64], y: NDArray[np.float64], pairs: NDArray[np.intp], drawn: NDArray[np.int32]
+    x: NDArray[np.float64], y: NDArray[np.float64], pairs: NDArray[np.intp], counts_of_subject: Whole
 ) -> NDArray[np.float64]:
-    """The coefficient in each replicate, NaN in one in which either is constant."""
-    by_y, subjects = Order.of(y), pairs[Order.of(y).places]
-    by_x = Order.of(x[by_y.places])
-    result = np.full(len(drawn), np.nan)
-    for first in range(0, len(drawn), _REPLICATES_PER_BLOCK):
+    """The coefficient over ``pairs`` in each replicate, NaN in one in which either is constant."""
+    ascending = pairs[np.argsort(y[pairs], kind="stable")]
+    by_x, by_y = (Ties.of(values[ascending], counts_of_subject.dtype) for values in (x, y))
+    result = np.full(counts_of_subject.shape[1], np.nan)
+    for first in range(0, len(result), _REPLICATES_PER_BLOCK):
         block = slice(first, first + _REPLICATES_PER_BLOCK)
-        counts = drawn[block][:, subjects]
-        number = counts.sum(axis=1, dtype=np.int64)[:, None]
-        of_y = by_y.per_value(counts) if by_y.has_ties else counts
-        of_x = by_x.per_value(counts[:, by_x.places])
-        y_ranks = doubled_ranks(of_y) - (number + 1)
-        x_ranks = doubled_ranks(of_x) - (number + 1)
-        weighted = (by_y.spread(y_ranks) if by_y.has_ties else y_ranks) * counts
+        counts = counts_of_subject[ascending, block]
+        of_x, of_y = by_x.per_value(counts), by_y.per_value(counts) if by_y.exist else counts
+        number = counts.sum(axis=0, dtype=counts.dtype)
+        x_ranks, y_ranks = _centred_ranks(of_x, number), _centred_ranks(of_y, number)
+        weighted = (by_y.spread(y_ranks) if by_y.exist else y_ranks) * counts
         # subjects with equal x have equal ranks: sum over them first
-        covariance = (by_x.per_value(weighted[:, by_x.places]) * x_ranks).sum(axis=1)
+        covariance = (by_x.per_value(weighted).astype(np.int64) * x_ranks).sum(axis=0)
         scale = np.sqrt(_squares(of_x, number)) * np.sqrt(_squares(of_y, number))
         np.divide(covariance, scale, out=result[block], where=scale > 0)
     return result
 
 
-def _squares(counts: NDArray[np.int32] | NDArray[np.int64], number: NDArray[np.int64]) -> NDArray[np.float64]:
+def _centred_ranks(counts: Whole, number: Whole) -> Whole:
+    ranks = doubled_ranks(counts)
+    ranks -= number + 1
+    return ranks
+
+
+def _squares(counts: Whole, number: Whole) -> NDArray[np.float64]:
     """The sum of the squares of the doubled centred ranks: (N³ - sum of t³) / 3 over ties of t (Kendall 1945)."""
-    cubes = np.einsum("rv,rv,rv->r", counts, counts, counts, dtype=np.float64)
-    result: NDArray[np.float64] = (number[:, 0].astype(np.float64) ** 3 - cubes) / 3
+    cubes = np.einsum("vr,vr,vr->r", counts, counts, counts, dtype=np.float64)
+    result: NDArray[np.float64] = (number.astype(np.float64) ** 3 - cubes) / 3
     return result

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import wilcoxon
 
 from inference.statistics.bootstrap import LEVEL, Means, means, percentile_interval
-from inference.statistics.ranks import Order, doubled_ranks
+from inference.statistics.ranks import Ties, doubled_ranks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,10 +65,10 @@ def compare(
 
 def _effects(differences: NDArray[np.float64], drawn: NDArray[np.int32]) -> NDArray[np.float64]:
     """The effect size in each replicate; 0 in a replicate without differences."""
-    order = Order.of(np.abs(differences))
-    counts = drawn[:, order.places]
-    ranks = order.spread(doubled_ranks(order.per_value(counts))) * counts
-    total = ranks.sum(axis=1)
-    favouring = (ranks * np.sign(differences[order.places])).sum(axis=1)
+    counts = drawn.T.astype(np.int64)
+    ties = Ties.of(np.abs(differences), counts.dtype)
+    ranks = ties.spread(doubled_ranks(ties.per_value(counts))) * counts
+    total = ranks.sum(axis=0)
+    favouring = (ranks * np.sign(differences)[:, None]).sum(axis=0)
     result: NDArray[np.float64] = np.divide(favouring, total, out=np.zeros(len(drawn)), where=total > 0)
     return result
