@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dicom_node.age_study.study import PAPER, QUANTITIES, members
+from dicom_node.dataset.processes import in_processes
 from dicom_node.evaluate.figures import COLOUR_BY_GROUP
 from dicom_node.evaluate.summary import group_of
 from dicom_node.pages.svg import as_svg
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 _TITLES = {"volume_ml": "Volume (ml)", "mean_hu": "Mean attenuation (HU)"}
 _COLUMNS = 8
 _PNG_DOTS_PER_INCH = 150
+_PAPER = "paper"
+_VALUES_WORTH_A_PROCESS = 50_000
+"""Patients x structures: with fewer, a process takes longer to start than to draw."""
 _LINES = {"all": ("#111111", "-"), "F": ("#c4532d", "--"), "M": ("#2d6ac4", "--")}
 _CAPTION = "each point a patient; line: smoothed trend of all, dashed: women (red), men (blue)"
 
@@ -69,14 +74,21 @@ def paper_figure(population: Population, study: Study, caption: str) -> Picture 
         axes.set_xlabel("Age (years)", fontsize=9)
         axes.set_ylabel(_TITLES[quantity], fontsize=9)
     figure.suptitle(f"{_CAPTION}\n{caption}", fontsize=7, wrap=True)
-    return _picture("paper", figure)
+    return _picture(_PAPER, figure)
 
 
-def figures_of(population: Population, study: Study, caption: str) -> Sequence[Picture]:
-    """All figures of the study."""
-    paper = paper_figure(population, study, caption)
-    grids = [grid(population, study, quantity, caption) for quantity in QUANTITIES]
-    return grids if paper is None else [paper, *grids]
+def figures_of(population: Population, study: Study, caption: str) -> list[Picture]:
+    """All figures of the study; large ones are drawn by several processes."""
+    work = partial(_figure, population, study, caption)
+    processes = 1 if population.volume_ml.size < _VALUES_WORTH_A_PROCESS else 0
+    drawn = dict(in_processes(work, (_PAPER, *QUANTITIES), processes))
+    return [picture for what in (_PAPER, *QUANTITIES) if (picture := drawn[what]) is not None]
+
+
+def _figure(population: Population, study: Study, caption: str, what: str) -> Picture | None:
+    if what == _PAPER:
+        return paper_figure(population, study, caption)
+    return grid(population, study, what, caption)
 
 
 def _panel(axes: Axes, population: Population, study: Study, structure: str, quantity: str, font_size: float) -> None:
