@@ -176,7 +176,7 @@ def _print_differences(differences: Sequence[Difference]) -> None:
             "n": row.subjects,
             "difference": with_interval(row.difference, "+.3f"),
             "p (Holm)": p_value(row.p_holm),
-            "effect": f"{row.effect.value:+.2f}",
+            "effect": f"{row.effect.value:+.2f}" if row.subjects else "-",
             "better": row.better,
         }
         for row in differences
