@@ -145,6 +145,21 @@ def test_the_index_links_to_every_page():
     assert sorted(pages - linked) == []
 
 
+def commands_of(group: click.Group, before: str = "") -> set[str]:
+    """Every command that does something: `models install`, not `models`."""
+    found: set[str] = set()
+    for name, command in group.commands.items():
+        words = f"{before}{name}"
+        found |= commands_of(command, f"{words} ") if isinstance(command, click.Group) else {words}
+    return found
+
+
+def test_the_index_lists_every_command_once():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"`dicom-node ([a-z -]+)`", index)
+    assert sorted(listed) == sorted(commands_of(main))
+
+
 def test_every_command_has_a_help_text():
     for name, command in main.commands.items():
         assert command.help, name
