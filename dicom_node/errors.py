@@ -55,6 +55,8 @@ evaluate.predicting        inference.errors.InferenceError                  Conf
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
 compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
                            KeyError, TypeError
+age_study.percentile_file  OSError, ValueError, LookupError, TypeError,     ConfigurationError
+                           AttributeError, pydantic.ValidationError
 age_study.sources          OSError, ValueError, pyarrow                     ConfigurationError
 constancy.baseline         OSError, ValueError, LookupError, TypeError,     ConfigurationError
                            pydantic.ValidationError

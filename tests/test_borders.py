@@ -35,6 +35,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
 from dicom_node import analysis, errors, nifti
+from dicom_node.age_study.percentile_file import read_percentiles
 from dicom_node.age_study.sources import read_source
 from dicom_node.app.listening import run_listener
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
@@ -386,6 +387,16 @@ def a_truth_with_a_volume_that_is_no_number(folder):
     in_file(folder, "image_id;age;gender\ns1;40;f\n", "meta.csv")
     in_file(folder, "image_id,structure,volume_ml,mean_hu,truncated\ns1,liver,much,40,False\n", "truth.csv")
     read_source(folder)
+
+
+@fault("age_study.percentile_file", errors.ConfigurationError)
+def reference_percentiles_that_do_not_exist(folder):
+    read_percentiles(folder / "gone.json")
+
+
+@fault("age_study.percentile_file", errors.ConfigurationError)
+def reference_percentiles_that_are_a_list(folder):
+    read_percentiles(in_file(folder, "[1, 2]", "percentiles.json"))
 
 
 @fault("cohort.definition", errors.ConfigurationError)

@@ -1,1 +1,1 @@
-"""The age study of the paper over a table of measurements: who is in it, rank correlations, trends, figures."""
+"""The age study of the paper over a table of measurements: correlations, trends, figures, percentiles."""

@@ -39,17 +39,10 @@ class AgeStudy:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for programs; no patient by patient."""
-        population = self.population
         return {
             "statement": STATEMENT,
             "provenance": self.provenance,
-            "patients": len(population.patients),
-            "series_in_table": population.series_in_table,
-            "series_left_out": population.counts_by_reason(),
-            "series_or_reports_without_rows": len(population.without_rows),
-            "rows_left_out": len(population.rows_left_out),
-            "rows_of_other_models": dict(population.rows_of_other_models),
-            "contrast": dict(population.contrast),
+            **self.population.counts(),
             "replicates": self.study.replicates,
             "findings": [asdict(each) | {"difference": each.difference} for each in self.study.findings],
         }
@@ -70,19 +63,11 @@ def run_age_study(source: Path, out: Path, rules: Rules, replicates: int = REPLI
         "model_version": population.model.version or "unknown",
         "model_digest": population.model.digest or "unknown",
         "software": f"dicom-node {__version__}, research software",
-        "selection": _selection(rules),
+        "selection": str(rules),
     }
     result = AgeStudy(provenance, population, study)
     _write(out, result)
     return result
-
-
-def _selection(rules: Rules) -> str:
-    unknown = "used" if rules.keeps_unknown_truncation else "left out"
-    return (
-        f"from {rules.youngest_years:g} years of age; one series of each patient; truncated structures left out, those "
-        f"of which it is not said {unknown}"
-    )
 
 
 def _write(out: Path, result: AgeStudy) -> None:

@@ -53,6 +53,14 @@ class Rules:
     model_digest: str = ""
     keeps_unknown_truncation: bool = False
 
+    def __str__(self) -> str:
+        """For people."""
+        unknown = "used" if self.keeps_unknown_truncation else "left out"
+        return (
+            f"from {self.youngest_years:g} years of age; one series of each patient; truncated structures left out, "
+            f"those of which it is not said {unknown}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -105,6 +113,18 @@ class Population:
         """How many series each reason has left out."""
         counts = Counter(each.reason for each in self.left_out)
         return dict(sorted(counts.items()))
+
+    def counts(self) -> dict[str, Any]:
+        """How many patients, and how much was left out; plain values, no patient by patient."""
+        return {
+            "patients": len(self.patients),
+            "series_in_table": self.series_in_table,
+            "series_left_out": self.counts_by_reason(),
+            "series_or_reports_without_rows": len(self.without_rows),
+            "rows_left_out": len(self.rows_left_out),
+            "rows_of_other_models": dict(self.rows_of_other_models),
+            "contrast": dict(self.contrast),
+        }
 
     def values_left_out(self) -> Iterable[LeftOut]:
         """A structure of a patient that is not used."""

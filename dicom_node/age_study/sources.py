@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dicom_node.cohort.table import SCHEMA, read_rows, read_without_rows
+from dicom_node.dataset.files import digest_of, sha256_of
 from dicom_node.errors import ConfigurationError
 from dicom_node.labelmaps.finding import META, read_meta
 from dicom_node.labelmaps.subjects import sex_of_table
@@ -44,11 +45,23 @@ class WithoutRows:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A table of measurements. ``rows`` has the columns of :data:`dicom_node.cohort.table.SCHEMA`."""
+    """A table of measurements. ``rows`` has the columns of :data:`dicom_node.cohort.table.SCHEMA`, from ``files``."""
 
     description: str
+    files: tuple[Path, ...]
     rows: pa.Table
     without_rows: tuple[WithoutRows, ...] = ()
+
+    def digest(self) -> str:
+        """SHA-256 over those of the files; their names and their order don't count.
+
+        Raises:
+            ConfigurationError: a file can't be read any more.
+        """
+        try:
+            return digest_of(sorted(map(sha256_of, self.files)))
+        except OSError as error:
+            raise ConfigurationError(f"{error.filename} can't be read: {error.strerror}") from error
 
 
 def read_source(path: Path) -> Source:
@@ -60,11 +73,13 @@ def read_source(path: Path) -> Source:
     if (path / _MEASUREMENTS).is_dir():
         without = read_without_rows(path).to_pylist()
         listed = tuple(WithoutRows(each["series"], each["outcome"], each["reason"]) for each in without)
-        source = Source("data set of a cohort", read_rows(path), listed)
+        files = tuple(path.glob("measurements/*.parquet")) + tuple(path.glob("without_rows/*.parquet"))
+        source = Source("data set of a cohort", files, read_rows(path), listed)
     elif (path / _TRUTH).is_file():
         source = _phantoms(path)
     elif path.is_file() or any(path.glob("*.parquet")):
-        source = Source("Parquet", _parquet([path] if path.is_file() else sorted(path.glob("*.parquet"))))
+        files = (path,) if path.is_file() else tuple(sorted(path.glob("*.parquet")))
+        source = Source("Parquet", files, _parquet(files))
     else:
         raise ConfigurationError(
             f"{path} is no table of measurements: expected the data set of a cohort (a folder with {_MEASUREMENTS}), "
@@ -114,7 +129,8 @@ def _phantoms(folder: Path) -> Source:
         raise ConfigurationError(f"{file} can't be read: {error}") from error
     measured = {row["pseudonym"] for row in rows}
     without = tuple(WithoutRows(name, "empty", "no structure in the truth") for name in meta if name not in measured)
-    return Source("truth of a phantom cohort", pa.Table.from_pylist(rows, schema=_NULLABLE), without)
+    files = (file, folder / META)
+    return Source("truth of a phantom cohort", files, pa.Table.from_pylist(rows, schema=_NULLABLE), without)
 
 
 def _phantom_row(row: dict[str, str], meta: dict[str, str], digest: str) -> dict[str, Any]:

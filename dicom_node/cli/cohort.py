@@ -25,6 +25,28 @@ _UNKNOWN_TRUNCATION_HELP = (
 )
 
 
+def _rules_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say who is in a study."""
+    for option in (
+        click.option("--keep-unknown-truncation", is_flag=True, help=_UNKNOWN_TRUNCATION_HELP),
+        click.option(
+            "--model-digest",
+            default="",
+            metavar="BEGIN",
+            help="If the rows are of several models: how its digest begins.",
+        ),
+        click.option(
+            "--youngest",
+            type=click.FloatRange(0),
+            default=18.0,
+            show_default=True,
+            help="Lowest age in the study, in years.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.group()
 def cohort() -> None:
     """Measure many series of an archive.
@@ -78,13 +100,7 @@ def run(context: Context, *, definition_file: Path, with_work: bool, retry: bool
 @cohort.command()
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the results.")
-@click.option(
-    "--youngest", type=click.FloatRange(0), default=18.0, show_default=True, help="Lowest age in the study, in years."
-)
-@click.option(
-    "--model-digest", default="", metavar="BEGIN", help="If the rows are of several models: how its digest begins."
-)
-@click.option("--keep-unknown-truncation", is_flag=True, help=_UNKNOWN_TRUNCATION_HELP)
+@_rules_options
 @click.option("--replicates", type=click.IntRange(100), default=1000, show_default=True, help="Bootstrap draws.")
 @json_option
 def age(
@@ -138,6 +154,36 @@ def _print_age_study(result: AgeStudy) -> None:
         if each.paper_r_s is not None
     ]
     print_table("Beside the paper; r_s with 95 % CI", rows, ("name", "quantity", "n", "r_s", "p", "FDR", "paper"))
+
+
+@cohort.command()
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
+@_rules_options
+@json_option
+def percentiles(
+    *, source: Path, out: Path, youngest: float, model_digest: str, keep_unknown_truncation: bool, as_json: bool
+) -> None:
+    """Describe volume and attenuation by age and sex.
+
+    SOURCE is as for cohort age, and the same patients are used. Percentiles of every structure over age, for all
+    patients and by sex, are written to OUT. A structure with too few patients is listed there with the reason. The
+    percentiles describe the patients of SOURCE and are not a norm.
+    """
+    with _research():
+        from dicom_node.age_study.percentiles import run_percentiles  # noqa: PLC0415
+        from dicom_node.age_study.selection import Rules  # noqa: PLC0415
+
+    references = run_percentiles(source, out, Rules(youngest, model_digest, keep_unknown_truncation))
+    facts = {
+        "curves": len(references.curves),
+        "without_curve": len(references.left_out),
+        **references.sample.model_dump(mode="json"),
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        print_facts(str(out), facts)
 
 
 @contextmanager
