@@ -192,9 +192,10 @@ def _research() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("pyarrow", "statsmodels"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("pyarrow", "statsmodels"):
             raise
-        raise click.ClickException("cohorts require the extra: pip install 'dicom-node[research]'") from error
+        raise click.ClickException(f"cohorts require {package}: pip install 'dicom-node[research]'") from error
 
 
 @contextmanager

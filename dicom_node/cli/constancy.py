@@ -27,6 +27,7 @@ _NOT_CHECK = ("phantoms", "field_of_view")
 _SHOWN_STRUCTURES = 20
 _BASELINE_HELP = "Folder of the accepted answer; default: that of the model in the node's constancy folder."
 _PHANTOMS_HELP = "With --accept and --vary; default: 3 and 2."
+_ENGINE_HELP = "Default: as the node is configured to run the model."
 _FIELDS_OF_VIEW = ["whole", "head_neck", "chest", "abdomen", "chest_abdomen", "trunk"]
 
 
@@ -46,10 +47,10 @@ _FIELDS_OF_VIEW = ["whole", "head_neck", "chest", "abdomen", "chest_abdomen", "t
 @click.option("--mean-hu", type=click.FloatRange(0), default=3.0, show_default=True, help="With --accept.")
 @click.option("--thickness", default="1,2,3,5", show_default=True, metavar="A,B", help="With --vary, in mm.")
 @click.option("--kernels", default="soft,standard,sharp", show_default=True, metavar="A,B", help="With --vary.")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--backend", type=click.Choice(["auto", "openvino", "torch"]))
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]))
-@click.option("--threads", type=click.IntRange(0), help="0: all cores.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help=_ENGINE_HELP)
+@click.option("--backend", type=click.Choice(["auto", "openvino", "torch"]), help=_ENGINE_HELP)
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), help=_ENGINE_HELP)
+@click.option("--threads", type=click.IntRange(0), help=f"0: all cores. {_ENGINE_HELP}")
 @json_option
 @click.pass_context
 def constancy(

@@ -126,10 +126,10 @@ def test_cut_or_repeated_image_at_the_end_of_a_stack_fails_the_series(config, tm
     assert set(read_rows(tmp_path / "out")["series"].to_pylist()) == {pseudonyms.uid(series[3])}
     reasons = {row["series"]: row["reason"] for row in read_without_rows(tmp_path / "out").to_pylist()}
     assert reasons[pseudonyms.uid(series[1])] == (
-        "5 of 6 instances came (files left out: 1 (damaged, or not readable as DICOM))"
+        "5 of 6 instances arrived (files left out: 1 (damaged, or not readable as DICOM))"
     )
     assert reasons[pseudonyms.uid(series[2])] == (
-        "5 of 6 instances came (1 refused: another image of the series has this SOP Instance UID)"
+        "5 of 6 instances arrived (1 refused: another image of the series has this SOP Instance UID)"
     )
 
 
@@ -151,7 +151,7 @@ def test_files_without_preamble_and_deflated_files_are_taken(config, tmp_path):
     pseudonyms = read_key(tmp_path / "key")
     assert set(read_rows(tmp_path / "out")["series"].to_pylist()) == {pseudonyms.uid(uid) for uid in uids[:2]}
     (explained,) = read_without_rows(tmp_path / "out").to_pylist()
-    assert explained["reason"] == "0 of 6 instances came (files left out: 6 (not a DICOM file (ValueError)))"
+    assert explained["reason"] == "0 of 6 instances arrived (files left out: 6 (not a DICOM file (ValueError)))"
 
 
 def test_finished_cohort_with_another_data_set_is_refused(config, tmp_path):

@@ -237,7 +237,8 @@ def test_overflow_in_float16_is_segmented_again_in_bfloat16_with_a_note(overflow
         result = engine.segment(volume, lambda *_: None)
         np.testing.assert_array_equal(result.labels_zyx, planned.labels_zyx)
         assert result.run.precision == planned.run.precision
-        (note,) = result.run.notes
+        # a processor without bfloat16 adds, in both runs, that it computed in float32
+        (note,) = (note for note in result.run.notes if note not in planned.run.notes)
         assert note.text == "the network overflowed in float16; the volume was segmented again in bfloat16"
         assert note.changes_answer
 
