@@ -69,7 +69,7 @@ def test_cohort_is_a_data_set_whose_truth_matches_its_files(tmp_path):
     assert (found.layout, len(found.subjects), found.left_out) == ("published", 2, ())
     subject = found.subjects[0]
     meta = rows(tmp_path / "meta.csv", ";")[0]
-    assert (str(subject.age_years), subject.sex) == (meta["age"], meta["gender"].upper())
+    assert (subject.age_years, subject.sex) == (float(meta["age"]), meta["gender"].upper())
     volume = subject.image.read()
     label_map = subject.read_labels(volume.geometry)
     assert sorted(label_map.names_by_label.values()) == sorted(paper_labels().values())
