@@ -4,6 +4,7 @@
 
     DicomNodeError
     ├── ConfigurationError          FAIL    node.yaml or rules.yaml is wrong; nothing starts
+    ├── NodeInUse                   FAIL    another process has this role on this data folder; nothing starts
     ├── InstanceRefused             REJECT  a C-STORE is answered with ``status``; nothing is kept
     ├── MalformedDataset            REJECT  bytes that are no data set; receive and standard.files translate it
     ├── StoreUnavailable            RETRY   spool or ledger can't take a write now (answered 0xA700 on the wire)
@@ -138,6 +139,10 @@ class DicomNodeError(Exception):
 
 class ConfigurationError(DicomNodeError):
     """The configuration contradicts itself or names something that does not exist."""
+
+
+class NodeInUse(DicomNodeError):
+    """Another process of the same role runs on this data folder; the message names it."""
 
 
 class InstanceRefused(DicomNodeError):

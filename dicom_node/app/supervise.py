@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.app.roles import refuse_if_in_use, role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
 from dicom_node.route.rules_file import load_rules
+from dicom_node.store.processes import Role
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import BinaryIO
@@ -38,11 +42,27 @@ def serve(settings: Settings, config_file: Path) -> int:
 
     Raises:
         ConfigurationError: rules or ledger can't be used; nothing was started.
+        NodeInUse: another node, or a process of it, runs on this data folder; nothing was started.
     """
     stop = stop_on_signals()
-    _check_before_start(settings)
+    # fail immediately and with the reason, instead of in a child that is restarted again and again
+    load_rules(settings.rules_file, settings)
+    _, ledger = open_store(settings)
+    folder = settings.node.data_folder
+    with closing(ledger):
+        refuse_if_in_use(ledger.processes, folder, _STOP_LIMIT_S)
+        with role_held(ledger.processes, Role.SERVE, folder, stop):
+            if not settings.sources:
+                structlog.get_logger().warning(
+                    "sources.none", reason="no source is configured: no peer may send to this node"
+                )
+            _run_children(config_file, stop)
+    return 0
+
+
+def _run_children(config_file: Path, stop: threading.Event) -> None:
     program = [sys.executable, "-m", "dicom_node.cli", "--config", str(config_file)]
-    children = [Child(name, [*program, name]) for name in ("listen", "work")]
+    children = [Child(name, [*program, name]) for name in (Role.LISTEN, Role.WORK)]
     for child in children:
         child.start()
     while not stop.wait(_WATCH_S):
@@ -52,16 +72,6 @@ def serve(settings: Settings, config_file: Path) -> int:
         child.terminate()
     for child in children:
         child.join(_STOP_LIMIT_S)
-    return 0
-
-
-def _check_before_start(settings: Settings) -> None:
-    """Fail immediately and with the reason, instead of in a child that is restarted again and again."""
-    load_rules(settings.rules_file, settings)
-    _, ledger = open_store(settings)
-    ledger.close()
-    if not settings.sources:
-        structlog.get_logger().warning("sources.none", reason="no source is configured: no peer may send to this node")
 
 
 class Child:
@@ -99,7 +109,7 @@ class Child:
             self._command,
             stdout=self._output,
             start_new_session=True,
-            preexec_fn=_stop_with_watcher,  # noqa: PLW1509 - the watcher has one thread
+            preexec_fn=_stop_with_watcher,  # noqa: PLW1509 - it takes no lock that a thread of ours may hold
         )
         self._started = self._clock()
         structlog.get_logger().info("process.started", name=self._name, pid=self._process.pid)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.app.roles import role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
@@ -34,6 +36,7 @@ from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.route.rules_file import load_rules
 from dicom_node.store.clock import now_utc
 from dicom_node.store.disk import DiskWatermark
+from dicom_node.store.processes import Role
 from dicom_node.store.workers import WorkerName
 from dicom_node.work.pool import WorkerPool
 
@@ -74,7 +77,7 @@ def open_pipeline(
     reader: ImageReader | None = None,
 ) -> Pipeline:
     """Connect the parts of the work process; each gets only the settings and the ledger access that it needs."""
-    node = settings.node
+    node, worker = settings.node, WorkerName.own()
     abilities = Abilities(node.ae_title)
     results = ResultStore(ledger.jobs, ledger.results, spool, Installation(node.station_name, ledger.device_uid()))
     reader = reader or ImageReader()
@@ -86,21 +89,35 @@ def open_pipeline(
     return Pipeline(
         completing=Completing(ledger.arrivals, settings.completion, settings.sources, node.ae_title),
         routing=Routing(ledger.routing, spool, reader, rules, notices, settings.work.attempts),
-        running=Running(ledger.jobs, means, settling, WorkerName.own(), settings.work.attempts),
-        delivering=Delivering(ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title),
+        running=Running(ledger.jobs, means, settling, worker, settings.work.attempts),
+        delivering=Delivering(
+            ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title, worker
+        ),
     )
 
 
 def run_work(settings: Settings, more_sweeps: MoreSweeps | None = None) -> None:
-    """Run everything after the spool until SIGTERM or SIGINT; ``more_sweeps`` are made from the same objects."""
+    """Run everything after the spool until SIGTERM or SIGINT; ``more_sweeps`` are made from the same objects.
+
+    Raises:
+        NodeInUse: another process works on this data folder.
+    """
     stop = stop_on_signals()
     spool, ledger = open_store(settings)
+    with closing(ledger), role_held(ledger.processes, Role.WORK, settings.node.data_folder, stop):
+        _work(settings, spool, ledger, more_sweeps, stop)
+
+
+def _work(
+    settings: Settings, spool: Spool, ledger: Ledger, more_sweeps: MoreSweeps | None, stop: threading.Event
+) -> None:
     rules = load_rules(settings.rules_file, settings)
     workers = WorkerPool(settings.models, settings.work)
     reader = ImageReader()
     reader.prepare()
     pipeline = open_pipeline(settings, ledger, spool, rules, workers, reader)
     pipeline.running.recover_jobs()
+    pipeline.delivering.recover()
     more = more_sweeps(settings, ledger, workers, stop) if more_sweeps else []
     schedule = Schedule([*_sweeps(settings, ledger, spool, pipeline), *more])
     schedule.start()
@@ -123,7 +140,6 @@ def run_work(settings: Settings, more_sweeps: MoreSweeps | None = None) -> None:
     finally:
         schedule.stop()
         workers.close()
-        ledger.close()
 
 
 def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline) -> list[Sweep]:
@@ -140,13 +156,17 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     def adopt() -> None:
         adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, _UNCLAIMED_AGE_S)
 
+    def recover() -> None:
+        pipeline.running.recover_jobs()
+        pipeline.delivering.recover()
+
     def keep_house() -> None:
         purge_expired(ledger, spool, settings.operate, now_utc())
         watermark.look()
 
     return [
         Sweep("completion", every, complete_and_route),
-        Sweep("recovery", _RECOVERY_SWEEP_S, pipeline.running.recover_jobs),
+        Sweep("recovery", _RECOVERY_SWEEP_S, recover),
         Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),

@@ -30,7 +30,7 @@ class Attempt:
     @property
     def is_alone(self) -> bool:
         """Whether no other job may run at the same time: what ended the first attempt must not end other jobs too."""
-        return self.claimed.attempt > 1
+        return self.claimed.counted > 1
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

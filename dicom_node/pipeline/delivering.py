@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -10,19 +11,23 @@ import structlog
 from dicom_node.deliver import retry
 from dicom_node.deliver.abilities import shows_binary
 from dicom_node.deliver.scu import send
+from dicom_node.errors import StoreUnavailable
+from dicom_node.pipeline.lease import LEASE, renewed
 from dicom_node.store.clock import now_utc
 from dicom_node.types import ResultKind, SegmentationForm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime
 
     from dicom_node.deliver.abilities import Abilities
     from dicom_node.settings import DeliverySettings, DestinationSettings
     from dicom_node.store.deliveries import Deliveries, DueDelivery
+    from dicom_node.store.workers import WorkerName
     from dicom_node.types import DeliveryOutcome, ResultRequest
 
 DELIVERIES_PER_ASSOCIATION = 200
+_RENEWAL_S = 10.0
 
 
 class Delivering:
@@ -34,6 +39,7 @@ class Delivering:
         policy: how long to wait after a failure, and how often to try again.
         abilities: what the destinations accept.
         ae_title: our AE title.
+        worker: the name under which this process claims deliveries.
     """
 
     def __init__(
@@ -43,28 +49,56 @@ class Delivering:
         policy: DeliverySettings,
         abilities: Abilities,
         ae_title: str,
+        worker: WorkerName,
     ) -> None:
         self._deliveries = deliveries
         self._destinations = destinations
         self._policy = policy
         self._abilities = abilities
         self._ae_title = ae_title
+        self._worker = worker
         self._log = structlog.get_logger()
 
     def deliver(self, destination_name: str) -> None:
         """Send ``destination_name`` all its due results, and record each answer as soon as it arrives."""
-        due = self._deliveries.due(destination_name, now_utc(), DELIVERIES_PER_ASSOCIATION)
         destination = self._destinations.get(destination_name)
-        if not due or destination is None:
+        if destination is None:
             return
+        now = now_utc()
+        claimed = self._deliveries.claim(destination_name, self._worker, now, now + LEASE, DELIVERIES_PER_ASSOCIATION)
+        if claimed:
+            with self._held(claimed, destination_name):
+                self._send(destination_name, destination, claimed)
+
+    def recover(self) -> None:
+        """Let deliveries be made again whose process died in the middle."""
+        recovered = self._deliveries.recover_stalled(self._worker, now_utc())
+        if recovered:
+            self._log.warning("deliveries.recovered", deliveries=recovered)
+
+    @contextmanager
+    def _held(self, claimed: Sequence[DueDelivery], destination_name: str) -> Iterator[None]:
+        """Keep ``claimed`` until the block ends; if it raises, those without an answer are due again."""
+
+        def renew(until: datetime) -> bool:
+            return self._deliveries.renew_lease(claimed, until)
+
+        with renewed(renew, _RENEWAL_S, destination=destination_name):
+            try:
+                yield
+            except BaseException:
+                with suppress(StoreUnavailable):  # the lease ends in any case
+                    self._deliveries.give_back(claimed)
+                raise
+
+    def _send(self, name: str, destination: DestinationSettings, claimed: Sequence[DueDelivery]) -> None:
         by_uid: dict[str, list[DueDelivery]] = {}
-        for delivery in due:
+        for delivery in claimed:
             by_uid.setdefault(delivery.instance.sop_instance_uid, []).append(delivery)
-        self._deliveries.starting(due, now_utc())
 
         def record(outcome: DeliveryOutcome) -> None:
             for delivery in by_uid[outcome.sop_instance_uid]:
-                self._record(destination_name, destination, delivery, outcome)
+                self._record(name, destination, delivery, outcome)
 
         send(destination, self._ae_title, [deliveries[0].instance for deliveries in by_uid.values()], record)
 
@@ -75,7 +109,7 @@ class Delivering:
         if not (outcome.delivered or outcome.retry) and delivery.instance.kind is ResultKind.LABELMAP:
             self._abilities.forget(destination)
         again = None if outcome.delivered else self._next_attempt(destination, delivery, outcome, now)
-        self._deliveries.record(delivery, outcome, again, now)
+        recorded = self._deliveries.record(delivery, outcome, again, now)
         self._log.info(
             "delivery",
             job=delivery.job_id,
@@ -84,15 +118,16 @@ class Delivering:
             delivered=outcome.delivered,
             status=None if outcome.status is None else f"0x{outcome.status:04X}",
             reason=outcome.reason,
-            attempts=delivery.attempts + 1,
+            attempts=delivery.attempts,
             next_attempt_at=again.isoformat() if again else None,
+            recorded=recorded,
         )
 
     def _next_attempt(
         self, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome, now: datetime
     ) -> datetime | None:
         return retry.next_attempt(
-            attempts=delivery.attempts + 1,
+            attempts=delivery.attempts,
             refusals=delivery.refusals + int(not outcome.retry),
             refused=not outcome.retry,
             first_attempt_at=delivery.first_attempt_at or now,

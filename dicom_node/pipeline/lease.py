@@ -1,4 +1,4 @@
-"""The lease of a running job, renewed during the work: a job whose process died goes to another worker."""
+"""The lease of claimed work, renewed while it is done: what a process left undone at its death, another one does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from dicom_node.errors import DicomNodeError
 from dicom_node.store.clock import now_utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from datetime import datetime
 
     from dicom_node.pipeline.attempt import Attempt
     from dicom_node.store.jobs import Jobs
@@ -22,20 +24,33 @@ LEASE = timedelta(seconds=60)
 _RENEWAL_S = 1.0
 
 
+def lease_renewed(jobs: Jobs, attempt: Attempt) -> AbstractContextManager[None]:
+    """Renew the lease of a job and record its progress until the block ends or the job is lost."""
+
+    def renew(until: datetime) -> bool:
+        return jobs.renew_lease(attempt.claimed, until, attempt.progress, attempt.stage_name)
+
+    return renewed(renew, _RENEWAL_S, job=attempt.claimed.id)
+
+
 @contextmanager
-def lease_renewed(jobs: Jobs, attempt: Attempt) -> Iterator[None]:
-    """Renew the lease and record the progress until the block ends or the job is lost."""
+def renewed(renew: Callable[[datetime], bool], every_s: float, **what: int | str) -> Iterator[None]:
+    """Call ``renew`` with the new end of a lease until the block ends or it answers that the lease was lost.
+
+    ``what`` it is a lease of, for the log.
+    """
     ended = threading.Event()
 
-    def renew() -> None:
-        while not ended.wait(_RENEWAL_S):
+    def renew_repeatedly() -> None:
+        while not ended.wait(every_s):
             try:
-                if not jobs.renew_lease(attempt.claimed, now_utc() + LEASE, attempt.progress, attempt.stage_name):
+                if not renew(now_utc() + LEASE):
                     return
             except DicomNodeError as error:
-                structlog.get_logger().warning("lease.not_renewed", job=attempt.claimed.id, reason=str(error))
+                structlog.get_logger().warning("lease.not_renewed", **what, reason=str(error))
 
-    thread = threading.Thread(target=renew, name=f"lease of job {attempt.claimed.id}", daemon=True)
+    name = " ".join(f"{kind} {each}" for kind, each in what.items())
+    thread = threading.Thread(target=renew_repeatedly, name=f"lease of {name}", daemon=True)
     thread.start()
     try:
         yield

@@ -85,7 +85,7 @@ class Settling:
         if outcome.state is JobState.REJECTED:
             return self._jobs.rejected(claimed, outcome.reason, now, notices)
         if outcome.state is JobState.FAILED:
-            return self._jobs.failed(claimed, f"{outcome.reason} (attempt {claimed.attempt})", now, notices)
+            return self._jobs.failed(claimed, f"{outcome.reason} (attempt {claimed.counted})", now, notices)
         if not outcome.counts:
             return self._jobs.give_back(claimed, outcome.reason)
         return self._jobs.put_back(claimed, outcome.reason, now + outcome.pause)

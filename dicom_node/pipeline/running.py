@@ -90,7 +90,7 @@ class Running:
             outcome = outcome_of(
                 error,
                 job=attempt.claimed.id,
-                attempt=attempt.claimed.attempt,
+                attempt=attempt.claimed.counted,
                 attempts=self._attempts,
                 stopping=self._means.places.is_closed,
             )

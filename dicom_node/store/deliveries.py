@@ -1,28 +1,36 @@
-"""Pending deliveries and the answers of the destinations."""
+"""Pending deliveries and the answers of the destinations.
+
+A delivery is claimed like a job, so that two processes never send it at the same time: by the name of the process and
+the number of the attempt, which is counted before it is made. A process whose claim was given to another can no longer
+record an answer.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
+from dicom_node.store.workers import dead_and_living
 from dicom_node.types import DeliveryOutcome, ResultInstance, ResultKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Select
 
     from dicom_node.store.database import Database
     from dicom_node.store.spool import Spool
+    from dicom_node.store.workers import WorkerName
 
 
 @dataclass(frozen=True, slots=True)
 class DueDelivery:
-    """One result that is due at one destination."""
+    """One result that is due at one destination; ``attempts`` includes the one that ``claimed_by`` is making."""
 
     id: int
     job_id: int
@@ -30,6 +38,7 @@ class DueDelivery:
     attempts: int
     refusals: int
     first_attempt_at: datetime | None
+    claimed_by: str | None = None
 
 
 class Deliveries:
@@ -45,32 +54,96 @@ class Deliveries:
         Results of a series of which more is arriving wait: they may be superseded before anybody has read them.
         """
         with self._database.read() as db:
-            rows = db.execute(
-                select(
-                    delivery.c.id,
-                    delivery.c.attempts,
-                    delivery.c.refusals,
-                    delivery.c.first_attempt_at,
-                    result.c.job_id,
-                    result.c.kind,
-                    result.c.sop_class_uid,
-                    result.c.sop_instance_uid,
-                    result.c.series_instance_uid,
-                    result.c.transfer_syntax_uid,
-                    result.c.spool_name,
-                    result.c.sha256,
-                    result.c.size_bytes,
+            return self._found(db, _due(destination, now).limit(limit))
+
+    def claim(
+        self, destination: str, worker: WorkerName, now: datetime, lease_until: datetime, limit: int
+    ) -> tuple[DueDelivery, ...]:
+        """Claim what is due at ``destination``, and count the attempts before they are made."""
+        if not self.due(destination, now, 1):  # most calls: without the write lock, which arriving instances need
+            return ()
+        with self._database.write() as db:
+            due = _due(destination, now).limit(limit).with_for_update(of=delivery, skip_locked=True)
+            found = self._found(db, due)
+            db.execute(
+                update(delivery)
+                .where(delivery.c.id.in_([each.id for each in found]))
+                .values(
+                    attempts=delivery.c.attempts + 1,
+                    claimed_by=str(worker),
+                    lease_until=lease_until,
+                    first_attempt_at=func.coalesce(delivery.c.first_attempt_at, now),
                 )
-                .select_from(delivery.join(result).join(job).join(series_revision))
-                .where(
-                    delivery.c.state == DeliveryState.WAITING,
-                    delivery.c.destination == destination,
-                    or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
-                    ~_more_is_arriving(),
+            )
+        return tuple(
+            replace(
+                each,
+                attempts=each.attempts + 1,
+                claimed_by=str(worker),
+                first_attempt_at=each.first_attempt_at or now,
+            )
+            for each in found
+        )
+
+    def renew_lease(self, claimed: Sequence[DueDelivery], lease_until: datetime) -> bool:
+        """Extend the lease of those that are not answered yet. False: there are none."""
+        with self._database.write() as db:
+            renewed = update(delivery).where(_of_claim(claimed)).values(lease_until=lease_until)
+            return bool(db.execute(renewed).rowcount)
+
+    def give_back(self, claimed: Sequence[DueDelivery]) -> None:
+        """Let those that are not answered yet be sent again at once, by any process."""
+        with self._database.write() as db:
+            db.execute(update(delivery).where(_of_claim(claimed)).values(claimed_by=None, lease_until=None))
+
+    def recover_stalled(self, worker: WorkerName, now: datetime) -> int:
+        """Let those be sent again whose lease has expired or whose claimant ``worker`` can tell is dead; how many."""
+        waiting = and_(delivery.c.state == DeliveryState.WAITING, delivery.c.claimed_by.is_not(None))
+        claimants = select(delivery.c.claimed_by).where(waiting).distinct()
+        with self._database.read() as db:  # most calls: there are none
+            if not db.execute(claimants.limit(1)).all():
+                return 0
+        with self._database.write() as db:
+            dead, _ = dead_and_living(db.execute(claimants).scalars(), worker)
+            stalled = or_(delivery.c.lease_until < now, delivery.c.claimed_by.in_(dead))
+            freed = update(delivery).where(waiting, stalled).values(claimed_by=None, lease_until=None)
+            return int(db.execute(freed).rowcount)
+
+    def record(
+        self, due: DueDelivery, outcome: DeliveryOutcome, next_attempt_at: datetime | None, at: datetime
+    ) -> bool:
+        """Record the answer: delivered, tried again at ``next_attempt_at``, or (None) FAILED.
+
+        False: nothing was written, because the claim was lost or the result superseded.
+        """
+        state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
+        open_states = {DeliveryState.WAITING}
+        if outcome.delivered:
+            state = DeliveryState.DELIVERED
+            # a newer revision may have replaced it during the transfer; the destination has it anyway
+            open_states.add(DeliveryState.SUPERSEDED)
+        refused = not outcome.delivered and not outcome.retry
+        with self._database.write() as db:
+            # if two destinations answer at once, the later transaction sees the other's answer
+            db.execute(held_for_change(select(job.c.id).where(job.c.id == due.job_id))).all()
+            recorded = db.execute(
+                update(delivery)
+                .where(_held(due), delivery.c.state.in_(open_states))
+                .values(
+                    state=state,
+                    claimed_by=None,
+                    lease_until=None,
+                    next_attempt_at=next_attempt_at,
+                    delivered_at=at if outcome.delivered else None,
+                    last_status=outcome.status,
+                    last_reason=outcome.reason,
+                    refusals=delivery.c.refusals + int(refused),
                 )
-                .order_by(delivery.c.id)
-                .limit(limit)
-            ).all()
+            ).rowcount
+            _settle_job(db, due.job_id, at)
+            return bool(recorded)
+
+    def _found(self, db: Connection, due: Select[Any]) -> tuple[DueDelivery, ...]:
         return tuple(
             DueDelivery(
                 id=row.id,
@@ -89,46 +162,48 @@ class Deliveries:
                 refusals=row.refusals,
                 first_attempt_at=row.first_attempt_at,
             )
-            for row in rows
+            for row in db.execute(due)
         )
 
-    def starting(self, deliveries: tuple[DueDelivery, ...], now: datetime) -> None:
-        """Count the attempts before they are made."""
-        with self._database.write() as db:
-            for due in deliveries:
-                db.execute(
-                    update(delivery)
-                    .where(delivery.c.id == due.id)
-                    .values(attempts=delivery.c.attempts + 1, first_attempt_at=due.first_attempt_at or now)
-                )
 
-    def record(
-        self, due: DueDelivery, outcome: DeliveryOutcome, next_attempt_at: datetime | None, at: datetime
-    ) -> None:
-        """Record the answer: delivered, tried again at ``next_attempt_at``, or (None) FAILED."""
-        state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
-        open_states = {DeliveryState.WAITING}
-        if outcome.delivered:
-            state = DeliveryState.DELIVERED
-            # a newer revision may have replaced it during the transfer; the destination has it anyway
-            open_states.add(DeliveryState.SUPERSEDED)
-        refused = not outcome.delivered and not outcome.retry
-        with self._database.write() as db:
-            # if two destinations answer at once, the later transaction sees the other's answer
-            db.execute(held_for_change(select(job.c.id).where(job.c.id == due.job_id))).all()
-            db.execute(
-                update(delivery)
-                .where(delivery.c.id == due.id, delivery.c.state.in_(open_states))
-                .values(
-                    state=state,
-                    next_attempt_at=next_attempt_at,
-                    delivered_at=at if outcome.delivered else None,
-                    last_status=outcome.status,
-                    last_reason=outcome.reason,
-                    refusals=delivery.c.refusals + int(refused),
-                )
-            )
-            _settle_job(db, due.job_id, at)
+def _due(destination: str, now: datetime) -> Select[Any]:
+    return (
+        select(
+            delivery.c.id,
+            delivery.c.attempts,
+            delivery.c.refusals,
+            delivery.c.first_attempt_at,
+            result.c.job_id,
+            result.c.kind,
+            result.c.sop_class_uid,
+            result.c.sop_instance_uid,
+            result.c.series_instance_uid,
+            result.c.transfer_syntax_uid,
+            result.c.spool_name,
+            result.c.sha256,
+            result.c.size_bytes,
+        )
+        .select_from(delivery.join(result).join(job).join(series_revision))
+        .where(
+            delivery.c.state == DeliveryState.WAITING,
+            delivery.c.destination == destination,
+            delivery.c.claimed_by.is_(None),
+            or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
+            ~_more_is_arriving(),
+        )
+        .order_by(delivery.c.id)
+    )
+
+
+def _held(due: DueDelivery) -> Any:
+    """Whether the row is still at the attempt that ``due`` is, made by the same process."""
+    claimant = delivery.c.claimed_by.is_not_distinct_from(due.claimed_by)
+    return and_(delivery.c.id == due.id, delivery.c.attempts == due.attempts, claimant)
+
+
+def _of_claim(claimed: Sequence[DueDelivery]) -> Any:
+    """Those of ``claimed``, which one process claimed together, that it still has."""
+    return and_(delivery.c.id.in_([each.id for each in claimed]), delivery.c.claimed_by == claimed[0].claimed_by)
 
 
 def _more_is_arriving() -> Any:

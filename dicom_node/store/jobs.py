@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, case, or_, select, update
 
 from dicom_node.store.deliveries import delivery_count, held_for_change
 from dicom_node.store.results import insert_result, request_of, results_of, withdraw_notices
@@ -18,15 +18,14 @@ from dicom_node.store.revisions import CompleteRevision, complete_revision
 from dicom_node.store.routing import has_successor, is_purged
 from dicom_node.store.schema import delivery, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
-from dicom_node.store.workers import WorkerName
+from dicom_node.store.workers import dead_and_living
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection
-
     from dicom_node.store.database import Database
+    from dicom_node.store.workers import WorkerName
     from dicom_node.types import ResultInstance, ResultRequest
     from inference.types import ModelIdentity, RunReport
 
@@ -43,6 +42,13 @@ class ClaimedJob:
     """The results that each destination gets."""
     revision: CompleteRevision
     unchecked_hu: bool = False
+    not_counted: int = 0
+    """How many of the attempts were cut off by what is no fault of the job."""
+
+    @property
+    def counted(self) -> int:
+        """The number of this attempt among those that count towards the limit."""
+        return self.attempt - self.not_counted
 
 
 class Jobs:
@@ -87,6 +93,7 @@ class Jobs:
             requests={name: request_of(options) for name, options in row.destinations.items()},
             revision=revision,
             unchecked_hu=row.unchecked_hu,
+            not_counted=row.not_counted,
         )
 
     def renew_lease(self, claimed: ClaimedJob, lease_until: datetime, progress: float, stage: str) -> bool:
@@ -147,9 +154,16 @@ class Jobs:
         """RUNNING -> FAILED: a person must look. Queues ``notices`` for delivery."""
         return self._ended(claimed, JobState.FAILED, reason, at, notices)
 
-    def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime) -> bool:
-        """RUNNING -> QUEUED: another attempt later."""
-        return self._change(claimed, state=JobState.QUEUED, reason=reason, not_before=not_before, lease_until=None)
+    def put_back(self, claimed: ClaimedJob, reason: str, not_before: datetime, *, counts: bool = True) -> bool:
+        """RUNNING -> QUEUED: another attempt later. ``counts``: whether this one counts towards the limit."""
+        return self._change(
+            claimed,
+            state=JobState.QUEUED,
+            reason=reason,
+            not_before=not_before,
+            lease_until=None,
+            not_counted=claimed.not_counted + int(not counts),
+        )
 
     def give_back(self, claimed: ClaimedJob, reason: str) -> bool:
         """RUNNING -> QUEUED by a worker that is stopping; the attempt does not count. The worker writes no more."""
@@ -166,16 +180,26 @@ class Jobs:
         """RUNNING without a live worker -> QUEUED, or FAILED if it has no attempts left.
 
         A job is stalled when its lease has expired, or as soon as the caller, ``worker``, can tell that the process
-        that claimed it is dead. Returns (requeued, failed).
+        that claimed it is dead. If that process is known to live, it was held up, which says nothing of the job: the
+        attempt does not count. Returns (requeued, failed).
         """
         with self._database.write() as db:
-            stalled = and_(
-                job.c.state == JobState.RUNNING,
-                or_(job.c.lease_until < now, job.c.claimed_by.in_(_dead_claimants(db, worker))),
-            )
+            claimants = select(job.c.claimed_by).where(job.c.state == JobState.RUNNING).distinct()
+            dead, living = dead_and_living(db.execute(claimants).scalars(), worker)
+            stalled = and_(job.c.state == JobState.RUNNING, or_(job.c.lease_until < now, job.c.claimed_by.in_(dead)))
+            requeued = {"state": JobState.QUEUED, "lease_until": None}
+            spared = db.execute(
+                update(job)
+                .where(stalled, job.c.claimed_by.in_(living))
+                .values(
+                    **requeued,
+                    not_counted=job.c.not_counted + 1,
+                    reason="the worker did not renew its lease; the job is queued again",
+                )
+            ).rowcount
             failed = db.execute(
                 update(job)
-                .where(stalled, job.c.attempts >= attempts_limit)
+                .where(stalled, job.c.attempts - job.c.not_counted >= attempts_limit)
                 .values(
                     state=JobState.FAILED,
                     ended_at=now,
@@ -183,18 +207,17 @@ class Jobs:
                     reason=f"the worker was lost {attempts_limit} times while running this job",
                 )
             ).rowcount
-            requeued = db.execute(
-                update(job)
-                .where(stalled)
-                .values(state=JobState.QUEUED, lease_until=None, reason="the worker was lost; the job is queued again")
+            lost = db.execute(
+                update(job).where(stalled).values(**requeued, reason="the worker was lost; the job is queued again")
             ).rowcount
-            return requeued, failed
+            return spared + lost, failed
 
     def retry(self, job_id: int, now: datetime) -> str | None:
         """Retry a job at a person's request. Returns what happens now, in words; None if there is nothing to retry.
 
         Nothing is retried once a newer revision of the series was routed, because the old result would arrive last, or
-        once the images were deleted.
+        once the images were deleted. A delivery that is being sent keeps its number of attempts, by which the answer
+        is known.
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
@@ -206,7 +229,13 @@ class Jobs:
                     delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
                     delivery.c.result_id.in_(results_of(job_id, are_notices=False)),
                 )
-                .values(state=DeliveryState.WAITING, next_attempt_at=now, attempts=0, refusals=0, first_attempt_at=None)
+                .values(
+                    state=DeliveryState.WAITING,
+                    next_attempt_at=now,
+                    attempts=case((delivery.c.claimed_by.is_(None), 0), else_=delivery.c.attempts),
+                    refusals=0,
+                    first_attempt_at=None,
+                )
             ).rowcount
             if waiting:
                 db.execute(
@@ -232,7 +261,12 @@ class Jobs:
                     update(job)
                     .where(job.c.id == job_id)
                     .values(
-                        state=JobState.QUEUED, attempts=0, not_before=None, ended_at=None, reason="retried on request"
+                        state=JobState.QUEUED,
+                        attempts=0,
+                        not_counted=0,
+                        not_before=None,
+                        ended_at=None,
+                        reason="retried on request",
                     )
                 )
                 return "the job is queued again"
@@ -257,13 +291,6 @@ class Jobs:
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
             return bool(db.execute(update(job).where(_held(claimed)).values(**values)).rowcount)
-
-
-def _dead_claimants(db: Connection, worker: WorkerName) -> list[str]:
-    """The claimants of running jobs that are known to be dead. A name is never reused, so they can't claim again."""
-    claimants = db.execute(select(job.c.claimed_by).where(job.c.state == JobState.RUNNING).distinct()).scalars()
-    names = {text: WorkerName.parse(text) for text in claimants if text is not None}
-    return [text for text, name in names.items() if name is not None and name.is_known_dead(worker)]
 
 
 def _held(claimed: ClaimedJob) -> Any:

@@ -13,6 +13,7 @@ from dicom_node.store.database import Database
 from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.jobs import Jobs
 from dicom_node.store.overview import Overview
+from dicom_node.store.processes import Processes
 from dicom_node.store.results import Results
 from dicom_node.store.retention import Retention
 from dicom_node.store.routing import Routing
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """One database with eight parts. Safe to use from several threads and several processes at once."""
+    """One database with nine parts. Safe to use from several threads and several processes at once."""
 
     def __init__(self, url: str, spool: Spool) -> None:
         """Opens ``url`` and brings its schema up to date.
@@ -46,6 +47,7 @@ class Ledger:
         self.overview = Overview(self.database)
         self.retention = Retention(self.database)
         self.cohorts = Cohorts(self.database)
+        self.processes = Processes(self.database)
 
     def device_uid(self) -> str:
         """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), created on first use and permanent."""

@@ -14,7 +14,9 @@ was reached on older evidence is not written. Its ``bytes_digest`` is over the d
 is the same, or that of an earlier revision that says the same in other bytes; ``same_images_as`` is that of an earlier
 revision from which only patient and study differ. ``job.attempts`` is the fencing token: it is counted before the work
 starts, and a worker with an older number can no longer change the row. ``job.destinations`` maps each destination to
-what it gets, as it was when the series was routed. A ``cohort_series`` is a series that a research run pulls;
+what it gets, as it was when the series was routed. A delivery is claimed in the same way.
+``job.not_counted`` are the attempts that do not count towards the limit. A ``process`` has a role on a data folder;
+:mod:`dicom_node.store.processes` has its rules. A ``cohort_series`` is a series that a research run pulls;
 :mod:`dicom_node.store.cohorts` has its states.
 """
 
@@ -193,6 +195,7 @@ job = Table(
     Column("state", String(16), nullable=False),
     Column("reason", Text, nullable=False, default=""),
     Column("attempts", Integer, nullable=False),
+    Column("not_counted", Integer, nullable=False, default=0, server_default="0"),
     Column("claimed_by", String(255)),
     Column("lease_until", UtcDateTime),
     Column("not_before", UtcDateTime),
@@ -233,6 +236,8 @@ delivery = Table(
     Column("state", String(16), nullable=False),
     Column("attempts", Integer, nullable=False, default=0),
     Column("refusals", Integer, nullable=False, default=0),
+    Column("claimed_by", String(255), index=True),
+    Column("lease_until", UtcDateTime),
     Column("first_attempt_at", UtcDateTime),
     Column("next_attempt_at", UtcDateTime),
     Column("delivered_at", UtcDateTime),
@@ -240,6 +245,20 @@ delivery = Table(
     Column("last_reason", Text, nullable=False, default=""),
     UniqueConstraint("result_id", "destination"),
     Index("ix_delivery_due", "state", "destination", "next_attempt_at"),
+)
+
+process = Table(
+    "process",
+    metadata,
+    Column("role", String(16), primary_key=True),
+    Column("folder", String(1024), primary_key=True),
+    Column("boot_id", String(64), primary_key=True),
+    Column("worker", String(255), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("heartbeat_at", UtcDateTime, nullable=False),
+    Column("heartbeat_s", Float, nullable=False),
 )
 
 cohort = Table(

@@ -119,6 +119,8 @@ class DeliveryView:
     state: DeliveryState
     attempts: int
     refusals: int
+    claimed_by: str | None
+    lease_until: datetime | None
     first_attempt_at: datetime | None
     next_attempt_at: datetime | None
     delivered_at: datetime | None
@@ -130,7 +132,8 @@ class DeliveryView:
 class JobView:
     """Everything about one job. ``decision`` maps the name of each rule to the outcomes of its conditions,
     ``destinations`` each destination to its options when the series was routed. ``unchecked_hu``: the rule takes the
-    values for Hounsfield units whatever they look like. ``notes`` say why the series is not known to be whole.
+    values for Hounsfield units whatever they look like. ``not_counted``: how many attempts were cut off by
+    what is no fault of the job. ``notes`` say why the series is not known to be whole.
     """
 
     id: int
@@ -144,6 +147,7 @@ class JobView:
     state: JobState
     reason: str
     attempts: int
+    not_counted: int
     claimed_by: str | None
     lease_until: datetime | None
     not_before: datetime | None

@@ -12,9 +12,12 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from dicom_node.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _PROC = Path("/proc")
 _STATE, _START_TIME = 0, 19
@@ -67,26 +70,36 @@ class WorkerName:
         except OSError as error:
             raise ConfigurationError(f"can't read /proc, which identifies a worker: {error.strerror}") from error
 
-    def is_known_dead(self, seen_from: WorkerName) -> bool:
-        """Whether ``seen_from``, a living process, can tell that this one has ended.
+    def lives(self, seen_from: WorkerName) -> bool | None:
+        """Whether this process still runs, as far as ``seen_from``, a living process, can tell.
 
-        False says nothing where the two run in different boots or namespaces.
+        None: it can't be told, because the two run in different boots or namespaces, or processes are hidden.
         """
         if (self.boot_id, self.pid_namespace) != (seen_from.boot_id, seen_from.pid_namespace):
-            return False
+            return None
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
-            return True
+            return False
         except PermissionError:
             pass  # alive, and another user's
         try:
             if (_PROC / "self").readlink().name != str(os.getpid()):
-                return False  # /proc is that of another namespace, and its PIDs are other processes
+                return None  # /proc is that of another namespace, and its PIDs are other processes
             status = _process_status(self.pid)
         except OSError:
-            return False  # hidden from us (hidepid in proc(5)), or it ended just now
-        return status[_STATE] in _DEAD_STATES or int(status[_START_TIME]) != self.started_ticks
+            return None  # hidden from us (hidepid in proc(5)), or it ended just now
+        return status[_STATE] not in _DEAD_STATES and int(status[_START_TIME]) == self.started_ticks
+
+
+def dead_and_living(claimants: Iterable[str | None], seen_from: WorkerName) -> tuple[list[str], list[str]]:
+    """Those of the ``claimants`` of rows that are known to be dead, and those known to live.
+
+    A name is never used again, so the dead can't claim again.
+    """
+    names = {text: WorkerName.parse(text) for text in claimants if text is not None}
+    lives = {text: None if name is None else name.lives(seen_from) for text, name in names.items()}
+    return [text for text, alive in lives.items() if alive is False], [text for text, alive in lives.items() if alive]
 
 
 def _process_status(pid: int | Literal["self"]) -> list[str]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,23 +103,36 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_no_process_of_the_node_outlives_a_killed_supervisor(config, tmp_path):
-    with (tmp_path / "log").open("wb") as log:
+@contextmanager
+def serving(config, log):
+    """A node that has started, and its two children."""
+    with log.open("wb") as output:
         node = subprocess.Popen(
-            [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "serve"], cwd=ROOT, stdout=log, stderr=log
+            [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "serve"],
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
         )
     children: list[int] = []
     try:
-        wait_until(lambda: "listener.started" in (tmp_path / "log").read_text())
-        wait_until(lambda: "work.started" in (tmp_path / "log").read_text())
-        children = children_of(node.pid)
+        wait_until(lambda: "listener.started" in log.read_text(), otherwise=log.read_text)
+        wait_until(lambda: "work.started" in log.read_text(), otherwise=log.read_text)
+        children += children_of(node.pid)
         assert len(children) == 2
-        node.kill()
-        node.wait()
-        wait_until(lambda: not any(is_alive(child) for child in children))
+        yield node, children
     finally:
-        node.kill()
-        node.wait()
+        node.terminate()
+        node.wait(60)
         for child in children:
             if is_alive(child):
                 os.kill(child, signal.SIGKILL)
+
+
+def test_no_process_of_the_node_outlives_a_killed_supervisor_and_the_next_one_starts_at_once(config, tmp_path):
+    with serving(config, tmp_path / "first") as (node, children):
+        node.kill()
+        node.wait()
+        with serving(config, tmp_path / "second") as (_, others):
+            assert not any(is_alive(child) for child in children)
+            assert not set(children) & set(others)
+        assert "process.died" not in (tmp_path / "second").read_text()

@@ -22,9 +22,11 @@ from dicom_node.errors import ConfigurationError
 from dicom_node.settings import load_settings
 from dicom_node.standard.files import DAMAGED
 from dicom_node.standard.opening import EMPTY
+from dicom_node.store.processes import Role
 from dicom_node.types import Completion, Decision, ReceivedInstance
 from tests.support.ct_series import Stack, noise
 from tests.support.ct_series import write as write_ct
+from tests.support.other_process import other_process
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 SERIES = "1.2.840.1"
@@ -189,6 +191,32 @@ def test_occupied_port_is_named(config):
         write(config, node={"data_folder": "data", "port": port})
         with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}: Address already in use"):
             run_listener(load_settings(config))
+
+
+@pytest.mark.parametrize(
+    ("command", "role"),
+    [
+        ("listen", Role.LISTEN),
+        ("work", Role.WORK),
+        ("serve", Role.SERVE),
+        ("serve", Role.LISTEN),
+        ("serve", Role.WORK),
+    ],
+)
+def test_second_process_of_a_role_ends_before_it_touches_anything(config, command, role):
+    _, ledger = open_store(load_settings(config))
+    ledger.arrivals.association_opened("open", "PACS", "127.0.0.1", NOW)
+    with other_process() as (process, name):
+        assert ledger.processes.take(role, str((config.parent / "data").resolve()), name, NOW) is None
+        answered = call(config, command)
+        assert process.poll() is None
+    assert answered.exit_code == 1
+    in_use = (
+        f"{config.parent / 'data'} is in use by PID {name.pid} on {name.host} since 2026-03-01 00:00:00 UTC ({role})"
+    )
+    assert answered.stderr == f"Error: {in_use}\n"
+    assert ledger.overview.counts().associations == {"open": 1}
+    ledger.close()
 
 
 @pytest.mark.parametrize("command", [["phantom", "--out", "x"], ["demo"]])

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+
 import pytest
 import structlog
 
 from dicom_node.deliver.abilities import Abilities
+from dicom_node.errors import StoreUnavailable
+from dicom_node.pipeline import delivering as module
 from dicom_node.pipeline.delivering import Asking, Delivering
 from dicom_node.settings import DeliverySettings
 from dicom_node.store.clock import now_utc
+from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.states import DeliveryState, JobState
 from dicom_node.types import Completion, Decision, EncodedResult, ResultRequest, SegmentationForm
-from tests.integration.store.rows import IDENTITY, RUN, arrive, claim
+from tests.integration.store.rows import DEAD, IDENTITY, RUN, WORKER, arrive, claim, claim_deliveries
 from tests.support.dicom_peers import destination, make_result, scripted_pacs
 from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 POLICY = DeliverySettings(first_retry_s=3600, longest_retry_s=3600, refused_attempts=3)
 
@@ -44,7 +51,7 @@ def encoded(ledger, spool, tmp_path):
 
 
 def delivering(ledger, **destinations):
-    return Delivering(ledger.deliveries, destinations, POLICY, Abilities("NODE"), "NODE")
+    return Delivering(ledger.deliveries, destinations, POLICY, Abilities("NODE"), "NODE", WORKER)
 
 
 def of_job(ledger, job_id):
@@ -111,3 +118,76 @@ def test_viewer_on_orthanc_shows_binary_only_where_frames_end_on_a_byte():
         requests = dict.fromkeys([*viewers, "unknown"], ResultRequest(SegmentationForm(form)))
         assert asking.not_showing(requests, shown) == ()
     assert asking.not_showing(dict.fromkeys([*viewers, "unknown"], ResultRequest()), 500) == ("ohif",)
+
+
+def test_two_processes_send_each_result_once(ledger, encoded):
+    jobs = encoded(*range(1, 9))
+    with scripted_pacs() as (port, stored):
+        rooms = [
+            Delivering(
+                ledger.deliveries,
+                {"pacs": destination(port)},
+                POLICY,
+                Abilities("NODE"),
+                "NODE",
+                replace(WORKER, pid=pid),
+            )
+            for pid in (1, 2)
+        ]
+        sending = [threading.Thread(target=room.deliver, args=("pacs",)) for room in rooms]
+        for thread in sending:
+            thread.start()
+        for thread in sending:
+            thread.join()
+    assert len(stored) == len(jobs)
+    assert {ledger.overview.job(job).state for job in jobs} == {JobState.DELIVERED}
+
+
+def test_delivery_of_a_killed_process_is_made_by_another(ledger, encoded):
+    (job,) = encoded(1)
+    claim_deliveries(ledger, "pacs", now_utc(), worker=DEAD)
+    with scripted_pacs() as (port, stored), structlog.testing.capture_logs() as log:
+        room = delivering(ledger, pacs=destination(port))
+        room.deliver("pacs")
+        assert stored == []
+        room.recover()
+        room.deliver("pacs")
+    assert [line["deliveries"] for line in log if line["event"] == "deliveries.recovered"] == [1]
+    assert (len(stored), of_job(ledger, job).attempts) == (1, 2)
+    assert ledger.overview.job(job).state is JobState.DELIVERED
+
+
+def test_claim_is_renewed_during_a_long_transfer(ledger, encoded, monkeypatch):
+    monkeypatch.setattr(module, "_RENEWAL_S", 0.01)
+    (job,) = encoded(1)
+
+    def lease():
+        return of_job(ledger, job).lease_until
+
+    def renewed_twice(_event, _count):
+        for _ in range(2):
+            before = lease()
+            wait_until(lambda before=before: lease() > before)
+        return 0x0000
+
+    with scripted_pacs(renewed_twice) as (port, _):
+        delivering(ledger, pacs=destination(port, response_timeout_s=60)).deliver("pacs")
+    assert (of_job(ledger, job).state, lease()) == (DeliveryState.DELIVERED, None)
+
+
+def test_answer_that_cannot_be_recorded_leaves_its_delivery_due(ledger, encoded):
+    (job,) = encoded(1)
+
+    class Away(Deliveries):
+        def record(self, *_):
+            raise StoreUnavailable("the database is away")
+
+    away = Away(ledger.database, ledger.deliveries._spool)
+    with scripted_pacs() as (port, stored):
+        room = Delivering(away, {"pacs": destination(port)}, POLICY, Abilities("NODE"), "NODE", WORKER)
+        with pytest.raises(StoreUnavailable):
+            room.deliver("pacs")
+        assert of_job(ledger, job).claimed_by is None
+        delivering(ledger, pacs=destination(port)).deliver("pacs")
+    assert len(stored) == 2
+    assert ledger.overview.job(job).state is JobState.DELIVERED

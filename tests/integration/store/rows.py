@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from inference.types import ModelIdentity, RunNote, RunReport
 NOW = datetime(2026, 3, 1, 8, 0, tzinfo=UTC)
 SERIES = "1.2.840.1"
 WORKER = WorkerName.own()
+DEAD = replace(WORKER, started_ticks=WORKER.started_ticks - 1)
+"""A process that had the PID of this one before."""
 IDENTITY = ModelIdentity("tissue", "1", "ab" * 32, "Thresholding")
 RUN = RunReport(
     "numpy 2.3.4", "CPU", "float32", (RunNote("fell back to the CPU", changes_answer=True),), {"infer": 1.5}
@@ -128,9 +131,13 @@ def state_of(ledger, job_id):
     return ledger.overview.job(job_id).state
 
 
+def claim_deliveries(ledger, destination, at=NOW, lease_s=60, worker=WORKER):
+    return ledger.deliveries.claim(destination, worker, at, at + timedelta(seconds=lease_s), 10)
+
+
 def deliver(ledger, destination, at=NOW):
-    for due in ledger.deliveries.due(destination, at, 10):
-        ledger.deliveries.record(due, outcome(due, delivered=True), None, at)
+    for due in claim_deliveries(ledger, destination, at):
+        assert ledger.deliveries.record(due, outcome(due, delivered=True), None, at)
 
 
 def outcome(due, *, delivered, retry=False):

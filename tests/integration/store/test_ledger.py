@@ -30,6 +30,7 @@ from dicom_node.types import (
     ResultRequest,
 )
 from tests.integration.store.rows import (
+    DEAD,
     DECISION,
     IDENTITY,
     NOW,
@@ -39,6 +40,7 @@ from tests.integration.store.rows import (
     WORKER,
     arrive,
     claim,
+    claim_deliveries,
     complete,
     deliver,
     outcome,
@@ -448,7 +450,7 @@ def test_worker_that_lost_its_lease_is_fenced_off(ledger):
 def test_series_that_always_fails_ends_in_failed_after_its_attempts(ledger):
     job_id = queued_job(ledger)
     for _ in range(2):
-        claim(ledger, lease_s=-1)
+        claim(ledger, lease_s=-1, worker=DEAD)
         ledger.jobs.recover_stalled(WORKER, NOW, attempts_limit=2)
     assert state_of(ledger, job_id) == JobState.FAILED
     assert "2 times" in ledger.overview.job(job_id).reason
@@ -487,9 +489,7 @@ def test_job_is_delivered_when_every_destination_has_everything(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
     for destination in ("pacs", "archive"):
-        due = ledger.deliveries.due(destination, NOW, 10)
-        ledger.deliveries.starting(due, NOW)
-        for one in due:
+        for one in claim_deliveries(ledger, destination):
             assert state_of(ledger, job_id) == JobState.ENCODED
             ledger.deliveries.record(one, outcome(one, delivered=True), None, NOW)
     assert state_of(ledger, job_id) == JobState.DELIVERED

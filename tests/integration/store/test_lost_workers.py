@@ -14,6 +14,7 @@ from dicom_node.store.states import JobState
 from dicom_node.store.workers import WorkerName
 from dicom_node.types import Completion
 from tests.integration.store.rows import (
+    DEAD,
     DECISION,
     NOW,
     SERIES,
@@ -118,3 +119,16 @@ def test_worker_name_is_shown_with_its_job(ledger):
     job_id = queued_job(ledger)
     claim(ledger)
     assert WorkerName.parse(ledger.overview.job(job_id).claimed_by) == WORKER
+
+
+def test_lease_that_a_living_worker_did_not_renew_costs_no_attempt(ledger):
+    """A machine with too much to do, or a clock that was set: the job is sound."""
+    job_id = queued_job(ledger)
+    for attempt in range(1, 6):
+        claimed = claim(ledger)
+        assert (claimed.attempt, claimed.counted) == (attempt, 1)
+        assert recover(ledger, AFTER_THE_LEASE, attempts_limit=2) == (1, 0)
+    assert not ledger.jobs.failed(claimed, "too late", NOW), "its lease was lost"
+    assert (state_of(ledger, job_id), ledger.overview.job(job_id).not_counted) == (JobState.QUEUED, 5)
+    claim(ledger, worker=DEAD)
+    assert recover(ledger, attempts_limit=1) == (0, 1)

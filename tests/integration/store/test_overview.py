@@ -68,6 +68,7 @@ KEYS_OF_A_JOB = [
     "state",
     "reason",
     "attempts",
+    "not_counted",
     "claimed_by",
     "lease_until",
     "not_before",

@@ -10,8 +10,10 @@ from sqlalchemy import event, text
 
 from dicom_node.receive.completion import decide
 from dicom_node.settings import CompletionSettings
+from dicom_node.store.processes import Role
 from dicom_node.store.schema import metadata
 from tests.integration.store.rows import (
+    DEAD,
     DECISION,
     IDENTITY,
     NOW,
@@ -19,6 +21,7 @@ from tests.integration.store.rows import (
     WORKER,
     arrive,
     claim,
+    claim_deliveries,
     deliver,
     refused,
     some_results,
@@ -51,8 +54,17 @@ def a_day_of_the_node(ledger):
         ledger.results.known_labels(claimed.revision, "tissue")
         assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {}, LATER)
         for destination in ("pacs", "archive"):
-            ledger.deliveries.starting(ledger.deliveries.due(destination, LATER, 10), LATER)
+            claimed = claim_deliveries(ledger, destination, LATER)
+            ledger.deliveries.renew_lease(claimed, LATER)
+            ledger.deliveries.give_back(claimed)
+            claim_deliveries(ledger, destination, LATER, worker=DEAD)
+            assert ledger.deliveries.recover_stalled(WORKER, LATER) == len(claimed)
             deliver(ledger, destination, LATER)
+    for role in Role:
+        assert ledger.processes.take(role, "/data", WORKER, LATER) is None
+        assert ledger.processes.beat(role, "/data", WORKER, LATER)
+        assert ledger.processes.holder(role, "/data", WORKER).lives
+        ledger.processes.leave(role, "/data", WORKER)
     ledger.retention.claims(["a file"])
     ledger.retention.forget_refusals(NOW)
     assert ledger.retention.purge_due(LATER + timedelta(days=7), LATER, 100)

@@ -10,7 +10,7 @@ from dicom_node.cli import main
 
 HEAVY = {
     *("torch", "openvino", "nnunetv2", "scipy", "numpy", "SimpleITK", "skimage", "matplotlib"),
-    *("highdicom", "pydicom", "pynetdicom", "sqlalchemy", "alembic", "apscheduler", "pydantic", "yaml"),
+    *("highdicom", "pydicom", "pynetdicom", "sqlalchemy", "alembic", "pydantic", "yaml"),
 }
 
 

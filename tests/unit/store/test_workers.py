@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,24 +12,12 @@ from hypothesis import strategies as st
 from dicom_node.errors import ConfigurationError
 from dicom_node.store import workers
 from dicom_node.store.workers import WorkerName
+from tests.support.other_process import other_process
 
 NUMBERS = st.integers(0, 2**32)
 NAMES = st.builds(
     WorkerName, st.text(st.characters(codec="ascii"), max_size=64), st.uuids().map(str), NUMBERS, NUMBERS, NUMBERS
 )
-NAME_OF_THIS_PROCESS = "from dicom_node.store.workers import WorkerName; print(WorkerName.own(), flush=True); input()"
-
-
-@contextmanager
-def other_process():
-    """A process that lives until its standard input ends, and its worker name."""
-    with subprocess.Popen(
-        [sys.executable, "-c", NAME_OF_THIS_PROCESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield process, WorkerName.parse(process.stdout.readline().rstrip("\n"))
-        finally:
-            process.kill()
 
 
 @given(NAMES)
@@ -53,10 +38,10 @@ def test_longest_name_fits_its_column():
 def test_living_process_is_not_dead():
     own = WorkerName.own()
     assert own == WorkerName.own()
-    assert not own.is_known_dead(own)
+    assert own.lives(own) is True
     with other_process() as (_, other):
         assert other != own
-        assert not other.is_known_dead(own)
+        assert other.lives(own) is True
 
 
 def test_killed_process_is_dead_before_and_after_its_parent_has_read_its_status():
@@ -64,15 +49,15 @@ def test_killed_process_is_dead_before_and_after_its_parent_has_read_its_status(
     with other_process() as (process, other):
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is now a zombie
-        assert other.is_known_dead(own)
+        assert other.lives(own) is False
         process.wait()
-        assert other.is_known_dead(own)
+        assert other.lives(own) is False
 
 
 def test_process_with_the_pid_of_a_dead_one_is_distinguished_from_it():
     own = WorkerName.own()
     with other_process() as (_, other):
-        assert replace(other, started_ticks=other.started_ticks - 1).is_known_dead(own)
+        assert replace(other, started_ticks=other.started_ticks - 1).lives(own) is False
 
 
 @pytest.mark.parametrize("elsewhere", [{"boot_id": "4cf1a0d6-8a5e-4b8c-9a0f-6d3c1b2a7e55"}, {"pid_namespace": 1}])
@@ -81,8 +66,8 @@ def test_nothing_is_known_of_another_boot_or_container(elsewhere):
     with other_process() as (process, other):
         process.kill()
         process.wait()
-        assert not replace(other, **elsewhere).is_known_dead(own)
-        assert other.is_known_dead(own)
+        assert replace(other, **elsewhere).lives(own) is None
+        assert other.lives(own) is False
 
 
 def test_missing_proc_is_a_named_error(tmp_path, monkeypatch):
@@ -99,7 +84,7 @@ def test_proc_of_another_namespace_is_no_evidence(tmp_path, monkeypatch):
         (tmp_path / str(process.pid)).mkdir()
         (tmp_path / str(process.pid) / "stat").write_text(f"{process.pid} (python) S {'7 ' * 30}")
         monkeypatch.setattr(workers, "_PROC", tmp_path)
-        assert not other.is_known_dead(own)
+        assert other.lives(own) is None
         process.kill()
         process.wait()
-        assert other.is_known_dead(own)
+        assert other.lives(own) is False
