@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dicom_node.app.stores import open_store
@@ -34,16 +35,20 @@ class Finding:
     detail: str
 
 
-def run_checks(config_file: Path) -> tuple[Finding, ...]:
-    """Run every check; those that can't run because an earlier one failed are left out."""
+def run_checks(config_file: Path, accepted: Callable[[Path], str]) -> tuple[Finding, ...]:
+    """Run every check; those that can't run because an earlier one failed are left out.
+
+    ``accepted`` says what the constancy baseline in a folder is of, and raises ConfigurationError where it is missing
+    or damaged.
+    """
     try:
         settings = load_settings(config_file)
     except DicomNodeError as error:
         return (Finding("configuration", ok=False, detail=str(error)),)
-    return (Finding("configuration", ok=True, detail=str(config_file)), *_findings(settings))
+    return (Finding("configuration", ok=True, detail=str(config_file)), *_findings(settings, accepted))
 
 
-def _findings(settings: Settings) -> Iterator[Finding]:
+def _findings(settings: Settings, accepted: Callable[[Path], str]) -> Iterator[Finding]:
     rules = _try("rules", lambda: f"{len(load_rules(settings.rules_file, settings).rules)} loaded")
     yield rules
     yield _try("ledger", lambda: _ledger(settings))
@@ -57,6 +62,8 @@ def _findings(settings: Settings) -> Iterator[Finding]:
     )
     for name, model in settings.models.items():
         yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model, settings.work))  # type: ignore[misc]
+    for name in settings.constancy.models:
+        yield _try(f"constancy of {name}", partial(accepted, settings.constancy_folder / name))
     for name, destination in settings.destinations.items():
         reached = _echo(f"destination {name}", destination, settings)
         yield reached

@@ -124,13 +124,15 @@ def retry(context: Context, *, job_id: int, as_json: bool) -> None:
 def check(context: Context, *, as_json: bool) -> None:
     """Check the node and its peers.
 
-    Checks the configuration, the rules, the ledger, the disk, the port, and the models with their digests, and sends a
-    C-ECHO to every peer. For a destination whose viewer is OHIF on Orthanc, checks that it shows the segmentations that
-    the rules send there. Exit code 3: a check found a problem.
+    Checks the configuration, the rules, the ledger, the disk, the port, the models with their digests, and the accepted
+    answers with which constancy compares on schedule, and sends a C-ECHO to every peer. For a destination whose viewer
+    is OHIF on Orthanc, checks that it shows the segmentations that the rules send there. Exit code 3: a check found a
+    problem.
     """
     from dicom_node.app.check import run_checks  # noqa: PLC0415
+    from dicom_node.constancy.baseline import described  # noqa: PLC0415
 
-    findings = run_checks(context.config)
+    findings = run_checks(context.config, described)
     if as_json:
         print_json([{"check": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
     else:

@@ -143,6 +143,17 @@ def read_baseline(folder: Path) -> Baseline:
     return baseline
 
 
+def described(folder: Path) -> str:
+    """What the baseline in ``folder`` is of, for people.
+
+    Raises:
+        ConfigurationError: as :func:`read_baseline`.
+    """
+    baseline = read_baseline(folder)
+    model, phantoms = baseline.model, len(baseline.phantoms)
+    return f"{model.name} {model.version}, sha256 {model.digest}, phantoms: {phantoms}, accepted {baseline.accepted_at}"
+
+
 def _refuse_changed(folder: Path, name: str, digest: str) -> None:
     try:
         seen = sha256_of(folder / name)

@@ -7,6 +7,7 @@ import yaml
 from pydicom.uid import SegmentationStorage
 
 from dicom_node.app.check import run_checks
+from dicom_node.constancy.baseline import described
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 from tests.support.dicom_peers import scripted_pacs
 
@@ -27,7 +28,7 @@ def findings(folder, port, forms, viewer="ohif_on_orthanc"):
     ]
     (folder / "node.yaml").write_text(yaml.safe_dump(settings))
     (folder / "rules.yaml").write_text(yaml.safe_dump({"rules": rules}))
-    return {each.name: each for each in run_checks(folder / "node.yaml") if each.name.endswith(" in pacs")}
+    return {each.name: each for each in run_checks(folder / "node.yaml", described) if each.name.endswith(" in pacs")}
 
 
 def test_label_maps_that_orthanc_refuses_are_a_problem_and_binary_is_a_limit(tmp_path):

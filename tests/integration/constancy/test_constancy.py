@@ -17,10 +17,11 @@ import structlog
 import yaml
 from click.testing import CliRunner
 
+from dicom_node.app.check import run_checks
 from dicom_node.app.stores import open_store
 from dicom_node.app.working import open_pipeline
 from dicom_node.cli import main
-from dicom_node.constancy.baseline import Limits, last_check, read_baseline, write_baseline
+from dicom_node.constancy.baseline import Limits, described, last_check, read_baseline, write_baseline
 from dicom_node.constancy.run import Plan, accept, check
 from dicom_node.constancy.scheduled import Scheduled
 from dicom_node.constancy.subject import Subject, model_of_library
@@ -385,3 +386,19 @@ def test_a_model_that_is_not_configured_is_refused(tmp_path):
     (tmp_path / "node.yaml").write_text("constancy: {models: [tisue]}\nmodels: {tissue: {kind: tissue}}\n")
     with pytest.raises(ConfigurationError, match=r"constancy\.models\[0\]: unknown model 'tisue' .*'tissue'"):
         load_settings(tmp_path / "node.yaml")
+
+
+def test_check_finds_a_scheduled_model_without_an_accepted_answer_or_with_a_damaged_one(node):
+    def finding():
+        return next(each for each in run_checks(node.file, described) if each.name == "constancy of tissue")
+
+    missing = finding()
+    assert not missing.ok
+    assert missing.detail.startswith(f"{node.folder} has no baseline.json, so there is nothing to compare with; accept")
+    node.accept()
+    accepted = finding()
+    assert accepted.ok
+    assert accepted.detail.startswith("tissue ")
+    assert read_baseline(node.folder).accepted_at in accepted.detail
+    cut(node.folder)
+    assert not finding().ok
