@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dicom_node.cli.context import PROBLEM_FOUND
-from dicom_node.cli.output import json_option, print_json, print_table, progress_bars
+from dicom_node.cli.output import end_with, json_option, print_table, progress_bars
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -96,15 +94,7 @@ def compare(
             result = compare_with_truth(opened, truth, out, wanted, options, report)
         else:
             result = compare_agreement(opened, images, out, wanted, options, pictures, report)
-    if as_json:
-        print_json(result.as_json())
-    else:
-        _print(result)
-        click.echo(f"in {out / PAGE}")
-    for problem in result.problems:
-        click.echo(f"{problem.id}: {problem.reason}", err=True)
-    if result.problems:
-        sys.exit(PROBLEM_FOUND)
+    end_with(result, out / PAGE, lambda: _print(result), as_json=as_json)
 
 
 def _wanted(more: Mapping[str, Any]) -> Wanted:
@@ -159,6 +149,20 @@ def _print(result: Comparison | Agreement) -> None:
             for pair in result.pairs
         ]
         print_table("Agreement over all structures; with 95 % CI", rows, list(rows[0]))
+        by_attribute = [
+            {
+                "name": pair.name,
+                "subjects": f"{attribute}: {row.name}",
+                "n": row.subjects,
+                "Dice": with_interval(row.dice),
+                "NSD": with_interval(row.surface_dice),
+            }
+            for pair in result.pairs
+            for attribute, means in pair.summary.by_attribute.items()
+            for row in means
+        ]
+        if by_attribute:
+            print_table("Agreement by subject attribute; with 95 % CI", by_attribute, list(by_attribute[0]))
     _print_differences([row for row in result.differences if row.of == "all"])
     for title, value in result.provenance.by_title().items():
         click.echo(f"{title}: {value}")

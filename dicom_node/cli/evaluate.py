@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dicom_node.cli.context import PROBLEM_FOUND
-from dicom_node.cli.output import json_option, print_json, print_table, progress_bars
+from dicom_node.cli.output import end_with, json_option, print_table, progress_bars
 
 if TYPE_CHECKING:
     from dicom_node.cli.context import Context
@@ -121,15 +119,7 @@ def evaluate(
             model = find_model(predictions, models_folder, options)
             options = replace(options, cache_folder=cache_folder_of_user())
             evaluation = evaluate_model(model, options, truth, out, wanted, report)
-    if as_json:
-        print_json(evaluation.as_json())
-    else:
-        _print(evaluation)
-        click.echo(f"in {out / PAGE}")
-    for problem in evaluation.problems:
-        click.echo(f"{problem.id}: {problem.reason}", err=True)
-    if evaluation.problems:
-        sys.exit(PROBLEM_FOUND)
+    end_with(evaluation, out / PAGE, lambda: _print(evaluation), as_json=as_json)
 
 
 def _print(evaluation: Evaluation) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dicom_node.cli.context import PROBLEM_FOUND
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from dicom_node.evaluate.cases import Problem
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _NEVER_WRAPPED = frozenset({"name", "id", "state", "progress", "attempts", "kind"})
@@ -62,3 +68,29 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(bars[stage], completed=done, total=total)
 
         yield report
+
+
+class Study(Protocol):
+    """What an evaluation or a comparison found."""
+
+    @property
+    def problems(self) -> Sequence[Problem]:
+        """What was left out, with the reasons."""
+        ...
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for programs."""
+        ...
+
+
+def end_with(study: Study, page: Path, print_tables: Callable[[], None], *, as_json: bool) -> None:
+    """Print what was found, list on stderr what was left out, and exit with the code for problems if anything was."""
+    if as_json:
+        print_json(study.as_json())
+    else:
+        print_tables()
+        click.echo(f"in {page}")
+    for problem in study.problems:
+        click.echo(f"{problem.id}: {problem.reason}", err=True)
+    if study.problems:
+        sys.exit(PROBLEM_FOUND)

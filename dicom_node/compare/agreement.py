@@ -17,9 +17,10 @@ import numpy as np
 
 from dicom_node.dataset.processes import in_processes
 from dicom_node.errors import ResultUnreadable
-from dicom_node.evaluate.cases import Problem, Truth
+from dicom_node.evaluate.cases import Problem, Truth, attributes_of
 from dicom_node.evaluate.scoring import SubjectScores, score_subject
 from dicom_node.evaluate.summary import Averaging, Summary, group_of, summarise
+from dicom_node.evaluate.tables import attribute_columns, provenance_columns
 from dicom_node.labelmaps import LabelFile, SegmentationObject, StructureFiles
 from inference.evaluation.means import Mean, mean_of_means
 from inference.statistics.bootstrap import draws
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dicom_node.evaluate.provenance import Provenance
-    from dicom_node.labelmaps import Image, LabelMap, LabelSource
+    from dicom_node.labelmaps import LabelMap, LabelSource, Scan
 
 _ON_ONE_GRID = 1e-3
 """In voxels: how far two grids may be from whole planes apart."""
@@ -132,7 +133,7 @@ def union_of_planes(first: Geometry, second: Geometry) -> Geometry:
 
 def agreement(
     systems: Sequence[Segmented],
-    images: Mapping[str, Image],
+    scans: Mapping[str, Scan],
     folder: Path,
     averaging: Averaging,
     tolerance_mm: float,
@@ -141,7 +142,8 @@ def agreement(
 ) -> tuple[list[PairAgreement], list[Problem]]:
     """Each two of ``systems`` on the subjects that both have. Scores that were made before are taken from ``folder``.
 
-    ``averaging``: what is averaged; its convention is taken as that for which a structure found by one counts as 0.
+    ``scans``: the CTs by subject, as far as they are there. ``averaging``: what is averaged; its convention is taken as
+    that for which a structure found by one counts as 0.
 
     Raises:
         ConfigurationError: ``folder`` can't be written.
@@ -151,7 +153,7 @@ def agreement(
     problems: list[Problem] = []
     for first, second in combinations(systems, 2):
         work = partial(score_subject, folder=folder / f"{first.name}+{second.name}", tolerance_mm=tolerance_mm)
-        items = paired_sources(first, second, images)
+        items = paired_sources(first, second, scans)
         stage = f"{first.name} and {second.name}"
         report(stage, 0, len(items))
         scored: list[SubjectScores] = []
@@ -168,14 +170,16 @@ def agreement(
     return pairs, problems
 
 
-def paired_sources(first: Segmented, second: Segmented, images: Mapping[str, Image]) -> list[tuple[Truth, LabelSource]]:
+def paired_sources(first: Segmented, second: Segmented, scans: Mapping[str, Scan]) -> list[tuple[Truth, LabelSource]]:
     """The segmentations of both of every subject that both have; the first as the one that is scored against."""
     pairs: list[tuple[Truth, LabelSource]] = []
     for name in sorted(first.sources.keys() & second.sources.keys()):
         own, other = first.sources[name], second.sources[name]
         if not isinstance(own, LabelFile | StructureFiles):
             own = OnSharedGrid(own, other)
-        pairs.append((Truth(name, own, images.get(name)), other))
+        scan = scans.get(name)
+        truth = Truth(name, own) if scan is None else Truth(name, own, scan.image, attributes_of(scan))
+        pairs.append((truth, other))
     return pairs
 
 
@@ -242,6 +246,7 @@ def agreement_rows(pair: PairAgreement, provenance: Provenance) -> list[dict[str
             "first": pair.first,
             "second": pair.second,
             "subject": subject.id,
+            **attribute_columns(subject),
             "structure": score.name,
             "group": group_of(score.name),
             "dice": score.dice,
@@ -250,7 +255,7 @@ def agreement_rows(pair: PairAgreement, provenance: Provenance) -> list[dict[str
             "first_ml": score.truth_ml,
             "second_ml": score.found_ml,
             "volume_difference": score.volume_error if score.truth_ml and score.found_ml else None,
-            **{key.replace(" ", "_"): value for key, value in provenance.by_title().items()},
+            **provenance_columns(provenance),
         }
         for subject in pair.subjects
         for score in subject.structures

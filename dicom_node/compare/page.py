@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dicom_node.compare.differences import SIGNIFICANT, smallest_p
 from dicom_node.compare.outliers import RULE
-from dicom_node.evaluate.page import with_interval
+from dicom_node.evaluate.page import cells_of_means, with_interval
 from dicom_node.pages.html import facts, figure, numbers, page, paragraph, picture, words
 
 if TYPE_CHECKING:
@@ -108,6 +108,11 @@ def agreement_page(
         ),
         paragraph(RULE),
         *(picture(png, caption_of(outlier)) for outlier, png in pictures),
+        *(
+            _agreement(pair, means, f"by {attribute}")
+            for pair in pairs
+            for attribute, means in pair.summary.by_attribute.items()
+        ),
         *(_agreement(pair, pair.summary.structures, "structures") for pair in pairs),
         words("Not compared", (), ((each.id, each.reason) for each in problems), are_faults=True),
         words("Remarks", (), ((each.id, each.reason) for each in notes)),
@@ -193,18 +198,4 @@ def _warnings_of_few(rows: Sequence[Difference]) -> list[str]:
 
 def _agreement(pair: PairAgreement, means: Sequence[Row], what: str) -> str:
     columns = ("", *_AGREEMENT, f"only {pair.first}", f"only {pair.second}")
-    lines = (
-        (
-            row.name.replace("_", " "),
-            str(row.subjects),
-            str(row.structures),
-            with_interval(row.dice),
-            with_interval(row.surface_dice),
-            with_interval(row.hd95_mm, ".1f"),
-            with_interval(row.volume_error, "+.1%"),
-            str(row.missed),
-            str(row.invented),
-        )
-        for row in means
-    )
-    return numbers(f"{pair.name}: {what}", columns, lines)
+    return numbers(f"{pair.name}: {what}", columns, map(cells_of_means, means))

@@ -32,11 +32,11 @@ from dicom_node.compare.scores import (
 from dicom_node.dataset.files import replaced_file, write_json, write_text
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.evaluate.cases import Problem
-from dicom_node.evaluate.figures import structures_figure
+from dicom_node.evaluate.figures import attributes_figure, structures_figure
 from dicom_node.evaluate.predicting import segmented
 from dicom_node.evaluate.provenance import Provenance, data_set_of, software_of_model, software_of_results
 from dicom_node.evaluate.run import Wanted, evaluate_folder, evaluate_model, stated_over
-from dicom_node.evaluate.summary import row_as_json
+from dicom_node.evaluate.summary import row_as_json, rows_by_attribute
 from dicom_node.evaluate.tables import mean_rows, write_csv, write_parquet
 from dicom_node.labelmaps import Scan, by_referenced_series, find_scans, find_segmentations
 
@@ -92,6 +92,7 @@ class Agreement:
                     "subjects": len(pair.subjects),
                     "overall": row_as_json(pair.summary.overall),
                     "groups": [row_as_json(row) for row in pair.summary.groups],
+                    "by_attribute": rows_by_attribute(pair.summary),
                     "structures": [row_as_json(row) for row in pair.summary.structures],
                 }
                 for pair in self.pairs
@@ -241,9 +242,9 @@ def compare_agreement(
         system.name: stated_over(replace(said[system.name], data_set=name, data_set_version=version), system.stated)
         for system in systems
     }
-    images = {scan.id: scan.image for scan in scans}
+    scan_of = {scan.id: scan for scan in scans}
     pairs, not_compared = agreement(
-        gathered, images, out / _PAIRS, averaging, wanted.tolerance_mm, wanted.processes, report
+        gathered, scan_of, out / _PAIRS, averaging, wanted.tolerance_mm, wanted.processes, report
     )
     problems += not_compared
     if not any(pair.subjects and pair.names for pair in pairs):
@@ -262,7 +263,7 @@ def compare_agreement(
         tuple(found),
         tuple(problems),
     )
-    drawn, notes = _pictures(found[:pictures], gathered, images)
+    drawn, notes = _pictures(found[:pictures], gathered, scan_of)
     if len(found) > len(drawn):
         notes.append(Problem("outliers", f"{len(drawn)} of {len(found)} are shown as pictures"))
     if not_judged:
@@ -340,13 +341,13 @@ def _between_pairs(pairs: Sequence[PairAgreement], provenance: Provenance, repli
 
 
 def _pictures(
-    chosen: Sequence[Outlier], systems: Sequence[Segmented], images: Mapping[str, Any]
+    chosen: Sequence[Outlier], systems: Sequence[Segmented], scans: Mapping[str, Scan]
 ) -> tuple[list[tuple[Outlier, bytes]], list[Problem]]:
     by_name = {system.name: system for system in systems}
     sources: dict[tuple[str, str, str], tuple[Truth, LabelSource]] = {
         (first, second, truth.id): (truth, source)
         for first, second in {(each.first, each.second) for each in chosen}
-        for truth, source in paired_sources(by_name[first], by_name[second], images)
+        for truth, source in paired_sources(by_name[first], by_name[second], scans)
     }
     drawn, notes = [], []
     for outlier in chosen:
@@ -378,16 +379,10 @@ def _write_agreement(
     write_csv(out / "outliers.csv", [{**asdict(each), **columns} for each in result.outliers])
     write_json(out / _SUMMARY, result.as_json())
     caption = result.provenance.line
-    figures = {
-        f"{pair.first} {pair.second}.svg": structures_figure(
-            pair.subjects, pair.names, replace(wanted.averaging, convention="nnunet"), f"{pair.name}; {caption}"
-        )
-        for pair in result.pairs
-        if pair.subjects and pair.names
-    }
     names = list(dict.fromkeys(name for pair in result.pairs for name in (pair.first, pair.second)))
-    if result.others:
-        figures = {"matrix.svg": matrix_figure(names, result.pairs, caption), **figures}
+    figures = {"matrix.svg": matrix_figure(names, result.pairs, caption)} if result.others else {}
+    for pair in result.pairs:
+        figures |= _figures_of(pair, wanted, f"{pair.name}; {caption}")
     _write_figures(out, figures)
     for number, (_, png) in enumerate(drawn, start=1):
         with replaced_file(out / _OUTLIERS / f"{number:03}.png") as part:
@@ -406,3 +401,14 @@ def _write_agreement(
         notes,
     )
     write_text(out / PAGE, page)
+
+
+def _figures_of(pair: PairAgreement, wanted: Wanted, caption: str) -> dict[str, str]:
+    """Each structure, and the groups of subjects if anything is known about them, by file name."""
+    if not (pair.subjects and pair.names):
+        return {}
+    name = f"{pair.first} {pair.second}"
+    averaging = replace(wanted.averaging, convention="nnunet")
+    of_subjects = attributes_figure(pair.summary, caption)
+    figures = {f"{name}.svg": structures_figure(pair.subjects, pair.names, averaging, caption)}
+    return figures if of_subjects is None else {**figures, f"{name} subjects.svg": of_subjects}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from dicom_node.labelmaps import Image, LabelMap, LabelSource, Subject
+    from dicom_node.labelmaps import Image, LabelMap, LabelSource, Scan
 
 _AGE_BANDS = ((40, "under 40"), (60, "40 to 59"), (80, "60 to 79"), (1000, "80 and over"))
 _STATED_ATTRIBUTES = {"contrast": "contrast", "study_type": "field of view"}
@@ -71,7 +71,7 @@ def find_truth(folder: Path) -> tuple[tuple[Truth, ...], tuple[Problem, ...]]:
     return truths, tuple(Problem(each.id, f"left out of the truth: {each.reason}") for each in found.left_out)
 
 
-def attributes_of(subject: Subject) -> dict[str, str]:
+def attributes_of(subject: Scan) -> dict[str, str]:
     """The known attributes of ``subject``, by which scores are grouped."""
     attributes = {}
     if subject.sex is not None:

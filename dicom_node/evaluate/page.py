@@ -67,19 +67,20 @@ def with_interval(mean: Mean, form: str = ".3f") -> str:
     return f"{mean.value:{form}} ({mean.low:{form}} to {mean.high:{form}})"
 
 
-def _means(title: str, rows: Sequence[Row]) -> str:
-    lines = (
-        (
-            row.name.replace("_", " "),
-            str(row.subjects),
-            str(row.structures),
-            with_interval(row.dice),
-            with_interval(row.surface_dice),
-            with_interval(row.hd95_mm, ".1f"),
-            with_interval(row.volume_error, "+.1%"),
-            str(row.missed),
-            str(row.invented),
-        )
-        for row in rows
+def cells_of_means(row: Row) -> tuple[str, ...]:
+    """The line of a row of means in a table: what of, how many, the means, and what only one of both sides has."""
+    return (
+        row.name.replace("_", " "),
+        str(row.subjects),
+        str(row.structures),
+        with_interval(row.dice),
+        with_interval(row.surface_dice),
+        with_interval(row.hd95_mm, ".1f"),
+        with_interval(row.volume_error, "+.1%"),
+        str(row.missed),
+        str(row.invented),
     )
-    return numbers(title, ("", *_COLUMNS), lines)
+
+
+def _means(title: str, rows: Sequence[Row]) -> str:
+    return numbers(title, ("", *_COLUMNS), map(cells_of_means, rows))

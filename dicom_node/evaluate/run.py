@@ -23,7 +23,7 @@ from dicom_node.evaluate.provenance import (
     tool,
 )
 from dicom_node.evaluate.scoring import SubjectScores, score_subject
-from dicom_node.evaluate.summary import Averaging, Summary, comparable, row_as_json, summarise
+from dicom_node.evaluate.summary import Averaging, Summary, comparable, row_as_json, rows_by_attribute, summarise
 from dicom_node.evaluate.tables import (
     MEANS_CSV,
     SCORES_CSV,
@@ -78,7 +78,7 @@ class Evaluation:
             "provenance": {key.replace(" ", "_"): value for key, value in self.provenance.by_title().items()},
             "overall": row_as_json(summary.overall),
             "groups": [row_as_json(row) for row in summary.groups],
-            "by_attribute": {key: [row_as_json(row) for row in rows] for key, rows in summary.by_attribute.items()},
+            "by_attribute": rows_by_attribute(summary),
             "structures": [row_as_json(row) for row in summary.structures],
             "subjects": len(self.subjects),
             "not_evaluated": [{"id": each.id, "reason": each.reason} for each in self.problems],

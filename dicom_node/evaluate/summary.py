@@ -180,3 +180,8 @@ def row_as_json(row: Row) -> dict[str, Any]:
         for suffix, value in (("", mean.value), ("_low", mean.low), ("_high", mean.high)):
             content[key + suffix] = value if math.isfinite(value) else None
     return {**content, "missed": row.missed, "invented": row.invented}
+
+
+def rows_by_attribute(summary: Summary) -> dict[str, list[dict[str, Any]]]:
+    """The means over groups of subjects, by attribute, as plain values."""
+    return {attribute: [row_as_json(row) for row in rows] for attribute, rows in summary.by_attribute.items()}

@@ -36,7 +36,7 @@ def score_rows(
     return [
         {
             "subject": subject.id,
-            **{attribute.replace(" ", "_"): subject.attributes.get(attribute) for attribute in ATTRIBUTES},
+            **attribute_columns(subject),
             "structure": score.name,
             "group": group_of(score.name),
             "counted": is_counted(score, averaging.convention),
@@ -46,12 +46,22 @@ def score_rows(
             "truth_ml": score.truth_ml,
             "found_ml": score.found_ml,
             "volume_error": score.volume_error if score.truth_ml else None,
-            **{"evaluated_split" if key == "split" else key: value for key, value in asdict(provenance).items()},
+            **provenance_columns(provenance),
         }
         for subject in subjects
         for score in subject.structures
         if score.name in shown
     ]
+
+
+def attribute_columns(subject: SubjectScores) -> dict[str, str | None]:
+    """What scores are grouped by, in the row of a subject; None where it is unknown."""
+    return {attribute.replace(" ", "_"): subject.attributes.get(attribute) for attribute in ATTRIBUTES}
+
+
+def provenance_columns(provenance: Provenance) -> dict[str, str]:
+    """Beside :func:`attribute_columns`, whose split is that of the subject."""
+    return {"evaluated_split" if key == "split" else key: value for key, value in asdict(provenance).items()}
 
 
 def mean_rows(summary: Summary) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ from dicom_node.labelmaps.sources import (
     open_source,
     source_of,
 )
-from dicom_node.labelmaps.subjects import DicomImage, NiftiImage, Scan, Subject
+from dicom_node.labelmaps.subjects import PATIENT, DicomImage, NiftiImage, Scan, Subject
 from dicom_node.standard.attributes import items, text
 from dicom_node.standard.files import COPY, PassedOver, read_file, read_repeated
 from dicom_node.standard.uids import CT_SOP_CLASSES, is_well_formed_uid
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 CT = "ct.nii.gz"
 META = "meta.csv"
 SPLITS = "splits_final.json"
+DESCRIPTION = "dataset.json"
+CASES_OF_ONE_PATIENT = "cases_of_one_patient"
+"""In :data:`DESCRIPTION`: the ids of the training cases of each patient who has several."""
 _ID = "image_id"
 _CHANNEL = "_0000"
 _SPLITS = {"Tr": "train", "Ts": "test"}
@@ -127,20 +130,25 @@ def find_scans(folder: Path) -> tuple[tuple[Scan, ...], tuple[LeftOut, ...]]:
     The layouts are those of :func:`find_subjects`, and files ``ID.nii.gz`` directly in the folder.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or what is known about them can't be read.
     """
     if not folder.is_dir():
         raise ConfigurationError(f"{folder} is not a folder")
     files = {path.name: path / CT for path in sorted(folder.iterdir()) if (path / CT).is_file()}
+    known = _meta(folder)
     if not files:
         below = [folder / f"images{split}" for split in _SPLITS] + [folder / "images", folder]
         chosen = next((each for each in below if any(_files(each))), folder)
         groups = below[:2] if chosen in below[:2] else [chosen]
         files = {stem(path).removesuffix(_CHANNEL): path for each in groups for path in _files(each)}
+        known = _said_by_nnunet(folder, files) if chosen in below[:2] else known
     if files:
-        return tuple(Scan(name, NiftiImage(path)) for name, path in files.items()), ()
+        return tuple(Scan(name, NiftiImage(path), attributes=known.get(name, {})) for name, path in files.items()), ()
     found = _read_dicom(folder)
-    scans = tuple(Scan(_name(uid), _image_of(uid, members)) for uid, members in sorted(found.members.items()))
+    scans = tuple(
+        Scan(_name(uid), _image_of(uid, members), attributes=_said_by_headers(members))
+        for uid, members in sorted(found.members.items())
+    )
     if not scans:
         raise ConfigurationError(f"{folder} has no CTs: neither NIfTI files nor DICOM CT series")
     return scans, _damaged(found)
@@ -165,7 +173,7 @@ def by_referenced_series(sources: Mapping[str, LabelSource]) -> dict[str, LabelS
 
 
 def _published(folder: Path, below: list[Path]) -> FoundSubjects:
-    meta = read_meta(folder / META) if (folder / META).is_file() else {}
+    meta = _meta(folder)
     subjects, left_out = [], []
     for path in below:
         if not (path / CT).is_file():
@@ -173,7 +181,8 @@ def _published(folder: Path, below: list[Path]) -> FoundSubjects:
                 left_out.append(LeftOut(path.name, f"no {CT}"))
             continue
         try:
-            subjects.append(Subject(path.name, NiftiImage(path / CT), _beside_ct(path), meta.get(path.name, {})))
+            image, attributes = NiftiImage(path / CT), meta.get(path.name, {})
+            subjects.append(Subject(path.name, image, _beside_ct(path), attributes=attributes))
         except ResultUnreadable as error:
             left_out.append(LeftOut(path.name, str(error)))
     there = {path.name for path in below}
@@ -186,6 +195,10 @@ def _beside_ct(folder: Path) -> LabelSource:
     if not ((folder / STRUCTURES_FOLDER).is_dir() or (folder / LABELS).is_file()):
         raise ResultUnreadable(f"neither {STRUCTURES_FOLDER}/ nor {LABELS} beside {CT}")
     return open_source(folder)
+
+
+def _meta(folder: Path) -> dict[str, dict[str, str]]:
+    return read_meta(folder / META) if (folder / META).is_file() else {}
 
 
 def read_meta(path: Path) -> dict[str, dict[str, str]]:
@@ -215,13 +228,12 @@ def read_meta(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _nnunet(folder: Path) -> FoundSubjects:
-    """``splits_final.json``, if it is there, says which of the training subjects are for validation."""
-    validation = _validation(folder / SPLITS) if (folder / SPLITS).is_file() else frozenset[str]()
     subjects: dict[str, Subject] = {}
     left_out = []
-    for suffix, split in _SPLITS.items():
+    for suffix in _SPLITS:
         images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / f"images{suffix}")}
         labels = {stem(path): path for path in _files(folder / f"labels{suffix}")}
+        known = _said_by_nnunet(folder, images)
         for name in sorted(images | labels):
             if name not in images or name not in labels:
                 missing = f"{'labels' if name in images else 'images'}{suffix}"
@@ -230,9 +242,26 @@ def _nnunet(folder: Path) -> FoundSubjects:
             if name in subjects:
                 left_out.append(LeftOut(name, f"in images{suffix}, and in imagesTr already"))
                 continue
-            attributes = {"split": "val" if name in validation else split}
-            subjects[name] = Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes)
+            subjects[name] = Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes=known[name])
     return FoundSubjects("nnU-Net", tuple(subjects.values()), tuple(left_out))
+
+
+def _said_by_nnunet(folder: Path, images: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Split and patient of each of ``images``.
+
+    ``splits_final.json`` says which of the training subjects are for validation, and ``dataset.json``, if a conversion
+    has written it, which cases are of one patient; the patient is called by the first of them.
+    """
+    validation = _validation(folder / SPLITS) if (folder / SPLITS).is_file() else frozenset[str]()
+    patients = _patients(folder / DESCRIPTION) if (folder / DESCRIPTION).is_file() else {}
+    split_by_folder = {f"images{suffix}": split for suffix, split in _SPLITS.items()}
+    return {
+        name: {
+            "split": "val" if name in validation else split_by_folder[path.parent.name],
+            PATIENT: patients.get(name, name),
+        }
+        for name, path in images.items()
+    }
 
 
 def _validation(path: Path) -> frozenset[str]:
@@ -242,8 +271,16 @@ def _validation(path: Path) -> frozenset[str]:
         raise ConfigurationError(f"{path} is no list of folds with train and val") from error
 
 
+def _patients(path: Path) -> dict[str, str]:
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8")).get(CASES_OF_ONE_PATIENT, [])
+        return {str(name): str(cases[0]) for cases in groups for name in cases}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{path} is no description of a data set in nnU-Net's raw format") from error
+
+
 def _pairs(folder: Path) -> FoundSubjects:
-    meta = read_meta(folder / META) if (folder / META).is_file() else {}
+    meta = _meta(folder)
     images = {stem(path).removesuffix(_CHANNEL): path for path in _files(folder / "images")}
     labels = {stem(path): path for path in _files(folder / "labels")}
     left_out = [
@@ -251,7 +288,7 @@ def _pairs(folder: Path) -> FoundSubjects:
         for name in sorted(images.keys() ^ labels.keys())
     ]
     subjects = tuple(
-        Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), meta.get(name, {}))
+        Subject(name, NiftiImage(images[name]), LabelFile(labels[name]), attributes=meta.get(name, {}))
         for name in sorted(images.keys() & labels.keys())
     )
     return FoundSubjects("pairs", subjects, tuple(left_out))
@@ -307,10 +344,20 @@ def _dicom(folder: Path) -> FoundSubjects:
         if len(sources) != 1:
             left_out.append(LeftOut(name, f"{len(sources)} segmentations refer to this CT series, expected one"))
             continue
-        header = next(iter(members.values())).header
-        attributes = {"age": text(header, "PatientAge"), "sex": text(header, "PatientSex")}
-        subjects.append(Subject(name, _image_of(uid, members), sources[0], attributes))
+        attributes = _said_by_headers(members)
+        subjects.append(Subject(name, _image_of(uid, members), sources[0], attributes=attributes))
     return FoundSubjects("DICOM", tuple(subjects), tuple(left_out))
+
+
+def _said_by_headers(members: Mapping[str, SourceInstance]) -> dict[str, str]:
+    """Age and sex, and whose CT it is: a patient with an ID has one in all studies, one without has the study."""
+    header = next(iter(members.values())).header
+    whose = text(header, "PatientID") or text(header, "StudyInstanceUID")
+    return {
+        "age": text(header, "PatientAge"),
+        "sex": text(header, "PatientSex"),
+        PATIENT: hashlib.sha256(whose.encode()).hexdigest() if whose else "",
+    }
 
 
 def _read_dicom(folder: Path) -> _Dicom:

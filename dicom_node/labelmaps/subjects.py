@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from dicom_node.labelmaps.sources import LabelSource
     from inference.types import Geometry, Volume
 
+PATIENT = "patient_id"
+"""The attribute that says whose CT it is: text of ``meta.csv``, and for DICOM a digest, which names nobody."""
 _SEXES = {"m": "M", "male": "M", "f": "F", "female": "F", "o": "O"}
 
 
@@ -67,20 +69,14 @@ Image = NiftiImage | DicomImage
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """A CT that may have no segmentation."""
+    """A CT, which may have no segmentation, and what is known about its patient.
+
+    ``attributes`` are the columns of ``meta.csv`` as written, or the same from DICOM headers.
+    """
 
     id: str
     image: Image
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """One subject. ``attributes`` are the columns of ``meta.csv`` as written, or the same from DICOM headers."""
-
-    id: str
-    image: Image
-    segmentation: LabelSource
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict, kw_only=True)
 
     @property
     def age_years(self) -> float | None:
@@ -96,6 +92,18 @@ class Subject:
     def split(self) -> str | None:
         """``train``, ``val`` or ``test`` of the published split; None where it has none."""
         return self.attributes.get("split") or None
+
+    @property
+    def patient(self) -> str:
+        """The same text for all CTs of one patient, from ``patient_id``; where that is unknown, the CT's own id."""
+        return self.attributes.get(PATIENT) or self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Subject(Scan):
+    """A CT with its segmentation."""
+
+    segmentation: LabelSource
 
     def read_labels(self, geometry: Geometry) -> LabelMap:
         """The label map on ``geometry``, the grid of :attr:`image`.

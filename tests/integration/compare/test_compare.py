@@ -283,6 +283,43 @@ def test_each_reader_against_the_others_and_pairs_against_pairs(readers):
     assert row["better"] == "A and C"  # B always cut more off the aorta
 
 
+def test_agreement_by_subject_attribute_is_that_of_the_rows(data, tmp_path):
+    """Sex and age in meta.csv of the CTs; of one subject nothing is known."""
+    images = tmp_path / "images"
+    lines = ["image_id;age;gender"]
+    for number, subject in enumerate(SUBJECTS):
+        (images / subject).mkdir(parents=True)
+        image = sitk.GetImageFromArray(np.full((24, 24, 24), 40, np.int16))
+        image.SetSpacing((2.0, 2.0, 2.0))
+        sitk.WriteImage(image, str(images / subject / "ct.nii.gz"))
+        lines.append(f"{subject};{35 + 5 * number};{'mf'[number % 2]}")
+    (images / "meta.csv").write_text("\n".join(lines[:-1]) + "\n")
+    out = tmp_path / "out"
+    arguments = [data / "A", data / "B", "--images", images, "--out", out, "--processes", 1, "--replicates", 100]
+    done = CliRunner().invoke(main, ["compare", *map(str, arguments)], catch_exceptions=False, env={"COLUMNS": "120"})
+    assert done.exit_code == 0
+    assert "Agreement by subject attribute" in done.stdout
+    assert "age: under 40" in done.stdout
+    rows = pq.read_table(out / "agreement.parquet").to_pylist()
+    (pair,) = json.loads((out / "comparison.json").read_text())["pairs"]
+    assert pair["by_attribute"].keys() == {"sex", "age"}
+    for attribute, means in pair["by_attribute"].items():
+        by_value: dict[str, list[float]] = {}
+        for row in rows:
+            by_value.setdefault(row[attribute] or "unknown", []).append(row["dice"])
+        expected = {value: np.mean(dice) for value, dice in by_value.items()}
+        assert {row["name"]: row["dice"] for row in means} == pytest.approx(expected)
+        assert sum(row["subjects"] for row in means) == len(SUBJECTS)
+    assert {row["age"] for row in rows} == {"under 40", "40 to 59", "60 to 79", None}
+    in_csv = {(row["of"], row["name"]) for row in table(out / "means.csv")}
+    assert {("sex", "M"), ("sex", "F"), ("sex", "unknown"), ("age", "60 to 79")} <= in_csv
+    assert all(row["split"] == "" and row["evaluated_split"] == "unknown" for row in table(out / "agreement.csv"))
+    text = (out / "comparison.html").read_text()
+    assert "<h2>A and B: by sex</h2>" in text
+    assert "<h2>A and B: by age</h2>" in text
+    assert "sex: M (n = 5)" in (out / "figures" / "A B subjects.svg").read_text()
+
+
 def test_two_readers_have_no_others_and_what_only_one_has_is_listed(data, tmp_path):
     other = shutil.copytree(data / "B", tmp_path / "B")
     (other / "s03.nii.gz").unlink()

@@ -13,7 +13,14 @@ from pydicom.uid import generate_uid
 
 from dicom_node.encode.run import encode
 from dicom_node.errors import ConfigurationError, ResultUnreadable
-from dicom_node.labelmaps import ContourObject, DicomImage, SegmentationObject, find_segmentations, find_subjects
+from dicom_node.labelmaps import (
+    ContourObject,
+    DicomImage,
+    SegmentationObject,
+    find_scans,
+    find_segmentations,
+    find_subjects,
+)
 from dicom_node.nifti import grid_of, write_labels
 from dicom_node.reconstruct import reconstruct
 from dicom_node.types import ResultRequest, SegmentationForm
@@ -183,3 +190,36 @@ def test_folder_without_a_known_layout_is_refused(tmp_path):
     (tmp_path / "b" / "a.txt").write_text("nothing")
     with pytest.raises(ResultUnreadable, match="b has 0 segmentations, expected one"):
         find_segmentations(tmp_path)
+
+
+def test_scans_have_the_attributes_of_subjects(tmp_path):
+    published(tmp_path / "published", "s0001")
+    (tmp_path / "published" / "meta.csv").write_text("image_id;age;gender;split\ns0001;61;m;val\n")
+    nnunet, dicom = tmp_path / "nnunet", tmp_path / "dicom"
+    for suffix, name in (("Tr", "a"), ("Tr", "b"), ("Ts", "c")):
+        nifti(nnunet / f"images{suffix}" / f"{name}_0000.nii.gz", np.zeros(SHAPE, np.int16))
+        nifti(nnunet / f"labels{suffix}" / f"{name}.nii.gz", np.ones(SHAPE, np.uint8))
+    (nnunet / "dataset.json").write_text(json.dumps({"labels": {"liver": 1}, "cases_of_one_patient": [["a", "b"]]}))
+    (nnunet / "splits_final.json").write_text('[{"train": ["a"], "val": ["b"]}]')
+    dicom.mkdir()
+    for number in range(2):
+        ct_with_results(dicom / str(number), ResultRequest(report=False), number)
+    for folder in (tmp_path / "published", nnunet, dicom):
+        scans, left_out = find_scans(folder)
+        assert left_out == ()
+        assert {each.id: each.attributes for each in scans} == {
+            each.id: each.attributes for each in find_subjects(folder).subjects
+        }
+        assert scans[0].split in {"train", "val", None}
+    assert [each.patient for each in find_scans(nnunet)[0]] == ["a", "a", "c"]
+    assert len({each.patient for each in find_scans(dicom)[0]}) == 1, "both have the same Patient ID"
+    assert all(each.sex == "O" and "T1" not in each.attributes.values() for each in find_scans(dicom)[0])
+
+
+def test_a_description_that_is_none_is_refused(tmp_path):
+    nifti(tmp_path / "imagesTr" / "a_0000.nii.gz", np.zeros(SHAPE, np.int16))
+    nifti(tmp_path / "labelsTr" / "a.nii.gz", np.ones(SHAPE, np.uint8))
+    for content in ("[]", "{", '{"cases_of_one_patient": [3]}'):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(ConfigurationError, match="no description of a data set"):
+            find_subjects(tmp_path)

@@ -53,5 +53,5 @@ def test_missing_age_of_an_infant_is_computed_from_the_dates():
     ],
 )
 def test_a_data_set_has_the_same_rule(stated, years):
-    age = Subject("s1", None, None, {"age": stated}).age_years
+    age = Subject("s1", None, None, attributes={"age": stated}).age_years
     assert age == (None if years is None else pytest.approx(years))
