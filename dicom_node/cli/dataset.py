@@ -216,6 +216,7 @@ def convert(
     from dicom_node.dataset.conversion import Conversion  # noqa: PLC0415
     from dicom_node.dataset.convert import REPORT_PAGE, classes_of  # noqa: PLC0415
     from dicom_node.dataset.convert import convert as run  # noqa: PLC0415
+    from dicom_node.dataset.numbers import allocate  # noqa: PLC0415
     from dicom_node.dataset.sets import CLASSES, DEFAULT_SETS, chosen_sets, class_names  # noqa: PLC0415
     from dicom_node.labelmaps import find_subjects  # noqa: PLC0415
 
@@ -225,8 +226,9 @@ def convert(
     found = find_subjects(source)
     renamed = {} if rename is None else _renaming(rename)
     version = None if own else next((each for each in CLASSES if each == classes), None) or classes_of(found, renamed)
+    name, default = source_name or source.absolute().name, ("total_3mm",) if own else DEFAULT_SETS
     conversion = Conversion(
-        sets=chosen_sets(names or (("total_3mm",) if own else DEFAULT_SETS), version, own),
+        sets=allocate(chosen_sets(names or default, version, own), out, name),
         classes=own if version is None else class_names(version),
         order=3 if order == "3" else 1,
         names=renamed,
@@ -234,7 +236,7 @@ def convert(
         needs_split=any(subject.split for subject in found.subjects),
     )
     with progress_bars() as report:
-        content = run(found, out, conversion, source_name or source.name, processes, report)
+        content = run(found, out, conversion, name, processes, report)
     faults = [each for each in content["findings"] if each["fault"]]
     if as_json:
         print_json(content)

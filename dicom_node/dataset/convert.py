@@ -18,15 +18,16 @@ from dicom_node.dataset.conversion import (
     remove,
 )
 from dicom_node.dataset.files import make_folder, write_json, write_text
+from dicom_node.dataset.folds import by_patient, folds
 from dicom_node.dataset.html import report_page
 from dicom_node.dataset.processes import in_processes
 from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.labelmaps import StructureFiles
-from dicom_node.labelmaps.finding import SPLITS
+from dicom_node.labelmaps.finding import CASES_OF_ONE_PATIENT, DESCRIPTION, SPLITS
 from inference.parts import total
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from dicom_node.dataset.conversion import Conversion, Finding, Record
@@ -102,11 +103,12 @@ def convert(
         made[subject.id] = records
         report("subjects", done, len(subjects))
     ordered = [record for subject in subjects for record in made[subject.id]]
+    patients = {subject.id: subject.patient for subject in subjects}
     for each in conversion.sets:
-        _write_tables(out / each.folder, each, ordered, conversion, source_name)
+        _write_tables(out / each.folder, each, ordered, conversion, source_name, patients)
     content = _report(found, ordered, conversion, source_name)
-    write_json(out / REPORT, content)
-    write_text(out / REPORT_PAGE, report_page(content))
+    write_json(out / REPORT, content, shared=True)
+    write_text(out / REPORT_PAGE, report_page(content), shared=True)
     return content
 
 
@@ -126,11 +128,18 @@ def _remove_stale(out: Path, conversion: Conversion, subjects: set[str]) -> None
 
 
 def _write_tables(
-    folder: Path, each: RawSet, records: Sequence[Record], conversion: Conversion, source_name: str
+    folder: Path,
+    each: RawSet,
+    records: Sequence[Record],
+    conversion: Conversion,
+    source_name: str,
+    patients: Mapping[str, str],
 ) -> None:
     converted = [record for record in records if record.folder == each.folder and record.is_converted]
     by_split = {split: [record.subject for record in converted if record.split == split] for split in SPLIT_FOLDERS}
-    training = [record for record in converted if SPLIT_FOLDERS[record.split] == "Tr"]
+    training = [record.subject for record in converted if SPLIT_FOLDERS[record.split] == "Tr"]
+    groups = by_patient(training, patients)
+    repeated = [group for group in groups if len(group) > 1]
     content = {
         "channel_names": {"0": "CT"},
         "labels": {"background": 0, **each.labels.label_by_name},
@@ -143,10 +152,13 @@ def _write_tables(
         "converted_by": f"dicom-node {__version__}",
         "orientation": "RAS",
         "resampling": {"image_order": conversion.order, "label_order": 0, "spacing_mm": each.spacing_mm},
+        **({CASES_OF_ONE_PATIENT: repeated} if repeated else {}),
     }
-    write_json(folder / "dataset.json", content)
-    splits = [{"train": by_split["train"], "val": by_split["val"]}]
-    if by_split["val"]:
+    write_json(folder / DESCRIPTION, content)
+    # nnU-Net makes its own folds of the cases, which is right only where each is of another patient
+    own = folds(groups) if repeated else []
+    splits = [{"train": by_split["train"], "val": by_split["val"]}] if by_split["val"] else own
+    if splits:
         write_json(folder / SPLITS, splits)
     else:
         (folder / SPLITS).unlink(missing_ok=True)
@@ -185,7 +197,22 @@ def _report(
         ],
         "left_out": [{"id": each.id, "reason": each.reason} for each in found.left_out],
         "findings": [
-            {"id": subject, "kind": finding.kind, "fault": finding.fault, "text": finding.text, "sets": folders}
-            for (subject, finding), folders in findings.items()
+            *_patients_on_both_sides(found, list(names.values())),
+            *(
+                {"id": subject, "kind": finding.kind, "fault": finding.fault, "text": finding.text, "sets": folders}
+                for (subject, finding), folders in findings.items()
+            ),
         ],
     }
+
+
+def _patients_on_both_sides(found: FoundSubjects, sets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A remark for every CT of a patient who has others in another part of the stated split."""
+    parts: dict[str, set[str]] = {}
+    for subject in found.subjects:
+        parts.setdefault(subject.patient, set()).add(subject.split or "train")
+    for subject in found.subjects:
+        others = parts[subject.patient] - {subject.split or "train"}
+        if others:
+            text = f"in {subject.split or 'train'}, and other series of the same patient in {', '.join(sorted(others))}"
+            yield {"id": subject.id, "kind": "split", "fault": False, "text": text, "sets": list(sets)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +17,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """A temporary file that is renamed to ``path`` when it is complete; folders are created.
+
+    ``shared``: other processes may write it at the same time; a killed one then leaves its temporary file behind.
 
     Raises:
         ConfigurationError: it can't be written.
     """
     # keep the extension: libraries choose the format by it
-    part = path.with_name(f".part-{path.name}")
+    part = path.with_name(f".part-{os.getpid()}-{path.name}" if shared else f".part-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -46,23 +50,38 @@ def make_folder(path: Path) -> None:
         raise ConfigurationError(f"{path} can't be created: {error.strerror}") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON document.
+def rename_first(folder: Path, name: Path) -> bool:
+    """Rename ``folder``, which is not empty; False if another process has given its own that name before.
+
+    Raises:
+        ConfigurationError: it can't be renamed.
+    """
+    try:
+        folder.rename(name)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise ConfigurationError(f"{name} can't be created: {error.strerror}") from error
+    return True
+
+
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Write one JSON document; ``shared`` as in :func:`replaced_file`.
 
     Raises:
         ConfigurationError: it can't be written.
     """
-    with replaced_file(path) as part:
+    with replaced_file(path, shared=shared) as part:
         part.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8.
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write a text in UTF-8; ``shared`` as in :func:`replaced_file`.
 
     Raises:
         ConfigurationError: it can't be written.
     """
-    with replaced_file(path) as part:
+    with replaced_file(path, shared=shared) as part:
         part.write_text(text, encoding="utf-8")
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlans"
 SPLITS = "splits_final.json"
+CASES_OF_ONE_PATIENT = "cases_of_one_patient"
+"""In dataset.json of `dicom-node dataset convert`: the ids of the cases of each patient who has several."""
 _NNUNET_FOLDS = 5
 _DONE = "preprocessed.json"
 _PLANNERS = {
@@ -98,11 +100,17 @@ def check_fold(data: DataSet, fold: int | Literal["all"]) -> None:
     """Check that the data set has ``fold``: otherwise nnU-Net would train on its own split and only log it.
 
     Raises:
-        TrainingError: there is no such fold, or there are too few cases for nnU-Net's own split into five.
+        TrainingError: there is no such fold, there are too few cases for nnU-Net's own split into five, or that split
+            would divide the cases of a patient.
     """
     if fold == "all":
         return
     splits = data.folder / SPLITS
+    if not splits.is_file() and data.description.get(CASES_OF_ONE_PATIENT):
+        raise TrainingError(
+            f"{data.folder} has no {SPLITS}, and several cases of one patient, which nnU-Net's own folds would divide "
+            f"between training and validation; write one that keeps them together, or train on all with `fold: all`"
+        )
     if not splits.is_file() and len(data.cases) < _NNUNET_FOLDS:
         raise TrainingError(
             f"{data.folder} has no {SPLITS} and {len(data.cases)} cases, too few for nnU-Net's own {_NNUNET_FOLDS} "

@@ -182,7 +182,10 @@ def test_dicom_series_with_seg_or_contours(tmp_path):
         image = sitk.ReadImage(str(path))
         x, y, z = np.argwhere(sitk.GetArrayFromImage(image) == 1).mean(axis=0)[::-1]
         assert image.TransformContinuousIndexToPhysicalPoint((x, y, z)) == pytest.approx(centre_lps, abs=1.0)
-    assert not list((tmp_path / "out").glob("Dataset*/splits_final.json")), "no published split"
+    assert not list((tmp_path / "out").glob("Dataset*/splits_final.json")), "no published split, and one patient"
+    (description,) = (tmp_path / "out").glob("Dataset*/dataset.json")
+    assert json.loads(description.read_text())["cases_of_one_patient"] == [sorted(folders)]
+    assert "T1" not in description.read_text(), "the Patient ID"
 
 
 def test_dicom_series_that_form_no_upright_volume_are_refused_with_the_numbers(tmp_path):
@@ -345,10 +348,71 @@ def test_impossible_request_is_refused_before_anything_is_written(tmp_path, opti
 
 def test_data_set_not_converted_here_is_left_untouched(tmp_path):
     published(tmp_path / "in", {"s1": "train"}, ["liver", "spleen"])
-    (tmp_path / "out" / "Dataset301_structures_3mm").mkdir(parents=True)
-    done = CliRunner().invoke(main, ["dataset", "convert", str(tmp_path / "in"), str(tmp_path / "out"), *TWO])
+    for name in ("Dataset301_structures_3mm", "Dataset256_Lung"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+        (tmp_path / "out" / name / "dataset.json").write_text("{}")
+    run(tmp_path / "in", tmp_path / "out", *TWO)
+    assert (tmp_path / "out" / "Dataset302_structures_3mm").is_dir()
+    options = ("--classes", "v1", "--set", "total_3mm")
+    done = CliRunner().invoke(main, ["dataset", "convert", str(tmp_path / "in"), str(tmp_path / "out"), *options])
     assert done.exit_code == 1
-    assert "exists, but was not written by a conversion" in done.output
+    assert "Dataset256_Lung exists, but was not written by a conversion" in " ".join(done.output.split())
+    for name in ("Dataset301_structures_3mm", "Dataset256_Lung"):
+        assert [path.name for path in (tmp_path / "out" / name).iterdir()] == ["dataset.json"]
+
+
+def test_two_conversions_into_one_folder_at_once_make_two_data_sets(tmp_path):
+    processes = []
+    for name in ("first", "second"):
+        published(tmp_path / name, {f"{name}1": "train"}, ["liver", "spleen"])
+        arguments = ["dataset", "convert", str(tmp_path / name), str(tmp_path / "out"), *TWO]
+        processes.append(subprocess.Popen([sys.executable, "-m", "dicom_node.cli", *arguments]))
+    assert [process.wait() for process in processes] == [0, 0]
+    made = sorted((tmp_path / "out").glob("Dataset*"))
+    assert [path.name for path in made] == ["Dataset301_structures_3mm", "Dataset302_structures_3mm"]
+    subjects = {path.name for each in made for path in each.glob("labelsTr/*")}
+    assert subjects == {"first1.nii.gz", "second1.nii.gz"}
+    assert len({json.loads((each / "dataset.json").read_text())["reference"] for each in made}) == 2
+
+
+# ---- several series of one patient
+
+
+def patients(source: Path, whose: dict[str, str], splits: dict[str, str] | None = None) -> None:
+    """``whose`` patient each subject is, as a column of meta.csv."""
+    published(source, dict.fromkeys(whose, "train"), ["liver", "spleen"])
+    lines = [f"{name};{patient};{(splits or {}).get(name, '')}" for name, patient in whose.items()]
+    (source / "meta.csv").write_text("\n".join(["image_id;patient_id;split", *lines]) + "\n")
+
+
+def test_series_of_one_patient_are_in_one_fold(tmp_path):
+    whose = {"s1": "a", "s2": "a", "s3": "b", "s4": "c", "s5": "a"}
+    patients(tmp_path / "in", whose)
+    run(tmp_path / "in", tmp_path / "out", *TWO)
+    (folder,) = (tmp_path / "out").glob("Dataset*")
+    folds = json.loads((folder / "splits_final.json").read_text())
+    assert [fold["val"] for fold in folds] == [["s1", "s2", "s5"], ["s3"], ["s4"]]
+    assert [fold["train"] for fold in folds] == [["s3", "s4"], ["s1", "s2", "s4", "s5"], ["s1", "s2", "s3", "s5"]]
+    assert json.loads((folder / "dataset.json").read_text())["cases_of_one_patient"] == [["s1", "s2", "s5"]]
+    found = find_subjects(folder)
+    assert [each.patient for each in found.subjects] == ["s1", "s1", "s3", "s4", "s1"], "called by the first case"
+    patients(tmp_path / "in", {name: name for name in whose})
+    run(tmp_path / "in", tmp_path / "out", *TWO)
+    assert not (folder / "splits_final.json").exists(), "with one series of each patient, nnU-Net's own folds are right"
+    assert "cases_of_one_patient" not in json.loads((folder / "dataset.json").read_text())
+
+
+def test_a_stated_split_that_divides_a_patient_is_kept_and_remarked(tmp_path):
+    splits = {"s1": "train", "s2": "val", "s3": "test", "s4": "test"}
+    patients(tmp_path / "in", {"s1": "a", "s2": "a", "s3": "b", "s4": "b"}, splits)
+    report = run(tmp_path / "in", tmp_path / "out", *TWO)
+    remarks = {each["id"]: each["text"] for each in report["findings"] if each["kind"] == "split"}
+    assert remarks == {
+        "s1": "in train, and other series of the same patient in val",
+        "s2": "in val, and other series of the same patient in train",
+    }
+    (folder,) = (tmp_path / "out").glob("Dataset*")
+    assert json.loads((folder / "splits_final.json").read_text()) == [{"train": ["s1"], "val": ["s2"]}]
 
 
 # ---- runs that are repeated
@@ -433,4 +497,4 @@ def test_sets_are_independent_of_each_other(tmp_path):
     kept = digests(tmp_path / "out" / "Dataset301_structures_3mm")
     run(tmp_path / "in", tmp_path / "out", "--structures", "spleen", "--set", "total_4mm")
     assert digests(tmp_path / "out" / "Dataset301_structures_3mm") == kept
-    assert (tmp_path / "out" / "Dataset301_structures_4mm").is_dir()
+    assert (tmp_path / "out" / "Dataset302_structures_4mm").is_dir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,3 +33,12 @@ def test_missing_fold_is_refused_before_the_training(tmp_path, cases, folds, fol
 @pytest.mark.parametrize(("cases", "folds", "fold"), [(9, 2, 1), (5, None, 4), (2, 1, 0), (1, None, "all")])
 def test_existing_fold_is_accepted(tmp_path, cases, folds, fold):
     check_fold(data_set(tmp_path, cases, folds), fold)
+
+
+def test_nnunets_own_folds_are_refused_where_a_patient_has_several_cases(tmp_path):
+    described = {"cases_of_one_patient": [["s1", "s2"]]}
+    data = replace(data_set(tmp_path, 9), description=described)
+    with pytest.raises(TrainingError, match=r"no splits_final\.json, and several cases of one patient"):
+        check_fold(data, 0)
+    check_fold(data, "all")
+    check_fold(replace(data_set(tmp_path, 9, 5), description=described), 0)
