@@ -109,7 +109,7 @@ standard.part10            Exception (pydicom), struct.error                Enco
 
 ``settings.models`` and ``route.rules_file`` raise ValueError for pydantic, whose ValidationError
 ``settings.validation`` translates. What reaches the top ends in ``receive.reception`` (a DIMSE status),
-``receive.scp`` (A-ABORT), ``receive.count`` (no count), ``deliver.scu`` (a delivery outcome), ``work.worker`` and
+``receive.scp`` (A-ABORT), ``network.questions`` (silence), ``deliver.scu`` (a delivery outcome), ``work.worker`` and
 ``reading.child`` (a message to the node), ``pipeline.outcomes`` (a job state), ``operate.schedule`` (a log line) or the
 commands (an exit code).
 """

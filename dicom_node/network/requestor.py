@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import socket
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -45,7 +46,10 @@ _SEND_BUFFER_BYTES = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An Application Entity to call. A timeout of 0 s means none; ``largest_pdu_bytes`` is our limit for its PDUs."""
+    """An Application Entity to call. A timeout of 0 s means none; ``largest_pdu_bytes`` is our limit for its PDUs.
+
+    ``whole_limit_s``: the whole association may take no longer, however busy the peer keeps us.
+    """
 
     ae_title: str
     host: str
@@ -53,6 +57,7 @@ class Peer:
     connect_timeout_s: float
     response_timeout_s: float
     largest_pdu_bytes: int
+    whole_limit_s: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.ae_title} at {self.host}:{self.port}"
@@ -100,7 +105,7 @@ class Association:
         self, peer: Peer, our_ae: str, offers: Collection[tuple[str, str]], received: Collection[str] = ()
     ) -> None:
         self._peer = peer
-        self._silence_s = peer.response_timeout_s or math.inf
+        self._ends = time.monotonic() + (peer.whole_limit_s or math.inf)
         self._message_id = self._asked = 0
         wanted = with_fallback(offers)
         self._transport = Transport(connect(peer), peer.largest_pdu_bytes, acknowledges_at_once=True)
@@ -127,8 +132,8 @@ class Association:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         try:
             if error is None:
-                self._transport.send(pdu.release_request(), RELEASE_WAIT_S)
-                self._transport.read_pdu(RELEASE_WAIT_S)
+                self._transport.send(pdu.release_request(), self._within(RELEASE_WAIT_S))
+                self._transport.read_pdu(self._within(RELEASE_WAIT_S))
             elif isinstance(error, ProtocolFault):
                 self._transport.send(pdu.provider_abort(error.abort_reason), RELEASE_WAIT_S)
             else:
@@ -137,6 +142,14 @@ class Association:
             pass  # all relevant statuses are known already
         finally:
             self._transport.close()
+
+    @property
+    def _silence_s(self) -> float:
+        """How long the peer may be silent now."""
+        return self._within(self._peer.response_timeout_s or math.inf)
+
+    def _within(self, limit_s: float) -> float:
+        return min(limit_s, self._ends - time.monotonic())
 
     def accepts(self, sop_class: str, syntax: str) -> bool:
         """Whether the peer accepted the presentation context of this pair."""

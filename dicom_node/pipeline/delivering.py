@@ -147,12 +147,15 @@ class Asking:
 
     def answered(self, requests: Mapping[str, ResultRequest]) -> dict[str, ResultRequest]:
         """``requests``, after querying each destination whose results depend on what it accepts."""
-        answered = {}
-        for name, request in requests.items():
-            destination = self._destinations.get(name)
-            accepts = request.asks_peer and destination is not None and self._abilities.accepts_labelmap(destination)
-            answered[name] = request.answered(accepts_labelmap=accepts)
-        return answered
+        asked = {
+            name: destination
+            for name, request in requests.items()
+            if request.asks_peer and (destination := self._destinations.get(name)) is not None
+        }
+        for destination in asked.values():  # all at the same time
+            self._abilities.want(destination)
+        accepts = {name: self._abilities.accepts_labelmap(destination) for name, destination in asked.items()}
+        return {name: request.answered(accepts_labelmap=accepts.get(name, False)) for name, request in requests.items()}
 
     def not_showing(self, requests: Mapping[str, ResultRequest], columns: int) -> tuple[str, ...]:
         """The destinations whose viewer shows no segmentation of the answered ``requests``, on images this wide."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
-from dicom_node.errors import StoreUnavailable
+from dicom_node.errors import DicomNodeError, StoreUnavailable
 from dicom_node.store.schema import (
     IS_CURRENT,
     association,
@@ -25,7 +25,7 @@ from dicom_node.store.states import PullState, RevisionState
 from dicom_node.types import Completion, Receipt, ReceivedInstance, Refusal, SeriesEvidence, Stretch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -207,16 +207,34 @@ class Arrivals:
 
     # ---- the completion sweep
 
-    def due_revisions(self, now: datetime) -> tuple[OpenRevision, ...]:
-        """The open revisions that changed or are due for a check."""
+    def due_revisions(
+        self, now: datetime, set_aside: Collection[int] = (), on_fault: Callable[[int, str], None] | None = None
+    ) -> tuple[OpenRevision, ...]:
+        """The open revisions that changed or are due for a check, without those whose id is ``set_aside``.
+
+        ``on_fault`` is told, inside the handler of the exception, the id and the Series Instance UID of a revision
+        whose evidence can't be collected; without it, the exception is raised.
+        """
+        query = select(series_revision).where(
+            series_revision.c.state == RevisionState.OPEN,
+            or_(series_revision.c.look_again_at.is_(None), series_revision.c.look_again_at <= now),
+        )
         with self._database.read() as db:
-            rows = db.execute(
-                select(series_revision).where(
-                    series_revision.c.state == RevisionState.OPEN,
-                    or_(series_revision.c.look_again_at.is_(None), series_revision.c.look_again_at <= now),
-                )
-            ).all()
-            return tuple(_open_revision(db, row) for row in rows)
+            rows = db.execute(query).all()
+        found = []
+        for row in rows:
+            if row.id in set_aside:
+                continue
+            try:
+                with self._database.read() as db:
+                    found.append(_open_revision(db, row))
+            except DicomNodeError:
+                raise
+            except Exception:
+                if on_fault is None:
+                    raise
+                on_fault(row.id, row.series_instance_uid)
+        return tuple(found)
 
     def set_expected_count(self, revision: OpenRevision, count: int | None) -> None:
         """Record the sender's count of instances of the series (None: no answer)."""

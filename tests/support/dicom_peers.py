@@ -110,3 +110,9 @@ def raw_peer(serve):
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(5)
+
+
+def with_count(identifier, text):
+    """``identifier`` with any text as its Number of Series Related Instances, if sent in Implicit VR."""
+    identifier.add_new("NumberOfSeriesRelatedInstances", "LO", text)  # pydicom would write no invalid IS
+    return identifier

@@ -170,7 +170,7 @@ def test_oversized_identifier_is_an_error(archive, monkeypatch):
         list(association.find(STUDY_ROOT_FIND, query(QueryRetrieveLevel="SERIES")))
 
 
-def test_more_series_than_exist_give_no_count(archive, monkeypatch):
+def test_more_series_than_exist_are_no_answer(archive, monkeypatch):
     monkeypatch.setattr("dicom_node.receive.count.MOST_ANSWERS", 5)
 
     def handler(event):
@@ -179,4 +179,5 @@ def test_more_series_than_exist_give_no_count(archive, monkeypatch):
             yield 0xFF00, found
 
     source = SourceSettings(ae_title="ARCHIVE", count_host="127.0.0.1", count_port=archive(handler))
-    assert expected_count(source, "NODE", "1.2", "1.2.1") is None
+    with pytest.raises(ValueError, match="more than 5 answers"):
+        expected_count(source, "NODE", "1.2", "1.2.1")

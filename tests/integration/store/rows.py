@@ -51,6 +51,7 @@ def arrive(
     pixels=None,
     direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     syntax="1.2.840.10008.1.2.1",
+    sender="PACS",
 ):
     """``place``, in mm along the normal, defaults to ``number`` and is unknown without a ``direction``; ``pixels``
     is used as the digest of the pixels.
@@ -65,7 +66,7 @@ def arrive(
             spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
             dataset_sha256=f"{content}{number}".ljust(64, "0"),
             size_bytes=100,
-            calling_ae="PACS",
+            calling_ae=sender,
             peer_address="127.0.0.1",
             association_id=association,
             received_at=at,
