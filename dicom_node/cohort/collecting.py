@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 _UNDER_WAY = (JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)
+_DONE = (JobState.DELIVERED, JobState.KEPT)
 _NO_REPORT = "the rule requests no report, from which the rows would be read"
 
 
@@ -91,7 +92,7 @@ class Collecting:
 
 def _outcome(answers: Answers) -> tuple[PullState, str]:
     """The outcome of the series: if several models ran, one successful job is enough."""
-    done = [answer for answer in answers.jobs if answer.state is JobState.DELIVERED]
+    done = [answer for answer in answers.jobs if answer.state in _DONE]
     if done:
         has_report = any(answer.report is not None for answer in done)
         return (PullState.DONE, "") if has_report else (PullState.FAILED, _NO_REPORT)

@@ -130,8 +130,10 @@ class JobCase:
     def keep(self, findings: Findings, results: Iterator[EncodedResult]) -> None:
         """Store and record the results, or discard them if another worker has taken over the job in the meantime."""
         stored = self._means.results.keep(self._attempt, findings, results)
-        state = JobState.SUPERSEDED if stored is None else JobState.ENCODED
-        self._attempt.log(state, "", [instance for instance, _ in stored or ()], findings)
+        made = [instance for instance, _ in stored or ()]
+        is_owed = any(instance.destinations for instance in made)
+        state = JobState.SUPERSEDED if stored is None else JobState.ENCODED if is_owed else JobState.KEPT
+        self._attempt.log(state, "", made, findings)
         if stored is not None:
             self._warn_of_viewers(findings.ct.source.geometry.shape_zyx[2])
 

@@ -112,6 +112,8 @@ class Jobs:
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
+        RUNNING -> KEPT if none of them has a destination.
+
         ``run`` describes the run, if known; ``stage_seconds`` are the wall seconds of the node's own stages.
         ``names_by_label`` are those of the label map, with which another job can take it over.
 
@@ -119,7 +121,7 @@ class Jobs:
         """
         with self._database.write() as db:
             is_owed = any(instance.destinations for instance, _ in results)
-            state = JobState.ENCODED if is_owed else JobState.DELIVERED
+            state = JobState.ENCODED if is_owed else JobState.KEPT
             changed = db.execute(
                 update(job)
                 .where(_held(claimed))
@@ -128,7 +130,7 @@ class Jobs:
                     progress=1.0,
                     stage="",
                     lease_until=None,
-                    ended_at=at if state is JobState.DELIVERED else None,
+                    ended_at=None if is_owed else at,
                     reason=_reason(claimed, is_owed=is_owed),
                     stage_seconds=dict(stage_seconds),
                     model_identity=asdict(identity),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dicom_node.store.database import Database
 
-_ENDED = (JobState.DELIVERED, JobState.REJECTED, JobState.SUPERSEDED)
+_ENDED = (JobState.DELIVERED, JobState.KEPT, JobState.REJECTED, JobState.SUPERSEDED)
 """FAILED is not included: a person must look first, and needs the images."""
 
 

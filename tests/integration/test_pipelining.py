@@ -28,7 +28,7 @@ from tests.support.scripted_worker import Script
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDED = (JobState.DELIVERED, JobState.FAILED, JobState.REJECTED)
+ENDED = (JobState.KEPT, JobState.FAILED, JobState.REJECTED)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_preparation_inference_and_encoding_of_different_jobs_overlap(make_node,
         may_encode.set()
         node.wait_for_all()
     assert encoding == [1, 2, 3, 4, 5]
-    assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.DELIVERED, 1))
+    assert node.jobs() == dict.fromkeys(range(1, 6), (JobState.KEPT, 1))
     for line in (line for line in log if line["event"] == "job"):
         assert list(line["stage_seconds"]) == [
             "read", "reconstruct", "reuse", "prepare", "wait", "segment", "measure", "encode", "store",
@@ -166,7 +166,7 @@ def test_job_that_kills_its_worker_fails_without_failing_others(make_node, scrip
     node.wait_for(lambda: node.jobs()[2] != (JobState.RUNNING, 1))
     script.release("prepare 2")
     node.wait_for_all()
-    assert node.jobs() == {1: (JobState.FAILED, 3), 2: (JobState.DELIVERED, 2), 3: (JobState.DELIVERED, 1)}
+    assert node.jobs() == {1: (JobState.FAILED, 3), 2: (JobState.KEPT, 2), 3: (JobState.KEPT, 1)}
     (failed,) = [job for job in node.ledger.overview.jobs(5) if job.state is JobState.FAILED]
     assert "signal SIGKILL" in failed.reason
     assert "lack of memory" in failed.reason
@@ -183,7 +183,7 @@ def test_repeated_job_runs_alone(make_node, script, monkeypatch):
     wait_until(lambda: len(intake._queue) == node.settings.work.jobs_at_once)  # the others wait to be claimed
     script.release("infer 1")
     node.wait_for_all()
-    assert node.jobs() == {1: (JobState.DELIVERED, 2), **dict.fromkeys((2, 3, 4), (JobState.DELIVERED, 1))}
+    assert node.jobs() == {1: (JobState.KEPT, 2), **dict.fromkeys((2, 3, 4), (JobState.KEPT, 1))}
     events = script.events()
     again = events.index("prepare 1 ends") - 1
     assert events[again : again + 4] == ["prepare 1 begins", "prepare 1 ends", "infer 1 begins", "infer 1 ends"]
@@ -195,7 +195,7 @@ def test_running_out_of_memory_once_costs_an_attempt_but_no_job(make_node, scrip
     script.fail("infer 1", "memory")
     node.run()
     node.wait_for_all()
-    assert node.jobs() == {1: (JobState.DELIVERED, 2), 2: (JobState.DELIVERED, 1)}
+    assert node.jobs() == {1: (JobState.KEPT, 2), 2: (JobState.KEPT, 1)}
 
 
 def work_process(node):
@@ -221,7 +221,7 @@ def test_sigkill_with_several_jobs_in_progress_loses_none_and_makes_each_result_
     finally:
         second.terminate()
         second.wait(30)
-    assert node.jobs() == {number: (JobState.DELIVERED, 2 if number < 3 else 1) for number in (1, 2, 3, 4)}
+    assert node.jobs() == {number: (JobState.KEPT, 2 if number < 3 else 1) for number in (1, 2, 3, 4)}
     kinds = [sorted(result.kind for result in node.ledger.overview.job(n).results) for n in (1, 2, 3, 4)]
     assert len(kinds) == 4
     assert all(one == kinds[0] and len(set(one)) == 2 for one in kinds)

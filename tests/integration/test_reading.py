@@ -327,7 +327,7 @@ def test_a_poisonous_series_is_rejected_by_its_limit_and_the_next_one_gets_its_r
     poison(node.files(bad))
     good = node.receive(tmp_path / "good")
     node.work()
-    assert node.jobs()[good][0] is JobState.DELIVERED
+    assert node.jobs()[good][0] is JobState.KEPT
     state, seen = node.jobs()[bad]
     assert (state, reason in seen) == (JobState.REJECTED, True), seen
 
@@ -336,7 +336,7 @@ def test_private_values_of_any_size_do_not_matter(node, tmp_path):
     series = node.receive(tmp_path / "a")
     with_private_values_of_200_mb(node.files(series))
     node.work()
-    assert node.jobs()[series][0] is JobState.DELIVERED
+    assert node.jobs()[series][0] is JobState.KEPT
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_a_series_that_ends_its_child_is_tried_as_often_as_others_and_the_next_o
     good = node.receive(tmp_path / "good")
     monkeypatch.setattr("dicom_node.pipeline.outcomes.FIRST_PAUSE", timedelta())
     node.work()
-    assert node.jobs()[good][0] is JobState.DELIVERED
+    assert node.jobs()[good][0] is JobState.KEPT
     state, seen = node.jobs()[bad]
     assert state is (JobState.FAILED if how == "crash" and not routing else JobState.REJECTED)
     assert reason in seen

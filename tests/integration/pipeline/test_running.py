@@ -73,7 +73,7 @@ def node(tmp_path):
 
 def test_log_and_ledger_say_what_ran_for_a_job(node):
     job, log = node().run()
-    assert job.state is JobState.DELIVERED
+    assert job.state is JobState.KEPT
     (line,) = [line for line in log if line["event"] == "job"]
     run = job.run_report
     assert run.backend.startswith("numpy ")

@@ -485,6 +485,17 @@ def test_series_without_a_rule_is_rejected_with_its_reason_and_can_be_routed_aga
     assert len(ledger.routing.due_revisions()) == 1
 
 
+def test_job_whose_results_nobody_asked_for_is_kept(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(()), IDENTITY, RUN, {}, NOW)
+    shown = ledger.overview.job(job_id)
+    assert (shown.state, shown.ended_at, len(shown.results)) == (JobState.KEPT, NOW, 2)
+    assert shown.reason == "no destination requested these results"
+    assert ledger.jobs.retry(job_id, NOW) is None
+    future = NOW + timedelta(days=30)
+    assert len(ledger.retention.purge_due(future, future, 100)) == 3
+
+
 def test_job_is_delivered_when_every_destination_has_everything(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)

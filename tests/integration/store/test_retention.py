@@ -62,7 +62,7 @@ class ARevision:
 JOBS = st.builds(AJob, st.sampled_from(JobState), TIMES, st.lists(st.sampled_from(DeliveryState), max_size=2))
 OLD_JOBS = st.builds(
     AJob,
-    st.sampled_from([JobState.DELIVERED, JobState.REJECTED, JobState.SUPERSEDED]),
+    st.sampled_from([JobState.DELIVERED, JobState.KEPT, JobState.REJECTED, JobState.SUPERSEDED]),
     st.just(NOW - timedelta(days=1)),
     st.lists(st.sampled_from([DeliveryState.DELIVERED, DeliveryState.FAILED, DeliveryState.SUPERSEDED]), max_size=2),
 )

@@ -53,6 +53,7 @@ JOBS = {
     5: ("rejected", "REJECTED"),
     6: ("failed", "FAILED"),
     7: ("superseded", "SUPERSEDED"),
+    8: ("kept", "KEPT"),
 }
 SERIES = {
     name: f"1.2.840.{number}"
@@ -130,6 +131,9 @@ def write_series(db, revision_id, series, state, revision=1):
 
 
 def write_job(db, job_id, revision_id, state):
+    """A KEPT job was DELIVERED in 0.1.0, with results that had no destination."""
+    is_kept = state == "KEPT"
+    state = "DELIVERED" if is_kept else state
     runs, ended = state == "RUNNING", state not in ("QUEUED", "RUNNING", "ENCODED")
     made = state in ("ENCODED", "DELIVERED", "FAILED")
     insert(
@@ -156,11 +160,11 @@ def write_job(db, job_id, revision_id, state):
         model_identity=MODEL_IDENTITY if made else None,
     )
     if made:
-        write_result(db, job_id, {"ENCODED": "WAITING"}.get(state, state))
+        write_result(db, job_id, None if is_kept else {"ENCODED": "WAITING"}.get(state, state))
 
 
 def write_result(db, job_id, state_at_pacs):
-    """A SEG that the archive has and whose delivery to the PACS is in ``state_at_pacs``."""
+    """A SEG that the archive has and whose delivery to the PACS is in ``state_at_pacs``; None: without destinations."""
     insert(
         db,
         "result",
@@ -175,7 +179,8 @@ def write_result(db, job_id, state_at_pacs):
         sha256="0" * 64,
         size_bytes=7,
     )
-    for number, (destination, state) in enumerate((("pacs", state_at_pacs), ("archive", "DELIVERED"))):
+    deliveries = (("pacs", state_at_pacs), ("archive", "DELIVERED")) if state_at_pacs else ()
+    for number, (destination, state) in enumerate(deliveries):
         insert(
             db,
             "delivery",
@@ -254,8 +259,8 @@ def test_every_row_is_kept_and_every_job_can_be_viewed(ledger):
     assert unmigrated(ledger) == []
     assert ledger.device_uid() == DEVICE_UID
     counts = ledger.overview.counts()
-    assert counts.instances == {"current": 18, "replaced": 0, "purged": 0}
-    assert counts.series == {RevisionState.COMPLETE: 1, RevisionState.OPEN: 1, RevisionState.ROUTED: 7}
+    assert counts.instances == {"current": 20, "replaced": 0, "purged": 0}
+    assert counts.series == {RevisionState.COMPLETE: 1, RevisionState.OPEN: 1, RevisionState.ROUTED: 8}
     assert counts.jobs == dict.fromkeys(JobState, 1)
     assert counts.deliveries == {DeliveryState.DELIVERED: 4, DeliveryState.FAILED: 1, DeliveryState.WAITING: 1}
     for job_id, (name, state) in JOBS.items():
@@ -344,5 +349,5 @@ def test_failed_and_rejected_jobs_can_be_tried_again(ledger):
 
 def test_files_of_the_node_are_still_claimed(ledger):
     names = {f"20260301/08/{series}-{number}.dcm" for series in SERIES.values() for number in (1, 2)}
-    names |= {f"20260301/08/result-{job_id}.dcm" for job_id in (3, 4, 6)}
+    names |= {f"20260301/08/result-{job_id}.dcm" for job_id in (3, 4, 6, 8)}
     assert ledger.retention.claims(names) == dict.fromkeys(names, True)
