@@ -28,3 +28,14 @@ def open_store(settings: Settings) -> tuple[Spool, Ledger]:
         raise ConfigurationError(f"node.data_folder {folder} can't be used: {error.strerror}") from error
     spool = Spool(settings.spool_folder)
     return spool, Ledger(settings.effective_ledger_url, spool)
+
+
+def open_store_to_read(settings: Settings) -> tuple[Spool, Ledger]:
+    """The spool and the ledger of this node, of which nothing is created or changed.
+
+    Raises:
+        ConfigurationError: the ledger's URL or schema can't be used.
+        StoreUnavailable: spool or ledger is unavailable, or not there.
+    """
+    spool = Spool(settings.spool_folder, read_only=True)
+    return spool, Ledger(settings.effective_ledger_url, spool, read_only=True)

@@ -20,6 +20,8 @@ from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.errors import StoreUnavailable
 from dicom_node.operate.housekeeping import purge_expired
+from dicom_node.operate.ledger_check import check_ledger
+from dicom_node.operate.nightly import Nightly
 from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.pipeline.completing import Completing
 from dicom_node.pipeline.delivering import Asking, Delivering
@@ -43,6 +45,7 @@ from dicom_node.work.pool import WorkerPool
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dicom_node.operate.ledger_check import LedgerReport
     from dicom_node.route.rules import Rules
     from dicom_node.settings import Settings
     from dicom_node.store.ledger import Ledger
@@ -55,6 +58,9 @@ _RECOVERY_SWEEP_S = 10.0
 _HOUSEKEEPING_SWEEP_S = 60.0
 _ADOPTION_SWEEP_S = 300.0
 _UNCLAIMED_AGE_S = 60.0
+_NIGHTLY_LOOK_S = 60.0
+_SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
+"""A file without a row is as old as that only if the sweep that records or removes it does not run."""
 _LEDGER_PAUSE_S = 1.0
 
 
@@ -119,7 +125,7 @@ def _work(
     pipeline.running.recover_jobs()
     pipeline.delivering.recover()
     more = more_sweeps(settings, ledger, workers, stop) if more_sweeps else []
-    schedule = Schedule([*_sweeps(settings, ledger, spool, pipeline), *more])
+    schedule = Schedule([*_sweeps(settings, ledger, spool, pipeline, stop), *more])
     schedule.start()
     structlog.get_logger().info(
         "work.started", models=sorted(settings.models), destinations=sorted(settings.destinations)
@@ -142,7 +148,7 @@ def _work(
         workers.close()
 
 
-def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline) -> list[Sweep]:
+def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline, stop: threading.Event) -> list[Sweep]:
     every = settings.operate.sweep_s
     watermark = DiskWatermark(settings.node.data_folder, settings.operate)
 
@@ -164,13 +170,21 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
         purge_expired(ledger, spool, settings.operate, now_utc())
         watermark.look()
 
+    def check() -> LedgerReport:
+        return check_ledger(ledger.consistency, spool, unclaimed_age_s=_SWEPT_BY_S, is_stopping=stop.is_set)
+
     return [
         Sweep("completion", every, complete_and_route),
         Sweep("recovery", _RECOVERY_SWEEP_S, recover),
         Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
+        *_nightly(settings.operate.ledger_check, check),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
     ]
+
+
+def _nightly(at: str, check: Callable[[], LedgerReport]) -> list[Sweep]:
+    return [] if at == "off" else [Sweep("ledger check", _NIGHTLY_LOOK_S, Nightly(at, check).check_due)]
 
 
 def _run_jobs(running: Running, stop: threading.Event, at_once: int) -> None:

@@ -19,6 +19,7 @@ from dicom_node.cli.context import Context, RootGroup, is_given
 from dicom_node.cli.dataset import dataset
 from dicom_node.cli.demo import demo
 from dicom_node.cli.evaluate import evaluate
+from dicom_node.cli.ledger import ledger
 from dicom_node.cli.look import check, job, jobs, retry, status
 from dicom_node.cli.models import models
 from dicom_node.cli.phantoms import phantom
@@ -54,7 +55,7 @@ def main(ctx: click.Context, configuration: Path) -> None:
 
 for _command in (
     *(serve, listen, work),
-    *(status, jobs, job, retry, check),
+    *(status, jobs, job, retry, check, ledger),
     *(config, rules, segment, models, conformance),
     *(phantom, demo, evaluate, compare, constancy, train),
     *(cohort, dataset),

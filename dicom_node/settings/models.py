@@ -78,6 +78,12 @@ def _database_url(value: str) -> str:
     return value
 
 
+def _time_of_day(value: str) -> str:
+    if value != "off" and not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+        raise ValueError(f"expected a time of day from 00:00 to 23:59, or off, not {shown(value)}")
+    return value
+
+
 def _digest(value: str) -> str:
     if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
         raise ValueError(f"expected 64 hexadecimal digits, not {len(value)} characters")
@@ -229,6 +235,8 @@ class OperateSettings(Closed):
     """The spool files of a series are deleted this long after its last job ended, never before delivery."""
     disk_stop_percent: Number = Field(default=85, gt=0, le=100)
     disk_resume_percent: Number = Field(default=80, gt=0, le=100)
+    ledger_check: Annotated[str, AfterValidator(_time_of_day)] = "02:30"
+    """When ``work`` checks every day that nothing is lost, in local time; ``off``: never."""
 
     @model_validator(mode="after")
     def _watermarks_in_order(self) -> Self:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
 
 from dicom_node.errors import DicomNodeError, StoreUnavailable
+from dicom_node.store.revisions import bytes_digest
 from dicom_node.store.schema import (
     IS_CURRENT,
     association,
@@ -264,7 +264,7 @@ class Arrivals:
                 .where(instance.c.series_instance_uid == revision.series_instance_uid, IS_CURRENT)
                 .order_by(instance.c.sop_instance_uid)
             ).all()
-            digest = hashlib.sha256("\n".join(sorted(m.dataset_sha256 for m in members)).encode()).hexdigest()
+            digest = bytes_digest(m.dataset_sha256 for m in members)
             changed = db.execute(
                 update(series_revision)
                 .where(_unchanged(revision))

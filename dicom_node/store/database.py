@@ -10,6 +10,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import sqlalchemy
 from alembic import command
@@ -25,7 +26,7 @@ from dicom_node.errors import ConfigurationError, StoreUnavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import URL, Connection, Engine
 
 _BUSY_TIMEOUT_MS = 10_000
 _EXAMPLE_URL = "postgresql+psycopg://user@host:5432/name"
@@ -35,22 +36,27 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 class Database:
     """Connections to the ledger's database, and its schema."""
 
-    def __init__(self, url: str) -> None:
-        """``url``: an SQLAlchemy URL. Connections are opened when needed.
+    def __init__(self, url: str, *, read_only: bool = False) -> None:
+        """``url``: an SQLAlchemy URL. Connections are opened when needed; ``read_only``: none of them can write.
 
         Raises:
             ConfigurationError: the URL can't be parsed or its driver is not installed.
         """
         try:
-            self._engine = sqlalchemy.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+            parsed = sqlalchemy.make_url(url)
+            is_sqlite = parsed.get_backend_name() == "sqlite"
+            self._engine = sqlalchemy.create_engine(
+                _as_read_only(parsed) if read_only and is_sqlite else parsed, pool_pre_ping=not is_sqlite
+            )
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
         except ValueError:  # its message quotes part of the URL, which may contain a password
             raise ConfigurationError(f"ledger_url: expected a URL such as {_EXAMPLE_URL}") from None
         self._url = url
         self._turn = threading.Lock()
-        if self._engine.dialect.name == "sqlite":
-            _prepare_sqlite(self._engine)
+        self._read_options = {"postgresql_readonly": True} if read_only and not is_sqlite else {}
+        if is_sqlite:
+            _prepare_sqlite(self._engine, read_only=read_only)
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -89,7 +95,7 @@ class Database:
         Raises:
             StoreUnavailable: the database is unavailable.
         """
-        with _translated(), self._engine.connect() as connection:
+        with _translated(), self._engine.connect().execution_options(**self._read_options) as connection:
             yield connection
 
     def upgrade(self) -> None:
@@ -102,14 +108,26 @@ class Database:
         script = ScriptDirectory.from_config(config)
         with self.write() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
-            known = {revision.revision for revision in script.walk_revisions()}
-            if found is not None and found not in known:
-                raise ConfigurationError(
-                    f"the ledger has schema {found}, which is newer than this version supports (up to "
-                    f"{script.get_current_head()}); install the version that wrote it"
-                )
+            _refuse_newer(found, script)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def check_schema(self) -> None:
+        """Check that the schema is the newest one, as :meth:`upgrade` leaves it.
+
+        Raises:
+            ConfigurationError: it is not.
+            StoreUnavailable: the database is unavailable.
+        """
+        script = ScriptDirectory.from_config(self._alembic())
+        with self.read() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        _refuse_newer(found, script)
+        if found != script.get_current_head():
+            raise ConfigurationError(
+                f"the ledger has schema {found}, and this version needs {script.get_current_head()}: "
+                "the first start of the node upgrades it"
+            )
 
     def close(self) -> None:
         """Close all connections."""
@@ -119,6 +137,20 @@ class Database:
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         return config
+
+
+def _refuse_newer(found: str | None, script: ScriptDirectory) -> None:
+    known = {revision.revision for revision in script.walk_revisions()}
+    if found is not None and found not in known:
+        raise ConfigurationError(
+            f"the ledger has schema {found}, which is newer than this version supports (up to "
+            f"{script.get_current_head()}); install the version that wrote it"
+        )
+
+
+def _as_read_only(url: URL) -> URL:
+    """The URL of the same SQLite file, which is then neither created nor changed (https://www.sqlite.org/uri.html)."""
+    return url.set(database=f"file:{quote(url.database or '')}", query={"mode": "ro", "uri": "true"})
 
 
 @contextmanager
@@ -132,13 +164,14 @@ def _translated() -> Iterator[None]:
         raise StoreUnavailable("ledger: all database connections are in use") from error
 
 
-def _prepare_sqlite(engine: Engine) -> None:
+def _prepare_sqlite(engine: Engine, *, read_only: bool) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=FULL")
+        if not read_only:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            cursor.execute("PRAGMA synchronous=FULL")
         cursor.execute(f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}")
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()

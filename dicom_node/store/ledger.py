@@ -9,6 +9,7 @@ from sqlalchemy import insert, select
 
 from dicom_node.store.arrivals import Arrivals
 from dicom_node.store.cohorts import Cohorts
+from dicom_node.store.consistency import Consistency
 from dicom_node.store.database import Database
 from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.jobs import Jobs
@@ -24,18 +25,22 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """One database with nine parts. Safe to use from several threads and several processes at once."""
+    """One database, with a part for each of its users. Safe to use from several threads and processes at once."""
 
-    def __init__(self, url: str, spool: Spool) -> None:
-        """Opens ``url`` and brings its schema up to date.
+    def __init__(self, url: str, spool: Spool, *, read_only: bool = False) -> None:
+        """Opens ``url`` and brings its schema up to date; ``read_only``: changes nothing, not even that.
 
         Raises:
-            ConfigurationError: the URL can't be used, or the schema is newer than this version supports.
+            ConfigurationError: the URL can't be used, or the schema is newer than this version supports (with
+                ``read_only``: or older).
             StoreUnavailable: the database is unavailable.
         """
-        self.database = Database(url)
+        self.database = Database(url, read_only=read_only)
         try:
-            self.database.upgrade()
+            if read_only:
+                self.database.check_schema()
+            else:
+                self.database.upgrade()
         except BaseException:
             self.database.close()
             raise
@@ -48,6 +53,7 @@ class Ledger:
         self.retention = Retention(self.database)
         self.cohorts = Cohorts(self.database)
         self.processes = Processes(self.database)
+        self.consistency = Consistency(self.database)
 
     def device_uid(self) -> str:
         """The UID of this installation (2.25 and a random UUID, PS3.5 B.2), created on first use and permanent."""

@@ -63,13 +63,16 @@ class Retention:
     def claims(self, names: Collection[str]) -> dict[str, bool]:
         """For those of the spool ``names`` that are in the ledger, whether their files are still needed."""
         with self._database.read() as db:
-            return {
-                str(row.spool_name): row.purged_at is None
-                for table in (instance, result)
-                for row in db.execute(
-                    select(table.c.spool_name, table.c.purged_at).where(table.c.spool_name.in_(names))
-                )
-            }
+            return {name: purged_at is None for name, purged_at in purged_at_by_name(db, names).items()}
+
+
+def purged_at_by_name(db: Connection, names: Collection[str]) -> dict[str, datetime | None]:
+    """For those of the spool ``names`` that are in the ledger, when their files were purged; None: never."""
+    return {
+        str(row.spool_name): row.purged_at
+        for table in (instance, result)
+        for row in db.execute(select(table.c.spool_name, table.c.purged_at).where(table.c.spool_name.in_(names)))
+    }
 
 
 def _kept_series(db: Connection) -> Sequence[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from dicom_node.store.schema import instance, revision_instance, series_revision
 from dicom_node.types import notes_on_missing_images
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy import Connection
 
@@ -67,6 +68,11 @@ class Member:
         if self.pixels_sha256 is None or self.pixels_sha256 != other.pixels_sha256:
             return False
         return self.transfer_syntax_uid == other.transfer_syntax_uid
+
+
+def bytes_digest(dataset_digests: Iterable[str]) -> str:
+    """The digest over the data sets of a revision, from those of its members in any order."""
+    return hashlib.sha256("\n".join(sorted(dataset_digests)).encode()).hexdigest()
 
 
 def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:

@@ -196,16 +196,19 @@ class ResultWriting:
 class Spool:
     """The folder of received instances and results. Safe to use from several threads and processes at once."""
 
-    def __init__(self, root: Path) -> None:
-        """Creates ``root`` if it is missing.
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        """Creates ``root`` if it is missing; ``read_only``: the caller only reads, and it must be there.
 
         Raises:
-            StoreUnavailable: it can't be created.
+            StoreUnavailable: it can't be created, or is not there.
         """
         self._root = root.absolute()
-        with _translated("making the spool folder"):
-            self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-            self._root.chmod(_FOLDER_MODE)
+        with _translated("opening the spool folder" if read_only else "making the spool folder"):
+            if read_only:
+                os.scandir(self._root).close()
+            else:
+                self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+                self._root.chmod(_FOLDER_MODE)
         self._durable_folders: set[Path] = set()
         self._folder_syncs = ThreadPoolExecutor(_FOLDER_SYNC_THREADS, thread_name_prefix="folder sync")
 

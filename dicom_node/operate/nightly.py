@@ -1,0 +1,56 @@
+"""The check of the ledger that the work process makes once a day."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dicom_node.errors import Stopping
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dicom_node.operate.ledger_check import LedgerReport
+
+_MOST_IN_THE_LOG = 10
+
+
+def local_now() -> datetime:
+    """The time of the machine's time zone."""
+    return datetime.now(UTC).astimezone()
+
+
+class Nightly:
+    """Checks the ledger at the first look after ``at`` ("HH:MM", local time) of each day; not at once after a start."""
+
+    def __init__(
+        self,
+        at: str,
+        check: Callable[[], LedgerReport],
+        clock: Callable[[], datetime] = local_now,
+    ) -> None:
+        self._at = at
+        self._check = check
+        self._clock = clock
+        now = clock()
+        self._done = now.date() if f"{now:%H:%M}" >= at else None
+        self._log = structlog.get_logger()
+
+    def check_due(self) -> None:
+        """Check the ledger if it is time to."""
+        now = self._clock()
+        if f"{now:%H:%M}" < self._at or now.date() == self._done:
+            return
+        self._done = now.date()
+        try:
+            report = self._check()
+        except Stopping:
+            return
+        facts = {"seconds": report.seconds, "files": report.files, "counted": dict(report.counted)}
+        if report.is_sound:
+            self._log.info("ledger.checked", **facts)
+        else:
+            some = [f"{each.kind}: {each.subject}: {each.detail}" for each in report.examples[:_MOST_IN_THE_LOG]]
+            self._log.error("ledger.violated", violations=dict(report.violations), examples=some, **facts)
