@@ -123,6 +123,8 @@ class Receipt(StrEnum):
     """Same SOP Instance UID in the same series with the same bytes: acknowledged, and nothing more is stored."""
     REPLACEMENT = "REPLACEMENT"
     """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
+    OUTDATED = "OUTDATED"
+    """From a file in the spool that is older than the recorded bytes of this instance: recorded, but never current."""
     REUSED = "REUSED"
     """The SOP Instance UID belongs to another image of the series: refused, nothing is recorded."""
 
