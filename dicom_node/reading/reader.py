@@ -284,4 +284,4 @@ def _loss(process: ChildProcess, limits: Limits, what: str) -> DicomNodeError:
     """Why a child ended on its own."""
     if process.signal == signal.SIGXCPU:
         return LimitExceeded(f"{what} took more than the limit of {limits.cpu_s:g} s of CPU time")
-    return ReaderLost(f"{what} ended the process that does it: {process.end()}")
+    return ReaderLost(f"the image reader stopped unexpectedly while {what}: {process.end()}")

@@ -110,7 +110,7 @@ def test_attempts_that_kill_their_process_are_limited(ledger, spool, reader, rul
     assert [due.series_instance_uid for due in ledger.routing.due_revisions()] == [good, uid]
     Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
     assert jobs(ledger)[good] == (JobState.QUEUED, "")
-    reason = "2 attempts to read the headers ended the process that made them"
+    reason = "the node stopped unexpectedly each time it read the headers (attempts: 2)"
     assert jobs(ledger)[uid] == (JobState.REJECTED, reason)
 
 
