@@ -5,9 +5,9 @@ Every fold is a branch of one graph. The graph follows the classes PlainConvUNet
 goes straight into an instance norm has no bias, because the norm would subtract it again.
 
 Two choices are due to OpenVINO's CPU plugin. Internally it keeps channels last, and it transposes 16-bit results much
-faster than 32-bit ones. In bfloat16 the features are therefore output as bfloat16; this loses nothing, since the next
-layer would round them anyway. The logits are a matrix product in float32, because a last convolution in bfloat16 would
-round the logits themselves.
+faster than 32-bit ones. Networks that run in bfloat16 therefore output their features as bfloat16; this loses nothing,
+since the next layer would round them anyway. The logits are a matrix product in float32, because a last convolution in
+bfloat16 would round the logits themselves.
 """
 
 from __future__ import annotations
@@ -54,11 +54,13 @@ class OpenVinoNetwork:
         """
         narrow = features and precision == "bfloat16"
         self._compiled = _compile(_graph(part, features=features, narrow=narrow), precision, threads, cache_folder)
+        if narrow and _precision(self._compiled) != precision:  # features of float32 would only lose their last digits
+            narrow = False
+            self._compiled = _compile(_graph(part, features=features, narrow=narrow), precision, threads, cache_folder)
         self._narrow = narrow
         self._running: _Running | None = None
         self._channels = int(self._compiled.output(0).shape[1])
-        used = _NAMES[self._compiled.get_property("INFERENCE_PRECISION_HINT")]
-        self._runtime = Runtime(f"OpenVINO {ov.__version__.split('-')[0]}", "CPU", used)
+        self._runtime = Runtime(f"OpenVINO {ov.__version__.split('-')[0]}", "CPU", _precision(self._compiled))
 
     @property
     def channels(self) -> int:
@@ -134,6 +136,11 @@ def _compile(model: ov.Model, precision: str, threads: int, cache_folder: Path |
         with suppress(RuntimeError):  # a cache that can't be read or written costs only time
             return core.compile_model(model, "CPU", {**settings, "CACHE_DIR": str(cache_folder)})
     return core.compile_model(model, "CPU", settings)
+
+
+def _precision(compiled: ov.CompiledModel) -> str:
+    """In which the convolutions run: float32 where the processor can't run what was asked for."""
+    return _NAMES[compiled.get_property("INFERENCE_PRECISION_HINT")]
 
 
 def _writable(folder: Path) -> bool:

@@ -157,6 +157,38 @@ def test_bfloat16_stays_near_float32(tmp_path):
         _assert_close(_logits(part, reduced, windows), exact, relative=0.05)
 
 
+WITHOUT_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"}
+"""Both limit the instructions that OpenVINO uses: as on a processor that has no others."""
+
+
+@pytest.mark.parametrize("processor", [{}, WITHOUT_BFLOAT16], ids=["this one", "without bfloat16"])
+def test_reported_precision_is_what_convolutions_run_in_and_what_features_show(tmp_path, processor):
+    _part(tmp_path)
+    program = f"""
+import numpy as np
+from pathlib import Path
+from inference.models.package import Architecture, Normalisation, Part
+from inference.nnunet.networks.openvino_network import OpenVinoNetwork
+part = Part("part", (Path({str(tmp_path / "fold_0.safetensors")!r}),), {PLAIN!r}, Normalisation(-1.0, 1.0, 0.0, 1.0),
+            (0, 1, 2), (3.0, 3.0, 3.0), (16, 16, 32), {{1: "liver", 2: "spleen"}})
+window = np.random.default_rng(5).normal(size=(1, 16, 16, 32)).astype(np.float32)
+def run(precision):
+    network = OpenVinoNetwork(part, features=True, precision=precision)
+    layers = [each.get_rt_info() for each in network._compiled.get_runtime_model().get_ordered_ops()]
+    layers = [(each["layerType"].astype(str), each["runtimePrecision"].astype(str)) for each in layers]
+    kinds = {{precision for layer, precision in layers if layer == "Convolution"}}
+    return network.runtime.precision, kinds, network.run(window).copy()
+reported, kinds, values = run("bfloat16")
+_, exact, expected = run("float32")
+print(reported, *kinds, *exact, np.array_equal(values, expected))
+"""
+    environment = {**os.environ, **processor}
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.split() in (["bfloat16", "bf16", "f32", "False"], ["float32", "f32", "f32", "True"])
+    if processor:
+        assert run.stdout.startswith("float32")
+
+
 def test_network_names_backend_version_device_and_precision(tmp_path):
     part = _part(tmp_path)
     by_openvino, by_torch = (open_networks(part, options)[0].runtime for options in (FLOAT32, TORCH))
