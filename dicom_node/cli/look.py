@@ -82,7 +82,7 @@ def job(context: Context, *, job_id: int, as_json: bool) -> None:
         print_json(found)
         return
     results, deliveries, series = found.pop("results"), found.pop("deliveries"), found.pop("series")
-    run_report, notes = found.pop("run_report"), found.pop("notes")
+    run_report, notes = found.pop("run_report"), [*found.pop("image_notes"), *found.pop("notes")]
     del found["names_by_label"]  # a hundred lines
     print_facts(f"job {job_id}", found)
     if run_report is not None:

@@ -97,6 +97,7 @@ class ResultStore:
             attempt.stage_seconds,
             now_utc(),
             labels.names_by_label,
+            findings.notes_on_images,
         ):
             return stored
         self._spool.discard(stored)

@@ -109,13 +109,15 @@ class Jobs:
         stage_seconds: Mapping[str, float],
         at: datetime,
         names_by_label: Mapping[int, str] | None = None,
+        image_notes: Sequence[str] = (),
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
         RUNNING -> KEPT if none of them has a destination.
 
         ``run`` describes the run, if known; ``stage_seconds`` are the wall seconds of the node's own stages.
-        ``names_by_label`` are those of the label map, with which another job can take it over.
+        ``names_by_label`` are those of the label map, with which another job can take it over; ``image_notes`` those of
+        the reconstruction.
 
         False: the lease was lost; nothing was written, and the caller must discard the results.
         """
@@ -136,6 +138,7 @@ class Jobs:
                     model_identity=asdict(identity),
                     run_report=None if run is None else run.to_json(),
                     names_by_label=None if names_by_label is None else dict(names_by_label),
+                    image_notes=list(image_notes),
                 )
             ).rowcount
             if not changed:

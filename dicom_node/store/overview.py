@@ -114,6 +114,7 @@ class Overview:
             decision=_decision(row.decision),
             model_identity=ModelIdentity(**row.model_identity) if row.model_identity else None,
             run_report=RunReport.from_json(row.run_report) if row.run_report else None,
+            image_notes=tuple(row.image_notes or ()),
         )
         return JobView(
             **values,

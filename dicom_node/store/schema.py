@@ -208,6 +208,7 @@ job = Table(
     Column("model_identity", JSON),
     Column("run_report", JSON),
     Column("names_by_label", JSON),
+    Column("image_notes", JSON),
     Index("ix_job_queue", "state", "priority", "id"),
 )
 

@@ -133,7 +133,8 @@ class JobView:
     """Everything about one job. ``decision`` maps the name of each rule to the outcomes of its conditions,
     ``destinations`` each destination to its options when the series was routed. ``unchecked_hu``: the rule takes the
     values for Hounsfield units whatever they look like. ``not_counted``: how many attempts were cut off by
-    what is no fault of the job. ``notes`` say why the series is not known to be whole.
+    what is no fault of the job. ``image_notes`` say what a reader should know of the images that were reconstructed,
+    ``notes`` why the series is not known to be whole.
     """
 
     id: int
@@ -160,6 +161,7 @@ class JobView:
     model_identity: ModelIdentity | None
     run_report: RunReport | None
     names_by_label: Mapping[str, str] | None
+    image_notes: tuple[str, ...]
     series: RevisionView
     results: tuple[ResultView, ...]
     deliveries: tuple[DeliveryView, ...]

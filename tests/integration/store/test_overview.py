@@ -81,6 +81,7 @@ KEYS_OF_A_JOB = [
     "model_identity",
     "run_report",
     "names_by_label",
+    "image_notes",
     "series",
     "results",
     "deliveries",
@@ -91,7 +92,8 @@ OUTCOME = ConditionOutcome("Modality equals CT", "CT", held=True)
 
 def encoded_job(ledger):
     job_id = queued_job(ledger, replace(DECISION, outcomes={"ct": (OUTCOME,)}))
-    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {"segment": 2.0}, NOW)
+    notes = ["gantry tilt of 5.0 degrees"]
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {"segment": 2.0}, NOW, image_notes=notes)
     deliver(ledger, "pacs")
     return job_id
 
@@ -127,6 +129,7 @@ def test_json_of_a_job_is_what_was_recorded(ledger):
         "notes": [{"text": "fell back to the CPU", "changes_answer": True}],
         "stage_seconds": {"infer": 1.5},
     }
+    assert shown["image_notes"] == ["gantry tilt of 5.0 degrees"]
     assert [each["kind"] for each in shown["results"]] == ["SEG", "SR"]
     assert {(each["destination"], each["state"]) for each in shown["deliveries"]} == {
         ("pacs", "DELIVERED"),

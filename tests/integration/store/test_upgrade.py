@@ -266,7 +266,7 @@ def test_every_row_is_kept_and_every_job_can_be_viewed(ledger):
     for job_id, (name, state) in JOBS.items():
         shown = json_form(ledger.overview.job(job_id))
         assert (shown["state"], shown["series"]["series_instance_uid"]) == (state, SERIES[name])
-        assert (shown["run_report"], shown["created_at"]) == (None, NOW.isoformat())
+        assert (shown["run_report"], shown["image_notes"], shown["created_at"]) == (None, [], NOW.isoformat())
 
 
 def test_arriving_series_is_completed_with_its_late_instance(ledger):
