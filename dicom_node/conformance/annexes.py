@@ -53,13 +53,14 @@ with items have no source of their own; a coded concept is given in one line. Ty
 _USAGE = """
 Volumes are reconstructed from Pixel Data, Image Position and Image Orientation (Patient), Pixel Spacing, Rescale
 Slope and Intercept and the attributes of the Image Pixel module (in multi-frame objects, from the functional groups
-that contain them), never from Slice Location, Instance Number or gantry tilt. Bits of a pixel above Bits Stored are
-ignored. If JPEG 2000 frames have another sign than Pixel Representation, the sign whose values lie on the scale of CT
-is used. Pixels that Pixel Padding Value and Pixel Padding Range Limit name, or that are constant outside the
-reconstruction circle, are air to the model and belong to no structure. Rescale Type may be HU or absent, or US in
-original images with air around the patient; others are refused, and so are values that no scale of CT has. Instances
-whose SOP Class, SOP Instance, Study or Series Instance UID is missing or invalid are refused, and so are series with
-several patients, studies or Frames of Reference. A site's rules may use any standard attribute. Attributes copied to
+that contain them, and a rescale from the header if they do not), never from Slice Location, Instance Number or gantry
+tilt. Bits of a pixel above Bits Stored are ignored. If JPEG 2000 frames have another sign than Pixel Representation,
+the sign whose values lie on the scale of CT is used. Pixels that Pixel Padding Value and Pixel Padding Range Limit name
+in an image of the series, or that are constant outside the reconstruction circle, are air to the model and belong to no
+structure. Rescale Type may be HU or absent, or US in original images with air around the patient; others are refused,
+and so are values that no scale of CT has and images with a Modality LUT Sequence. Instances whose SOP Class, SOP
+Instance, Study or Series Instance UID is missing or invalid are refused, and so are series with several patients,
+studies or Frames of Reference. A site's rules may use any standard attribute. Attributes copied to
 results are marked COPY in section 9.1.1.
 """
 _MAPPING = "A copied attribute keeps its tag. Exceptions are listed in section 9.1.1."

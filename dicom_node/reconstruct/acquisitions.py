@@ -16,7 +16,7 @@ import numpy as np
 from pydicom.valuerep import DT, TM
 
 from dicom_node.errors import NotEligible
-from dicom_node.reconstruct.select import is_multi_frame
+from dicom_node.reconstruct.select import converted_attributes, is_multi_frame
 from dicom_node.standard.attributes import items, text, texts
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _in_groups(keyword: str, sequence: str, in_frame: str) -> Callable[[Dataset,
             for item in items(group, sequence):
                 if text(item, in_frame):
                     return "\\".join(texts(item, in_frame))
-            for item in _unassigned(group):
+            for item in converted_attributes(group):
                 if text(item, keyword):
                     return "\\".join(texts(item, keyword))
         return "\\".join(texts(header, keyword))
@@ -124,12 +124,6 @@ def _groups(header: Dataset, frame: int) -> Iterator[Dataset]:
     if frame < len(per_frame):
         yield per_frame[frame]
     yield from items(header, "SharedFunctionalGroupsSequence")
-
-
-def _unassigned(group: Dataset) -> Iterator[Dataset]:
-    """Where a Legacy Converted object keeps what its classic images state and no macro holds (PS3.3 A.70)."""
-    yield from items(group, "UnassignedPerFrameConvertedAttributesSequence")
-    yield from items(group, "UnassignedSharedConvertedAttributesSequence")
 
 
 _time = _in_groups("AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime")

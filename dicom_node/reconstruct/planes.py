@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from pydicom import Dataset
 
 from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid
-from dicom_node.reconstruct.select import is_multi_frame
-from dicom_node.standard.attributes import finite_numbers, items, text, texts, whole_number
+from dicom_node.reconstruct.select import converted_attributes, functional_groups, is_multi_frame
+from dicom_node.standard.attributes import finite_numbers, is_stated, items, text, texts, whole_number
 from dicom_node.types import SourceFrame
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def planes_of(series: Series) -> tuple[Plane, ...]:
     planes: list[Plane] = []
     for index, instance in enumerate(series.instances):
         header = instance.header
+        _refuse_modality_lut(header)
         frames = _multi_frame_items(header) if is_multi_frame(header) else [_classic_items(header)]
         planes.extend(_plane(header, index, number, macros) for number, macros in enumerate(frames))
     return tuple(planes)
@@ -65,7 +66,10 @@ def planes_of(series: Series) -> tuple[Plane, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Macros:
-    """The data sets that hold each group of attributes for one frame (PS3.3 C.7.6.16.2)."""
+    """The data sets that hold each group of attributes for one frame (PS3.3 C.7.6.16.2).
+
+    Some writers of multi-frame objects state the rescale in the header, as in classic images, instead of its macro.
+    """
 
     position: Dataset
     orientation: Dataset
@@ -90,7 +94,7 @@ def _multi_frame_items(header: Dataset) -> list[_Macros]:
             position=_macro(group, shared, "PlanePositionSequence"),
             orientation=_macro(group, shared, "PlaneOrientationSequence"),
             measures=_macro(group, shared, "PixelMeasuresSequence"),
-            transformation=_macro(group, shared, "PixelValueTransformationSequence"),
+            transformation=_macro(group, shared, "PixelValueTransformationSequence") or header,
         )
         for group in per_frame
     ]
@@ -129,6 +133,18 @@ def _plane(header: Dataset, instance: int, frame_index: int, macros: _Macros) ->
         rescale_intercept=intercept,
         rescale_type=rescale_type,
     )
+
+
+def _refuse_modality_lut(header: Dataset) -> None:
+    """A Modality LUT stands in place of a rescale (PS3.3 C.11.1), which CT must have; its values are unsigned."""
+    places = [header]
+    for group in functional_groups(header):
+        places += [*items(group, "PixelValueTransformationSequence"), *converted_attributes(group)]
+    if any(is_stated(place, "ModalityLUTSequence") for place in places):
+        raise PixelDataInvalid(
+            f"{_where(header)}: a Modality LUT Sequence is stated, which excludes Rescale Slope and Intercept (PS3.3 "
+            "C.11.1); only these give Hounsfield units"
+        )
 
 
 def _positive(header: Dataset, keyword: str, where: str) -> int:

@@ -6,7 +6,9 @@ a viewer, whose window a reader turns until it does. A segmentation and its figu
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +46,10 @@ _ROUNDING = 1e-3
 _STANDARDISED = 0.02
 """How near mean and standard deviation are to 0 and 1 after standardisation, in float32 or rounded in a file."""
 _LEAST_SHARE_OF_CLIPPED = 0.1
+_LEAST_TISSUE, _MOST_SAMPLES = 100, 2**16
+"""Pixels of two neighbouring planes that are compared."""
+_TIMES_FARTHER, _LEAST_FARTHER_HU = 2.0, 25.0
+"""How much farther apart two planes are by their own pairs than by one pair, if one of them is wrong."""
 
 
 def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
@@ -60,7 +66,8 @@ def implausible_rescale(
     """As :func:`implausible_scale`; where planes differ in slope and intercept, the planes of each pair by themselves.
 
     ``rescales``: of each plane. A wrong pair in a few planes does not show in the figures of the whole volume. Where
-    the patient is surrounded by air in the planes of one pair, that is so in those of the others.
+    the patient is surrounded by air in the planes of one pair, that is so in those of the others. Tissue of a plane
+    that is as its neighbour by the pair of that neighbour, and not by its own, was not stored for its own.
     """
     pairs = sorted(set(rescales))
     whole = implausible_scale(volume, needs_air=needs_air)
@@ -78,7 +85,7 @@ def implausible_rescale(
                 f"in {len(planes.voxels_zyx)} of {len(rescales)} planes, with Rescale Slope {slope:g} and Intercept "
                 f"{intercept:g} unlike the others, {implausible}"
             )
-    return None
+    return _unlike_neighbour(volume, rescales)
 
 
 def normalised_scale(volume: Volume) -> str | None:
@@ -124,6 +131,52 @@ def _range(volume: Volume) -> tuple[float, float]:
 def _is_whole(volume: Volume) -> bool:
     voxels = volume.voxels_zyx
     return voxels.dtype == np.int16 or all(np.array_equal(plane, np.rint(plane)) for plane in voxels)
+
+
+def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -> str | None:
+    """Neighbouring planes whose tissue is alike by one pair of slope and intercept, and far apart by the pair of each.
+
+    Where both pairs are right, each plane is nearest to its neighbour by its own pair, whatever the pairs are; so a
+    series is not refused for using several.
+    """
+    for k, (before, after) in enumerate(pairwise(rescales), start=1):
+        if before == after:
+            continue
+        lower, upper = _sampled_tissue(volume, k)
+        if lower.size < _LEAST_TISSUE:
+            continue
+        apart = _median_apart(lower, upper)
+        alike = min(
+            _median_apart(lower, _by_pair(upper, after, before)), _median_apart(_by_pair(lower, before, after), upper)
+        )
+        if apart > max(_TIMES_FARTHER * alike, alike + _LEAST_FARTHER_HU):
+            return (
+                f"tissue in planes {k} and {k + 1} of {len(rescales)} differs by {apart:.0f} HU with Rescale Slope and "
+                f"Intercept {before[0]:g} and {before[1]:g} in one, {after[0]:g} and {after[1]:g} in the other; with "
+                f"one of the two pairs in both, it differs by {alike:.0f} HU"
+            )
+    return None
+
+
+def _sampled_tissue(volume: Volume, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """HU of planes ``k - 1`` and ``k`` where either has tissue and both are imaged, sampled in large planes."""
+    step = max(1, math.isqrt(volume.voxels_zyx[k].size // _MOST_SAMPLES))
+    planes = [volume.voxels_zyx[each, ::step, ::step].astype(np.float64) for each in (k - 1, k)]
+    compared = np.maximum(*planes) >= _TISSUE_HU[0]
+    if volume.padding is not None:
+        for each in (k - 1, k):
+            compared &= ~volume.padding.found_in(volume.voxels_zyx[each : each + 1], each)[0][::step, ::step]
+    return planes[0][compared], planes[1][compared]
+
+
+def _by_pair(hu: NDArray[np.float64], own: tuple[float, float], other: tuple[float, float]) -> NDArray[np.float64]:
+    """What ``hu`` would be if its stored values were rescaled by the ``other`` slope and intercept."""
+    rescaled: NDArray[np.float64] = (hu - own[1]) / own[0] * other[0] + other[1]
+    return rescaled
+
+
+def _median_apart(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
+    return float(np.median(np.abs(upper - lower)))
 
 
 def _planes_of(volume: Volume, planes: Sequence[int]) -> Volume:

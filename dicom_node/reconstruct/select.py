@@ -10,6 +10,7 @@ from pydicom.uid import UID
 from dicom_node.errors import EncodingError, NotEligible
 from dicom_node.standard.attributes import items, text, texts
 from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity, states
+from dicom_node.standard.localizers import frame_types
 from dicom_node.standard.uids import (
     CT_FOR_PROCESSING_SOP_CLASSES,
     CT_SOP_CLASSES,
@@ -18,7 +19,7 @@ from dicom_node.standard.uids import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from pydicom import Dataset
 
@@ -66,6 +67,18 @@ def refuse_without_frame_of_reference(series: Series) -> None:
 def is_multi_frame(header: Dataset) -> bool:
     """Whether the header belongs to an Enhanced or Legacy Converted Enhanced CT object."""
     return text(header, "SOPClassUID") in MULTI_FRAME_CT_SOP_CLASSES
+
+
+def functional_groups(header: Dataset) -> tuple[Dataset, ...]:
+    """The functional groups of all frames, and those of single frames; none of a classic image."""
+    shared, per_frame = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
+    return (*items(header, shared), *items(header, per_frame))
+
+
+def converted_attributes(group: Dataset) -> tuple[Dataset, ...]:
+    """Where a Legacy Converted object keeps what its classic images state and no macro holds (PS3.3 A.70)."""
+    per_frame, shared = (f"Unassigned{kind}ConvertedAttributesSequence" for kind in ("PerFrame", "Shared"))
+    return (*items(group, per_frame), *items(group, shared))
 
 
 def refuse_several_patients(series: Series) -> None:
@@ -127,9 +140,10 @@ def _refuse_unusable_uid(header: Dataset, keyword: str) -> None:
 
 def _refuse_unsuitable_image(header: Dataset) -> None:
     where = f"instance {text(header, 'SOPInstanceUID')}"
-    for image_type in _image_types(header):
-        if "LOCALIZER" in image_type:
-            raise NotEligible(f"{where} is a localizer (Image Type value 3)")
+    if "LOCALIZER" in texts(header, "ImageType"):
+        raise NotEligible(f"{where} is a localizer (Image Type value 3)")
+    if any("LOCALIZER" in frame_type for frame_type in frame_types(header)):
+        raise NotEligible(f"{where} has localizers among its frames, or only these (Frame Type value 3)")
     samples, photometric = text(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
     if samples not in ("", "1") or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise NotEligible(f"{where} is not a greyscale image (Samples per Pixel {samples!r})")
@@ -137,12 +151,3 @@ def _refuse_unsuitable_image(header: Dataset) -> None:
         raise NotEligible(f"{where} is a classic CT image that states several frames")
     if text(header, "VolumetricProperties") == "DISTORTED":
         raise NotEligible(f"{where} states distorted geometry (Volumetric Properties)")
-
-
-def _image_types(header: Dataset) -> Iterator[tuple[str, ...]]:
-    """Image Type, and for multi-frame objects the Frame Type of every functional group."""
-    yield texts(header, "ImageType")
-    groups = [*items(header, "SharedFunctionalGroupsSequence"), *items(header, "PerFrameFunctionalGroupsSequence")]
-    for group in groups:
-        for frame_type in items(group, "CTImageFrameTypeSequence"):
-            yield texts(frame_type, "FrameType")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +29,7 @@ _USUAL_HU = (-1100, 3071)
 class HounsfieldVoxels:
     """HU of every plane, int16 where all are whole and fit, else float32, and what the images state as padding.
 
-    ``lowest_padding_hu`` and ``highest_padding_hu`` have a value for each plane, NaN where none is stated. ``note``
+    ``lowest_padding_hu`` and ``highest_padding_hu`` have a value for each plane, NaN where none is known. ``note``
     tells of headers that the pixels contradict; empty where none does.
     """
 
@@ -95,15 +95,27 @@ def hounsfield_voxels(
     voxels = _decoded(planes, order, sources, conflict, allocate)
     if conflict.codestream_is_right:
         voxels = _decoded(planes, order, sources, None, allocate)
+    common_padding = _common_padding(sources)
     padding_hu = np.full((len(order), 2), np.nan)
     for k, index in enumerate(order):
         plane = planes[index]
-        padding = sources[plane.instance].description.stored_padding(
-            conflict.codestream_signed if conflict.codestream_is_right else None
-        )
+        description = sources[plane.instance].description
+        if description.padding is None:
+            description = replace(description, padding=common_padding)
+        padding = description.stored_padding(conflict.codestream_signed if conflict.codestream_is_right else None)
         if padding is not None:
             padding_hu[k] = sorted(value * plane.rescale_slope + plane.rescale_intercept for value in padding)
     return HounsfieldVoxels(voxels, padding_hu[:, 0], padding_hu[:, 1], conflict.note if conflict.values else "")
+
+
+def _common_padding(sources: Sequence[PixelSource]) -> tuple[int, int] | None:
+    """The padding of all images that state one: of a series whose writer states it in some, the others have it too.
+
+    None where they differ, or none states any.
+    """
+    paddings = {source.description.padding for source in sources} - {None}
+    bits = {tuple(value & 0xFFFF for value in padding) for padding in paddings if padding is not None}
+    return paddings.pop() if len(bits) == 1 else None
 
 
 def _decoded(

@@ -51,6 +51,15 @@ def items(header: Dataset, keyword: str) -> Sequence[Dataset]:
     return value if isinstance(value, DicomSequence) else ()
 
 
+def is_stated(header: Dataset, keyword: str) -> bool:
+    """Whether the attribute is there and not empty, whether it can be read or not."""
+    try:
+        value = _value(header, keyword)
+    except Exception:  # noqa: BLE001 - see text
+        return True
+    return value is not None and not (isinstance(value, str | bytes | DicomSequence | MultiValue) and len(value) == 0)
+
+
 def finite_numbers(
     header: Dataset, keyword: str, count: int, refusal: type[SeriesRejected], where: str
 ) -> tuple[float, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydicom import dcmread, dcmwrite
@@ -82,6 +84,35 @@ def test_stated_value_outside_the_circle_is_padding(tmp_path, dtype, value, chan
     assert seen.padding is None
     assert (seen.voxels_zyx[:, outside] == -1024).all()
     np.testing.assert_array_equal(seen.voxels_zyx[:, ~outside], volume.voxels_zyx[:, ~outside])
+
+
+@pytest.mark.parametrize(("dtype", "value", "change"), STATED.values(), ids=STATED.keys())
+@pytest.mark.parametrize("stating", [(0,), (5, 6), tuple(range(11))], ids=["the first", "two", "all but one"])
+def test_padding_stated_in_some_planes_is_that_of_all(tmp_path, dtype, value, change, stating):
+    pixels = unsigned_pixels(chest_hu()).astype(dtype)
+    pixels[:, CIRCLE] = value
+    volume = reconstruct(bent(series_of(tmp_path, pixels), change, *stating)).volume
+    np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
+
+
+def test_padding_stated_in_some_planes_follows_the_rescale_and_sign_of_the_others(tmp_path):
+    pixels = unsigned_pixels(chest_hu()).astype(np.int16)
+    pixels[5] = (chest_hu()[5] + 1024) // 2
+    pixels[:, CIRCLE] = -2000
+    series = bent(series_of(tmp_path, pixels), stated(63536, "US"), 0, 1)
+    volume = reconstruct(bent(series, lambda header: setattr(header, "RescaleSlope", 2), 5)).volume
+    assert set(np.unique(volume.voxels_zyx[:, CIRCLE])) == {-3024, -5024}
+    np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
+
+
+def test_planes_without_a_value_get_none_where_the_others_differ(tmp_path):
+    pixels = unsigned_pixels(chest_hu()).astype(np.int16)
+    pixels[:, CIRCLE] = np.where(np.arange(12) < 4, -2000, -1900)[:, None]
+    series = series_of(tmp_path, pixels)
+    for number, value in ((0, -2000), (1, -2000), (2, -2000), (3, -2000), (4, -1900), (5, -1900)):
+        series = bent(series, stated(value, "SS"), number)
+    padding = found(reconstruct(replace(series, unchecked_hu=True)).volume)
+    np.testing.assert_array_equal(padding.any(axis=(1, 2)), np.arange(12) < 6)
 
 
 @pytest.mark.parametrize(("value", "limit"), [(-2000, -1990), (-1990, -2000)])

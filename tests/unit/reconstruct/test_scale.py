@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from dicom_node.errors import NotEligible, PixelDataInvalid
 from dicom_node.reconstruct import reconstruct
-from tests.support.chest import chest_hu, outside_circle
+from dicom_node.reconstruct.scale import implausible_rescale
+from inference.types import Geometry, Volume
+from tests.support.chest import AIR, chest_hu, outside_circle
 from tests.support.ct_series import Stack, bent, write
 
 
@@ -195,6 +199,53 @@ def test_a_wrong_rescale_in_some_planes_is_refused_with_their_number(tmp_path, p
     wrong = len(changes[-1][1])
     with pytest.raises(PixelDataInvalid, match=f"in {wrong} of 12 planes, with Rescale Slope 1 and Intercept"):
         reconstruct(series_with(tmp_path, pixels, *changes))
+
+
+AIR_KEPT = {
+    "slope doubled in one": ((2, -1048), (7,)),
+    "slope doubled at one end": ((2, -1048), (0,)),
+    "slope doubled in half": ((2, -1048), LOWER),
+    "slope halved in three": ((0.5, -1012), (3, 4, 9)),
+    "slope a quarter too large": ((1.25, -1030), (5,)),
+    "intercept 100 too low": ((1, -1124), (11,)),
+}
+
+
+@pytest.mark.parametrize(("pair", "planes"), AIR_KEPT.values(), ids=AIR_KEPT.keys())
+@pytest.mark.parametrize("pixels", [pixels_of(HU), pixels_of(padded(HU))], ids=["air", "padding"])
+def test_a_wrong_rescale_that_leaves_air_where_it_is_shows_in_tissue(tmp_path, pixels, pair, planes):
+    series = series_with(tmp_path, pixels, (rescaled(*pair), planes))
+    with pytest.raises(PixelDataInvalid, match=r"tissue in planes \d+ and \d+ of 12 differs by \d+ HU"):
+        reconstruct(series)
+    (note,) = [n for n in reconstruct(replace(series, unchecked_hu=True)).notes if "tissue in planes" in n]
+    assert note.startswith("taken as Hounsfield units because a rule or option says so")
+
+
+PAIRS = st.tuples(st.floats(0.3, 5), st.floats(-3000, 500))
+GEOMETRY = Geometry((12, 60, 64), np.diag([1.0, 1.0, 2.5, 1.0]))
+
+
+MOVING = np.stack([np.roll(plane, (k, 2 * k), (0, 1)) for k, plane in enumerate(chest_hu(noise=40.0))])
+"""No two planes alike: the body moves from one end to the other."""
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(PAIRS, min_size=12, max_size=12))
+def test_right_rescales_pass_whatever_they_are(pairs):
+    """The pairs of a series may all differ: its Hounsfield units are what counts."""
+    assert implausible_rescale(Volume(MOVING, GEOMETRY), pairs) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.3, 3), st.integers(0, 11), PAIRS)
+def test_wrong_slope_that_keeps_air_is_detected_in_any_plane(factor, plane, pair):
+    assume(abs(factor - 1) > 0.15)
+    hu = HU.astype(np.float32)
+    hu[plane] = (hu[plane] - AIR) * factor + AIR
+    slope, intercept = pair
+    pairs = [(slope, intercept)] * 12
+    pairs[plane] = (slope * factor, (intercept - AIR) * factor + AIR)
+    assert implausible_rescale(Volume(hu, GEOMETRY), pairs) is not None
 
 
 def test_planes_may_differ_in_their_rescale(tmp_path):
