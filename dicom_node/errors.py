@@ -12,7 +12,7 @@
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
     │   ├── FileUnreadable                  no DICOM file, or one that contradicts itself
-    │   ├── IdentityConflict                two patients, studies or Frames of Reference under one Series UID
+    │   ├── IdentityConflict                two patients, studies, Frames of Reference in a series, or images of a UID
     │   ├── PixelDataInvalid                truncated, wrong dimensions, not decodable, no valid HU
     │   └── LimitExceeded                   more bytes, elements, items, memory or CPU time than any CT needs
     ├── ReaderLost                  RETRY   the process that reads images died or took too long
@@ -56,6 +56,8 @@ evaluate.predicting        inference.errors.InferenceError                  Conf
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
 compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
                            KeyError, TypeError
+age_study.percentile_file  OSError, ValueError, LookupError, TypeError,     ConfigurationError
+                           AttributeError, pydantic.ValidationError
 age_study.sources          OSError, ValueError, pyarrow                     ConfigurationError
 constancy.baseline         OSError, ValueError, LookupError, TypeError,     ConfigurationError
                            pydantic.ValidationError
@@ -103,8 +105,6 @@ standard.files             OSError, InvalidDicomError, Exception (pydicom)  Stor
 standard.opening           zlib.error                                       FileUnreadable
 standard.raw_elements      Exception (pydicom)                              EncodingError
 standard.part10            Exception (pydicom), struct.error                EncodingError
-percentiles                OSError, ValueError, LookupError, TypeError,     ConfigurationError
-                           AttributeError, pydantic.ValidationError
 =========================  ===============================================  ===========================================
 
 ``settings.models`` and ``route.rules_file`` raise ValueError for pydantic, whose ValidationError

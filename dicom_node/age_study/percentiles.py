@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicom_node import __version__
-from dicom_node.age_study.selection import select
-from dicom_node.age_study.sources import read_source
-from dicom_node.age_study.study import members
-from dicom_node.dataset.files import write_json
-from dicom_node.percentiles import (
-    NEAR_YEARS,
+from dicom_node.age_study.percentile_file import (
     PERCENTILES,
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -24,7 +19,11 @@ from dicom_node.percentiles import (
     OfModel,
     References,
     Sample,
+    write_percentiles,
 )
+from dicom_node.age_study.selection import select
+from dicom_node.age_study.sources import read_source
+from dicom_node.age_study.study import members
 from inference.statistics.quantiles import percentile_curves
 from inference.types import InvalidValueError
 
@@ -33,13 +32,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from dicom_node.age_study.percentile_file import Quantity, Sex
     from dicom_node.age_study.selection import Population, Rules
-    from dicom_node.percentiles import Quantity, Sex
 
 FEWEST_PATIENTS = 120
 """Of a curve: CLSI EP28-A3c asks for as many for the percentiles 2.5 and 97.5."""
 FEWEST_NEAR = 10
 """Within :data:`NEAR_YEARS` of an age; a curve has no value at other ages."""
+NEAR_YEARS = 5
 _QUANTITIES: tuple[Quantity, ...] = ("volume_ml", "mean_hu")
 _SEXES: tuple[Sex, ...] = ("all", "F", "M")
 _DIGITS = 6
@@ -52,10 +52,8 @@ _METHOD = (
 )
 
 
-def run_percentiles(source: Path, out: Path, rules: Rules, cohort: str) -> References:
+def run_percentiles(source: Path, out: Path, rules: Rules) -> References:
     """Fit the percentiles of the table ``source`` and write them to the file ``out``.
-
-    Results name the patients by ``cohort``, which has 1 to :data:`~dicom_node.percentiles.LONGEST_NAME` characters.
 
     Raises:
         ConfigurationError: there is no table, nothing in it can be used, or ``out`` can't be written.
@@ -78,7 +76,6 @@ def run_percentiles(source: Path, out: Path, rules: Rules, cohort: str) -> Refer
         model=OfModel(name=model.name, version=model.version, digest=model.digest),
         method=_METHOD,
         sample=Sample(
-            cohort=cohort,
             source=table.description,
             source_digest=table.digest(),
             selection=str(rules),
@@ -92,7 +89,7 @@ def run_percentiles(source: Path, out: Path, rules: Rules, cohort: str) -> Refer
         curves=tuple(each for each in fitted if isinstance(each, Curve)),
         left_out=tuple(each for each in fitted if isinstance(each, NoCurve)),
     )
-    write_json(out, references.document())
+    write_percentiles(out, references)
     return references
 
 

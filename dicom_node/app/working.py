@@ -61,8 +61,6 @@ _UNCLAIMED_AGE_S = 60.0
 _NIGHTLY_LOOK_S = 60.0
 _SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
 """A file without a row is as old as that only if the sweep that records or removes it does not run."""
-_ADOPTION_AT_START_S = (0.0, _UNCLAIMED_AGE_S)
-"""Again when what was left by a crash right before the start is old enough."""
 _LEDGER_PAUSE_S = 1.0
 
 
@@ -178,7 +176,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     return [
         Sweep("completion", every, complete_and_route),
         Sweep("recovery", _RECOVERY_SWEEP_S, recover),
-        Sweep("adoption", _ADOPTION_SWEEP_S, adopt, first_pauses_s=_ADOPTION_AT_START_S),
+        Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
         *_nightly(settings.operate.ledger_check, check),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,15 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A task: ``run`` is called every ``every_s`` seconds, for the first time after as many.
-
-    ``first_pauses_s``: seconds before each of its first turns, where they are others.
-    """
+    """A task: ``run`` is called every ``every_s`` seconds, for the first time after as many."""
 
     name: str
     every_s: float
     run: Callable[[], None]
-    first_pauses_s: tuple[float, ...] = ()
 
 
 class Schedule:
@@ -55,9 +50,7 @@ class Schedule:
 
     def _repeat(self, sweep: Sweep) -> None:
         log = structlog.get_logger().bind(sweep=sweep.name)
-        for pause_s in chain(sweep.first_pauses_s, repeat(sweep.every_s)):
-            if self._stopping.wait(pause_s):
-                return
+        while not self._stopping.wait(sweep.every_s):
             try:
                 sweep.run()
             except DicomNodeError as error:

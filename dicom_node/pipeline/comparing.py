@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.errors import Stopping
+from dicom_node.errors import IdentityConflict, SeriesRejected, Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from dicom_node.reading.reader import ImageReader
     from dicom_node.reconstruct.content import InstanceContent
-    from dicom_node.store.revisions import Member
+    from dicom_node.store.revisions import Member, Repeated
     from dicom_node.store.spool import Spool
 
 
@@ -48,6 +48,30 @@ class Comparing:
             if first.identity != second.identity:
                 likeness = Likeness.IMAGES
         return likeness
+
+    def refuse_other_pixels(self, repeated: Iterable[Repeated]) -> None:
+        """Check that what one association sent under one SOP Instance UID shows one image.
+
+        The listener refuses another image whose pixels have other bytes; in another transfer syntax that says nothing
+        before they are decoded.
+
+        Raises:
+            IdentityConflict: there are two images, or one of them can't be decoded, so that nobody can tell.
+            StoreUnavailable: a file is missing or the disk fails.
+            ReaderLost: the child died or took too long.
+        """
+        for each in repeated:
+            if each.now.stores_pixels_of(each.before):
+                continue
+            where = f"SOP Instance UID {each.sop_instance_uid} was sent twice in one association"
+            try:
+                first, second = (
+                    self._reader.content(self._spool.path(member.spool_name)) for member in (each.before, each.now)
+                )
+            except SeriesRejected as error:
+                raise IdentityConflict(f"{where}, and the two images can't be compared: {error}") from error
+            if first.pixels != second.pixels:
+                raise IdentityConflict(f"{where} with different pixels: two images, one UID")
 
     def _content(self, member: Member, *, with_pixels: bool) -> InstanceContent | None:
         """None where it can't be read: such an instance is known by its bytes only, and they differ."""

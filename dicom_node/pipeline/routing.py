@@ -76,7 +76,7 @@ class Routing:
     def _look_at(self, received: CompleteRevision, attempt: int) -> None:
         """Route it, find that there is nothing new, or leave it for another attempt."""
         if attempt > self._attempts:  # nobody lived to say why the others failed
-            reason = f"{self._attempts} attempts to read the headers ended the process that made them"
+            reason = f"the node stopped unexpectedly each time it read the headers (attempts: {self._attempts})"
             self._route(received, (_NO_RULE,), reason)
             return
         revision = self._by_content(received)
@@ -117,9 +117,11 @@ class Routing:
         """The decisions of the rules, or the reason why there can be none; None if it is worth another attempt."""
         order = self._revisions.order_for(revision)
         ordered = _without_rules(order) if order is not None else None
-        if ordered is not None:
-            return ordered
         try:
+            comparing = Comparing(self._spool, self._reader, revision.series_instance_uid)
+            comparing.refuse_other_pixels(self._revisions.repeated(revision))
+            if ordered is not None:
+                return ordered
             decisions = decide(read_series(self._spool, self._reader, revision), self._rules)
         except Stopping:
             raise

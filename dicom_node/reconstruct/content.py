@@ -80,13 +80,15 @@ _NUMBER_BYTES = {VR.US: 2, VR.SS: 2, VR.AT: 2, VR.US_SS: 2, VR.UL: 4, VR.SL: 4, 
 
 @dataclass(frozen=True, slots=True)
 class InstanceContent:
-    """Two SHA-256: ``identity`` of patient and study, ``image`` of all other attributes and the decoded pixels.
+    """Three SHA-256: ``identity`` of patient and study, ``image`` of all other attributes and the decoded pixels, and
+    ``pixels`` of these alone.
 
     What a model makes of an image depends on ``image`` only.
     """
 
     identity: str
     image: str
+    pixels: str
 
 
 def content_of(instance: SourceInstance, *, with_pixels: bool = True) -> InstanceContent:
@@ -100,12 +102,17 @@ def content_of(instance: SourceInstance, *, with_pixels: bool = True) -> Instanc
     """
     elements = list(_elements(instance.header, b""))
     identity = [element for element in elements if _is_identity(Tag(element[0]))]
-    digest = hashlib.sha256(repr([element for element in elements if element not in identity]).encode())
+    pixels = hashlib.sha256()
     for frame in _frames(instance) if with_pixels else ():
-        digest.update(frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes())
+        pixels.update(frame.values.astype(frame.values.dtype.newbyteorder("<")).tobytes())
         if frame.codestream_signed is not None:  # then the series may be read by it instead
-            digest.update(f"{frame.bits} bits, signed: {frame.codestream_signed}".encode())
-    return InstanceContent(hashlib.sha256(repr(identity).encode()).hexdigest(), digest.hexdigest())
+            pixels.update(f"{frame.bits} bits, signed: {frame.codestream_signed}".encode())
+    others = [element for element in elements if element not in identity]
+    return InstanceContent(_sha256(identity), _sha256([others, pixels.hexdigest()]), pixels.hexdigest())
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()
 
 
 def _frames(instance: SourceInstance) -> Iterator[StoredFrame]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
@@ -13,9 +13,19 @@ from dicom_node.store.schema import instance, revision_instance, series_revision
 from dicom_node.types import notes_on_missing_images
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sqlalchemy import Connection
+
+
+_MEMBER = (
+    instance.c.sop_instance_uid,
+    instance.c.dataset_sha256,
+    instance.c.transfer_syntax_uid,
+    instance.c.pixels_sha256,
+    instance.c.spool_name,
+)
+_REPEATED = (*_MEMBER, instance.c.id, instance.c.association_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,15 @@ class Member:
         return self.transfer_syntax_uid == other.transfer_syntax_uid
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """An instance of a revision that replaced one that came before it on the same association."""
+
+    sop_instance_uid: str
+    before: Member
+    now: Member
+
+
 def bytes_digest(dataset_digests: Iterable[str]) -> str:
     """The digest over the data sets of a revision, from those of its members in any order."""
     return hashlib.sha256("\n".join(sorted(dataset_digests)).encode()).hexdigest()
@@ -78,17 +97,44 @@ def bytes_digest(dataset_digests: Iterable[str]) -> str:
 def members_of(db: Connection, revision_id: int) -> Mapping[str, Member]:
     """The instances of a complete revision by SOP Instance UID."""
     rows = db.execute(
-        select(
-            instance.c.sop_instance_uid,
-            instance.c.dataset_sha256,
-            instance.c.transfer_syntax_uid,
-            instance.c.pixels_sha256,
-            instance.c.spool_name,
-        )
+        select(*_MEMBER)
         .select_from(revision_instance.join(instance))
         .where(revision_instance.c.revision_id == revision_id)
     )
-    return {uid: Member(*member) for uid, *member in rows}
+    return {row.sop_instance_uid: _member(row) for row in rows}
+
+
+def repeated_in(db: Connection, revision_id: int) -> Iterator[Repeated]:
+    """Each member of a complete revision with every earlier instance of its UID and association that has pixels too.
+
+    Those of earlier associations are what it corrects.
+    """
+    own = select(series_revision.c.series_instance_uid).where(series_revision.c.id == revision_id).scalar_subquery()
+    replaced = db.execute(
+        select(*_REPEATED).where(
+            instance.c.series_instance_uid == own,
+            instance.c.current.is_(False),
+            instance.c.association_id != "",
+            instance.c.pixels_sha256.is_not(None),
+            instance.c.purged_at.is_(None),
+        )
+    ).all()
+    if not replaced:
+        return
+    members = db.execute(
+        select(*_REPEATED)
+        .select_from(revision_instance.join(instance))
+        .where(revision_instance.c.revision_id == revision_id, instance.c.pixels_sha256.is_not(None))
+    )
+    by_uid = {(row.sop_instance_uid, row.association_id): row for row in members}
+    for before in replaced:
+        now = by_uid.get((before.sop_instance_uid, before.association_id))
+        if now is not None and before.id < now.id:
+            yield Repeated(now.sop_instance_uid, _member(before), _member(now))
+
+
+def _member(row: Any) -> Member:
+    return Member(row.dataset_sha256, row.transfer_syntax_uid, row.pixels_sha256, row.spool_name)
 
 
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:

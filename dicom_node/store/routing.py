@@ -9,7 +9,14 @@ from sqlalchemy import and_, insert, or_, select, update
 
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, new_id, request_of
-from dicom_node.store.revisions import CompleteRevision, Member, complete_revision, members_of
+from dicom_node.store.revisions import (
+    CompleteRevision,
+    Member,
+    Repeated,
+    complete_revision,
+    members_of,
+    repeated_in,
+)
 from dicom_node.store.schema import (
     cohort,
     cohort_series,
@@ -127,6 +134,11 @@ class Routing:
                 pairs = ((earlier[uid], member) for uid, member in own.items())
                 changed = tuple(pair for pair in pairs if pair[0].dataset_sha256 != pair[1].dataset_sha256)
                 yield EarlierBytes(row.content_digest, changed)
+
+    def repeated(self, revision: CompleteRevision) -> tuple[Repeated, ...]:
+        """See :func:`~dicom_node.store.revisions.repeated_in`."""
+        with self._database.read() as db:
+            return tuple(repeated_in(db, revision.id))
 
     def has_content(self, revision: CompleteRevision, content_digest: str) -> CompleteRevision:
         """``revision`` with ``content_digest``, because its content is equivalent to that of the earlier revision."""

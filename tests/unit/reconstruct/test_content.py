@@ -97,6 +97,17 @@ def test_implicit_and_big_endian_are_the_same_content(image, digest):
     assert digest(big, implicit_vr=False, little_endian=False) == before
 
 
+def test_pixels_have_a_digest_of_their_own(image, digest):
+    before = digest(image)
+    image.RescaleIntercept = -1023
+    image.compress(JPEGLSLossless, generate_instance_uid=False)
+    other_header = digest(image)
+    assert (other_header.pixels, other_header.image != before.image) == (before.pixels, True)
+    image.decompress(generate_instance_uid=False)
+    flip_last_bit(image)
+    assert digest(image).pixels != before.pixels
+
+
 def flip_last_bit(dataset):
     dataset.PixelData = dataset.PixelData[:-2] + bytes([dataset.PixelData[-2] ^ 1, dataset.PixelData[-1]])
 
