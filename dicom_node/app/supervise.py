@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import structlog
@@ -16,16 +17,19 @@ import structlog
 from dicom_node.app.roles import refuse_if_in_use, role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
+from dicom_node.errors import StoreUnavailable
 from dicom_node.route.rules_file import load_rules
+from dicom_node.store.clock import now_utc
 from dicom_node.store.processes import Role
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable, Sequence
+    from datetime import datetime
     from pathlib import Path
     from typing import BinaryIO
 
     from dicom_node.settings import Settings
+    from dicom_node.store.ledger import Ledger
 
 _WATCH_S = 0.2
 _FIRST_PAUSE_S = 1.0
@@ -56,13 +60,23 @@ def serve(settings: Settings, config_file: Path) -> int:
                 structlog.get_logger().warning(
                     "sources.none", reason="no source is configured: no peer may send to this node"
                 )
-            _run_children(config_file, stop)
+            _run_children(config_file, stop, _recorder(ledger))
     return 0
 
 
-def _run_children(config_file: Path, stop: threading.Event) -> None:
+def _recorder(ledger: Ledger) -> Callable[[str], None]:
+    """Records deaths for the alarm about them, in a thread: a ledger that is away must not delay a restart."""
+
+    def record(process: str, at: datetime) -> None:
+        with suppress(StoreUnavailable):  # the log has the death
+            ledger.alarms.record_death(process, at)
+
+    return lambda process: threading.Thread(target=record, args=(process, now_utc()), daemon=True).start()
+
+
+def _run_children(config_file: Path, stop: threading.Event, died: Callable[[str], None]) -> None:
     program = [sys.executable, "-m", "dicom_node.cli", "--config", str(config_file)]
-    children = [Child(name, [*program, name]) for name in (Role.LISTEN, Role.WORK)]
+    children = [Child(name, [*program, name], died=died) for name in (Role.LISTEN, Role.WORK)]
     for child in children:
         child.start()
     while not stop.wait(_WATCH_S):
@@ -79,7 +93,7 @@ class Child:
 
     The pause before a restart doubles from 1 s to 30 s, so that a process that dies immediately can't fill the log;
     once the process has run for a minute, it starts at 1 s again. ``clock`` is a monotonic clock in seconds. ``output``
-    gets what the process writes to stdout; None: our own stdout.
+    gets what the process writes to stdout; None: our own stdout. ``died`` is called with its name after each death.
     """
 
     def __init__(
@@ -88,11 +102,13 @@ class Child:
         command: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
         output: BinaryIO | None = None,
+        died: Callable[[str], None] | None = None,
     ) -> None:
         self._name = name
         self._command = command
         self._clock = clock
         self._output = output
+        self._died = died
         self._process: subprocess.Popen[bytes] | None = None
         self._deaths = 0
         self._start_at = 0.0
@@ -130,6 +146,8 @@ class Child:
         self._deaths += 1
         self._process = None
         self._start_at = self._clock() + pause
+        if self._died is not None:
+            self._died(self._name)
 
     def terminate(self) -> None:
         """Ask the process to stop."""

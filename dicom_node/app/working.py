@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.app.alarming import alarming
 from dicom_node.app.roles import role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
@@ -59,6 +60,7 @@ _HOUSEKEEPING_SWEEP_S = 60.0
 _ADOPTION_SWEEP_S = 300.0
 _UNCLAIMED_AGE_S = 60.0
 _NIGHTLY_LOOK_S = 60.0
+_ALARM_LOOK_S = 30.0
 _SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
 """A file without a row is as old as that only if the sweep that records or removes it does not run."""
 _LEDGER_PAUSE_S = 1.0
@@ -173,18 +175,22 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     def check() -> LedgerReport:
         return check_ledger(ledger.consistency, spool, unclaimed_age_s=_SWEPT_BY_S, is_stopping=stop.is_set)
 
+    def keep(report: LedgerReport) -> None:
+        ledger.alarms.record_check(report.violations)
+
     return [
         Sweep("completion", every, complete_and_route),
         Sweep("recovery", _RECOVERY_SWEEP_S, recover),
         Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
-        *_nightly(settings.operate.ledger_check, check),
+        Sweep("alarms", _ALARM_LOOK_S, alarming(settings, ledger).look),
+        *_nightly(settings.operate.ledger_check, check, keep),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
     ]
 
 
-def _nightly(at: str, check: Callable[[], LedgerReport]) -> list[Sweep]:
-    return [] if at == "off" else [Sweep("ledger check", _NIGHTLY_LOOK_S, Nightly(at, check).check_due)]
+def _nightly(at: str, check: Callable[[], LedgerReport], keep: Callable[[LedgerReport], None]) -> list[Sweep]:
+    return [] if at == "off" else [Sweep("ledger check", _NIGHTLY_LOOK_S, Nightly(at, check, keep).check_due)]
 
 
 def _run_jobs(running: Running, stop: threading.Event, at_once: int) -> None:

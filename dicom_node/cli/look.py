@@ -25,12 +25,17 @@ _JOB_ID = click.IntRange(1, 2**63 - 1)
 @json_option
 @click.pass_obj
 def status(context: Context, *, as_json: bool) -> None:
-    """Show how many instances, series, jobs and deliveries are in each state."""
-    overview = context.ledger().overview
+    """Show the alarms, and how many instances, series, jobs and deliveries are in each state."""
+    from dicom_node.app.alarming import alarms_now  # noqa: PLC0415
+
+    ledger = context.ledger()
+    overview, alarms = ledger.overview, [json_form(alarm) for alarm in alarms_now(context.settings(), ledger)]
     counts, open_series = json_form(overview.counts()), [json_form(series) for series in overview.open_series()]
     if as_json:
-        print_json({"counts": counts, "open_series": open_series})
+        print_json({"counts": counts, "open_series": open_series, "alarms": alarms})
         return
+    if alarms:
+        print_table("alarms", alarms, ("kind", "subject", "text", "since"))
     table = Table("", "state", "count", title="dicom-node")
     for thing, states in counts.items():
         for state, number in states.items():

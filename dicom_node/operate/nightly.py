@@ -23,16 +23,21 @@ def local_now() -> datetime:
 
 
 class Nightly:
-    """Checks the ledger at the first look after ``at`` ("HH:MM", local time) of each day; not at once after a start."""
+    """Checks the ledger at the first look after ``at`` ("HH:MM", local time) of each day; not at once after a start.
+
+    ``check`` checks it; ``tell`` gets the report after it was logged.
+    """
 
     def __init__(
         self,
         at: str,
         check: Callable[[], LedgerReport],
+        tell: Callable[[LedgerReport], None],
         clock: Callable[[], datetime] = local_now,
     ) -> None:
         self._at = at
         self._check = check
+        self._tell = tell
         self._clock = clock
         now = clock()
         self._done = now.date() if f"{now:%H:%M}" >= at else None
@@ -54,3 +59,4 @@ class Nightly:
         else:
             some = [f"{each.kind}: {each.subject}: {each.detail}" for each in report.examples[:_MOST_IN_THE_LOG]]
             self._log.error("ledger.violated", violations=dict(report.violations), examples=some, **facts)
+        self._tell(report)

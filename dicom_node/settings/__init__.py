@@ -2,6 +2,7 @@
 
 from dicom_node.settings.models import (
     AeTitle,
+    AlarmSettings,
     CompletionSettings,
     DeliverySettings,
     DestinationSettings,
@@ -21,6 +22,7 @@ from dicom_node.settings.node_file import load_settings
 
 __all__ = [
     "AeTitle",
+    "AlarmSettings",
     "CompletionSettings",
     "DeliverySettings",
     "DestinationSettings",

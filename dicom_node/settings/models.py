@@ -10,7 +10,7 @@ import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, field_validator, model_validator
 
@@ -75,6 +75,23 @@ def _path(value: Any) -> Any:
 def _database_url(value: str) -> str:
     if not re.match(r"[a-z0-9]+(\+[a-z0-9]+)?://", value):  # never quoted: a password may be in it
         raise ValueError("expected an SQLAlchemy URL, such as postgresql+psycopg://user@host/database")
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)  # never quoted: a token may be in it
+    try:
+        is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable or parts.username is not None or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("expected a URL such as https://host/path, without a user name")
+    return value
+
+
+def _mail_address(value: str) -> str:
+    if not re.fullmatch(r"[!-?A-~]+@[A-Za-z0-9][A-Za-z0-9.-]*", value) or re.search(r"[\s,;<>()\"]", value):
+        raise ValueError(f"expected an address such as node@hospital.example, not {shown(value)}")
     return value
 
 
@@ -248,6 +265,37 @@ class OperateSettings(Closed):
         return self
 
 
+class AlarmSettings(Closed):
+    """When a person must know that something is wrong, and how."""
+
+    disk_percent: Number = Field(default=80, gt=0, le=100)
+    """Used space of the spool's disk."""
+    queue_age_s: Seconds = 3600
+    """How long a job may wait for its turn; jobs of cohorts do not count."""
+    undelivered_s: Seconds = 900
+    """How long a result may wait after it was first offered."""
+    crashes: Whole = Field(default=3, ge=1)
+    """Unexpected ends of one process within an hour."""
+    failed_jobs: Whole = Field(default=1, ge=1)
+    webhook_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
+        default=None, json_schema_extra={"writeOnly": True}
+    )
+    """Gets a POST with JSON; may have a token in it, so it is never quoted."""
+    smtp_host: Host | None = None
+    """A mail relay that takes messages from this machine without a login."""
+    smtp_port: Port = 25
+    mail_from: Annotated[str, AfterValidator(_mail_address)] | None = None
+    mail_to: tuple[Annotated[str, AfterValidator(_mail_address)], ...] = ()
+
+    @model_validator(mode="after")
+    def _mail_is_whole(self) -> Self:
+        if self.smtp_host is not None:
+            missing = [name for name, given in (("mail_from", self.mail_from), ("mail_to", self.mail_to)) if not given]
+            if missing:
+                raise misplaced([(("smtp_host",), f"needs {' and '.join(missing)} too")])
+        return self
+
+
 class ConstancySettings(Closed):
     """Checks that the accepted models still give the answer that they gave at acceptance."""
 
@@ -276,6 +324,7 @@ class Settings(Closed):
     work: WorkSettings = WorkSettings()
     delivery: DeliverySettings = DeliverySettings()
     operate: OperateSettings = OperateSettings()
+    alarms: AlarmSettings = AlarmSettings()
     constancy: ConstancySettings = ConstancySettings()
     rules_file: PathS = Path("rules.yaml")
     """Relative paths are relative to the folder of node.yaml."""

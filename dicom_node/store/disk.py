@@ -44,21 +44,30 @@ class DiskWatermark:
         Raises:
             StoreUnavailable: the file system can't be read.
         """
-        try:
-            usage = shutil.disk_usage(self._folder)
-        except OSError as error:
-            raise StoreUnavailable(f"the spool's disk can't be read: {error.strerror}") from error
-        percent = 100.0 * usage.used / (usage.used + usage.free)
+        percent, free_bytes = usage_of(self._folder)
         limit = self._settings.disk_resume_percent if self._full else self._settings.disk_stop_percent
-        full = percent > limit or usage.free < self._minimum_free_bytes
+        full = percent > limit or free_bytes < self._minimum_free_bytes
         if full != self._full:
             structlog.get_logger().log(
                 logging.ERROR if full else logging.INFO,
                 "disk.watermark",
                 full=full,
                 used_percent=round(percent, 1),
-                free_bytes=usage.free,
+                free_bytes=free_bytes,
                 stop_percent=self._settings.disk_stop_percent,
             )
         self._full = full
         return full
+
+
+def usage_of(folder: Path) -> tuple[float, int]:
+    """How much of the disk of `folder` is used, in percent of what this user may use, and how many bytes are free.
+
+    Raises:
+        StoreUnavailable: the file system can't be read.
+    """
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        raise StoreUnavailable(f"the spool's disk can't be read: {error.strerror}") from error
+    return 100.0 * usage.used / (usage.used + usage.free), usage.free

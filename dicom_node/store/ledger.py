@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select
 
+from dicom_node.store.alarms import Alarms
 from dicom_node.store.arrivals import Arrivals
 from dicom_node.store.cohorts import Cohorts
 from dicom_node.store.consistency import Consistency
@@ -44,6 +45,7 @@ class Ledger:
         except BaseException:
             self.database.close()
             raise
+        self.alarms = Alarms(self.database)
         self.arrivals = Arrivals(self.database)
         self.routing = Routing(self.database)
         self.jobs = Jobs(self.database)

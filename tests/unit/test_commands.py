@@ -105,6 +105,17 @@ def test_every_command_for_people_answers_programs_in_json(config):
     assert "SUPERSEDED" in call(config, "jobs").stdout, "states are not truncated in a terminal of 80 columns"
 
 
+def test_status_shows_the_alarms_that_hold(config):
+    _, ledger = open_store(load_settings(config))
+    ledger.alarms.record_check({"file.missing": 2})
+    ledger.close()
+    status = json.loads(call(config, "status", "--json").stdout)
+    (alarm,) = [each for each in status["alarms"] if each["kind"] != "disk"]
+    text = "the last check of the ledger found violations (file.missing: 2)"
+    assert alarm == {"kind": "ledger", "subject": "", "text": text, "since": None}
+    assert "file.missing" in call(config, "status").stdout
+
+
 def test_errors_are_on_stderr_with_an_exit_code(config):
     for command, code in ((["job", "77"], 1), (["retry", "77"], 1), (["job", "9" * 20], 2), (["job", "x"], 2)):
         answered = call(config, *command)

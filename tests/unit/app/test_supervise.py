@@ -2,11 +2,16 @@
 
 import os
 import signal
+from contextlib import closing
 
 import pytest
 import structlog
 
-from dicom_node.app.supervise import Child
+from dicom_node.app.supervise import Child, _recorder
+from dicom_node.store.clock import now_utc
+from dicom_node.store.ledger import Ledger
+from dicom_node.store.spool import Spool
+from tests.support.waiting import wait_until
 
 DIES = ["false"]
 LIVES = ["sleep", "3600"]
@@ -114,3 +119,24 @@ def test_child_that_does_not_stop_is_killed_with_its_children(child_of, tmp_path
         child.join(0)
         assert reading.read() == ""
     assert child.process.returncode == -signal.SIGKILL
+
+
+def test_each_death_is_told(clock):
+    died = []
+    child = Child("work", DIES, clock, died=died.append)
+    child.start()
+    for number in range(1, 4):
+        child.process.wait()
+        child.watch()
+        assert died == ["work"] * number
+        clock.now += 100
+        child.watch()
+    child.process.wait()
+
+
+def test_deaths_are_recorded_in_the_ledger(tmp_path):
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3", Spool(tmp_path / "spool"))
+    with closing(ledger):
+        _recorder(ledger)("listen")
+        (death,) = wait_until(lambda: ledger.alarms.facts(now_utc()).deaths)
+    assert death.process == "listen"

@@ -14,6 +14,11 @@ from dicom_node.operate.nightly import Nightly, local_now
 DAY = datetime(2026, 3, 1, tzinfo=UTC)
 
 
+@pytest.fixture(autouse=True)
+def _every_line_is_logged():
+    structlog.reset_defaults()  # an earlier test may have set the log level to warnings only
+
+
 class Clock:
     def __init__(self, now):
         self.now = now
@@ -35,7 +40,7 @@ def times_checked(start, hours):
         checked.append(clock.now)
         return report()
 
-    nightly = Nightly("02:30", check, clock)
+    nightly = Nightly("02:30", check, lambda _: None, clock)
     for _ in range(2 * hours):
         nightly.check_due()
         clock.now += timedelta(minutes=30)
@@ -51,7 +56,7 @@ def test_ledger_is_checked_once_a_day_at_its_time(started_at):
 
 def test_late_look_is_made_up_for():
     clock, checked = Clock(DAY), []
-    nightly = Nightly("02:30", lambda: checked.append(1) or report(), clock)
+    nightly = Nightly("02:30", lambda: checked.append(1) or report(), lambda _: None, clock)
     clock.now = DAY + timedelta(hours=20)
     nightly.check_due()
     nightly.check_due()
@@ -67,11 +72,13 @@ def test_late_look_is_made_up_for():
 )
 def test_outcome_is_logged(violations, event, level):
     clock = Clock(DAY)
-    nightly = Nightly("00:30", lambda: report(*violations), clock)
+    told = []
+    nightly = Nightly("00:30", lambda: report(*violations), told.append, clock)
     clock.now += timedelta(hours=1)
     with structlog.testing.capture_logs() as log:
         nightly.check_due()
     (line,) = log
+    assert told == [report(*violations)]
     assert (line["event"], line["log_level"], line["counted"]) == (event, level, {"instances": 3})
     if violations:
         assert line["violations"] == {"file.missing": 1}
@@ -83,7 +90,7 @@ def test_check_that_the_stop_of_the_node_ends_says_nothing():
         raise Stopping
 
     clock = Clock(DAY)
-    nightly = Nightly("00:30", stopped, clock)
+    nightly = Nightly("00:30", stopped, lambda _: pytest.fail("there is nothing to tell"), clock)
     clock.now += timedelta(hours=1)
     with structlog.testing.capture_logs() as log:
         nightly.check_due()

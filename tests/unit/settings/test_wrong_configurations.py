@@ -95,6 +95,10 @@ URL = f"postgresql+psycopg://node:{SECRET}@db/ledger"
         f"sources: [{{ae_title: {URL}}}]\n",
         f"sources: [{{ae_title: A, addresses: [{URL}], count_host: {URL}, services: [{URL}]}}]\n",
         f"models: {{a: {{kind: {URL}}}}}\n",
+        f"alarms: {{webhook_url: {SECRET}}}\n",
+        f"alarms: {{webhook_url: https://node:{SECRET}@host/}}\n",
+        f"alarms: {{webhook_url: [https://host/{SECRET}]}}\n",
+        f"alarms: {{webhook_url: https://host:{SECRET}/}}\n",
         f"work: {{device: {URL}, preload: [{URL}], threads: {URL}}}\n",
     ],
 )
