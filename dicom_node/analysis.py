@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from dicom_node.errors import NotEligible, PixelDataInvalid, SegmentationImpossible
+from dicom_node.percentiles import read_percentiles
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.reconstruct.scale import implausible_scale, normalised_scale, note_on_missing_hu
 from dicom_node.types import Series
@@ -128,6 +130,7 @@ def analyse(case: Case) -> None:
         SeriesRejected: the images do not form a CT volume, or the volume is too small for the model.
         SegmentationImpossible: the model refuses the volume, or its labels are inconsistent.
         EncodingError: a result could not be built, or differed when read back.
+        ConfigurationError: a file of percentiles that is requested can't be used any more.
         DicomNodeError: whatever the case raises.
     """
     with case.stage("read"):
@@ -223,7 +226,11 @@ def _encoded(case: Case, findings: Findings, requests: Mapping[str, ResultReques
         return
     from dicom_node.encode.run import encode_in_turn  # noqa: PLC0415 - loads highdicom, for DICOM results only
 
-    yield from encode_in_turn(reconstruction, findings.segmentation, findings.measurements, case.context(), requests)
+    files = {request.percentiles for request in requests.values() if request.percentiles}
+    percentiles = {file: read_percentiles(Path(file)) for file in sorted(files)}
+    yield from encode_in_turn(
+        reconstruction, findings.segmentation, findings.measurements, case.context(), requests, percentiles
+    )
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from dicom_node.errors import (
     SeriesRejected,
 )
 from dicom_node.nifti import grid_of, write_labels
+from dicom_node.percentiles import read_percentiles
 from dicom_node.reconstruct import reconstruct
 from dicom_node.results import (
     StoredSegment,
@@ -228,7 +229,8 @@ def segment(
 
     Raises:
         ConfigurationError: the model does not exist, there is not exactly one CT, or something that only a DICOM series
-            has was requested for another CT: DICOM results or a Series Instance UID.
+            has was requested for another CT: DICOM results or a Series Instance UID; or the file of percentiles of
+            ``results`` can't be used.
         SeriesRejected: the images do not form a CT volume that the model accepts; the message says why.
         SegmentationError: the model can't segment it.
         EncodingError: a DICOM object could not be made.
@@ -239,6 +241,8 @@ def segment(
     entry = images if isinstance(images, Volume) else _only_input(Path(images), series_instance_uid)
     opened = model if isinstance(model, OpenModel) else open_model(model)
     refuse_unknown(structures, opened._model)  # noqa: SLF001 - of this module
+    if results is not None and results.percentiles:
+        read_percentiles(Path(results.percentiles))  # before the run, not after it
     wanted = Wanted(tuple(structures), results, unchecked_hu)
     case = _MemoryCase(entry, opened, wanted, progress or (lambda *_: None))
     analyse(case)

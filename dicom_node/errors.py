@@ -56,8 +56,6 @@ evaluate.predicting        inference.errors.InferenceError                  Conf
 evaluate.tables            ModuleNotFoundError                              ConfigurationError
 compare.scores             ModuleNotFoundError, OSError, ValueError,        ConfigurationError
                            KeyError, TypeError
-age_study.percentile_file  OSError, ValueError, LookupError, TypeError,     ConfigurationError
-                           AttributeError, pydantic.ValidationError
 age_study.sources          OSError, ValueError, pyarrow                     ConfigurationError
 constancy.baseline         OSError, ValueError, LookupError, TypeError,     ConfigurationError
                            pydantic.ValidationError
@@ -105,6 +103,8 @@ standard.files             OSError, InvalidDicomError, Exception (pydicom)  Stor
 standard.opening           zlib.error                                       FileUnreadable
 standard.raw_elements      Exception (pydicom)                              EncodingError
 standard.part10            Exception (pydicom), struct.error                EncodingError
+percentiles                OSError, ValueError, LookupError, TypeError,     ConfigurationError
+                           AttributeError, pydantic.ValidationError
 =========================  ===============================================  ===========================================
 
 ``settings.models`` and ``route.rules_file`` raise ValueError for pydantic, whose ValidationError

@@ -39,6 +39,7 @@ _COVERAGE_INCOMPLETE, _YES = "130576", "373066001"
 _FINDING, _FINDING_SITE, _LATERALITY = "121071", "363698007", "272741003"
 _ALGORITHM = ("111001", "111003", "111002")
 _SOURCE_SERIES = "121232"
+_PERCENTILE_RANKING, _POPULATION_DESCRIPTION = "121415", "121405"
 _GREY = (0.5, 0.5, 0.5)
 
 
@@ -88,7 +89,12 @@ class StoredSegmentation:
 
 @dataclass(frozen=True, slots=True)
 class StoredValue:
-    """One numeric measurement: Code Value and meaning of its concept, of its derivation ("" for none), UCUM unit."""
+    """One numeric measurement: Code Value and meaning of its concept, of its derivation ("" for none), UCUM unit.
+
+    ``percentile``: where it stands in a reference population (PS3.16 TID 311), for research only; None if no number is
+    stated. ``population`` describes that population; "" if there is none. A description without a number says that the
+    percentile is beyond the outermost ones.
+    """
 
     concept: str
     meaning: str
@@ -96,6 +102,8 @@ class StoredValue:
     derivation_meaning: str
     value: float
     unit: str
+    percentile: float | None = None
+    population: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,11 +325,8 @@ def _structure(group: Dataset) -> StoredStructure:
     for item in group.ContentSequence:
         code, meaning = _code(item.get("ConceptNameCodeSequence"))
         if item.ValueType == "NUM" and item.get("MeasuredValueSequence"):
-            (measured,) = item.MeasuredValueSequence
-            derived = _child_code(item, _DERIVATION)
-            unit = _code(measured.MeasurementUnitsCodeSequence)[0]
-            number = float(measured.get("FloatingPointValue", measured.NumericValue))
-            values.append(StoredValue(code, meaning, *derived, number, unit))
+            number, unit = _number(item)
+            values.append(StoredValue(code, meaning, *_child_code(item, _DERIVATION), number, unit, *_rank(item)))
         elif item.ValueType == "CODE":
             codes.setdefault(code, _code(item.get("ConceptCodeSequence")))
             laterality = laterality or _child_code(item, _LATERALITY)[1] if code == _FINDING_SITE else laterality
@@ -341,10 +346,29 @@ def _structure(group: Dataset) -> StoredStructure:
     )
 
 
+def _number(item: Dataset) -> tuple[float, str]:
+    """The value of a NUM item and its UCUM unit."""
+    (measured,) = item.MeasuredValueSequence
+    value = float(measured.get("FloatingPointValue", measured.NumericValue))
+    return value, _code(measured.MeasurementUnitsCodeSequence)[0]
+
+
+def _rank(item: Dataset) -> tuple[float | None, str]:
+    """The percentile of a measurement, and the description of its population."""
+    percentile = _child(item, _PERCENTILE_RANKING)
+    stated = _number(percentile)[0] if percentile.get("MeasuredValueSequence") else None
+    return stated, str(_child(item, _POPULATION_DESCRIPTION).get("TextValue", ""))
+
+
 def _child_code(item: Dataset, concept: str) -> tuple[str, str]:
     """The code of the child of ``item`` with this concept name; empty if there is none."""
+    return _code(_child(item, concept).get("ConceptCodeSequence"))
+
+
+def _child(item: Dataset, concept: str) -> Dataset:
+    """The first child of ``item`` with this concept name; without attributes if there is none."""
     children = (child for child in item.get("ContentSequence", ()) if _name(child) == concept)
-    return _code(next(children, Dataset()).get("ConceptCodeSequence"))
+    return next(children, Dataset())
 
 
 def _name(item: Dataset) -> str:

@@ -66,8 +66,9 @@ class ResultRequest:
 
     ``structures`` and ``contours`` hold names or groups of the anatomy catalogue; ``structures`` None: all that were
     found. ``split_by_group``: one SEG series per anatomical group. ``background``: describe the background of a label
-    map as a segment of its own. ``shape``: report the shape of each structure too. ``notice``: if a series is rejected
-    or fails, send a notice with the reason.
+    map as a segment of its own. ``shape``: report the shape of each structure too. ``percentiles``: a file of reference
+    percentiles, in which report and pages place the patient; research only, none by default. ``notice``: if a series is
+    rejected or fails, send a notice with the reason.
     """
 
     segmentation: SegmentationForm = SegmentationForm.BINARY
@@ -81,6 +82,7 @@ class ResultRequest:
     capture: bool = False
     document: bool = False
     notice: bool = False
+    percentiles: str = ""
 
     def __post_init__(self) -> None:
         """Raises ConfigurationError if the options contradict each other."""
@@ -92,6 +94,8 @@ class ResultRequest:
         for name, is_asked in (("ibsi_codes", self.ibsi_codes), ("shape", self.shape)):
             if is_asked and not self.report:
                 raise ConfigurationError(f"{name} requires a report")
+        if self.percentiles and not (self.report or self.capture or self.document):
+            raise ConfigurationError("percentiles requires a report, a capture or a document")
         if self.structures == ():
             raise ConfigurationError("structures must not be empty; omit it to get all structures")
         others = (self.report, self.contours, self.capture, self.document, self.notice)
@@ -119,6 +123,8 @@ class Receipt(StrEnum):
     """Same SOP Instance UID in the same series with the same bytes: acknowledged, and nothing more is stored."""
     REPLACEMENT = "REPLACEMENT"
     """Same SOP Instance UID in the same series with other bytes: the newest is current, the old bytes stay."""
+    OUTDATED = "OUTDATED"
+    """From a file in the spool that is older than the recorded bytes of this instance: recorded, but never current."""
     REUSED = "REUSED"
     """The SOP Instance UID belongs to another image of the series: refused, nothing is recorded."""
 

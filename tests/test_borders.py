@@ -35,7 +35,6 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, SegmentationStorage
 
 import inference.errors
 from dicom_node import analysis, errors, nifti
-from dicom_node.age_study.percentile_file import read_percentiles
 from dicom_node.age_study.sources import read_source
 from dicom_node.app.listening import run_listener
 from dicom_node.app.places import DEMO_MODEL, shipped_model, write_configuration
@@ -69,6 +68,7 @@ from dicom_node.network import requestor
 from dicom_node.network.pdu import AssociationAcceptance, AssociationRequest, Rejection
 from dicom_node.network.requestor import Association, OutgoingFile, Peer
 from dicom_node.network.transport import Transport
+from dicom_node.percentiles import read_percentiles
 from dicom_node.reading.reader import ImageReader
 from dicom_node.reconstruct import reconstruct
 from dicom_node.results import read_report, read_segmentation
@@ -389,12 +389,12 @@ def a_truth_with_a_volume_that_is_no_number(folder):
     read_source(folder)
 
 
-@fault("age_study.percentile_file", errors.ConfigurationError)
+@fault("percentiles", errors.ConfigurationError)
 def reference_percentiles_that_do_not_exist(folder):
     read_percentiles(folder / "gone.json")
 
 
-@fault("age_study.percentile_file", errors.ConfigurationError)
+@fault("percentiles", errors.ConfigurationError)
 def reference_percentiles_that_are_a_list(folder):
     read_percentiles(in_file(folder, "[1, 2]", "percentiles.json"))
 

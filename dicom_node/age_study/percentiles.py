@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicom_node import __version__
-from dicom_node.age_study.percentile_file import (
+from dicom_node.age_study.selection import select
+from dicom_node.age_study.sources import read_source
+from dicom_node.age_study.study import members
+from dicom_node.dataset.files import write_json
+from dicom_node.percentiles import (
+    NEAR_YEARS,
     PERCENTILES,
     SCHEMA_NAME,
     SCHEMA_VERSION,
@@ -19,11 +24,7 @@ from dicom_node.age_study.percentile_file import (
     OfModel,
     References,
     Sample,
-    write_percentiles,
 )
-from dicom_node.age_study.selection import select
-from dicom_node.age_study.sources import read_source
-from dicom_node.age_study.study import members
 from inference.statistics.quantiles import percentile_curves
 from inference.types import InvalidValueError
 
@@ -32,14 +33,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from dicom_node.age_study.percentile_file import Quantity, Sex
     from dicom_node.age_study.selection import Population, Rules
+    from dicom_node.percentiles import Quantity, Sex
 
 FEWEST_PATIENTS = 120
 """Of a curve: CLSI EP28-A3c asks for as many for the percentiles 2.5 and 97.5."""
 FEWEST_NEAR = 10
 """Within :data:`NEAR_YEARS` of an age; a curve has no value at other ages."""
-NEAR_YEARS = 5
 _QUANTITIES: tuple[Quantity, ...] = ("volume_ml", "mean_hu")
 _SEXES: tuple[Sex, ...] = ("all", "F", "M")
 _DIGITS = 6
@@ -52,8 +52,10 @@ _METHOD = (
 )
 
 
-def run_percentiles(source: Path, out: Path, rules: Rules) -> References:
+def run_percentiles(source: Path, out: Path, rules: Rules, cohort: str) -> References:
     """Fit the percentiles of the table ``source`` and write them to the file ``out``.
+
+    Results name the patients by ``cohort``, which has 1 to :data:`~dicom_node.percentiles.LONGEST_NAME` characters.
 
     Raises:
         ConfigurationError: there is no table, nothing in it can be used, or ``out`` can't be written.
@@ -76,6 +78,7 @@ def run_percentiles(source: Path, out: Path, rules: Rules) -> References:
         model=OfModel(name=model.name, version=model.version, digest=model.digest),
         method=_METHOD,
         sample=Sample(
+            cohort=cohort,
             source=table.description,
             source_digest=table.digest(),
             selection=str(rules),
@@ -89,7 +92,7 @@ def run_percentiles(source: Path, out: Path, rules: Rules) -> References:
         curves=tuple(each for each in fitted if isinstance(each, Curve)),
         left_out=tuple(each for each in fitted if isinstance(each, NoCurve)),
     )
-    write_percentiles(out, references)
+    write_json(out, references.document())
     return references
 
 

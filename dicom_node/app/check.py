@@ -5,12 +5,14 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.deliver.scu import echo
 from dicom_node.errors import DicomNodeError
+from dicom_node.percentiles import read_percentiles
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import DestinationSettings, Settings, load_settings
 from dicom_node.store.disk import DiskWatermark
@@ -19,8 +21,8 @@ from dicom_node.work.models import describe_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
+    from dicom_node.route.rules import Rule
     from dicom_node.settings import NnunetModelSettings, TissueModelSettings, WorkSettings
 
 _LABEL_MAPS_IN_ORTHANC = 'Orthanc needs "UnknownSopClassAccepted": true for them'
@@ -64,6 +66,8 @@ def _findings(settings: Settings, accepted: Callable[[Path], str]) -> Iterator[F
         yield _try(f"model {name}", lambda model=model, name=name: _identity(name, model, settings.work))  # type: ignore[misc]
     for name in settings.constancy.models:
         yield _try(f"constancy of {name}", partial(accepted, settings.constancy_folder / name))
+    if rules.ok:
+        yield from _percentiles(settings)
     for name, destination in settings.destinations.items():
         reached = _echo(f"destination {name}", destination, settings)
         yield reached
@@ -123,6 +127,24 @@ def _port(settings: Settings) -> Finding:
 def _identity(name: str, model: TissueModelSettings | NnunetModelSettings, work: WorkSettings) -> str:
     identity = describe_model(name, model, work)
     return f"{identity.name} {identity.version}, sha256 {identity.digest}"
+
+
+def _percentiles(settings: Settings) -> Iterator[Finding]:
+    """Whether the percentiles that each rule names are those of its model."""
+    for rule in load_rules(settings.rules_file, settings).rules:
+        files = {request.percentiles for request in rule.requests.values() if request.percentiles}
+        for file in sorted(files):
+            yield _try(f"percentiles of rule {rule.name}", partial(_sample, file, rule, settings))
+
+
+def _sample(file: str, rule: Rule, settings: Settings) -> str:
+    assert rule.model is not None, "a rule that refuses sends nothing but notices"
+    identity = describe_model(rule.model, settings.models[rule.model], settings.work)
+    references = read_percentiles(Path(file), identity.digest)
+    return (
+        f"{file}: cohort {references.sample.cohort}, {len(references.curves)} curves, version "
+        f"{references.schema_version}, sha256 {references.digest()}; research only"
+    )
 
 
 def _echo(name: str, peer: DestinationSettings, settings: Settings) -> Finding:

@@ -63,6 +63,8 @@ _NIGHTLY_LOOK_S = 60.0
 _ALARM_LOOK_S = 30.0
 _SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
 """A file without a row is as old as that only if the sweep that records or removes it does not run."""
+_ADOPTION_AT_START_S = (0.0, _UNCLAIMED_AGE_S)
+"""Again when what was left by a crash right before the start is old enough."""
 _LEDGER_PAUSE_S = 1.0
 
 
@@ -181,7 +183,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     return [
         Sweep("completion", every, complete_and_route),
         Sweep("recovery", _RECOVERY_SWEEP_S, recover),
-        Sweep("adoption", _ADOPTION_SWEEP_S, adopt),
+        Sweep("adoption", _ADOPTION_SWEEP_S, adopt, first_pauses_s=_ADOPTION_AT_START_S),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
         Sweep("alarms", _ALARM_LOOK_S, alarming(settings, ledger).look),
         *_nightly(settings.operate.ledger_check, check, keep),

@@ -160,9 +160,17 @@ def _print_age_study(result: AgeStudy) -> None:
 @click.argument("source", type=click.Path(path_type=Path, exists=True))
 @click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), help="JSON file to write.")
 @_rules_options
+@click.option("--name", default="", help="Name of the patients in results; default: that of SOURCE.")
 @json_option
 def percentiles(
-    *, source: Path, out: Path, youngest: float, model_digest: str, keep_unknown_truncation: bool, as_json: bool
+    *,
+    source: Path,
+    out: Path,
+    name: str,
+    youngest: float,
+    model_digest: str,
+    keep_unknown_truncation: bool,
+    as_json: bool,
 ) -> None:
     """Describe volume and attenuation by age and sex.
 
@@ -173,8 +181,12 @@ def percentiles(
     with _research():
         from dicom_node.age_study.percentiles import run_percentiles  # noqa: PLC0415
         from dicom_node.age_study.selection import Rules  # noqa: PLC0415
+    from dicom_node.percentiles import LONGEST_NAME  # noqa: PLC0415
 
-    references = run_percentiles(source, out, Rules(youngest, model_digest, keep_unknown_truncation))
+    if len(name) > LONGEST_NAME:
+        raise click.BadParameter(f"{len(name)} characters, expected at most {LONGEST_NAME}", param_hint="--name")
+    rules = Rules(youngest, model_digest, keep_unknown_truncation)
+    references = run_percentiles(source, out, rules, name or source.resolve().name[:LONGEST_NAME])
     facts = {
         "curves": len(references.curves),
         "without_curve": len(references.left_out),

@@ -177,9 +177,9 @@ def load_definition(file: Path, settings: Settings) -> Definition:
     Raises:
         ConfigurationError: the file is missing or wrong; one line for each fault, with its location.
     """
-    context = {"model": settings.models.keys(), "destination": settings.destinations.keys()}
-    found = checked(read_file(file), Definition, context)
     folder = file.resolve().parent
+    context = {"model": settings.models.keys(), "destination": settings.destinations.keys(), "folder": folder}
+    found = checked(read_file(file), Definition, context)
     paths = {name: getattr(found, name) for name in ("data_set", "key_file", "series_list", "folder")}
     return found.model_copy(update={name: folder / path for name, path in paths.items() if path is not None})
 

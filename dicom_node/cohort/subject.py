@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from dicom_node.route.values import attribute_values
-from dicom_node.standard.age import age_years
+from dicom_node.standard.age import age_of, date_of
 from dicom_node.standard.attributes import items, text
 from dicom_node.types import Series, SourceInstance
 
@@ -89,10 +89,10 @@ def _facts(
     slice_thickness_mm: float | None = None,
     kvp: float | None = None,
 ) -> SeriesFacts:
-    study_uid, study_date = text(header, "StudyInstanceUID"), _date(text(header, "StudyDate"))
+    study_uid, study_date = text(header, "StudyInstanceUID"), date_of(text(header, "StudyDate"))
     patient = pseudonyms.patient(text(header, "PatientID"), text(header, "IssuerOfPatientID"), study_uid)
     sex = text(header, "PatientSex").upper()
-    age = age_years(text(header, "PatientAge"), _date(text(header, "PatientBirthDate")), study_date)
+    age = age_of(header)
     if age is not None and dates is Dates.EXACT:
         age = round(age, 1)  # to the day, it would tell the date of birth
     return SeriesFacts(
@@ -109,14 +109,6 @@ def _facts(
         kvp=kvp,
         study_date=_stated(study_date, dates, pseudonyms.shift_days(patient)),
     )
-
-
-def _date(value: str) -> date | None:
-    """A DA value; also in ACR-NEMA's form with dots (PS3.5 6.2, note 1)."""
-    try:
-        return datetime.strptime(value.replace(".", ""), "%Y%m%d").date()  # noqa: DTZ007 - a date has no time zone
-    except ValueError:
-        return None
 
 
 def _stated(study_date: date | None, dates: Dates, shift_days: int) -> date | None:

@@ -14,7 +14,7 @@ from dicom_node.deliver.retry import REFUSALS_SPREAD_OVER
 from dicom_node.deliver.scu import NAMED_STATUSES, STATUS_RANGES, UNKNOWN_STATUS
 from dicom_node.network.acceptor import ABORTS, REQUEST_DEADLINE_S, SLOWEST_BYTES_PER_S
 from dicom_node.network.dimse import LARGEST_COMMAND_SET, PENDING
-from dicom_node.network.pdu import LARGEST_ASSOCIATE
+from dicom_node.network.pdu import LARGEST_ASSOCIATE, MOST_CONTEXTS, MOST_TRANSFER_SYNTAXES, MOST_USER_ITEMS
 from dicom_node.network.requestor import LARGEST_ANSWER_BYTES, RELEASE_WAIT_S, with_fallback
 from dicom_node.network.transport import KEEPALIVE_IDLE_S
 from dicom_node.pipeline.delivering import DELIVERIES_PER_ASSOCIATION
@@ -81,6 +81,9 @@ asynchronous operations and user identity items are ignored: the defaults of the
 """
 _RECEIVE_INITIATION = "RECEIVE initiates no association."
 _RECEIVE_ACCEPTANCE = """
+AE titles are compared without the spaces around them and otherwise byte for byte, before the rest of the request is
+read.
+
 In each presentation context, the first proposed transfer syntax that is in the table is accepted. Compressed transfer
 syntaxes are accepted only if they are always lossless and their decoder is installed; Deflated Explicit VR and Explicit
 VR Big Endian are never accepted. A context for any other abstract syntax is answered abstract-syntax-not-supported (3),
@@ -210,9 +213,14 @@ def _receive_policies(settings: Settings) -> str:
     rows = [
         *_identification(),
         ("simultaneous associations as acceptor", limits.maximum_associations),
+        ("simultaneous associations as acceptor, of one calling AE title", limits.maximum_associations_per_ae),
+        ("simultaneous associations as acceptor, from one address", limits.maximum_associations_per_address),
         ("associations as requestor", 0),
         ("maximum PDU length received, in bytes", limits.maximum_pdu_bytes),
         ("maximum A-ASSOCIATE-RQ length, in bytes", LARGEST_ASSOCIATE),
+        ("maximum number of presentation contexts", MOST_CONTEXTS),
+        ("maximum number of transfer syntaxes in a presentation context", MOST_TRANSFER_SYNTAXES),
+        ("maximum number of user information sub-items", MOST_USER_ITEMS),
         ("maximum command set length, in bytes", LARGEST_COMMAND_SET),
         ("maximum data set length, in bytes", limits.maximum_instance_bytes),
         ("simultaneous connections without an association, in total", MOST_WAITING),
@@ -220,7 +228,7 @@ def _receive_policies(settings: Settings) -> str:
         ("timeout for the A-ASSOCIATE-RQ (ARTIM)", f"{REQUEST_DEADLINE_S:g} s"),
         ("timeout between messages, then A-ABORT", f"{limits.network_timeout_s:g} s"),
         ("timeout within a message, then A-ABORT", f"{limits.dimse_timeout_s:g} s"),
-        ("minimum rate of a data set, after that time", f"{SLOWEST_BYTES_PER_S} bytes/s"),
+        ("minimum rate of a message, after that time", f"{SLOWEST_BYTES_PER_S} bytes/s"),
         ("TCP keep-alive after", f"{KEEPALIVE_IDLE_S} s"),
         ("time to finish the current message when the node stops", f"{STOP_DEADLINE_S:g} s"),
     ]

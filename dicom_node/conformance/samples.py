@@ -30,6 +30,16 @@ from pydicom.uid import (
 
 from dicom_node.conformance import iods
 from dicom_node.encode.run import encode, encode_notice
+from dicom_node.percentiles import (
+    PERCENTILES,
+    SCHEMA_NAME,
+    SCHEMA_VERSION,
+    STATEMENT,
+    Curve,
+    OfModel,
+    References,
+)
+from dicom_node.percentiles import Sample as Patients
 from dicom_node.types import (
     EarlierResult,
     Reconstruction,
@@ -46,6 +56,7 @@ from inference.types import Geometry, ModelIdentity, RunNote, RunReport, Segment
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from dicom_node.percentiles import Quantity, Sex
     from inference.structures import Structure
 
 CONDITIONS = ("source", "model", "installation", "run", "labels", "request")
@@ -70,6 +81,16 @@ _MODELS = (
     ModelIdentity(name="first", version="1", digest="1a" * 32, family="nnU-Net"),
     ModelIdentity(name="second", version="2", digest="2b" * 32, family="Thresholding", intended_use="Teaching"),
 )
+_COHORTS = ("first cohort", "second cohort")
+"""Files of percentiles, which differ in the name of the cohort alone."""
+_QUANTITIES: dict[Quantity, tuple[float, ...]] = {
+    "volume_ml": (0.001, 0.01, 0.1, 1.0, 10.0, 100.0, 1000.0),
+    "mean_hu": (-1000.0, -500.0, -200.0, 0.0, 200.0, 500.0, 1000.0),
+}
+"""The values of the percentiles of every structure."""
+_SEXES: tuple[Sex, ...] = ("F", "M")
+_AGES_YEARS = (10, 11)
+"""Of the patients of the two sources."""
 _DESTINATION = "archive"
 _EARLIER = tuple(
     EarlierResult(kind, sop_class, f"2.25.7{number}", f"2.25.8{number}", "2.25.9", revision=1)
@@ -148,7 +169,8 @@ def _made(condition: Condition) -> Iterator[Sample]:
     segmentation = _segmentation(condition, reconstruction)
     context = _context(condition)
     measurements = measure(reconstruction.source, segmentation, with_shape=True)
-    results = encode(reconstruction, segmentation, measurements, context, _requests(condition))
+    percentiles = {cohort: _percentiles(cohort) for cohort in _COHORTS}
+    results = encode(reconstruction, segmentation, measurements, context, _requests(condition), percentiles)
     notices = encode_notice(
         reconstruction.headers, segmentation.model.name, _REASONS[condition.run], context, (_DESTINATION,)
     )
@@ -166,7 +188,9 @@ def _requests(condition: Condition) -> dict[str, ResultRequest]:
     if condition.request:
         chosen = tuple(structure.name for structure in _structures(condition.labels)[0][:2])
         binary = ResultRequest(structures=chosen, contours=chosen, report=False, capture=pages, document=pages)
-        labelmap = ResultRequest(segmentation=SegmentationForm.LABELMAP, background=False, structures=chosen)
+        labelmap = ResultRequest(
+            segmentation=SegmentationForm.LABELMAP, background=False, structures=chosen, percentiles=_COHORTS[1]
+        )
         return {_DESTINATION: labelmap, "another": binary}
     everything = ResultRequest(
         segmentation=SegmentationForm.BOTH,
@@ -175,6 +199,7 @@ def _requests(condition: Condition) -> dict[str, ResultRequest]:
         contours=tuple(structure.name for structure in STRUCTURES),
         capture=pages,
         document=pages,
+        percentiles=_COHORTS[0],
     )
     return {_DESTINATION: everything, "another": ResultRequest(segmentation=SegmentationForm.NONE)}
 
@@ -184,6 +209,59 @@ def _part(kind: ResultKind, dataset: Dataset) -> str:
         return ""
     # the last digit of a series number counts the series of a kind; the pages are the first
     return PAGE if int(dataset.SeriesNumber) % _IMAGES_PER_SERIES_KIND == 1 else OVERLAY
+
+
+@cache
+def _percentiles(cohort: str) -> References:
+    """Of every structure in women and men, as measured by the first model."""
+    curves = tuple(
+        Curve(
+            structure=each.name,
+            quantity=quantity,
+            sex=sex,
+            patients=120,
+            ages_years=_AGES_YEARS,
+            patients_near=(20, 21),
+            values=tuple((value, value) for value in values),
+        )
+        for each in STRUCTURES
+        for quantity, values in _QUANTITIES.items()
+        for sex in _SEXES
+    )
+    return made_up_percentiles(curves, _MODELS[0], cohort)
+
+
+def made_up_percentiles(curves: tuple[Curve, ...], model: ModelIdentity, cohort: str = "sample") -> References:
+    """A document with these ``curves``, as measured by ``model`` in patients who do not exist."""
+    return References(
+        schema_name=SCHEMA_NAME,
+        schema_version=SCHEMA_VERSION,
+        statement=STATEMENT,
+        created_at=datetime(2009, 1, 2, tzinfo=UTC),
+        node_version="0.2.0",
+        model=OfModel(name=model.name, version=model.version, digest=model.digest),
+        method="made up",
+        sample=Patients(
+            cohort=cohort,
+            source="made up",
+            source_digest="3c" * 32,
+            selection="all",
+            patients=240,
+            women=120,
+            men=120,
+            contrast={"without": 240},
+            series_in_table=240,
+            series_left_out={},
+            series_or_reports_without_rows=0,
+            rows_left_out=0,
+            rows_of_other_models={},
+            values_left_out={},
+        ),
+        percentiles=PERCENTILES,
+        fewest_patients=120,
+        curves=curves,
+        left_out=(),
+    )
 
 
 # ---- the source

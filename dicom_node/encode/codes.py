@@ -66,6 +66,10 @@ SQUARE_MILLIMETER = DicomCode("mm2", "UCUM", "square millimeter")
 MILLIMETER = DicomCode("mm", "UCUM", "millimeter")
 NO_UNITS = DicomCode("1", "UCUM", "no units")
 
+PERCENTILE_RANKING = DicomCode("121415", "DCM", "Percentile Ranking of measurement")
+"""CID 227, Sample Statistical Descriptors."""
+PERCENT = DicomCode("%", "UCUM", "Percent")
+
 _ALGORITHM_FAMILIES = {
     "nnU-Net": DicomCode("123110", "DCM", "Artificial Intelligence"),
     # CID 7162 has no "thresholding"; histogram analysis, too, assigns classes to voxel values

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from pydicom.uid import SegmentationStorage
 
 from dicom_node.encode.identity import RunIdentity
+from dicom_node.encode.percentiles import Placing
 from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.reread import refuse_other_identity, reread
 from dicom_node.encode.seg.binary import segmentation_file
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from pydicom import Dataset
 
+    from dicom_node.encode.segments import Segment
     from dicom_node.encode.variants import ReportVariant, Variant
+    from dicom_node.percentiles import References
     from dicom_node.types import EarlierResult, Reconstruction, ResultContext, ResultRequest
     from inference.types import Measurements, RunReport, Segmentation
 
@@ -43,20 +46,22 @@ def encode(
     measurements: Measurements,
     context: ResultContext,
     requests: Mapping[str, ResultRequest] | None = None,
+    percentiles: Mapping[str, References] | None = None,
 ) -> tuple[EncodedResult, ...]:
     """The objects of one run, read back from their bytes and found equal to the input.
 
     ``segmentation`` lies on the source grid: ``labels_zyx[k]`` belongs to ``reconstruction.frames[k]``. ``requests``
     say what each destination gets; an object that several ask for is made once and lists them. Without a destination,
     a BINARY SEG and an SR are made. If no structure was found, an SR says so; there is neither a SEG, which is not
-    valid without a segment, nor a structure set. The same arguments give the same bytes.
+    valid without a segment, nor a structure set. ``percentiles`` are the files that ``requests`` name, read. The same
+    arguments give the same bytes.
 
     Raises:
         IdentityConflict: the source instances belong to several patients, studies, series or Frames of Reference.
         EncodingError: a required attribute is missing, arguments contradict each other, or an object did not read
             back equal.
     """
-    return tuple(encode_in_turn(reconstruction, segmentation, measurements, context, requests))
+    return tuple(encode_in_turn(reconstruction, segmentation, measurements, context, requests, percentiles))
 
 
 def encode_in_turn(
@@ -65,6 +70,7 @@ def encode_in_turn(
     measurements: Measurements,
     context: ResultContext,
     requests: Mapping[str, ResultRequest] | None = None,
+    percentiles: Mapping[str, References] | None = None,
 ) -> Iterator[EncodedResult]:
     """As :func:`encode`, each object as soon as it is made, so that it can be written while the next one is made."""
     if not segmentation.geometry.same_grid(reconstruction.source.geometry):
@@ -73,8 +79,11 @@ def encode_in_turn(
             f"{reconstruction.source.geometry.shape_zyx}"
         )
     try:
-        run = _Run(reconstruction, segmentation, measurements, context)
-        for variant, destinations in variants(requests or {}, run.segments, context.earlier).items():
+        header = reconstruction.headers[0]
+        placings = {file: Placing.of(each, header, segmentation.model) for file, each in (percentiles or {}).items()}
+        digests = {file: placing.digest for file, placing in placings.items()}
+        run = _Run(reconstruction, segmentation, measurements, context, tuple(placings.values()))
+        for variant, destinations in variants(requests or {}, run.segments, context.earlier, digests).items():
             for result in run.made(variant):
                 yield replace(result, destinations=destinations)
     except (DicomNodeError, MemoryError):
@@ -116,6 +125,7 @@ class _Run:
         segmentation: Segmentation,
         measurements: Measurements,
         context: ResultContext,
+        placings: tuple[Placing, ...],
     ) -> None:
         self._reconstruction = reconstruction
         self._source = prepare(reconstruction)
@@ -125,6 +135,7 @@ class _Run:
         self._provenance = Provenance(identity, context, self._source, said)
         self._labels_zyx = segmentation.labels_zyx
         self._not_found = measurements.not_found
+        self._placings = {placing.digest: placing for placing in placings}
         self.segments = present_segments(segmentation, measurements, identity)
 
     def made(self, variant: Variant) -> Iterator[EncodedResult]:
@@ -167,23 +178,30 @@ class _Run:
         from dicom_node.encode.pages.document import document_file  # noqa: PLC0415
         from dicom_node.encode.pages.page import Page  # noqa: PLC0415
 
-        segments, provenance = variant.selection.of(self.segments), variant.on(self._provenance)
-        not_found = variant.selection.names(self._not_found)
-        if variant.kind is ResultKind.CAPTURE:
-            return capture_files(self._reconstruction, self._labels_zyx, segments, not_found, provenance)
         patient = on_patient_axes(self._reconstruction, self._labels_zyx)
-        return [document_file(Page(patient, segments, not_found, provenance))]
+        segments = variant.selection.of(self._ranked(variant.percentiles))
+        said = self._statement(variant.percentiles, segments)
+        not_found = variant.selection.names(self._not_found)
+        page = Page(patient, segments, not_found, variant.on(self._provenance), said)
+        if variant.kind is ResultKind.CAPTURE:
+            return capture_files(page, self._reconstruction, self._labels_zyx)
+        return [document_file(page)]
 
     def _report(self, variant: ReportVariant) -> memoryview:
         provenance = variant.on(self._provenance, self.segments)
         found = self._findings(variant)
+        if variant.percentiles:
+            said = self._statement(variant.percentiles, tuple(finding.segment for finding in found))
+            provenance = replace(provenance, statements=(*provenance.statements, said))
         not_found = variant.selection.names(self._not_found)
         content = report_file(found, not_found, provenance, ibsi_codes=variant.ibsi_codes)
         refuse_other_measurements(content, found)
         return content
 
     def _findings(self, variant: ReportVariant) -> tuple[Finding, ...]:
-        segments = self.segments if variant.shape else tuple(map(without_shape, self.segments))
+        segments = self._ranked(variant.percentiles)
+        if not variant.shape:
+            segments = tuple(map(without_shape, segments))
         if not variant.segmentations:
             return tuple(Finding(segment, None) for segment in variant.selection.of(segments))
         return tuple(
@@ -191,6 +209,12 @@ class _Run:
             for segmentation in variant.segmentations
             for segment in segmentation.selection.of(segments)
         )
+
+    def _ranked(self, percentiles: str) -> tuple[Segment, ...]:
+        return self._placings[percentiles].ranked(self.segments) if percentiles else self.segments
+
+    def _statement(self, percentiles: str, ranked: tuple[Segment, ...]) -> str:
+        return self._placings[percentiles].statement(ranked) if percentiles else ""
 
     def _reference(self, variant: SegmentationVariant) -> SegmentationReference:
         kind, identity = variant.kind, variant.on(self._provenance).identity

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dicom_node.encode.identity import RunIdentity
+    from dicom_node.percentiles import Percentile
     from inference.types import Measurements, Segmentation, StructureMeasurement
 
 _LABELS = 256
@@ -23,10 +24,30 @@ NOTHING_FOUND = "Analysis complete; none of the target structures was found."
 
 
 @dataclass(frozen=True, slots=True)
+class Rank:
+    """Where one measurement stands among ``patients`` of a reference sample.
+
+    ``population`` says for human readers who they are, ``authority`` from which file the percentile is. Both say that
+    this is research.
+    """
+
+    percentile: Percentile
+    patients: int
+    population: str
+    authority: str
+
+    @property
+    def number(self) -> float | None:
+        """The percentile; None beyond the outer ones, which ``population`` says in words."""
+        return None if isinstance(self.percentile, str) else self.percentile
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """One structure that was found.
 
     ``number`` is its Segment Number, from 1; ``label`` its value in the label map; ``planes`` those that contain it.
+    The ranks are None where no percentile is asked for, or can be stated.
     """
 
     number: int
@@ -35,6 +56,8 @@ class Segment:
     structure: Structure
     tracking_uid: str
     measurement: StructureMeasurement
+    volume_rank: Rank | None = None
+    mean_hu_rank: Rank | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,12 +99,16 @@ class SegmentationVariant:
 
 @dataclass(frozen=True, slots=True)
 class ReportVariant:
-    """One SR, on the structures of ``selection``, that refers to ``segmentations``."""
+    """One SR, on the structures of ``selection``, that refers to ``segmentations``.
+
+    ``percentiles``: the digest of the reference percentiles in which it places the patient; empty for none.
+    """
 
     selection: Selection
     segmentations: tuple[SegmentationVariant, ...]
     ibsi_codes: bool
     shape: bool = False
+    percentiles: str = ""
     replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance, segments: tuple[Segment, ...]) -> Provenance:
@@ -115,6 +119,7 @@ class ReportVariant:
         parts = [f"on {', '.join(sorted(refers_to))}" if refers_to - {ResultKind.SEGMENTATION} else ""]
         parts.append("with IBSI codes" if self.ibsi_codes else "")
         parts.append("with shape" if self.shape else "")
+        parts.append(_placed_in(self.percentiles))
         return self.selection.on(provenance, self.replaced, " ".join(filter(None, parts)))
 
 
@@ -132,15 +137,19 @@ class ContoursVariant:
 
 @dataclass(frozen=True, slots=True)
 class PagesVariant:
-    """The report page on ``selection``: as secondary captures, with an overlay series, or as a document."""
+    """The report page on ``selection``: as secondary captures, with an overlay series, or as a document.
+
+    ``percentiles`` as for a report.
+    """
 
     kind: ResultKind
     selection: Selection
+    percentiles: str = ""
     replaced: tuple[EarlierResult, ...] = ()
 
     def on(self, provenance: Provenance) -> Provenance:
         """``provenance`` of these objects."""
-        return self.selection.on(provenance, self.replaced)
+        return self.selection.on(provenance, self.replaced, _placed_in(self.percentiles))
 
 
 Variant = SegmentationVariant | ReportVariant | ContoursVariant | PagesVariant
@@ -150,27 +159,33 @@ def variants(
     requests: Mapping[str, ResultRequest],
     segments: tuple[Segment, ...],
     earlier: Mapping[str | None, tuple[EarlierResult, ...]],
+    digests: Mapping[str, str],
 ) -> Mapping[Variant, tuple[str, ...]]:
     """Each object to make, with the destinations that get it; without a destination, the default objects.
 
     An object names the ``earlier`` results that it supersedes; destinations that hold different ones get different
-    objects.
+    objects. ``digests`` are those of the files of percentiles.
 
     Raises:
-        EncodingError: a destination has not been asked yet what it accepts.
+        EncodingError: a destination has not been asked yet what it accepts, or a file of percentiles was not read.
     """
     wanted: dict[Variant, tuple[str, ...]] = {}
     if not requests:
-        return dict.fromkeys(_of(ResultRequest(), segments, earlier.get(None, ())), ())
+        return dict.fromkeys(_of(ResultRequest(), segments, earlier.get(None, ()), ""), ())
     for destination, request in requests.items():
         if request.asks_peer:
             raise EncodingError(f"{destination} has not been asked yet what it accepts")
-        for variant in _of(request, segments, earlier.get(destination, ())):
+        if request.percentiles and request.percentiles not in digests:
+            raise EncodingError(f"the percentiles that {destination} gets have not been read")
+        digest = digests.get(request.percentiles, "")
+        for variant in _of(request, segments, earlier.get(destination, ()), digest):
             wanted[variant] = (*wanted.get(variant, ()), destination)
     return wanted
 
 
-def _of(request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[EarlierResult, ...]) -> list[Variant]:
+def _of(
+    request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[EarlierResult, ...], percentiles: str
+) -> list[Variant]:
     def replaced(kind: ResultKind) -> tuple[EarlierResult, ...]:
         return tuple(each for each in earlier if each.kind.family is kind.family)
 
@@ -186,16 +201,30 @@ def _of(request: ResultRequest, segments: tuple[Segment, ...], earlier: tuple[Ea
     found: list[Variant] = [variant for kind in kinds for variant in made[kind]]
     if request.report:
         referenced = tuple(made[kinds[0]]) if kinds else ()
-        earlier_reports = replaced(ResultKind.REPORT)
-        found.append(ReportVariant(Selection(chosen), referenced, request.ibsi_codes, request.shape, earlier_reports))
+        found.append(
+            ReportVariant(
+                Selection(chosen),
+                referenced,
+                request.ibsi_codes,
+                request.shape,
+                percentiles,
+                replaced(ResultKind.REPORT),
+            )
+        )
     contoured = Selection(tuple(sorted(set(request.contours))))
     if contoured.of(segments):
         found.append(ContoursVariant(contoured, replaced(ResultKind.CONTOURS)))
     pages = {ResultKind.CAPTURE: request.capture, ResultKind.DOCUMENT: request.document}
     found.extend(
-        PagesVariant(kind, Selection(chosen), replaced(kind)) for kind, is_wanted in pages.items() if is_wanted
+        PagesVariant(kind, Selection(chosen), percentiles, replaced(kind))
+        for kind, is_wanted in pages.items()
+        if is_wanted
     )
     return found
+
+
+def _placed_in(percentiles: str) -> str:
+    return f"with percentiles {percentiles}" if percentiles else ""
 
 
 def _after(earlier: EarlierResult) -> str:

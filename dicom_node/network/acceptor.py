@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dicom_node.network.dimse import CommandSet, Response
-    from dicom_node.network.pdu import AnsweredContext, AssociationRequest, Fragment, ProposedContext
+    from dicom_node.network.pdu import AnsweredContext, AssociationRequest, Fragment, ProposedContext, Titles
     from dicom_node.network.transport import StopSignal
 
 REQUEST_DEADLINE_S = 10.0
 """For the A-ASSOCIATE-RQ, from the connection to its last byte (ARTIM, PS3.8 9.1.4)."""
 SLOWEST_BYTES_PER_S = 10_000
 ABORTS: Mapping[AbortReason, str] = {
-    AbortReason.NOT_SPECIFIED: "the node is stopping or failed, or a data set arrives too slowly",
+    AbortReason.NOT_SPECIFIED: "the node is stopping or failed, or a message arrives too slowly",
     AbortReason.UNRECOGNISED_PDU: "the PDU type is not defined in PS3.8",
     AbortReason.UNEXPECTED_PDU: "a PDU or message fragment is out of sequence",
     AbortReason.INVALID_PARAMETER: (
@@ -76,8 +76,11 @@ class Limits:
 class Service(Protocol):
     """The service on one association. A request with a data set is begun, written and concluded, or discarded."""
 
+    def recognise(self, titles: Titles) -> Refused | None:
+        """Why a peer with these AE titles is rejected, if it is; nothing else of its request was read yet."""
+
     def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
-        """What this peer may use, by abstract syntax, or why it is rejected."""
+        """What this peer, which was recognised, may use, by abstract syntax, or why it is rejected."""
 
     def answer(self, request: CommandSet, context: AcceptedContext) -> Response:
         """The response to a request without a data set."""
@@ -109,7 +112,7 @@ class Acceptor:
         self._assembly = dimse.Assembly(self._contexts)
         self._stop = stop
         self._started = 0.0
-        self._size_bytes = 0
+        self._taken_bytes = self._data_bytes = 0
 
     def cut(self) -> None:
         """Close the connection immediately; may be called from any thread."""
@@ -143,11 +146,18 @@ class Acceptor:
         self._transport.close_after(pdu.provider_abort(reason))
 
     def _establish(self) -> bool:
-        request = self._read_association_request()
+        ends = time.monotonic() + REQUEST_DEADLINE_S
+        length = self._association_request_length(ends)
+        fixed_part = bytes(self._transport.read_body(pdu.FIXED_PART, ends))
+        # most of the bytes, and all of the work, are in the items: they are looked at for peers that may connect only
+        refused = self._service.recognise(pdu.Titles.decode(fixed_part))
+        if refused is not None:
+            return self._reject(refused)
+        items = self._transport.read_body(length - pdu.FIXED_PART, ends)
+        request = pdu.AssociationRequest.decode(memoryview(fixed_part + bytes(items)))
         admitted = self._admit(request)
         if isinstance(admitted, Refused):
-            self._transport.close_after(admitted.rejection.encoded())
-            return False
+            return self._reject(admitted)
         answer = negotiate(request, admitted, self._limits.largest_pdu_bytes)
         self._contexts.update(accepted_contexts(request, answer))
         self._transport.send(answer.encoded(), self._limits.message_s)
@@ -158,14 +168,18 @@ class Acceptor:
             return Refused(pdu.APPLICATION_CONTEXT_NOT_SUPPORTED, "the application context is not that of DICOM")
         return self._service.admit(request)
 
-    def _read_association_request(self) -> AssociationRequest:
-        ends = time.monotonic() + REQUEST_DEADLINE_S
+    def _reject(self, refused: Refused) -> bool:
+        self._transport.close_after(refused.rejection.encoded())
+        return False
+
+    def _association_request_length(self, ends: float) -> int:
+        """The length of the body of the A-ASSOCIATE-RQ, which comes next."""
         kind, length = self._transport.read_header(ends, self._stop)
         if kind != PduType.ASSOCIATE_RQ:
             raise ProtocolFault(AbortReason.UNEXPECTED_PDU, f"expected an association request, not PDU type {kind}")
-        if length > pdu.LARGEST_ASSOCIATE:
-            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"association request is too long: {length} bytes")
-        return pdu.AssociationRequest.decode(self._transport.read_body(length, ends))
+        if not pdu.FIXED_PART <= length <= pdu.LARGEST_ASSOCIATE:
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"an association request of {length} bytes")
+        return length
 
     def _converse(self) -> bool:
         """Serve PDUs until the peer releases."""
@@ -193,7 +207,9 @@ class Acceptor:
         assembly = self._assembly
         if not assembly.is_under_way:
             self._started = time.monotonic()
-            self._size_bytes = 0
+            self._taken_bytes = self._data_bytes = 0
+        self._taken_bytes += len(fragment.data)
+        self._check_pace()
         is_whole_command = assembly.take(fragment)
         if assembly.command is None:
             return
@@ -210,19 +226,19 @@ class Acceptor:
             self._respond(command, self._service.answer(command, context))
 
     def _take_data(self, command: CommandSet, fragment: Fragment) -> None:
-        self._size_bytes += len(fragment.data)
-        self._check_pace()
+        self._data_bytes += len(fragment.data)
+        largest = self._limits.largest_data_set_bytes
+        if self._data_bytes > largest:
+            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"data set is larger than {largest} bytes")
         self._service.write(fragment.data)
         if fragment.is_last:
             self._respond(command, self._service.conclude())
 
     def _check_pace(self) -> None:
-        largest = self._limits.largest_data_set_bytes
-        if self._size_bytes > largest:
-            raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"data set is larger than {largest} bytes")
+        """From the first byte of the command set on: a peer must not hold its place with one fragment a minute."""
         seconds = time.monotonic() - self._started
-        if seconds > self._limits.message_s and self._size_bytes < SLOWEST_BYTES_PER_S * seconds:
-            raise ProtocolFault(AbortReason.NOT_SPECIFIED, f"too slow: {self._size_bytes} bytes in {seconds:.0f} s")
+        if seconds > self._limits.message_s and self._taken_bytes < SLOWEST_BYTES_PER_S * seconds:
+            raise ProtocolFault(AbortReason.NOT_SPECIFIED, f"too slow: {self._taken_bytes} bytes in {seconds:.0f} s")
 
     def _respond(self, request: CommandSet, response: Response) -> None:
         if request.wants_response:

@@ -25,7 +25,7 @@ from dicom_node.standard.implementation import IMPLEMENTATION_CLASS_UID, VERSION
 from dicom_node.standard.uids import APPLICATION_CONTEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 HEADER = struct.Struct(">BxI")
 """PDU type and length of the rest."""
@@ -36,6 +36,29 @@ COMMAND, LAST = 0x01, 0x02
 LARGEST_ASSOCIATE = 64 * 1024
 """Body of an A-ASSOCIATE-RQ or -AC in bytes; 128 presentation contexts need about 15 000."""
 MOST_CONTEXTS = 128
+MOST_TRANSFER_SYNTAXES = 128
+"""Of one presentation context; PS3.6 registers about 60."""
+MOST_USER_ITEMS = 512
+"""Sub-items of the user information: three for each of 128 SOP Classes, and some more."""
+_MOST_OTHER_ITEMS = 16
+_LONGEST_UID = 64
+_TITLES = struct.Struct(">4x16s16s32x")
+FIXED_PART = _TITLES.size
+"""Bytes of an A-ASSOCIATE-RQ before its items (PS3.8 table 9-11), without type and length of the PDU."""
+_ITEM = struct.Struct(">BxH")
+_LENGTH = struct.Struct(">H")
+
+
+class _Item(IntEnum):
+    """Items and sub-items of an A-ASSOCIATE-RQ (PS3.8 9.3.2, PS3.7 annex D)."""
+
+    APPLICATION_CONTEXT = 0x10
+    PRESENTATION_CONTEXT = 0x20
+    ABSTRACT_SYNTAX = 0x30
+    TRANSFER_SYNTAX = 0x40
+    USER_INFORMATION = 0x50
+    MAXIMUM_LENGTH = 0x51
+    ROLE_SELECTION = 0x54
 
 
 class PduType(IntEnum):
@@ -242,6 +265,20 @@ class AnsweredContext:
     transfer_syntax: str
 
 
+@dataclass(frozen=True, slots=True)
+class Titles:
+    """The AE titles in an A-ASSOCIATE-RQ, without the spaces around them; a peer may have sent any other bytes."""
+
+    called_ae: str
+    calling_ae: str
+
+    @classmethod
+    def decode(cls, fixed_part: memoryview | bytes) -> Self:
+        """Read the first ``FIXED_PART`` bytes of the body of an A-ASSOCIATE-RQ."""
+        called, calling = _TITLES.unpack(fixed_part[:FIXED_PART])
+        return cls(called.decode("latin-1").strip(" "), calling.decode("latin-1").strip(" "))
+
+
 _Context = TypeVar("_Context", ProposedContext, AnsweredContext)
 
 
@@ -255,17 +292,6 @@ class _Associate(Generic[_Context]):
     largest_pdu: int
     roles: Mapping[str, Roles] = field(default_factory=dict)
     application_context: str = APPLICATION_CONTEXT
-
-    @classmethod
-    def _of(cls, primitive: A_ASSOCIATE, contexts: Iterable[_Context]) -> Self:
-        return cls(
-            calling_ae=(primitive.calling_ae_title or "").strip(),
-            called_ae=(primitive.called_ae_title or "").strip(),
-            contexts=tuple(contexts),
-            largest_pdu=_largest_pdu(primitive),
-            roles=_roles(primitive),
-            application_context=str(primitive.application_context_name),
-        )
 
     def _primitive(self) -> A_ASSOCIATE:
         """Everything but the contexts."""
@@ -297,21 +323,30 @@ class AssociationRequest(_Associate[ProposedContext]):
 
     @classmethod
     def decode(cls, body: memoryview) -> Self:
-        """Read the body of an A-ASSOCIATE-RQ.
+        """Read the body of an A-ASSOCIATE-RQ, in one pass that no body makes long; unknown items are skipped.
 
         Raises:
-            ProtocolFault: it can't be read.
+            ProtocolFault: it can't be read, or has more items than any peer needs.
         """
         with _unreadable("association request"):
-            primitive = _decoded(A_ASSOCIATE_RQ(), body)
-            return cls._of(
-                primitive,
-                (
-                    ProposedContext(
-                        int(each.context_id or 0), str(each.abstract_syntax), tuple(map(str, each.transfer_syntax))
-                    )
-                    for each in primitive.presentation_context_definition_list
-                ),
+            titles = Titles.decode(body)
+            application_context = ""
+            contexts: list[ProposedContext] = []
+            user_items: list[tuple[int, memoryview]] = []
+            for kind, value in _items(body[FIXED_PART:], MOST_CONTEXTS + _MOST_OTHER_ITEMS):
+                if kind == _Item.APPLICATION_CONTEXT:
+                    application_context = _uid(value)
+                elif kind == _Item.PRESENTATION_CONTEXT:
+                    contexts.append(_proposed(value))
+                elif kind == _Item.USER_INFORMATION:
+                    user_items += _items(value, MOST_USER_ITEMS)
+            return cls(
+                calling_ae=titles.calling_ae,
+                called_ae=titles.called_ae,
+                contexts=_distinct(contexts),
+                largest_pdu=_proposed_length(user_items),
+                roles=_proposed_roles(user_items),
+                application_context=application_context,
             )
 
 
@@ -341,27 +376,83 @@ class AssociationAcceptance(_Associate[AnsweredContext]):
         """
         encoded = A_ASSOCIATE_AC()
         with _unreadable("association acceptance"):
-            return cls._of(
-                _decoded(encoded, body),
-                (
+            encoded.decode(HEADER.pack(encoded.pdu_type, len(body)) + bytes(body))
+            primitive = encoded.to_primitive()
+            return cls(
+                calling_ae=(primitive.calling_ae_title or "").strip(),
+                called_ae=(primitive.called_ae_title or "").strip(),
+                contexts=tuple(
                     AnsweredContext(int(item.context_id or 0), int(item.result or 0), str(item.transfer_syntax or ""))
                     for item in encoded.presentation_context
                 ),
+                largest_pdu=_largest_pdu(primitive),
+                roles=_roles(primitive),
+                application_context=str(primitive.application_context_name),
             )
+
+
+def _items(place: memoryview, most: int) -> Iterator[tuple[int, memoryview]]:
+    """Type and value of each item in ``place``, which they fill."""
+    offset, count = 0, 0
+    while offset < len(place):
+        kind, length = _ITEM.unpack_from(place, offset)
+        start, offset, count = offset + _ITEM.size, offset + _ITEM.size + length, count + 1
+        if count > most or offset > len(place):
+            raise ValueError(f"item {count} of {length} bytes")
+        yield kind, place[start:offset]
+
+
+def _uid(value: memoryview) -> str:
+    uid = bytes(value).decode("ascii").rstrip("\0 ")
+    if not 0 < len(uid) <= _LONGEST_UID or not uid.isprintable():
+        raise ValueError(f"a UID of {len(uid)} characters")
+    return uid
+
+
+def _proposed(value: memoryview) -> ProposedContext:
+    """A presentation context (PS3.8 9.3.2.2)."""
+    abstract_syntaxes, transfer_syntaxes = [], []
+    for kind, uid in _items(value[4:], 1 + MOST_TRANSFER_SYNTAXES):
+        if kind == _Item.ABSTRACT_SYNTAX:
+            abstract_syntaxes.append(_uid(uid))
+        elif kind == _Item.TRANSFER_SYNTAX:
+            transfer_syntaxes.append(_uid(uid))
+    (abstract_syntax,) = abstract_syntaxes
+    if not transfer_syntaxes or not value[0] % 2:
+        raise ValueError(f"presentation context {value[0]} with {len(transfer_syntaxes)} transfer syntaxes")
+    return ProposedContext(value[0], abstract_syntax, tuple(transfer_syntaxes))
+
+
+def _distinct(contexts: Sequence[ProposedContext]) -> tuple[ProposedContext, ...]:
+    ids = {each.context_id for each in contexts}
+    if len(ids) != len(contexts) or len(ids) > MOST_CONTEXTS:
+        raise ValueError(f"{len(contexts)} presentation contexts with {len(ids)} IDs")
+    return tuple(contexts)
+
+
+def _proposed_length(user_items: Iterable[tuple[int, memoryview]]) -> int:
+    """The Maximum Length (PS3.8 D.1); 0, for no limit, if it is not stated."""
+    stated = [int.from_bytes(value) for kind, value in user_items if kind == _Item.MAXIMUM_LENGTH]
+    return stated[0] if stated else 0
+
+
+def _proposed_roles(user_items: Iterable[tuple[int, memoryview]]) -> dict[str, Roles]:
+    """The roles that are selected (PS3.7 D.3.3.4.1), by SOP Class."""
+    roles = {}
+    for kind, value in user_items:
+        if kind == _Item.ROLE_SELECTION:
+            end = _LENGTH.size + _LENGTH.unpack_from(value)[0]
+            roles[_uid(value[_LENGTH.size : end])] = Roles(bool(value[end]), bool(value[end + 1]))
+    return roles
 
 
 @contextmanager
 def _unreadable(what: str) -> Iterator[None]:
-    """The codec answers hostile bytes with whatever exception they lead to."""
+    """Hostile bytes are answered with whatever exception they lead to, by pynetdicom's codecs too."""
     try:
         yield
     except Exception as error:
         raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"{what}: {type(error).__name__}") from error
-
-
-def _decoded(encoded: A_ASSOCIATE_RQ | A_ASSOCIATE_AC, body: memoryview) -> A_ASSOCIATE:
-    encoded.decode(HEADER.pack(encoded.pdu_type, len(body)) + bytes(body))
-    return encoded.to_primitive()
 
 
 def _role_item(of_class: tuple[str, Roles]) -> SCP_SCU_RoleSelectionNegotiation:

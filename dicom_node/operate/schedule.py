@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """A task: ``run`` is called every ``every_s`` seconds, for the first time after as many."""
+    """A task: ``run`` is called every ``every_s`` seconds, for the first time after as many.
+
+    ``first_pauses_s``: seconds before each of its first turns, where they are others.
+    """
 
     name: str
     every_s: float
     run: Callable[[], None]
+    first_pauses_s: tuple[float, ...] = ()
 
 
 class Schedule:
@@ -50,7 +55,9 @@ class Schedule:
 
     def _repeat(self, sweep: Sweep) -> None:
         log = structlog.get_logger().bind(sweep=sweep.name)
-        while not self._stopping.wait(sweep.every_s):
+        for pause_s in chain(sweep.first_pauses_s, repeat(sweep.every_s)):
+            if self._stopping.wait(pause_s):
+                return
             try:
                 sweep.run()
             except DicomNodeError as error:

@@ -1,8 +1,10 @@
 """Spool files that no ledger row knows: a crash between rename and row, or a ledger restored from a backup.
 
 Nothing on the disk is thrown away on the ledger's word alone: a whole CT instance without a row is recorded as received
-(its sender was told nothing, or was told 0x0000 by a ledger that is gone; in both cases the node must have it). Results
-without a row are removed, since their job runs again and makes the same instances; purged files are removed.
+(its sender was told nothing, or was told 0x0000 by a ledger that is gone; in both cases the node must have it), but it
+never replaces newer bytes of the instance. One whose sender was told that it is not stored is marked; it is removed
+unless its row was committed all the same. Results without a row are removed, since their job runs again and makes the
+same instances; purged files are removed.
 """
 
 from __future__ import annotations
@@ -23,19 +25,23 @@ from dicom_node.receive.header import read_header
 from dicom_node.receive.policy import check_dataset
 from dicom_node.receive.reception import digest_of
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
-from dicom_node.standard.uids import CT_SOP_CLASSES
+from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from dicom_node.receive.reception import ReceiptLedger
     from dicom_node.store.spool import Spool
 
+    _Claims = Callable[[Collection[str]], Mapping[str, bool]]
+
 _ASKED_AT_ONCE = 500
+_KEPT = (Receipt.NEW, Receipt.REPLACEMENT, Receipt.OUTDATED)
 _LEFTOVER_AGE_S = 600.0
-"""No writer leaves a temporary file untouched for this long, however slow its sender or disk."""
+"""No writer leaves a temporary file untouched for this long, however slow its sender or disk, and no database takes as
+long for a COMMIT whose answer was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Adoption:
 def adopt_unclaimed(
     spool: Spool,
     ledger: ReceiptLedger,
-    claims: Callable[[Collection[str]], Mapping[str, bool]],
+    claims: _Claims,
     older_than_s: float,
 ) -> Adoption:
     """Record or remove every complete spool file older than ``older_than_s`` that is not claimed.
@@ -57,23 +63,40 @@ def adopt_unclaimed(
     ``claims``: for those of some names that are in the ledger, whether their files are still needed. Temporary files of
     killed processes are removed too; at its start the listener removes only those that are old enough then.
     """
-    adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S)
-    names = spool.names(older_than_s)
-    # the ledger knows more names than the spool has files: it keeps the rows of those that were purged
-    while some := tuple(islice(names, _ASKED_AT_ONCE)):
-        claimed = claims(some)
-        for name in some:
-            if claimed.get(name, False):
-                continue
-            received = None if name in claimed else _received(spool.path(name), name)
-            if received is not None and ledger.record_instance(received) in (Receipt.NEW, Receipt.REPLACEMENT):
-                adopted += 1
-            else:
-                spool.delete(name)
-                removed += 1
+    adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S) + _settle_refused(spool, claims)
+    for name, is_claimed in _with_claims(spool.names(older_than_s), claims):
+        if is_claimed:
+            continue
+        received = None if is_claimed is not None else _received(spool.path(name), name)
+        if received is not None and ledger.record_instance(received) in _KEPT:
+            adopted += 1
+        else:
+            spool.delete(name)
+            removed += 1
     if adopted or removed:
         structlog.get_logger().warning("spool.unclaimed", adopted=adopted, removed=removed)
     return Adoption(adopted, removed)
+
+
+def _settle_refused(spool: Spool, claims: _Claims) -> int:
+    """Remove the files of refused instances and their marks, except files with a row; returns how many files."""
+    removed = 0
+    for name, is_claimed in _with_claims(spool.refused(_LEFTOVER_AGE_S), claims):
+        path = spool.path(name)
+        if not is_claimed and path.exists():
+            spool.delete(name)
+            if path.exists():
+                continue  # without its mark it would be adopted
+            removed += 1
+        spool.unmark_refused(name)
+    return removed
+
+
+def _with_claims(names: Iterator[str], claims: _Claims) -> Iterator[tuple[str, bool | None]]:
+    """Each name with what ``claims`` says of it, or None; the ledger has more names than the spool has files."""
+    while some := tuple(islice(names, _ASKED_AT_ONCE)):
+        claimed = claims(some)
+        yield from ((name, claimed.get(name)) for name in some)
 
 
 def _received(path: Path, name: str) -> ReceivedInstance | None:
@@ -85,7 +108,7 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
             return None
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
             dataset = whole[data_set_start(whole[:HEAD_LENGTH]) :]
-        header = read_header(dataset, syntax)
+        header = read_header(dataset, syntax, is_multi_frame=sop_class_uid in MULTI_FRAME_CT_SOP_CLASSES)
         check_dataset(sop_class_uid, str(meta.MediaStorageSOPInstanceUID), header)
     except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, OSError, ValueError):
         return None

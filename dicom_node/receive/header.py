@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
+import time
 from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from pydicom.uid import ImplicitVRLittleEndian
 
-from dicom_node.standard.walk import walk
+from dicom_node.standard.walk import MOST_ELEMENTS, walk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +31,10 @@ _WANTED = frozenset(
         _FRAMES,
     }
 )
+MOST_ELEMENTS_OF_A_SLICE = 50_000
+"""A slice has a few hundred elements, with the private ones of some scanners a few thousand."""
+_PAUSE_S = 0.002
+_LONG_HEADERS = threading.Lock()
 _UNIT_TOLERANCE = 1e-2
 _FARTHEST_MM = 1e7
 """No scanner table is 10 km long; the limit keeps differences of positions finite, as some databases require."""
@@ -54,13 +60,21 @@ class InstanceHeader:
     pixel_data: slice
 
 
-def read_header(dataset: memoryview | bytes, transfer_syntax_uid: str) -> InstanceHeader:
-    """Walk the whole encoded ``dataset`` once.
+def read_header(
+    dataset: memoryview | bytes, transfer_syntax_uid: str, *, is_multi_frame: bool = True
+) -> InstanceHeader:
+    """Walk the whole encoded ``dataset`` once. Other threads go on receiving, however many elements it has.
 
     Raises:
         MalformedDataset: see :func:`dicom_node.standard.walk.walk`.
     """
-    walked = walk(dataset, _WANTED, implicit=transfer_syntax_uid == ImplicitVRLittleEndian)
+    walked = walk(
+        dataset,
+        _WANTED,
+        implicit=transfer_syntax_uid == ImplicitVRLittleEndian,
+        most_elements=MOST_ELEMENTS if is_multi_frame else MOST_ELEMENTS_OF_A_SLICE,
+        pause=_let_others_receive,
+    )
     values = walked.values
     orientation = _numbers(values.get(_ORIENTATION), 6)
     position = _numbers(values.get(_POSITION), 3)
@@ -76,6 +90,12 @@ def read_header(dataset: memoryview | bytes, transfer_syntax_uid: str) -> Instan
         number_of_frames=_integer(values, _FRAMES),
         pixel_data=walked.pixel_data,
     )
+
+
+def _let_others_receive() -> None:
+    """Long headers take turns, and together no more than a part of the time: a thread that computes holds up all."""
+    with _LONG_HEADERS:
+        time.sleep(_PAUSE_S)
 
 
 def _text(values: Mapping[int, bytes], tag: int) -> str:

@@ -6,6 +6,7 @@ The conformance statement is generated from them (:mod:`dicom_node.conformance`)
 from __future__ import annotations
 
 import ipaddress
+from functools import cache
 from typing import TYPE_CHECKING
 
 from dicom_node.errors import InstanceRefused
@@ -23,6 +24,7 @@ from dicom_node.standard.uids import CT_SOP_CLASSES, VERIFICATION, is_well_forme
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
     from dicom_node.receive.header import InstanceHeader
     from dicom_node.settings import SourceSettings
@@ -57,8 +59,11 @@ STATUSES: Mapping[int, tuple[str, str]] = {
 REJECTIONS: Mapping[Rejection, str] = {
     APPLICATION_CONTEXT_NOT_SUPPORTED: "the application context is not that of DICOM",
     CALLED_AE_NOT_RECOGNISED: "the called AE title is not that of the node",
-    CALLING_AE_NOT_RECOGNISED: "the calling AE title is not a configured source, or not allowed from this address",
-    LOCAL_LIMIT_EXCEEDED: "the maximum number of associations is open",
+    CALLING_AE_NOT_RECOGNISED: (
+        "the calling AE title is not a configured source, or not allowed from this address; sent before the request is"
+        " read if no source may come from this address"
+    ),
+    LOCAL_LIMIT_EXCEEDED: "the maximum number of associations is open, of all, with this AE title or from this address",
 }
 """Every rejection, and when it is used."""
 
@@ -67,23 +72,37 @@ def admit(
     sources: Iterable[SourceSettings], our_ae: str, calling_ae: str, called_ae: str, address: str
 ) -> SourceSettings | Refused:
     """The configured source that requests the association, or why it is rejected. Unknown peers are always rejected."""
-    if called_ae.strip() != our_ae.strip():
+    if called_ae.strip(" ") != our_ae.strip(" "):
         return Refused(CALLED_AE_NOT_RECOGNISED, "the called AE title is not that of this node")
     for source in sources:
-        if source.ae_title.strip() == calling_ae.strip():
-            if _comes_from(source, address):
+        if source.ae_title.strip(" ") == calling_ae.strip(" "):
+            if _comes_from(source, _address(address)):
                 return source
             return Refused(CALLING_AE_NOT_RECOGNISED, f"{source.ae_title} is not allowed from this address")
     return Refused(CALLING_AE_NOT_RECOGNISED, "the calling AE title is not a configured source")
 
 
-def _comes_from(source: SourceSettings, address: str) -> bool:
-    if not source.addresses:
-        return True
-    peer = ipaddress.ip_address(address)
+def may_connect(sources: Iterable[SourceSettings], address: str) -> bool:
+    """Whether any source may come from ``address``."""
+    peer = _address(address)
+    return any(_comes_from(source, peer) for source in sources)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address:
+    peer = ipaddress.ip_address(text)
     if isinstance(peer, ipaddress.IPv6Address) and peer.ipv4_mapped is not None:
-        peer = peer.ipv4_mapped
-    return any(peer in ipaddress.ip_network(network, strict=False) for network in source.addresses)
+        return peer.ipv4_mapped
+    return peer
+
+
+def _comes_from(source: SourceSettings, peer: IPv4Address | IPv6Address) -> bool:
+    return not source.addresses or any(peer in _network(network) for network in source.addresses)
+
+
+@cache
+def _network(text: str) -> IPv4Network | IPv6Network:
+    """Parsed once: every connection of a flood is compared with every network."""
+    return ipaddress.ip_network(text, strict=False)
 
 
 def served(source: SourceSettings, transfer_syntaxes: frozenset[str]) -> dict[str, Served]:

@@ -19,7 +19,7 @@ from dicom_node.receive.policy import (
     check_dataset,
 )
 from dicom_node.standard.part10 import FileMeta
-from dicom_node.standard.uids import is_well_formed_uid
+from dicom_node.standard.uids import MULTI_FRAME_CT_SOP_CLASSES, is_well_formed_uid
 from dicom_node.store.clock import now_utc
 from dicom_node.types import Receipt, ReceivedInstance, Refusal
 
@@ -79,6 +79,8 @@ class Reception:
         self._spool, self._ledger = store
         self._disk = disk
         self._writer: InstanceWriter | None = None
+        self._spool_name: str | None = None
+        """Set once there may be a file in the spool."""
         self._failure: Response | None = None
         self._series_instance_uid: str | None = None
         self._dataset_sha256: str | None = None
@@ -111,6 +113,7 @@ class Reception:
         """Keep ``answer`` for the end of the data set, and discard the data."""
         self._failure = answer
         self.discard()
+        self._mark_refused()
         announced = self._command.sop_instance_uid
         self.refusal = Refusal(
             sop_instance_uid=announced if is_well_formed_uid(announced) else "",
@@ -132,6 +135,16 @@ class Reception:
         """Whether this instance, if it is kept, is one that was refused before."""
         return refusal.sop_instance_uid == self._command.sop_instance_uid and refusal.status != DUPLICATE_SOP_INSTANCE
 
+    def _mark_refused(self) -> None:
+        """The bytes must never be taken for received once the sender is told that they are not stored."""
+        if self._spool_name is None:
+            return
+        try:
+            self._spool.mark_refused(self._spool_name)
+        except StoreUnavailable as error:
+            # what is left is the order of arrival: nothing newer is replaced by them
+            structlog.get_logger().error("instance.refusal_not_marked", reason=str(error))
+
     def _open(self) -> None:
         check_announcement(self._abstract_syntax, self._command.sop_class_uid, self._command.sop_instance_uid)
         self._disk.refuse_when_full()
@@ -147,10 +160,11 @@ class Reception:
     def _keep(self) -> None:
         assert self._writer is not None
         header, pixels_sha256 = self._checked_header(self._writer)
+        self._spool_name = self._writer.name
         spooled = self._writer.commit()
         self._series_instance_uid, self._dataset_sha256 = header.series_instance_uid, spooled.dataset_sha256
         # If this raises, keep the file: the row may exist anyway (if the connection broke during COMMIT).
-        # A file without a row is removed by the sweep of unclaimed files; a row without a file would be a loss.
+        # A refused file without a row is removed by the sweep of unclaimed files; a row without a file would be a loss.
         receipt = self._ledger.record_instance(
             ReceivedInstance(
                 sop_instance_uid=header.sop_instance_uid,
@@ -181,7 +195,8 @@ class Reception:
         """The attributes of the data set, and the digest of its pixel data."""
         with writer.dataset() as dataset:
             try:
-                header = read_header(dataset, self._transfer_syntax)
+                is_multi_frame = self._command.sop_class_uid in MULTI_FRAME_CT_SOP_CLASSES
+                header = read_header(dataset, self._transfer_syntax, is_multi_frame=is_multi_frame)
             except MalformedDataset as error:
                 raise InstanceRefused(CANNOT_UNDERSTAND, f"malformed data set, {error}") from error
             pixels_sha256 = digest_of(dataset[header.pixel_data])

@@ -1,8 +1,10 @@
 """The listener: Verification and Storage SCP. It runs alone in its process, with one thread per connection.
 
-Connections that have not sent an association request yet are limited separately from associations and wait at most
-10 s. If too many are waiting, the oldest is closed, so that silent peers never keep out others, which need only
-milliseconds. Every fault of a peer results in a defined status, a rejection or an A-ABORT.
+A connection from an address from which no source may come is turned away before it gets a thread. Connections that have
+not sent an association request yet are limited separately from associations and wait at most 10 s. If too many are
+waiting, the oldest is closed, so that silent peers never keep out others, which need only milliseconds. Associations
+are limited in total, for each AE title and for each address, so that one peer never takes the places of all. Every
+fault of a peer results in a defined status, a rejection or an A-ABORT.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from dicom_node.network.acceptor import Acceptor, Limits, Refused
 from dicom_node.network.dimse import Response
 from dicom_node.network.transport import StopSignal
 from dicom_node.receive import policy
+from dicom_node.receive.log_limit import LogLimit
 from dicom_node.receive.reception import ReceiptLedger, Reception, Sender
 from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.uids import VERIFICATION
@@ -34,8 +37,8 @@ if TYPE_CHECKING:
 
     from dicom_node.network.acceptor import AcceptedContext, Served
     from dicom_node.network.dimse import CommandSet
-    from dicom_node.network.pdu import AssociationRequest
-    from dicom_node.settings import Settings
+    from dicom_node.network.pdu import AssociationRequest, Titles
+    from dicom_node.settings import ReceiveSettings, Settings, SourceSettings
     from dicom_node.store.spool import Spool
     from dicom_node.types import Refusal
 
@@ -48,6 +51,8 @@ _FORCED_STOP_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 128
 _LEFTOVER_AGE_S = 60.0
+_NO_SOURCE_THERE = "no source may come from this address"
+_TURNED_AWAY = pdu.CALLING_AE_NOT_RECOGNISED.encoded()
 _NOT_SUPPORTED = Response(dimse.UNRECOGNISED_OPERATION, "operation not supported")
 
 
@@ -60,13 +65,14 @@ class _Node:
     ledger: ReceiptLedger
     disk: DiskWatermark
     transfer_syntaxes: frozenset[str]
+    lines: LogLimit = field(default_factory=LogLimit)
 
 
 @dataclass(slots=True)
 class _Connections:
     """The open connections: waiting (no association yet, oldest first) and associated."""
 
-    most_associations: int
+    limits: ReceiveSettings
     waiting: list[_Connection] = field(default_factory=list)
     associated: set[_Connection] = field(default_factory=set)
     stopping: bool = False
@@ -83,15 +89,27 @@ class _Connections:
                 self._cut_waiting(self.waiting[0])
             self.waiting.append(connection)
 
-    def associate(self, connection: _Connection) -> bool:
-        """Move a connection from waiting to associated; False if the limit is reached."""
+    def associate(self, connection: _Connection, calling_ae: str) -> str | None:
+        """Move a connection from waiting to associated; returns the limit that prevents it, if one is reached."""
         with self._lock:
-            if len(self.associated) >= self.most_associations:
-                return False
-            if connection in self.waiting:
-                self.waiting.remove(connection)
-            self.associated.add(connection)
-            return True
+            reached = self._limit_reached(calling_ae, connection.address)
+            if reached is None:
+                connection.calling_ae = calling_ae
+                if connection in self.waiting:
+                    self.waiting.remove(connection)
+                self.associated.add(connection)
+            return reached
+
+    def _limit_reached(self, calling_ae: str, address: str) -> str | None:
+        same_ae = sum(other.calling_ae == calling_ae for other in self.associated)
+        same_address = sum(other.address == address for other in self.associated)
+        counted = (
+            (len(self.associated), self.limits.maximum_associations, ""),
+            (same_ae, self.limits.maximum_associations_per_ae, f" of {calling_ae}"),
+            (same_address, self.limits.maximum_associations_per_address, " from this address"),
+        )
+        reached = (f"the limit of {most} associations{whose} is reached" for now, most, whose in counted if now >= most)
+        return next(reached, None)
 
     def remove(self, connection: _Connection) -> None:
         """Remove a connection that has ended."""
@@ -116,7 +134,7 @@ class Listener:
     def __init__(self, settings: Settings, spool: Spool, ledger: ReceiptLedger) -> None:
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
         self._node = _Node(settings, spool, ledger, disk, transfer_syntaxes.decodable())
-        self._connections = _Connections(settings.receive.maximum_associations)
+        self._connections = _Connections(settings.receive)
         self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._log = structlog.get_logger()
 
@@ -128,6 +146,7 @@ class Listener:
         """
         node = self._node.settings.node
         removed = self._node.spool.remove_leftovers(_LEFTOVER_AGE_S)
+        self._node.spool.continue_order()
         family = socket.AF_INET6 if ":" in node.bind_address else socket.AF_INET
         try:
             self._socket = socket.create_server((node.bind_address, node.port), family=family, backlog=_BACKLOG)
@@ -161,6 +180,7 @@ class Listener:
                 connection.acceptor.cut()
                 connection.thread.join(_FORCED_STOP_S)
         self._connections.stop.close()
+        self._node.lines.close()
         self._log.info("listener.stopped")
 
     def _accept(self) -> None:
@@ -172,14 +192,29 @@ class Listener:
                     self._log.error("listener.accept_failed", error=type(error).__name__)
                     time.sleep(_ACCEPT_PAUSE_S)
                 continue
-            connection = _Connection(accepted, str(peer[0]), self._node, self._connections)
-            self._connections.add(connection)
-            try:
-                connection.thread.start()
-            except RuntimeError:
-                self._log.error("listener.no_thread")
-                self._connections.remove(connection)
-                accepted.close()
+            if policy.may_connect(self._node.settings.sources, address := str(peer[0])):
+                self._serve(accepted, address)
+            else:
+                self._turn_away(accepted, address)
+
+    def _serve(self, accepted: socket.socket, address: str) -> None:
+        connection = _Connection(accepted, address, self._node, self._connections)
+        self._connections.add(connection)
+        try:
+            connection.thread.start()
+        except RuntimeError:
+            self._log.error("listener.no_thread")
+            self._connections.remove(connection)
+            accepted.close()
+
+    def _turn_away(self, accepted: socket.socket, address: str) -> None:
+        """Reject the request that the peer sends or will send; it is not waited for."""
+        if self._node.lines.may_log(address):
+            self._log.warning("association.rejected", peer=address, reason=_NO_SOURCE_THERE)
+        with suppress(OSError), accepted:
+            accepted.setblocking(False)
+            accepted.send(_TURNED_AWAY)
+            accepted.shutdown(socket.SHUT_WR)
 
 
 class _Connection:
@@ -204,7 +239,9 @@ class _Connection:
         self._connections = connections
         self._association_id = uuid.uuid4().hex
         self._log = structlog.get_logger().bind(association=self._association_id, peer=address)
-        self._calling_ae = ""
+        self.calling_ae = ""
+        """Of an admitted peer."""
+        self._source: SourceSettings | None = None
         self._reception: Reception | None = None
         self._opened = False
         self._stored = 0
@@ -215,10 +252,11 @@ class _Connection:
         try:
             released = self.acceptor.run()
         except ConnectionLost as lost:
-            if self._calling_ae and not self._connections.stopping:
-                self._log.warning("association.lost", calling_ae=self._calling_ae, reason=str(lost))
+            if self.calling_ae and not self._connections.stopping and self._node.lines.may_log(self.address):
+                self._log.warning("association.lost", calling_ae=self.calling_ae, reason=str(lost))
         except ProtocolFault as fault:
-            self._log.warning("association.fault", calling_ae=self._calling_ae, reason=str(fault))
+            if self._node.lines.may_log(self.address):
+                self._log.warning("association.fault", calling_ae=self.calling_ae, reason=str(fault))
         except Exception:  # noqa: BLE001 - one association may fail, but not the listener
             self._log.exception("association.crashed")
         finally:
@@ -226,20 +264,29 @@ class _Connection:
 
     # ---- called by the acceptor
 
-    def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:
+    def recognise(self, titles: Titles) -> Refused | None:
         """See Service."""
         settings = self._node.settings
-        admitted = policy.admit(
-            settings.sources, settings.node.ae_title, request.calling_ae, request.called_ae, self.address
+        known = policy.admit(
+            settings.sources, settings.node.ae_title, titles.calling_ae, titles.called_ae, self.address
         )
-        if not isinstance(admitted, Refused) and not self._connections.associate(self):
-            most = settings.receive.maximum_associations
-            admitted = Refused(pdu.LOCAL_LIMIT_EXCEEDED, f"the limit of {most} associations is reached")
-        if isinstance(admitted, Refused):
-            self._log.warning("association.rejected", reason=admitted.reason)
-            return admitted
-        self._calling_ae = admitted.ae_title.strip()
-        return policy.served(admitted, self._node.transfer_syntaxes)
+        if isinstance(known, Refused):
+            return self._rejected(known)
+        self._source = known
+        return None
+
+    def admit(self, request: AssociationRequest) -> Mapping[str, Served] | Refused:  # noqa: ARG002 - as in Service
+        """See Service."""
+        assert self._source is not None
+        reached = self._connections.associate(self, self._source.ae_title.strip())
+        if reached is not None:
+            return self._rejected(Refused(pdu.LOCAL_LIMIT_EXCEEDED, reached))
+        return policy.served(self._source, self._node.transfer_syntaxes)
+
+    def _rejected(self, refused: Refused) -> Refused:
+        if self._node.lines.may_log(self.address):
+            self._log.warning("association.rejected", reason=refused.reason)
+        return refused
 
     def answer(self, request: CommandSet, context: AcceptedContext) -> Response:
         """See Service."""
@@ -256,7 +303,7 @@ class _Connection:
         self._reception = Reception(
             request,
             context,
-            Sender(self._calling_ae, self.address, self._association_id),
+            Sender(self.calling_ae, self.address, self._association_id),
             (self._node.spool, self._node.ledger),
             self._node.disk,
         )
@@ -294,7 +341,7 @@ class _Connection:
 
     def _record_opening(self) -> None:
         if not self._opened:
-            self._node.ledger.association_opened(self._association_id, self._calling_ae, self.address, now_utc())
+            self._node.ledger.association_opened(self._association_id, self.calling_ae, self.address, now_utc())
             self._opened = True
 
     def _end(self, *, released: bool) -> None:
@@ -309,7 +356,7 @@ class _Connection:
         if self._stored or self._refusals:
             self._log.info(
                 "association.closed",
-                calling_ae=self._calling_ae,
+                calling_ae=self.calling_ae,
                 released=released,
                 stored=self._stored,
                 refused=len(self._refusals),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, model_validator
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.percentiles import read_percentiles
 from dicom_node.settings.loader import parse
-from dicom_node.settings.models import Truth  # noqa: TC001 - pydantic reads it
+from dicom_node.settings.models import PathS, Truth  # noqa: TC001 - pydantic reads it
 from dicom_node.settings.places import shown
 from dicom_node.settings.validation import Closed, checked, configured, did_you_mean
 from dicom_node.types import ResultRequest, SegmentationForm
 from inference.structures import STRUCTURES
+
+if TYPE_CHECKING:
+    from pydantic import ValidationInfo
 
 NOTICE_ALONE = ResultRequest(segmentation=SegmentationForm.NONE, report=False, notice=True)
 _GROUPS = tuple(dict.fromkeys(structure.group for structure in STRUCTURES))
@@ -24,6 +29,16 @@ def _selectable(name: str) -> str:
         known = f"the names in inference/structures.csv and the groups {', '.join(_GROUPS)}"
         raise ValueError(f"unknown structure {shown(name)}{did_you_mean(name, _SELECTABLE)}; known: {known}")
     return name
+
+
+def _of_percentiles(file: Path, info: ValidationInfo) -> Path:
+    """The absolute path of ``file``, which is read: a file that is missing or broken is found when a node starts."""
+    path = Path((info.context or {}).get("folder", "")).absolute() / file
+    try:
+        read_percentiles(path)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
+    return path
 
 
 Selection = tuple[Annotated[str, AfterValidator(_selectable)], ...]
@@ -43,6 +58,8 @@ class RequestOptions(Closed):
     capture: Truth = False
     document: Truth = False
     notice: Truth = False
+    percentiles: Annotated[PathS, AfterValidator(_of_percentiles)] = Path()
+    """Relative paths are relative to the folder of the file that states them, or else to the current one."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> RequestOptions:
@@ -61,6 +78,8 @@ class RequestOptions(Closed):
         chosen = {key: getattr(self, key) for key in OPTIONS if key in self.model_fields_set}
         if chosen.pop("split", None):
             chosen["split_by_group"] = True
+        if "percentiles" in chosen:
+            chosen["percentiles"] = str(self.percentiles)
         return ResultRequest(**chosen)
 
 

@@ -31,10 +31,14 @@ def load_rules(file: Path, settings: Settings) -> Rules:
 
     Raises:
         ConfigurationError: the file is missing or not in the dialect of :mod:`dicom_node.settings.loader`; a key,
-            attribute, fact, operator, model, destination or option is unknown; or an operand does not suit its
-            operator. One line for each, with its place.
+            attribute, fact, operator, model, destination or option is unknown; an operand does not suit its operator;
+            or a file of percentiles can't be used. One line for each, with its place.
     """
-    context = {"model": settings.models.keys(), "destination": settings.destinations.keys()}
+    context = {
+        "model": settings.models.keys(),
+        "destination": settings.destinations.keys(),
+        "folder": file.resolve().parent,
+    }
     return Rules(tuple(each.rule() for each in checked(read_file(file), _RulesForm, context).rules))
 
 

@@ -13,6 +13,7 @@ import structlog
 from dicom_node import __version__
 from dicom_node.analysis import analyse
 from dicom_node.errors import ConfigurationError, DicomNodeError, StoreUnavailable
+from dicom_node.percentiles import read_percentiles
 from dicom_node.reading.reader import ImageReader
 from dicom_node.segment import outputs
 from dicom_node.segment.case import FileCase, Stages
@@ -112,6 +113,7 @@ class SegmentRun:
 
     def _asked(self) -> dict[str, Any]:
         """Everything that decides on the results but the input."""
+        results = self._wanted.results
         return {
             "model": asdict(self._model.identity),
             "engine": {
@@ -124,10 +126,15 @@ class SegmentRun:
             },
             "wanted": {
                 "structures": list(self._wanted.structures) or "all",
-                "results": None if self._wanted.results is None else asdict(self._wanted.results),
+                "results": None if results is None else asdict(results),
+                **({"percentiles_sha256": _digest(results.percentiles)} if results and results.percentiles else {}),
                 **({"unchecked_hu": True} if self._wanted.unchecked_hu else {}),
             },
         }
+
+
+def _digest(percentiles: str) -> str:
+    return read_percentiles(Path(percentiles)).digest()
 
 
 def _refusal(case: FileCase, entry: Input) -> str | None:

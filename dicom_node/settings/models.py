@@ -142,6 +142,8 @@ class ReceiveSettings(Closed):
     """Limits of the listener; without them, a peer could exhaust its memory, threads or disk."""
 
     maximum_associations: Whole = Field(default=64, ge=1)
+    maximum_associations_per_ae: Whole = Field(default=16, ge=1)
+    maximum_associations_per_address: Whole = Field(default=32, ge=1)
     maximum_pdu_bytes: LargestPdu = 131072
     network_timeout_s: Seconds = 60
     dimse_timeout_s: Seconds = 60

@@ -12,7 +12,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from dicom_node.settings.places import Fault, Tree, refusal, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pydantic import ValidationInfo
     from pydantic_core import ErrorDetails
@@ -56,8 +56,8 @@ class Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def checked(tree: Tree, model: type[Model], context: Mapping[str, Collection[str]] | None = None) -> Model:
-    """``tree`` as ``model``; ``context`` has the names that :func:`configured` checks against.
+def checked(tree: Tree, model: type[Model], context: Mapping[str, Any] | None = None) -> Model:
+    """``tree`` as ``model``; ``context`` is for its validators, such as :func:`configured`.
 
     Raises:
         ConfigurationError: all faults, one per line.

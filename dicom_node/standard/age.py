@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from datetime import date, datetime
 from typing import TYPE_CHECKING
+
+from dicom_node.standard.attributes import text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import date
+
+    from pydicom import Dataset
 
 DAYS_PER_YEAR = 365.2425
 _UNITS_PER_YEAR: Mapping[str, float] = {"Y": 1.0, "M": 12.0, "W": DAYS_PER_YEAR / 7, "D": DAYS_PER_YEAR}
@@ -15,6 +19,20 @@ _AGE_STRING = re.compile(r"([0-9]{3})([DWMYdwmy])")
 _NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 _OLDEST_YEARS = 130.0
 """No patient is older; anonymised headers have birth dates such as 19000101."""
+
+
+def age_of(header: Dataset) -> float | None:
+    """The patient's age in years at the time of the study; see :func:`age_years`."""
+    birth_date, study_date = (date_of(text(header, keyword)) for keyword in ("PatientBirthDate", "StudyDate"))
+    return age_years(text(header, "PatientAge"), birth_date, study_date)
+
+
+def date_of(value: str) -> date | None:
+    """A DA value; also in ACR-NEMA's form with dots (PS3.5 6.2, note 1)."""
+    try:
+        return datetime.strptime(value.replace(".", ""), "%Y%m%d").date()  # noqa: DTZ007 - a date has no time zone
+    except ValueError:
+        return None
 
 
 def age_years(patient_age: str, birth_date: date | None, study_date: date | None) -> float | None:

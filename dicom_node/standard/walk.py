@@ -17,10 +17,12 @@ from dicom_node.errors import MalformedDataset
 from dicom_node.standard.part10 import LONG_VRS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-_MOST_ELEMENTS = 1_000_000
+MOST_ELEMENTS = 1_000_000
 """Enhanced CT has about 60 elements a frame: enough for 15 000 frames, and 2 s of work at most."""
+_STRETCH = 1000
+"""Elements between two pauses, about 1 ms."""
 _DEEPEST_NESTING = 32
 _LONGEST_VALUE = 1024
 """None of the wanted attributes may be longer."""
@@ -43,16 +45,24 @@ class Walked:
 
 
 def walk(
-    dataset: memoryview | bytes, wanted: Collection[int] = (), *, implicit: bool, is_filled_up: bool = False
+    dataset: memoryview | bytes,
+    wanted: Collection[int] = (),
+    *,
+    implicit: bool,
+    is_filled_up: bool = False,
+    most_elements: int = MOST_ELEMENTS,
+    pause: Callable[[], None] | None = None,
 ) -> Walked:
     """One pass over the whole of ``dataset``, in explicit or ``implicit`` VR little endian.
 
-    ``is_filled_up``: zeros may follow Pixel Data, as where an archive stores files in whole blocks.
+    ``is_filled_up``: zeros may follow Pixel Data, as where an archive stores files in whole blocks. ``most_elements``
+    includes items and delimiters. ``pause`` is called every millisecond or so, in long headers only.
 
     Raises:
         MalformedDataset: truncated, junk, nested too deep, too many elements.
     """
-    return _Walk(dataset, wanted, implicit=implicit, is_filled_up=is_filled_up).run()
+    walked = _Walk(dataset, wanted, implicit=implicit, is_filled_up=is_filled_up)
+    return walked.run(most_elements, pause)
 
 
 @dataclass(slots=True)
@@ -84,8 +94,10 @@ class _Walk:
         self._values: dict[int, bytes] = {}
         self._pixel_data = slice(0, 0)
 
-    def run(self) -> Walked:
-        for _ in range(_MOST_ELEMENTS):
+    def run(self, most_elements: int, pause: Callable[[], None] | None) -> Walked:
+        for count in range(most_elements):
+            if pause is not None and count and not count % _STRETCH:
+                pause()
             self._close_finished_levels()
             if not self._levels and (self._offset == self._length or self._only_zeros_follow()):
                 return Walked(self._values, self._pixel_data)
@@ -93,7 +105,7 @@ class _Walk:
                 self._item_header()
             else:
                 self._element()
-        raise MalformedDataset(f"more than {_MOST_ELEMENTS} elements")
+        raise MalformedDataset(f"more than {most_elements} elements")
 
     def _only_zeros_follow(self) -> bool:
         if not self._is_filled_up or not self._pixel_data.stop or self._bytes[self._offset] != 0:

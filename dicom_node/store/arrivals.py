@@ -21,6 +21,7 @@ from dicom_node.store.schema import (
     revision_instance,
     series_revision,
 )
+from dicom_node.store.spool import order_of
 from dicom_node.store.states import PullState, RevisionState
 from dicom_node.types import Completion, Receipt, ReceivedInstance, Refusal, SeriesEvidence, Stretch
 
@@ -294,6 +295,11 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
     if known is not None and known.dataset_sha256 == received.dataset_sha256:
         _note_duplicate(db, known.id, received)
         return Receipt.DUPLICATE
+    if not received.association_id and (newer := _newer(db, received)) is not None:
+        db.execute(
+            insert(instance), {**_row(received), "current": False, "duplicates": 0, "purged_at": newer.purged_at}
+        )
+        return Receipt.OUTDATED
     if known is not None and _is_another_image(db, known, received):
         return Receipt.REUSED
     if known is not None:
@@ -303,6 +309,29 @@ def _record(db: Connection, received: ReceivedInstance) -> Receipt:
     db.execute(insert(instance), {**_row(received), "current": True, "duplicates": 0})
     _note_arrival(db, received)
     return Receipt.NEW if known is None else Receipt.REPLACEMENT
+
+
+def _newer(db: Connection, received: ReceivedInstance) -> Any | None:
+    """The row of newer bytes of an instance that was found in the spool; one that is not purged if there is any.
+
+    The node may have told the sender of the file that it is not stored, and was then sent other bytes.
+    """
+    same = db.execute(
+        select(instance.c.spool_name, instance.c.received_at, instance.c.purged_at)
+        .where(
+            instance.c.series_instance_uid == received.series_instance_uid,
+            instance.c.sop_instance_uid == received.sop_instance_uid,
+        )
+        .order_by(instance.c.purged_at.is_not(None))
+    )
+    return next((row for row in same if _came_before(received, row)), None)
+
+
+def _came_before(received: ReceivedInstance, row: Any) -> bool:
+    orders = order_of(received.spool_name), order_of(row.spool_name)
+    if orders[0] is not None and orders[1] is not None:
+        return orders[0] < orders[1]
+    return bool(received.received_at < row.received_at)
 
 
 def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) -> bool:

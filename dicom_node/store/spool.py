@@ -3,8 +3,12 @@
 Files are written next to their final place as ``*.part`` and renamed when they are complete (results when all results
 of their run are). File and folder are synced before the writer reports success, and the ledger names a file only after
 that: a file named in the ledger is complete even after a power failure, and a file that is not was never acknowledged.
-All names are ours (date and a random UUID); nothing from the network becomes part of a path. Files have mode 0600,
-folders 0700. Received data sets are stored byte for byte.
+All names are ours; nothing from the network becomes part of a path. Files have mode 0600, folders 0700. Received data
+sets are stored byte for byte.
+
+The name of a received instance begins with its place in the order of arrival, a number that only grows whatever the
+clock does: of two files of one instance, the newer one is known without the ledger. An empty file ``*.refused`` beside
+an instance says that its sender was told that it is not stored.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import errno
 import hashlib
 import mmap
 import os
+import re
+import threading
 import time
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +33,7 @@ from dicom_node.store.durable import FILE_MODE, PART, sync_folder, write_new
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from dicom_node.standard.part10 import FileMeta
     from dicom_node.types import EncodedResult
@@ -35,6 +41,14 @@ if TYPE_CHECKING:
 _FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
+_COMPLETE, _REFUSED = ".dcm", ".refused"
+_ORDERED = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}\.dcm")
+
+
+def order_of(spool_name: str) -> int | None:
+    """The place of a received instance in the order of arrival; None where the name has none (written by 0.1)."""
+    found = _ORDERED.fullmatch(spool_name.rpartition("/")[2])
+    return int(found[1], 16) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +72,9 @@ class InstanceWriter:
         self.size_bytes = 0
         self._spool = spool
         self._digest = hashlib.sha256()
-        self._name = spool.new_name()
-        self._final = spool.path(self._name)
+        self.name = spool.new_instance_name()
+        """Its name in the spool, once it is committed."""
+        self._final = spool.path(self.name)
         self._part = self._final.with_suffix(PART)
         self._committed = False
         head = meta.encoded()
@@ -110,8 +125,9 @@ class InstanceWriter:
                 self._spool.sync(self._descriptor, self._final.parent)
             except OSError:
                 self._final.unlink(missing_ok=True)
+                sync_folder(self._final.parent)
                 raise
-        return SpooledInstance(self._name, self._digest.hexdigest(), self.size_bytes)
+        return SpooledInstance(self.name, self._digest.hexdigest(), self.size_bytes)
 
     def _write(self, fragment: bytes | memoryview) -> None:
         with _translated("writing a spool file"), memoryview(fragment) as view:
@@ -210,6 +226,7 @@ class Spool:
                 self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
                 self._root.chmod(_FOLDER_MODE)
         self._durable_folders: set[Path] = set()
+        self._order = _Order(self._highest_order)
         self._folder_syncs = ThreadPoolExecutor(_FOLDER_SYNC_THREADS, thread_name_prefix="folder sync")
 
     def open_instance(self, meta: FileMeta) -> InstanceWriter:
@@ -265,6 +282,30 @@ class Spool:
         with suppress(OSError):
             self.path(spool_name).unlink(missing_ok=True)
 
+    def mark_refused(self, spool_name: str) -> None:
+        """Note durably that the sender of an instance is told that it is not stored; nothing if there is no such file.
+
+        Its row may exist all the same, if the connection to the ledger broke during COMMIT: the file stays until that
+        is known.
+
+        Raises:
+            StoreUnavailable: disk full or failing.
+        """
+        path = self.path(spool_name)
+        with _translated("marking a refused instance"):
+            if path.exists():
+                path.with_suffix(_REFUSED).touch(FILE_MODE)
+                sync_folder(path.parent)
+
+    def refused(self, older_than_s: float) -> Iterator[str]:
+        """Spool names of all instances marked as refused at least that long ago; the file itself may be gone."""
+        for path in self._files(_REFUSED, older_than_s):
+            yield self._name_of(path.with_suffix(_COMPLETE))
+
+    def unmark_refused(self, spool_name: str) -> None:
+        """Remove the mark of an instance that has a row, or whose file is gone."""
+        self.path(spool_name).with_suffix(_REFUSED).unlink(missing_ok=True)
+
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files of killed processes; returns how many."""
         leftovers = list(self._files(PART, older_than_s))
@@ -273,13 +314,24 @@ class Spool:
         return len(leftovers)
 
     def names(self, older_than_s: float) -> Iterator[str]:
-        """Spool names of all complete files that are at least ``older_than_s`` old."""
-        for path in self._files(".dcm", older_than_s):
-            yield path.relative_to(self._root).as_posix()
+        """Spool names of all complete files that are at least ``older_than_s`` old and not marked as refused.
+
+        In the order of their names: received instances come as they arrived, unless the clock was set back.
+        """
+        for path in self._files(_COMPLETE, older_than_s, unless_beside=_REFUSED):
+            yield self._name_of(path)
 
     def new_name(self) -> str:
         """A new, unique name: day, hour and a random UUID (one new folder per hour, because each costs a sync)."""
         return f"{datetime.now(UTC):%Y%m%d/%H}/{uuid.uuid4().hex}.dcm"
+
+    def new_instance_name(self) -> str:
+        """A new, unique name for a received instance, with its place in the order of arrival (:func:`order_of`)."""
+        return f"{datetime.now(UTC):%Y%m%d/%H}/{self._order.next():016x}-{uuid.uuid4().hex[:16]}.dcm"
+
+    def continue_order(self) -> None:
+        """Find the last place in the order of arrival now, in the names of all files, not when it is needed first."""
+        self._order.next()
 
     def make_folder(self, folder: Path) -> None:
         """Create a folder in the spool and make it and its parents durable.
@@ -306,16 +358,41 @@ class Spool:
         finally:
             folder_synced.result()
 
-    def _files(self, suffix: str, older_than_s: float) -> Iterator[Path]:
+    def _files(self, suffix: str, older_than_s: float, unless_beside: str = "") -> Iterator[Path]:
         newest = time.time() - older_than_s
-        for folder, _, names in os.walk(self._root):
-            for name in names:
+        for folder, folders, names in os.walk(self._root):
+            folders.sort()
+            present = set(names)
+            for name in sorted(names):
                 path = Path(folder, name)
-                if path.suffix != suffix:
+                if path.suffix != suffix or (unless_beside and path.stem + unless_beside in present):
                     continue
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime <= newest:
                         yield path
+
+    def _highest_order(self) -> int:
+        return max((order_of(name) or 0 for _, _, names in os.walk(self._root) for name in names), default=0)
+
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self._root).as_posix()
+
+
+class _Order:
+    """Numbers that only grow, in every thread, whatever the clock does: its microseconds, or one more than the last."""
+
+    def __init__(self, last: Callable[[], int]) -> None:
+        """``last``: the number from which an earlier process of the node went, asked for once."""
+        self._find_last = last
+        self._last: int | None = None
+        self._turn = threading.Lock()
+
+    def next(self) -> int:
+        """The next number."""
+        with self._turn:
+            last = self._find_last() if self._last is None else self._last
+            self._last = max(time.time_ns() // 1000, last + 1)
+            return self._last
 
 
 @contextmanager

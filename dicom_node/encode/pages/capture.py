@@ -69,24 +69,18 @@ _FIRST_TO_LAST = {0: 1, 1: 1, 2: -1}
 """Images are viewed from right to left, from front to back, and from head to feet (LPS axes)."""
 
 
-def capture_files(
-    reconstruction: Reconstruction,
-    labels_zyx: NDArray[np.uint8],
-    segments: tuple[Segment, ...],
-    not_found: tuple[str, ...],
-    provenance: Provenance,
-) -> list[memoryview]:
+def capture_files(page: Page, reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8]) -> list[memoryview]:
     """The report pages and the overlay images as Part 10 files. ``labels_zyx[k]`` lies on ``reconstruction.frames[k]``.
 
-    Structures of the label map that are not among ``segments`` are not painted. If there are none, there are no overlay
-    images, and the page says so.
+    Structures of the label map that are not among the segments of ``page`` are not painted. If it has none, there are
+    no overlay images, and the page says so.
     """
-    patient = on_patient_axes(reconstruction, labels_zyx)
-    files = list(_pages(Page(patient, segments, not_found, provenance)))
+    segments, provenance = page.segments, page.provenance
+    files = list(_pages(page))
     if segments:
         palette = Palette(segments)
         files.extend(_source_images(reconstruction, labels_zyx, segments, palette, provenance))
-        files.extend(_coronal_images(patient, segments, palette, provenance))
+        files.extend(_coronal_images(page.upright, segments, palette, provenance))
     return files
 
 

@@ -49,12 +49,16 @@ _SMALLEST_IMAGES_IN, _LARGEST_IMAGES_IN = 3.3, 5.4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Page:
-    """What the pages show; ``upright`` holds image and labels, ``not_found`` the names of absent structures."""
+    """What the pages show; ``upright`` holds image and labels, ``not_found`` the names of absent structures.
+
+    ``on_percentiles``: what a reader must know of the percentiles, or why there are none; empty if none are asked for.
+    """
 
     upright: Upright
     segments: tuple[Segment, ...]
     not_found: tuple[str, ...]
     provenance: Provenance
+    on_percentiles: str = ""
 
 
 def pages_as_images(page: Page) -> list[NDArray[np.uint8]]:
@@ -88,7 +92,7 @@ def _figures(page: Page, theme: Theme) -> Iterator[Figure]:
     top_in = HEIGHT_IN - MARGIN_IN - HEADER_IN
     room_in = top_in - MARGIN_IN - FOOTER_LINE_IN * len(footer) - GAP_IN
     shown = views(page.upright, page.segments)
-    images_in, laid = _laid_out(blocks(page.segments, page.not_found), shown, room_in)
+    images_in, laid = _laid_out(blocks(page.segments, page.not_found, page.on_percentiles), shown, room_in)
     for number, of_page in enumerate(laid, start=1):
         sheet = Sheet(theme)
         sheet.header(page.provenance, f"Page {number} of {len(laid)}")

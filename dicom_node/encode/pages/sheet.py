@@ -6,7 +6,7 @@ Text is never interpreted (``parse_math``), and fonts and styles of the machine 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -14,13 +14,13 @@ from matplotlib.patheffects import withStroke
 
 from dicom_node.encode.pages.banner import NOT_STATED, banner
 from dicom_node.encode.pages.lettering import fitted, font, width_in
-from dicom_node.encode.pages.table import LEFT, NOT_ASKED, RIGHT, Block, Section
+from dicom_node.encode.pages.table import LEFT, NOT_ASKED, RIGHT, Block, Ranks, Section
 from dicom_node.encode.pages.views import GAP_IN, Box, View, arranged
 from dicom_node.encode.provenance import intended_use, model_name, model_version
 
 if TYPE_CHECKING:
     from dicom_node.encode.provenance import Provenance
-    from dicom_node.encode.segments import Segment
+    from dicom_node.encode.segments import Rank, Segment
 
 TITLE = "Automated CT segmentation report"
 _WIDTH_IN, HEIGHT_IN = 11.69, 8.27
@@ -34,17 +34,31 @@ _LEFT_HALF = 0.6
 """Of the header, for patient and study; title and model are on the right."""
 _COLUMN_GAP_IN = 0.28
 _SWATCH_IN, _NAME_IN = 0.09, 0.14
-_NUMBERS_IN = (2.05, 2.78, 3.25)
-"""The right edges of the numbers in a column: volume, mean and SD, median."""
-_SIDES_IN = (1.42, 3.45)
-_NUMBERS_OF_SIDE_IN = (0.74, 1.46, 1.9)
-"""The left edges of the two sides in a column of pairs, and the right edges of the numbers within a side."""
 _BAR_IN, _BAR_EDGE_IN = 0.025, 0.012
 _INSET_IN = 0.09
 _MM_PER_CM = 10
 _TWO_DIGITS, _LEAST_SHOWN = 100, 0.1
 _STRIPE = 0.05
 """Opacity of the stripe behind every second line, which guides the eye."""
+
+
+class _Layout(NamedTuple):
+    """A column of a section: room for the title, left edges (of both sides), right edges of the numbers from there."""
+
+    title_in: float
+    starts_in: tuple[float, ...]
+    ends_in: tuple[float, ...]
+    headings: tuple[str, ...]
+
+
+_MEASURED = ("ml", "HU mean ± SD", "median")
+_SINGLE = _Layout(1.7, (0.0,), (2.05, 2.78, 3.25), _MEASURED)
+_PAIRS = _Layout(1.37, (1.42, 3.45), (0.74, 1.46, 1.9), _MEASURED)
+_RANKS = _Layout(1.6, (0.0,), (2.0, 2.45, 3.0, 3.45), ("volume", "n", "mean HU", "n"))
+
+
+def _layout(block: Block) -> _Layout:
+    return _RANKS if isinstance(block, Ranks) else _PAIRS if block.is_of_pairs else _SINGLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +150,7 @@ class Sheet:
         for block in of_page:
             y -= 2 * LINE_IN
             title = y + 0.45 * LINE_IN
-            room = (_SIDES_IN[0] if block.is_of_pairs else _NUMBERS_IN[0] - 0.3) - 0.05
+            room = _layout(block).title_in
             self._text(MARGIN_IN, title, block.title.upper(), _TINY, self._theme.faint, bold=True, room=room)
             if isinstance(block, Section):
                 self._section(block, y, title)
@@ -148,13 +162,13 @@ class Sheet:
 
     def _section(self, section: Section, y: float, title: float) -> None:
         width = (ROOM_IN - _COLUMN_GAP_IN * (section.columns - 1)) / section.columns
-        starts, ends = ((0.0,), _NUMBERS_IN) if not section.is_of_pairs else (_SIDES_IN, _NUMBERS_OF_SIDE_IN)
+        _, starts, ends, headings = _layout(section)
         for column in range(min(section.columns, -(-len(section.rows) // section.lines))):
             x = MARGIN_IN + column * (width + _COLUMN_GAP_IN)
             for side, start in zip((RIGHT, LEFT), starts, strict=False):
                 if section.is_of_pairs:
                     self._text(x + start, title, side.upper(), _TINY, self._theme.text, bold=True)
-                for end, words in zip(ends, ("ml", "HU mean ± SD", "median"), strict=True):
+                for end, words in zip(ends, headings, strict=True):
                     self._text(x + start + end, title, words, _TINY, self._theme.faint, "right")
             for line, row in enumerate(section.rows[column * section.lines : (column + 1) * section.lines]):
                 middle = y - (line + 0.5) * LINE_IN
@@ -165,7 +179,8 @@ class Sheet:
                 room = (starts[0] if section.is_of_pairs else ends[0] - 0.5) - name_at - 0.05
                 self._text(x + name_at, middle, row.title, _SMALL, room=room)
                 for cell, start in zip(row.cells, starts, strict=True):
-                    self._cell(cell, x + start, middle, ends)
+                    draw = self._ranks if isinstance(section, Ranks) else self._cell
+                    draw(cell, x + start, middle, ends)
 
     def _cell(self, cell: Segment | str, x: float, y: float, ends: tuple[float, ...]) -> None:
         theme = self._theme
@@ -174,8 +189,7 @@ class Sheet:
             self._text(x + ends[0], y, cell, _SMALL, colour, "right")
             return
         measured = cell.measurement
-        swatch = Box(x, y - _SWATCH_IN / 2, _SWATCH_IN, _SWATCH_IN)
-        self._box(swatch, tuple(part / 255 for part in cell.structure.rgb))
+        self._swatch(cell, x, y)
         # of a structure of which almost nothing is visible, no lower bound above 0 can be stated
         volume = rounded(measured.volume_ml)
         if measured.truncated:
@@ -183,6 +197,19 @@ class Sheet:
         values = (volume, f"{measured.mean_hu:.0f} ± {measured.sd_hu:.0f}", f"{measured.median_hu:.0f}")
         for end, words in zip(ends, values, strict=True):
             self._text(x + end, y, words, _SMALL, theme.warning if measured.truncated else theme.text, "right")
+
+    def _ranks(self, cell: Segment | str, x: float, y: float, ends: tuple[float, ...]) -> None:
+        """Percentile and number of patients, of volume and of mean attenuation."""
+        assert not isinstance(cell, str)
+        self._swatch(cell, x, y)
+        for number, rank in enumerate((cell.volume_rank, cell.mean_hu_rank)):
+            if rank is not None:
+                self._text(x + ends[2 * number], y, _placed(rank), _SMALL, across="right")
+                self._text(x + ends[2 * number + 1], y, f"{rank.patients:,}", _SMALL, self._theme.faint, "right")
+
+    def _swatch(self, segment: Segment, x: float, y: float) -> None:
+        swatch = Box(x, y - _SWATCH_IN / 2, _SWATCH_IN, _SWATCH_IN)
+        self._box(swatch, tuple(part / 255 for part in segment.structure.rgb))
 
     def footer(self, lines: list[str]) -> None:
         """Sentences at the bottom of the page."""
@@ -239,3 +266,7 @@ def rounded(value: float) -> str:
     if 0 < value < _LEAST_SHOWN / 2:
         return f"< {_LEAST_SHOWN}"  # 0.0 would mean that nothing was found
     return f"{value:,.0f}" if abs(value) >= _TWO_DIGITS else f"{value:.1f}"
+
+
+def _placed(rank: Rank) -> str:
+    return str(rank.percentile) if rank.number is None else f"{rank.number:.0f}"

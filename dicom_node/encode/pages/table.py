@@ -59,6 +59,11 @@ class Section:
         return replace(self, rows=self.rows[:count]), replace(self, title=title, rows=self.rows[count:])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranks(Section):
+    """The percentiles of the structures that have any: rows of one segment each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Sentences across the full width."""
@@ -81,8 +86,8 @@ class Note:
 Block = Section | Note
 
 
-def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Block]:
-    """The contents of the page on ``segments`` and on the structures that were ``not_found``."""
+def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...], on_percentiles: str = "") -> list[Block]:
+    """The contents of the page on ``segments``, the structures that were ``not_found``, and the percentiles."""
     found: list[Block] = []
     for group in dict.fromkeys(segment.structure.group for segment in segments):
         members = {segment.structure.name: segment for segment in segments if segment.structure.group == group}
@@ -101,8 +106,18 @@ def blocks(segments: tuple[Segment, ...], not_found: tuple[str, ...]) -> list[Bl
         found.append(Note("truncated", (_TRUNCATED,), warns=True))
     if not_found:
         names = ", ".join(name.replace("_", " ") for name in not_found)
-        found.append(Note("searched for but not found", tuple(textwrap.wrap(names, _NOTE_CHARACTERS))))
+        found.append(Note("searched for but not found", _wrapped(names)))
+    ranked = tuple(segment for segment in segments if segment.volume_rank or segment.mean_hu_rank)
+    if ranked:
+        rows = tuple(Row(each.structure.title, (each,)) for each in ranked)
+        found.append(Ranks("research percentiles", rows, _COLUMNS))
+    if on_percentiles:
+        found.append(Note("about the percentiles", _wrapped(on_percentiles)))
     return found
+
+
+def _wrapped(text: str) -> tuple[str, ...]:
+    return tuple(textwrap.wrap(text, _NOTE_CHARACTERS))
 
 
 def sheets(of: list[Block], first_lines: int, lines: int) -> list[list[Block]]:

@@ -10,7 +10,7 @@ import math
 import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dicom_node.encode import tags
 from dicom_node.encode.codes import (
@@ -60,7 +60,7 @@ from dicom_node.standard.part10 import (
 if TYPE_CHECKING:
     from pydicom.sr.coding import Code as DicomCode
 
-    from dicom_node.encode.segments import Finding, Segment
+    from dicom_node.encode.segments import Finding, Rank, Segment
     from inference.structures import Code, Structure
     from inference.types import ShapeMeasurement
 
@@ -72,6 +72,11 @@ _FINDING_CATEGORY = "276214006"
 _FINDING = "121071"
 _FINDING_SITE = "363698007"
 _REFERENCED_SEGMENT = "121191"
+_PERCENTILE_RANKING = "121415"
+_POPULATION_DESCRIPTION = "121405"
+_REFERENCE_AUTHORITY = "121406"
+_OF_RANKED_ALONE = (_PERCENTILE_RANKING, _POPULATION_DESCRIPTION, _REFERENCE_AUTHORITY)
+"""PS3.16 TID 311: a measurement without a rank has none of them."""
 _OF_TRUNCATED_ALONE = ("130576", "121106")
 """Anatomy coverage incomplete, and the comment on it."""
 
@@ -83,62 +88,80 @@ def finding_site(structure: Structure) -> tuple[Code, Code | None]:
     return structure.type, structure.type_modifier
 
 
-def measured_values(
-    segment: Segment, *, ibsi_codes: bool
-) -> list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]]:
-    """Kind, value, unit and derivation of every measurement, in the order of a group.
+class Stated(NamedTuple):
+    """One measurement as a group states it; an undefined value is None."""
 
-    With ``ibsi_codes``, those that have an IBSI code are repeated with it. Shape is included if it was measured. An
-    undefined value is None.
+    kind: DicomCode
+    value: float | None
+    unit: DicomCode
+    derivation: DicomCode | None = None
+    rank: Rank | None = None
+
+
+def measured_values(segment: Segment, *, ibsi_codes: bool) -> list[Stated]:
+    """Every measurement, in the order of a group.
+
+    With ``ibsi_codes``, those that have an IBSI code are repeated with it. Shape is included if it was measured.
 
     Raises:
         EncodingError: a value is not finite.
     """
     measured, name = segment.measurement, segment.structure.name
-    stated: list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]] = [
-        (VOLUME, measured.volume_ml, MILLILITER, None),
-        (ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN),
-        (ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
-        (ATTENUATION_COEFFICIENT, measured.min_hu, HOUNSFIELD_UNIT, MINIMUM),
-        (ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
-        (ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
+    stated = [
+        Stated(VOLUME, measured.volume_ml, MILLILITER, rank=segment.volume_rank),
+        Stated(ATTENUATION_COEFFICIENT, measured.mean_hu, HOUNSFIELD_UNIT, MEAN, segment.mean_hu_rank),
+        Stated(ATTENUATION_COEFFICIENT, measured.sd_hu, HOUNSFIELD_UNIT, STANDARD_DEVIATION),
+        Stated(ATTENUATION_COEFFICIENT, measured.min_hu, HOUNSFIELD_UNIT, MINIMUM),
+        Stated(ATTENUATION_COEFFICIENT, measured.max_hu, HOUNSFIELD_UNIT, MAXIMUM),
+        Stated(ATTENUATION_COEFFICIENT, measured.median_hu, HOUNSFIELD_UNIT, MEDIAN),
     ]
     if ibsi_codes:
         stated += [
-            (IBSI_VOLUME, 1000.0 * measured.volume_ml, CUBIC_MILLIMETER, None),
-            (IBSI_MEAN, measured.mean_hu, HOUNSFIELD_UNIT, None),
-            (IBSI_MINIMUM, measured.min_hu, HOUNSFIELD_UNIT, None),
-            (IBSI_MAXIMUM, measured.max_hu, HOUNSFIELD_UNIT, None),
-            (IBSI_MEDIAN, measured.median_hu, HOUNSFIELD_UNIT, None),
+            Stated(IBSI_VOLUME, 1000.0 * measured.volume_ml, CUBIC_MILLIMETER),
+            Stated(IBSI_MEAN, measured.mean_hu, HOUNSFIELD_UNIT),
+            Stated(IBSI_MINIMUM, measured.min_hu, HOUNSFIELD_UNIT),
+            Stated(IBSI_MAXIMUM, measured.max_hu, HOUNSFIELD_UNIT),
+            Stated(IBSI_MEDIAN, measured.median_hu, HOUNSFIELD_UNIT),
         ]
     if measured.shape is not None:
         stated += _shape_values(measured.shape)
-    for kind, value, _, derivation in stated:
-        if value is not None and not math.isfinite(value):
-            what = kind.meaning if derivation is None else f"{derivation.meaning} of {kind.meaning}"
-            raise EncodingError(f"{what} of {name} is {value}, expected a finite number")
+    for each in stated:
+        if each.value is not None and not math.isfinite(each.value):
+            kind, derivation = each.kind.meaning, each.derivation
+            what = kind if derivation is None else f"{derivation.meaning} of {kind}"
+            raise EncodingError(f"{what} of {name} is {each.value}, expected a finite number")
     return stated
 
 
-def _shape_values(shape: ShapeMeasurement) -> list[tuple[DicomCode, float | None, DicomCode, DicomCode | None]]:
+def _shape_values(shape: ShapeMeasurement) -> list[Stated]:
     return [
-        (MESH_VOLUME, shape.mesh_volume_mm3, CUBIC_MILLIMETER, None),
-        (MESH_SURFACE, shape.surface_area_mm2, SQUARE_MILLIMETER, None),
-        (SPHERICITY, shape.sphericity, NO_UNITS, None),
-        (MAXIMUM_DIAMETER, shape.maximum_diameter_mm, MILLIMETER, None),
-        (MAJOR_AXIS, shape.major_axis_mm, MILLIMETER, None),
-        (MINOR_AXIS, shape.minor_axis_mm, MILLIMETER, None),
-        (LEAST_AXIS, shape.least_axis_mm, MILLIMETER, None),
-        (ELONGATION, shape.elongation, NO_UNITS, None),
-        (FLATNESS, shape.flatness, NO_UNITS, None),
+        Stated(MESH_VOLUME, shape.mesh_volume_mm3, CUBIC_MILLIMETER),
+        Stated(MESH_SURFACE, shape.surface_area_mm2, SQUARE_MILLIMETER),
+        Stated(SPHERICITY, shape.sphericity, NO_UNITS),
+        Stated(MAXIMUM_DIAMETER, shape.maximum_diameter_mm, MILLIMETER),
+        Stated(MAJOR_AXIS, shape.major_axis_mm, MILLIMETER),
+        Stated(MINOR_AXIS, shape.minor_axis_mm, MILLIMETER),
+        Stated(LEAST_AXIS, shape.least_axis_mm, MILLIMETER),
+        Stated(ELONGATION, shape.elongation, NO_UNITS),
+        Stated(FLATNESS, shape.flatness, NO_UNITS),
     ]
 
 
-def with_everything(finding: Finding) -> Finding:
-    """``finding`` with a laterality and truncated, so that highdicom's group contains every possible item."""
+def any_rank(found: tuple[Finding, ...]) -> Rank | None:
+    """One of the ranks that a report on ``found`` states; None if it states none."""
+    ranks = (rank for each in found for rank in (each.segment.volume_rank, each.segment.mean_hu_rank) if rank)
+    return next(ranks, None)
+
+
+def with_everything(finding: Finding, rank: Rank | None) -> Finding:
+    """``finding`` with a laterality and truncated, so that highdicom's group contains every possible item.
+
+    ``rank`` is that of volume and mean, whatever its percentile.
+    """
     segment, structure = finding.segment, finding.segment.structure
     site, side = finding_site(structure)
     shape = segment.measurement.shape
+    rank = None if rank is None else replace(rank, percentile=1.0)
     whole = replace(
         segment,
         structure=replace(structure, region=site, region_modifier=side or site),
@@ -147,6 +170,8 @@ def with_everything(finding: Finding) -> Finding:
             truncated=True,
             shape=None if shape is None else replace(shape, elongation=1.0, flatness=1.0),
         ),
+        volume_rank=rank,
+        mean_hu_rank=rank,
     )
     return replace(finding, segment=whole)
 
@@ -164,7 +189,7 @@ def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: b
     for child in items(values(report)[tags.CONTENT]):
         if _name(child) == _IMAGING_MEASUREMENTS:
             (group,) = items(values(child)[tags.CONTENT])
-            template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes)
+            template = _GroupTemplate.of(group, ibsi_codes=ibsi_codes, has_ranks=any_rank(found) is not None)
             container = encoded_elements(child)
             container[tags.CONTENT] = sequence(tags.CONTENT, map(template.filled, found))
             children.append(b"".join(container.values()))
@@ -177,17 +202,18 @@ def with_groups(report: memoryview, found: tuple[Finding, ...], *, ibsi_codes: b
 class _GroupTemplate:
     """The elements of a group, and those of each child Content Item with the code of its Concept Name.
 
-    ``ibsi_codes`` says whether values are repeated with IBSI codes.
+    ``ibsi_codes`` says whether values are repeated with IBSI codes, ``has_ranks`` whether any has a rank.
     """
 
     group: dict[int, bytes]
     children: tuple[tuple[str, dict[int, bytes]], ...]
     ibsi_codes: bool
+    has_ranks: bool
 
     @classmethod
-    def of(cls, group: memoryview, *, ibsi_codes: bool) -> _GroupTemplate:
+    def of(cls, group: memoryview, *, ibsi_codes: bool, has_ranks: bool) -> _GroupTemplate:
         children = tuple((_name(child), encoded_elements(child)) for child in items(values(group)[tags.CONTENT]))
-        return cls(encoded_elements(group), children, ibsi_codes)
+        return cls(encoded_elements(group), children, ibsi_codes, has_ranks)
 
     def filled(self, finding: Finding) -> bytes:
         """The group of ``finding``."""
@@ -220,12 +246,35 @@ class _GroupTemplate:
                 }
                 changed[tags.REFERENCED_SOP] = within(child, tags.REFERENCED_SOP, changes_of_sop)
             elif tags.MEASURED_VALUE in child:
-                value = next(measured)[1]
-                if value is None:
+                stated = next(measured)
+                if stated.value is None:
                     continue
-                changed[tags.MEASURED_VALUE] = within(child, tags.MEASURED_VALUE, _number(value))
+                changed[tags.MEASURED_VALUE] = within(child, tags.MEASURED_VALUE, _number(stated.value))
+                if self.has_ranks and tags.CONTENT in child:
+                    changed[tags.CONTENT] = _properties(child[tags.CONTENT], stated.rank)
             contents.append(b"".join(changed.values()))
         return b"".join((self.group | {tags.CONTENT: sequence(tags.CONTENT, contents)}).values())
+
+
+def _properties(content: bytes, rank: Rank | None) -> bytes:
+    """The children of a measurement, those of TID 311 as in ``rank``; nothing where it has no others and no rank."""
+    parts = []
+    for child in items(values(memoryview(content))[tags.CONTENT]):
+        name, part = _name(child), encoded_elements(child)
+        if name in _OF_RANKED_ALONE:
+            if rank is None or (name == _PERCENTILE_RANKING and rank.number is None):
+                continue
+            part |= _as_ranked(name, part, rank)
+        parts.append(b"".join(part.values()))
+    return sequence(tags.CONTENT, parts) if parts else b""
+
+
+def _as_ranked(name: str, part: dict[int, bytes], rank: Rank) -> dict[int, bytes]:
+    if name == _PERCENTILE_RANKING:
+        assert rank.number is not None
+        return {tags.MEASURED_VALUE: within(part, tags.MEASURED_VALUE, _number(rank.number))}
+    said = rank.population if name == _POPULATION_DESCRIPTION else rank.authority
+    return {tags.TEXT_VALUE: text_element(tags.TEXT_VALUE, b"UT", said)}
 
 
 def _number(value: float) -> dict[int, bytes]:

@@ -18,6 +18,9 @@ from highdicom.sr import (
     ContentSequence,
     FindingSite,
     Measurement,
+    MeasurementProperties,
+    MeasurementStatisticalProperties,
+    NumContentItem,
     QualitativeEvaluation,
     ReferencedSegment,
     RelationshipTypeValues,
@@ -32,6 +35,8 @@ from dicom_node.encode.codes import (
     ANATOMY_COVERAGE_INCOMPLETE,
     FINDINGS_SUMMARY,
     IMAGING_MEASUREMENTS,
+    PERCENT,
+    PERCENTILE_RANKING,
     QUALITATIVE_EVALUATIONS,
     WITH_FINDINGS,
     WITHOUT_FINDINGS,
@@ -53,14 +58,20 @@ from dicom_node.encode.provenance import (
 from dicom_node.encode.references import with_all_evidence
 from dicom_node.encode.segments import NOTHING_FOUND, TRUNCATED
 from dicom_node.encode.sr.common import author, comment, common_header, evidence_instance, predecessors, root
-from dicom_node.encode.sr.measurement_groups import finding_site, measured_values, with_everything, with_groups
+from dicom_node.encode.sr.measurement_groups import (
+    any_rank,
+    finding_site,
+    measured_values,
+    with_everything,
+    with_groups,
+)
 from dicom_node.standard.part10 import PREAMBLE_LENGTH, file_of, rewritten
 from dicom_node.types import ResultKind
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from dicom_node.encode.segments import Finding, Segment
+    from dicom_node.encode.segments import Finding, Rank, Segment
     from dicom_node.encode.source.planes import SourcePlane
     from dicom_node.encode.source.series import PreparedSource
 
@@ -86,7 +97,7 @@ def report_file(
     Raises:
         EncodingError: a measurement is not finite.
     """
-    template = tuple(with_everything(finding) for finding in found[:1])
+    template = tuple(with_everything(finding, any_rank(found)) for finding in found[:1])
     source = provenance.source
     one_of_each = highdicom_report(template, found, not_found, provenance, source.instances[:1], ibsi_codes=ibsi_codes)
     file = memoryview(file_of(one_of_each))
@@ -200,10 +211,36 @@ def _algorithm(provenance: Provenance) -> AlgorithmIdentification:
 
 def _measurements(segment: Segment, *, ibsi_codes: bool) -> list[Measurement]:
     return [
-        Measurement(name=kind, value=value, unit=unit, derivation=derivation)
-        for kind, value, unit, derivation in measured_values(segment, ibsi_codes=ibsi_codes)
-        if value is not None
+        Measurement(
+            name=each.kind,
+            value=each.value,
+            unit=each.unit,
+            derivation=each.derivation,
+            properties=None if each.rank is None else _properties(each.rank),
+        )
+        for each in measured_values(segment, ibsi_codes=ibsi_codes)
+        if each.value is not None
     ]
+
+
+def _properties(rank: Rank) -> MeasurementProperties:
+    """TID 310 with TID 311. A percentile beyond the outer ones is no number; the description says where it is."""
+    return MeasurementProperties(
+        measurement_statistical_properties=MeasurementStatisticalProperties(
+            values=[]
+            if rank.number is None
+            else [
+                NumContentItem(
+                    name=PERCENTILE_RANKING,
+                    value=rank.number,
+                    unit=PERCENT,
+                    relationship_type=RelationshipTypeValues.HAS_PROPERTIES,
+                )
+            ],
+            description=rank.population,
+            authority=rank.authority,
+        )
+    )
 
 
 def _evaluations(

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from scipy.stats import norm
 
 from dicom_node import __version__
-from dicom_node.age_study.percentile_file import PERCENTILES, read_percentiles
 from dicom_node.cli import main
+from dicom_node.percentiles import PERCENTILES, read_percentiles
 from tests.support.cohort_tables import DIGEST, row, written
 
 if TYPE_CHECKING:

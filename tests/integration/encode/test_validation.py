@@ -19,6 +19,7 @@ from dicom_node.types import EarlierResult, EncodedResult, Reconstruction, Resul
 from inference.measure import measure
 from inference.types import ModelIdentity
 from tests.support.analysis_results import CONTEXT, GRIDS, measured, reconstruction, segmentation, with_headers
+from tests.support.reference_percentiles import curve, references
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,9 +33,22 @@ NAMES = {1: "kidney_left", 2: "kidney_right", 3: "vertebrae_L1", 4: "soft_tissue
 MODEL = ModelIdentity("phantom-demo", "3", "ab" * 32, "nnU-Net")
 REQUESTS = {
     "all": ResultRequest(SegmentationForm.BOTH, contours=("organ", "tissue"), capture=True, document=True),
-    "label maps": ResultRequest(SegmentationForm.LABELMAP, background=False, ibsi_codes=True, shape=True),
-    "report alone": ResultRequest(SegmentationForm.NONE),
+    "label maps": ResultRequest(
+        SegmentationForm.LABELMAP, background=False, ibsi_codes=True, shape=True, percentiles="of all"
+    ),
+    "report alone": ResultRequest(SegmentationForm.NONE, capture=True, percentiles="of volumes"),
 }
+PERCENTILES = {
+    "of all": references(
+        tuple(
+            curve(name, quantity, "F", first, last)
+            for name in NAMES.values()
+            for quantity, first, last in (("volume_ml", 0.0, 1000.0), ("mean_hu", -1000.0, 1000.0))
+        )
+    ),
+    "of volumes": references(tuple(curve(name, "volume_ml", "F", -1.0, 0.0) for name in NAMES.values())),
+}
+"""A report with numbers, and one in which every volume is above the outermost percentile."""
 REAL_SERIES = ("derived/legacy_enhanced_CT_STS_008", "theibsi+data_sets/ibsi2_orientation")
 
 
@@ -81,7 +95,7 @@ def results(source: Reconstruction) -> Iterator[EncodedResult]:
         found[(label * shape[0]) // 6 :, shape[1] // 6 * label :, label::2] = label
     labels = segmentation(source.source.geometry, NAMES, found, MODEL)
     measurements = measure(source.source, labels, with_shape=True)
-    made = encode(source, labels, measurements, CONTEXT, REQUESTS)
+    made = encode(source, labels, measurements, CONTEXT, REQUESTS, PERCENTILES)
     captures = {result.series_instance_uid: result for result in made if result.kind is ResultKind.CAPTURE}
     yield from (result for result in made if result.kind is not ResultKind.CAPTURE)
     yield from captures.values()

@@ -37,6 +37,9 @@ class Recorder:
     requests: list[tuple[CommandSet, AcceptedContext]] = field(default_factory=list)
     data_set: bytes = b""
 
+    def recognise(self, titles):
+        self.titles = titles
+
     def admit(self, request):
         self.request = request
         return self.served
@@ -128,6 +131,7 @@ def test_echo_and_release(start, tls):
     running.thread.join(20)
     assert running.released == [True]
     assert (service.request.calling_ae, service.request.called_ae) == ("PEER", "NODE")
+    assert service.titles == pdu.Titles(called_ae="NODE", calling_ae="PEER")
     ((command, context),) = service.requests
     assert command.sop_class_uid == Verification
     assert context == AcceptedContext(Verification, ImplicitVRLittleEndian, Roles())

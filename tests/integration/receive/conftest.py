@@ -72,21 +72,24 @@ def dataset_digest(path: Path) -> str:
     return hashlib.sha256(dataset_bytes(path)).hexdigest()
 
 
-def settings_for(folder: Path, **receive) -> Settings:
+SOURCES = (
+    SourceSettings(ae_title="SENDER"),
+    SourceSettings(ae_title="ECHOONLY", services=("echo",)),
+    SourceSettings(ae_title="ELSEWHERE", addresses=("192.0.2.0/24",)),
+)
+
+
+def settings_for(folder: Path, sources: tuple[SourceSettings, ...] = SOURCES, **receive) -> Settings:
     return Settings(
         node=NodeSettings(ae_title="NODE", port=0, data_folder=folder),
         receive=ReceiveSettings(**{"minimum_free_disk_bytes": 0, **receive}),
-        sources=(
-            SourceSettings(ae_title="SENDER"),
-            SourceSettings(ae_title="ECHOONLY", services=("echo",)),
-            SourceSettings(ae_title="ELSEWHERE", addresses=("192.0.2.0/24",)),
-        ),
+        sources=sources,
     )
 
 
 @pytest.fixture
 def start_node(tmp_path: Path) -> Iterator:
-    """A function that starts a node; its keyword arguments are receive settings."""
+    """A function that starts a node; its keyword arguments are receive settings, or ``sources``."""
     nodes: list[Node] = []
 
     def start(**receive) -> Node:

@@ -56,13 +56,31 @@ def store_command(sop_class: str, sop_instance: str, *, with_dataset: bool = Tru
     return element(0, struct.pack("<I", len(elements))) + elements
 
 
+def answer(port: int, request: bytes, address: str = "127.0.0.1") -> tuple[int, bytes]:
+    """What the node answers to ``request`` on a connection of its own."""
+    peer = Peer(port, associated=False, address=address)
+    peer.send(request)
+    answered = peer.read_pdu()
+    peer.close()
+    return answered
+
+
 class Peer:
     """One TCP connection."""
 
-    def __init__(self, port: int, *, associated: bool = True, syntax: str = ExplicitVRLittleEndian) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=15)
+    def __init__(
+        self,
+        port: int,
+        *,
+        associated: bool = True,
+        syntax: str = ExplicitVRLittleEndian,
+        calling: str = "SENDER",
+        address: str = "127.0.0.1",
+    ) -> None:
+        """``address``: where on the loopback interface the peer comes from."""
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=15, source_address=(address, 0))
         if associated:
-            self.socket.sendall(association_request(syntax=syntax))
+            self.socket.sendall(association_request(calling, syntax=syntax))
             assert self.read_pdu()[0] == 2
 
     def send(self, data: bytes) -> None:

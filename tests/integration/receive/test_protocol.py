@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import subprocess
@@ -80,7 +81,7 @@ def test_broken_protocol_is_aborted_and_leaves_nothing(node, sent):
 
 @pytest.mark.parametrize(
     "sent",
-    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"SSH-2.0-x\r\n", pdu(1, b"", length=0xFFFFFFFF), pdu(1, bytes(70)), STORE],
+    [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"SSH-2.0-x\r\n", pdu(1, b"", length=0xFFFFFFFF), pdu(1, bytes(67)), STORE],
 )
 def test_anything_but_an_association_request_is_aborted(node, sent):
     peer = Peer(node.port, associated=False)
@@ -116,6 +117,18 @@ def test_silence_ends_the_association_and_removes_the_partial_file(start_node, s
     assert peer.read_pdu() == (0, b"")
     peer.close()
     wait_until(lambda: node.files() == set() and not node.listener._connections.all())
+
+
+def test_command_set_in_small_fragments_has_a_deadline(start_node):
+    node = start_node(dimse_timeout_s=0.3)
+    peer = Peer(node.port)
+    command, sent = store_command(CTImageStorage, "1.2.3.4"), 0
+    while sent < len(command) and not select.select([peer.socket], [], [], 0.05)[0]:
+        peer.send(pdu(4, pdv(1, 1, command[sent : sent + 1])))
+        sent += 1
+    assert peer.read_pdu() == (ABORT, b"\0\0\2\0")
+    assert 0 < sent < len(command)
+    peer.close()
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])

@@ -52,9 +52,10 @@ def arrive(
     direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0),
     syntax="1.2.840.10008.1.2.1",
     sender="PACS",
+    name=None,
 ):
     """``place``, in mm along the normal, defaults to ``number`` and is unknown without a ``direction``; ``pixels``
-    is used as the digest of the pixels.
+    is used as the digest of the pixels. An instance without an ``association`` was found in the spool.
     """
     return ledger.arrivals.record_instance(
         ReceivedInstance(
@@ -63,7 +64,7 @@ def arrive(
             series_instance_uid=series,
             study_instance_uid="1.2.840.9",
             transfer_syntax_uid=syntax,
-            spool_name=f"{series}-{number}-{content}-{at.timestamp()}",
+            spool_name=name or f"{series}-{number}-{content}-{at.timestamp()}",
             dataset_sha256=f"{content}{number}".ljust(64, "0"),
             size_bytes=100,
             calling_ae=sender,

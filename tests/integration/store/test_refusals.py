@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 
+from dicom_node.store.schema import instance
 from dicom_node.types import Completion, Receipt
 from tests.integration.store.rows import NOW, SERIES, arrive, claim, complete, queued_job, refused
 
@@ -70,6 +71,45 @@ def test_instance_under_a_known_uid_is_a_copy_a_correction_or_refused(ledger, se
 def test_geometry_of_a_routed_series_may_be_corrected(ledger):
     queued_job(ledger)
     assert arrive(ledger, 1, content="b", place=4, association="assoc-2", at=LATER) is Receipt.REPLACEMENT
+
+
+def in_order(number):
+    return f"20260301/08/{number:016x}-{'0' * 16}.dcm"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"name": in_order(2)}, {"name": in_order(1), "at": LATER}),
+        ({}, {"at": NOW - timedelta(seconds=1)}),
+        ({"name": in_order(2)}, {"at": NOW - timedelta(seconds=1)}),
+    ],
+    ids=["by its name, whatever its time", "by its time", "by its time, of another version"],
+)
+def test_older_bytes_from_the_spool_are_recorded_and_never_current(ledger, first, second):
+    arrive(ledger, 1, **first)
+    (current,), _ = ledger.arrivals.current_instances(SERIES)
+    complete(ledger)
+    assert arrive(ledger, 1, content="b", association="", **second) is Receipt.OUTDATED
+    assert ledger.arrivals.due_revisions(LATER) == ()
+    assert ledger.arrivals.current_instances(SERIES)[0] == (current,)
+
+
+@pytest.mark.parametrize(
+    "second", [{"name": in_order(3)}, {"at": LATER}], ids=["by its name, whatever its time", "by its time"]
+)
+def test_newer_bytes_from_the_spool_replace_older_ones(ledger, second):
+    arrive(ledger, 1, name=in_order(2) if "name" in second else None)
+    assert arrive(ledger, 1, content="b", association="", **second) is Receipt.REPLACEMENT
+
+
+def test_older_bytes_of_a_purged_series_are_purged_too(ledger):
+    arrive(ledger, 1)
+    with ledger.database.write() as db:
+        db.execute(instance.update().values(current=False, purged_at=LATER))
+    older = {"name": "older", "at": NOW - timedelta(seconds=1)}
+    assert arrive(ledger, 1, content="b", association="", **older) is Receipt.OUTDATED
+    assert ledger.retention.claims(["older"]) == {"older": False}
 
 
 def test_refused_instance_is_refused_again_when_the_series_is_resent(ledger):

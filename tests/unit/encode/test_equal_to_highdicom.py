@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,7 @@ from dicom_node.encode.provenance import Provenance, statements
 from dicom_node.encode.run import encode
 from dicom_node.encode.seg.attributes import highdicom_segmentation
 from dicom_node.encode.seg.descriptions import segment_description
-from dicom_node.encode.segments import Finding, Segment, SegmentationReference, present_segments
+from dicom_node.encode.segments import Finding, Rank, Segment, SegmentationReference, present_segments
 from dicom_node.encode.source.series import prepare
 from dicom_node.encode.sr.report import highdicom_report, report_file
 from dicom_node.standard.part10 import file_of
@@ -40,6 +41,8 @@ from tests.support.analysis_results import (
 if TYPE_CHECKING:
     from inference.types import Measurements, Segmentation
 
+INSIDE = Rank(12.3, 200, "Women.", "A cohort.")
+BEYOND = Rank("<3", 200, "Other women.", "A cohort.")
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "kidney_cyst_left", 200: "body_fat", 201: "liver"}
 
 
@@ -131,14 +134,25 @@ def test_results_equal_highdicoms_for_all_structures_of_the_catalogue() -> None:
 @pytest.mark.parametrize("ibsi_codes", [False, True])
 @pytest.mark.parametrize("refers", [False, True])
 @pytest.mark.parametrize("with_shape", [False, True])
-def test_reports_of_every_kind_equal_highdicoms(*, ibsi_codes: bool, refers: bool, with_shape: bool) -> None:
+@pytest.mark.parametrize("ranks", [(), (BEYOND,), (None, INSIDE, BEYOND)])
+def test_reports_of_every_kind_equal_highdicoms(
+    *, ibsi_codes: bool, refers: bool, with_shape: bool, ranks: tuple[Rank | None, ...]
+) -> None:
     grid = geometry((4, 12, 16))
     source, labels = reconstruction(grid), segmentation(grid, NAMES)
     measurements = measure(source.source, labels, with_shape=with_shape)
     prepared = prepare(source)
     identity = RunIdentity.of(prepared.series_instance_uid, MODEL, CONTEXT)
     provenance = Provenance(identity, CONTEXT, prepared, ())
-    segments = present_segments(labels, measurements, identity)
+    segments = tuple(
+        replace(segment, volume_rank=rank, mean_hu_rank=other_rank)
+        for segment, rank, other_rank in zip(
+            present_segments(labels, measurements, identity),
+            cycle(ranks or (None,)),
+            cycle(ranks[1:] or (None,)),
+            strict=False,
+        )
+    )
     one, other = (SegmentationReference(SegmentationStorage, f"1.2.{n}", f"1.3.{n}") for n in (1, 22))
     found = tuple(Finding(segment, (one if segment.number < 3 else other) if refers else None) for segment in segments)
     ours = report_file(found, ("liver",), provenance, ibsi_codes=ibsi_codes)

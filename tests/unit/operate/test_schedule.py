@@ -32,3 +32,14 @@ def test_slow_and_failing_sweeps_stop_no_other_and_slowness_is_no_warning(caplog
         schedule.stop()
     assert set(most) == {1}
     assert [record.name for record in caplog.records] == []
+
+
+def test_first_turns_of_a_rare_sweep_may_come_sooner():
+    ran = threading.Semaphore(0)
+    schedule = Schedule([Sweep("rare", 3600, ran.release, first_pauses_s=(0.0, 0.01))])
+    schedule.start()
+    try:
+        assert ran.acquire(timeout=20)
+        assert ran.acquire(timeout=20)
+    finally:
+        schedule.stop()

@@ -14,7 +14,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from dicom_node.errors import MalformedDataset
-from dicom_node.receive.header import read_header
+from dicom_node.receive.header import MOST_ELEMENTS_OF_A_SLICE, read_header
+from dicom_node.standard.walk import walk
 
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]
 
@@ -131,6 +132,25 @@ def test_a_million_empty_items_are_refused():
     sequence = struct.pack("<HH2sHI", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF)
     with pytest.raises(MalformedDataset, match="elements"):
         read_header(sequence + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 1_000_001, ExplicitVRLittleEndian)
+
+
+def items(count: int) -> bytes:
+    sequence = struct.pack("<HH2sHI", 0x0008, 0x1110, b"SQ", 0, 0xFFFFFFFF)
+    return sequence + struct.pack("<HHI", 0xFFFE, 0xE000, 0) * count + struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def test_a_slice_may_have_fewer_elements_than_an_image_of_many_frames():
+    whole = items(MOST_ELEMENTS_OF_A_SLICE)
+    assert read_header(whole, ExplicitVRLittleEndian).series_instance_uid == ""
+    with pytest.raises(MalformedDataset, match="more than 50000 elements"):
+        read_header(whole, ExplicitVRLittleEndian, is_multi_frame=False)
+
+
+@pytest.mark.parametrize(("count", "pauses"), [(2000, 2), (500, 0)])
+def test_the_walk_of_a_long_header_pauses(count, pauses):
+    seen = []
+    walk(items(count), implicit=False, pause=lambda: seen.append(1))
+    assert len(seen) == pauses
 
 
 def test_element_that_declares_four_gigabytes_is_malformed():

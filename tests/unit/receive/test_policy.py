@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dicom_node.network.acceptor import Refused
-from dicom_node.receive.policy import admit
+from dicom_node.receive.policy import admit, may_connect
 from dicom_node.settings import SourceSettings
 
 SCANNER = SourceSettings(ae_title="SCANNER", addresses=("10.1.0.0/16", "2001:db8::7"))
@@ -28,6 +28,9 @@ ANYWHERE = SourceSettings(ae_title="ANYWHERE")
         ("", "NODE", "10.1.2.3", (1, 1, 3)),
         ("SCANNER", "node", "10.1.2.3", (1, 1, 7)),
         ("SCANNER", "", "10.1.2.3", (1, 1, 7)),
+        ("SCANNER\n", "NODE", "10.1.2.3", (1, 1, 3)),
+        ("SCANNER\0", "NODE", "10.1.2.3", (1, 1, 3)),
+        ("SCANNER", "\tNODE", "10.1.2.3", (1, 1, 7)),
     ],
 )
 def test_admission(calling, called, address, admitted):
@@ -35,6 +38,21 @@ def test_admission(calling, called, address, admitted):
     if isinstance(verdict, Refused):
         verdict = (verdict.rejection.result, verdict.rejection.source, verdict.rejection.diagnostic)
     assert verdict == admitted
+
+
+@pytest.mark.parametrize(
+    ("sources", "address", "may"),
+    [
+        ((SCANNER,), "10.1.2.3", True),
+        ((SCANNER,), "::ffff:10.1.2.3", True),
+        ((SCANNER,), "10.2.0.1", False),
+        ((SCANNER,), "fe80::1%lo", False),
+        ((SCANNER, ANYWHERE), "10.2.0.1", True),
+        ((), "127.0.0.1", False),
+    ],
+)
+def test_addresses_from_which_no_source_may_come(sources, address, may):
+    assert may_connect(sources, address) is may
 
 
 @given(st.text(max_size=16))

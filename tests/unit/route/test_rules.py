@@ -23,6 +23,7 @@ from dicom_node.route.rules_file import load_rules
 from dicom_node.route.values import FACT_ALIASES, FACTS
 from dicom_node.settings import DestinationSettings, NnunetModelSettings, Settings, TissueModelSettings
 from dicom_node.types import ResultRequest, SegmentationForm, Series, SourceInstance
+from tests.support.reference_percentiles import curve, references, written
 
 ROOT = Path(__file__).resolve().parents[3]
 PEER = DestinationSettings(host="127.0.0.1", port=104, ae_title="PACS")
@@ -395,6 +396,26 @@ def test_destinations_may_get_different_results(tmp_path):
     }
 
 
+def test_percentiles_are_read_and_found_from_the_folder_of_the_rules(tmp_path):
+    (tmp_path / "below").mkdir()
+    written(tmp_path / "below" / "p.json", references((curve("aorta", "volume_ml", "F", 1, 2),)))
+    asked = {"pacs": ResultRequest(percentiles=str(tmp_path / "below" / "p.json"))}
+    assert requests_of(tmp_path, "[{to: pacs, percentiles: below/p.json}]") == asked
+    assert requests_of(tmp_path, f"[{{to: pacs, percentiles: {tmp_path}/below/p.json}}]") == asked
+
+
+def test_a_missing_or_broken_file_of_percentiles_is_refused_with_its_place(tmp_path):
+    rules = "rules:\n  - {name: r, model: tissue, when: [], destinations: [\n  {to: pacs, percentiles: p.json}]}"
+    with pytest.raises(ConfigurationError) as missing:
+        load(tmp_path, rules)
+    file, place = tmp_path / "p.json", f"{tmp_path}/rules.yaml:3: rules[0].destinations[0].percentiles"
+    assert str(missing.value) == f"{place}: {file} can't be read: No such file or directory"
+    content = references((curve("aorta", "volume_ml", "F", 1, 2),)).document()
+    file.write_text(json.dumps({**content, "fewest_patients": 12}))
+    with pytest.raises(ConfigurationError, match=r"p\.json was changed after it was written"):
+        load(tmp_path, rules)
+
+
 RULE = "{{name: r, model: tissue, when: [{}]}}".format
 WRONG = {
     "not a mapping": ("[]", "rules.yaml:1: expected a mapping, not a list"),
@@ -439,6 +460,8 @@ WRONG = {
             ),
             ("codes of nothing", "report: false, ibsi_codes: true", "ibsi_codes requires a report"),
             ("shape of nothing", "report: false, shape: true", "shape requires a report"),
+            ("no file", "percentiles: null", "destinations[0].percentiles: expected a path, not nothing"),
+            ("no name of a file", "percentiles: ''", "percentiles: a path must be printable and not empty"),
             ("nothing", "segmentation: none, report: false", "destinations[0]: no result is requested"),
         )
     },

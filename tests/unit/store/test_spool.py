@@ -20,7 +20,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 from dicom_node.errors import EncodingError, PixelDataInvalid, StoreUnavailable
 from dicom_node.standard.files import read_headers, read_series_folder
 from dicom_node.standard.part10 import FileMeta
-from dicom_node.store.spool import Spool
+from dicom_node.store.spool import Spool, order_of
 from dicom_node.types import EncodedResult, ResultKind
 from tests.support.received_series import write_instance
 
@@ -166,7 +166,7 @@ def test_every_writer_into_a_folder_made_by_another_makes_it_durable(spool, tmp_
         fsync(descriptor)
 
     other = Spool(tmp_path / "spool")  # made by another process, which may die between mkdir and sync
-    monkeypatch.setattr(Spool, "new_name", lambda _spool: f"20260301/08/{uuid4().hex}.dcm")
+    monkeypatch.setattr(Spool, "new_instance_name", lambda _spool: f"20260301/08/{uuid4().hex}.dcm")
     hour = spool.path(write_instance(spool, META, UID_ELEMENT).spool_name).parent
     monkeypatch.setattr(os, "fsync", record)
     write_instance(other, META, UID_ELEMENT)
@@ -268,3 +268,36 @@ def test_every_real_series_can_be_read(shared_data):
         pytest.skip(f"{folder} is not there")
     (series,) = read_series_folder(folder)
     assert len(series.instances) > 10
+
+
+def test_names_of_instances_keep_their_order_whatever_the_clock_does(spool, monkeypatch):
+    clock = iter([5_000_000, 5_000_000, 3_000_000, 1_000_000, 9_000_000])
+    monkeypatch.setattr("dicom_node.store.spool.time.time_ns", lambda: next(clock))
+    orders = [order_of(write_instance(spool, META, UID_ELEMENT).spool_name) for _ in range(3)]
+    restarted = Spool(spool._root)
+    orders += [order_of(write_instance(restarted, META, UID_ELEMENT).spool_name) for _ in range(2)]
+    assert orders == [5000, 5001, 5002, 5003, 9000]
+    assert order_of(f"20260301/08/{uuid4().hex}.dcm") is None
+
+
+def test_instance_marked_as_refused_is_no_complete_file_until_it_is_unmarked(spool):
+    kept, refused = (write_instance(spool, META, UID_ELEMENT).spool_name for _ in range(2))
+    spool.mark_refused(refused)
+    spool.mark_refused("20260301/08/gone.dcm")
+    assert list(spool.names(-1)) == [kept]
+    assert list(spool.refused(-1)) == [refused]
+    assert list(spool.refused(60)) == []
+    spool.unmark_refused(refused)
+    assert list(spool.names(-1)) == [kept, refused]
+    assert list(spool.refused(-1)) == []
+
+
+def test_mark_that_cannot_be_written_is_store_unavailable(spool, monkeypatch):
+    name = write_instance(spool, META, UID_ELEMENT).spool_name
+
+    def disk_is_full(*_):
+        raise OSError(errno.ENOSPC, "")
+
+    monkeypatch.setattr(Path, "touch", disk_is_full)
+    with pytest.raises(StoreUnavailable, match="ENOSPC"):
+        spool.mark_refused(name)

@@ -49,7 +49,7 @@ def test_dciodvfy_finds_no_error_and_dcmtk_shows_the_pixels(name: str, tmp_path:
     grid, multi_frame = GRIDS[name]
     source = reconstruction(grid, multi_frame=multi_frame)
     page, labels = page_of(source)
-    files = capture_files(source, labels, page.segments, page.not_found, page.provenance)
+    files = capture_files(page, source, labels)
     assert len({dcmread(write(tmp_path, content)).SeriesNumber for content in files}) == 3
     for content in (files[0], files[1], files[-1]):
         path = write(tmp_path, content)

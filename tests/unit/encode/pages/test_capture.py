@@ -57,7 +57,7 @@ def page_of(
 
 def captures(source: Reconstruction, labels_zyx: np.ndarray | None = None) -> list[Dataset]:
     page, labels = page_of(source, labels_zyx)
-    files = capture_files(source, labels, page.segments, page.not_found, page.provenance)
+    files = capture_files(page, source, labels)
     return [dcmread(BytesIO(file)) for file in files]
 
 
@@ -254,7 +254,7 @@ def test_same_run_gives_the_same_bytes() -> None:
     page, labels = page_of(reconstruction())
 
     def made() -> list[bytes]:
-        files = capture_files(reconstruction(), labels, page.segments, page.not_found, page.provenance)
+        files = capture_files(page, reconstruction(), labels)
         return [bytes(file) for file in files]
 
     assert made() == made()

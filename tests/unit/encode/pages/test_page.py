@@ -17,6 +17,7 @@ from dicom_node.encode.pages.page import Page, _figures
 from dicom_node.encode.pages.sheet import SCREEN, rounded
 from dicom_node.encode.pages.table import Note, Section, blocks, sheets
 from dicom_node.encode.pages.views import View, arranged
+from dicom_node.encode.segments import Rank
 from inference.structures import STRUCTURES
 from tests.support.analysis_results import geometry, reconstruction, with_headers
 from tests.unit.encode.pages.test_capture import page_of
@@ -130,8 +131,11 @@ def long_words(header: Dataset) -> None:
     header.StudyDescription = "M" * 64
 
 
-@pytest.mark.parametrize("count", [1, 104, 130])
-def test_no_texts_overlap_or_leave_the_page(count: int) -> None:
+RANK = Rank(">97", 123_456, "", "")
+
+
+@pytest.mark.parametrize(("count", "rank"), [(1, None), (104, None), (130, None), (3, RANK), (104, RANK)])
+def test_no_texts_overlap_or_leave_the_page(count: int, rank: Rank | None) -> None:
     names = dict(enumerate((structure.name for structure in STRUCTURES[:count]), start=1))
     labels = np.zeros(GRID.shape_zyx, np.uint8)
     labels[5:7, 2:22, 2:22].flat[: 6 * count : 6] = sorted(names)
@@ -139,6 +143,9 @@ def test_no_texts_overlap_or_leave_the_page(count: int) -> None:
     model = replace(page.provenance.model, name="M" * 64, version="W" * 64, intended_use="W" * 64)
     page = replace(page, provenance=replace(page.provenance, identity=replace(page.provenance.identity, model=model)))
     assert len(page.segments) == count
+    if rank:
+        ranked = tuple(replace(segment, volume_rank=rank, mean_hu_rank=rank) for segment in page.segments)
+        page = replace(page, segments=ranked, on_percentiles="M" * 190 + " " + "long word " * 40)
     for number, figure in enumerate(_figures(page, SCREEN), start=1):
         said = " ".join(text.get_text() for text in figure.texts)
         assert f"ID {'W' * 64}    Born 1950-02-03    Sex F" in said

@@ -10,22 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.age_study.percentile_file import (
-    PERCENTILES,
-    SCHEMA_NAME,
-    SCHEMA_VERSION,
-    STATEMENT,
-    Curve,
-    NoCurve,
-    OfModel,
-    References,
-    Sample,
-    read_percentiles,
-    write_percentiles,
-)
 from dicom_node.dataset.files import digest_of
 from dicom_node.errors import ConfigurationError
+from dicom_node.percentiles import PERCENTILES, Curve, NoCurve, OfModel, read_percentiles
 from inference.types import InvalidValueError
+from tests.support.reference_percentiles import references, written
 
 DIGEST = "ab" * 32
 CURVE = Curve(
@@ -37,40 +26,18 @@ CURVE = Curve(
     patients_near=(30, 31, 33),
     values=tuple((each * 1.0, each * 2.0, each * 3.0) for each in (10, 20, 30, 40, 40, 40, 50)),
 )
-REFERENCES = References(
-    schema_name=SCHEMA_NAME,
-    schema_version=SCHEMA_VERSION,
-    statement=STATEMENT,
+REFERENCES = references(
+    (CURVE,),
     created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
-    node_version="0.2.0",
-    model=OfModel(name="total", version="1", digest=DIGEST),
-    method="by hand",
-    sample=Sample(
-        source="Parquet",
-        source_digest="cd" * 32,
-        selection="all",
-        patients=200,
-        women=120,
-        men=80,
-        contrast={"with": 200},
-        series_in_table=203,
-        series_left_out={"no age": 3},
-        series_or_reports_without_rows=0,
-        rows_left_out=0,
-        rows_of_other_models={},
-        values_left_out={"truncated": 5},
-    ),
-    percentiles=PERCENTILES,
-    fewest_patients=120,
-    curves=(CURVE,),
     left_out=(NoCurve(structure="aorta", quantity="volume_ml", sex="M", patients=80, reason="few"),),
 )
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    write_percentiles(tmp_path / "p.json", REFERENCES)
+    written(tmp_path / "p.json", REFERENCES)
     assert read_percentiles(tmp_path / "p.json", DIGEST) == REFERENCES
     content = json.loads((tmp_path / "p.json").read_text())
+    assert content["sha256"] == REFERENCES.digest()
     assert (content["schema_name"], content["schema_version"]) == ("dicom-node reference percentiles", 1)
     assert content["created_at"] == "2026-01-02T03:04:05Z"
     assert "not a norm" in content["statement"]
@@ -97,6 +64,11 @@ def test_what_is_read_is_what_was_written(tmp_path):
 )
 def test_a_value_is_placed_between_the_curves(value, age, expected):
     assert REFERENCES.percentile_of("aorta", "volume_ml", value, age, "F") == expected
+
+
+@pytest.mark.parametrize(("age", "near"), [(50, 30), (50.4, 30), (50.6, 31), (53, 33), (52, None), (60, None)])
+def test_patients_near_are_those_of_the_nearest_whole_year(age, near):
+    assert CURVE.near(age) == near
 
 
 def test_without_a_curve_there_is_no_percentile():
@@ -149,13 +121,17 @@ FLAT = [[1.0, 1.0, 1.0]] * 7
         (lambda c: c["sample"].update(source_digest="12"), "sample.source_digest: String should match"),
         (lambda c: c.update(percentiles=[5, 10, 25, 50, 75, 90, 95]), r"are \(5, 10.*expected \(3, 10"),
         (lambda c: c["curves"].append(c["curves"][0]), "must be there once only"),
-        (curve_with(patients=119), "has 119 patients, expected 120 to 200"),
-        (curve_with(patients=201), "has 201 patients, expected 120 to 200"),
+        (curve_with(patients=119), "has 119 patients, expected 120 to 240"),
+        (curve_with(patients=241), "has 241 patients, expected 120 to 240"),
         (curve_with(sex="W"), "curves.0.sex: Input should be 'all', 'F' or 'M'"),
         (curve_with(ages_years=[50, 50, 53]), "ages_years must have at least one age, and ascend"),
         (curve_with(ages_years=[], patients_near=[], values=[[]] * 7), "at least one age"),
         (curve_with(ages_years=[50, 51.5, 53]), "curves.0.ages_years.1: Input should be a valid integer"),
         (curve_with(ages_years=[50, 51]), "must have 2 entries, one for each age"),
+        (curve_with(values=[[1, 1, 1]] * 7), "its values are not written as by dicom-node"),
+        (lambda c: c.update(created_at="2026-01-02T03:04:05+00:00"), "its values are not written as by dicom-node"),
+        (lambda c: c["sample"].update(cohort=""), "sample.cohort: String should have at least 1 character"),
+        (lambda c: c["sample"].update(cohort="x" * 65), "sample.cohort: String should have at most 64"),
         (curve_with(values=FLAT[1:]), "6 rows of values, expected 7"),
         (curve_with(values=[[2.0, 1.0, 1.0], *FLAT[1:]]), "must not fall from one percentile to the next"),
         (curve_with(values=[[float("nan"), 1.0, 1.0], *FLAT[1:]]), "curves.0.values.0.0: Input should be a finite"),
@@ -180,11 +156,11 @@ def test_what_is_no_such_document_is_refused(tmp_path, text):
 
 
 def test_percentiles_of_another_model_are_refused(tmp_path):
-    write_percentiles(tmp_path / "p.json", REFERENCES)
+    written(tmp_path / "p.json", REFERENCES)
     with pytest.raises(ConfigurationError, match=f"digest {DIGEST}, expected {'ef' * 32}: values of different models"):
         read_percentiles(tmp_path / "p.json", "ef" * 32)
-    unknown = REFERENCES.model_copy(update={"model": OfModel(name="total", version="1", digest="")})
-    write_percentiles(tmp_path / "u.json", unknown)
+    unknown = references((CURVE,), model=OfModel(name="total", version="1", digest=""))
+    written(tmp_path / "u.json", unknown)
     assert read_percentiles(tmp_path / "u.json") == unknown
     for digest in (DIGEST, ""):
         with pytest.raises(ConfigurationError, match="digest unknown, expected"):

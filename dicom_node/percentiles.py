@@ -1,16 +1,17 @@
 """Reference percentiles as a file: one JSON document with its own name, version and digest.
 
-:func:`read_percentiles` refuses a document that differs in anything from what :func:`write_percentiles` writes, because
-a wrong curve can't be told from a right one by looking at a result.
+:func:`read_percentiles` refuses a document that differs in anything from :meth:`References.document`, because a wrong
+curve can't be told from a right one by looking at a result.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from bisect import bisect_left, bisect_right
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AwareDatetime,
@@ -23,7 +24,6 @@ from pydantic import (
     model_validator,
 )
 
-from dicom_node.dataset.files import digest_of, write_json
 from dicom_node.errors import ConfigurationError
 from inference.types import InvalidValueError
 
@@ -38,6 +38,10 @@ STATEMENT = (
 )
 SCHEMA_NAME: Literal["dicom-node reference percentiles"] = "dicom-node reference percentiles"
 SCHEMA_VERSION: Literal[1] = 1
+NEAR_YEARS = 5
+"""``patients_near`` counts the patients whose age differs by no more."""
+LONGEST_NAME = 64
+"""Of a cohort, in characters."""
 _FAULTS = 3
 """That are shown."""
 
@@ -46,6 +50,7 @@ Sex = Literal["all", "F", "M"]
 Percentile = float | Literal["<3", ">97"]
 """From 3 to 97, or that the value is beyond the outer curves."""
 _Word = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 _Counts = dict[str, NonNegativeInt]
 
@@ -67,9 +72,10 @@ class OfModel(_Closed):
 class Sample(_Closed):
     """The patients, and how many series, rows and values were left out, by reason.
 
-    ``source_digest``: SHA-256 over those of the files that were read.
+    ``cohort`` names them in results. ``source_digest``: SHA-256 over those of the files that were read.
     """
 
+    cohort: _Name
     source: _Word
     source_digest: _Digest
     selection: _Word
@@ -98,7 +104,7 @@ class Curve(_OfQuantity):
     """The percentiles of one quantity of one structure.
 
     ``ages_years`` ascend; at each, ``values`` [percentile, age] has a value for each of :data:`PERCENTILES` (ml or HU),
-    and ``patients_near`` patients are within five years.
+    and ``patients_near`` patients are within :data:`NEAR_YEARS`.
     """
 
     ages_years: tuple[NonNegativeInt, ...]
@@ -141,6 +147,12 @@ class Curve(_OfQuantity):
             return (PERCENTILES[low] + PERCENTILES[high - 1]) / 2
         share = (value - values[low - 1]) / (values[low] - values[low - 1])
         return PERCENTILES[low - 1] + share * (PERCENTILES[low] - PERCENTILES[low - 1])
+
+    def near(self, age_years: float) -> int | None:
+        """How many patients are near the whole year that is nearest to an age; None as for :meth:`at`."""
+        if self.at(age_years) is None:
+            return None
+        return self.patients_near[self.ages_years.index(round(age_years))]
 
     def at(self, age_years: float) -> tuple[float, ...] | None:
         """The value of each of :data:`PERCENTILES` at an age; None where the curve has none."""
@@ -192,6 +204,15 @@ class References(_Closed):
                 )
         return self
 
+    def document(self) -> dict[str, Any]:
+        """The content of the file."""
+        content = self.model_dump(mode="json")
+        return {**content, "sha256": _digest_of(content)}
+
+    def digest(self) -> str:
+        """The SHA-256 of the document without itself, as the file states it."""
+        return _digest_of(self.model_dump(mode="json"))
+
     def curve(self, structure: str, quantity: Quantity, sex: Sex) -> Curve | None:
         """The curve of one quantity of one structure; None if there is none.
 
@@ -217,16 +238,6 @@ class References(_Closed):
         return None if curve is None else curve.percentile_of(value, age_years)
 
 
-def write_percentiles(path: Path, references: References) -> None:
-    """Write the document, whole or not at all.
-
-    Raises:
-        ConfigurationError: it can't be written.
-    """
-    content = references.model_dump(mode="json")
-    write_json(path, {**content, "sha256": digest_of(content)})
-
-
 def read_percentiles(path: Path, model_digest: str | None = None) -> References:
     """The document at ``path``. ``model_digest``: that of the model whose values are to be placed in it.
 
@@ -245,18 +256,24 @@ def read_percentiles(path: Path, model_digest: str | None = None) -> References:
         raise ConfigurationError(f"{path} has the schema {seen!r}, expected {SCHEMA_NAME!r}")
     if version != SCHEMA_VERSION:
         raise ConfigurationError(f"{path} has version {version!r} of the schema, expected {SCHEMA_VERSION}")
-    if digest != digest_of(document):
+    if digest != _digest_of(document):
         raise ConfigurationError(f"{path} was changed after it was written: its SHA-256 is not the stated one")
     try:
         references = References.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise ConfigurationError(f"{path} has other content than expected: {_faults(error)}") from error
+    if references.digest() != digest:
+        raise ConfigurationError(f"{path} has other content than expected: its values are not written as by dicom-node")
     if model_digest is not None and (references.model.digest != model_digest or not model_digest):
         raise ConfigurationError(
             f"{path} is of a model with the digest {references.model.digest or 'unknown'}, expected "
             f"{model_digest or 'a known one'}: values of different models can't be compared"
         )
     return references
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _faults(error: ValidationError) -> str:

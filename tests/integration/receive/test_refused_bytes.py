@@ -1,0 +1,180 @@
+"""What a sender was told is not stored never takes the place of what it sent afterwards."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import time
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from sqlalchemy import select
+
+from dicom_node.receive.adopt import Adoption, adopt_unclaimed
+from dicom_node.store.clock import now_utc
+from dicom_node.store.schema import series_revision
+from dicom_node.types import Completion
+from tests.support.waiting import wait_until
+
+from .conftest import ct_slice, dataset_bytes, encoded
+from .peer import Peer, pdu, pdv_command, pdv_data, store_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydicom import Dataset
+
+    from .conftest import Node
+
+SERIES = "1.2.3.4"
+SLICES = 6
+LONG_AGO_S = 3600
+
+
+@contextmanager
+def locked_ledger(node: Node) -> Iterator[None]:
+    """Another program holds the write lock of SQLite."""
+    other = sqlite3.connect(node.root.parent / "ledger.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def series(description: str) -> list[Dataset]:
+    """The same series each time, but for its description."""
+    slices = [ct_slice(number, SERIES) for number in range(SLICES)]
+    for number, each in enumerate(slices):
+        each.SOPInstanceUID = each.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{number}"
+        each.SeriesDescription = description
+    return slices
+
+
+def store(node: Node, datasets: list[Dataset], while_sent: AbstractContextManager | None = None) -> list[int]:
+    """Send on one association and release it; the statuses. The ledger knows the association before ``while_sent``."""
+    peer = Peer(node.port)
+
+    def status_of(dataset: Dataset) -> int:
+        peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
+        peer.send(pdv_data(1, encoded(dataset, ExplicitVRLittleEndian), last=True))
+        return peer.status()
+
+    assert status_of(ct_slice(1, series_uid="1.2.3.9")) == 0
+    with while_sent or nullcontext():
+        statuses = [status_of(each) for each in datasets]
+    peer.send(pdu(5, bytes(4)))
+    assert peer.read_pdu()[0] == 6
+    peer.close()
+    wait_until(lambda: not node.listener._connections.all())
+    return statuses
+
+
+def age(node: Node) -> None:
+    """Everything in the spool was written an hour ago, the older files before the newer ones."""
+    for number, path in enumerate(sorted(node.root.rglob("*.*"), key=lambda path: path.stat().st_mtime_ns)):
+        os.utime(path, (time.time() - LONG_AGO_S + number,) * 2)
+
+
+def adopt(node: Node) -> Adoption:
+    age(node)
+    return adopt_unclaimed(node.spool, node.ledger.arrivals, node.ledger.retention.claims, older_than_s=60)
+
+
+def descriptions(node: Node) -> list[bool]:
+    """For each current instance, whether its bytes are those of the corrected series."""
+    names, _ = node.ledger.arrivals.current_instances(SERIES)
+    return [b"corrected" in dataset_bytes(node.spool.path(name)) for name in names]
+
+
+def revisions(node: Node) -> list[str]:
+    states = select(series_revision.c.state).where(series_revision.c.series_instance_uid == SERIES)
+    with node.ledger.database.read() as db:
+        return list(db.execute(states).scalars())
+
+
+def complete(node: Node) -> None:
+    due = node.ledger.arrivals.due_revisions(now_utc())
+    (revision,) = (each for each in due if each.series_instance_uid == SERIES)
+    assert node.ledger.arrivals.complete(revision, Completion(complete=True, reason="by the test"), now_utc())
+
+
+@pytest.fixture
+def quick_node(start_node, monkeypatch) -> Node:
+    """A node that waits for its ledger for a moment only."""
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 50)
+    return start_node()
+
+
+@pytest.mark.parametrize("resent", [SLICES, 3], ids=["all", "half"])
+def test_refused_bytes_never_win_over_a_corrected_series(quick_node, resent):
+    node = quick_node
+    assert store(node, series("wrong"), locked_ledger(node)) == [0xA700] * SLICES
+    assert store(node, series("corrected")[:resent]) == [0] * resent
+    complete(node)
+    assert adopt(node) == Adoption(adopted=0, removed=SLICES)
+    assert descriptions(node) == [True] * resent
+    assert revisions(node) == ["COMPLETE"]
+    assert node.files() == {row.spool_name for row in node.rows()}
+
+
+@pytest.mark.parametrize("clock", ["right", "set back"])
+def test_files_whose_refusal_could_not_be_marked_are_kept_but_never_win(quick_node, monkeypatch, clock):
+    node = quick_node
+
+    def disk_is_full(*_):
+        raise OSError(errno.ENOSPC, "")
+
+    with monkeypatch.context() as full, structlog.testing.capture_logs() as log:
+        full.setattr(Path, "touch", disk_is_full)
+        assert store(node, series("wrong"), locked_ledger(node)) == [0xA700] * SLICES
+    assert [line["event"] for line in log].count("instance.refusal_not_marked") == SLICES
+    if clock == "set back":
+        monkeypatch.setattr("dicom_node.store.spool.time.time_ns", lambda: 10**15)
+    assert store(node, series("corrected")) == [0] * SLICES
+    complete(node)
+    assert adopt(node) == Adoption(adopted=SLICES, removed=0)
+    assert descriptions(node) == [True] * SLICES
+    assert revisions(node) == ["COMPLETE"]
+    current = [row.current for row in node.rows() if row.series_instance_uid == SERIES]
+    assert current == [True] * SLICES + [False] * SLICES
+    node.assert_consistent()
+    assert adopt(node) == Adoption(adopted=0, removed=0)
+
+
+def test_refused_instance_that_was_recorded_all_the_same_is_kept(quick_node, monkeypatch):
+    """The connection to the database breaks after its COMMIT."""
+    node = quick_node
+    record = node.ledger.arrivals.record_instance
+
+    def break_off(received):
+        receipt = record(received)
+        if received.series_instance_uid == SERIES:
+            raise OSError("the answer to COMMIT was lost")
+        return receipt
+
+    monkeypatch.setattr(node.ledger.arrivals, "record_instance", break_off)
+    assert store(node, series("wrong")) == [0xA700] * SLICES
+    monkeypatch.undo()
+    assert adopt(node) == Adoption(adopted=0, removed=0)
+    node.assert_consistent()
+    assert store(node, series("corrected")) == [0] * SLICES
+    assert adopt(node) == Adoption(adopted=0, removed=0)
+    assert descriptions(node) == [True] * SLICES
+    node.assert_consistent()
+
+
+def test_marks_are_left_until_a_commit_cannot_be_under_way(quick_node):
+    node = quick_node
+    store(node, series("wrong"), locked_ledger(node))
+    files = node.files()
+    assert len(files) == 1 + 2 * SLICES
+    adopted = adopt_unclaimed(node.spool, node.ledger.arrivals, node.ledger.retention.claims, older_than_s=0)
+    assert adopted == Adoption(adopted=0, removed=0)
+    assert node.files() == files
