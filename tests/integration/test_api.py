@@ -87,6 +87,14 @@ def test_results_read_back_equal_those_found(series, model, tmp_path):
     assert read == pytest.approx(measured)
 
 
+def test_a_wrong_file_of_percentiles_is_found_before_the_run(series, tmp_path):
+    (tmp_path / "p.json").write_text("[]")
+    for name, says in (("gone.json", "can't be read: No such file"), ("p.json", "is no file of reference percentiles")):
+        asked = api.ResultRequest(percentiles=str(tmp_path / name))
+        with pytest.raises(api.ConfigurationError, match=says):
+            api.segment(series, "tissue", results=asked, progress=lambda *_: pytest.fail("it ran"))
+
+
 def test_volume_and_its_images_give_the_same_labels(case, series, model):
     of_series = api.segment(series, model)
     of_volume = api.segment(api.volume(case.volume.voxels_zyx, case.volume.geometry.affine_lps), model)

@@ -38,7 +38,9 @@ from dicom_node.cli import main
 from dicom_node.demo.phantom_series import write_series
 from dicom_node.encode.run import encode
 from dicom_node.errors import EncodingError
+from dicom_node.percentiles import OfModel
 from dicom_node.reconstruct import reconstruct
+from dicom_node.results import read_report
 from dicom_node.segment import outputs
 from dicom_node.segment.context import _COMPLETION_REASON, _DEVICE_UID
 from dicom_node.standard.files import read_headers, read_series_folder
@@ -50,6 +52,7 @@ from inference.tissue import TissueSegmenter
 from tests.support.ct_series import Stack, enhanced, noise
 from tests.support.ct_series import write as write_ct
 from tests.support.nnunet_models import random_package, write_model, write_package
+from tests.support.reference_percentiles import curve, references, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,9 +254,48 @@ def test_every_kind_of_result_can_be_requested(series, tmp_path):
     assert "shape" not in (tmp_path / "measurements.csv").read_text()
 
 
+def test_percentiles_are_stated_and_another_file_is_another_request(tmp_path, monkeypatch):
+    """Of a block of soft tissue in air, in a woman of 49; without her sex there are none."""
+    monkeypatch.chdir(tmp_path)
+    stored_values = np.zeros((12, 40, 48), np.uint16)
+    stored_values[3:9, 8:32, 8:40] = 1064
+    (tmp_path / "ct").mkdir()
+    write_ct(tmp_path / "ct", Stack(stored_values))
+    asked = "segmentation: none, percentiles: p.json"
+
+    def write_percentiles(first_ml: float) -> None:
+        identity = TissueSegmenter().identity
+        model = OfModel(name=identity.name, version=identity.version, digest=identity.digest)
+        at = {"ages_years": (49, 50), "patients_near": (30, 31)}
+        volume = curve("soft_tissue", "volume_ml", "F", 0, 0, **at, values=tuple((first_ml + k,) * 2 for k in range(7)))
+        written(tmp_path / "p.json", references((volume,), model=model))
+
+    def segmented() -> tuple[bool, list[float | None]]:
+        answered = call("ct", "--model", "tissue", "--results", asked, "--out", "out", "--json")
+        assert answered.exit_code == 0, answered.output
+        (structure,) = read_report(tmp_path / "out" / "report.dcm")
+        return json.loads(answered.stdout)[0]["skipped"], [value.percentile for value in structure.values]
+
+    write_percentiles(0)
+    assert segmented() == (False, [None] * 6)
+    (block,) = json.loads((tmp_path / "out" / "measurements.json").read_text())["structures"]
+    write_percentiles(block["volume_ml"] - 3)
+    for path in (tmp_path / "ct").iterdir():
+        dataset = dcmread(path)
+        dataset.PatientSex = "F"
+        dataset.save_as(path)
+    assert segmented() == (False, [50, *[None] * 5])
+    first = summary_of(tmp_path / "out")["results"][0]["sop_instance_uid"]
+    assert segmented() == (True, [50, *[None] * 5])
+    write_percentiles(block["volume_ml"] - 2)
+    assert segmented() == (False, [25, *[None] * 5])
+    assert summary_of(tmp_path / "out")["results"][0]["sop_instance_uid"] != first
+
+
 @pytest.mark.parametrize(
     ("results", "says"),
     [
+        ("percentiles: gone.json", "gone.json can't be read: No such file or directory"),
         ("segmentation: auto", "require a destination"),
         ("notice: true", "require a destination"),
         ("to: pacs", "to"),
