@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 NAMES = {3: "kidney_left", 7: "kidney_right", 9: "aorta", 201: "liver"}
 GRID = geometry((6, 12, 16))
 FILE = "percentiles.json"
-ASKED = ResultRequest(SegmentationForm.NONE, document=True, percentiles=FILE)
+ASKED = ResultRequest(SegmentationForm.NONE, percentiles=FILE)
+WITH_PAGE = replace(ASKED, document=True)
 
 
 def labels_zyx() -> np.ndarray:
@@ -139,7 +140,7 @@ def test_highdicom_reads_the_percentile_as_a_property_of_its_measurement():
 
 
 def test_report_and_page_say_that_this_is_research_in_which_cohort():
-    results, digest = made(), sample().digest()
+    results, digest = made(request=WITH_PAGE), sample().digest()
     (said,) = (each for each in comments(results[ResultKind.REPORT].dataset) if "ercentile" in each)
     page = text_of(results[ResultKind.DOCUMENT])
     assert said in page
@@ -179,17 +180,19 @@ NONE = {
 
 
 @pytest.mark.parametrize("name", NONE)
-def test_without_percentiles_report_and_page_say_why_once(name):
+def test_without_percentiles_the_report_says_why_once(name):
     document, header, reason = NONE[name]
-    results = made(document, **header)
-    sr, page = results[ResultKind.REPORT].dataset, text_of(results[ResultKind.DOCUMENT])
+    sr = made(document, **header)[ResultKind.REPORT].dataset
     (said,) = (each for each in comments(sr) if "ercentile" in each)
     assert said.startswith("No percentile in the cohort sample (research) is stated: ")
     assert reason in said
-    assert said in page
-    assert page.count("No percentile in the cohort") == 1
-    assert "RESEARCH PERCENTILES" not in page
     assert {"121415", "121405", "121406"}.isdisjoint(concepts(sr))
+
+
+def test_without_percentiles_the_page_says_why_once():
+    page = text_of(made(request=WITH_PAGE, PatientSex="O")[ResultKind.DOCUMENT])
+    assert page.count("No percentile in the cohort sample (research) is stated: the sex of the patient") == 1
+    assert "RESEARCH PERCENTILES" not in page
 
 
 def test_age_is_that_of_the_birth_date_where_none_is_stated(tmp_path):
@@ -204,7 +207,7 @@ def test_age_is_that_of_the_birth_date_where_none_is_stated(tmp_path):
 
 
 def test_without_the_option_nothing_is_said():
-    request = replace(ASKED, percentiles="")
+    request = replace(WITH_PAGE, percentiles="")
     results = made(request=request)
     assert "ercentile" not in text_of(results[ResultKind.DOCUMENT])
     sr = results[ResultKind.REPORT].dataset
@@ -213,9 +216,9 @@ def test_without_the_option_nothing_is_said():
 
 
 def test_only_the_requested_structures_are_placed(tmp_path):
-    results = made(request=replace(ASKED, structures=("liver",)))
-    assert set(stored(results[ResultKind.REPORT], tmp_path)) == {"liver"}
-    assert "no percentiles of any structure that was found" in text_of(results[ResultKind.DOCUMENT])
+    sr = made(request=replace(ASKED, structures=("liver",)))[ResultKind.REPORT]
+    assert set(stored(sr, tmp_path)) == {"liver"}
+    assert any("no percentiles of any structure that was found" in each for each in comments(sr.dataset))
 
 
 # ---- what makes another object
@@ -226,18 +229,17 @@ def uids(*documents: References, request: ResultRequest = ASKED) -> list[str]:
 
 
 def test_uids_follow_from_option_and_content_of_the_file():
-    pages = replace(ASKED, capture=True)
+    pages = replace(WITH_PAGE, capture=True)
     plain = set(uids(sample(), request=replace(pages, percentiles="")))
     with_sample, with_other = set(uids(sample(), request=pages)), set(uids(sample(node_version="9"), request=pages))
     assert len(plain) == len(with_sample) == len(with_other)
     assert not plain & with_sample
     assert not with_sample & with_other
-    assert uids(sample()) == uids(sample())
 
 
 def test_one_file_under_two_names_gives_one_object_and_two_files_two():
     source = reconstruction(GRID)
-    requests = {name: replace(ASKED, document=False, percentiles=name) for name in ("a", "copy of a", "b")}
+    requests = {name: replace(ASKED, percentiles=name) for name in ("a", "copy of a", "b")}
     files = {"a": sample(), "copy of a": sample(), "b": sample(node_version="9")}
     found = encode(source, LABELS, measured(source, LABELS), CONTEXT, requests, files)
     assert [each.destinations for each in found] == [("a", "copy of a"), ("b",)]
@@ -261,7 +263,7 @@ def test_a_report_with_another_percentile_is_refused(which, percentile):
     segments = present_segments(LABELS, measured(SOURCE, LABELS), identity)
     ranked = Placing.of(sample(), SOURCE.headers[0], MODEL).ranked(segments)
     first, *others = (Finding(segment, None) for segment in ranked)
-    content = made(request=replace(ASKED, document=False))[ResultKind.REPORT].content
+    content = made()[ResultKind.REPORT].content
     refuse_other_measurements(content, (first, *others))
     rank = getattr(first.segment, which)
     other = None if percentile is None else replace(rank, percentile=percentile)
