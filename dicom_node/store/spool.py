@@ -19,26 +19,24 @@ import mmap
 import os
 import re
 import threading
-import time
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dicom_node.errors import StoreUnavailable
-from dicom_node.store.durable import FILE_MODE, PART, sync_folder, write_new
+from dicom_node.store.clock import now_ns, now_utc
+from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, write_all, write_new
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from dicom_node.standard.part10 import FileMeta
     from dicom_node.types import EncodedResult
 
-_FOLDER_MODE = 0o700
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
 _COMPLETE, _REFUSED = ".dcm", ".refused"
@@ -70,7 +68,7 @@ class InstanceWriter:
             StoreUnavailable: no space, no access.
         """
         self.size_bytes = 0
-        self._spool = spool
+        self._spool, self._disk = spool, spool.disk
         self._digest = hashlib.sha256()
         self.name = spool.new_instance_name()
         """Its name in the spool, once it is committed."""
@@ -81,7 +79,7 @@ class InstanceWriter:
         self._head_bytes = len(head)
         with _translated("opening a spool file"):
             spool.make_folder(self._final.parent)
-            self._descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+            self._descriptor = self._disk.create(self._part)
         try:
             self._write(head)
         except StoreUnavailable:
@@ -119,28 +117,26 @@ class InstanceWriter:
             StoreUnavailable: disk full or failing; there is no file under the final name.
         """
         with _translated("syncing a spool file"):
-            self._part.rename(self._final)
+            self._disk.rename(self._part, self._final)
             self._committed = True
             try:
                 self._spool.sync(self._descriptor, self._final.parent)
             except OSError:
-                self._final.unlink(missing_ok=True)
-                sync_folder(self._final.parent)
+                self._disk.unlink(self._final)
+                self._disk.sync_folder(self._final.parent)
                 raise
         return SpooledInstance(self.name, self._digest.hexdigest(), self.size_bytes)
 
     def _write(self, fragment: bytes | memoryview) -> None:
-        with _translated("writing a spool file"), memoryview(fragment) as view:
-            written = 0
-            while written < len(view):
-                written += os.write(self._descriptor, view[written:])
+        with _translated("writing a spool file"):
+            write_all(self._descriptor, fragment, self._disk)
 
     def _leave(self) -> None:
         with suppress(OSError):
             os.close(self._descriptor)
         if not self._committed:
             with suppress(OSError):
-                self._part.unlink()
+                self._disk.unlink(self._part)
 
 
 class ResultWriting:
@@ -151,8 +147,8 @@ class ResultWriting:
     """
 
     def __init__(self, spool: Spool) -> None:
-        self._spool = spool
-        self._writers = ThreadPoolExecutor(_RESULTS_AT_ONCE, "spool-result")
+        self._spool, self._disk = spool, spool.disk
+        self._writers = self._disk.threads(_RESULTS_AT_ONCE, "spool-result")
         self._writing: list[Future[tuple[ResultInstance, str]]] = []
         self._paths: list[Path] = []
 
@@ -172,10 +168,10 @@ class ResultWriting:
         with _translated("naming the results"):
             for path in self._paths:
                 part = path.with_suffix(PART)
-                os.utime(part)  # restarts the sweep's clock: the row is written next
-                part.rename(path)
+                self._disk.freshen(part)  # restarts the sweep's clock: the row is written next
+                self._disk.rename(part, path)
             for folder in sorted({path.parent for path in self._paths}):
-                sync_folder(folder)
+                self._disk.sync_folder(folder)
         return stored
 
     def abandon(self) -> None:
@@ -184,7 +180,7 @@ class ResultWriting:
         for path in self._paths:
             for each in (path, path.with_suffix(PART)):
                 with suppress(OSError):
-                    each.unlink(missing_ok=True)
+                    self._disk.unlink(each)
 
     def end(self) -> None:
         """Wait for the writes in progress."""
@@ -194,7 +190,7 @@ class ResultWriting:
         final = self._spool.path(name)
         with _translated("writing a result"):
             self._spool.make_folder(final.parent)
-            digest = write_new(final.with_suffix(PART), encoded.content)
+            digest = write_new(final.with_suffix(PART), encoded.content, self._disk)
         instance = ResultInstance(
             kind=encoded.kind,
             sop_class_uid=encoded.sop_class_uid,
@@ -212,22 +208,23 @@ class ResultWriting:
 class Spool:
     """The folder of received instances and results. Safe to use from several threads and processes at once."""
 
-    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False, disk: Disk = DISK) -> None:
         """Creates ``root`` if it is missing; ``read_only``: the caller only reads, and it must be there.
 
         Raises:
             StoreUnavailable: it can't be created, or is not there.
         """
         self._root = root.absolute()
+        self.disk = disk
         with _translated("opening the spool folder" if read_only else "making the spool folder"):
             if read_only:
                 os.scandir(self._root).close()
             else:
-                self._root.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
-                self._root.chmod(_FOLDER_MODE)
+                self._root.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+                self._root.chmod(FOLDER_MODE)
         self._durable_folders: set[Path] = set()
         self._order = _Order(self._highest_order)
-        self._folder_syncs = ThreadPoolExecutor(_FOLDER_SYNC_THREADS, thread_name_prefix="folder sync")
+        self._folder_syncs = disk.threads(_FOLDER_SYNC_THREADS, "folder sync")
 
     def open_instance(self, meta: FileMeta) -> InstanceWriter:
         """A writer for one instance that arrives in fragments.
@@ -280,7 +277,7 @@ class Spool:
     def delete(self, spool_name: str) -> None:
         """Remove a file if it exists; if that fails, the sweep of unclaimed files removes it later."""
         with suppress(OSError):
-            self.path(spool_name).unlink(missing_ok=True)
+            self.disk.unlink(self.path(spool_name))
 
     def mark_refused(self, spool_name: str) -> None:
         """Note durably that the sender of an instance is told that it is not stored; nothing if there is no such file.
@@ -294,8 +291,8 @@ class Spool:
         path = self.path(spool_name)
         with _translated("marking a refused instance"):
             if path.exists():
-                path.with_suffix(_REFUSED).touch(FILE_MODE)
-                sync_folder(path.parent)
+                self.disk.touch(path.with_suffix(_REFUSED))
+                self.disk.sync_folder(path.parent)
 
     def refused(self, older_than_s: float) -> Iterator[str]:
         """Spool names of all instances marked as refused at least that long ago; the file itself may be gone."""
@@ -304,13 +301,13 @@ class Spool:
 
     def unmark_refused(self, spool_name: str) -> None:
         """Remove the mark of an instance that has a row, or whose file is gone."""
-        self.path(spool_name).with_suffix(_REFUSED).unlink(missing_ok=True)
+        self.disk.unlink(self.path(spool_name).with_suffix(_REFUSED))
 
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove temporary files of killed processes; returns how many."""
         leftovers = list(self._files(PART, older_than_s))
         for path in leftovers:
-            path.unlink(missing_ok=True)
+            self.disk.unlink(path)
         return len(leftovers)
 
     def names(self, older_than_s: float) -> Iterator[str]:
@@ -323,11 +320,11 @@ class Spool:
 
     def new_name(self) -> str:
         """A new, unique name: day, hour and a random UUID (one new folder per hour, because each costs a sync)."""
-        return f"{datetime.now(UTC):%Y%m%d/%H}/{uuid.uuid4().hex}.dcm"
+        return f"{now_utc():%Y%m%d/%H}/{uuid.uuid4().hex}.dcm"
 
     def new_instance_name(self) -> str:
         """A new, unique name for a received instance, with its place in the order of arrival (:func:`order_of`)."""
-        return f"{datetime.now(UTC):%Y%m%d/%H}/{self._order.next():016x}-{uuid.uuid4().hex[:16]}.dcm"
+        return f"{now_utc():%Y%m%d/%H}/{self._order.next():016x}-{uuid.uuid4().hex[:16]}.dcm"
 
     def continue_order(self) -> None:
         """Find the last place in the order of arrival now, in the names of all files, not when it is needed first."""
@@ -341,8 +338,8 @@ class Spool:
         if folder == self._root or (folder in self._durable_folders and folder.is_dir()):
             return
         self.make_folder(folder.parent)
-        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-        sync_folder(folder.parent)
+        self.disk.make_folder(folder)
+        self.disk.sync_folder(folder.parent)
         self._durable_folders.add(folder)
 
     def sync(self, descriptor: int, folder: Path) -> None:
@@ -352,14 +349,14 @@ class Spool:
         Raises:
             OSError: one of them failed.
         """
-        folder_synced = self._folder_syncs.submit(sync_folder, folder)
+        folder_synced = self._folder_syncs.submit(self.disk.sync_folder, folder)
         try:
-            os.fsync(descriptor)
+            self.disk.sync_file(descriptor)
         finally:
             folder_synced.result()
 
     def _files(self, suffix: str, older_than_s: float, unless_beside: str = "") -> Iterator[Path]:
-        newest = time.time() - older_than_s
+        newest = now_utc().timestamp() - older_than_s
         for folder, folders, names in os.walk(self._root):
             folders.sort()
             present = set(names)
@@ -391,7 +388,7 @@ class _Order:
         """The next number."""
         with self._turn:
             last = self._find_last() if self._last is None else self._last
-            self._last = max(time.time_ns() // 1000, last + 1)
+            self._last = max(now_ns() // 1000, last + 1)
             return self._last
 
 

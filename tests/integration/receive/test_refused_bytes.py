@@ -136,7 +136,7 @@ def test_files_whose_refusal_could_not_be_marked_are_kept_but_never_win(quick_no
         assert store(node, series("wrong"), locked_ledger(node)) == [0xA700] * SLICES
     assert [line["event"] for line in log].count("instance.refusal_not_marked") == SLICES
     if clock == "set back":
-        monkeypatch.setattr("dicom_node.store.spool.time.time_ns", lambda: 10**15)
+        monkeypatch.setattr("dicom_node.store.spool.now_ns", lambda: 10**15)
     assert store(node, series("corrected")) == [0] * SLICES
     complete(node)
     assert adopt(node) == Adoption(adopted=SLICES, removed=0)

@@ -77,7 +77,7 @@ def test_failing_disk_is_store_unavailable_and_leaves_nothing(spool, monkeypatch
 
     failing = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)})
     setattr(failing, call, fail)
-    monkeypatch.setattr("dicom_node.store.spool.os", failing)
+    monkeypatch.setattr("dicom_node.store.durable.os", failing)
     with pytest.raises(StoreUnavailable, match=errno.errorcode[code]):
         write_instance(spool, META, UID_ELEMENT)
     assert len(files(spool)) == 1
@@ -272,7 +272,7 @@ def test_every_real_series_can_be_read(shared_data):
 
 def test_names_of_instances_keep_their_order_whatever_the_clock_does(spool, monkeypatch):
     clock = iter([5_000_000, 5_000_000, 3_000_000, 1_000_000, 9_000_000])
-    monkeypatch.setattr("dicom_node.store.spool.time.time_ns", lambda: next(clock))
+    monkeypatch.setattr("dicom_node.store.spool.now_ns", lambda: next(clock))
     orders = [order_of(write_instance(spool, META, UID_ELEMENT).spool_name) for _ in range(3)]
     restarted = Spool(spool._root)
     orders += [order_of(write_instance(restarted, META, UID_ELEMENT).spool_name) for _ in range(2)]
