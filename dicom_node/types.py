@@ -324,7 +324,8 @@ class Reconstruction:
 
     ``source`` holds the voxels of the source frames: plane k of its array *is* ``frames[k]``, rows and columns as
     stored. ``volume`` is the orthogonal input of a segmenter: the same object as ``source`` or, if the gantry was
-    tilted, ``source`` sheared upright. ``headers`` are the headers of the source instances (classic CT: one per plane,
+    tilted, ``source`` sheared upright by whole pixels.
+    ``headers`` are the headers of the source instances (classic CT: one per plane,
     in plane order; multi-frame CT: one). ``shear_xy_pixels_per_plane`` is the in-plane shift between neighbouring
     source planes in (column, row) pixels; (0, 0) without tilt.
     """
@@ -335,6 +336,14 @@ class Reconstruction:
     headers: tuple[Dataset, ...]
     shear_xy_pixels_per_plane: tuple[float, float] = (0.0, 0.0)
     notes: tuple[str, ...] = ()
+
+
+def whole_pixels(pixels: float) -> int:
+    """The whole pixels by which a source plane is shifted on the upright grid of a tilted gantry.
+
+    Half a pixel is rounded to the same side however it was computed: images and overlays meet on that grid.
+    """
+    return round(round(pixels, 6))
 
 
 @dataclass(frozen=True, slots=True)

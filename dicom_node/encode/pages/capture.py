@@ -48,7 +48,7 @@ from dicom_node.standard.part10 import (
     sequence,
     text_element,
 )
-from dicom_node.types import ResultKind
+from dicom_node.types import ResultKind, whole_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ def on_patient_axes(reconstruction: Reconstruction, labels_zyx: NDArray[np.uint8
     index_of = np.linalg.inv(volume.geometry.affine_lps) @ source.geometry.affine_lps
     moved = np.zeros(volume.geometry.shape_zyx, dtype=np.uint8)
     for k, plane in enumerate(labels_zyx):
-        x, y, _ = np.rint((index_of @ (0, 0, k, 1))[:3]).astype(int)
+        x, y, _ = map(whole_pixels, (index_of @ (0, 0, k, 1))[:3])
         place = moved[k, max(y, 0) :, max(x, 0) :]
         part = plane[max(-y, 0) :, max(-x, 0) :][: place.shape[0], : place.shape[1]]
         place[: part.shape[0], : part.shape[1]] = part
