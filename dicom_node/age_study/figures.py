@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from dicom_node.age_study.study import Study
 
 _TITLES = {"volume_ml": "Volume (ml)", "mean_hu": "Mean attenuation (HU)"}
-_COLUMNS = 8
+_COLUMNS = 6
+_LARGEST_POINT, _SMALLEST_POINT = 6.0, 2.5
+"""In points: of a handful of patients, and of thousands."""
 _PNG_DOTS_PER_INCH = 150
 _PAPER = "paper"
 _VALUES_WORTH_A_PROCESS = 50_000
@@ -94,9 +96,10 @@ def _figure(population: Population, study: Study, caption: str, what: str) -> Pi
 def _panel(axes: Axes, population: Population, study: Study, structure: str, quantity: str, font_size: float) -> None:
     values = getattr(population, quantity)[:, population.structures.index(structure)]
     colour = COLOUR_BY_GROUP[group_of(structure)]
+    size = float(np.clip(60 / np.sqrt(len(population.patients)), _SMALLEST_POINT, _LARGEST_POINT))
     # as pixels, or thousands of patients would be as many elements of the SVG
     axes.plot(
-        population.ages_years, values, ".", color=colour, alpha=0.35, markersize=2.5, markeredgewidth=0, rasterized=True
+        population.ages_years, values, ".", color=colour, alpha=0.4, markersize=size, markeredgewidth=0, rasterized=True
     )
     for group, (line, style) in _LINES.items():
         trend = study.trends.get((group, structure, quantity))

@@ -46,7 +46,8 @@ def print_table(title: str, rows: Sequence[dict[str, Any]], columns: Iterable[st
 
 def print_facts(title: str, facts: dict[str, Any]) -> None:
     """Print one fact per line; lists and mappings as JSON."""
-    table = Table("fact", "value", title=title)
+    table = Table("fact", title=title)
+    table.add_column("value", overflow="fold")  # a digest must be whole to be copied
     for name, value in facts.items():
         table.add_row(name, Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value)))
     Console().print(table)

@@ -62,7 +62,8 @@ def differences_figure(rows: Sequence[Difference], caption: str) -> str:
         f"filled: Holm's p < {SIGNIFICANT}; squares: one value per subject, its mean over structures",
         fontsize=7,
     )
-    figure.suptitle(caption, fontsize=6, wrap=True)
+    axes.tick_params(axis="x", labelsize=8)
+    figure.suptitle(f"Difference in Dice of {first} and {second}\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)
 
 
@@ -70,7 +71,7 @@ def subjects_figure(systems: Sequence[Scored], caption: str) -> str:
     """The mean Dice of each subject in every system, a line per subject that all have; SVG."""
     means = [_mean_dice(system) for system in systems]
     of_all = sorted(set.intersection(*(set(each) for each in means)))
-    figure = Figure(figsize=(2.0 + 1.6 * len(systems), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(6.5, 2.0 + 1.6 * len(systems)), 4.8), layout="constrained")
     axes = figure.subplots()
     for subject in of_all:
         axes.plot(range(len(means)), [each[subject] for each in means], "o-", color="#1b6ca8", alpha=0.45, markersize=3)
@@ -81,8 +82,10 @@ def subjects_figure(systems: Sequence[Scored], caption: str) -> str:
     axes.set_xticks(range(len(systems)), [system.name for system in systems], fontsize=8)
     axes.set_xlim(-0.4, len(systems) - 0.6)
     axes.set_ylabel("mean Dice over the structures of a subject", fontsize=8)
+    axes.tick_params(axis="y", labelsize=8)
     axes.grid(axis="y", color="#dddddd", linewidth=0.5)
-    figure.suptitle(caption, fontsize=5, wrap=True)
+    title = f"Mean Dice of each subject, a line each; n = {len(of_all)} subjects"
+    figure.suptitle(f"{title}\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)
 
 
@@ -96,18 +99,23 @@ def _mean_dice(system: Scored) -> dict[str, float]:
 def matrix_figure(names: Sequence[str], pairs: Sequence[PairAgreement], caption: str) -> str:
     """The mean Dice between each two systems as a matrix; SVG."""
     values = np.full((len(names), len(names)), np.nan)
+    counts = np.zeros(values.shape, np.int64)
     for pair in pairs:
         one, other = names.index(pair.first), names.index(pair.second)
         values[one, other] = values[other, one] = pair.summary.overall.dice.value
-    figure = Figure(figsize=(2.5 + 0.9 * len(names), 2.0 + 0.8 * len(names)), layout="constrained")
+        counts[one, other] = counts[other, one] = pair.summary.overall.subjects
+    figure = Figure(figsize=(max(6.5, 2.5 + 0.9 * len(names)), 2.5 + 0.8 * len(names)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, cmap="Blues")
     middle = 0.5
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         colour = "white" if values[row, column] > middle else "black"
-        axes.text(column, row, f"{values[row, column]:.3f}", ha="center", va="center", color=colour, fontsize=8)
+        text = f"{values[row, column]:.3f}\nn = {counts[row, column]}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(names)), names, fontsize=8, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    figure.colorbar(image, ax=axes, label="mean Dice over structures")
-    figure.suptitle(caption, fontsize=5, wrap=True)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("mean Dice over structures", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.suptitle(f"Agreement of each two; n subjects\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dicom_node.compare.differences import SIGNIFICANT, smallest_p
 from dicom_node.compare.outliers import RULE
 from dicom_node.evaluate.page import cells_of_means, with_interval
-from dicom_node.pages.html import facts, figure, numbers, page, paragraph, picture, words
+from dicom_node.pages.html import facts, figure, heading, numbers, page, paragraph, picture, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,16 +35,22 @@ HOW_TESTED = (
     "Effect: matched-pairs rank-biserial correlation; 1: the first is larger in every subject. Structures of one "
     "subject are not independent, so a group, and all, is tested on one value per subject: its mean over the "
     f"structures. Better: Holm's p < {SIGNIFICANT}. HD95 and volume error are compared where both systems found the "
-    "structure: read them with the column missed."
+    "structure."
 )
+_MISSED = "Read them with the column of structures that each has missed."
+_KINDS = {"all": "All structures together", "group": "Groups of structures", "structure": "Single structures"}
 _HOW_AGREED = (
     "Agreement does not say which of two is right. A structure that only one of both found counts as Dice 0; one that "
-    "neither found does not count. The volume difference is second less first, as a share of the first. Means over "
+    "neither found does not count; the last columns count those that only the first, and only the second, has found. "
+    "The volume difference is second less first, as a share of the first. Means over "
     "several structures are means of their means over the subjects, with 95 % bootstrap intervals ({replicates} draws "
     "of whole subjects)."
 )
 _COLUMNS = ("subjects", "first", "second", "difference (95 % CI)", "median", "p", "Holm", "FDR", "effect (95 % CI)")
-_AGREEMENT = ("subjects", "structures", "Dice", "surface Dice", "HD95 (mm)", "volume difference")
+_AGREEMENT = (
+    *("", "subjects", "structures", "Dice", "surface Dice", "HD95 (mm)", "volume difference"),
+    *("only first", "only second"),
+)
 
 
 def comparison_page(
@@ -56,9 +62,9 @@ def comparison_page(
     problems: Sequence[Problem],
 ) -> str:
     """Of systems with a truth."""
-    parts = [facts(provenance.by_title().items()), paragraph(HOW_TESTED.format(replicates=replicates))]
+    parts = [facts(provenance.by_title().items()), paragraph(HOW_TESTED.format(replicates=replicates), _MISSED)]
     parts += _warnings_of_few(rows)
-    parts.append(_overview(rows))
+    parts.append(_overview("Over all structures", rows))
     parts += map(figure, figures)
     parts += _differences(rows)
     parts.append(words("Not compared", (), ((each.id, each.reason) for each in problems), are_faults=True))
@@ -89,9 +95,10 @@ def agreement_page(
         )
         parts.append(numbers("Each against the others", ("", "subjects", "Dice", "surface Dice"), lines))
     parts += map(figure, figures)
-    if rows:
-        parts += [paragraph("Do two agree better than two others?", HOW_TESTED.format(replicates=replicates))]
-        parts += [*_warnings_of_few(rows), _overview(rows)]
+    over_all = [row for row in rows if row.of == "all"]
+    if over_all:
+        parts += [heading("Do two agree better than two others?"), paragraph(HOW_TESTED.format(replicates=replicates))]
+        parts += [*_warnings_of_few(over_all), _overview("Pairs against pairs, over all structures", over_all)]
     parts += [
         words(
             "Outliers",
@@ -139,14 +146,14 @@ def _pairs(rows: Iterable[Difference]) -> dict[tuple[str, str], None]:
     return dict.fromkeys((row.first, row.second) for row in rows)
 
 
-def _overview(rows: Sequence[Difference]) -> str:
-    columns = ("first and second", "measure", *_COLUMNS, "better")
+def _overview(title: str, rows: Sequence[Difference]) -> str:
+    columns = ("first against second", "measure", *_COLUMNS, "better")
     lines = (
-        (f"{row.first} and {row.second}", TITLES[row.measure], *_cells(row), row.better or "-")
+        (f"{row.first} against {row.second}", TITLES[row.measure], *_cells(row), row.better or "-")
         for row in rows
         if row.of == "all"
     )
-    return numbers("Over all structures", columns, lines)
+    return numbers(title, columns, lines)
 
 
 def _differences(rows: Sequence[Difference]) -> list[str]:
@@ -163,7 +170,8 @@ def _differences(rows: Sequence[Difference]) -> list[str]:
                 )
                 for row in shown
             )
-            parts.append(numbers(f"{first} and {second}: {title}", ("", *_COLUMNS, "missed", "better"), lines))
+            columns = ("", *_COLUMNS, "missed (1st, 2nd)", "better")
+            parts.append(numbers(f"{first} against {second}: {title}", columns, lines))
     return parts
 
 
@@ -184,12 +192,12 @@ def _cells(row: Difference) -> tuple[str, ...]:
 def _warnings_of_few(rows: Sequence[Difference]) -> list[str]:
     """Where no difference can be called one, however large it is: too few subjects for so many lines."""
     parts = []
-    for kind in ("all", "group", "structure"):
+    for kind, title in _KINDS.items():
         tested = [row.subjects for row in rows if row.of == kind and row.measure == "dice" and row.subjects]
         smallest = smallest_p(max(tested, default=0))
         if tested and len(tested) * smallest >= SIGNIFICANT:
             parts.append(
-                f"Kind {kind}: with {max(tested)} subjects, the exact signed-rank test gives no p below "
+                f"{title}: with {max(tested)} subjects, the exact signed-rank test gives no p below "
                 f"{smallest:.2g}, and Holm's over {len(tested)} lines none below {min(1, len(tested) * smallest):.2g}: "
                 "no difference can be called one here, however large it is."
             )
@@ -197,5 +205,4 @@ def _warnings_of_few(rows: Sequence[Difference]) -> list[str]:
 
 
 def _agreement(pair: PairAgreement, means: Sequence[Row], what: str) -> str:
-    columns = ("", *_AGREEMENT, f"only {pair.first}", f"only {pair.second}")
-    return numbers(f"{pair.name}: {what}", columns, map(cells_of_means, means))
+    return numbers(f"{pair.name}: {what}", _AGREEMENT, map(cells_of_means, means))

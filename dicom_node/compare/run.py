@@ -34,7 +34,7 @@ from dicom_node.errors import ConfigurationError, DicomNodeError
 from dicom_node.evaluate.cases import Problem
 from dicom_node.evaluate.figures import attributes_figure, structures_figure
 from dicom_node.evaluate.predicting import segmented
-from dicom_node.evaluate.provenance import Provenance, data_set_of, software_of_model, software_of_results
+from dicom_node.evaluate.provenance import Provenance, data_set_of, software_of_model, software_of_results, split_of
 from dicom_node.evaluate.run import Wanted, evaluate_folder, evaluate_model, stated_over
 from dicom_node.evaluate.summary import row_as_json, rows_by_attribute
 from dicom_node.evaluate.tables import mean_rows, write_csv, write_parquet
@@ -252,7 +252,9 @@ def compare_agreement(
         raise ConfigurationError(
             f"no two systems could be compared; {len(problems)} reasons, the first of them: {first.id}: {first.reason}"
         )
+    splits = {each.id: each.attributes.get("split") for pair in pairs for each in pair.subjects}
     provenance = combined(said, tool_of_agreement(averaging.replicates, wanted.tolerance_mm))
+    provenance = replace(provenance, split=split_of(splits.values(), None))
     found, not_judged = outliers(pairs)
     several = len(systems) > 2  # noqa: PLR2004 - of two, there is only one pair
     result = Agreement(

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 
 PAGE, TABLE_CSV, SCANS_CSV, SUMMARY_JSON = "uncertainty.html", "uncertainty.csv", "scans.csv", "uncertainty.json"
 _EXPLANATION = (
-    "Each phantom is scanned with every slice thickness and kernel, and each scan segmented. SD and CV are within a "
-    "phantom; the range is relative to the phantom's mean volume. Structures at the border of a scan are left out."
+    "Each synthetic phantom is scanned with every slice thickness and kernel, and each scan segmented. The mean is "
+    "over all scans. SD and CV (SD as a share of the mean) are those within a phantom, as root mean squares over the "
+    "phantoms; the range is of all scans, as a share of the phantom's mean volume. Missed: scans in which the "
+    "structure was not found, which count as 0 ml. Structures that the border of a scan cuts off are left out. Real "
+    "patients and scanners differ in more than this."
 )
-_COLUMNS = ("", "phantoms", "mean (ml)", "SD (ml)", "CV", "range", "CV by thickness", "CV by kernel", "missed")
+_COLUMNS = ("", "phantoms", "mean (ml)", "SD (ml)", "CV", "range of scans", "CV by thickness", "CV by kernel", "missed")
 
 
 def write_variation(out: Path, model: ModelIdentity, variation: Variation) -> None:
@@ -49,10 +52,11 @@ def _page(model: ModelIdentity, conditions: Conditions, variation: Variation) ->
         "phantoms": f"{ways.phantoms}, field of view {ways.field_of_view}",
         "slice thickness": ", ".join(f"{each:g} mm" for each in ways.thicknesses_mm),
         "kernel": ", ".join(ways.kernels),
+        "scans": str(ways.phantoms * len(ways.thicknesses_mm) * len(ways.kernels)),
         **{name.replace("_", " "): value for name, value in asdict(conditions).items()},
     }
     return page(
-        "Uncertainty of volumes",
+        "Uncertainty of volumes over slice thickness and kernel",
         (
             table_of_facts(facts.items()),
             paragraph(_EXPLANATION),

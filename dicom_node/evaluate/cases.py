@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from dicom_node.labelmaps import Image, LabelMap, LabelSource, Scan
 
-_AGE_BANDS = ((40, "under 40"), (60, "40 to 59"), (80, "60 to 79"), (1000, "80 and over"))
+AGE_BANDS = ((40, "under 40"), (60, "40 to 59"), (80, "60 to 79"), (1000, "80 and over"))
+"""In years: below which limit, and the name."""
 _STATED_ATTRIBUTES = {"contrast": "contrast", "study_type": "field of view"}
 """Columns of ``meta.csv``, and their names in the tables."""
 
@@ -78,7 +79,7 @@ def attributes_of(subject: Scan) -> dict[str, str]:
         attributes["sex"] = subject.sex
     age = subject.age_years
     if age is not None:
-        attributes["age"] = next(band for limit, band in _AGE_BANDS if age < limit)
+        attributes["age"] = next(band for limit, band in AGE_BANDS if age < limit)
     for column, name in _STATED_ATTRIBUTES.items():
         if subject.attributes.get(column):
             attributes[name] = subject.attributes[column].replace("_", " ")

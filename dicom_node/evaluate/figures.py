@@ -56,7 +56,8 @@ def structures_figure(
     shown = dict.fromkeys(group_of(name) for name in ordered)
     handles = [upper.plot([], [], "s", color=COLOUR_BY_GROUP[group], label=group)[0] for group in shown]
     upper.legend(handles=handles, loc="lower right", ncols=len(handles), fontsize=7)
-    figure.suptitle(caption, fontsize=7, wrap=True)
+    title = f"Dice and surface Dice of each structure; n = {len(subjects)} subjects"
+    figure.suptitle(f"{title}\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)
 
 
@@ -85,7 +86,8 @@ def attributes_figure(summary: Summary, caption: str) -> str | None:
     axes.set_yticks([at for at, _ in labels], [label for _, label in labels], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("mean Dice over structures, 95 % CI; dashed: all subjects", fontsize=8)
-    figure.suptitle(caption, fontsize=6, wrap=True)
+    axes.tick_params(axis="x", labelsize=8)
+    figure.suptitle(f"Mean Dice by group of subjects\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)
 
 

@@ -44,8 +44,9 @@ class Provenance:
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
-        return "; ".join(f"{title}: {value}" for title, value in self.by_title().items())
+        """All of it in one line, for a figure that is taken out of its page."""
+        said = [f"{title}: {value}" for title, value in self.by_title().items()]
+        return "; ".join([*said, "research software, not cleared for clinical use"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dicom_node.evaluate.cases import Problem
+from dicom_node.evaluate.cases import AGE_BANDS, Problem
 from inference.evaluation.means import Mean, mean_of_means
 from inference.statistics.bootstrap import REPLICATES, draws
 from inference.structures import catalogue
@@ -101,7 +101,7 @@ def summarise(subjects: Sequence[SubjectScores], names: Sequence[str], averaging
         values = [subject.attributes.get(attribute, UNKNOWN) for subject in subjects]
         if set(values) != {UNKNOWN}:
             by_attribute[attribute] = tuple(
-                table.row(value, rows=_places(values, value)) for value in sorted(set(values))
+                table.row(value, rows=_places(values, value)) for value in sorted(set(values), key=_place_in_table)
             )
     return Summary(
         overall=table.row("all"),
@@ -113,6 +113,12 @@ def summarise(subjects: Sequence[SubjectScores], names: Sequence[str], averaging
 
 def _places(values: Sequence[str], value: str) -> list[int]:
     return [place for place, each in enumerate(values) if each == value]
+
+
+def _place_in_table(value: str) -> tuple[bool, int, str]:
+    """Ages ascend, other values are sorted by name, and what is unknown comes last."""
+    bands = [band for _, band in AGE_BANDS]
+    return value == UNKNOWN, bands.index(value) if value in bands else 0, value
 
 
 def group_of(name: str) -> str:

@@ -18,12 +18,14 @@ STATEMENT = (
 )
 """On every page."""
 _STYLE = (
-    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:.5em 0 2em;font-size:13px}th,td{text-align:right;padding:.2em .7em;"
-    "border-bottom:1px solid #ddd;vertical-align:top}th:first-child,td:first-child,.words th,.words td"
-    "{text-align:left}th{background:#f4f4f4}.fault td{color:#a00000}.statement{border-left:4px solid #a00000;"
-    "padding-left:.7em}figure{margin:1em 0;overflow-x:auto}figure svg,figure img{max-width:100%;height:auto}"
-    "figcaption{font-size:13px}"
+    "body{font:15px/1.4 system-ui,sans-serif;margin:2em auto;max-width:82em;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:.5em 0 2em;font-size:13px}"
+    "th,td{text-align:right;padding:.2em .6em;border-bottom:1px solid #ddd;vertical-align:top}"
+    "th:first-child,td:first-child,.words th,.words td{text-align:left}th{background:#f4f4f4}.fault td{color:#a00000}"
+    ".statement{border-left:4px solid #a00000;padding-left:.7em}figcaption{font-size:13px}"
+    "figure{margin:1em 0;overflow-x:auto}figure svg,figure img{max-width:100%;height:auto}"
+    "@media screen{table{display:block;overflow-x:auto}.numbers td{white-space:nowrap}"
+    ".numbers td:first-child{white-space:normal;min-width:9em}}"
     "@media print{body{max-width:none;margin:0;font-size:10pt}table{font-size:8pt}tr,figure{break-inside:avoid}"
     "thead{display:table-header-group}@page{size:A4 landscape;margin:12mm}}"
 )
@@ -44,6 +46,11 @@ def paragraph(*sentences: str) -> str:
     return f"<p>{escape(' '.join(sentences))}</p>"
 
 
+def heading(title: str) -> str:
+    """Above several paragraphs, figures or tables."""
+    return f"<h2>{escape(title)}</h2>"
+
+
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """A fact per line, with its title."""
     lines = "".join(f"<tr><th>{escape(title)}</th><td>{escape(value)}</td></tr>" for title, value in rows)
@@ -52,7 +59,7 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 
 def numbers(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of numbers; the first column has words."""
-    return f"<h2>{escape(title)}</h2>{_table(columns, rows)}"
+    return f"<h2>{escape(title)}</h2>{_table(columns, rows, 'numbers')}"
 
 
 def words(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, are_faults: bool = False) -> str:
@@ -76,7 +83,7 @@ def picture(png: bytes, caption: str) -> str:
     return f'<figure><img alt="{text}" src="data:image/png;base64,{content}"><figcaption>{text}</figcaption></figure>'
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], kind: str) -> str:
     header = "".join(f"<th>{escape(column)}</th>" for column in columns)
     head = f"<thead><tr>{header}</tr></thead>" if columns else ""
     lines = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)

@@ -284,15 +284,15 @@ def test_each_reader_against_the_others_and_pairs_against_pairs(readers):
 
 
 def test_agreement_by_subject_attribute_is_that_of_the_rows(data, tmp_path):
-    """Sex and age in meta.csv of the CTs; of one subject nothing is known."""
+    """Sex, age and split in meta.csv of the CTs; of one subject nothing is known."""
     images = tmp_path / "images"
-    lines = ["image_id;age;gender"]
+    lines = ["image_id;age;gender;split"]
     for number, subject in enumerate(SUBJECTS):
         (images / subject).mkdir(parents=True)
         image = sitk.GetImageFromArray(np.full((24, 24, 24), 40, np.int16))
         image.SetSpacing((2.0, 2.0, 2.0))
         sitk.WriteImage(image, str(images / subject / "ct.nii.gz"))
-        lines.append(f"{subject};{35 + 5 * number};{'mf'[number % 2]}")
+        lines.append(f"{subject};{35 + 5 * number};{'mf'[number % 2]};{'test' if number < 3 else 'train'}")
     (images / "meta.csv").write_text("\n".join(lines[:-1]) + "\n")
     out = tmp_path / "out"
     arguments = [data / "A", data / "B", "--images", images, "--out", out, "--processes", 1, "--replicates", 100]
@@ -302,7 +302,8 @@ def test_agreement_by_subject_attribute_is_that_of_the_rows(data, tmp_path):
     assert "age: under 40" in done.stdout
     rows = pq.read_table(out / "agreement.parquet").to_pylist()
     (pair,) = json.loads((out / "comparison.json").read_text())["pairs"]
-    assert pair["by_attribute"].keys() == {"sex", "age"}
+    assert pair["by_attribute"].keys() == {"split", "sex", "age"}
+    assert [row["name"] for row in pair["by_attribute"]["age"]] == ["under 40", "40 to 59", "60 to 79", "unknown"]
     for attribute, means in pair["by_attribute"].items():
         by_value: dict[str, list[float]] = {}
         for row in rows:
@@ -313,11 +314,15 @@ def test_agreement_by_subject_attribute_is_that_of_the_rows(data, tmp_path):
     assert {row["age"] for row in rows} == {"under 40", "40 to 59", "60 to 79", None}
     in_csv = {(row["of"], row["name"]) for row in table(out / "means.csv")}
     assert {("sex", "M"), ("sex", "F"), ("sex", "unknown"), ("age", "60 to 79")} <= in_csv
-    assert all(row["split"] == "" and row["evaluated_split"] == "unknown" for row in table(out / "agreement.csv"))
+    listed = table(out / "agreement.csv")
+    assert {row["evaluated_split"] for row in listed} == {"all (none 1, test 3, train 6)"}
+    assert {row["split"] for row in listed if row["subject"] == "s02"} == {"test"}
     text = (out / "comparison.html").read_text()
     assert "<h2>A and B: by sex</h2>" in text
     assert "<h2>A and B: by age</h2>" in text
-    assert "sex: M (n = 5)" in (out / "figures" / "A B subjects.svg").read_text()
+    figure = (out / "figures" / "A B subjects.svg").read_text()
+    assert "sex: M (n = 5)" in figure
+    assert "research software" in figure
 
 
 def test_two_readers_have_no_others_and_what_only_one_has_is_listed(data, tmp_path):

@@ -164,7 +164,8 @@ def test_the_page_says_where_no_difference_could_be_shown(subjects, kinds):
     one, other = tables(5, subjects=subjects)
     rows, _ = differences([system("A", one), system("B", other)], replicates=100)
     page = comparison_page("A and B", Provenance(), 100, rows, (), ())
-    assert {kind for kind in ("all", "group", "structure") if f"Kind {kind}: with {subjects} subjects" in page} == kinds
+    titles = {"all": "All structures together", "group": "Groups of structures", "structure": "Single structures"}
+    assert {kind for kind, title in titles.items() if f"{title}: with {subjects} subjects" in page} == kinds
 
 
 def test_a_missed_structure_counts_as_dice_0_and_has_no_distance():
