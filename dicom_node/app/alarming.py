@@ -1,4 +1,6 @@
-"""The alarms of a configured node: raised by the work process, and shown by ``dicom-node status``."""
+"""The alarms of a configured node: raised by the supervisor, or by a work process that has none, and shown by
+``dicom-node status``. The supervisor looks because a process that dies again and again could not.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,12 @@ if TYPE_CHECKING:
     from dicom_node.settings import Settings
     from dicom_node.store.ledger import Ledger
 
+ALARM_LOOK_S = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class ShownAlarm:
-    """An alarm that holds now; ``since``: when the work process raised it, None if it has not done so yet."""
+    """An alarm that holds now; ``since``: when it was raised, None if it was not yet."""
 
     kind: str
     subject: str
@@ -44,11 +48,11 @@ def alarming(settings: Settings, ledger: Ledger) -> Alarming:
 
 
 def alarms_now(settings: Settings, ledger: Ledger) -> tuple[ShownAlarm, ...]:
-    """The alarms that hold now, also while the work process does not run."""
+    """The alarms that hold now, also while the node does not run."""
     since = {each.key: each.since for each in ledger.alarms.standing() if each.cleared_at is None}
     now = now_utc()
     found = alarms_of(
-        ledger.alarms.facts(now),
+        ledger.alarms.facts(),
         _disk_percent(settings.node.data_folder),
         settings.alarms,
         settings.destinations.keys(),

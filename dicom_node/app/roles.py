@@ -74,6 +74,16 @@ def refuse_if_in_use(processes: Processes, data_folder: Path, limit_s: float) ->
             time.sleep(_LOOK_AGAIN_S)
 
 
+def is_served(processes: Processes, data_folder: Path) -> bool:
+    """Whether a living supervisor has the node of `data_folder`.
+
+    Raises:
+        StoreUnavailable: the ledger is unavailable.
+    """
+    supervisor = processes.holder(Role.SERVE, _name(data_folder), WorkerName.own())
+    return supervisor is not None and supervisor.lives
+
+
 def _refuse(data_folder: Path, holder: Holder | None) -> None:
     if holder is not None:
         raise NodeInUse(f"{data_folder} is in use by {holder}")

@@ -1,4 +1,4 @@
-"""``dicom-node serve``: start the listener and the work process, restart either if it dies, stop both."""
+"""``dicom-node serve``: start the listener and the work process, restart either if it dies, stop both; raise alarms."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dicom_node.app.alarming import ALARM_LOOK_S, alarming
 from dicom_node.app.roles import refuse_if_in_use, role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
 from dicom_node.errors import StoreUnavailable
+from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.route.rules_file import load_rules
 from dicom_node.store.clock import now_utc
 from dicom_node.store.processes import Role
@@ -60,7 +62,12 @@ def serve(settings: Settings, config_file: Path) -> int:
                 structlog.get_logger().warning(
                     "sources.none", reason="no source is configured: no peer may send to this node"
                 )
-            _run_children(config_file, stop, _recorder(ledger))
+            schedule = Schedule([Sweep("alarms", ALARM_LOOK_S, alarming(settings, ledger).look)])
+            schedule.start()
+            try:
+                _run_children(config_file, stop, _recorder(ledger))
+            finally:
+                schedule.stop()
     return 0
 
 

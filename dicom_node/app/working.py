@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.app.alarming import alarming
-from dicom_node.app.roles import role_held
+from dicom_node.app.alarming import ALARM_LOOK_S, alarming
+from dicom_node.app.roles import is_served, role_held
 from dicom_node.app.signals import stop_on_signals
 from dicom_node.app.stores import open_store
 from dicom_node.deliver.abilities import Abilities
@@ -60,7 +60,6 @@ _HOUSEKEEPING_SWEEP_S = 60.0
 _ADOPTION_SWEEP_S = 300.0
 _UNCLAIMED_AGE_S = 60.0
 _NIGHTLY_LOOK_S = 60.0
-_ALARM_LOOK_S = 30.0
 _SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
 """A file without a row is as old as that only if the sweep that records or removes it does not run."""
 _ADOPTION_AT_START_S = (0.0, _UNCLAIMED_AGE_S)
@@ -177,6 +176,12 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
     def check() -> LedgerReport:
         return check_ledger(ledger.consistency, spool, unclaimed_age_s=_SWEPT_BY_S, is_stopping=stop.is_set)
 
+    alarms = alarming(settings, ledger)
+
+    def look_for_alarms() -> None:
+        if not is_served(ledger.processes, settings.node.data_folder):  # the supervisor looks, whatever happens to us
+            alarms.look()
+
     def keep(report: LedgerReport) -> None:
         ledger.alarms.record_check(report.violations)
 
@@ -185,7 +190,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
         Sweep("recovery", _RECOVERY_SWEEP_S, recover),
         Sweep("adoption", _ADOPTION_SWEEP_S, adopt, first_pauses_s=_ADOPTION_AT_START_S),
         Sweep("housekeeping", _HOUSEKEEPING_SWEEP_S, keep_house),
-        Sweep("alarms", _ALARM_LOOK_S, alarming(settings, ledger).look),
+        Sweep("alarms", ALARM_LOOK_S, look_for_alarms),
         *_nightly(settings.operate.ledger_check, check, keep),
         *(Sweep(f"delivery to {name}", every, deliver_to(name)) for name in settings.destinations),
     ]

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_node.errors import ConfigurationError, FileUnreadable, NetworkError
 from dicom_node.network.dimse import PENDING, SUCCESS
 from dicom_node.network.requestor import Association, Peer
+from dicom_node.receive.count import MOST_INSTANCES
 from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.attributes import text
 from dicom_node.standard.files import COPY, PassedOver, passed_over_beside, read_file, read_repeated
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from dicom_node.types import SourceInstance
 
 _LARGEST_PDU_BYTES = 131072
+_LONGEST_COUNT = 12
+"""Characters of its VR, IS (PS3.5 6.2)."""
 _SUBOPERATIONS_FAILED = 0xB000
 """Sub-operations complete, with failures or warnings (PS3.4 C.4.2.1.5); the count says what is missing."""
 _OF_STUDIES = frozenset(
@@ -324,7 +327,8 @@ def _series_of(find: Find, study: str, keys: Mapping[str, str]) -> Iterator[Sele
     for found in find("SERIES", asked):
         uid, count = text(found, "SeriesInstanceUID"), text(found, "NumberOfSeriesRelatedInstances")
         if is_well_formed_uid(uid):
-            yield Selected(uid, study, int(count) if count.isdecimal() and int(count) > 0 else None)
+            is_count = count.isdecimal() and len(count) <= _LONGEST_COUNT and 0 < int(count) <= MOST_INSTANCES
+            yield Selected(uid, study, int(count) if is_count else None)
 
 
 def _find(association: Association, level: str, keys: Mapping[str, str]) -> list[Dataset]:

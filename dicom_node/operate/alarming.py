@@ -118,7 +118,7 @@ class Mail:
         """See Channel."""
         mail = EmailMessage()
         mail["From"], mail["To"] = self._sender, ", ".join(self._recipients)
-        mail["Subject"] = f"{message.node}: {len(message.raised)} alarms raised, {len(message.cleared)} cleared"
+        mail["Subject"] = f"{message.node}: alarms: {len(message.raised)} raised, {len(message.cleared)} cleared"
         mail["Date"], mail["Message-ID"] = formatdate(), make_msgid(domain=self._sender.rpartition("@")[2])
         mail.set_content(message.as_text())
         with smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_S) as server:
@@ -207,7 +207,7 @@ class Alarming:
         now = now_utc()
         before = self._book.standing()
         standing = {each.key for each in before if each.cleared_at is None}
-        facts, disk = self._book.facts(now), self._disk_percent()
+        facts, disk = self._book.facts(), self._disk_percent()
         found = {alarm.key: alarm for alarm in alarms_of(facts, disk, self._limits, self._destinations, now, standing)}
         if found.keys() != standing:
             before = self._book.change(lambda book: _changed(book, found.values(), now))

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, delete, func, insert, or_, select
+from sqlalchemy import case, delete, func, insert, select
 
 from dicom_node.store.schema import delivery, installation, job
 from dicom_node.store.states import DeliveryState, JobState
@@ -49,8 +49,8 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the alarms are decided from. ``queued`` and ``queued_since``: jobs that may start and have not, without
-    those of cohorts. ``violations``: of the last daily check of the ledger, by kind.
+    """What the alarms are decided from. ``queued`` and ``queued_since``: jobs that wait for their turn or for
+    another attempt, without those of cohorts. ``violations``: of the last daily check of the ledger, by kind.
     """
 
     queued: int
@@ -84,11 +84,10 @@ class Alarms:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def facts(self, now: datetime) -> Facts:
+    def facts(self) -> Facts:
         """The facts at this moment."""
-        may_start = or_(job.c.not_before.is_(None), job.c.not_before <= now)
         queued = select(func.count().label("n"), func.min(job.c.created_at).label("since")).where(
-            job.c.state == JobState.QUEUED, job.c.priority >= 0, may_start
+            job.c.state == JobState.QUEUED, job.c.priority >= 0
         )
         failed = select(func.count()).select_from(job).where(job.c.state == JobState.FAILED)
         waiting = (

@@ -23,6 +23,7 @@ from dicom_node.cohort.dicomweb import WebArchive
 from dicom_node.cohort.sources import DimseArchive, Pulled, Wanted, read_list
 from dicom_node.errors import ConfigurationError, ConnectionLost, NetworkError
 from dicom_node.store.cohorts import Selected
+from tests.support.dicom_peers import with_count
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 
@@ -93,6 +94,18 @@ def test_studies_are_queried_first_and_then_the_series_of_each(dimse):
     assert [each["QueryRetrieveLevel"] for each in asked] == ["STUDY", "SERIES", "SERIES"]
     assert asked[0]["StudyDate"] == "2020"
     assert [(each["StudyInstanceUID"], each["Modality"]) for each in asked[1:]] == [("1.2", "CT"), ("1.3", "CT")]
+
+
+@pytest.mark.parametrize("count", ["2147483648", "999999999999", "0", "-1"])
+def test_count_that_is_none_is_left_out(dimse, count):
+    def find(event):
+        if event.identifier.QueryRetrieveLevel == "STUDY":
+            yield 0xFF00, answer(StudyInstanceUID="1.2")
+        else:
+            found = answer(SeriesInstanceUID="1.2.1")
+            yield 0xFF00, with_count(found, count)
+
+    assert list(dimse(find).select()) == [Selected("1.2.1", "1.2", None)]
 
 
 def test_refused_query_is_reported_with_its_status(dimse):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
 import structlog
+import yaml
 
+from dicom_node.app import supervise
 from dicom_node.operate import alarming
 from dicom_node.operate.alarming import Alarming, channels_of
-from dicom_node.settings import AlarmSettings
+from dicom_node.settings import AlarmSettings, load_settings
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from tests.support.alarm_receivers import mail_server, web_server
@@ -107,7 +110,7 @@ def test_mail_goes_to_every_recipient(book):
         node.look_until(lambda: told(book) == [("disk", True, ("mail",))])
     (message,) = server.received
     assert (message["From"], message["To"]) == (SENDER, ", ".join(RECIPIENTS))
-    assert message["Subject"] == "CT-NODE: 1 alarms raised, 0 cleared"
+    assert message["Subject"] == "CT-NODE: alarms: 1 raised, 0 cleared"
     assert message["Message-ID"].endswith("@hospital.example>")
     assert "disk: 90 % of the disk are used; the limit is 80 %" in message.get_content()
 
@@ -170,3 +173,29 @@ def test_alarm_that_nobody_was_told_of_is_forgotten_when_it_is_over(book):
     node.look(90)
     node.look(10)
     assert book.standing() == ()
+
+
+def test_supervisor_tells_of_processes_that_die_again_and_again(tmp_path, monkeypatch):
+    stop = threading.Event()
+    monkeypatch.setattr(supervise, "ALARM_LOOK_S", 0.05)
+    monkeypatch.setattr(supervise, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(supervise, "stop_on_signals", lambda: stop)
+    monkeypatch.setattr(sys, "executable", "false")
+    (tmp_path / "rules.yaml").write_text("rules: []")
+    with web_server() as server:
+        settings = {"node": {"data_folder": "data"}, "alarms": {**hook(server), "disk_percent": 100}}
+        (tmp_path / "node.yaml").write_text(yaml.safe_dump(settings))
+        serving = threading.Thread(
+            target=supervise.serve, args=(load_settings(tmp_path / "node.yaml"), tmp_path / "node.yaml")
+        )
+        serving.start()
+        try:
+            wait_until(lambda: {each["subject"] for each in raised_at(server)} == {"listen", "work"})
+        finally:
+            stop.set()
+            serving.join()
+    assert {each["kind"] for each in raised_at(server)} == {"crash_loop"}
+
+
+def raised_at(server):
+    return [alarm for _, _, content in server.received for alarm in content["raised"]]
