@@ -52,7 +52,7 @@ def alarms_now(settings: Settings, ledger: Ledger) -> tuple[ShownAlarm, ...]:
     since = {each.key: each.since for each in ledger.alarms.standing() if each.cleared_at is None}
     now = now_utc()
     found = alarms_of(
-        ledger.alarms.facts(),
+        ledger.alarms.facts(now),
         _disk_percent(settings.node.data_folder),
         settings.alarms,
         settings.destinations.keys(),

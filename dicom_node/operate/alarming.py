@@ -207,7 +207,7 @@ class Alarming:
         now = now_utc()
         before = self._book.standing()
         standing = {each.key for each in before if each.cleared_at is None}
-        facts, disk = self._book.facts(), self._disk_percent()
+        facts, disk = self._book.facts(now), self._disk_percent()
         found = {alarm.key: alarm for alarm in alarms_of(facts, disk, self._limits, self._destinations, now, standing)}
         if found.keys() != standing:
             before = self._book.change(lambda book: _changed(book, found.values(), now))

@@ -85,7 +85,7 @@ def _alarms(
         if deaths >= limits.crashes:
             yield Alarm(Kind.CRASH_LOOP, process, f"{process} ended unexpectedly {deaths} times within an hour")
     if facts.failed_jobs >= limits.failed_jobs:
-        yield Alarm(Kind.QUARANTINE, "", f"{facts.failed_jobs} jobs are FAILED, and a person must look")
+        yield Alarm(Kind.QUARANTINE, "", f"{facts.failed_jobs} jobs FAILED within a day, and a person must look")
     if facts.violations:
         kinds = ", ".join(f"{kind}: {number}" for kind, number in sorted(facts.violations.items()))
         yield Alarm(Kind.LEDGER, "", f"the last check of the ledger found violations ({kinds})")

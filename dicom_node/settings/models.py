@@ -279,6 +279,7 @@ class AlarmSettings(Closed):
     crashes: Whole = Field(default=3, ge=1)
     """Unexpected ends of one process within an hour."""
     failed_jobs: Whole = Field(default=1, ge=1)
+    """Within a day."""
     webhook_url: Annotated[str, AfterValidator(_http_url)] | None = Field(
         default=None, json_schema_extra={"writeOnly": True}
     )

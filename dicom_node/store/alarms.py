@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, delete, func, insert, select
+from sqlalchemy import case, delete, exists, func, insert, select
 
-from dicom_node.store.schema import delivery, installation, job
+from dicom_node.store.schema import delivery, installation, job, series_revision
 from dicom_node.store.states import DeliveryState, JobState
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _BOOK, _DEATHS, _CHECK = "alarms", "deaths", "ledger check"
 """Names of JSON texts in the table ``installation``."""
 _MOST_DEATHS = 20
+FAILED_LATELY = timedelta(days=1)
+"""Jobs stay FAILED for ever; an alarm that never ends says nothing of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,11 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the alarms are decided from. ``queued`` and ``queued_since``: jobs that wait for their turn or for
-    another attempt, without those of cohorts. ``violations``: of the last daily check of the ledger, by kind.
+    """What the alarms are decided from.
+
+    ``queued`` and ``queued_since``: jobs that wait for their turn or for another attempt, without those of cohorts.
+    ``failed_jobs``: within the last day, and not replaced since. ``violations``: of the last daily check of the ledger,
+    by kind.
     """
 
     queued: int
@@ -84,12 +89,16 @@ class Alarms:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def facts(self) -> Facts:
+    def facts(self, now: datetime) -> Facts:
         """The facts at this moment."""
         queued = select(func.count().label("n"), func.min(job.c.created_at).label("since")).where(
             job.c.state == JobState.QUEUED, job.c.priority >= 0
         )
-        failed = select(func.count()).select_from(job).where(job.c.state == JobState.FAILED)
+        failed = (
+            select(func.count())
+            .select_from(job.join(series_revision))
+            .where(job.c.state == JobState.FAILED, job.c.ended_at >= now - FAILED_LATELY, ~_has_later_job())
+        )
         waiting = (
             select(
                 delivery.c.destination,
@@ -144,6 +153,16 @@ class Alarms:
         An alarm that was over before it was told is kept until the channel was told that, too.
         """
         self.change(lambda book: _told(book, channel, raised, {each.key for each in cleared}, at))
+
+
+def _has_later_job() -> Any:
+    """Whether a later revision of the series of a job has a job, so that this one can't be tried again."""
+    later, other = series_revision.alias(), job.alias()
+    return exists().where(
+        later.c.series_instance_uid == series_revision.c.series_instance_uid,
+        later.c.revision > series_revision.c.revision,
+        other.c.revision_id == later.c.id,
+    )
 
 
 def _told(

@@ -31,7 +31,7 @@ def queue_job(ledger, series, decision=DECISION, at=NOW):
 
 
 def test_new_ledger_has_nothing_to_report(ledger):
-    facts = ledger.alarms.facts()
+    facts = ledger.alarms.facts(NOW)
     assert (facts.queued, facts.queued_since, facts.undelivered, facts.failed_jobs) == (0, None, (), 0)
     assert (facts.deaths, facts.violations, ledger.alarms.standing()) == ((), {}, ())
 
@@ -41,7 +41,7 @@ def test_queue_is_as_old_as_its_oldest_job_also_if_that_is_put_off_again_and_aga
     queue_job(ledger, "1.2.840.2", at=NOW)
     queue_job(ledger, "1.2.840.3", at=LATER)
     assert ledger.jobs.put_back(claim(ledger), "the disk is full", LATER)
-    facts = ledger.alarms.facts()
+    facts = ledger.alarms.facts(NOW)
     assert (facts.queued, facts.queued_since) == (2, NOW)
 
 
@@ -50,13 +50,24 @@ def test_failed_jobs_are_counted(ledger):
         queue_job(ledger, f"1.2.840.{number + 1}")
     for end in (ledger.jobs.failed, ledger.jobs.failed, ledger.jobs.rejected):
         assert end(claim(ledger), "as a test", NOW)
-    assert ledger.alarms.facts().failed_jobs == 2
+    assert ledger.alarms.facts(NOW).failed_jobs == 2
+    assert ledger.alarms.facts(NOW + timedelta(days=1)).failed_jobs == 2
+    assert ledger.alarms.facts(NOW + timedelta(days=1, seconds=1)).failed_jobs == 0, "it is known by now"
+
+
+def test_failed_job_that_a_later_revision_replaced_is_not_counted(ledger):
+    queue_job(ledger, "1.2.840.1")
+    ledger.jobs.failed(claim(ledger), "as a test", NOW)
+    assert ledger.alarms.facts(NOW).failed_jobs == 1
+    arrive(ledger, 2, series="1.2.840.1")
+    ledger.routing.route(complete(ledger), [DECISION], None, NOW)
+    assert ledger.alarms.facts(NOW).failed_jobs == 0
 
 
 def test_results_wait_by_destination_with_what_it_answered(ledger):
     queue_job(ledger, "1.2.840.1")
     ledger.jobs.encoded(claim(ledger), some_results(("pacs", "archive")), IDENTITY, RUN, {}, NOW)
-    untouched = {each.destination: each for each in ledger.alarms.facts().undelivered}
+    untouched = {each.destination: each for each in ledger.alarms.facts(NOW).undelivered}
     assert {name: (each.waiting, each.attempted, each.since) for name, each in untouched.items()} == {
         "archive": (2, 0, None),
         "pacs": (2, 0, None),
@@ -66,7 +77,7 @@ def test_results_wait_by_destination_with_what_it_answered(ledger):
     ledger.deliveries.record(away, replace(outcome(away, delivered=False, retry=True), status=None), LATER, NOW)
     refused, *_ = ledger.deliveries.claim("archive", worker, LATER, LATER, 1)
     ledger.deliveries.record(refused, outcome(refused, delivered=False), LATER, NOW)
-    archive, pacs = ledger.alarms.facts().undelivered
+    archive, pacs = ledger.alarms.facts(NOW).undelivered
     assert (archive.waiting, archive.attempted, archive.answered, archive.since) == (2, 1, 1, LATER)
     assert (pacs.waiting, pacs.attempted, pacs.answered, pacs.since) == (2, 1, 0, NOW)
 
@@ -75,11 +86,11 @@ def test_last_deaths_and_the_last_check_are_kept(ledger):
     for number in range(25):
         ledger.alarms.record_death("work", NOW + timedelta(seconds=number))
     ledger.alarms.record_check({"file.missing": 3})
-    facts = ledger.alarms.facts()
+    facts = ledger.alarms.facts(NOW)
     assert facts.deaths == tuple(Death("work", NOW + timedelta(seconds=number)) for number in range(5, 25))
     assert facts.violations == {"file.missing": 3}
     ledger.alarms.record_check({})
-    assert ledger.alarms.facts().violations == {}
+    assert ledger.alarms.facts(NOW).violations == {}
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def a_day_of_the_node(ledger):
         assert ledger.processes.beat(role, "/data", WORKER, LATER)
         assert ledger.processes.holder(role, "/data", WORKER).lives
         ledger.processes.leave(role, "/data", WORKER)
-    ledger.alarms.facts()
+    ledger.alarms.facts(NOW)
     ledger.alarms.record_check({})
     ledger.retention.claims(["a file"])
     ledger.retention.forget_refusals(NOW)

@@ -8,6 +8,7 @@ import pytest
 import structlog
 
 from dicom_node.app.supervise import Child, _recorder
+from dicom_node.store.clock import now_utc
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from tests.support.waiting import wait_until
@@ -137,5 +138,5 @@ def test_deaths_are_recorded_in_the_ledger(tmp_path):
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3", Spool(tmp_path / "spool"))
     with closing(ledger):
         _recorder(ledger)("listen")
-        (death,) = wait_until(lambda: ledger.alarms.facts().deaths)
+        (death,) = wait_until(lambda: ledger.alarms.facts(now_utc()).deaths)
     assert death.process == "listen"
