@@ -8,6 +8,9 @@
     ├── InstanceRefused             REJECT  a C-STORE is answered with ``status``; nothing is kept
     ├── MalformedDataset            REJECT  bytes that are no data set; receive and standard.files translate it
     ├── StoreUnavailable            RETRY   spool or ledger can't take a write now (answered 0xA700 on the wire)
+    │   ├── StoreFull                       there is no space
+    │   └── ImagesAway                      files of received images can't be read now
+    ├── StoredBytesChanged          FAIL    files of received images are not what was received
     ├── SeriesRejected              REJECT  this series can't be segmented; the reason is kept and shown
     │   ├── NotEligible                     localizer, secondary capture, too few slices, not CT ...
     │   ├── GeometryRefused                 missing slice, duplicate position, several orientations ...
@@ -92,7 +95,7 @@ work.local                 OSError                                          Work
 work.models                inference.errors.InferenceError                  ConfigurationError
 store.database             sqlalchemy, the driver                           StoreUnavailable, ConfigurationError
 store.disk                 OSError                                          StoreUnavailable
-store.spool                OSError                                          StoreUnavailable
+store.spool                OSError                                          StoreUnavailable, StoreFull
 store.workers              OSError                                          ConfigurationError
 network.pdu                ValueError, Exception (pynetdicom)               ProtocolFault
 network.requestor          OSError, Exception (pydicom)                     ConnectionLost, NotSendable, ProtocolFault
@@ -166,6 +169,26 @@ class StoreUnavailable(DicomNodeError):
     """Spool or ledger is unavailable (disk full, file missing, database down)."""
 
     disposition = Disposition.RETRY
+
+
+class StoreFull(StoreUnavailable):
+    """There is no space for a file; work that needs it waits without a limit."""
+
+
+class ImagesAway(StoreUnavailable):
+    """Files of received images can't be read now: missing, a failing disk, a file system that is away."""
+
+
+class StoredBytesChanged(DicomNodeError):
+    """Files of received images no longer have the bytes that were received."""
+
+    def __init__(self, spool_names: tuple[str, ...], files: int) -> None:
+        """``spool_names`` of those that changed, among ``files``."""
+        first = spool_names[0].rpartition("/")[2]
+        super().__init__(
+            f"the stored bytes of {len(spool_names)} of {files} images changed on the disk (first: {first})"
+        )
+        self.spool_names = spool_names
 
 
 class SeriesRejected(DicomNodeError):

@@ -449,6 +449,7 @@ class DeliveryOutcome:
     """The answer of one destination to one result instance.
 
     ``status`` is the DIMSE status, if one was received. ``reason`` is for people and never contains patient data.
+    ``is_damaged``: it was not sent, because its file is not what was written.
     """
 
     sop_instance_uid: str
@@ -456,3 +457,4 @@ class DeliveryOutcome:
     retry: bool
     status: int | None
     reason: str
+    is_damaged: bool = False

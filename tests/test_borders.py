@@ -821,10 +821,18 @@ def a_spool_below_a_file(folder):
 
 
 @fault("store.spool", errors.StoreUnavailable)
-def an_instance_on_a_full_disk(folder):
+def an_instance_beyond_a_quota(folder):
     spool = Spool(folder / "spool")
     with limited(resource.RLIMIT_FSIZE, 1000):
         write_instance(spool, FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), bytes(2000))
+
+
+@fault("store.spool", errors.StoreFull)
+def an_instance_on_a_full_disk(folder):
+    meta, write = FileMeta("1.2", "1.2.3", "1.2.840.10008.1.2.1"), os.write
+    with Path("/dev/full").open("wb", buffering=0) as full, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "write", lambda _, data: write(full.fileno(), data))
+        write_instance(Spool(folder / "spool"), meta, bytes(2000))
 
 
 @fault("store.workers", errors.ConfigurationError)

@@ -100,7 +100,14 @@ def open_pipeline(
         routing=Routing(ledger.routing, spool, reader, rules, notices, settings.work.attempts),
         running=Running(ledger.jobs, means, settling, worker, settings.work.attempts),
         delivering=Delivering(
-            ledger.deliveries, settings.destinations, settings.delivery, abilities, node.ae_title, worker
+            ledger.deliveries,
+            settings.destinations,
+            settings.delivery,
+            abilities,
+            node.ae_title,
+            worker,
+            ledger.jobs,
+            settings.work.attempts,
         ),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import file_digest
 from typing import TYPE_CHECKING
 
 from pydicom.uid import ImplicitVRLittleEndian
@@ -80,8 +81,9 @@ def send(
     """C-STORE ``results`` to ``destination`` on one association, in order.
 
     ``on_outcome`` is called as soon as the outcome of an instance is known, so that an interrupted send resumes after
-    the last answered instance. A refused instance does not stop the others. Whatever the peer does results in an
-    outcome, never in an exception; only exceptions of ``on_outcome`` propagate (the association is then aborted).
+    the last answered instance. A refused instance does not stop the others, and one whose file changed is not sent.
+    Whatever the peer does results in an outcome, never in an exception; only exceptions of ``on_outcome`` propagate
+    (the association is then aborted).
 
     Returns:
         One outcome per result, in the order of ``results``.
@@ -98,8 +100,8 @@ def send(
     try:
         offers = [(file.sop_class_uid, file.transfer_syntax_uid) for file in files]
         with Association(peer_of(destination), our_ae, offers) as association:
-            for file in files:
-                settle(_store(association, file))
+            for result, file in zip(results, files, strict=True):
+                settle(_fault_of(result) or _store(association, file))
     except NetworkError as error:
         for file in files[len(outcomes) :]:
             settle(_not_delivered(file, translated(error)))
@@ -132,6 +134,26 @@ def translated(error: NetworkError) -> DeliveryError:
     """Translate an error of the association into one of the delivery."""
     is_final = isinstance(error, NotSendable) or (isinstance(error, AssociationRejected) and error.permanent)
     return DeliveryRefused(str(error)) if is_final else DeliveryDelayed(str(error))
+
+
+def _fault_of(result: ResultInstance) -> DeliveryOutcome | None:
+    """Why the file is not sent: it is away, or not what was written; None where it is sound."""
+    try:
+        with result.path.open("rb") as file:
+            is_sound = file_digest(file, "sha256").hexdigest() == result.sha256
+    except OSError as error:
+        reason = f"the file of {result.sop_instance_uid} can't be read: {error.strerror}"
+        return DeliveryOutcome(result.sop_instance_uid, delivered=False, retry=True, status=None, reason=reason)
+    if is_sound:
+        return None
+    return DeliveryOutcome(
+        result.sop_instance_uid,
+        delivered=False,
+        retry=False,
+        status=None,
+        reason="the stored result changed on the disk",
+        is_damaged=True,
+    )
 
 
 def _store(association: Association, file: OutgoingFile) -> DeliveryOutcome:

@@ -209,10 +209,11 @@ class _Check:
 
     def _state_of_instance(self, instance: InstanceFacts) -> str:
         subject = f"instance {instance.id}"
-        if instance.purged_at is not None:
-            if instance.current:
-                self._violate(Kind.INSTANCE_TWO_STATES, subject, "it is current, and it is purged")
-            return "purged"
+        for state, at in (("purged", instance.purged_at), ("damaged", instance.damaged_at)):
+            if at is not None:
+                if instance.current:
+                    self._violate(Kind.INSTANCE_TWO_STATES, subject, f"it is current, and it is {state}")
+                return state
         expected = _Expected(subject, instance.spool_name, instance.size_bytes, instance.dataset_sha256, has_head=True)
         self._look_at_file(expected)
         if not instance.current:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.errors import IdentityConflict, SeriesRejected, Stopping
+from dicom_node.errors import (
+    IdentityConflict,
+    ImagesAway,
+    SeriesRejected,
+    Stopping,
+    StoredBytesChanged,
+    StoreUnavailable,
+)
+from dicom_node.store.spool import StoredFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,11 +46,17 @@ class Comparing:
         self._contents: dict[tuple[str, bool], InstanceContent | None] = {}
 
     def likeness(self, changed: Iterable[tuple[Member, Member]]) -> Likeness:
-        """Of two revisions, by the instances whose bytes differ."""
+        """Of two revisions, by the instances whose bytes differ.
+
+        Raises:
+            ImagesAway: a file of the newer one can't be read now.
+            Stopping: the node is stopping.
+        """
         likeness = Likeness.CONTENT
         for before, now in changed:
             with_pixels = not now.stores_pixels_of(before)  # an archive that corrects a name leaves them as they are
-            first, second = (self._content(member, with_pixels=with_pixels) for member in (before, now))
+            second = self._content(now, with_pixels=with_pixels, is_needed=True)
+            first = self._content(before, with_pixels=with_pixels)
             if first is None or second is None or first.image != second.image:
                 return Likeness.NONE
             if first.identity != second.identity:
@@ -57,23 +71,32 @@ class Comparing:
 
         Raises:
             IdentityConflict: there are two images, or one of them can't be decoded, so that nobody can tell.
-            StoreUnavailable: a file is missing or the disk fails.
+            ImagesAway: a file is missing or the disk fails.
+            StoredBytesChanged: a file is not what was received.
             ReaderLost: the child died or took too long.
         """
         for each in repeated:
             if each.now.stores_pixels_of(each.before):
                 continue
+            both = (each.before, each.now)
             where = f"SOP Instance UID {each.sop_instance_uid} was sent twice in one association"
             try:
-                first, second = (
-                    self._reader.content(self._spool.path(member.spool_name)) for member in (each.before, each.now)
-                )
+                self._check_bytes(both)
+                first, second = (self._reader.content(self._spool.path(member.spool_name)) for member in both)
+            except StoreUnavailable as error:
+                raise ImagesAway(str(error)) from error
             except SeriesRejected as error:
                 raise IdentityConflict(f"{where}, and the two images can't be compared: {error}") from error
             if first.pixels != second.pixels:
                 raise IdentityConflict(f"{where} with different pixels: two images, one UID")
 
-    def _content(self, member: Member, *, with_pixels: bool) -> InstanceContent | None:
+    def _check_bytes(self, members: tuple[Member, ...]) -> None:
+        files = [StoredFile(each.spool_name, each.dataset_sha256, each.transfer_syntax_uid) for each in members]
+        changed = self._spool.changed(files)
+        if changed:
+            raise StoredBytesChanged(changed, len(files))
+
+    def _content(self, member: Member, *, with_pixels: bool, is_needed: bool = False) -> InstanceContent | None:
         """None where it can't be read: such an instance is known by its bytes only, and they differ."""
         key = (member.spool_name, with_pixels)
         if key not in self._contents:
@@ -82,9 +105,14 @@ class Comparing:
                 self._contents[key] = self._reader.content(path, with_pixels=with_pixels)
             except Stopping:
                 raise
+            except StoreUnavailable as error:
+                if is_needed:
+                    raise ImagesAway(str(error)) from error
+                self._not_compared(key, error)
             except Exception as error:  # noqa: BLE001 - see above
-                structlog.get_logger().info(
-                    "series.not_compared", series=self._series_instance_uid, error=type(error).__name__
-                )
-                self._contents[key] = None
+                self._not_compared(key, error)
         return self._contents[key]
+
+    def _not_compared(self, key: tuple[str, bool], error: Exception) -> None:
+        self._contents[key] = None
+        structlog.get_logger().info("series.not_compared", series=self._series_instance_uid, error=type(error).__name__)

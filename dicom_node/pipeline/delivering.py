@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.deliver.abilities import Abilities
     from dicom_node.settings import DeliverySettings, DestinationSettings
     from dicom_node.store.deliveries import Deliveries, DueDelivery
+    from dicom_node.store.jobs import Jobs
     from dicom_node.store.workers import WorkerName
     from dicom_node.types import DeliveryOutcome, ResultRequest
 
@@ -40,6 +41,8 @@ class Delivering:
         abilities: what the destinations accept.
         ae_title: our AE title.
         worker: the name under which this process claims deliveries.
+        jobs: whose results are made again if a stored one is damaged.
+        attempts: the maximum number of attempts per job.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Delivering:
         abilities: Abilities,
         ae_title: str,
         worker: WorkerName,
+        jobs: Jobs,
+        attempts: int,
     ) -> None:
         self._deliveries = deliveries
         self._destinations = destinations
@@ -57,6 +62,8 @@ class Delivering:
         self._abilities = abilities
         self._ae_title = ae_title
         self._worker = worker
+        self._jobs = jobs
+        self._attempts = attempts
         self._log = structlog.get_logger()
 
     def deliver(self, destination_name: str) -> None:
@@ -106,9 +113,13 @@ class Delivering:
         self, name: str, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome
     ) -> None:
         now = now_utc()
-        if not (outcome.delivered or outcome.retry) and delivery.instance.kind is ResultKind.LABELMAP:
+        if outcome.is_damaged and self._is_made_again(name, delivery, now):
+            return
+        is_refused = not (outcome.delivered or outcome.retry or outcome.is_damaged)
+        if is_refused and delivery.instance.kind is ResultKind.LABELMAP:
             self._abilities.forget(destination)
-        again = None if outcome.delivered else self._next_attempt(destination, delivery, outcome, now)
+        is_over = outcome.delivered or outcome.is_damaged
+        again = None if is_over else self._next_attempt(destination, delivery, outcome, now)
         recorded = self._deliveries.record(delivery, outcome, again, now)
         self._log.info(
             "delivery",
@@ -122,6 +133,20 @@ class Delivering:
             next_attempt_at=again.isoformat() if again else None,
             recorded=recorded,
         )
+
+    def _is_made_again(self, name: str, delivery: DueDelivery, now: datetime) -> bool:
+        """Whether the job of a damaged result runs again; notices are not made again."""
+        is_made_again = delivery.instance.kind is not ResultKind.NOTICE and self._jobs.encode_again(
+            delivery.job_id, self._attempts, now
+        )
+        self._log.error(
+            "result.damaged",
+            job=delivery.job_id,
+            destination=name,
+            sop_instance=delivery.instance.sop_instance_uid,
+            is_made_again=is_made_again,
+        )
+        return is_made_again
 
     def _next_attempt(
         self, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome, now: datetime

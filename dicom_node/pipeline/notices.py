@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.encode.run import encode_notice
-from dicom_node.pipeline.results import read_series
 from dicom_node.store.clock import now_utc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pydicom import Dataset
 
     from dicom_node.pipeline.results import ResultStore, StoredResults
     from dicom_node.reading.reader import ImageReader
@@ -40,7 +41,7 @@ class Notices:
             return []
         try:
             context = self._results.context(revision, model, now_utc())
-            headers = [instance.header for instance in read_series(self._spool, self._reader, revision).instances]
+            headers = self._headers(revision)
             return self._spool.write_results(encode_notice(headers, model, reason, context, wanted))
         except Exception as error:  # noqa: BLE001 - see above
             structlog.get_logger().warning(
@@ -51,3 +52,9 @@ class Notices:
                 error=type(error).__name__,
             )
             return []
+
+    def _headers(self, revision: CompleteRevision) -> list[Dataset]:
+        """The headers of the images, without those whose stored bytes changed."""
+        changed = set(self._spool.changed(revision.files))
+        names = [name for name in revision.spool_names if name not in changed]
+        return [instance.header for instance in self._reader.read([self._spool.path(name) for name in names])]

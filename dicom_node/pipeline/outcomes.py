@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from dicom_node.errors import DicomNodeError, Disposition, Stopping
+from dicom_node.errors import DicomNodeError, Disposition, Stopping, StoreFull, StoreUnavailable
+from dicom_node.pipeline.waiting import FIRST_PAUSE, MOST_WAITS, pause_after
 from dicom_node.store.clock import now_utc
 from dicom_node.store.states import JobState
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from dicom_node.pipeline.results import StoredResults
     from dicom_node.store.jobs import Jobs
     from dicom_node.store.spool import Spool
-
-FIRST_PAUSE = timedelta(seconds=5)
-"""Before the second attempt; doubles with each further attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +33,21 @@ class Outcome:
     counts: bool = True
 
 
-def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, stopping: bool) -> Outcome:
+def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, waits: int, stopping: bool) -> Outcome:
     """The outcome of ``error`` in attempt ``attempt`` (of at most ``attempts``) of job ``job``.
 
-    ``stopping``: the node is stopping, which may have caused the error.
+    ``waits``: how many other attempts did not count. ``stopping``: the node is stopping, which may have caused the
+    error.
     """
     disposition, reason = _disposition(error, job)
     if disposition is Disposition.REJECT:
         return Outcome(JobState.REJECTED, reason)
     if isinstance(error, Stopping) or (disposition is Disposition.RETRY and stopping):
         return Outcome(JobState.QUEUED, "the node was stopped; the job is queued again", counts=False)
+    if isinstance(error, StoreUnavailable):
+        if waits >= MOST_WAITS and not isinstance(error, StoreFull):
+            return Outcome(JobState.FAILED, f"{reason} (for a day)")
+        return Outcome(JobState.QUEUED, reason, pause=pause_after(waits), counts=False)
     if disposition is Disposition.RETRY and attempt < attempts:
         return Outcome(JobState.QUEUED, reason, pause=FIRST_PAUSE * 2 ** (attempt - 1))
     return Outcome(JobState.FAILED, reason)
@@ -86,6 +89,6 @@ class Settling:
             return self._jobs.rejected(claimed, outcome.reason, now, notices)
         if outcome.state is JobState.FAILED:
             return self._jobs.failed(claimed, f"{outcome.reason} (attempt {claimed.counted})", now, notices)
-        if not outcome.counts:
+        if not (outcome.counts or outcome.pause):  # the node is stopping
             return self._jobs.give_back(claimed, outcome.reason)
-        return self._jobs.put_back(claimed, outcome.reason, now + outcome.pause)
+        return self._jobs.put_back(claimed, outcome.reason, now + outcome.pause, counts=outcome.counts)

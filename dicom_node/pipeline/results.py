@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dicom_node.errors import ImagesAway, StoredBytesChanged, StoreUnavailable
 from dicom_node.store.clock import now_utc
 from dicom_node.types import ResultContext, ResultInstance, Series
 
@@ -37,14 +38,22 @@ def read_series(spool: Spool, reader: ImageReader, revision: CompleteRevision, *
     """The headers of the current instances of ``revision``; ``keep`` where it will be reconstructed next.
 
     Raises:
-        StoreUnavailable: a file is missing or the disk fails.
+        ImagesAway: a file is missing or the disk fails.
+        StoredBytesChanged: a file is not what was received.
         SeriesRejected: a file does not contain a readable instance, or the headers are beyond a limit.
         ReaderLost: the process that reads them died or took too long.
     """
+    try:
+        changed = spool.changed(revision.files)
+        if changed:
+            raise StoredBytesChanged(changed, len(revision.files))
+        instances = reader.read([spool.path(name) for name in revision.spool_names], keep=keep)
+    except StoreUnavailable as error:
+        raise ImagesAway(str(error)) from error
     return Series(
         series_instance_uid=revision.series_instance_uid,
         study_instance_uid=revision.study_instance_uid,
-        instances=reader.read([spool.path(name) for name in revision.spool_names], keep=keep),
+        instances=instances,
         sending_ae=revision.sending_ae,
         completion_reason=revision.reason,
     )

@@ -5,15 +5,24 @@ A series that a cohort pulled gets the model that the cohort names, or what the 
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from dicom_node.errors import DicomNodeError, Disposition, Stopping, StoreUnavailable
+from dicom_node.errors import (
+    DicomNodeError,
+    Disposition,
+    ImagesAway,
+    Stopping,
+    StoredBytesChanged,
+    StoreUnavailable,
+)
 from dicom_node.pipeline.comparing import Comparing, Likeness
 from dicom_node.pipeline.results import read_series
+from dicom_node.pipeline.waiting import MOST_WAITS, pause_after
 from dicom_node.route.rules import decide
 from dicom_node.store.clock import now_utc
 from dicom_node.types import Decision
@@ -28,6 +37,23 @@ if TYPE_CHECKING:
     from dicom_node.store.spool import Spool
 
 _NO_RULE = Decision(rule=None, model=None, requests={}, priority=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What becomes of a series; with a ``reason`` why nothing can, perhaps a fault that a person must look at."""
+
+    decisions: tuple[Decision, ...] = (_NO_RULE,)
+    reason: str | None = None
+    is_fault: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """How often a series has been waited for, and until when (monotonic)."""
+
+    waits: int
+    until: float
 
 
 class Routing:
@@ -58,26 +84,46 @@ class Routing:
         self._rules = rules
         self._notices = notices
         self._log = structlog.get_logger()
+        self._waiting: dict[int, _Wait] = {}
 
     def route_complete(self) -> None:
         """Route every complete revision, except those whose content was already routed."""
         for received in self._revisions.due_revisions():
+            wait = self._waiting.get(received.id)
+            if wait is not None and time.monotonic() < wait.until:
+                continue
             attempt = self._revisions.count_attempt(received)
             try:
                 self._look_at(received, attempt)
+                self._waiting.pop(received.id, None)
             except Stopping:
                 self._revisions.give_back_attempt(received)
                 return
+            except ImagesAway as error:
+                self._revisions.give_back_attempt(received)
+                self._wait_for(received, error)
             except StoreUnavailable:  # it is not the series that can't be routed
                 with suppress(StoreUnavailable):
                     self._revisions.give_back_attempt(received)
                 raise
 
+    def _wait_for(self, received: CompleteRevision, error: ImagesAway) -> None:
+        """Look at it again later; after a day, a person must look."""
+        before = self._waiting.get(received.id)
+        waits = 0 if before is None else before.waits
+        if waits >= MOST_WAITS:
+            self._route(received, _Outcome(reason=f"{error} (for a day)", is_fault=True))
+            del self._waiting[received.id]
+            return
+        pause_s = pause_after(waits).total_seconds()
+        self._waiting[received.id] = _Wait(waits + 1, time.monotonic() + pause_s)
+        self._not_routed(received, waits + 1, error, retry_in_s=pause_s)
+
     def _look_at(self, received: CompleteRevision, attempt: int) -> None:
         """Route it, find that there is nothing new, or leave it for another attempt."""
         if attempt > self._attempts:  # nobody lived to say why the others failed
             reason = f"the node stopped unexpectedly each time it read the headers (attempts: {self._attempts})"
-            self._route(received, (_NO_RULE,), reason)
+            self._route(received, _Outcome(reason=reason))
             return
         revision = self._by_content(received)
         if self._revisions.content_already_routed(revision):
@@ -86,7 +132,7 @@ class Routing:
             return
         decided = self._decide(revision, attempt)
         if decided is not None:
-            self._route(revision, *decided)
+            self._route(revision, decided)
 
     def _by_content(self, revision: CompleteRevision) -> CompleteRevision:
         """``revision``, with what it has in common with an earlier one whose bytes are others."""
@@ -99,9 +145,10 @@ class Routing:
                 same_images_as = earlier.content_digest
         return revision if same_images_as is None else self._revisions.has_images(revision, same_images_as)
 
-    def _route(self, revision: CompleteRevision, decisions: tuple[Decision, ...], reason: str | None) -> None:
+    def _route(self, revision: CompleteRevision, outcome: _Outcome) -> None:
+        decisions, reason = outcome.decisions, outcome.reason
         notices = self._refusal_notices(revision, decisions)
-        jobs = self._revisions.route(revision, decisions, reason, now_utc(), notices)
+        jobs = self._revisions.route(revision, decisions, reason, now_utc(), notices, is_fault=outcome.is_fault)
         if not jobs:  # another process routed it first
             self._spool.discard(notices)
         self._log.info(
@@ -113,7 +160,7 @@ class Routing:
             reason=reason or "; ".join(decision.reason for decision in decisions),
         )
 
-    def _decide(self, revision: CompleteRevision, attempt: int) -> tuple[tuple[Decision, ...], str | None] | None:
+    def _decide(self, revision: CompleteRevision, attempt: int) -> _Outcome | None:
         """The decisions of the rules, or the reason why there can be none; None if it is worth another attempt."""
         order = self._revisions.order_for(revision)
         ordered = _without_rules(order) if order is not None else None
@@ -123,27 +170,39 @@ class Routing:
             if ordered is not None:
                 return ordered
             decisions = decide(read_series(self._spool, self._reader, revision), self._rules)
-        except Stopping:
+        except (Stopping, ImagesAway):
             raise
         except DicomNodeError as error:
-            if error.disposition is not Disposition.RETRY:
-                return (_NO_RULE,), str(error)
-            if attempt >= self._attempts:
-                return (_NO_RULE,), f"{error} (attempt {attempt})"
-            self._log.warning(
-                "series.not_routed",
-                series=revision.series_instance_uid,
-                revision=revision.revision,
-                attempt=attempt,
-                reason=str(error),
-            )
-            return None
+            return self._undecided(revision, attempt, error)
         except Exception as error:  # noqa: BLE001 - one unexpected series must not stop the others
             self._log.exception("series.unreadable", series=revision.series_instance_uid)
-            return (_NO_RULE,), f"the headers could not be read: {type(error).__name__}"
+            return _Outcome(reason=f"the headers could not be read: {type(error).__name__}")
         if order is not None:
             decisions = tuple(replace(decision, priority=order.priority) for decision in decisions)
-        return decisions, None
+        return _Outcome(decisions)
+
+    def _undecided(self, revision: CompleteRevision, attempt: int, error: DicomNodeError) -> _Outcome | None:
+        if isinstance(error, StoredBytesChanged):
+            self._revisions.note_damage(error.spool_names, now_utc())
+            return _Outcome(reason=str(error), is_fault=True)
+        if error.disposition is not Disposition.RETRY:
+            return _Outcome(reason=str(error))
+        if attempt >= self._attempts:
+            return _Outcome(reason=f"{error} (attempt {attempt})")
+        self._not_routed(revision, attempt, error)
+        return None
+
+    def _not_routed(
+        self, revision: CompleteRevision, attempt: int, error: DicomNodeError, retry_in_s: float | None = None
+    ) -> None:
+        self._log.warning(
+            "series.not_routed",
+            series=revision.series_instance_uid,
+            revision=revision.revision,
+            attempt=attempt,
+            reason=str(error),
+            retry_in_s=retry_in_s,
+        )
 
     def _refusal_notices(self, revision: CompleteRevision, decisions: tuple[Decision, ...]) -> StoredResults:
         """Notices for the destinations of a rule that refuses the series."""
@@ -153,9 +212,9 @@ class Routing:
         return self._notices.write(revision, None, decision.refusal, decision.requests)
 
 
-def _without_rules(order: store.Order) -> tuple[tuple[Decision, ...], str | None] | None:
+def _without_rules(order: store.Order) -> _Outcome | None:
     """What becomes of a series that a cohort pulled; None if the rules decide."""
     if order.given_up:
-        return (_NO_RULE,), f"the pull of cohort {order.cohort!r} was given up: {order.given_up}"
+        return _Outcome(reason=f"the pull of cohort {order.cohort!r} was given up: {order.given_up}")
     decision = order.decision()
-    return None if decision is None else ((decision,), None)
+    return None if decision is None else _Outcome((decision,))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.analysis import analyse
-from dicom_node.errors import DicomNodeError, Stopping
+from dicom_node.errors import DicomNodeError, Stopping, StoredBytesChanged
 from dicom_node.pipeline.attempt import Attempt
 from dicom_node.pipeline.job import JobCase
 from dicom_node.pipeline.lease import LEASE, lease_renewed
@@ -85,12 +85,15 @@ class Running:
                         self._means.places.wait_for_others()
                 analyse(JobCase(attempt, intake, self._means))
         except Exception as error:  # noqa: BLE001 - no job may end the node; each gets a state and a reason
+            if isinstance(error, StoredBytesChanged):
+                self._jobs.note_damage(error.spool_names, now_utc())
             if not isinstance(error, DicomNodeError | MemoryError):
                 self._log.exception("job.crashed", job=attempt.claimed.id)
             outcome = outcome_of(
                 error,
                 job=attempt.claimed.id,
                 attempt=attempt.claimed.counted,
+                waits=attempt.claimed.not_counted,
                 attempts=self._attempts,
                 stopping=self._means.places.is_closed,
             )

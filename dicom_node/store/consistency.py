@@ -40,6 +40,8 @@ class InstanceFacts:
     size_bytes: int
     current: bool
     purged_at: datetime | None
+    damaged_at: datetime | None
+    """When its file was found to have other bytes than those received."""
     is_member: bool
     """Of a revision that is complete."""
     is_arriving: bool
@@ -160,6 +162,7 @@ class Consistency:
             instance.c.size_bytes,
             instance.c.current,
             instance.c.purged_at,
+            instance.c.damaged_at,
             exists().where(revision_instance.c.instance_id == instance.c.id).label("is_member"),
             exists().where(of_series, series_revision.c.state == RevisionState.OPEN).label("is_arriving"),
             exists()

@@ -140,7 +140,7 @@ class Deliveries:
                     refusals=delivery.c.refusals + int(refused),
                 )
             ).rowcount
-            _settle_job(db, due.job_id, at)
+            settle_job(db, due.job_id, at)
             return bool(recorded)
 
     def _found(self, db: Connection, due: Select[Any]) -> tuple[DueDelivery, ...]:
@@ -230,7 +230,7 @@ def delivery_count(number: int) -> str:
     return "1 delivery" if number == 1 else f"{number} deliveries"
 
 
-def _settle_job(db: Connection, job_id: int, at: datetime) -> None:
+def settle_job(db: Connection, job_id: int, at: datetime) -> None:
     """ENCODED -> DELIVERED or FAILED. Notices of earlier attempts do not count."""
     counts = {
         row.state: row.n

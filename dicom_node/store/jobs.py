@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, case, or_, select, update
 
-from dicom_node.store.deliveries import delivery_count, held_for_change
+from dicom_node.store.damage import note_damage, trust_again
+from dicom_node.store.deliveries import delivery_count, held_for_change, settle_job
 from dicom_node.store.results import insert_result, request_of, results_of, withdraw_notices
 from dicom_node.store.revisions import CompleteRevision, complete_revision
-from dicom_node.store.routing import has_successor, is_purged
-from dicom_node.store.schema import delivery, job, series_revision
+from dicom_node.store.routing import has_successor, lacks_images
+from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.workers import dead_and_living
 
@@ -145,7 +146,38 @@ class Jobs:
                 return False
             for instance, spool_name in results:
                 insert_result(db, claimed.id, instance, spool_name, claimed.revision.due_at(at))
+            settle_job(db, claimed.id, at)  # results that were made again may all have been delivered before
             return True
+
+    def encode_again(self, job_id: int, attempts_limit: int, at: datetime) -> bool:
+        """ENCODED -> QUEUED: a stored result is no longer what was written, so all are made again from the images.
+
+        Those that were delivered stay delivered. False: the job has no attempts left, or its images are gone.
+        """
+        with self._database.write() as db:
+            row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one()
+            has_attempts = row.attempts - row.not_counted < attempts_limit
+            if row.state in (JobState.QUEUED, JobState.RUNNING):  # because of another of its results
+                return True
+            if row.state != JobState.ENCODED or not has_attempts or lacks_images(db, row.revision_id):
+                return False
+            reason = "a stored result changed on the disk; the results are made again"
+            own = results_of(job_id, are_notices=False)
+            db.execute(
+                update(delivery)
+                .where(delivery.c.state == DeliveryState.WAITING, delivery.c.result_id.in_(own))
+                .values(state=DeliveryState.SUPERSEDED, last_reason=reason)
+            )
+            db.execute(update(result).where(result.c.id.in_(own)).values(purged_at=at))
+            db.execute(
+                update(job).where(job.c.id == job_id).values(state=JobState.QUEUED, reason=reason, not_before=None)
+            )
+            return True
+
+    def note_damage(self, spool_names: Sequence[str], at: datetime) -> None:
+        """The files no longer have the bytes that were received: they may be received again."""
+        with self._database.write() as db:
+            note_damage(db, spool_names, at)
 
     def rejected(
         self, claimed: ClaimedJob, reason: str, at: datetime, notices: Sequence[tuple[ResultInstance, str]] = ()
@@ -221,12 +253,15 @@ class Jobs:
         """Retry a job at a person's request. Returns what happens now, in words; None if there is nothing to retry.
 
         Nothing is retried once a newer revision of the series was routed, because the old result would arrive last, or
-        once the images were deleted. A delivery that is being sent keeps its number of attempts, by which the answer
-        is known.
+        once the images were deleted. Damaged images are read again, since somebody may have put them back. A delivery
+        that is being sent keeps its number of attempts, by which the answer is known.
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
-            if row is None or has_successor(db, row.revision_id) or is_purged(db, row.revision_id):
+            if row is None or has_successor(db, row.revision_id):
+                return None
+            trust_again(db, row.revision_id)
+            if lacks_images(db, row.revision_id):
                 return None
             waiting = db.execute(
                 update(delivery)
@@ -247,7 +282,7 @@ class Jobs:
                     update(job).where(job.c.id == job_id).values(state=JobState.ENCODED, reason="", ended_at=None)
                 )
                 return f"retrying {delivery_count(waiting)} now"
-            if row.model is None and row.state == JobState.REJECTED:
+            if row.model is None and row.state in (JobState.FAILED, JobState.REJECTED):
                 withdraw_notices(db, job_id)
                 db.execute(
                     update(series_revision)

@@ -36,7 +36,14 @@ class Overview:
                 associations={"open": _count(db, association, association.c.closed_at.is_(None))},
                 instances={
                     "current": _count(db, instance, instance.c.current),
-                    "replaced": _count(db, instance, ~instance.c.current, instance.c.purged_at.is_(None)),
+                    "replaced": _count(
+                        db,
+                        instance,
+                        ~instance.c.current,
+                        instance.c.purged_at.is_(None),
+                        instance.c.damaged_at.is_(None),
+                    ),
+                    "damaged": _count(db, instance, instance.c.damaged_at.is_not(None), instance.c.purged_at.is_(None)),
                     "purged": _count(db, instance, instance.c.purged_at.is_not(None)),
                 },
                 series=_by_state(db, series_revision.c.state, RevisionState),

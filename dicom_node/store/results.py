@@ -124,33 +124,42 @@ def _has_all_structures(row: Any) -> bool:
 
 
 def insert_result(db: Connection, job_id: int, instance: ResultInstance, spool_name: str, at: datetime) -> None:
-    """Insert a row for the result, and one delivery, due at ``at``, for each of its destinations."""
-    inserted = db.execute(
-        insert(result).values(
-            job_id=job_id,
-            kind=instance.kind,
-            sop_class_uid=instance.sop_class_uid,
-            sop_instance_uid=instance.sop_instance_uid,
-            series_instance_uid=instance.series_instance_uid,
-            transfer_syntax_uid=instance.transfer_syntax_uid,
-            spool_name=spool_name,
-            sha256=instance.sha256,
-            size_bytes=instance.size_bytes,
-        )
+    """Insert a row for the result, and one delivery, due at ``at``, for each of its destinations.
+
+    A result that is made again, because its file changed, keeps its row and the deliveries that were made.
+    """
+    stored = {"spool_name": spool_name, "sha256": instance.sha256, "size_bytes": instance.size_bytes}
+    lost = (
+        result.c.job_id == job_id,
+        result.c.sop_instance_uid == instance.sop_instance_uid,
+        result.c.purged_at.is_not(None),
     )
-    result_id = new_id(inserted)
-    for destination in instance.destinations:
-        db.execute(
-            insert(delivery).values(
-                result_id=result_id,
-                destination=destination,
-                state=DeliveryState.WAITING,
-                attempts=0,
-                refusals=0,
-                next_attempt_at=at,
-                last_reason="",
+    again = update(result).where(*lost).values(**stored, purged_at=None).returning(result.c.id)
+    result_id = db.execute(again).scalar()
+    if result_id is None:
+        inserted = db.execute(
+            insert(result).values(
+                job_id=job_id,
+                kind=instance.kind,
+                sop_class_uid=instance.sop_class_uid,
+                sop_instance_uid=instance.sop_instance_uid,
+                series_instance_uid=instance.series_instance_uid,
+                transfer_syntax_uid=instance.transfer_syntax_uid,
+                **stored,
             )
         )
+        result_id = new_id(inserted)
+    waiting = {"state": DeliveryState.WAITING, "next_attempt_at": at, "last_reason": ""}
+    own = delivery.c.result_id == result_id
+    rows = db.execute(select(delivery.c.destination, delivery.c.state).where(own))
+    known = {row.destination: row.state for row in rows}
+    for destination in instance.destinations:
+        if destination not in known:
+            made = {"result_id": result_id, "destination": destination, "attempts": 0, "refusals": 0}
+            db.execute(insert(delivery).values(**made, **waiting))
+        elif known[destination] == DeliveryState.SUPERSEDED:
+            is_it = (own, delivery.c.destination == destination)
+            db.execute(update(delivery).where(*is_it).values(**waiting, claimed_by=None, lease_until=None))
 
 
 def results_of(job_id: int, *, are_notices: bool) -> Select[tuple[int]]:

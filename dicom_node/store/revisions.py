@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from dicom_node.store.schema import instance, revision_instance, series_revision
+from dicom_node.store.spool import StoredFile
 from dicom_node.types import notes_on_missing_images
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _REPEATED = (*_MEMBER, instance.c.id, instance.c.association_id)
 
 @dataclass(frozen=True, slots=True)
 class CompleteRevision:
-    """A complete series revision and the spool names of its instances."""
+    """A complete series revision and the files of its instances."""
 
     id: int
     series_instance_uid: str
@@ -43,7 +44,7 @@ class CompleteRevision:
     content_digest: str
     same_images_as: str | None
     """The content of an earlier revision from which only patient and study differ, where there is one."""
-    spool_names: tuple[str, ...]
+    files: tuple[StoredFile, ...]
     missing_instances: int
     """How many more instances the sender counts; 0 if it was not queried."""
     refused_instances: int
@@ -52,6 +53,11 @@ class CompleteRevision:
     """Whether the hard limit ended the wait for more."""
     deliver_from: datetime | None
     """No result is sent earlier, because more of the series may arrive until then; None: send immediately."""
+
+    @property
+    def spool_names(self) -> tuple[str, ...]:
+        """The names of the files."""
+        return tuple(file.spool_name for file in self.files)
 
     @property
     def notes_on_missing(self) -> tuple[str, ...]:
@@ -140,13 +146,13 @@ def _member(row: Any) -> Member:
 def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
     """The revision with its members, in either state (COMPLETE or ROUTED)."""
     row = db.execute(select(series_revision).where(series_revision.c.id == revision_id)).one()
-    names = db.execute(
-        select(instance.c.spool_name)
+    rows = db.execute(
+        select(instance.c.spool_name, instance.c.dataset_sha256, instance.c.transfer_syntax_uid)
         .select_from(revision_instance.join(instance))
         .where(revision_instance.c.revision_id == revision_id)
         .order_by(instance.c.id)
-    ).scalars()
-    spool_names = tuple(names)
+    )
+    files = tuple(StoredFile(*columns) for columns in rows)
     evidence = row.evidence or {}
     deliver_from = evidence.get("deliver_from")
     last_other = db.execute(
@@ -166,8 +172,8 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         reason=row.reason,
         content_digest=row.content_digest,
         same_images_as=row.same_images_as,
-        spool_names=spool_names,
-        missing_instances=max(0, (row.expected_count or 0) - len(spool_names)),
+        files=files,
+        missing_instances=max(0, (row.expected_count or 0) - len(files)),
         refused_instances=evidence.get("refused_instances", 0),
         is_cut_short=evidence.get("is_cut_short", False),
         deliver_from=None if deliver_from is None else datetime.fromisoformat(deliver_from),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, insert, or_, select, update
 
+from dicom_node.store.damage import note_damage
 from dicom_node.store.deliveries import held_for_change
 from dicom_node.store.results import insert_result, new_id, request_of
 from dicom_node.store.revisions import (
@@ -129,7 +130,7 @@ class Routing:
             own = members_of(db, revision.id)
         for row in rows:
             with self._database.read() as db:
-                earlier = {} if is_purged(db, row.id) else members_of(db, row.id)
+                earlier = {} if lacks_images(db, row.id) else members_of(db, row.id)
             if earlier.keys() == own.keys():
                 pairs = ((earlier[uid], member) for uid, member in own.items())
                 changed = tuple(pair for pair in pairs if pair[0].dataset_sha256 != pair[1].dataset_sha256)
@@ -164,7 +165,7 @@ class Routing:
             routed = db.execute(
                 select(job.c.revision_id).select_from(job.join(series_revision)).where(*unchanged).distinct()
             ).scalars()
-            return any(not is_purged(db, revision_id) for revision_id in routed.all())
+            return any(not lacks_images(db, revision_id) for revision_id in routed.all())
 
     def route(
         self,
@@ -173,8 +174,12 @@ class Routing:
         reason: str | None,
         at: datetime,
         notices: Sequence[tuple[ResultInstance, str]] = (),
+        *,
+        is_fault: bool = False,
     ) -> tuple[int, ...]:
-        """COMPLETE -> ROUTED: one job per decision with a model, otherwise one REJECTED row with the ``reason``.
+        """COMPLETE -> ROUTED: one job per decision with a model, otherwise one row with the ``reason``.
+
+        The row is REJECTED, or FAILED if the reason is a fault that a person must look at and not the series.
 
         ``notices`` of a refusal are queued for delivery. The new jobs supersede waiting and running jobs of earlier
         revisions and their undelivered results. Returns the ids of the new jobs, or none if another process routed the
@@ -184,7 +189,7 @@ class Routing:
             if not _change_complete(db, revision, state=RevisionState.ROUTED):
                 return ()
             _supersede_earlier(db, revision, at)
-            made = tuple(insert_job(db, revision, decision, reason, at) for decision in decisions)
+            made = tuple(insert_job(db, revision, decision, reason, at, is_fault=is_fault) for decision in decisions)
             for notice, spool_name in notices:
                 insert_result(db, made[0], notice, spool_name, revision.due_at(at))
             return made
@@ -213,20 +218,26 @@ class Routing:
             return None
         return replace(order_of(row), given_up=row.reason if row.state == PullState.FAILED else "")
 
+    def note_damage(self, spool_names: Sequence[str], at: datetime) -> None:
+        """The files no longer have the bytes that were received: they may be received again."""
+        with self._database.write() as db:
+            note_damage(db, spool_names, at)
+
     def skip(self, revision: CompleteRevision) -> None:
         """COMPLETE -> ROUTED without a job: the same content was already routed."""
         with self._database.write() as db:
             _change_complete(db, revision, state=RevisionState.ROUTED)
 
 
-def is_purged(db: Connection, revision_id: int) -> bool:
-    """Whether retention has deleted images of the revision."""
-    purged = (
+def lacks_images(db: Connection, revision_id: int) -> bool:
+    """Whether images of the revision were deleted by retention, or changed on the disk."""
+    is_gone = or_(instance.c.purged_at.is_not(None), instance.c.damaged_at.is_not(None))
+    gone = (
         select(instance.c.id)
         .select_from(revision_instance.join(instance))
-        .where(revision_instance.c.revision_id == revision_id, instance.c.purged_at.is_not(None))
+        .where(revision_instance.c.revision_id == revision_id, is_gone)
     )
-    return db.execute(purged.limit(1)).one_or_none() is not None
+    return db.execute(gone.limit(1)).one_or_none() is not None
 
 
 def has_successor(db: Connection, revision_id: int) -> bool:
@@ -252,9 +263,18 @@ def _change_complete(db: Connection, revision: CompleteRevision, **values: str) 
     return bool(db.execute(update(series_revision).where(is_complete).values(**values)).rowcount)
 
 
-def insert_job(db: Connection, revision: CompleteRevision, decision: Decision, reason: str | None, at: datetime) -> int:
-    """Insert the job that ``decision`` makes of ``revision``, or a REJECTED row with the ``reason``; returns its id."""
+def insert_job(
+    db: Connection,
+    revision: CompleteRevision,
+    decision: Decision,
+    reason: str | None,
+    at: datetime,
+    *,
+    is_fault: bool = False,
+) -> int:
+    """Insert the job that ``decision`` makes of ``revision``, or a row with the ``reason``; returns its id."""
     runs = decision.model is not None and reason is None
+    otherwise = JobState.FAILED if is_fault else JobState.REJECTED
     inserted = db.execute(
         insert(job).values(
             revision_id=revision.id,
@@ -264,7 +284,7 @@ def insert_job(db: Connection, revision: CompleteRevision, decision: Decision, r
             priority=decision.priority,
             unchecked_hu=decision.unchecked_hu,
             decision={name: [asdict(o) for o in outcomes] for name, outcomes in decision.outcomes.items()},
-            state=JobState.QUEUED if runs else JobState.REJECTED,
+            state=JobState.QUEUED if runs else otherwise,
             reason="" if runs else (reason or decision.reason),
             attempts=0,
             created_at=at,

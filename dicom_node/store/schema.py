@@ -8,7 +8,8 @@
 
 A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all, or some days
 after no series whose images are stored is concerned any more.
-``instance.current`` is true for the newest bytes of a SOP Instance in its series. ``series_revision`` moves
+``instance.current`` is true for the newest bytes of a SOP Instance in its series, unless the stored bytes changed
+(``damaged_at``). ``series_revision`` moves
 OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
 was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``
 is the same, or that of an earlier revision that says the same in other bytes; ``same_images_as`` is that of an earlier
@@ -120,6 +121,7 @@ instance = Table(
     Column("current", Boolean, nullable=False),
     Column("duplicates", Integer, nullable=False, default=0),
     Column("purged_at", UtcDateTime),
+    Column("damaged_at", UtcDateTime),
     Index(
         "ix_instance_current",
         "series_instance_uid",

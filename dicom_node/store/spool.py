@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from dicom_node.errors import StoreUnavailable
+from dicom_node.errors import StoreFull, StoreUnavailable
+from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_ns, now_utc
 from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, write_all, write_new
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
 
     from dicom_node.standard.part10 import FileMeta
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _COMPLETE, _REFUSED = ".dcm", ".refused"
 _ORDERED = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}\.dcm")
 
@@ -56,6 +58,15 @@ class SpooledInstance:
     spool_name: str
     dataset_sha256: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A received file as the ledger knows it."""
+
+    spool_name: str
+    dataset_sha256: str
+    transfer_syntax_uid: str
 
 
 class InstanceWriter:
@@ -274,6 +285,27 @@ class Spool:
             raise ValueError("the spool name points outside the spool")
         return path
 
+    def changed(self, files: Sequence[StoredFile]) -> tuple[str, ...]:
+        """The spool names of those of ``files`` whose bytes are not what was received.
+
+        Reads all of them: the 160 MB of a series of 300 take 0.1 s of CPU time.
+
+        Raises:
+            StoreUnavailable: a file is missing, or the disk fails.
+        """
+        return tuple(file.spool_name for file in files if not self._is_as_received(file))
+
+    def _is_as_received(self, file: StoredFile) -> bool:
+        path = self.path(file.spool_name)
+        with _translated(f"reading {path.name}"), path.open("rb") as stream:
+            head = stream.read(HEAD_LENGTH)
+            try:
+                head += stream.read(data_set_start(head) - HEAD_LENGTH)
+            except ValueError:
+                return False
+            is_of_syntax = file.transfer_syntax_uid.encode() in head
+            return is_of_syntax and hashlib.file_digest(stream, "sha256").hexdigest() == file.dataset_sha256
+
     def delete(self, spool_name: str) -> None:
         """Remove a file if it exists; if that fails, the sweep of unclaimed files removes it later."""
         with suppress(OSError):
@@ -397,7 +429,10 @@ def _translated(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnavailable(f"spool: {action}: {_name(error)}") from error
+        what = f"spool: {action}: {_name(error)}"
+        if error.errno in _NO_SPACE:
+            raise StoreFull(what) from error
+        raise StoreUnavailable(what) from error
 
 
 def _name(error: OSError) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How many of each are in which state. ``associations`` has ``open``; ``instances`` has ``current``, ``replaced``
-    (newer bytes arrived under the same UID) and ``purged``.
+    (newer bytes arrived under the same UID), ``damaged`` (the stored bytes changed) and ``purged``.
     """
 
     associations: Mapping[str, int]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
+from sqlalchemy import update
 
 from dicom_node.receive.adopt import adopt_unclaimed
-from dicom_node.standard.part10 import FileMeta
+from dicom_node.standard.part10 import FileMeta, data_set_start
+from dicom_node.store.schema import instance
 from tests.support.ct_series import Stack, write
 
 if TYPE_CHECKING:
@@ -36,9 +39,9 @@ def write_instance(spool: Spool, meta: FileMeta, dataset_bytes: bytes) -> Spoole
 
 def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceInstance]) -> None:
     """Receive the instances of any series directly, without a network."""
-    for instance in instances:
-        meta = instance.header.file_meta
-        whole = instance.path.read_bytes()
+    for each in instances:
+        meta = each.header.file_meta
+        whole = each.path.read_bytes()
         start = 144 + int(meta.FileMetaInformationGroupLength)
         write_instance(
             spool,
@@ -46,3 +49,20 @@ def receive_instances(spool: Spool, ledger: Ledger, instances: Iterable[SourceIn
             whole[start:],
         )
     adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=-1)
+
+
+def as_received(spool: Spool, ledger: Ledger, spool_name: str, dataset_bytes: bytes) -> None:
+    """Make the stored instance one that was received with another data set."""
+    path = spool.path(spool_name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: data_set_start(whole)] + dataset_bytes)
+    with ledger.database.write() as db:
+        digest = hashlib.sha256(dataset_bytes).hexdigest()
+        db.execute(update(instance).where(instance.c.spool_name == spool_name).values(dataset_sha256=digest))
+
+
+def flip_a_bit(path: Path) -> None:
+    """As a disk may do it, in the last value of the file."""
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from io import BytesIO
 
 import pytest
@@ -17,6 +18,7 @@ from pynetdicom.pdu import A_ASSOCIATE_RJ
 
 from dicom_node.deliver.scu import echo, send
 from tests.support.dicom_peers import destination, make_result, raw_peer, scripted_pacs
+from tests.support.received_series import flip_a_bit
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -188,16 +190,31 @@ def _narrow(association):
     association.dul.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
 
 
-def test_missing_file_is_refused_and_the_others_are_sent(results):
+def test_file_that_is_away_is_a_delay_and_the_others_are_sent(results):
     results[1].path.unlink()
     with scripted_pacs() as (port, stored):
         outcomes = _send(port, results)
-    assert [(o.delivered, o.retry) for o in outcomes] == [(True, False), (False, False), (True, False), (True, False)]
+    assert [(o.delivered, o.retry) for o in outcomes] == [(True, False), (False, True), (True, False), (True, False)]
+    assert len(stored) == 3
+
+
+def test_file_that_changed_is_not_sent(results):
+    flip_a_bit(results[1].path)
+    with scripted_pacs() as (port, stored):
+        outcomes = _send(port, results)
+    assert [(o.delivered, o.retry, o.is_damaged) for o in outcomes] == [
+        (True, False, False),
+        (False, False, True),
+        (True, False, False),
+        (True, False, False),
+    ]
     assert len(stored) == 3
 
 
 def test_file_that_is_not_dicom_is_refused(results):
-    results[0].path.write_bytes(b"not DICOM")
+    content = b"not DICOM"
+    results[0].path.write_bytes(content)
+    results = (replace(results[0], sha256=hashlib.sha256(content).hexdigest()), *results[1:])
     with scripted_pacs() as (port, _):
         assert [o.delivered for o in _send(port, results)] == [False, True, True, True]
 

@@ -20,13 +20,29 @@ from dicom_node.types import Completion, Decision, EncodedResult, ResultRequest,
 from tests.integration.store.rows import DEAD, IDENTITY, RUN, WORKER, arrive, claim, claim_deliveries
 from tests.support.dicom_peers import destination, make_result, scripted_pacs
 from tests.support.ports import free_port
+from tests.support.received_series import flip_a_bit
 from tests.support.waiting import wait_until
 
 POLICY = DeliverySettings(first_retry_s=3600, longest_retry_s=3600, refused_attempts=3)
 
 
 @pytest.fixture
-def encoded(ledger, spool, tmp_path):
+def encode(ledger, spool, tmp_path):
+    """Give a claimed job one result for ``pacs``, by its number."""
+
+    def make(claimed, number):
+        made = make_result(tmp_path, number)
+        content = EncodedResult(
+            made.kind, made.sop_class_uid, made.sop_instance_uid, made.series_instance_uid,
+            made.transfer_syntax_uid, made.path.read_bytes(), ("pacs",),
+        )  # fmt: skip
+        assert ledger.jobs.encoded(claimed, spool.write_results([content]), IDENTITY, RUN, {}, now_utc())
+
+    return make
+
+
+@pytest.fixture
+def encoded(ledger, encode):
     """Jobs with one result each for ``pacs``, of different series; ``encoded(1, 1)`` gives both the same instance."""
 
     def make(*numbers):
@@ -38,20 +54,15 @@ def encoded(ledger, spool, tmp_path):
             (whole,) = ledger.routing.due_revisions()
             decision = Decision("all", "tissue", {"pacs": ResultRequest()}, 0)
             jobs += ledger.routing.route(whole, [decision], None, now_utc())
-            made = make_result(tmp_path, number)
-            content = EncodedResult(
-                made.kind, made.sop_class_uid, made.sop_instance_uid, made.series_instance_uid,
-                made.transfer_syntax_uid, made.path.read_bytes(), ("pacs",),
-            )  # fmt: skip
-            stored = spool.write_results([content])
-            assert ledger.jobs.encoded(claim(ledger, now_utc()), stored, IDENTITY, RUN, {}, now_utc())
+            encode(claim(ledger, now_utc()), number)
         return jobs
 
     return make
 
 
-def delivering(ledger, **destinations):
-    return Delivering(ledger.deliveries, destinations, POLICY, Abilities("NODE"), "NODE", WORKER)
+def delivering(ledger, deliveries=None, worker=WORKER, **destinations):
+    deliveries = deliveries or ledger.deliveries
+    return Delivering(deliveries, destinations, POLICY, Abilities("NODE"), "NODE", worker, ledger.jobs, 3)
 
 
 def of_job(ledger, job_id):
@@ -123,17 +134,7 @@ def test_viewer_on_orthanc_shows_binary_only_where_frames_end_on_a_byte():
 def test_two_processes_send_each_result_once(ledger, encoded):
     jobs = encoded(*range(1, 9))
     with scripted_pacs() as (port, stored):
-        rooms = [
-            Delivering(
-                ledger.deliveries,
-                {"pacs": destination(port)},
-                POLICY,
-                Abilities("NODE"),
-                "NODE",
-                replace(WORKER, pid=pid),
-            )
-            for pid in (1, 2)
-        ]
+        rooms = [delivering(ledger, worker=replace(WORKER, pid=pid), pacs=destination(port)) for pid in (1, 2)]
         sending = [threading.Thread(target=room.deliver, args=("pacs",)) for room in rooms]
         for thread in sending:
             thread.start()
@@ -184,10 +185,74 @@ def test_answer_that_cannot_be_recorded_leaves_its_delivery_due(ledger, encoded)
 
     away = Away(ledger.database, ledger.deliveries._spool)
     with scripted_pacs() as (port, stored):
-        room = Delivering(away, {"pacs": destination(port)}, POLICY, Abilities("NODE"), "NODE", WORKER)
+        room = delivering(ledger, away, pacs=destination(port))
         with pytest.raises(StoreUnavailable):
             room.deliver("pacs")
         assert of_job(ledger, job).claimed_by is None
         delivering(ledger, pacs=destination(port)).deliver("pacs")
     assert len(stored) == 2
     assert ledger.overview.job(job).state is JobState.DELIVERED
+
+
+def result_file(ledger, spool, job):
+    (result,) = ledger.overview.job(job).results
+    return spool.path(result.spool_name)
+
+
+def test_damaged_result_is_not_sent_but_made_again(ledger, spool, encoded):
+    job, other = encoded(1, 2)
+    flip_a_bit(result_file(ledger, spool, job))
+    with scripted_pacs() as (port, stored), structlog.testing.capture_logs() as log:
+        delivering(ledger, pacs=destination(port)).deliver("pacs")
+    assert len(stored) == 1
+    assert [ledger.overview.job(each).state for each in (job, other)] == [JobState.QUEUED, JobState.DELIVERED]
+    assert [line["is_made_again"] for line in log if line["event"] == "result.damaged"] == [True]
+
+
+def test_results_made_again_are_sent_to_those_that_lack_them(ledger, encode, spool, encoded):
+    (job,) = encoded(1)
+    flip_a_bit(result_file(ledger, spool, job))
+    with scripted_pacs() as (port, stored):
+        room = delivering(ledger, pacs=destination(port))
+        room.deliver("pacs")
+        encode(claim(ledger, now_utc()), 1)
+        assert (ledger.overview.job(job).state, len(ledger.overview.job(job).results)) == (JobState.ENCODED, 1)
+        room.deliver("pacs")
+    assert len(stored) == 1
+    assert ledger.overview.job(job).state is JobState.DELIVERED
+    assert of_job(ledger, job).attempts == 2
+
+
+def test_damage_without_end_is_shown_to_a_person(ledger, encode, spool, encoded):
+    (job,) = encoded(1)
+    with scripted_pacs() as (port, stored):
+        room = delivering(ledger, pacs=destination(port))
+        for _ in range(2):
+            flip_a_bit(result_file(ledger, spool, job))
+            room.deliver("pacs")
+            encode(claim(ledger, now_utc()), 1)
+        flip_a_bit(result_file(ledger, spool, job))
+        room.deliver("pacs")
+    assert stored == []
+    assert (ledger.overview.job(job).state, of_job(ledger, job).state) == (JobState.FAILED, DeliveryState.FAILED)
+    assert of_job(ledger, job).last_reason == "the stored result changed on the disk"
+
+
+def test_result_that_is_away_for_a_moment_is_sent_later(ledger, spool, encoded):
+    (job,) = encoded(1)
+    file = result_file(ledger, spool, job)
+    content = file.read_bytes()
+    file.unlink()
+    with scripted_pacs() as (port, stored):
+        room = delivering(ledger, pacs=destination(port))
+        room.deliver("pacs")
+        found = of_job(ledger, job)
+        assert (found.state, found.refusals, found.last_reason.endswith("No such file or directory")) == (
+            DeliveryState.WAITING,
+            0,
+            True,
+        )
+        file.write_bytes(content)
+        assert ledger.jobs.retry(job, now_utc()) == "retrying 1 delivery now"
+        room.deliver("pacs")
+    assert len(stored) == 1

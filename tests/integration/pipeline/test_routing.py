@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import structlog
 
+from dicom_node.pipeline import routing
 from dicom_node.pipeline.notices import Notices
 from dicom_node.pipeline.results import Installation, ResultStore
 from dicom_node.pipeline.routing import Routing
@@ -14,13 +17,16 @@ from dicom_node.settings import load_settings
 from dicom_node.store.clock import now_utc
 from dicom_node.store.states import JobState
 from dicom_node.types import Completion
-from tests.support.received_series import receive
+from tests.support.received_series import as_received, flip_a_bit, receive
 
 NODE = "destinations: {pacs: {host: 127.0.0.1, port: 104, ae_title: PACS}}\nmodels: {tissue: {kind: tissue}}\n"
 RUN_ALL = "rules: [{name: all, model: tissue, when: []}]"
 REFUSE_ALL = "rules: [{name: none, refuse: no CT today, when: [], destinations: [{to: pacs, notice: true}]}]"
 
 ATTEMPTS = 2
+CUT_SEQUENCE = (
+    b"\x08\x00\x05\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff\x10\x00\x10\x00PN\x08\x00Doe^John\xfe"
+)
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def test_unreadable_series_is_rejected_and_the_others_are_routed(ledger, spool, 
     broken = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
     for name in revision.spool_names:
-        spool.path(name).write_bytes(b"Doe^John")
+        as_received(spool, ledger, name, CUT_SEQUENCE)
     whole = receive_and_complete(spool, ledger, tmp_path / "b", 2)
     Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
     assert jobs(ledger)[whole] == (JobState.QUEUED, "")
@@ -65,16 +71,62 @@ def test_unreadable_series_is_rejected_and_the_others_are_routed(ledger, spool, 
     assert ledger.routing.due_revisions() == ()
 
 
-def test_missing_file_is_a_reason_too(ledger, spool, reader, rules, notices, tmp_path):
+def test_file_that_is_away_for_a_moment_is_waited_for(ledger, spool, reader, rules, notices, tmp_path):
     uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
     (revision,) = ledger.routing.due_revisions()
-    spool.delete(revision.spool_names[0])
+    away, content = spool.path(revision.spool_names[0]), spool.path(revision.spool_names[0]).read_bytes()
+    away.unlink()
+    other = receive_and_complete(spool, ledger, tmp_path / "b", 2)
+    room = Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS)
+    with structlog.testing.capture_logs() as log:
+        for _ in range(ATTEMPTS + 2):
+            room.route_complete()
+            assert jobs(ledger) == {other: (JobState.QUEUED, "")}
+    tried = [(line["attempt"], line["retry_in_s"]) for line in log if line["event"] == "series.not_routed"]
+    assert tried == [(1, 5)], "it waits before it looks again"
+    away.write_bytes(content)
+    is_over(room)
+    room.route_complete()
+    assert jobs(ledger)[uid] == (JobState.QUEUED, "")
+
+
+def is_over(room):
+    """The waits of all series are over."""
+    room._waiting = {number: replace(wait, until=0.0) for number, wait in room._waiting.items()}
+
+
+def test_file_that_is_away_for_a_day_is_shown_and_can_be_tried_again(
+    ledger, spool, reader, rules, notices, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(routing, "MOST_WAITS", 2)
+    uid = receive_and_complete(spool, ledger, tmp_path / "a", 1)
+    (revision,) = ledger.routing.due_revisions()
+    away, content = spool.path(revision.spool_names[0]), spool.path(revision.spool_names[0]).read_bytes()
+    away.unlink()
+    room = Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS)
+    for _ in range(3):
+        assert jobs(ledger) == {}
+        room.route_complete()
+        is_over(room)
+    assert jobs(ledger)[uid] == (JobState.FAILED, f"spool: reading {away.name}: ENOENT (for a day)")
+    away.write_bytes(content)
+    assert ledger.jobs.retry(1, now_utc()) == "the series is routed again"
+    room.route_complete()
+    assert ledger.overview.jobs(1)[0].state is JobState.QUEUED
+
+
+def test_series_whose_stored_bytes_changed_is_shown_and_the_others_are_routed(
+    ledger, spool, reader, rules, notices, tmp_path
+):
+    changed = receive_and_complete(spool, ledger, tmp_path / "a", 1)
+    (revision,) = ledger.routing.due_revisions()
+    flip_a_bit(spool.path(revision.spool_names[2]))
+    other = receive_and_complete(spool, ledger, tmp_path / "b", 2)
     Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
-    assert jobs(ledger) == {}  # it may be back the next time
-    Routing(ledger.routing, spool, reader, rules(RUN_ALL), notices, ATTEMPTS).route_complete()
-    state, reason = jobs(ledger)[uid]
-    assert state is JobState.REJECTED
-    assert reason.endswith("is missing (attempt 2)")
+    assert jobs(ledger)[other] == (JobState.QUEUED, "")
+    state, reason = jobs(ledger)[changed]
+    assert state is JobState.FAILED
+    assert reason.startswith("the stored bytes of 1 of 4 images changed on the disk")
 
 
 def test_second_process_to_route_a_series_leaves_no_notice_behind(

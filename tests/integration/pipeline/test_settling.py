@@ -49,6 +49,7 @@ def first_attempt(ledger, spool, tmp_path, completion):
         (Outcome(JobState.FAILED, "too large"), "too large (attempt 1)", 1),
         (Outcome(JobState.QUEUED, "died", pause=timedelta(hours=1)), "died", 1),
         (Outcome(JobState.QUEUED, "stopped", counts=False), "stopped", 0),
+        (Outcome(JobState.QUEUED, "disk full", pause=timedelta(hours=1), counts=False), "disk full", 1),
     ],
 )
 def test_each_outcome_is_recorded_in_the_ledger(ledger, settling, attempt, outcome, reason, attempts):
@@ -56,10 +57,11 @@ def test_each_outcome_is_recorded_in_the_ledger(ledger, settling, attempt, outco
         settling.settle(attempt, outcome)
     job = ledger.overview.job(attempt.claimed.id)
     assert (job.state, job.reason, job.attempts) == (outcome.state, reason, attempts)
+    assert job.not_counted == int(bool(outcome.pause) and not outcome.counts)
     (line,) = [line for line in log if line["event"] == "job"]
     assert (line["state"], line["reason"]) == (outcome.state, outcome.reason)
     is_claimable = ledger.jobs.claim(WORKER, now_utc(), now_utc()) is not None
-    assert is_claimable == (not outcome.counts)
+    assert is_claimable == (not outcome.counts and not outcome.pause)
 
 
 @pytest.mark.parametrize("state", [JobState.REJECTED, JobState.FAILED])

@@ -512,14 +512,14 @@ def test_last_two_responses_may_arrive_at_once(ledger, monkeypatch):
     job_id = queued_job(ledger)
     ledger.jobs.encoded(claim(ledger), some_results()[:1], IDENTITY, RUN, {}, NOW)
     both = [ledger.deliveries.due(name, NOW, 10)[0] for name in ("pacs", "archive")]
-    settle, others = deliveries._settle_job, threading.Barrier(2)
+    settle, others = deliveries.settle_job, threading.Barrier(2)
 
     def settle_together(*args):
         with suppress(threading.BrokenBarrierError):  # the other thread waits for this one to end
             others.wait(1)
         settle(*args)
 
-    monkeypatch.setattr(deliveries, "_settle_job", settle_together)
+    monkeypatch.setattr(deliveries, "settle_job", settle_together)
     with ThreadPoolExecutor(2) as threads:
         answers = [
             threads.submit(ledger.deliveries.record, due, outcome(due, delivered=True), None, NOW) for due in both

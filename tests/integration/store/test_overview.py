@@ -25,7 +25,7 @@ from tests.integration.store.rows import (
 
 KEYS_OF_COUNTS = {
     "associations": {"open"},
-    "instances": {"current", "replaced", "purged"},
+    "instances": {"current", "replaced", "damaged", "purged"},
     "series": {"OPEN", "ROUTED"},
     "jobs": {"ENCODED"},
     "deliveries": {"DELIVERED", "WAITING"},

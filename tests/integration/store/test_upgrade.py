@@ -259,7 +259,7 @@ def test_every_row_is_kept_and_every_job_can_be_viewed(ledger):
     assert unmigrated(ledger) == []
     assert ledger.device_uid() == DEVICE_UID
     counts = ledger.overview.counts()
-    assert counts.instances == {"current": 20, "replaced": 0, "purged": 0}
+    assert counts.instances == {"current": 20, "replaced": 0, "damaged": 0, "purged": 0}
     assert counts.series == {RevisionState.COMPLETE: 1, RevisionState.OPEN: 1, RevisionState.ROUTED: 8}
     assert counts.jobs == dict.fromkeys(JobState, 1)
     assert counts.deliveries == {DeliveryState.DELIVERED: 4, DeliveryState.FAILED: 1, DeliveryState.WAITING: 1}

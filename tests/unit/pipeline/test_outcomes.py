@@ -15,13 +15,15 @@ from dicom_node.errors import (
     NotEligible,
     SegmentationImpossible,
     Stopping,
+    StoreFull,
     StoreUnavailable,
     WorkerLost,
 )
-from dicom_node.pipeline.outcomes import FIRST_PAUSE, Outcome, outcome_of
+from dicom_node.pipeline.outcomes import Outcome, outcome_of
+from dicom_node.pipeline.waiting import FIRST_PAUSE, LONGEST_PAUSE, MOST_WAITS, pause_after
 from dicom_node.store.states import JobState
 
-PARTS = {"job": 7, "attempt": 1, "attempts": 3, "stopping": False}
+PARTS = {"job": 7, "attempt": 1, "attempts": 3, "waits": 0, "stopping": False}
 STOPPED = Outcome(JobState.QUEUED, "the node was stopped; the job is queued again", counts=False)
 
 
@@ -40,7 +42,9 @@ def made(kind: type[DicomNodeError]) -> DicomNodeError:
 def test_each_error_class_has_its_outcome(kind):
     expected = {
         Disposition.REJECT: Outcome(JobState.REJECTED, "why"),
-        Disposition.RETRY: Outcome(JobState.QUEUED, "why", pause=FIRST_PAUSE),
+        Disposition.RETRY: Outcome(
+            JobState.QUEUED, "why", pause=FIRST_PAUSE, counts=not issubclass(kind, StoreUnavailable)
+        ),
         Disposition.FAIL: Outcome(JobState.FAILED, "why"),
     }[kind.disposition]
     assert outcome_of(made(kind), **PARTS) == (STOPPED if kind is Stopping else expected)
@@ -53,9 +57,24 @@ def test_pause_doubles_with_each_attempt(attempt):
     assert outcome.counts
 
 
-@pytest.mark.parametrize("error", [WorkerLost("died"), StoreUnavailable("disk full")])
-def test_error_in_the_last_attempt_fails_the_job(error):
-    assert outcome_of(error, **PARTS | {"attempt": 3}) == Outcome(JobState.FAILED, str(error))
+def test_error_in_the_last_attempt_fails_the_job():
+    assert outcome_of(WorkerLost("died"), **PARTS | {"attempt": 3}) == Outcome(JobState.FAILED, "died")
+
+
+@given(waits=st.integers(0, MOST_WAITS - 1), attempt=st.integers(1, 3))
+def test_fault_of_the_machine_is_waited_out_without_using_up_attempts(waits, attempt):
+    outcome = outcome_of(StoreUnavailable("EIO"), **PARTS | {"waits": waits, "attempt": attempt})
+    assert outcome == Outcome(JobState.QUEUED, "EIO", pause=pause_after(waits), counts=False)
+
+
+def test_fault_of_a_day_is_shown_to_a_person_but_not_lack_of_space():
+    pauses = [pause_after(waits) for waits in range(MOST_WAITS)]
+    assert timedelta(hours=23) < sum(pauses, timedelta()) < timedelta(hours=25)
+    assert sorted(pauses) == pauses
+    assert (pauses[0], pauses[-1]) == (FIRST_PAUSE, LONGEST_PAUSE)
+    gone, full = (outcome_of(kind("why"), **PARTS | {"waits": MOST_WAITS}) for kind in (StoreUnavailable, StoreFull))
+    assert gone == Outcome(JobState.FAILED, "why (for a day)")
+    assert full == Outcome(JobState.QUEUED, "why", pause=LONGEST_PAUSE, counts=False)
 
 
 @pytest.mark.parametrize("error", [Stopping(), WorkerLost("died"), StoreUnavailable("away"), MemoryError()])
