@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
+import structlog
+
 from dicom_node.work.channel import Channel
 from dicom_node.work.lifetime import die_with
 from dicom_node.work.memory import kernel_kills
@@ -85,7 +87,10 @@ class ChildProcess:
         self._stderr.close()
 
     def end(self) -> str:
-        """How it ended: signal or exit status, and the last lines it wrote."""
+        """How it ended: signal or exit status.
+
+        The last lines it wrote go to the log alone: reasons end in patients' studies, and these lines name our files.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_EXIT_WAIT_S)
         code = self.process.poll()
@@ -97,8 +102,8 @@ class ChildProcess:
             how = f"signal {signal.Signals(-code).name}"
         else:
             how = f"exit status {code}"
-        tail = self._tail()
-        return f"{how}; last output: {tail}" if tail else how
+        structlog.get_logger().error("child.ended", pid=self.process.pid, how=how, output=self._tail())
+        return how
 
     def _who_killed(self) -> str:
         if kernel_kills() > self._kills_before:

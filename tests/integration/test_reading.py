@@ -193,7 +193,10 @@ def test_a_decoder_that_ends_its_child_is_an_error_and_the_next_series_is_decode
             in_child(reader, bad)
         assert in_child(reader, good).volume.geometry.shape_zyx == (4, 8, 8)
     assert "Doe" not in f"{log} {raised.value}"
-    assert [line["event"] for line in log] == (["reading.crashed"] if how == "fault" else [])
+    assert [line["event"] for line in log] == {"fault": ["reading.crashed"], "crash": ["child.ended"]}.get(how, [])
+    if how == "crash":  # what it wrote names our files, and reasons end in patients' studies
+        assert "volume.py" in log[0]["output"]
+        assert str(raised.value) == reason
 
 
 def test_a_closed_reader_ends_calls_and_children(tmp_path, monkeypatch):
