@@ -37,7 +37,7 @@ from dicom_node.pipeline.running import Running
 from dicom_node.reading.reader import ImageReader
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.route.rules_file import load_rules
-from dicom_node.store.clock import now_utc
+from dicom_node.store.clock import Moment
 from dicom_node.store.disk import DiskWatermark
 from dicom_node.store.processes import Role
 from dicom_node.store.workers import WorkerName
@@ -101,6 +101,7 @@ def open_pipeline(
         running=Running(ledger.jobs, means, settling, worker, settings.work.attempts),
         delivering=Delivering(
             ledger.deliveries,
+            ledger.elapsed,
             settings.destinations,
             settings.delivery,
             abilities,
@@ -177,7 +178,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
         pipeline.delivering.recover()
 
     def keep_house() -> None:
-        purge_expired(ledger, spool, settings.operate, now_utc())
+        purge_expired(ledger, spool, settings.operate, Moment.now())
         watermark.look()
 
     def check() -> LedgerReport:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dicom_node.settings import DeliverySettings
 
 REFUSALS_SPREAD_OVER = timedelta(hours=1)
+_SHORTEST_S = 1e-3
+"""Two clocks differ by more: no attempt is made for so little time that is left."""
 
 
 def next_attempt(
@@ -23,7 +25,7 @@ def next_attempt(
     attempts: int,
     refusals: int,
     refused: bool,
-    first_attempt_at: datetime,
+    waited_s: float,
     now: datetime,
     policy: DeliverySettings,
     give_up_after_s: float,
@@ -31,13 +33,14 @@ def next_attempt(
 ) -> datetime | None:
     """When to try again after an attempt that was ``refused`` or failed transiently; None: the delivery is FAILED.
 
-    ``attempts`` and ``refusals`` include this attempt.
+    ``attempts`` and ``refusals`` include this attempt. ``waited_s`` have passed since the first one, by a clock that
+    nobody can set.
     """
     if refused:
         return after_refusal(refusals=refusals, now=now, policy=policy, jitter=jitter)
     return after_delay(
         attempts=attempts,
-        first_attempt_at=first_attempt_at,
+        waited_s=waited_s,
         now=now,
         policy=policy,
         give_up_after_s=give_up_after_s,
@@ -48,25 +51,25 @@ def next_attempt(
 def after_delay(
     *,
     attempts: int,
-    first_attempt_at: datetime,
+    waited_s: float,
     now: datetime,
     policy: DeliverySettings,
     give_up_after_s: float,
     jitter: float,
 ) -> datetime | None:
-    """When to try again after ``attempts`` (>= 1) transient failures; None: give up.
+    """When to try again after ``attempts`` (>= 1) transient failures in ``waited_s``; None: give up.
 
     The wait doubles from ``policy.first_retry_s`` to ``policy.longest_retry_s``; ``jitter`` (0..1, drawn by the caller)
     shortens it by up to half, so that many results are not retried in one burst. The last attempt is made exactly at
     the deadline, ``give_up_after_s`` after the first.
     """
     _check(attempts, jitter)
-    deadline = first_attempt_at + timedelta(seconds=give_up_after_s)
-    if now >= deadline:
+    left_s = give_up_after_s - waited_s
+    if left_s < _SHORTEST_S:
         return None
     doublings = min(attempts - 1, 60)  # more than any sensible limit; keeps the power finite
     whole_s = min(policy.longest_retry_s, policy.first_retry_s * 2.0**doublings)
-    return min(now + timedelta(seconds=whole_s * (1.0 - jitter / 2.0)), deadline)
+    return now + timedelta(seconds=min(whole_s * (1.0 - jitter / 2.0), left_s))
 
 
 def after_refusal(*, refusals: int, now: datetime, policy: DeliverySettings, jitter: float) -> datetime | None:

@@ -13,7 +13,7 @@ from dicom_node.deliver.abilities import shows_binary
 from dicom_node.deliver.scu import send
 from dicom_node.errors import StoreUnavailable
 from dicom_node.pipeline.lease import LEASE, renewed
-from dicom_node.store.clock import now_utc
+from dicom_node.store.clock import Moment, now_utc
 from dicom_node.types import ResultKind, SegmentationForm
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dicom_node.deliver.abilities import Abilities
     from dicom_node.settings import DeliverySettings, DestinationSettings
     from dicom_node.store.deliveries import Deliveries, DueDelivery
+    from dicom_node.store.elapsed import Elapsed
     from dicom_node.store.jobs import Jobs
     from dicom_node.store.workers import WorkerName
     from dicom_node.types import DeliveryOutcome, ResultRequest
@@ -36,6 +37,7 @@ class Delivering:
 
     Args:
         deliveries: the pending deliveries.
+        elapsed: how much time has passed, whatever the clock says.
         destinations: the configured destinations, by name.
         policy: how long to wait after a failure, and how often to try again.
         abilities: what the destinations accept.
@@ -48,6 +50,7 @@ class Delivering:
     def __init__(
         self,
         deliveries: Deliveries,
+        elapsed: Elapsed,
         destinations: Mapping[str, DestinationSettings],
         policy: DeliverySettings,
         abilities: Abilities,
@@ -57,6 +60,7 @@ class Delivering:
         attempts: int,
     ) -> None:
         self._deliveries = deliveries
+        self._elapsed = elapsed
         self._destinations = destinations
         self._policy = policy
         self._abilities = abilities
@@ -71,8 +75,15 @@ class Delivering:
         destination = self._destinations.get(destination_name)
         if destination is None:
             return
-        now = now_utc()
-        claimed = self._deliveries.claim(destination_name, self._worker, now, now + LEASE, DELIVERIES_PER_ASSOCIATION)
+        now = Moment.now()
+        claimed = self._deliveries.claim(
+            destination_name,
+            self._worker,
+            now.at,
+            now.at + LEASE,
+            DELIVERIES_PER_ASSOCIATION,
+            self._elapsed.read(now),
+        )
         if claimed:
             with self._held(claimed, destination_name):
                 self._send(destination_name, destination, claimed)
@@ -112,15 +123,15 @@ class Delivering:
     def _record(
         self, name: str, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome
     ) -> None:
-        now = now_utc()
-        if outcome.is_damaged and self._is_made_again(name, delivery, now):
+        now = Moment.now()
+        if outcome.is_damaged and self._is_made_again(name, delivery, now.at):
             return
         is_refused = not (outcome.delivered or outcome.retry or outcome.is_damaged)
         if is_refused and delivery.instance.kind is ResultKind.LABELMAP:
             self._abilities.forget(destination)
         is_over = outcome.delivered or outcome.is_damaged
         again = None if is_over else self._next_attempt(destination, delivery, outcome, now)
-        recorded = self._deliveries.record(delivery, outcome, again, now)
+        recorded = self._deliveries.record(delivery, outcome, again, now.at)
         self._log.info(
             "delivery",
             job=delivery.job_id,
@@ -149,14 +160,15 @@ class Delivering:
         return is_made_again
 
     def _next_attempt(
-        self, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome, now: datetime
+        self, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome, now: Moment
     ) -> datetime | None:
+        elapsed_s = self._elapsed.read(now)
         return retry.next_attempt(
             attempts=delivery.attempts,
             refusals=delivery.refusals + int(not outcome.retry),
             refused=not outcome.retry,
-            first_attempt_at=delivery.first_attempt_at or now,
-            now=now,
+            waited_s=elapsed_s - (elapsed_s if delivery.first_attempt_s is None else delivery.first_attempt_s),
+            now=now.at,
             policy=self._policy,
             give_up_after_s=destination.give_up_after_s,
             jitter=random.random(),  # noqa: S311 - spreads the load; not for security

@@ -251,7 +251,7 @@ class OperateSettings(Closed):
 
     sweep_s: Seconds = 1.0
     retention_days: Number = Field(default=7, ge=0)
-    """The spool files of a series are deleted this long after its last job ended, never before delivery."""
+    """Spool files of a series are deleted this long (elapsed time) after its last job ended, never before delivery."""
     disk_stop_percent: Number = Field(default=85, gt=0, le=100)
     disk_resume_percent: Number = Field(default=80, gt=0, le=100)
     ledger_check: Annotated[str, AfterValidator(_time_of_day)] = "02:30"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy import and_, bindparam, case, delete, insert, or_, select, update
 
 from dicom_node.errors import DicomNodeError, StoreUnavailable
 from dicom_node.store.revisions import bytes_digest
@@ -60,6 +60,8 @@ _SAME_PLACE_MM = 1e-3
 _SAME_DIRECTION = 1e-4
 _AROUND = timedelta(minutes=1)
 """Before the first instance of a series: refusals this early count if the sender uses one association per instance."""
+_AHEAD = timedelta(seconds=1)
+"""Clocks of two machines may differ by this."""
 _RECENT_SERIES = 50
 """The number of a sender's recent series from which its pauses are known."""
 
@@ -216,6 +218,7 @@ class Arrivals:
         ``on_fault`` is told, inside the handler of the exception, the id and the Series Instance UID of a revision
         whose evidence can't be collected; without it, the exception is raised.
         """
+        self._bring_back(now)
         query = select(series_revision).where(
             series_revision.c.state == RevisionState.OPEN,
             or_(series_revision.c.look_again_at.is_(None), series_revision.c.look_again_at <= now),
@@ -236,6 +239,20 @@ class Arrivals:
                     raise
                 on_fault(row.id, row.series_instance_uid)
         return tuple(found)
+
+    def _bring_back(self, now: datetime) -> None:
+        """Arrivals ahead of the clock count as of now: a listener was ahead, or the clock was set back since."""
+        is_ahead = and_(series_revision.c.state == RevisionState.OPEN, series_revision.c.last_arrival > now + _AHEAD)
+        with self._database.read() as db:
+            if db.execute(select(series_revision.c.id).where(is_ahead).limit(1)).one_or_none() is None:
+                return
+        first = case((series_revision.c.first_arrival > now, now), else_=series_revision.c.first_arrival)
+        with self._database.write() as db:
+            db.execute(
+                update(series_revision)
+                .where(is_ahead)
+                .values(first_arrival=first, last_arrival=now, look_again_at=None)
+            )
 
     def set_expected_count(self, revision: OpenRevision, count: int | None) -> None:
         """Record the sender's count of instances of the series (None: no answer)."""

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LONGEST_WAIT = timedelta(days=30)
+"""A wait that ends later than this was written before the clock was set back, and is over."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Clock:
@@ -23,6 +29,14 @@ class Clock:
     def uptime_s(self) -> float:
         """Seconds since this machine was booted, whatever its clock was set to meanwhile (clock_getres(2))."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def boot_id(self) -> str:
+        """Identifies the boot since which the uptime is counted (random(4)).
+
+        Raises:
+            OSError: ``/proc`` can't be read.
+        """
+        return _boot_id()
 
 
 _clocks = [Clock()]
@@ -43,6 +57,33 @@ def uptime_s() -> float:
     return _clocks[-1].uptime_s()
 
 
+def boot_id() -> str:
+    """Identifies this boot of this machine.
+
+    Raises:
+        OSError: ``/proc`` can't be read.
+    """
+    return _clocks[-1].boot_id()
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, by the clock and by what nobody can set."""
+
+    at: datetime
+    boot_id: str
+    uptime_s: float
+
+    @classmethod
+    def now(cls) -> Self:
+        """This moment.
+
+        Raises:
+            OSError: ``/proc`` can't be read.
+        """
+        return cls(now_utc(), boot_id(), uptime_s())
+
+
 @contextmanager
 def told_by(clock: Clock) -> Iterator[None]:
     """Have all times told by ``clock`` during the block; for simulations."""
@@ -51,3 +92,8 @@ def told_by(clock: Clock) -> Iterator[None]:
         yield
     finally:
         _clocks.pop()
+
+
+@cache
+def _boot_id() -> str:
+    return _BOOT_ID.read_text("ascii").strip()

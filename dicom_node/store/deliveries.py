@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, exists, func, or_, select, update
 
+from dicom_node.store.clock import LONGEST_WAIT
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.workers import dead_and_living
@@ -37,7 +38,8 @@ class DueDelivery:
     instance: ResultInstance
     attempts: int
     refusals: int
-    first_attempt_at: datetime | None
+    first_attempt_s: float | None
+    """The elapsed time (:mod:`dicom_node.store.elapsed`) at the first attempt."""
     claimed_by: str | None = None
 
 
@@ -57,9 +59,18 @@ class Deliveries:
             return self._found(db, _due(destination, now).limit(limit))
 
     def claim(
-        self, destination: str, worker: WorkerName, now: datetime, lease_until: datetime, limit: int
+        self,
+        destination: str,
+        worker: WorkerName,
+        now: datetime,
+        lease_until: datetime,
+        limit: int,
+        elapsed_s: float,
     ) -> tuple[DueDelivery, ...]:
-        """Claim what is due at ``destination``, and count the attempts before they are made."""
+        """Claim what is due at ``destination``, and count the attempts before they are made.
+
+        ``elapsed_s`` is the elapsed time, which is noted with a first attempt.
+        """
         if not self.due(destination, now, 1):  # most calls: without the write lock, which arriving instances need
             return ()
         with self._database.write() as db:
@@ -73,6 +84,7 @@ class Deliveries:
                     claimed_by=str(worker),
                     lease_until=lease_until,
                     first_attempt_at=func.coalesce(delivery.c.first_attempt_at, now),
+                    first_attempt_s=func.coalesce(delivery.c.first_attempt_s, elapsed_s),
                 )
             )
         return tuple(
@@ -80,7 +92,7 @@ class Deliveries:
                 each,
                 attempts=each.attempts + 1,
                 claimed_by=str(worker),
-                first_attempt_at=each.first_attempt_at or now,
+                first_attempt_s=elapsed_s if each.first_attempt_s is None else each.first_attempt_s,
             )
             for each in found
         )
@@ -105,7 +117,8 @@ class Deliveries:
                 return 0
         with self._database.write() as db:
             dead, _ = dead_and_living(db.execute(claimants).scalars(), worker)
-            stalled = or_(delivery.c.lease_until < now, delivery.c.claimed_by.in_(dead))
+            is_over = or_(delivery.c.lease_until < now, delivery.c.lease_until > now + LONGEST_WAIT)
+            stalled = or_(is_over, delivery.c.claimed_by.in_(dead))
             freed = update(delivery).where(waiting, stalled).values(claimed_by=None, lease_until=None)
             return int(db.execute(freed).rowcount)
 
@@ -160,7 +173,7 @@ class Deliveries:
                 ),
                 attempts=row.attempts,
                 refusals=row.refusals,
-                first_attempt_at=row.first_attempt_at,
+                first_attempt_s=row.first_attempt_s,
             )
             for row in db.execute(due)
         )
@@ -172,7 +185,7 @@ def _due(destination: str, now: datetime) -> Select[Any]:
             delivery.c.id,
             delivery.c.attempts,
             delivery.c.refusals,
-            delivery.c.first_attempt_at,
+            delivery.c.first_attempt_s,
             result.c.job_id,
             result.c.kind,
             result.c.sop_class_uid,
@@ -188,7 +201,11 @@ def _due(destination: str, now: datetime) -> Select[Any]:
             delivery.c.state == DeliveryState.WAITING,
             delivery.c.destination == destination,
             delivery.c.claimed_by.is_(None),
-            or_(delivery.c.next_attempt_at.is_(None), delivery.c.next_attempt_at <= now),
+            or_(
+                delivery.c.next_attempt_at.is_(None),
+                delivery.c.next_attempt_at <= now,
+                delivery.c.next_attempt_at > now + LONGEST_WAIT,
+            ),
             ~_more_is_arriving(),
         )
         .order_by(delivery.c.id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, case, or_, select, update
 
+from dicom_node.store.clock import LONGEST_WAIT
 from dicom_node.store.damage import note_damage, trust_again
 from dicom_node.store.deliveries import delivery_count, held_for_change, settle_job
 from dicom_node.store.results import insert_result, request_of, results_of, withdraw_notices
@@ -63,7 +64,7 @@ class Jobs:
         with self._database.write() as db:
             row = db.execute(
                 select(job)
-                .where(job.c.state == JobState.QUEUED, or_(job.c.not_before.is_(None), job.c.not_before <= now))
+                .where(job.c.state == JobState.QUEUED, _may_start(now))
                 .order_by(job.c.priority.desc(), job.c.id)
                 .limit(1)
                 .with_for_update(skip_locked=True)
@@ -223,7 +224,7 @@ class Jobs:
         with self._database.write() as db:
             claimants = select(job.c.claimed_by).where(job.c.state == JobState.RUNNING).distinct()
             dead, living = dead_and_living(db.execute(claimants).scalars(), worker)
-            stalled = and_(job.c.state == JobState.RUNNING, or_(job.c.lease_until < now, job.c.claimed_by.in_(dead)))
+            stalled = and_(job.c.state == JobState.RUNNING, or_(_lease_is_over(now), job.c.claimed_by.in_(dead)))
             requeued = {"state": JobState.QUEUED, "lease_until": None}
             spared = db.execute(
                 update(job)
@@ -275,6 +276,7 @@ class Jobs:
                     attempts=case((delivery.c.claimed_by.is_(None), 0), else_=delivery.c.attempts),
                     refusals=0,
                     first_attempt_at=None,
+                    first_attempt_s=None,
                 )
             ).rowcount
             if waiting:
@@ -331,6 +333,14 @@ class Jobs:
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
             return bool(db.execute(update(job).where(_held(claimed)).values(**values)).rowcount)
+
+
+def _may_start(now: datetime) -> Any:
+    return or_(job.c.not_before.is_(None), job.c.not_before <= now, job.c.not_before > now + LONGEST_WAIT)
+
+
+def _lease_is_over(now: datetime) -> Any:
+    return or_(job.c.lease_until < now, job.c.lease_until > now + LONGEST_WAIT)
 
 
 def _held(claimed: ClaimedJob) -> Any:

@@ -13,6 +13,7 @@ from dicom_node.store.cohorts import Cohorts
 from dicom_node.store.consistency import Consistency
 from dicom_node.store.database import Database
 from dicom_node.store.deliveries import Deliveries
+from dicom_node.store.elapsed import Elapsed
 from dicom_node.store.jobs import Jobs
 from dicom_node.store.overview import Overview
 from dicom_node.store.processes import Processes
@@ -55,6 +56,7 @@ class Ledger:
         self.retention = Retention(self.database)
         self.cohorts = Cohorts(self.database)
         self.processes = Processes(self.database)
+        self.elapsed = Elapsed(self.database)
         self.consistency = Consistency(self.database)
 
     def device_uid(self) -> str:

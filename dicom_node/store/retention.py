@@ -1,16 +1,20 @@
-"""What may be deleted from the spool: nothing that still has to be delivered."""
+"""What may be deleted from the spool: nothing that still has to be delivered.
+
+How long something has been settled is counted in elapsed time (:mod:`dicom_node.store.elapsed`) from the sweep that
+first found it so. A clock that is set deletes nothing, and nothing is deleted that was not found settled twice.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, delete, exists, select, update
+from sqlalchemy import and_, delete, exists, insert, select, update
 
-from dicom_node.store.schema import IS_CURRENT, delivery, instance, job, refusal, result, series_revision
+from dicom_node.store.schema import IS_CURRENT, delivery, instance, job, refusal, result, series_revision, settled
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection
@@ -27,33 +31,58 @@ class Retention:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def purge_due(self, before: datetime, at: datetime, limit: int) -> tuple[str, ...]:
-        """Mark as purged, and return, the spool files of series whose jobs all ended before ``before``.
+    def purge_due(self, now_s: float, kept_s: float, at: datetime, limit: int) -> tuple[str, ...]:
+        """Mark as purged, and return, the spool files of series that have been settled for ``kept_s``.
 
-        Rows are marked before files are deleted; the sweep of unclaimed files removes what a crash in between leaves.
+        ``now_s`` is the elapsed time. Rows are marked before files are deleted; the sweep of unclaimed files removes
+        what a crash in between leaves.
         """
+        due: dict[str, str] = {}
+        changed: dict[str, str | None] = {}
         with self._database.read() as db:
             # without the write lock, which arriving instances need
-            due = [uid for uid in _kept_series(db) if _is_settled(db, uid, before)]
+            for uid in _kept_series(db):
+                version, mark = _settled_version(db, uid), _mark(db, uid)
+                if version != (None if mark is None else mark.version):
+                    changed[uid] = version
+                elif version is not None and mark is not None and now_s - mark.since_s >= kept_s:
+                    due[uid] = version
+        self._note(changed, now_s)
         names: list[str] = []
-        for uid in due:
+        for uid, version in due.items():
             if len(names) >= limit:
                 break
             with self._database.write() as db:
-                if _is_settled(db, uid, before):  # checked again: a late instance may have arrived
+                if _settled_version(db, uid) == version:  # checked again: a late instance may have arrived
                     names += _mark_purged(db, uid, at)
         return tuple(names)
 
-    def forget_refusals(self, before: datetime) -> int:
-        """Delete refusals before ``before`` that concern no series whose images are stored; returns how many.
+    def _note(self, changed: Mapping[str, str | None], now_s: float) -> None:
+        """Note since when series are settled, or that they are not."""
+        if not changed:
+            return
+        since = [
+            {"series_instance_uid": uid, "version": version, "since_s": now_s}
+            for uid, version in changed.items()
+            if version is not None
+        ]
+        with self._database.write() as db:
+            for uid in changed:
+                db.execute(delete(settled).where(settled.c.series_instance_uid == uid))
+            if since:
+                db.execute(insert(settled), since)
+
+    def forget_refusals(self, now_s: float, kept_s: float) -> int:
+        """Delete refusals that were noted ``kept_s`` ago and concern no series whose images are stored; how many.
 
         A sender that repeats an unsound instance makes a row each time.
         """
         with self._database.write() as db:
+            db.execute(update(refusal).where(refusal.c.noted_s.is_(None)).values(noted_s=now_s))
             return int(
                 db.execute(
                     delete(refusal).where(
-                        refusal.c.refused_at < before,
+                        refusal.c.noted_s <= now_s - kept_s,
                         ~exists().where(instance.c.association_id == refusal.c.association_id, IS_CURRENT),
                         ~exists().where(instance.c.series_instance_uid == refusal.c.series_instance_uid, IS_CURRENT),
                     )
@@ -79,8 +108,12 @@ def _kept_series(db: Connection) -> Sequence[str]:
     return db.execute(select(instance.c.series_instance_uid).where(IS_CURRENT).distinct()).scalars().all()
 
 
-def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
-    """Whether everything of the series ended and was delivered before ``before``."""
+def _mark(db: Connection, series_uid: str) -> Any:
+    return db.execute(select(settled).where(settled.c.series_instance_uid == series_uid)).one_or_none()
+
+
+def _settled_version(db: Connection, series_uid: str) -> str | None:
+    """A text that changes with what happens to the series; None unless everything of it ended and was delivered."""
     revisions = db.execute(
         select(series_revision.c.state, series_revision.c.last_arrival).where(
             series_revision.c.series_instance_uid == series_uid
@@ -101,11 +134,11 @@ def _is_settled(db: Connection, series_uid: str, before: datetime) -> bool:
         )
         .limit(1)
     ).one_or_none()
-    return (
-        owed is None
-        and all(r.state == RevisionState.ROUTED and r.last_arrival < before for r in revisions)
-        and all(j.state in _ENDED and j.ended_at is not None and j.ended_at < before for j in jobs)
-    )
+    ends = [r.last_arrival for r in revisions if r.state == RevisionState.ROUTED]
+    ends += [j.ended_at for j in jobs if j.state in _ENDED and j.ended_at is not None]
+    if owed is not None or not ends or len(ends) < len(revisions) + len(jobs):
+        return None
+    return f"{len(revisions)} {len(jobs)} {max(ends).isoformat()}"
 
 
 def _mark_purged(db: Connection, series_uid: str, at: datetime) -> list[str]:
@@ -123,4 +156,5 @@ def _mark_purged(db: Connection, series_uid: str, at: datetime) -> list[str]:
     ]
     db.execute(update(instance).where(own_instances).values(purged_at=at, current=False))
     db.execute(update(result).where(own_results).values(purged_at=at))
+    db.execute(delete(settled).where(settled.c.series_instance_uid == series_uid))
     return names

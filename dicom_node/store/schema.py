@@ -9,15 +9,16 @@
 A ``refusal`` is an instance that was not kept; its row goes once the instance was received after all, or some days
 after no series whose images are stored is concerned any more.
 ``instance.current`` is true for the newest bytes of a SOP Instance in its series, unless the stored bytes changed
-(``damaged_at``). ``series_revision`` moves
-OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every end of an association, so that a verdict that
-was reached on older evidence is not written. Its ``bytes_digest`` is over the data sets as received; ``content_digest``
-is the same, or that of an earlier revision that says the same in other bytes; ``same_images_as`` is that of an earlier
-revision from which only patient and study differ. ``job.attempts`` is the fencing token: it is counted before the work
-starts, and a worker with an older number can no longer change the row. ``job.destinations`` maps each destination to
-what it gets, as it was when the series was routed. A delivery is claimed in the same way.
-``job.not_counted`` are the attempts that do not count towards the limit. A ``process`` has a role on a data folder;
-:mod:`dicom_node.store.processes` has its rules. A ``cohort_series`` is a series that a research run pulls;
+(``damaged_at``). ``series_revision`` moves OPEN -> COMPLETE -> ROUTED; its ``version`` counts every arrival and every
+end of an association, so that a verdict that was reached on older evidence is not written. Its ``bytes_digest`` is over
+the data sets as received; ``content_digest`` is the same, or that of an earlier revision that says the same in other
+bytes; ``same_images_as`` is that of an earlier revision from which only patient and study differ. ``job.attempts`` is
+the fencing token: it is counted before the work starts, and a worker with an older number can no longer change the row.
+``job.not_counted`` are the attempts that do not count towards the limit. ``job.destinations`` maps each destination to
+what it gets, as it was when the series was routed. A delivery is claimed in the same way. A ``process`` has a role on a
+data folder; :mod:`dicom_node.store.processes` has its rules. ``boot`` has the elapsed time, in which ``since_s``,
+``noted_s`` and ``first_attempt_s`` are given; :mod:`dicom_node.store.elapsed` explains it. ``settled`` are the series
+of which nothing is owed any more. A ``cohort_series`` is a series that a research run pulls;
 :mod:`dicom_node.store.cohorts` has its states.
 """
 
@@ -148,6 +149,7 @@ refusal = Table(
     Column("status", Integer, nullable=False),
     Column("reason", Text, nullable=False),
     Column("refused_at", UtcDateTime, nullable=False, index=True),
+    Column("noted_s", Float, index=True),
 )
 
 series_revision = Table(
@@ -242,6 +244,7 @@ delivery = Table(
     Column("claimed_by", String(255), index=True),
     Column("lease_until", UtcDateTime),
     Column("first_attempt_at", UtcDateTime),
+    Column("first_attempt_s", Float),
     Column("next_attempt_at", UtcDateTime),
     Column("delivered_at", UtcDateTime),
     Column("last_status", Integer),
@@ -262,6 +265,23 @@ process = Table(
     Column("started_at", UtcDateTime, nullable=False),
     Column("heartbeat_at", UtcDateTime, nullable=False),
     Column("heartbeat_s", Float, nullable=False),
+)
+
+boot = Table(
+    "boot",
+    metadata,
+    Column("boot_id", String(64), primary_key=True),
+    Column("uptime_s", Float, nullable=False),
+    Column("elapsed_s", Float, nullable=False, index=True),
+    Column("read_at", UtcDateTime, nullable=False),
+)
+
+settled = Table(
+    "settled",
+    metadata,
+    Column("series_instance_uid", _Uid, primary_key=True),
+    Column("version", String(128), nullable=False),
+    Column("since_s", Float, nullable=False),
 )
 
 cohort = Table(

@@ -111,7 +111,10 @@ class ResultView:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryView:
-    """One result at one destination, and the last answer (``last_status``: the DIMSE status)."""
+    """One result at one destination, and the last answer (``last_status``: the DIMSE status).
+
+    ``first_attempt_s``: the elapsed time (:mod:`dicom_node.store.elapsed`) at the first attempt.
+    """
 
     id: int
     result_id: int
@@ -122,6 +125,7 @@ class DeliveryView:
     claimed_by: str | None
     lease_until: datetime | None
     first_attempt_at: datetime | None
+    first_attempt_s: float | None
     next_attempt_at: datetime | None
     delivered_at: datetime | None
     last_status: int | None

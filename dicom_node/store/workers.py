@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
 from dicom_node.errors import ConfigurationError
+from dicom_node.store.clock import boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,7 +63,7 @@ class WorkerName:
         try:
             return cls(
                 host=socket.gethostname(),
-                boot_id=(_PROC / "sys/kernel/random/boot_id").read_text("ascii").strip(),
+                boot_id=boot_id(),
                 pid_namespace=(_PROC / "self/ns/pid").stat().st_ino,
                 pid=os.getpid(),
                 started_ticks=int(_process_status("self")[_START_TIME]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import structlog
@@ -230,3 +231,27 @@ def test_counts_that_are_none_disturb_nobody(ledger):
     assert found.keys() == set(SEVERAL) == set(asked)
     assert [series for series, reason in found.items() if "reported by the sender" in reason] == [SEVERAL[-1]]
     assert [line["event"] for line in log if line["log_level"] in ("error", "warning")] == ["count.failed"] * 6
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=3650)])
+def test_series_of_a_listener_whose_clock_is_ahead_is_closed_after_its_quiet_time(ledger, ahead):
+    for number in (1, 2, 3):
+        arrive(ledger, number, at=now_utc() + ahead)
+    a_moment = CompletionSettings(regular_quiet_s=0.2, otherwise_quiet_s=0.2)
+    completing = Completing(ledger.arrivals, a_moment, (), "NODE")
+
+    def is_closed():
+        completing.complete_due()
+        return closed(ledger)
+
+    is_closed()
+    assert ledger.overview.open_series()[0].last_arrival <= now_utc()
+    (reason,) = wait_until(is_closed).values()
+    assert "no new instance for 0.2 s" in reason
+
+
+def test_clock_that_was_set_back_holds_up_no_series(ledger):
+    arrive(ledger, 1, at=now_utc() + timedelta(hours=1))
+    (revision,) = ledger.arrivals.due_revisions(now_utc() + timedelta(hours=1))
+    ledger.arrivals.postpone(revision, now_utc() + timedelta(hours=2))
+    assert len(ledger.arrivals.due_revisions(now_utc())) == 1

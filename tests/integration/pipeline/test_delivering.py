@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 import structlog
@@ -13,7 +14,7 @@ from dicom_node.errors import StoreUnavailable
 from dicom_node.pipeline import delivering as module
 from dicom_node.pipeline.delivering import Asking, Delivering
 from dicom_node.settings import DeliverySettings
-from dicom_node.store.clock import now_utc
+from dicom_node.store.clock import Moment, now_utc
 from dicom_node.store.deliveries import Deliveries
 from dicom_node.store.states import DeliveryState, JobState
 from dicom_node.types import Completion, Decision, EncodedResult, ResultRequest, SegmentationForm
@@ -62,7 +63,9 @@ def encoded(ledger, encode):
 
 def delivering(ledger, deliveries=None, worker=WORKER, **destinations):
     deliveries = deliveries or ledger.deliveries
-    return Delivering(deliveries, destinations, POLICY, Abilities("NODE"), "NODE", worker, ledger.jobs, 3)
+    return Delivering(
+        deliveries, ledger.elapsed, destinations, POLICY, Abilities("NODE"), "NODE", worker, ledger.jobs, 3
+    )
 
 
 def of_job(ledger, job_id):
@@ -256,3 +259,20 @@ def test_result_that_is_away_for_a_moment_is_sent_later(ledger, spool, encoded):
         assert ledger.jobs.retry(job, now_utc()) == "retrying 1 delivery now"
         room.deliver("pacs")
     assert len(stored) == 1
+
+
+def test_clock_that_jumps_by_years_gives_nothing_up(ledger, encoded, monkeypatch):
+    (job,) = encoded(1)
+    room = delivering(ledger, pacs=destination(free_port()))
+    start, years = Moment.now(), timedelta(days=3650)
+    for at, passed_s, state in (
+        (start.at, 0.0, DeliveryState.WAITING),
+        (start.at + years, 60.0, DeliveryState.WAITING),
+        (start.at, 120.0, DeliveryState.WAITING),  # it is set right: the next attempt is not in ten years
+        (start.at + timedelta(hours=2), 8 * 86400.0, DeliveryState.FAILED),
+    ):
+        moment = Moment(at, start.boot_id, start.uptime_s + passed_s)
+        monkeypatch.setattr(module.Moment, "now", lambda moment=moment: moment)
+        room.deliver("pacs")
+        assert of_job(ledger, job).state is state
+    assert of_job(ledger, job).attempts == 4

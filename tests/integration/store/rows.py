@@ -133,13 +133,19 @@ def state_of(ledger, job_id):
     return ledger.overview.job(job_id).state
 
 
-def claim_deliveries(ledger, destination, at=NOW, lease_s=60, worker=WORKER):
-    return ledger.deliveries.claim(destination, worker, at, at + timedelta(seconds=lease_s), 10)
+def claim_deliveries(ledger, destination, at=NOW, lease_s=60, worker=WORKER, elapsed_s=0.0):
+    return ledger.deliveries.claim(destination, worker, at, at + timedelta(seconds=lease_s), 10, elapsed_s)
 
 
 def deliver(ledger, destination, at=NOW):
     for due in claim_deliveries(ledger, destination, at):
         assert ledger.deliveries.record(due, outcome(due, delivered=True), None, at)
+
+
+def purge(ledger, limit=100):
+    """Purge what is settled: found so, and found so again."""
+    assert ledger.retention.purge_due(0.0, 0.0, NOW, limit) == ()
+    return ledger.retention.purge_due(0.0, 0.0, NOW, limit)
 
 
 def outcome(due, *, delivered, retry=False):

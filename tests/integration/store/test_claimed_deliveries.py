@@ -63,7 +63,7 @@ def test_no_result_is_claimed_twice_by_competing_processes(ledger):
     def claim_all(name):
         together.wait(30)
         mine = []
-        while found := ledger.deliveries.claim("pacs", name, NOW, AFTER_THE_LEASE, 3):
+        while found := ledger.deliveries.claim("pacs", name, NOW, AFTER_THE_LEASE, 3, 0.0):
             mine += found
         return [each.id for each in mine]
 
@@ -74,14 +74,14 @@ def test_no_result_is_claimed_twice_by_competing_processes(ledger):
 
 def test_attempt_is_counted_when_it_is_claimed_and_kept_by_its_answer(ledger, job_id):
     claimed = claim_deliveries(ledger, "pacs")
-    assert [(each.attempts, each.claimed_by, each.first_attempt_at) for each in claimed] == [(1, str(WORKER), NOW)] * 2
+    assert [(each.attempts, each.claimed_by, each.first_attempt_s) for each in claimed] == [(1, str(WORKER), 0.0)] * 2
     assert shown(ledger, job_id) == {(DeliveryState.WAITING, 1, str(WORKER))}
     assert ledger.deliveries.due("pacs", AFTER_THE_LEASE, 10) == ()
     for each in claimed:
         assert ledger.deliveries.record(each, outcome(each, delivered=False, retry=True), NOW, NOW)
     assert shown(ledger, job_id) == {(DeliveryState.WAITING, 1, None)}
-    again = claim_deliveries(ledger, "pacs", AFTER_THE_LEASE)
-    assert [(each.attempts, each.first_attempt_at) for each in again] == [(2, NOW)] * 2
+    again = claim_deliveries(ledger, "pacs", AFTER_THE_LEASE, elapsed_s=61.0)
+    assert [(each.attempts, each.first_attempt_s) for each in again] == [(2, 0.0)] * 2
 
 
 @pytest.mark.parametrize(("worker", "at"), [(DEAD, NOW), (ELSEWHERE, AFTER_THE_LEASE), (WORKER, AFTER_THE_LEASE)])

@@ -10,6 +10,7 @@ from sqlalchemy import event, text
 
 from dicom_node.receive.completion import decide
 from dicom_node.settings import CompletionSettings
+from dicom_node.store.clock import Moment
 from dicom_node.store.processes import Role
 from dicom_node.store.schema import metadata
 from tests.integration.store.rows import (
@@ -23,6 +24,7 @@ from tests.integration.store.rows import (
     claim,
     claim_deliveries,
     deliver,
+    purge,
     refused,
     some_results,
 )
@@ -68,8 +70,11 @@ def a_day_of_the_node(ledger):
     ledger.alarms.facts(NOW)
     ledger.alarms.record_check({})
     ledger.retention.claims(["a file"])
-    ledger.retention.forget_refusals(NOW)
-    assert ledger.retention.purge_due(LATER + timedelta(days=7), LATER, 100)
+    ledger.retention.forget_refusals(0.0, 0.0)
+    for at in (LATER, LATER + timedelta(minutes=1)):
+        ledger.elapsed.read(Moment(at, "boot", (at - NOW).total_seconds()))
+    ledger.elapsed.read(Moment(LATER, "another", 0.0))
+    assert purge(ledger)
 
 
 @pytest.fixture

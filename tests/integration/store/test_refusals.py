@@ -9,7 +9,7 @@ import pytest
 
 from dicom_node.store.schema import instance
 from dicom_node.types import Completion, Receipt
-from tests.integration.store.rows import NOW, SERIES, arrive, claim, complete, queued_job, refused
+from tests.integration.store.rows import NOW, SERIES, arrive, claim, complete, purge, queued_job, refused
 
 DUPLICATE_SOP_INSTANCE = 0x0111
 JPEG_LS = "1.2.840.10008.1.2.4.80"
@@ -219,12 +219,11 @@ def test_refusals_are_kept_as_long_as_their_series(ledger):
     ledger.arrivals.association_closed("assoc-1", NOW, aborted=False, refusals=known)
     open_association(ledger, "assoc-2")
     ledger.arrivals.association_closed("assoc-2", NOW, aborted=False, refusals=unknown)
-    assert ledger.retention.forget_refusals(NOW) == 0
-    assert ledger.retention.forget_refusals(LATER) == 1
+    assert [ledger.retention.forget_refusals(now_s, 10.0) for now_s in (0.0, 9.9)] == [0, 0]
+    assert ledger.retention.forget_refusals(10.0, 10.0) == 2
     ledger.jobs.rejected(claim(ledger), "too few slices", NOW)
-    assert ledger.retention.purge_due(LATER, LATER, 100)
-    assert ledger.retention.forget_refusals(LATER) == 2
-    assert ledger.retention.forget_refusals(LATER + timedelta(seconds=1)) == 1
+    assert purge(ledger)
+    assert ledger.retention.forget_refusals(10.0, 10.0) == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import pytest
@@ -15,6 +15,7 @@ from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.settings import OperateSettings
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.store import retention
+from dicom_node.store.clock import Moment
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import delivery, instance, job, metadata, result, revision_instance, series_revision
 from dicom_node.store.spool import Spool
@@ -29,13 +30,12 @@ from tests.integration.store.rows import (
     claim,
     complete,
     deliver,
+    purge,
     queued_job,
     some_results,
 )
 from tests.support.received_series import write_instance
 
-BEFORE = NOW
-"""Series that ended before this are old enough."""
 TIMES = st.sampled_from([NOW - timedelta(days=1), NOW - timedelta(microseconds=1), NOW, NOW + timedelta(days=1)])
 OPEN_JOBS = (JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)
 TABLES = (instance, series_revision, revision_instance, job, result, delivery)
@@ -81,15 +81,11 @@ def reasons_to_keep(revisions):
     for revision in revisions:
         if revision.state is not RevisionState.ROUTED:
             yield "it is arriving, or was not put before the rules yet"
-        if revision.last_arrival >= BEFORE:
-            yield "it arrived too recently"
         for each in revision.jobs:
             if each.state in OPEN_JOBS:
                 yield "a job needs its images, or its results were not sent"
             elif each.state is JobState.FAILED:
                 yield "a person must look"
-            elif each.ended_at >= BEFORE:
-                yield "its job ended too recently"
             if DeliveryState.WAITING in each.deliveries:
                 yield "a destination waits for a result"
 
@@ -197,12 +193,17 @@ def test_exactly_the_series_without_a_reason_to_keep_them_are_deleted_completely
     rows = row_counts(ledger)
     kept = {name for revisions, own in zip(node, names, strict=True) if any(reasons_to_keep(revisions)) for name in own}
     everything = {name for own in names for name in own}
-    purged = ledger.retention.purge_due(BEFORE, NOW, 1000)
+    purged = purge(ledger, 1000)
     assert len(purged) == len(set(purged))
     assert set(purged) == everything - kept
     assert ledger.retention.claims(everything) == {name: name in kept for name in everything}
     assert row_counts(ledger) == rows
-    assert ledger.retention.purge_due(BEFORE, NOW, 1000) == ()
+    assert ledger.retention.purge_due(0.0, 0.0, NOW, 1000) == ()
+
+
+def after(seconds):
+    """The same boot so many seconds later; the clock stands still."""
+    return Moment(NOW, "boot", float(seconds))
 
 
 def spooled(spool, number):
@@ -230,9 +231,9 @@ def test_files_of_expired_series_are_deleted_and_others_kept(ledger, spool):
     gone = [write_settled(ledger, spool, number) for number in (1, 2)]
     stays = write_settled(ledger, spool, 3, JobState.FAILED)
     days = OperateSettings(retention_days=1)
-    assert purge_expired(ledger, spool, days, NOW) == 0, "an instant short of a day"
+    assert [purge_expired(ledger, spool, days, after(s)) for s in (0, 86399)] == [0, 0], "a second short of a day"
     assert all(spool.path(name).exists() for name in (*gone, stays))
-    assert purge_expired(ledger, spool, days, NOW + timedelta(seconds=1)) == 2
+    assert purge_expired(ledger, spool, days, after(86400)) == 2
     assert not any(spool.path(name).exists() for name in gone)
     assert spool.path(stays).exists()
 
@@ -240,13 +241,13 @@ def test_files_of_expired_series_are_deleted_and_others_kept(ledger, spool):
 def test_missing_file_does_not_prevent_deletion_of_the_others(ledger, spool):
     names = [write_settled(ledger, spool, number) for number in (1, 2)]
     spool.path(names[0]).unlink()
-    assert purge_expired(ledger, spool, OperateSettings(retention_days=1), NOW + timedelta(days=1)) == 2
+    assert [purge_expired(ledger, spool, OperateSettings(retention_days=1), after(s)) for s in (0, 86400)] == [0, 2]
     assert not spool.path(names[1]).exists()
 
 
 def test_files_left_by_a_crash_between_mark_and_deletion_are_swept_as_unclaimed(ledger, spool):
     name, kept = write_settled(ledger, spool, 1), write_settled(ledger, spool, 2, JobState.FAILED)
-    assert ledger.retention.purge_due(NOW, NOW, 1000) == (name,)
+    assert purge(ledger) == (name,)
     assert spool.path(name).exists()
     adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, older_than_s=0)
     assert not spool.path(name).exists()
@@ -255,24 +256,25 @@ def test_files_left_by_a_crash_between_mark_and_deletion_are_swept_as_unclaimed(
 
 def test_each_purge_deletes_whole_series_until_it_has_freed_enough(ledger, spool):
     names = {write_settled(ledger, spool, number) for number in range(5)}
-    first = ledger.retention.purge_due(NOW, NOW, 2)
+    first = purge(ledger, 2)
     assert len(first) == 2
-    rest = ledger.retention.purge_due(NOW, NOW, 1000)
+    rest = ledger.retention.purge_due(0.0, 0.0, NOW, 1000)
     assert {*first, *rest} == names
 
 
 def test_instance_arriving_between_search_and_mark_saves_its_series(ledger, spool, monkeypatch):
     name = write_settled(ledger, spool, 1)
-    is_settled = retention._is_settled
+    assert ledger.retention.purge_due(0.0, 0.0, NOW, 1000) == ()
+    settled_version = retention._settled_version
 
-    def then_an_instance_arrives(db, uid, before):
-        settled = is_settled(db, uid, before)
+    def then_an_instance_arrives(db, uid):
+        settled = settled_version(db, uid)
         monkeypatch.undo()
         arrive(ledger, 2, series=uid)
         return settled
 
-    monkeypatch.setattr(retention, "_is_settled", then_an_instance_arrives)
-    assert ledger.retention.purge_due(NOW, NOW, 1000) == ()
+    monkeypatch.setattr(retention, "_settled_version", then_an_instance_arrives)
+    assert ledger.retention.purge_due(0.0, 0.0, NOW, 1000) == ()
     assert ledger.retention.claims([name])[name]
 
 
@@ -281,16 +283,39 @@ def test_purged_instance_may_arrive_again_as_a_new_instance(ledger):
     ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
     deliver(ledger, "pacs")
     later = NOW + timedelta(days=30)
-    assert ledger.retention.purge_due(later, later, 1000)
+    assert purge(ledger)
     arrive(ledger, 1, at=later)
     assert complete(ledger, later).revision == 2
-    assert ledger.retention.purge_due(later + timedelta(days=1), later, 1000) == (), "it has not been routed yet"
+    assert purge(ledger) == (), "it has not been routed yet"
 
 
 def test_job_whose_images_were_deleted_is_not_tried_again(ledger):
     job_id = queued_job(ledger)
     ledger.jobs.rejected(ledger.jobs.claim(WORKER, NOW, NOW), "too few slices", NOW)
     later = NOW + timedelta(days=30)
-    assert ledger.retention.purge_due(later, later, 1000)
+    assert purge(ledger)
     assert ledger.jobs.retry(job_id, later) is None
     assert ledger.overview.job(job_id).state is JobState.REJECTED
+
+
+@pytest.mark.parametrize("years", [10, -10])
+def test_clock_that_is_set_deletes_nothing(ledger, spool, years):
+    name = write_settled(ledger, spool, 1)
+    week = OperateSettings(retention_days=7)
+    assert purge_expired(ledger, spool, week, after(0)) == 0
+    set_to = NOW + timedelta(days=365 * years)
+    assert purge_expired(ledger, spool, week, replace(after(60), at=set_to)) == 0
+    assert purge_expired(ledger, spool, week, Moment(set_to, "next boot", 5.0)) == 0
+    assert spool.path(name).exists()
+    assert purge_expired(ledger, spool, week, Moment(NOW, "next boot", 7 * 86400.0)) == 1
+
+
+def test_time_begins_again_with_whatever_happens_to_the_series(ledger, spool):
+    write_settled(ledger, spool, 1)
+    day = OperateSettings(retention_days=1)
+    assert purge_expired(ledger, spool, day, after(0)) == 0
+    with ledger.database.write() as db:
+        db.execute(job.update().values(ended_at=NOW))
+    assert purge_expired(ledger, spool, day, after(86400)) == 0
+    assert purge_expired(ledger, spool, day, after(2 * 86400 - 1)) == 0
+    assert purge_expired(ledger, spool, day, after(2 * 86400)) == 1
