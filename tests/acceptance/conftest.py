@@ -18,11 +18,14 @@ import yaml
 from dicom_node.app.stores import open_store
 from dicom_node.demo.pacs import OrthancPacs, Peer
 from dicom_node.demo.processes import Program
+from dicom_node.operate.ledger_check import check_ledger
 from dicom_node.settings import load_settings
+from dicom_node.store.spool import Spool
 from dicom_node.store.views import json_form
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
+    from dicom_node.operate.ledger_check import LedgerReport
     from dicom_node.store.ledger import Ledger
 
 SCANNER_AE = "SCANNER"
@@ -133,6 +136,11 @@ class RunningNode:
             _, self._ledger = open_store(load_settings(self.config))
         return self._ledger
 
+    def checked(self) -> LedgerReport:
+        """Whether anything is lost, by the rows and by the bytes of every file."""
+        settings = load_settings(self.config)
+        return check_ledger(self.ledger().consistency, Spool(settings.spool_folder, read_only=True), deep=True)
+
     def jobs(self) -> list[dict]:
         return [json_form(row) for row in self.ledger().overview.jobs(50)]
 
@@ -200,7 +208,10 @@ def make_node(tmp_path):
     yield make
     for node in made:
         node.stop()
+    reports = [node.checked() for node in made]
+    for node in made:
         node.close()
+    assert [report.examples for report in reports if not report.is_sound] == []
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydicom.uid import CTImageStorage
 from sqlalchemy import select
 
+from dicom_node.operate.ledger_check import check_ledger
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import association, instance
 from dicom_node.store.spool import Spool
@@ -88,7 +89,10 @@ def test_no_acknowledged_instance_is_lost(tmp_path):
     with ledger.database.read() as db:
         rows = db.execute(select(instance)).all()
         ends = db.execute(select(association.c.closed_at)).scalars().all()
+    report = check_ledger(ledger.consistency, spool, deep=True)
     ledger.close()
+    assert report.examples == ()
+    assert report.counted["instances"] == len(rows)
     recorded = {row.sop_instance_uid: row.dataset_sha256 for row in rows}
     assert len(acknowledged) >= ROUNDS * SENDERS
     assert {uid: recorded.get(uid) for uid in acknowledged} == acknowledged
