@@ -1,10 +1,11 @@
 """Measures the overhead of `dicom-node cohort run` over the engine's own time, and checks a run that is killed.
 
-``python benchmarks/cohort.py [--series N] [--model demo|tissue] [--spacing MM] [--kills K]``. Phantoms of different
-patients are in Orthanc; the cohort pulls them by C-GET while `dicom-node work` runs with its model loaded. Engine time
-is what `dicom-node segment` would take for the same series (stages ``read`` to ``encode``), as recorded for the jobs in
-the ledger; the overhead is the wall time of the run beyond that. With ``--kills``, the run is killed with SIGKILL
-whenever another fraction of the series has rows; then only the counts are compared: ours, the table's and Orthanc's.
+``python benchmarks/cohort.py [--series N] [--package FOLDER | --tissue] [--spacing MM] [--kills K]``. Phantoms of
+different patients are in Orthanc; the cohort pulls them by C-GET while `dicom-node work` runs with its model loaded.
+Engine time is what `dicom-node segment` would take for the same series (stages ``read`` to ``encode``), as recorded for
+the jobs in the ledger; the overhead is the wall time of the run beyond that. With ``--kills``, the run is killed with
+SIGKILL whenever another fraction of the series has rows; then only the counts are compared: ours, the table's and
+Orthanc's.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from inference.phantom import phantom
 
 DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
 
+MODEL = "benchmark"
 ENGINE = ("read", "reconstruct", "prepare", "segment", "measure", "encode")
 
 
-def configure(folder: Path, pacs: Peer, model: str) -> Path:
-    """node.yaml, rules.yaml, the key and the definition of the cohort."""
-    models = {"tissue": {"kind": "tissue"}, "demo": {"kind": "nnunet", "package": str(DEMO_MODEL)}}
+def configure(folder: Path, pacs: Peer, package: Path | None) -> Path:
+    """node.yaml, rules.yaml, the key and the definition of the cohort; without ``package``, of tissue only."""
     node = {
         "node": {"ae_title": "BENCHNODE", "data_folder": "data"},
         "destinations": {"pacs": {"host": "127.0.0.1", "port": pacs.port, "ae_title": pacs.ae_title}},
-        "models": {model: models[model]},
-        "work": {"preload": [model]},
+        "models": {MODEL: {"kind": "nnunet", "package": str(package)} if package else {"kind": "tissue"}},
+        "work": {"preload": [MODEL]},
         "operate": {"disk_stop_percent": 100, "disk_resume_percent": 100},
     }
     cohort = {
@@ -55,7 +56,7 @@ def configure(folder: Path, pacs: Peer, model: str) -> Path:
         "key_file": "key",
         "archive": {"retrieve": "c-get", "host": "127.0.0.1", "port": pacs.port, "ae_title": pacs.ae_title},
         "query": {"Modality": "CT"},
-        "model": model,
+        "model": MODEL,
         "destinations": ["pacs"],
         "limits": {"free_disk_gib": 0, "at_once": 1, "in_queue": 4},
     }
@@ -86,7 +87,9 @@ def run(folder: Path, kills: int, series: int) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--series", type=int, default=6)
-    parser.add_argument("--model", choices=["demo", "tissue"], default="demo")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument("--package", type=Path, default=DEMO_MODEL, help="model package; default: the demo model")
+    models.add_argument("--tissue", action="store_true", help="the model without a network, the fastest")
     parser.add_argument("--spacing", type=float, default=3.0, help="voxel spacing of the phantoms, mm")
     parser.add_argument("--kills", type=int, default=0)
     arguments = parser.parse_args()
@@ -99,7 +102,7 @@ def main() -> None:
         for seed in range(arguments.series):
             write_series(phantom(seed, (arguments.spacing,) * 3, "chest"), folder / "ct" / str(seed))
             pacs.take(outgoing_files(sorted((folder / "ct" / str(seed)).iterdir())), lambda _: None)
-        config = configure(folder, pacs.peer, arguments.model)
+        config = configure(folder, pacs.peer, None if arguments.tissue else arguments.package.resolve())
         settings = load_settings(config)
         _, ledger = open_store(settings)
         command = [sys.executable, "-m", "dicom_node.cli", "--config", str(config), "work"]
