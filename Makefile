@@ -1,6 +1,8 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+# processes that run tests; more than two cores can keep busy, because tests wait for servers and disks
+TEST_PROCESSES ?= 3
 # e.g. make demo TORCH_ARGS="--index-url <PyTorch's index of CPU builds>"
 TORCH_ARGS ?=
 BIN := $(VENV)/bin
@@ -12,7 +14,7 @@ demo: setup ## set up and run the demo: PACS -> node -> SEG and SR -> PACS, with
 
 test: test-setup peers ## set up and run all tests; fails if branch coverage is below its minimum
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -35,15 +35,14 @@ def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tenso
     logarithms = functional.log_softmax(scores.float(), dim=1)
     own = logarithms.gather(1, labels[:, None])[:, 0]
     # the square root keeps the many easy voxels, each of which represents eight, from dominating the few hard ones
-    truth = torch.zeros(scores.shape[1]).index_add(0, labels, weights)
+    truth = scores.new_zeros(scores.shape[1], dtype=torch.float32).index_add(0, labels, weights)
     rarity = (SMALL_STRUCTURE_VOXELS / truth.clamp(min=1.0)).sqrt().clamp(1.0, LARGEST_EMPHASIS)
     emphasis = weights.sqrt() * rarity[labels]
     cross_entropy = -(own * emphasis).sum() / emphasis.sum()
-    classes = scores.shape[1]
     predicted = (logarithms.exp() * weights[:, None]).sum(dim=0)
-    overlap = torch.zeros(classes).index_add(0, labels, own.exp() * weights)
+    overlap = torch.zeros_like(truth).index_add(0, labels, own.exp() * weights)
     present = truth > 0
     present[0] = False
     dice = (2 * overlap + SMOOTHING_VOXELS) / (predicted + truth + SMOOTHING_VOXELS)
-    soft_dice = 1 - dice[present].mean() if bool(present.any()) else torch.zeros(())
+    soft_dice = 1 - dice[present].mean() if bool(present.any()) else truth.new_zeros(())
     return cross_entropy + soft_dice, overlap.detach(), (predicted + truth).detach()

@@ -25,16 +25,17 @@ RESULTS = "results/Dataset901_toy/NodeTrainer__nnUNetPlans__3d_fullres/fold_all"
 MODEL = "models/Dataset901_toy/nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres"
 
 
-def arguments(folder, name, *more):
+def arguments(folder, name, *more, configuration=TOY):
     return [
         *(sys.executable, "-m", "dicom_node.cli", "train", str(folder / "Dataset901_toy")),
-        *("--configuration", str(TOY), "--work", str(folder / "work"), "--library", str(folder / "library")),
+        *("--configuration", str(configuration), "--work", str(folder / "work"), "--library", str(folder / "library")),
         *("--name", name, "--device", "cpu", "--threads", "1", "--save-every", "0", *more),
     ]
 
 
-def run(folder, name, *more):
-    return subprocess.run(arguments(folder, name, *more), capture_output=True, text=True, check=False, timeout=240)
+def run(folder, name, *more, configuration=TOY):
+    command = arguments(folder, name, *more, configuration=configuration)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,8 @@ def trained(tmp_path_factory):
     return folder, json.loads(done.stdout), done.stderr
 
 
-def final(folder):
-    path = folder / MODEL / "fold_all" / "checkpoint_final.pth"
-    return torch.load(path, weights_only=True)
+def final(model):
+    return torch.load(model / "fold_all" / "checkpoint_final.pth", weights_only=True)
 
 
 def test_killed_training_was_resumed_and_not_restarted(trained):
@@ -80,7 +80,7 @@ def test_weights_equal_those_of_an_uninterrupted_training(trained, tmp_path):
     done = run(tmp_path, "whole")
     assert done.returncode == 0, done.stderr
     assert "epoch=1 " in done.stderr
-    one, other = final(folder / "work"), final(whole)
+    one, other = final(folder / "work" / MODEL), final(whole / MODEL)
     assert one["current_epoch"] == other["current_epoch"] == 2
     for name, value in one["network_weights"].items():
         torch.testing.assert_close(value, other["network_weights"][name], rtol=1e-4, atol=1e-5)
@@ -101,18 +101,36 @@ def test_manifest_states_what_was_trained_on_which_data(trained):
     assert package.training["software"]["nnunetv2"] == "2.8.1"
 
 
-def test_package_gives_the_labels_of_nnunet(trained, tmp_path):
-    folder, _, _ = trained
+def assert_package_gives_the_labels_of_nnunet(package, model, folder):
     volume, _ = phantom(3, 12.0)
-    package = read_package(folder / "library" / "toy")
     part = package.parts[0]
     network = build_network(part.architecture, len(part.names_by_channel) + 1)
-    network.load_state_dict(final(folder / "work")["network_weights"], strict=False)
-    expected = nnunet(volume, folder / "work" / MODEL, [network.eval()], tmp_path)
+    network.load_state_dict(final(model)["network_weights"], strict=False)
+    expected = nnunet(volume, model, [network.eval()], folder)
     segmenter = open_segmenter(package, EngineOptions(device="cpu", parity=True))
     found = segmenter.segment(volume, lambda *_: None).labels_zyx
     assert len(np.unique(expected)) > 1
     assert np.mean(found == expected) >= 0.9999
+
+
+def test_package_gives_the_labels_of_nnunet(trained, tmp_path):
+    folder, _, _ = trained
+    package = read_package(folder / "library" / "toy")
+    assert_package_gives_the_labels_of_nnunet(package, folder / "work" / MODEL, tmp_path)
+
+
+def test_sampled_trainer_learns_and_its_package_gives_the_labels_of_nnunet(trained, tmp_path):
+    (tmp_path / "Dataset901_toy").symlink_to(trained[0] / "Dataset901_toy")
+    (tmp_path / "sampled.yaml").write_text(TOY.read_text() + "trainer: sampled\nlearning_rate: 0.005\n")
+    longer = ("--epochs", "3", "--iterations-per-epoch", "15")
+    done = run(tmp_path, "sampled", *longer, configuration=tmp_path / "sampled.yaml")
+    assert done.returncode == 0, done.stderr
+    (curves,) = tmp_path.glob("work/results/*/SampledTrainer__*/fold_all/curves.csv")
+    with curves.open() as file:
+        losses = [float(row["training_loss"]) for row in csv.DictReader(file)]
+    assert losses[2] < losses[0]
+    (model,) = (path.parents[1] for path in tmp_path.glob("work/models/*/*/fold_all/checkpoint_final.pth"))
+    assert_package_gives_the_labels_of_nnunet(read_package(tmp_path / "library" / "sampled"), model, tmp_path)
 
 
 def test_changed_data_set_or_settings_are_refused(trained):
