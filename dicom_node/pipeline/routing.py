@@ -106,6 +106,20 @@ class Routing:
                 with suppress(StoreUnavailable):
                     self._revisions.give_back_attempt(received)
                 raise
+            except Exception as error:  # noqa: BLE001 - no series may hold up the others
+                self._crashed(received, attempt, error)
+
+    def _crashed(self, received: CompleteRevision, attempt: int, error: Exception) -> None:
+        """Look at it again later; after the last attempt, a person must look."""
+        pause_s, before = pause_after(attempt - 1).total_seconds(), self._waiting.get(received.id)
+        self._waiting[received.id] = _Wait(0 if before is None else before.waits, time.monotonic() + pause_s)
+        self._log.exception(
+            "series.routing_crashed", series=received.series_instance_uid, revision=received.revision, attempt=attempt
+        )
+        if attempt >= self._attempts:
+            self._route(
+                received, _Outcome(reason=f"unexpected error ({type(error).__name__}): see the log", is_fault=True)
+            )
 
     def _wait_for(self, received: CompleteRevision, error: ImagesAway) -> None:
         """Look at it again later; after a day, a person must look."""

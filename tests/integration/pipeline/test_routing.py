@@ -129,6 +129,29 @@ def test_series_whose_stored_bytes_changed_is_shown_and_the_others_are_routed(
     assert reason.startswith("the stored bytes of 1 of 4 images changed on the disk")
 
 
+def test_series_that_fails_unexpectedly_is_shown_and_the_others_are_routed(
+    ledger, spool, reader, rules, notices, tmp_path
+):
+    odd = receive_and_complete(spool, ledger, tmp_path / "a", 1)
+
+    class Failing(type(ledger.routing)):
+        def content_already_routed(self, revision):
+            if revision.series_instance_uid == odd:
+                raise ValueError("Doe^John")
+            return super().content_already_routed(revision)
+
+    room = Routing(Failing(ledger.database), spool, reader, rules(RUN_ALL), notices, ATTEMPTS)
+    whole = receive_and_complete(spool, ledger, tmp_path / "b", 2)
+    with structlog.testing.capture_logs() as log:
+        for _ in range(3):
+            room.route_complete()
+        assert jobs(ledger) == {whole: (JobState.QUEUED, "")}
+        room._waiting.clear()  # the pause is over
+        room.route_complete()
+    assert jobs(ledger)[odd] == (JobState.FAILED, "unexpected error (ValueError): see the log")
+    assert [line["attempt"] for line in log if line["event"] == "series.routing_crashed"] == [1, 2]
+
+
 def test_second_process_to_route_a_series_leaves_no_notice_behind(
     ledger, spool, reader, rules, notices, tmp_path, result_files
 ):
