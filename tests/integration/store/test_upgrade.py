@@ -351,3 +351,16 @@ def test_files_of_the_node_are_still_claimed(ledger):
     names = {f"20260301/08/{series}-{number}.dcm" for series in SERIES.values() for number in (1, 2)}
     names |= {f"20260301/08/result-{job_id}.dcm" for job_id in (3, 4, 6, 8)}
     assert ledger.retention.claims(names) == dict.fromkeys(names, True)
+
+
+def test_time_to_keep_and_to_give_up_begins_with_the_upgrade(ledger):
+    now_s = 1000.0
+    assert ledger.retention.purge_due(now_s, 0.0, NOW, 100) == ()
+    purged = {name.split("/")[-1].split("-")[0] for name in ledger.retention.purge_due(now_s, 0.0, NOW, 100)}
+    settled = {
+        SERIES[name] for name, state in JOBS.values() if state in ("DELIVERED", "KEPT", "REJECTED", "SUPERSEDED")
+    }
+    assert purged - {"result"} == settled
+    (pending,) = ledger.deliveries.claim("pacs", WORKER, NOW, AFTER_THE_LEASE, 10, now_s)
+    assert (pending.attempts, pending.first_attempt_s) == (2, now_s)
+    assert ledger.deliveries.recover_stalled(WORKER, AFTER_THE_LEASE + timedelta(seconds=1)) == 1
