@@ -28,7 +28,7 @@ def findings():
     geometry = Geometry((2, 2, 2), np.eye(4))
     volume = Volume(np.zeros((2, 2, 2), np.int16), geometry)
     labels = Segmentation(np.ones((2, 2, 2), np.uint8), geometry, {1: "liver"}, IDENTITY, RUN)
-    return measured(Ct(volume, volume), labels, with_shape=False)
+    return measured(Ct(volume, volume, notes=("no voxel is below 0 HU",)), labels, with_shape=False)
 
 
 def encoded(number):
@@ -49,6 +49,7 @@ def test_results_are_recorded_with_what_ran(ledger, store, findings, spool):
     assert [spool.path(name).read_bytes() for _, name in stored] == [b"DICM", b"DICM"]
     job = ledger.overview.job(job_id)
     assert (job.state, job.model_identity, job.run_report) == (JobState.ENCODED, IDENTITY, RUN)
+    assert job.image_notes == ("no voxel is below 0 HU",)
     assert list(job.stage_seconds) == ["encode", "store"]
     assert [result.sop_instance_uid for result in job.results] == ["2.25.1", "2.25.2"]
 
@@ -102,7 +103,7 @@ def test_the_log_line_of_a_job_says_what_ran(ledger, findings):
             "backend": "numpy 2.3.4",
             "device": "CPU",
             "precision": "float32",
-            "notes": ["fell back to the CPU"],
+            "notes": ["no voxel is below 0 HU", "fell back to the CPU"],
             "engine_seconds": {"infer": 1.5},
             "shape_zyx": [2, 2, 2],
         }.items()

@@ -5,6 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from click.testing import CliRunner
+
+from dicom_node.app.stores import open_store
+from dicom_node.cli import main
+from dicom_node.settings import load_settings
 from dicom_node.store.schema import delivery, job, result, series_revision
 from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.views import json_form
@@ -135,6 +140,16 @@ def test_json_of_a_job_is_what_was_recorded(ledger):
         ("pacs", "DELIVERED"),
         ("archive", "WAITING"),
     }
+
+
+def test_job_command_shows_the_notes_on_the_images(tmp_path):
+    (tmp_path / "node.yaml").write_text("node: {data_folder: data}\nmodels: {tissue: {kind: tissue}}\n")
+    _, ledger = open_store(load_settings(tmp_path / "node.yaml"))
+    job_id = encoded_job(ledger)
+    ledger.close()
+    command = ["--config", str(tmp_path / "node.yaml"), "job", str(job_id)]
+    shown = CliRunner().invoke(main, command, catch_exceptions=False).output
+    assert "note: gantry tilt of 5.0 degrees" in shown.splitlines()
 
 
 def test_views_are_typed(ledger):
