@@ -126,6 +126,8 @@ class Routing:
         before = self._waiting.get(received.id)
         waits = 0 if before is None else before.waits
         if waits >= MOST_WAITS:
+            with suppress(StoreUnavailable):  # what is not there may be sent again
+                self._revisions.note_damage(self._spool.missing(received.files), now_utc())
             self._route(received, _Outcome(reason=f"{error} (for a day)", is_fault=True))
             del self._waiting[received.id]
             return

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dicom_node.analysis import analyse
-from dicom_node.errors import DicomNodeError, Stopping, StoredBytesChanged
+from dicom_node.errors import DicomNodeError, ImagesAway, Stopping, StoredBytesChanged, StoreUnavailable
 from dicom_node.pipeline.attempt import Attempt
 from dicom_node.pipeline.job import JobCase
 from dicom_node.pipeline.lease import LEASE, lease_renewed
 from dicom_node.pipeline.outcomes import outcome_of
 from dicom_node.store.clock import now_utc
+from dicom_node.store.states import JobState
 
 if TYPE_CHECKING:
     from dicom_node.pipeline.job import Means
-    from dicom_node.pipeline.outcomes import Settling
+    from dicom_node.pipeline.outcomes import Outcome, Settling
     from dicom_node.store.jobs import Jobs
     from dicom_node.store.workers import WorkerName
     from dicom_node.work.gate import Pass
@@ -85,8 +87,6 @@ class Running:
                         self._means.places.wait_for_others()
                 analyse(JobCase(attempt, intake, self._means))
         except Exception as error:  # noqa: BLE001 - no job may end the node; each gets a state and a reason
-            if isinstance(error, StoredBytesChanged):
-                self._jobs.note_damage(error.spool_names, now_utc())
             if not isinstance(error, DicomNodeError | MemoryError):
                 self._log.exception("job.crashed", job=attempt.claimed.id)
             outcome = outcome_of(
@@ -97,4 +97,14 @@ class Running:
                 attempts=self._attempts,
                 stopping=self._means.places.is_closed,
             )
+            self._note_damage(error, attempt, outcome)
             self._settling.settle(attempt, outcome)
+
+    def _note_damage(self, error: Exception, attempt: Attempt, outcome: Outcome) -> None:
+        """Images that changed, or that are not there when they are given up, may be sent again."""
+        with suppress(StoreUnavailable):
+            if isinstance(error, StoredBytesChanged):
+                self._jobs.note_damage(error.spool_names, now_utc())
+            elif isinstance(error, ImagesAway) and outcome.state is JobState.FAILED:
+                missing = self._means.spool.missing(attempt.claimed.revision.files)
+                self._jobs.note_damage(missing, now_utc())

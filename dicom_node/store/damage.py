@@ -1,7 +1,7 @@
 """Received files whose bytes changed on the disk. Nothing is made of them, and the sender may send them again.
 
 A damaged instance is no longer the current one of its UID, so that it can be received again like a new one. Until then
-it counts as refused: a series without it is not whole.
+it counts as refused: a series without it is not whole. An image whose file is gone is damaged, too.
 """
 
 from __future__ import annotations

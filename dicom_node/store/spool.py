@@ -295,6 +295,15 @@ class Spool:
         """
         return tuple(file.spool_name for file in files if not self._is_as_received(file))
 
+    def missing(self, files: Sequence[StoredFile]) -> tuple[str, ...]:
+        """The spool names of those of ``files`` that are not there.
+
+        Raises:
+            StoreUnavailable: the disk fails.
+        """
+        with _translated("looking for files"):
+            return tuple(file.spool_name for file in files if not self.path(file.spool_name).exists())
+
     def _is_as_received(self, file: StoredFile) -> bool:
         path = self.path(file.spool_name)
         with _translated(f"reading {path.name}"), path.open("rb") as stream:

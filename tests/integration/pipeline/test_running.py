@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from dicom_node.app.stores import open_store
 from dicom_node.app.working import open_pipeline
+from dicom_node.pipeline import outcomes
 from dicom_node.receive.adopt import adopt_unclaimed
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
@@ -217,3 +218,12 @@ def test_stopped_node_claims_no_job(node):
     node.running.stop()
     assert not node.running.run_next_job()
     assert (node.job().state, node.job().attempts) == (JobState.QUEUED, 0)
+
+
+def test_image_that_is_gone_for_a_day_may_be_received_again(node, monkeypatch):
+    monkeypatch.setattr(outcomes, "MOST_WAITS", 0)
+    node = node()
+    node.files[1].unlink()
+    job, _ = node.run()
+    assert (job.state, job.reason.endswith("ENOENT (for a day) (attempt 1)")) == (JobState.FAILED, True)
+    assert node.ledger.overview.counts().instances == {"current": 3, "replaced": 0, "damaged": 1, "purged": 0}
