@@ -72,10 +72,9 @@ def test_results_wait_by_destination_with_what_it_answered(ledger):
         "archive": (2, 0, None),
         "pacs": (2, 0, None),
     }
-    worker = WORKER
-    away, *_ = ledger.deliveries.claim("pacs", worker, NOW, LATER, 1)
+    away, *_ = ledger.deliveries.claim("pacs", WORKER, NOW, LATER, 1, 0.0)
     ledger.deliveries.record(away, replace(outcome(away, delivered=False, retry=True), status=None), LATER, NOW)
-    refused, *_ = ledger.deliveries.claim("archive", worker, LATER, LATER, 1)
+    refused, *_ = ledger.deliveries.claim("archive", WORKER, LATER, LATER, 1, 0.0)
     ledger.deliveries.record(refused, outcome(refused, delivered=False), LATER, NOW)
     archive, pacs = ledger.alarms.facts(NOW).undelivered
     assert (archive.waiting, archive.attempted, archive.answered, archive.since) == (2, 1, 1, LATER)
