@@ -1,7 +1,9 @@
 """Sweeps: small periodic tasks, each in a thread of its own.
 
 A sweep that raises is logged and runs again at its next turn. A slow sweep does not delay others and never overlaps
-with itself. The time between two turns is elapsed time, whatever the clock of the machine is set to.
+with itself. The time between two turns is elapsed time, whatever the clock of the machine is set to. This is why it is
+not APScheduler 3, which computes every next run from the time of day: when the clock was set back, nothing was
+completed, routed or sent until it had caught up.
 """
 
 from __future__ import annotations
