@@ -50,6 +50,8 @@ _LEAST_TISSUE, _MOST_SAMPLES = 100, 2**16
 """Pixels of two neighbouring planes that are compared."""
 _TIMES_FARTHER, _LEAST_FARTHER_HU = 2.0, 25.0
 """How much farther apart two planes are by their own pairs than by one pair, if one of them is wrong."""
+_LEAST_CORRELATION = 0.7
+"""Of neighbouring planes that show the same."""
 
 
 def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
@@ -142,7 +144,11 @@ def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -
     for k, (before, after) in enumerate(pairwise(rescales), start=1):
         if before == after:
             continue
-        lower, upper = _sampled_tissue(volume, k)
+        lower, upper = _sampled(volume, k)
+        if not _show_the_same(lower, upper):
+            continue
+        is_tissue = np.maximum(lower, upper) >= _TISSUE_HU[0]
+        lower, upper = lower[is_tissue], upper[is_tissue]
         if lower.size < _LEAST_TISSUE:
             continue
         apart = _median_apart(lower, upper)
@@ -158,15 +164,26 @@ def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -
     return None
 
 
-def _sampled_tissue(volume: Volume, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """HU of planes ``k - 1`` and ``k`` where either has tissue and both are imaged, sampled in large planes."""
+def _sampled(volume: Volume, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """HU of planes ``k - 1`` and ``k`` where both are imaged, sampled in large planes."""
     step = max(1, math.isqrt(volume.voxels_zyx[k].size // _MOST_SAMPLES))
-    planes = [volume.voxels_zyx[each, ::step, ::step].astype(np.float64) for each in (k - 1, k)]
-    compared = np.maximum(*planes) >= _TISSUE_HU[0]
+    lower, upper = (volume.voxels_zyx[each, ::step, ::step].astype(np.float64) for each in (k - 1, k))
+    imaged = np.ones(lower.shape, dtype=bool)
     if volume.padding is not None:
         for each in (k - 1, k):
-            compared &= ~volume.padding.found_in(volume.voxels_zyx[each : each + 1], each)[0][::step, ::step]
-    return planes[0][compared], planes[1][compared]
+            imaged &= ~volume.padding.found_in(volume.voxels_zyx[each : each + 1], each)[0][::step, ::step]
+    return lower[imaged], upper[imaged]
+
+
+def _show_the_same(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> bool:
+    """Whether two planes are alike in form; their correlation is the same by any pairs of slope and intercept.
+
+    Beside the body, a plane of air has its own pair where a writer fits each to what its image holds, and by the pair
+    of its neighbour its values may lie where those of tissue do.
+    """
+    if min(lower.size, upper.size) == 0 or lower.std() == 0 or upper.std() == 0:
+        return False
+    return float(np.corrcoef(lower, upper)[0, 1]) >= _LEAST_CORRELATION
 
 
 def _by_pair(hu: NDArray[np.float64], own: tuple[float, float], other: tuple[float, float]) -> NDArray[np.float64]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dicom_node.reconstruct.pixels import stored_frames
+from inference.padding import HIGHEST_CT_HU
+from inference.types import AIR_HU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,16 +98,27 @@ def hounsfield_voxels(
     if conflict.codestream_is_right:
         voxels = _decoded(planes, order, sources, None, allocate)
     common_padding = _common_padding(sources)
+    stating = {_rescale(plane) for plane in planes if sources[plane.instance].description.padding is not None}
     padding_hu = np.full((len(order), 2), np.nan)
     for k, index in enumerate(order):
         plane = planes[index]
         description = sources[plane.instance].description
-        if description.padding is None:
+        states_none = description.padding is None
+        if states_none:
             description = replace(description, padding=common_padding)
         padding = description.stored_padding(conflict.codestream_signed if conflict.codestream_is_right else None)
-        if padding is not None:
-            padding_hu[k] = sorted(value * plane.rescale_slope + plane.rescale_intercept for value in padding)
+        if padding is None:
+            continue
+        lowest, highest = sorted(value * plane.rescale_slope + plane.rescale_intercept for value in padding)
+        can_be_measured = highest >= AIR_HU and lowest <= HIGHEST_CT_HU
+        if states_none and can_be_measured and _rescale(plane) not in stating:
+            continue  # by another slope or intercept the stored value of air is that of water, say
+        padding_hu[k] = lowest, highest
     return HounsfieldVoxels(voxels, padding_hu[:, 0], padding_hu[:, 1], conflict.note if conflict.values else "")
+
+
+def _rescale(plane: Plane) -> tuple[float, float]:
+    return plane.rescale_slope, plane.rescale_intercept
 
 
 def _common_padding(sources: Sequence[PixelSource]) -> tuple[int, int] | None:

@@ -105,6 +105,17 @@ def test_padding_stated_in_some_planes_follows_the_rescale_and_sign_of_the_other
     np.testing.assert_array_equal(found(volume), all_planes(CIRCLE))
 
 
+def test_padding_stated_in_some_planes_is_no_water_in_others(tmp_path):
+    """Stored 0 is -1024 HU in the planes that state it; those of another intercept have water there, up to a corner."""
+    pixels = unsigned_pixels(chest_hu()).astype(np.int16)
+    pixels[:, CIRCLE] = 0
+    pixels[6:] -= 1024
+    pixels[6:, :12, :12] = 0
+    series = bent(series_of(tmp_path, pixels), lambda header: setattr(header, "RescaleIntercept", 0), *range(6, 12))
+    volume = reconstruct(replace(bent(series, stated(0, "SS"), *range(6)), unchecked_hu=True)).volume
+    assert volume.padding is None
+
+
 def test_planes_without_a_value_get_none_where_the_others_differ(tmp_path):
     pixels = unsigned_pixels(chest_hu()).astype(np.int16)
     pixels[:, CIRCLE] = np.where(np.arange(12) < 4, -2000, -1900)[:, None]

@@ -252,3 +252,23 @@ def test_planes_may_differ_in_their_rescale(tmp_path):
     result = reconstruct(series_with(tmp_path, half_scaled(), (rescaled(2, -1200), LOWER)))
     np.testing.assert_allclose(result.volume.voxels_zyx, magnified(np.maximum(HU, -1024)), atol=1)
     assert result.notes == ()
+
+
+def pair_of_values(plane):
+    """As of writers that fit slope and intercept to the values of each image."""
+    lowest, highest = float(plane.min()), float(plane.max())
+    return (highest - lowest) / 65_535, lowest
+
+
+@pytest.mark.parametrize(
+    "pairs_of", [lambda k, plane: pair_of_values(plane), lambda k, plane: (1, -1024 if k < 2 else 0)]
+)
+def test_planes_of_air_beside_the_body_may_have_a_pair_of_their_own(pairs_of):
+    """Above a head, say: by the pair of its neighbour, air would lie where the tissue of that neighbour does."""
+    hu = chest_hu(noise=20.0).astype(np.float32)
+    hu[:2] = np.random.default_rng(0).normal(-1000, 12, (2, *hu.shape[1:]))
+    pairs = [pairs_of(k, plane) for k, plane in enumerate(hu)]
+    assert implausible_rescale(Volume(hu, GEOMETRY), pairs) is None
+    hu[7] = (hu[7] + 1000) * 2 - 1000
+    pairs[7] = (pairs[7][0] * 2, (pairs[7][1] + 1000) * 2 - 1000)
+    assert "tissue in planes 7 and 8" in str(implausible_rescale(Volume(hu, GEOMETRY), pairs))
