@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import distinct, exists, func, select, text
+from sqlalchemy import and_, distinct, exists, func, select, text
 
 from dicom_node.store.retention import purged_at_by_name
 from dicom_node.store.revisions import bytes_digest
@@ -122,6 +122,17 @@ class Counted:
     deliveries: int
     last: Mapping[str, int]
 
+    def totals(self) -> dict[str, int]:
+        """How many rows of each kind there are."""
+        return {
+            "instances": self.instances,
+            "series": self.series,
+            "revisions": self.revisions,
+            "jobs": self.jobs,
+            "results": self.results,
+            "deliveries": self.deliveries,
+        }
+
 
 class Consistency:
     """The part of the ledger for the check of the invariant. Reads only."""
@@ -175,6 +186,27 @@ class Consistency:
             .label("is_replaced"),
         )
         return self._read(query, instance, last, InstanceFacts)
+
+    def is_damaged_since(self, instance_id: int) -> bool:
+        """Whether newer bytes of an instance took its place, and their file was then found to be damaged."""
+        other = instance.alias("other")
+        query = (
+            select(other.c.id)
+            .select_from(instance)
+            .join(
+                other,
+                and_(
+                    other.c.series_instance_uid == instance.c.series_instance_uid,
+                    other.c.sop_instance_uid == instance.c.sop_instance_uid,
+                    other.c.id != instance.c.id,
+                    other.c.damaged_at.is_not(None),
+                ),
+            )
+            .where(instance.c.id == instance_id)
+            .limit(1)
+        )
+        with self._database.read() as db:
+            return db.execute(query).one_or_none() is not None
 
     def revisions(self, last: int) -> Iterator[RevisionFacts]:
         """All revisions of all series up to the id ``last``."""

@@ -373,6 +373,15 @@ def test_more_violations_than_anybody_reads_are_only_counted(node, monkeypatch):
     assert len(report.examples) == 3
 
 
+def test_instance_whose_newer_bytes_were_damaged_is_replaced(node):
+    newer = (
+        "SELECT n.id FROM instance n JOIN instance o USING (series_instance_uid, sop_instance_uid)"
+        " WHERE n.current AND NOT o.current AND o.purged_at IS NULL"
+    )
+    node.change(f"UPDATE instance SET current = 0, damaged_at = received_at WHERE id = ({newer})")
+    assert node.check().is_sound
+
+
 def test_check_stops_when_the_node_does(node):
     with pytest.raises(Stopping):
         node.check(is_stopping=lambda: True)

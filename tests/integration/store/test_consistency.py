@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import insert
 
 from dicom_node.errors import ConfigurationError, StoreUnavailable
+from dicom_node.operate.ledger_check import Kind, check_ledger
 from dicom_node.store import consistency
 from dicom_node.store.consistency import DeliveryFacts, InstanceFacts, JobFacts, ResultFacts, RevisionFacts
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
+from dicom_node.store.schema import delivery
 from dicom_node.store.spool import Spool
+from dicom_node.store.states import DeliveryState
 from tests.integration.store.rows import (
     DECISION,
     IDENTITY,
@@ -152,3 +157,41 @@ def test_missing_ledger_is_not_created(tmp_path):
     assert file.exists()
     database.check_schema()
     database.close()
+
+
+def test_instance_whose_newer_bytes_are_damaged_is_replaced_by_them(ledger):
+    queued_job(ledger)
+    arrive(ledger, 1, content="b")
+    first, second = ledger.consistency.instances(10**6)
+    assert not ledger.consistency.is_damaged_since(first.id)
+    ledger.jobs.note_damage([second.spool_name], NOW)
+    first, second = ledger.consistency.instances(10**6)
+    assert (first.is_replaced, ledger.consistency.is_damaged_since(first.id)) == (False, True)
+    assert not ledger.consistency.is_damaged_since(second.id)
+
+
+def test_row_that_becomes_visible_after_the_count_is_no_violation(ledger, url, tmp_path, monkeypatch):
+    if url.startswith("sqlite"):
+        pytest.skip("ids are given in the order in which transactions are committed")
+    queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
+    deliver(ledger, "pacs")
+    counted, late = ledger.consistency.counted, ExitStack()
+
+    def commit_after_counting():
+        found = counted()
+        late.close()
+        return found
+
+    monkeypatch.setattr(ledger.consistency, "counted", commit_after_counting)
+    add_delivery(late.enter_context(ledger.database.write()), "late")
+    with ledger.database.write() as db:
+        add_delivery(db, "early")
+    report = check_ledger(ledger.consistency, Spool(tmp_path / "spool"))
+    assert (report.counted["deliveries"], report.states["deliveries"]) == (3, {DeliveryState.DELIVERED: 4})
+    assert Kind.COUNT not in report.violations
+
+
+def add_delivery(db, destination):
+    done = {"state": DeliveryState.DELIVERED, "delivered_at": NOW, "attempts": 1, "refusals": 0, "last_reason": ""}
+    db.execute(insert(delivery).values(result_id=1, destination=destination, **done))
