@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
+    from sqlalchemy import Select
+
     from dicom_node.store.database import Database
     from dicom_node.store.workers import WorkerName
     from dicom_node.types import ResultInstance, ResultRequest
@@ -254,21 +256,25 @@ class Jobs:
         """Retry a job at a person's request. Returns what happens now, in words; None if there is nothing to retry.
 
         Nothing is retried once a newer revision of the series was routed, because the old result would arrive last, or
-        once the images were deleted. Damaged images are read again, since somebody may have put them back. A delivery
-        that is being sent keeps its number of attempts, by which the answer is known.
+        once the images were deleted, or while the job runs: it may be making results again that were damaged. Damaged
+        images are read again, since somebody may have put them back. A delivery that is being sent keeps its number of
+        attempts, by which the answer is known.
         """
         with self._database.write() as db:
             row = db.execute(held_for_change(select(job).where(job.c.id == job_id))).one_or_none()
             if row is None or has_successor(db, row.revision_id):
                 return None
             trust_again(db, row.revision_id)
-            if lacks_images(db, row.revision_id):
+            if lacks_images(db, row.revision_id) or row.state in (JobState.QUEUED, JobState.RUNNING):
                 return None
+            own = results_of(job_id, are_notices=False)
+            given_up = and_(delivery.c.state == DeliveryState.FAILED, delivery.c.result_id.in_(_without_files(own)))
+            db.execute(update(delivery).where(given_up).values(state=DeliveryState.SUPERSEDED))
             waiting = db.execute(
                 update(delivery)
                 .where(
                     delivery.c.state.in_((DeliveryState.FAILED, DeliveryState.WAITING)),
-                    delivery.c.result_id.in_(results_of(job_id, are_notices=False)),
+                    delivery.c.result_id.in_(own),
                 )
                 .values(
                     state=DeliveryState.WAITING,
@@ -280,9 +286,9 @@ class Jobs:
                 )
             ).rowcount
             if waiting:
-                db.execute(
-                    update(job).where(job.c.id == job_id).values(state=JobState.ENCODED, reason="", ended_at=None)
-                )
+                # results that are damaged are made again, which needs attempts
+                again = {"state": JobState.ENCODED, "reason": "", "ended_at": None, "not_counted": job.c.attempts}
+                db.execute(update(job).where(job.c.id == job_id).values(**again))
                 return f"retrying {delivery_count(waiting)} now"
             if row.model is None and row.state in (JobState.FAILED, JobState.REJECTED):
                 withdraw_notices(db, job_id)
@@ -333,6 +339,11 @@ class Jobs:
     def _change(self, claimed: ClaimedJob, **values: Any) -> bool:
         with self._database.write() as db:
             return bool(db.execute(update(job).where(_held(claimed)).values(**values)).rowcount)
+
+
+def _without_files(results: Select[tuple[int]]) -> Select[tuple[int]]:
+    """Those of ``results`` that are to be made again."""
+    return results.where(result.c.purged_at.is_not(None))
 
 
 def _may_start(now: datetime) -> Any:

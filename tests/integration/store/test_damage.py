@@ -137,3 +137,48 @@ def test_results_are_not_made_again_without_attempts_or_images(ledger, limit):
         ledger.jobs.note_damage(claimed.revision.spool_names, NOW)
     assert not ledger.jobs.encode_again(job_id, limit, NOW)
     assert state_of(ledger, job_id) is JobState.ENCODED
+
+
+def given_up_and_damaged(ledger):
+    """A job that makes its results again, because of the archive, after the PACS refused them for good."""
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
+    for each in claim_deliveries(ledger, "pacs"):
+        ledger.deliveries.record(each, outcome(each, delivered=False), None, NOW)
+    assert ledger.jobs.encode_again(job_id, 3, NOW)
+    return job_id
+
+
+def test_retry_leaves_a_job_alone_that_makes_its_results_again(ledger):
+    job_id = given_up_and_damaged(ledger)
+    assert ledger.jobs.retry(job_id, NOW) is None
+    claimed = claim(ledger)
+    assert ledger.jobs.retry(job_id, NOW) is None
+    assert ledger.jobs.encoded(claimed, some_results(), IDENTITY, RUN, {}, NOW)
+    deliver(ledger, "archive")
+    assert state_of(ledger, job_id) is JobState.FAILED
+    assert ledger.jobs.retry(job_id, NOW) == "retrying 2 deliveries now"
+    deliver(ledger, "pacs")
+    assert state_of(ledger, job_id) is JobState.DELIVERED
+
+
+def test_retry_makes_results_again_whose_files_are_gone(ledger):
+    job_id = given_up_and_damaged(ledger)
+    ledger.jobs.failed(claim(ledger), "no device", NOW)
+    assert ledger.jobs.retry(job_id, NOW) == "the job is queued again"
+    ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
+    deliver(ledger, "archive")
+    deliver(ledger, "pacs")
+    assert state_of(ledger, job_id) is JobState.DELIVERED
+
+
+def test_retry_gives_a_job_the_attempts_to_make_damaged_results_again(ledger):
+    job_id = queued_job(ledger)
+    ledger.jobs.encoded(claim(ledger), some_results(("pacs",)), IDENTITY, RUN, {}, NOW)
+    assert not ledger.jobs.encode_again(job_id, 1, NOW)
+    for each in claim_deliveries(ledger, "pacs"):
+        ledger.deliveries.record(each, outcome(each, delivered=False), None, NOW)
+    assert ledger.jobs.retry(job_id, NOW) == "retrying 2 deliveries now"
+    assert ledger.jobs.encode_again(job_id, 1, NOW)
+    again = claim(ledger)
+    assert (again.attempt, again.counted) == (2, 1)
