@@ -107,6 +107,7 @@ class ResultStore:
             now_utc(),
             labels.names_by_label,
             findings.notes_on_images,
+            lambda: self._spool.check_files(stored),
         ):
             return stored
         self._spool.discard(stored)

@@ -14,7 +14,7 @@ import mmap
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from pydicom.errors import InvalidDicomError
@@ -30,9 +30,9 @@ from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from dicom_node.receive.reception import ReceiptLedger
     from dicom_node.store.spool import Spool
 
     _Claims = Callable[[Collection[str]], Mapping[str, bool]]
@@ -42,6 +42,17 @@ _KEPT = (Receipt.NEW, Receipt.REPLACEMENT, Receipt.OUTDATED)
 _LEFTOVER_AGE_S = 600.0
 """No writer leaves a temporary file untouched for this long, however slow its sender or disk, and no database takes as
 long for a COMMIT whose answer was lost."""
+
+
+class AdoptionLedger(Protocol):
+    """What the adoption of files needs of the ledger."""
+
+    def record_instance(self, received: ReceivedInstance) -> Receipt:
+        """The bytes of ``received`` are durable in the spool."""
+
+    def nothing_recorded(self) -> AbstractContextManager[None]:
+        """Nothing is recorded during the block."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class Adoption:
 
 def adopt_unclaimed(
     spool: Spool,
-    ledger: ReceiptLedger,
+    ledger: AdoptionLedger,
     claims: _Claims,
     older_than_s: float,
 ) -> Adoption:
@@ -68,14 +79,24 @@ def adopt_unclaimed(
         if is_claimed:
             continue
         received = None if is_claimed is not None else _received(spool.path(name), name)
+        if received is not None:
+            spool.make_durable(name)  # the process that wrote it may have been killed before that
         if received is not None and ledger.record_instance(received) in _KEPT:
             adopted += 1
-        else:
-            spool.delete(name)
+        elif _remove_unclaimed(spool, ledger, claims, name):
             removed += 1
     if adopted or removed:
         structlog.get_logger().warning("spool.unclaimed", adopted=adopted, removed=removed)
     return Adoption(adopted, removed)
+
+
+def _remove_unclaimed(spool: Spool, ledger: AdoptionLedger, claims: _Claims, name: str) -> bool:
+    """Remove a file unless it was claimed meanwhile: whoever wrote it may only have been held up."""
+    with ledger.nothing_recorded():
+        if claims((name,)).get(name):
+            return False
+        spool.delete(name)
+    return True
 
 
 def _settle_refused(spool: Spool, claims: _Claims) -> int:

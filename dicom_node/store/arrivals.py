@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -197,6 +198,16 @@ class Arrivals:
             return
         for arrival, receipt in zip(arrivals, receipts, strict=True):
             arrival.settle(receipt)
+
+    @contextmanager
+    def nothing_recorded(self) -> Iterator[None]:
+        """Nobody records an instance or a result during the block (SQLite), so that a file without a row stays one.
+
+        Raises:
+            StoreUnavailable: the database is locked, full or unavailable.
+        """
+        with self._recording, self._database.write():
+            yield
 
     def current_instances(self, series_instance_uid: str) -> tuple[tuple[str, ...], str]:
         """Spool names of the current instances of a series, and the AE that sent the first; empty if unknown."""

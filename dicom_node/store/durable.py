@@ -38,6 +38,14 @@ class Disk:
         """Make the content of a file durable."""
         os.fsync(descriptor)
 
+    def sync_found(self, file: Path) -> None:
+        """Make the content of a file durable that another process wrote."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def sync_folder(self, folder: Path) -> None:
         """Make the names in ``folder`` durable."""
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -23,7 +23,7 @@ from dicom_node.store.states import DeliveryState, JobState, RevisionState
 from dicom_node.store.workers import dead_and_living
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Select
@@ -114,12 +114,15 @@ class Jobs:
         at: datetime,
         names_by_label: Mapping[int, str] | None = None,
         image_notes: Sequence[str] = (),
+        check_files: Callable[[], None] = lambda: None,
     ) -> bool:
         """RUNNING -> ENCODED with its results (instance, spool name) and a delivery to each of their destinations.
 
         RUNNING -> KEPT if none of them has a destination.
 
         ``run`` describes the run, if known; ``stage_seconds`` are the wall seconds of the node's own stages.
+        ``check_files`` raises if one of them is gone; it is called while no sweep can remove one (see
+        :meth:`~dicom_node.store.arrivals.Arrivals.nothing_recorded`).
         ``names_by_label`` are those of the label map, with which another job can take it over; ``image_notes`` those of
         the reconstruction.
 
@@ -147,6 +150,7 @@ class Jobs:
             ).rowcount
             if not changed:
                 return False
+            check_files()
             for instance, spool_name in results:
                 insert_result(db, claimed.id, instance, spool_name, claimed.revision.due_at(at))
             settle_job(db, claimed.id, at)  # results that were made again may all have been delivered before

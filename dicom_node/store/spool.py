@@ -274,6 +274,16 @@ class Spool:
         for _, name in stored:
             self.delete(name)
 
+    def check_files(self, stored: Iterable[tuple[ResultInstance, str]]) -> None:
+        """Check that results are still there: whoever was held up for long after writing them may find them removed.
+
+        Raises:
+            StoreUnavailable: one is not.
+        """
+        for result, name in stored:
+            if not result.path.exists():
+                raise StoreUnavailable(f"spool: {name} was removed before its row was written")
+
     def path(self, spool_name: str) -> Path:
         """The path of ``spool_name``.
 
@@ -319,6 +329,18 @@ class Spool:
         """Remove a file if it exists; if that fails, the sweep of unclaimed files removes it later."""
         with suppress(OSError):
             self.disk.unlink(self.path(spool_name))
+
+    def make_durable(self, spool_name: str) -> None:
+        """Make a file durable that was found complete: its writer may have died before it synced the file.
+
+        Raises:
+            StoreUnavailable: the file is missing, or the disk fails.
+        """
+        path = self.path(spool_name)
+        with _translated("syncing a file that was found"):
+            self.make_folder(path.parent)
+            self.disk.sync_found(path)
+            self.disk.sync_folder(path.parent)
 
     def mark_refused(self, spool_name: str) -> None:
         """Note durably that the sender of an instance is told that it is not stored; nothing if there is no such file.

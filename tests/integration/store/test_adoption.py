@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import os
 import time
+from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
 
+from dicom_node.errors import StoreUnavailable
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
-from dicom_node.types import Receipt, ReceivedInstance
+from dicom_node.types import EncodedResult, Receipt, ReceivedInstance, ResultKind
 from tests.support.received_series import write_instance
+
+RESULT = EncodedResult(ResultKind.REPORT, "1.2", "1.2.6", "1.2.7", ExplicitVRLittleEndian, b"a report")
 
 
 @pytest.fixture
@@ -109,6 +113,40 @@ def test_row_written_during_the_sweep_keeps_its_file(spool, ledger):
     recorded(ledger, written)
     adopt_unclaimed(spool, ledger.arrivals, lambda _: claims, older_than_s=60)
     assert spool.path(written.spool_name).exists()
+
+
+def test_file_that_was_found_is_synced_before_its_row_is_written(spool, ledger, monkeypatch):
+    """A process killed right after the rename did not sync it, and a repeated instance is acknowledged on its row."""
+    path, done = spool.path(spooled(spool).spool_name), []
+    fsync, record = os.fsync, ledger.arrivals.record_instance
+
+    def note_sync(descriptor):
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        fsync(descriptor)
+
+    def note_row(received):
+        done.append("row")
+        return record(received)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(ledger.arrivals, "record_instance", note_row)
+    adopt(spool, ledger)
+    assert {path, path.parent} <= set(done[: done.index("row")])
+
+
+def test_result_whose_row_was_written_during_the_sweep_keeps_its_file(spool, ledger):
+    ((_, name),) = spool.write_results([RESULT])
+    looks = iter([{}, {name: True}])
+    adopt_unclaimed(spool, ledger.arrivals, lambda _: next(looks), older_than_s=-1)
+    assert spool.path(name).exists()
+
+
+def test_results_that_were_removed_before_their_row_was_written_have_none(spool):
+    stored = spool.write_results([RESULT])
+    spool.check_files(stored)
+    spool.delete(stored[0][1])
+    with pytest.raises(StoreUnavailable, match="was removed before its row was written"):
+        spool.check_files(stored)
 
 
 def test_leftovers_of_a_killed_writer_are_removed_once_no_writer_can_be_alive(spool, ledger):
