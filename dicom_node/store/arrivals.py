@@ -59,6 +59,8 @@ _LATEST_REVISION = (
 )
 _SAME_PLACE_MM = 1e-3
 _SAME_DIRECTION = 1e-4
+_ANOTHER_IMAGE = 0x0111
+"""The status of such a refusal: Duplicate SOP Instance (PS3.7 annex C)."""
 _AROUND = timedelta(minutes=1)
 """Before the first instance of a series: refusals this early count if the sender uses one association per instance."""
 _AHEAD = timedelta(seconds=1)
@@ -366,7 +368,7 @@ def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) ->
     """Whether ``received`` is not a correction of the ``known`` instance but another image with the same UID.
 
     This is the case if its position or pixels differ on the same association, if its position differs while the series
-    is still arriving, or if the same bytes were refused before.
+    is still arriving, or if the same bytes were refused for that before.
     """
     elsewhere = _lies_elsewhere(known, received)
     if known.association_id and known.association_id == received.association_id:
@@ -382,6 +384,7 @@ def _is_another_image(db: Connection, known: Any, received: ReceivedInstance) ->
         refusal.c.sop_instance_uid == received.sop_instance_uid,
         refusal.c.series_instance_uid == received.series_instance_uid,
         refusal.c.dataset_sha256 == received.dataset_sha256,
+        refusal.c.status == _ANOTHER_IMAGE,  # bytes refused because the ledger was away are welcome now
     )
     return db.execute(refused_before.limit(1)).one_or_none() is not None
 

@@ -68,6 +68,8 @@ class Platter:
         self._changes: dict[Path, list[_Change]] = {}
 
     def inode(self, path: Path) -> Inode:
+        if path not in self._names:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return self._names[path]
 
     def has(self, path: Path) -> bool:

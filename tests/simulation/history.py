@@ -265,6 +265,7 @@ class _History:
     def _step(self, process: Process, action: Callable[[], None]) -> None:
         self.world.note(f"{process.role}: {getattr(action, '__name__', '')}")
         self._active.append(process)
+        process.began_s = self.world.uptime_s()
         try:
             self.world.step(process, action)
         finally:
@@ -294,7 +295,7 @@ class _History:
     def send(self, destination: Any, _ae: str, results: Any, on_outcome: Any) -> None:
         """In place of :func:`dicom_node.deliver.scu.send`."""
         archive = next(each for each in self.archives.values() if each.name.upper() == destination.ae_title)
-        archive.take(results, on_outcome, self._pause)
+        archive.take(results, on_outcome, self._pause, self.active)
 
     def analyse(self, case: JobCase) -> None:
         """In place of :func:`dicom_node.analysis.analyse`: results that name exactly what they were made of."""
@@ -322,10 +323,10 @@ class _History:
         world, draw, process = self.world, self._draw, self.active
         if world.is_calm:
             return
-        if draw.random() < (0.25 if world.nested else 0.03):
+        if draw.random() < (0.35 if world.nested else 0.03):
             world.kill(process, "at work")
         if world.nested < MOST_NESTED:
-            match draw.choices(("nothing", "others", "held up"), (45, 30, 25))[0]:
+            match draw.choices(("nothing", "others", "held up"), (35, 25, 40))[0]:
                 case "others":
                     world.let_others_run(process)
                 case "held up":
@@ -337,7 +338,7 @@ class _History:
         for place in range(_WORKERS):
             worker = self._worker(place) if self._roles.get(f"work {place}") not in self._active else None
             if worker is not None:
-                what = worker.run_job if self._draw.random() < 0.7 else worker.deliver_all
+                what = worker.run_job if self._draw.random() < 0.8 else worker.deliver_all
                 for duty in (worker.recover, what):
                     if worker.lives:
                         self._step(worker, duty)

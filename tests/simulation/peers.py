@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from dicom_node.receive.scp import _Connection
     from dicom_node.types import ResultInstance
     from tests.simulation.auditor import Auditor
-    from tests.simulation.world import Listening, World
+    from tests.simulation.world import Listening, Process, World
 
 _AWAY = 0.15
+_LEASE_S = 60.0
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Archive:
         results: Sequence[ResultInstance],
         on_outcome: Callable[[DeliveryOutcome], None],
         pause: Callable[[], None],
+        sender: Process,
     ) -> None:
         """In place of :func:`dicom_node.deliver.scu.send`."""
         is_away = not self.world.is_calm and self.world.draw.random() < _AWAY
@@ -113,6 +115,8 @@ class Archive:
             if is_away:
                 on_outcome(DeliveryOutcome(result.sop_instance_uid, False, True, None, "away"))
             else:
+                if result.sop_instance_uid in self._settled and self.world.uptime_s() - sender.began_s < _LEASE_S:
+                    raise Violation(f"{self.name} gets {result.sop_instance_uid} again, though the node knows of it")
                 self._take_one(result, on_outcome, pause)
 
     def _take_one(
@@ -121,8 +125,6 @@ class Archive:
         uid = result.sop_instance_uid
         how = _how(self.world.draw, is_calm=self.world.is_calm)
         self.world.note(f"{self.name}: {how} {uid}")
-        if uid in self._settled:
-            raise Violation(f"{self.name} gets {uid} again, though the node knows that it has it")
         if how in ("refuse", "full"):
             status, retry = (0xA700, True) if how == "full" else (0xC000, False)
             on_outcome(DeliveryOutcome(uid, False, retry, status, how))

@@ -141,7 +141,7 @@ class World(Clock):
 
     def step(self, process: Process, action: Callable[[], None]) -> None:
         """Have ``process`` do something, unless it dies in the middle."""
-        self._ops_until_fault = 0 if self.is_calm or self.draw.random() > 0.06 else self.draw.randint(1, 20)
+        self._ops_until_fault = 0 if self.is_calm or self.draw.random() > 0.12 else self.draw.randint(1, 12)
         with suppress(Killed, StoreUnavailable):  # after the latter, a sweep runs again
             action()
 
@@ -219,6 +219,8 @@ class Process:
         self.world, self.role = world, role
         self.name = world.new_name()
         self.lives, self.lost_power, self.is_writing, self.is_started = True, False, False, False
+        self.began_s = 0.0
+        """Uptime at which it began what it does: for longer than a lease, others may take it over."""
         world.processes.append(self)
         self.disk = SimulatedDisk(world.platter, world.now_ns, lambda what, detail: world.point(self, what, detail))
         self.spool = Spool(world.platter.root, disk=self.disk)
@@ -257,7 +259,9 @@ class Process:
 
         def commit(connection: Any) -> None:
             if self.is_writing:
-                self.world.point(self, "before commit")
+                fault = self.world.point(self, "before commit")
+                if fault is not None:
+                    raise OperationalError("COMMIT", {}, sqlite3.OperationalError("disk I/O error"))
                 connection.connection.driver_connection.commit()
                 self.is_writing = False
                 self.world.point(self, "after commit")

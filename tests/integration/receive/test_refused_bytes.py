@@ -124,6 +124,14 @@ def test_refused_bytes_never_win_over_a_corrected_series(quick_node, resent):
     assert node.files() == {row.spool_name for row in node.rows()}
 
 
+def test_correction_that_was_refused_while_the_ledger_was_locked_is_taken_when_it_comes_again(quick_node):
+    node = quick_node
+    assert store(node, series("first")) == [0] * SLICES
+    assert store(node, series("corrected"), locked_ledger(node)) == [0xA700] * SLICES
+    assert store(node, series("corrected")) == [0] * SLICES
+    assert descriptions(node) == [True] * SLICES
+
+
 @pytest.mark.parametrize("clock", ["right", "set back"])
 def test_files_whose_refusal_could_not_be_marked_are_kept_but_never_win(quick_node, monkeypatch, clock):
     node = quick_node
