@@ -107,6 +107,9 @@ class World(Clock):
     def uptime_s(self) -> float:
         return (self._elapsed_ns - self._booted_ns) / _SECOND_NS
 
+    def boot_id(self) -> str:
+        return f"boot-{self._boot}"
+
     def pass_time(self, seconds: float) -> None:
         self._elapsed_ns += int(seconds * _SECOND_NS)
 
@@ -131,7 +134,7 @@ class World(Clock):
 
     def new_name(self) -> WorkerName:
         self._pid += 1
-        return WorkerName("sim", f"boot-{self._boot}", 1, self._pid, self._pid)
+        return WorkerName("sim", self.boot_id(), 1, self._pid, self._pid)
 
     def lives(self, name: WorkerName, seen_from: WorkerName) -> bool | None:
         """In place of looking at /proc."""
