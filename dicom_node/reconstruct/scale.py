@@ -50,7 +50,7 @@ _LEAST_TISSUE, _MOST_SAMPLES = 100, 2**16
 """Pixels of two neighbouring planes that are compared."""
 _TIMES_FARTHER, _LEAST_FARTHER_HU = 2.0, 25.0
 """How much farther apart two planes are by their own pairs than by one pair, if one of them is wrong."""
-_LEAST_CORRELATION = 0.7
+_LEAST_CORRELATION = 0.5
 """Of neighbouring planes that show the same."""
 
 
@@ -152,6 +152,8 @@ def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -
         if lower.size < _LEAST_TISSUE:
             continue
         apart = _median_apart(lower, upper)
+        if abs(np.median(upper - lower)) < apart / 2:  # noise or streaks in one of them: no shift to either side
+            continue
         alike = min(
             _median_apart(lower, _by_pair(upper, after, before)), _median_apart(_by_pair(lower, before, after), upper)
         )

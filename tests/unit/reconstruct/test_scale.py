@@ -272,3 +272,9 @@ def test_planes_of_air_beside_the_body_may_have_a_pair_of_their_own(pairs_of):
     hu[7] = (hu[7] + 1000) * 2 - 1000
     pairs[7] = (pairs[7][0] * 2, (pairs[7][1] + 1000) * 2 - 1000)
     assert "tissue in planes 7 and 8" in str(implausible_rescale(Volume(hu, GEOMETRY), pairs))
+
+
+def test_a_plane_full_of_streaks_may_have_a_pair_of_its_own():
+    hu = chest_hu(noise=20.0).astype(np.float32)
+    hu[5] += np.random.default_rng(0).normal(0, 400, hu[5].shape)
+    assert implausible_rescale(Volume(hu, GEOMETRY), [pair_of_values(plane) for plane in hu]) is None
