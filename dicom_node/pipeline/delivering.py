@@ -146,7 +146,9 @@ class Delivering:
         )
 
     def _is_made_again(self, name: str, delivery: DueDelivery, now: datetime) -> bool:
-        """Whether the job of a damaged result runs again; notices are not made again."""
+        """Whether the job of a damaged result runs again, or has; notices are not made again."""
+        if not self._deliveries.holds(delivery):  # another damaged result of the job was found first
+            return True
         is_made_again = delivery.instance.kind is not ResultKind.NOTICE and self._jobs.encode_again(
             delivery.job_id, self._attempts, now
         )

@@ -103,6 +103,12 @@ class Deliveries:
             renewed = update(delivery).where(_of_claim(claimed)).values(lease_until=lease_until)
             return bool(db.execute(renewed).rowcount)
 
+    def holds(self, claimed: DueDelivery) -> bool:
+        """Whether it is still to be made, of the same file, by the process that claimed it."""
+        mine = and_(_held(claimed), delivery.c.state == DeliveryState.WAITING)
+        with self._database.read() as db:
+            return db.execute(select(delivery.c.id).where(mine)).one_or_none() is not None
+
     def give_back(self, claimed: Sequence[DueDelivery]) -> None:
         """Let those that are not answered yet be sent again at once, by any process."""
         with self._database.write() as db:

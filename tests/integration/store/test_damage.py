@@ -99,7 +99,9 @@ def test_damaged_results_are_made_again_and_what_was_delivered_stays_delivered(l
     deliver(ledger, "archive")
     first, second = claim_deliveries(ledger, "pacs")
     ledger.deliveries.record(first, outcome(first, delivered=True), None, NOW)
+    assert ledger.deliveries.holds(second)
     assert ledger.jobs.encode_again(job_id, 3, NOW)
+    assert not ledger.deliveries.holds(second)
     assert ledger.jobs.encode_again(job_id, 3, NOW), "it is known already"
     assert state_of(ledger, job_id) is JobState.QUEUED
     assert set(ledger.retention.claims(["results/1", "results/2"]).values()) == {False}
@@ -112,7 +114,8 @@ def test_damaged_results_are_made_again_and_what_was_delivered_stays_delivered(l
         ("again/results/1", "1" * 64),
         ("again/results/2", "1" * 64),
     ]
-    assert not ledger.deliveries.record(second, outcome(second, delivered=False), None, LATER), "of the file before"
+    assert not ledger.deliveries.holds(second), "it is of the file before"
+    assert not ledger.deliveries.record(second, outcome(second, delivered=False), None, LATER)
     assert [each.instance.sop_instance_uid for each in claim_deliveries(ledger, "pacs", LATER)] == ["2.25.2"]
     assert {each.state for each in shown.deliveries if each.destination == "archive"} == {DeliveryState.DELIVERED}
 
