@@ -60,8 +60,6 @@ _HOUSEKEEPING_SWEEP_S = 60.0
 _ADOPTION_SWEEP_S = 300.0
 _UNCLAIMED_AGE_S = 60.0
 _NIGHTLY_LOOK_S = 60.0
-_SWEPT_BY_S = 2 * _ADOPTION_SWEEP_S + _UNCLAIMED_AGE_S
-"""A file without a row is as old as that only if the sweep that records or removes it does not run."""
 _ADOPTION_AT_START_S = (0.0, _UNCLAIMED_AGE_S)
 """Again when what was left by a crash right before the start is old enough."""
 _LEDGER_PAUSE_S = 1.0
@@ -182,7 +180,7 @@ def _sweeps(settings: Settings, ledger: Ledger, spool: Spool, pipeline: Pipeline
         watermark.look()
 
     def check() -> LedgerReport:
-        return check_ledger(ledger.consistency, spool, unclaimed_age_s=_SWEPT_BY_S, is_stopping=stop.is_set)
+        return check_ledger(ledger.consistency, spool, is_stopping=stop.is_set)
 
     alarms = alarming(settings, ledger)
 

@@ -40,8 +40,10 @@ if TYPE_CHECKING:
     )
     from dicom_node.store.spool import Spool
 
-UNCLAIMED_AGE_S = 60.0
-"""A file without a row may be this old: its row is written next."""
+UNCLAIMED_AGE_S = 660.0
+"""A file without a row is as old as that only if the sweep that records or removes it, every five minutes, does not
+run: younger ones are what a killed process leaves.
+"""
 _PURGE_LASTS = timedelta(minutes=10)
 """From the mark in the ledger until the file is gone, at the latest by the sweep of unclaimed files."""
 _LEASE_GRACE = timedelta(seconds=30)

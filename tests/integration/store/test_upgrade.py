@@ -12,6 +12,7 @@ from datetime import timedelta
 import pytest
 from alembic import command
 
+from dicom_node.operate.ledger_check import Kind, check_ledger
 from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
@@ -364,3 +365,9 @@ def test_time_to_keep_and_to_give_up_begins_with_the_upgrade(ledger):
     (pending,) = ledger.deliveries.claim("pacs", WORKER, NOW, AFTER_THE_LEASE, 10, now_s)
     assert (pending.attempts, pending.first_attempt_s) == (2, now_s)
     assert ledger.deliveries.recover_stalled(WORKER, AFTER_THE_LEASE + timedelta(seconds=1)) == 1
+
+
+def test_upgraded_ledger_is_sound(ledger, tmp_path):
+    ledger.jobs.recover_stalled(WORKER, AFTER_THE_LEASE, 3)
+    report = check_ledger(ledger.consistency, Spool(tmp_path / "spool"))
+    assert set(report.violations) == {Kind.FILE_MISSING}, "there never were files"
