@@ -78,11 +78,9 @@ class Comparing:
         for each in repeated:
             if each.now.stores_pixels_of(each.before):
                 continue
-            both = (each.before, each.now)
             where = f"SOP Instance UID {each.sop_instance_uid} was sent twice in one association"
             try:
-                self._check_bytes(both)
-                first, second = (self._reader.content(self._spool.path(member.spool_name)) for member in both)
+                first, second = (self._checked_content(member) for member in (each.before, each.now))
             except StoreUnavailable as error:
                 raise ImagesAway(str(error)) from error
             except SeriesRejected as error:
@@ -90,11 +88,15 @@ class Comparing:
             if first.pixels != second.pixels:
                 raise IdentityConflict(f"{where} with different pixels: two images, one UID")
 
-    def _check_bytes(self, members: tuple[Member, ...]) -> None:
-        files = [StoredFile(each.spool_name, each.dataset_sha256, each.transfer_syntax_uid) for each in members]
-        changed = self._spool.changed(files)
-        if changed:
-            raise StoredBytesChanged(changed, len(files))
+    def _checked_content(self, member: Member) -> InstanceContent:
+        key = (member.spool_name, True)
+        content = self._contents.get(key)
+        if content is None:
+            file = StoredFile(member.spool_name, member.dataset_sha256, member.transfer_syntax_uid)
+            if changed := self._spool.changed([file]):
+                raise StoredBytesChanged(changed, 1)
+            content = self._contents[key] = self._reader.content(self._spool.path(member.spool_name))
+        return content
 
     def _content(self, member: Member, *, with_pixels: bool, is_needed: bool = False) -> InstanceContent | None:
         """None where it can't be read: such an instance is known by its bytes only, and they differ."""

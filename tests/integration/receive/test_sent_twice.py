@@ -21,9 +21,11 @@ from pydicom.uid import (
 from pynetdicom import AE, build_context
 
 from dicom_node.app.working import open_pipeline
+from dicom_node.pipeline.comparing import Comparing
 from dicom_node.reading.reader import ImageReader
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
+from dicom_node.store.revisions import Member, Repeated
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
 from tests.support.waiting import wait_until
@@ -88,6 +90,10 @@ def other_pixels(dataset):
     return bytes([dataset.PixelData[0] ^ 1]) + dataset.PixelData[1:]
 
 
+def member_of(row):
+    return Member(row.dataset_sha256, row.transfer_syntax_uid, row.pixels_sha256, row.spool_name)
+
+
 @pytest.fixture
 def slices():
     return [ct_slice(number, rows=32) for number in range(5)]
@@ -150,3 +156,16 @@ def test_copies_in_one_syntax_are_not_decoded(node, send, route, slices):
         if not row.current:
             node.spool.path(row.spool_name).unlink()
     assert route() == [(JobState.QUEUED, "")]
+
+
+def test_each_of_several_copies_is_decoded_once(node, send, slices):
+    image = slices[2]
+    send(*slices, *(in_syntax(image, JPEGLSLossless, SeriesDescription=f"copy {k}") for k in range(3)))
+    (now,) = [member_of(row) for row in node.rows() if row.current and row.sop_instance_uid == image.SOPInstanceUID]
+    before = [member_of(row) for row in node.rows() if not row.current]
+    with ImageReader() as reader:
+        comparing = Comparing(node.spool, reader, image.SeriesInstanceUID)
+        comparing.refuse_other_pixels([Repeated(image.SOPInstanceUID, before[0], now)])
+        for member in (before[0], now):
+            node.spool.path(member.spool_name).unlink()
+        comparing.refuse_other_pixels([Repeated(image.SOPInstanceUID, before[0], now)])
