@@ -47,6 +47,9 @@ class ReceiptLedger(Protocol):
     def record_instance(self, received: ReceivedInstance) -> Receipt:
         """The bytes of ``received`` are durable in the spool."""
 
+    def current_file(self, series_instance_uid: str, sop_instance_uid: str) -> str | None:
+        """The spool name of the current bytes of an instance."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sender:
@@ -186,6 +189,11 @@ class Reception:
                 pixels_sha256=pixels_sha256,
             )
         )
+        if receipt is Receipt.DUPLICATE:
+            # never say that bytes are stored whose file is gone
+            name = self._ledger.current_file(header.series_instance_uid, header.sop_instance_uid)
+            if name is not None:
+                self._spool.replace_if_gone(name, spooled.spool_name)
         if receipt in (Receipt.DUPLICATE, Receipt.REUSED):
             self._spool.delete(spooled.spool_name)
         if receipt is Receipt.REUSED:

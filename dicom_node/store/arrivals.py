@@ -211,6 +211,13 @@ class Arrivals:
         with self._recording, self._database.write():
             yield
 
+    def current_file(self, series_instance_uid: str, sop_instance_uid: str) -> str | None:
+        """The spool name of the current bytes of an instance; None if there are none."""
+        keys = {"series": series_instance_uid, "sop_instance": sop_instance_uid}
+        with self._database.read() as db:
+            known = db.execute(_CURRENT_INSTANCE, keys).one_or_none()
+        return None if known is None else str(known.spool_name)
+
     def current_instances(self, series_instance_uid: str) -> tuple[tuple[str, ...], str]:
         """Spool names of the current instances of a series, and the AE that sent the first; empty if unknown."""
         with self._database.read() as db:

@@ -55,7 +55,7 @@ class Disk:
             os.close(descriptor)
 
     def rename(self, file: Path, to: Path) -> None:
-        """Give a file another name in the same folder, in place of the file that has it."""
+        """Give a file another name, in place of the file that has it."""
         file.rename(to)
 
     def unlink(self, file: Path) -> None:

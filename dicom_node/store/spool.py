@@ -342,6 +342,20 @@ class Spool:
             self.disk.sync_found(path)
             self.disk.sync_folder(path.parent)
 
+    def replace_if_gone(self, spool_name: str, by: str) -> None:
+        """Give the file ``by`` the name ``spool_name``, unless there is a file of that name.
+
+        Raises:
+            StoreUnavailable: disk full or failing.
+        """
+        path, new = self.path(spool_name), self.path(by)
+        with _translated("putting a file back"):
+            if not path.exists():
+                self.make_folder(path.parent)
+                self.disk.rename(new, path)
+                for folder in sorted({path.parent, new.parent}):
+                    self.disk.sync_folder(folder)
+
     def mark_refused(self, spool_name: str) -> None:
         """Note durably that the sender of an instance is told that it is not stored; nothing if there is no such file.
 

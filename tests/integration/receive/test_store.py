@@ -123,6 +123,20 @@ def test_identical_copy_changes_nothing_and_other_bytes_replace(node):
     node.assert_consistent()
 
 
+def test_identical_copy_takes_the_place_of_a_file_that_is_gone(node):
+    """An instance is not acknowledged whose only bytes would then be deleted."""
+    dataset = ct_slice(1)
+    data, uid = encoded(dataset, ExplicitVRLittleEndian), dataset.SOPInstanceUID
+    assert send(node, data, uid) == 0
+    (row,) = node.rows()
+    path = node.spool.path(row.spool_name)
+    shutil.rmtree(path.parent)
+    assert send(node, data, uid) == 0
+    (row,) = node.rows()
+    assert (row.duplicates, dataset_bytes(path)) == (1, data)
+    node.assert_consistent()
+
+
 def send_together(node, datasets):
     """Send on one association; return the statuses."""
     association = associate(node, [build_context(CTImageStorage)])
