@@ -75,7 +75,10 @@ def adopt_unclaimed(
     killed processes are removed too; at its start the listener removes only those that are old enough then.
     """
     adopted, removed = 0, spool.remove_leftovers(_LEFTOVER_AGE_S) + _settle_refused(spool, claims)
-    for name, is_claimed in _with_claims(spool.names(older_than_s), claims):
+    unclaimed = (name for name, is_claimed in _with_claims(spool.names(older_than_s), claims) if not is_claimed)
+    # whoever wrote a file may only be held up, and still record it, remove it, or tell its sender that it is not stored
+    left = (name for name in unclaimed if spool.is_left(name))
+    for name, is_claimed in _with_claims(left, claims):
         if is_claimed:
             continue
         received = None if is_claimed is not None else _received(spool.path(name), name)

@@ -115,8 +115,8 @@ class Reception:
     def fail(self, answer: Response) -> None:
         """Keep ``answer`` for the end of the data set, and discard the data."""
         self._failure = answer
+        self._mark_refused()  # before the file is let go, or it may be taken for one whose writer was killed
         self.discard()
-        self._mark_refused()
         announced = self._command.sop_instance_uid
         self.refusal = Refusal(
             sop_instance_uid=announced if is_well_formed_uid(announced) else "",

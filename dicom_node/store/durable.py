@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import uuid
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,8 +29,22 @@ class Disk:
     """
 
     def create(self, file: Path) -> int:
-        """Open a new file to write and read; returns its descriptor."""
-        return os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        """Open a new file to write and read; returns its descriptor, which locks the file until it is closed."""
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        with suppress(OSError):  # a file system without locks: a writer is known by the age of its file only
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+
+    def has_writer(self, file: Path) -> bool:
+        """Whether a living process still has the file open that it created, however long it has been held up."""
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            return isinstance(error, BlockingIOError)
+        finally:
+            os.close(descriptor)
+        return False
 
     def write(self, descriptor: int, content: bytes | memoryview) -> int:
         """Append some of ``content``; returns how many bytes."""

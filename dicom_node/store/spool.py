@@ -8,7 +8,8 @@ sets are stored byte for byte.
 
 The name of a received instance begins with its place in the order of arrival, a number that only grows whatever the
 clock does: of two files of one instance, the newer one is known without the ledger. An empty file ``*.refused`` beside
-an instance says that its sender was told that it is not stored.
+an instance says that its sender was told that it is not stored. Whoever receives an instance has its file locked until
+it is recorded or marked as refused: a writer that is held up, for however long, is known from one that was killed.
 """
 
 from __future__ import annotations
@@ -70,7 +71,10 @@ class StoredFile:
 
 
 class InstanceWriter:
-    """Writes one instance to the spool; a context manager that removes the file unless it was committed."""
+    """Writes one instance to the spool; a context manager that removes the file unless it was committed.
+
+    Nobody else takes the file until the block ends: by then it must have a row, or be marked as refused.
+    """
 
     def __init__(self, spool: Spool, meta: FileMeta) -> None:
         """Opens the temporary file.
@@ -327,8 +331,17 @@ class Spool:
 
     def delete(self, spool_name: str) -> None:
         """Remove a file if it exists; if that fails, the sweep of unclaimed files removes it later."""
+        self._remove(self.path(spool_name))
+
+    def is_left(self, spool_name: str) -> bool:
+        """Whether a complete file is there that nobody writes any more, and that is not marked as refused.
+
+        What its writer did with it is final then. A file that can't be opened is not left to anybody.
+        """
+        path = self.path(spool_name)
         with suppress(OSError):
-            self.disk.unlink(self.path(spool_name))
+            return not self.disk.has_writer(path) and not path.with_suffix(_REFUSED).exists()
+        return False
 
     def make_durable(self, spool_name: str) -> None:
         """Make a file durable that was found complete: its writer may have died before it synced the file.
@@ -377,15 +390,12 @@ class Spool:
             yield self._name_of(path.with_suffix(_COMPLETE))
 
     def unmark_refused(self, spool_name: str) -> None:
-        """Remove the mark of an instance that has a row, or whose file is gone."""
-        self.disk.unlink(self.path(spool_name).with_suffix(_REFUSED))
+        """Remove the mark of an instance that has a row, or whose file is gone; if that fails, a later sweep does."""
+        self._remove(self.path(spool_name).with_suffix(_REFUSED))
 
     def remove_leftovers(self, older_than_s: float) -> int:
-        """Remove temporary files of killed processes; returns how many."""
-        leftovers = list(self._files(PART, older_than_s))
-        for path in leftovers:
-            self.disk.unlink(path)
-        return len(leftovers)
+        """Remove temporary files of killed processes, except those that can't be removed now; returns how many."""
+        return sum(self._remove(path) for path in self._files(PART, older_than_s))
 
     def names(self, older_than_s: float) -> Iterator[str]:
         """Spool names of all complete files that are at least ``older_than_s`` old and not marked as refused.
@@ -431,6 +441,13 @@ class Spool:
             self.disk.sync_file(descriptor)
         finally:
             folder_synced.result()
+
+    def _remove(self, path: Path) -> bool:
+        """Remove a file if it exists; whether it is gone."""
+        with suppress(OSError):
+            self.disk.unlink(path)
+            return True
+        return False
 
     def _files(self, suffix: str, older_than_s: float, unless_beside: str = "") -> Iterator[Path]:
         newest = now_utc().timestamp() - older_than_s

@@ -9,6 +9,7 @@ file's last bytes. A killed process leaves all as it is.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 from concurrent.futures import Executor, Future
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from dicom_node.store.durable import Disk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from random import Random
 
@@ -199,12 +200,21 @@ class SimulatedDisk(Disk):
     def threads(self, count: int, name: str) -> Executor:
         return _AtOnce()
 
+    def unlock_all(self) -> None:
+        """A dead process has no lock any more."""
+        for descriptor in self._still_open():
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+
     def close_all(self) -> None:
         """Close what a dead process left open."""
+        for descriptor in self._still_open():
+            os.close(descriptor)
+
+    def _still_open(self) -> Iterator[int]:
         for descriptor, created in self._created.items():
             with suppress(OSError):
                 if _identity(descriptor) == created:
-                    os.close(descriptor)
+                    yield descriptor
 
     def _written_now(self, file: Path) -> None:
         inode = self._platter.inode(file)

@@ -22,6 +22,10 @@ BOUND = 40
 FOUND_BEFORE = {
     114: "a result was removed as unclaimed while its writer was held up before it wrote the row",
     197: "a file of a killed listener was adopted, and a repeated instance acknowledged on it, before it was synced",
+    1215: "a temporary file could not be removed, and the sweep crashed",
+    1754: "a file was adopted while its listener was held up, and then its row failed: refused bytes were current",
+    2044: "the mark of a refused instance could not be removed, and the sweep crashed",
+    2781: "a file was adopted while its listener was held up, and then removed because its sync had failed",
 }
 
 

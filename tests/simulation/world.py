@@ -237,6 +237,7 @@ class Process:
     def end(self) -> None:
         """It is dead from now on."""
         self.lives = False
+        self.disk.unlock_all()
 
     def bury(self) -> None:
         """Free what it had."""

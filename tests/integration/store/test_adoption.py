@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import time
@@ -14,6 +15,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStor
 from dicom_node.errors import StoreUnavailable
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.standard.part10 import FileMeta
+from dicom_node.store.durable import Disk
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
 from dicom_node.types import EncodedResult, Receipt, ReceivedInstance, ResultKind
@@ -34,7 +36,7 @@ def ledger(tmp_path, spool):
     opened.close()
 
 
-def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
+def encoded(sop_class, number):
     ds = Dataset()
     ds.SOPClassUID = sop_class
     ds.SOPInstanceUID = f"1.2.3.{number}"
@@ -42,10 +44,16 @@ def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
     ds.ImagePositionPatient, ds.ImageOrientationPatient = [0, 0, number], [1, 0, 0, 0, 1, 0]
     buffer = io.BytesIO()
     dcmwrite(buffer, ds, implicit_vr=False, little_endian=True)
-    meta = FileMeta(str(sop_class), ds.SOPInstanceUID, str(ExplicitVRLittleEndian), "PACS")
-    written = write_instance(spool, meta, buffer.getvalue())
-    then = time.time() - age_s
-    os.utime(spool.path(written.spool_name), (then, then))
+    return FileMeta(str(sop_class), ds.SOPInstanceUID, str(ExplicitVRLittleEndian), "PACS"), buffer.getvalue()
+
+
+def age(path, age_s=120):
+    os.utime(path, (time.time() - age_s,) * 2)
+
+
+def spooled(spool, sop_class=CTImageStorage, number=1, age_s=120):
+    written = write_instance(spool, *encoded(sop_class, number))
+    age(spool.path(written.spool_name), age_s)
     return written
 
 
@@ -107,6 +115,16 @@ def test_file_adopted_before_the_listener_wrote_its_row_is_kept(spool, ledger):
     assert ledger.overview.counts().instances["current"] == 1
 
 
+def test_file_is_left_to_a_writer_that_is_held_up(spool, ledger):
+    """It may still fail: then it removes the file, or its sender is told that the instance is not stored."""
+    meta, dataset = encoded(CTImageStorage, number=1)
+    with spool.open_instance(meta) as writer:
+        writer.write(dataset)
+        age(spool.path(writer.commit().spool_name), age_s=3600)
+        assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
+
+
 def test_row_written_during_the_sweep_keeps_its_file(spool, ledger):
     written = spooled(spool)
     claims = ledger.retention.claims([written.spool_name])
@@ -154,10 +172,32 @@ def test_leftovers_of_a_killed_writer_are_removed_once_no_writer_can_be_alive(sp
     for name, age_s in ages.items():
         path = spool.path(f"{name}.part")
         path.write_bytes(b"half")
-        os.utime(path, (time.time() - age_s,) * 2)
+        age(path, age_s)
     assert adopt(spool, ledger) == Adoption(adopted=0, removed=1)
     assert not spool.path("old.part").exists()
     assert spool.path("young.part").exists()
+
+
+class StuckDisk(Disk):
+    """Removes nothing whose name says that it is stuck."""
+
+    def unlink(self, file):
+        if "stuck" in file.name:
+            raise OSError(errno.EIO, "")
+        super().unlink(file)
+
+
+def test_file_that_cannot_be_removed_keeps_no_other_from_being_settled(tmp_path, ledger):
+    spool = Spool(tmp_path / "spool", disk=StuckDisk())
+    spooled(spool)
+    for name in ("other.part", "stuck.part", "other.refused", "stuck.refused"):
+        spool.path(name).touch()
+        age(spool.path(name), age_s=700)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=1)
+    assert {path.name for path in spool.path("any").parent.iterdir() if path.is_file()} == {
+        "stuck.part",
+        "stuck.refused",
+    }
 
 
 def test_recent_files_are_left_to_their_writer(spool, ledger):
