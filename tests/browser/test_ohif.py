@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +122,7 @@ def test_auto_form_is_shown_when_columns_is_not_a_multiple_of_eight(archive, vie
         series_instance_uid=segmentation.series_instance_uid,
         transfer_syntax_uid=segmentation.transfer_syntax_uid,
         path=file,
-        sha256="",
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         size_bytes=file.stat().st_size,
     )
     (outcome,) = send(archive.destination, "NODE", [sent], lambda _: None)

@@ -35,13 +35,14 @@ from dicom_node.reconstruct import reconstruct
 from dicom_node.route.rules_file import load_rules
 from dicom_node.settings import load_settings
 from dicom_node.standard.files import read_headers
+from dicom_node.standard.part10 import data_set_start
 from dicom_node.store.states import JobState
 from dicom_node.work.memory import resident_bytes
 from dicom_node.work.pool import WorkerPool
 from tests.support import scripted_reader
 from tests.support.ct_series import Stack, noise, write
 from tests.support.mutated_headers import outcomes
-from tests.support.received_series import receive_instances
+from tests.support.received_series import as_received, receive_instances
 from tests.support.waiting import wait_until
 
 SMALL = Budget(headers_s=2, decoding_s=2, wall_factor=20)
@@ -281,6 +282,14 @@ class Node:
         names, _ = self.ledger.arrivals.current_instances(series_instance_uid)
         return [self.spool.path(name) for name in names]
 
+    def change(self, series_instance_uid, change):
+        """Change the files of a series that is not routed yet, as if they had been received so."""
+        names, _ = self.ledger.arrivals.current_instances(series_instance_uid)
+        change(self.files(series_instance_uid))
+        for name in names:
+            whole = self.spool.path(name).read_bytes()
+            as_received(self.spool, self.ledger, name, whole[data_set_start(whole) :])
+
     def work(self):
         """All that can be done, as often as it is tried."""
         for _ in range(self.settings.work.attempts):
@@ -328,7 +337,7 @@ def of_17_gigapixels(paths):
 )
 def test_a_poisonous_series_is_rejected_by_its_limit_and_the_next_one_gets_its_result(node, tmp_path, poison, reason):
     bad = node.receive(tmp_path / "bad")
-    poison(node.files(bad))
+    node.change(bad, poison)
     good = node.receive(tmp_path / "good")
     node.work()
     assert node.jobs()[good][0] is JobState.KEPT
@@ -338,7 +347,7 @@ def test_a_poisonous_series_is_rejected_by_its_limit_and_the_next_one_gets_its_r
 
 def test_private_values_of_any_size_do_not_matter(node, tmp_path):
     series = node.receive(tmp_path / "a")
-    with_private_values_of_200_mb(node.files(series))
+    node.change(series, with_private_values_of_200_mb)
     node.work()
     assert node.jobs()[series][0] is JobState.KEPT
 

@@ -117,11 +117,11 @@ def test_another_model_of_the_same_name_is_named_as_the_cause(models, baseline):
 
 
 def test_an_option_that_may_change_the_answer_is_named_as_the_cause(models, baseline):
-    """Even where the answer is the same this time: results of the two have other UIDs."""
+    """Even where the answer is the same, as on processors without bfloat16: results of the two have other UIDs."""
     result = checked(models[0], baseline, "--precision", "float32", code=3)
     assert result["changes"][0]["what"] == "version and options of the model"
     assert "float32" in result["changes"][0]["now"]
-    assert (result["identical"], result["exceeded"]) == (1, [])
+    assert result["exceeded"] == []
 
 
 def test_another_answer_of_the_same_model_is_drift_with_its_numbers(models, baseline):
