@@ -121,6 +121,8 @@ def test_package_gives_the_labels_of_nnunet(trained, tmp_path):
 
 def test_sampled_trainer_learns_and_its_package_gives_the_labels_of_nnunet(trained, tmp_path):
     (tmp_path / "Dataset901_toy").symlink_to(trained[0] / "Dataset901_toy")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "preprocessed").symlink_to(trained[0] / "work" / "preprocessed")  # only to save its seconds
     (tmp_path / "sampled.yaml").write_text(TOY.read_text() + "trainer: sampled\nlearning_rate: 0.005\n")
     longer = ("--epochs", "3", "--iterations-per-epoch", "15")
     done = run(tmp_path, "sampled", *longer, configuration=tmp_path / "sampled.yaml")
