@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 3
 TORCH_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check wheel setup test-setup peers clean
+.PHONY: demo test test-fast faults check wheel setup test-setup peers clean
 
 demo: setup ## set up and run the demo: PACS -> node -> SEG and SR -> PACS, with a table and a picture
 	$(BIN)/dicom-node demo $(if $(SERIES),--series "$(SERIES)") $(if $(MODEL),--model "$(MODEL)")
@@ -20,6 +20,9 @@ test: test-setup peers ## set up and run all tests; fails if branch coverage is 
 
 test-fast: test-setup ## the tests that need no peers and no trained model; takes a few minutes
 	$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
+
+faults: test-setup peers ## every fault in its long form, on loopback: about 45 minutes; renews the record
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 check: test-setup ## lint, types, imports, declared dependencies
 	$(BIN)/ruff check .

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _PATIENCE_MS = 180_000
 """A busy machine draws slowly, and no test here measures time."""
 _CANVAS = "canvas.cornerstone-canvas"
+_ABORTED = "net::ERR_ABORTED"
+"""Of a request that the page itself gave up, as it does when it is left."""
+_LATE_IMAGE = "IMAGE_LOAD_ERROR TypeError: handler is not a function"
+"""OHIF 3.13 says this of an image that was loaded for a viewport which is gone by then, as happens while a segmentation
+is opened: the event's listener calls a handler that OHIF never sets. A request that fails is a complaint of its own."""
 
 
 class Viewer:
@@ -30,9 +35,16 @@ class Viewer:
         self._context.add_init_script(path=Path(__file__).with_name("ohif.js"))
         self.page: Page = self._context.new_page()
         self.complaints: list[str] = []
-        self.page.on("console", lambda said: said.type == "error" and self.complaints.append(said.text))
+        self.page.on("console", lambda said: said.type == "error" and self._complain(said.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on(
+            "requestfailed", lambda it: it.failure != _ABORTED and self.complaints.append(f"{it.failure} {it.url}")
+        )
         self.page.on("response", lambda got: got.status >= 400 and self.complaints.append(f"{got.status} {got.url}"))
+
+    def _complain(self, text: str) -> None:
+        if _LATE_IMAGE not in text:
+            self.complaints.append(text)
 
     def close(self) -> None:
         self._context.close()

@@ -31,7 +31,7 @@ def main() -> int:
     total: Counter[str] = Counter()
     counted: dict[str, Counter[str]] = {"told": Counter(), "actions": Counter(), "ends": Counter(), "points": Counter()}
     violations: dict[int, str] = {}
-    for record in _records(range(asked.seed, asked.seed + asked.histories), asked.processes):
+    for record in records(range(asked.seed, asked.seed + asked.histories), asked.processes):
         total["histories"] += 1
         total["result objects at destinations"] += record.delivered
         counted["told"].update({told.name: count for told, count in record.told.items()})
@@ -53,7 +53,7 @@ def main() -> int:
     return 1 if violations else 0
 
 
-def _records(seeds: Sequence[int], processes: int) -> Iterator[Record]:
+def records(seeds: Sequence[int], processes: int) -> Iterator[Record]:
     parts = [seeds[first : first + _SEEDS_AT_ONCE] for first in range(0, len(seeds), _SEEDS_AT_ONCE)]
     if processes == 1:
         for part in parts:

@@ -1,0 +1,15 @@
+"""Real faults on real processes: the long form of what the tests show in a few rounds (docs/developers/faults.md).
+
+A module holds the cases of one kind and lists them in its ``CASES``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.faults import histories
+
+if TYPE_CHECKING:
+    from tests.faults.case import FaultCase
+
+CASES: tuple[FaultCase, ...] = (*histories.CASES,)
