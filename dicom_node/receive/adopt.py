@@ -9,8 +9,8 @@ same instances; purged files are removed.
 
 from __future__ import annotations
 
-import hashlib
 import mmap
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -23,16 +23,18 @@ from pydicom.filereader import read_file_meta_info
 from dicom_node.errors import InstanceRefused, MalformedDataset
 from dicom_node.receive.header import read_header
 from dicom_node.receive.policy import check_dataset
-from dicom_node.receive.reception import digest_of
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES
+from dicom_node.store.durable import digest_of_part
 from dicom_node.types import Receipt, ReceivedInstance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import BinaryIO
 
+    from dicom_node.receive.header import InstanceHeader
     from dicom_node.store.spool import Spool
 
     _Claims = Callable[[Collection[str]], Mapping[str, bool]]
@@ -81,7 +83,10 @@ def adopt_unclaimed(
     for name, is_claimed in _with_claims(left, claims):
         if is_claimed:
             continue
-        received = None if is_claimed is not None else _received(spool.path(name), name)
+        try:
+            received = None if is_claimed is not None else _received(spool.path(name), name)
+        except OSError:
+            continue  # the disk may give it back: what could not be read is neither recorded nor removed
         if received is not None:
             spool.make_durable(name)  # the process that wrote it may have been killed before that
         if received is not None and ledger.record_instance(received) in _KEPT:
@@ -124,17 +129,24 @@ def _with_claims(names: Iterator[str], claims: _Claims) -> Iterator[tuple[str, b
 
 
 def _received(path: Path, name: str) -> ReceivedInstance | None:
-    """What the file says that it is; None when it is no instance that this node receives."""
+    """What the file says that it is; None when it is no instance that this node receives.
+
+    Raises:
+        OSError: it can't be read.
+    """
     try:
         meta = read_file_meta_info(path)
         sop_class_uid, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
         if sop_class_uid not in CT_SOP_CLASSES:
             return None
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as whole:
-            dataset = whole[data_set_start(whole[:HEAD_LENGTH]) :]
-        header = read_header(dataset, syntax, is_multi_frame=sop_class_uid in MULTI_FRAME_CT_SOP_CLASSES)
-        check_dataset(sop_class_uid, str(meta.MediaStorageSOPInstanceUID), header)
-    except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, OSError, ValueError):
+        with path.open("rb") as file:
+            start, stop = data_set_start(file.read(HEAD_LENGTH)), file.seek(0, os.SEEK_END)
+            header = _header(file, start, syntax, is_multi_frame=sop_class_uid in MULTI_FRAME_CT_SOP_CLASSES)
+            check_dataset(sop_class_uid, str(meta.MediaStorageSOPInstanceUID), header)
+            pixels = slice(start + header.pixel_data.start, start + header.pixel_data.stop)
+            dataset_sha256 = digest_of_part(file.fileno(), slice(start, stop))
+            pixels_sha256 = digest_of_part(file.fileno(), pixels) if pixels.start < pixels.stop else None
+    except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, ValueError):
         return None
     return ReceivedInstance(
         sop_instance_uid=header.sop_instance_uid,
@@ -143,8 +155,8 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         study_instance_uid=header.study_instance_uid,
         transfer_syntax_uid=syntax,
         spool_name=name,
-        dataset_sha256=hashlib.sha256(dataset).hexdigest(),
-        size_bytes=len(dataset),
+        dataset_sha256=dataset_sha256,
+        size_bytes=stop - start,
         calling_ae=str(meta.get("SourceApplicationEntityTitle", "")),
         peer_address="",
         association_id="",
@@ -153,5 +165,14 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         orientation=header.orientation,
         instance_number=header.instance_number,
         number_of_frames=header.number_of_frames,
-        pixels_sha256=digest_of(dataset[header.pixel_data]),
+        pixels_sha256=pixels_sha256,
     )
+
+
+def _header(file: BinaryIO, start: int, syntax: str, *, is_multi_frame: bool) -> InstanceHeader:
+    with (
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+        memoryview(mapped) as whole,
+        whole[start:] as dataset,
+    ):
+        return read_header(dataset, syntax, is_multi_frame=is_multi_frame)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -207,14 +206,8 @@ class Reception:
                 header = read_header(dataset, self._transfer_syntax, is_multi_frame=is_multi_frame)
             except MalformedDataset as error:
                 raise InstanceRefused(CANNOT_UNDERSTAND, f"malformed data set, {error}") from error
-            pixels_sha256 = digest_of(dataset[header.pixel_data])
         check_dataset(self._command.sop_class_uid, self._command.sop_instance_uid, header)
-        return header, pixels_sha256
-
-
-def digest_of(pixel_data: memoryview | bytes) -> str | None:
-    """SHA-256 of the value of Pixel Data; None if there is none."""
-    return hashlib.sha256(pixel_data).hexdigest() if len(pixel_data) else None
+        return header, writer.digest(header.pixel_data)
 
 
 class _Guard:

@@ -20,6 +20,7 @@ FILE_MODE = 0o600
 FOLDER_MODE = 0o700
 PART = ".part"
 """The suffix of temporary names; what a killed process leaves under one may be removed."""
+_PIECE = 1024 * 1024
 
 
 class Disk:
@@ -96,6 +97,20 @@ class Disk:
 
 
 DISK = Disk()
+
+
+def digest_of_part(descriptor: int, part: slice) -> str:
+    """SHA-256 of the bytes from ``part.start`` to ``part.stop`` of a file.
+
+    They are read, not mapped: mapped pages of an image of 1 GB would count as memory of the process.
+
+    Raises:
+        OSError: they can't be read.
+    """
+    digest = hashlib.sha256()
+    for start in range(part.start, part.stop, _PIECE):
+        digest.update(os.pread(descriptor, min(_PIECE, part.stop - start), start))
+    return digest.hexdigest()
 
 
 def write_new(part: Path, content: bytes | memoryview, disk: Disk = DISK) -> str:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 from dicom_node.errors import StoreFull, StoreUnavailable
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_ns, now_utc
-from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, write_all, write_new
+from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, digest_of_part, write_all, write_new
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
@@ -124,6 +124,18 @@ class InstanceWriter:
             mapped = mmap.mmap(self._descriptor, 0, prot=mmap.PROT_READ)
         with mapped, memoryview(mapped) as whole, whole[self._head_bytes :] as view:
             yield view
+
+    def digest(self, part: slice) -> str | None:
+        """SHA-256 of a part of the data set written so far; None if it is empty.
+
+        Raises:
+            StoreUnavailable: the disk fails.
+        """
+        if part.start == part.stop:
+            return None
+        with _translated("reading a spool file back"):
+            in_file = slice(self._head_bytes + part.start, self._head_bytes + part.stop)
+            return digest_of_part(self._descriptor, in_file)
 
     def commit(self) -> SpooledInstance:
         """Make the file durable under its final name.

@@ -133,6 +133,19 @@ def test_row_written_during_the_sweep_keeps_its_file(spool, ledger):
     assert spool.path(written.spool_name).exists()
 
 
+def test_file_that_cannot_be_read_now_is_left_for_a_later_sweep(spool, ledger, monkeypatch):
+    written = spooled(spool)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "pread", fail)
+        assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
+    assert ledger.arrivals.current_instances("1.2.5")[0] == (written.spool_name,)
+
+
 def test_file_that_was_found_is_synced_before_its_row_is_written(spool, ledger, monkeypatch):
     """A process killed right after the rename did not sync it, and a repeated instance is acknowledged on its row."""
     path, done = spool.path(spooled(spool).spool_name), []

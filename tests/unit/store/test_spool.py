@@ -58,6 +58,8 @@ def test_uncommitted_writer_leaves_nothing_behind(spool):
         assert files(spool, ".dcm") == []
         with writer.dataset() as seen:
             assert bytes(seen) == b"12345678"
+        assert writer.digest(slice(2, 5)) == hashlib.sha256(b"345").hexdigest()
+        assert writer.digest(slice(5, 5)) is None
     assert files(spool) == []
 
 
