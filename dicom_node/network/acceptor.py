@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from pydicom.uid import ImplicitVRLittleEndian
+
 from dicom_node.errors import ConnectionLost, ProtocolFault
 from dicom_node.network import dimse, pdu
 from dicom_node.network.pdu import AbortReason, ContextResult, PduType, Rejection, Roles
@@ -302,4 +304,6 @@ def _answer(proposed: ProposedContext, served: Served | None, roles: Mapping[str
         result = ContextResult.USER_REJECTION
     else:
         result = ContextResult.ACCEPTED
-    return pdu.AnsweredContext(proposed.context_id, result, (common or proposed.transfer_syntaxes)[0])
+    # where it has no meaning (PS3.8 table 9-18), nothing that the peer made up: pydicom warns of each text that is no
+    # UID, and Python remembers every warning
+    return pdu.AnsweredContext(proposed.context_id, result, common[0] if common else ImplicitVRLittleEndian)
