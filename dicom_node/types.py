@@ -449,7 +449,7 @@ class DeliveryOutcome:
     """The answer of one destination to one result instance.
 
     ``status`` is the DIMSE status, if one was received. ``reason`` is for people and never contains patient data.
-    ``is_damaged``: it was not sent, because its file is not what was written.
+    ``is_damaged``: it was not sent, because its file is not what was written; ``is_missing``: because it has none.
     """
 
     sop_instance_uid: str
@@ -458,3 +458,4 @@ class DeliveryOutcome:
     status: int | None
     reason: str
     is_damaged: bool = False
+    is_missing: bool = False

@@ -143,7 +143,14 @@ def _fault_of(result: ResultInstance) -> DeliveryOutcome | None:
             is_sound = file_digest(file, "sha256").hexdigest() == result.sha256
     except OSError as error:
         reason = f"the file of {result.sop_instance_uid} can't be read: {error.strerror}"
-        return DeliveryOutcome(result.sop_instance_uid, delivered=False, retry=True, status=None, reason=reason)
+        return DeliveryOutcome(
+            result.sop_instance_uid,
+            delivered=False,
+            retry=True,
+            status=None,
+            reason=reason,
+            is_missing=isinstance(error, FileNotFoundError),
+        )
     if is_sound:
         return None
     return DeliveryOutcome(

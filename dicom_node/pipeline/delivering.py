@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
 DELIVERIES_PER_ASSOCIATION = 200
 _RENEWAL_S = 10.0
+_GONE_AFTER = 3
+"""Attempts; by then, nobody is putting a file back."""
+
+
+class _ClaimLost(Exception):
+    """The lease of what is being sent expired: another process may be sending it."""
 
 
 class Delivering:
@@ -85,8 +91,11 @@ class Delivering:
             self._elapsed.read(now),
         )
         if claimed:
-            with self._held(claimed, destination_name):
-                self._send(destination_name, destination, claimed)
+            try:
+                with self._held(claimed, destination_name):
+                    self._send(destination_name, destination, claimed)
+            except _ClaimLost:
+                self._log.warning("deliveries.lost", destination=destination_name, deliveries=len(claimed))
 
     def recover(self) -> None:
         """Let deliveries be made again whose process died in the middle."""
@@ -124,7 +133,8 @@ class Delivering:
         self, name: str, destination: DestinationSettings, delivery: DueDelivery, outcome: DeliveryOutcome
     ) -> None:
         now = Moment.now()
-        if outcome.is_damaged and self._is_made_again(name, delivery, now.at):
+        is_gone = outcome.is_missing and delivery.attempts >= _GONE_AFTER and self._deliveries.has_no_file(delivery)
+        if (outcome.is_damaged or is_gone) and self._is_made_again(name, delivery, now.at):
             return
         is_refused = not (outcome.delivered or outcome.retry or outcome.is_damaged)
         if is_refused and delivery.instance.kind is ResultKind.LABELMAP:
@@ -144,9 +154,11 @@ class Delivering:
             next_attempt_at=again.isoformat() if again else None,
             recorded=recorded,
         )
+        if not recorded and self._deliveries.is_lost(delivery):
+            raise _ClaimLost
 
     def _is_made_again(self, name: str, delivery: DueDelivery, now: datetime) -> bool:
-        """Whether the job of a damaged result runs again, or has; notices are not made again."""
+        """Whether the job of a damaged or missing result runs again, or has; notices are not made again."""
         if not self._deliveries.holds(delivery):  # another damaged result of the job was found first
             return True
         is_made_again = delivery.instance.kind is not ResultKind.NOTICE and self._jobs.encode_again(

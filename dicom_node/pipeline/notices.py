@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dicom_node.encode.run import encode_notice
+from dicom_node.errors import StoreFull
 from dicom_node.store.clock import now_utc
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ class Notices:
     ) -> StoredResults:
         """Write the requested notices that ``revision`` was not processed by ``model`` (None: refused by a rule).
 
-        Returns none if they can't be written: the job ends regardless, and the reason is logged.
+        Returns none if they can't be made: the job ends regardless, and the reason is logged.
+
+        Raises:
+            StoreFull: there is no space for them.
         """
         wanted = tuple(name for name, request in requests.items() if request.notice)
         if not wanted:
@@ -43,6 +47,8 @@ class Notices:
             context = self._results.context(revision, model, now_utc())
             headers = self._headers(revision)
             return self._spool.write_results(encode_notice(headers, model, reason, context, wanted))
+        except StoreFull:
+            raise
         except Exception as error:  # noqa: BLE001 - see above
             structlog.get_logger().warning(
                 "notice.not_written",

@@ -72,11 +72,18 @@ class Settling:
         self._notices = notices
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """RUNNING -> the state of ``outcome``; writes nothing if the job was lost to another worker."""
+        """RUNNING -> the state of ``outcome``; writes nothing if the job was lost to another worker.
+
+        If there is no space for a notice, the job waits, and is tried again when there is.
+        """
         claimed = attempt.claimed
         notices: StoredResults = []
         if outcome.state is not JobState.QUEUED:
-            notices = self._notices.write(claimed.revision, claimed.model, outcome.reason, claimed.requests)
+            try:
+                notices = self._notices.write(claimed.revision, claimed.model, outcome.reason, claimed.requests)
+            except StoreFull as error:
+                pause = pause_after(claimed.not_counted)
+                outcome = Outcome(JobState.QUEUED, f"{outcome.reason} ({error})", pause=pause, counts=False)
         changed = self._record(attempt, outcome, notices)
         if not changed:
             self._spool.discard(notices)

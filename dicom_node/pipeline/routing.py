@@ -18,6 +18,7 @@ from dicom_node.errors import (
     ImagesAway,
     Stopping,
     StoredBytesChanged,
+    StoreFull,
     StoreUnavailable,
 )
 from dicom_node.pipeline.comparing import Comparing, Likeness
@@ -99,7 +100,7 @@ class Routing:
             except Stopping:
                 self._revisions.give_back_attempt(received)
                 return
-            except ImagesAway as error:
+            except (ImagesAway, StoreFull) as error:
                 self._revisions.give_back_attempt(received)
                 self._wait_for(received, error)
             except StoreUnavailable:  # it is not the series that can't be routed
@@ -121,11 +122,11 @@ class Routing:
                 received, _Outcome(reason=f"unexpected error ({type(error).__name__}): see the log", is_fault=True)
             )
 
-    def _wait_for(self, received: CompleteRevision, error: ImagesAway) -> None:
-        """Look at it again later; after a day, a person must look."""
+    def _wait_for(self, received: CompleteRevision, error: ImagesAway | StoreFull) -> None:
+        """Look at it again later; after a day without its images, a person must look."""
         before = self._waiting.get(received.id)
         waits = 0 if before is None else before.waits
-        if waits >= MOST_WAITS:
+        if waits >= MOST_WAITS and isinstance(error, ImagesAway):
             with suppress(StoreUnavailable):  # what is not there may be sent again
                 self._revisions.note_damage(self._spool.missing(received.files), now_utc())
             self._route(received, _Outcome(reason=f"{error} (for a day)", is_fault=True))

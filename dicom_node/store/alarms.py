@@ -53,7 +53,8 @@ class Death:
 class Facts:
     """What the alarms are decided from.
 
-    ``queued`` and ``queued_since``: jobs that wait for their turn or for another attempt, without those of cohorts.
+    ``queued`` and ``queued_since``: jobs that wait for their turn or for another attempt, without those of cohorts. One
+    that had ended, or whose results are made again, waits since it was queued anew.
     ``failed_jobs``: within the last day, and not replaced since. ``violations``: of the last daily check of the ledger,
     by kind.
     """
@@ -91,7 +92,8 @@ class Alarms:
 
     def facts(self, now: datetime) -> Facts:
         """The facts at this moment."""
-        queued = select(func.count().label("n"), func.min(job.c.created_at).label("since")).where(
+        since = func.coalesce(job.c.requeued_at, job.c.created_at)
+        queued = select(func.count().label("n"), func.min(since).label("since")).where(
             job.c.state == JobState.QUEUED, job.c.priority >= 0
         )
         failed = (

@@ -109,6 +109,15 @@ class Deliveries:
         with self._database.read() as db:
             return db.execute(select(delivery.c.id).where(mine)).one_or_none() is not None
 
+    def is_lost(self, claimed: DueDelivery) -> bool:
+        """Whether another process may have claimed it meanwhile, because the lease had expired."""
+        with self._database.read() as db:
+            return db.execute(select(delivery.c.id).where(_held(claimed))).one_or_none() is None
+
+    def has_no_file(self, due: DueDelivery) -> bool:
+        """Whether the file of a result is gone, and not only away for a moment with its disk."""
+        return self._spool.lacks(due.instance.path)
+
     def give_back(self, claimed: Sequence[DueDelivery]) -> None:
         """Let those that are not answered yet be sent again at once, by any process."""
         with self._database.write() as db:

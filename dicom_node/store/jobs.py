@@ -157,7 +157,7 @@ class Jobs:
             return True
 
     def encode_again(self, job_id: int, attempts_limit: int, at: datetime) -> bool:
-        """ENCODED -> QUEUED: a stored result is no longer what was written, so all are made again from the images.
+        """ENCODED -> QUEUED: a stored result is not what was written, or gone, so all are made again from the images.
 
         Those that were delivered stay delivered. False: the job has no attempts left, or its images are gone.
         """
@@ -168,7 +168,7 @@ class Jobs:
                 return True
             if row.state != JobState.ENCODED or not has_attempts or lacks_images(db, row.revision_id):
                 return False
-            reason = "a stored result changed on the disk; the results are made again"
+            reason = "a stored result changed on the disk or is gone; the results are made again"
             own = results_of(job_id, are_notices=False)
             db.execute(
                 update(delivery)
@@ -176,9 +176,8 @@ class Jobs:
                 .values(state=DeliveryState.SUPERSEDED, last_reason=reason)
             )
             db.execute(update(result).where(result.c.id.in_(own)).values(purged_at=at))
-            db.execute(
-                update(job).where(job.c.id == job_id).values(state=JobState.QUEUED, reason=reason, not_before=None)
-            )
+            again = {"state": JobState.QUEUED, "requeued_at": at, "reason": reason, "not_before": None}
+            db.execute(update(job).where(job.c.id == job_id).values(**again))
             return True
 
     def note_damage(self, spool_names: Sequence[str], at: datetime) -> None:
@@ -317,6 +316,7 @@ class Jobs:
                         attempts=0,
                         not_counted=0,
                         not_before=None,
+                        requeued_at=now,
                         ended_at=None,
                         reason="retried on request",
                     )

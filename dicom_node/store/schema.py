@@ -204,6 +204,7 @@ job = Table(
     Column("lease_until", UtcDateTime),
     Column("not_before", UtcDateTime),
     Column("created_at", UtcDateTime, nullable=False),
+    Column("requeued_at", UtcDateTime),
     Column("started_at", UtcDateTime),
     Column("ended_at", UtcDateTime),
     Column("progress", Float, nullable=False, default=0.0),

@@ -290,6 +290,17 @@ class Spool:
         for _, name in stored:
             self.delete(name)
 
+    def lacks(self, path: Path) -> bool:
+        """Whether a file is gone from a spool that is there itself; an empty one is a disk that is away."""
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            with suppress(OSError), os.scandir(self._root) as entries:
+                return any(entries)
+        except OSError:
+            pass
+        return False
+
     def check_files(self, stored: Iterable[tuple[ResultInstance, str]]) -> None:
         """Check that results are still there: whoever was held up for long after writing them may find them removed.
 
@@ -470,9 +481,15 @@ class Spool:
                 path = Path(folder, name)
                 if path.suffix != suffix or (unless_beside and path.stem + unless_beside in present):
                     continue
-                with suppress(FileNotFoundError):
-                    if path.stat().st_mtime <= newest:
-                        yield path
+                if self._is_as_old(path, newest):
+                    yield path
+
+    def _is_as_old(self, path: Path, newest: float) -> bool:
+        """Whether a file was last written before ``newest``; one that can't be looked at is left to a later sweep."""
+        try:
+            return path.stat().st_mtime <= newest
+        except OSError:
+            return False
 
     def _highest_order(self) -> int:
         return max((order_of(name) or 0 for _, _, names in os.walk(self._root) for name in names), default=0)

@@ -157,6 +157,7 @@ class JobView:
     lease_until: datetime | None
     not_before: datetime | None
     created_at: datetime
+    requeued_at: datetime | None
     started_at: datetime | None
     ended_at: datetime | None
     progress: float

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 import structlog
+from sqlalchemy import update
 
 from dicom_node.deliver.abilities import Abilities
 from dicom_node.errors import StoreUnavailable
@@ -16,6 +17,7 @@ from dicom_node.pipeline.delivering import Asking, Delivering
 from dicom_node.settings import DeliverySettings
 from dicom_node.store.clock import Moment, now_utc
 from dicom_node.store.deliveries import Deliveries
+from dicom_node.store.schema import delivery
 from dicom_node.store.states import DeliveryState, JobState
 from dicom_node.types import Completion, Decision, EncodedResult, ResultRequest, SegmentationForm
 from tests.integration.store.rows import DEAD, IDENTITY, RUN, WORKER, arrive, claim, claim_deliveries
@@ -259,6 +261,74 @@ def test_result_that_is_away_for_a_moment_is_sent_later(ledger, spool, encoded):
         assert ledger.jobs.retry(job, now_utc()) == "retrying 1 delivery now"
         room.deliver("pacs")
     assert len(stored) == 1
+
+
+def test_result_that_is_gone_is_made_again_at_the_third_attempt(ledger, spool, encode, encoded):
+    (job,) = encoded(1)
+    result_file(ledger, spool, job).unlink()
+    with scripted_pacs() as (port, stored):
+        room = delivering(ledger, pacs=destination(port))
+        for _ in range(2):
+            room.deliver("pacs")
+            assert ledger.overview.job(job).state is JobState.ENCODED
+            is_due(ledger)
+        room.deliver("pacs")
+        assert ledger.overview.job(job).state is JobState.QUEUED
+        encode(claim(ledger, now_utc()), 1)
+        room.deliver("pacs")
+    assert len(stored) == 1
+    assert ledger.overview.job(job).state is JobState.DELIVERED
+
+
+def test_results_of_a_spool_that_is_away_are_waited_for(ledger, spool, encoded, tmp_path):
+    (job,) = encoded(1)
+    (tmp_path / "spool").rename(tmp_path / "away")
+    (tmp_path / "spool").mkdir()
+    with scripted_pacs() as (port, stored):
+        room = delivering(ledger, pacs=destination(port))
+        for _ in range(4):
+            room.deliver("pacs")
+            is_due(ledger)
+        assert (ledger.overview.job(job).state, stored) == (JobState.ENCODED, [])
+        (tmp_path / "spool").rmdir()
+        (tmp_path / "away").rename(tmp_path / "spool")
+        room.deliver("pacs")
+    assert ledger.overview.job(job).state is JobState.DELIVERED
+
+
+def is_due(ledger):
+    with ledger.database.write() as db:
+        db.execute(update(delivery).values(next_attempt_at=now_utc()))
+
+
+def test_sender_that_lost_its_claim_leaves_the_rest_to_the_other(ledger, encoded):
+    encoded(1, 2, 3)
+    other = replace(WORKER, pid=2)
+
+    def lose(_event, count):
+        if count == 1:  # as if the transfer had taken longer than the lease
+            ledger.deliveries.recover_stalled(other, now_utc() + timedelta(minutes=5))
+            claim_deliveries(ledger, "pacs", now_utc(), worker=other)
+        return 0x0000
+
+    with scripted_pacs(lose) as (port, stored), structlog.testing.capture_logs() as log:
+        delivering(ledger, pacs=destination(port)).deliver("pacs")
+    assert len(stored) == 1
+    assert [line["deliveries"] for line in log if line["event"] == "deliveries.lost"] == [3]
+
+
+def test_superseded_result_does_not_end_the_transfer(ledger, encoded):
+    encoded(1, 2, 3)
+
+    def supersede(_event, count):
+        if count == 1:
+            with ledger.database.write() as db:
+                db.execute(update(delivery).where(delivery.c.id == 1).values(state=DeliveryState.SUPERSEDED))
+        return 0xA700 if count == 1 else 0x0000
+
+    with scripted_pacs(supersede) as (port, stored):
+        delivering(ledger, pacs=destination(port)).deliver("pacs")
+    assert len(stored) == 3
 
 
 def test_clock_that_jumps_by_years_gives_nothing_up(ledger, encoded, monkeypatch):

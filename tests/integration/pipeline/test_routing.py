@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -27,6 +29,11 @@ ATTEMPTS = 2
 CUT_SEQUENCE = (
     b"\x08\x00\x05\x11SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff\x10\x00\x10\x00PN\x08\x00Doe^John\xfe"
 )
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_ends_by_itself(monkeypatch):
+    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
 @pytest.fixture
@@ -88,6 +95,26 @@ def test_file_that_is_away_for_a_moment_is_waited_for(ledger, spool, reader, rul
     is_over(room)
     room.route_complete()
     assert jobs(ledger)[uid] == (JobState.QUEUED, "")
+
+
+def test_refusal_waits_while_there_is_no_space_for_its_notice(
+    ledger, spool, reader, rules, notices, tmp_path, monkeypatch
+):
+    series = [receive_and_complete(spool, ledger, tmp_path / name, 1) for name in "ab"]
+    room = Routing(ledger.routing, spool, reader, rules(REFUSE_ALL), notices, ATTEMPTS)
+    with monkeypatch.context() as full, structlog.testing.capture_logs() as log:
+        full.setattr(spool.disk, "write", no_space)
+        room.route_complete()
+    assert jobs(ledger) == {}
+    assert [line["retry_in_s"] for line in log if line["event"] == "series.not_routed"] == [5, 5], "each is looked at"
+    is_over(room)
+    room.route_complete()
+    assert {uid: state for uid, (state, _) in jobs(ledger).items()} == dict.fromkeys(series, JobState.REJECTED)
+    assert [len(ledger.overview.job(job.id).deliveries) for job in ledger.overview.jobs(9)] == [1, 1]
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "")
 
 
 def is_over(room):

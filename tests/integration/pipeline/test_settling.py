@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from datetime import timedelta
 
 import pytest
@@ -98,6 +99,23 @@ def test_notice_that_cannot_be_written_does_not_prevent_the_outcome(ledger, spoo
     assert ledger.overview.job(attempt.claimed.id).state is JobState.REJECTED
     assert [line["event"] for line in log] == ["notice.not_written", "job"]
     assert "Doe" not in str(log)
+
+
+def test_job_waits_while_there_is_no_space_for_its_notice(ledger, spool, settling, attempt, monkeypatch):
+    with monkeypatch.context() as full:
+        full.setattr(spool.disk, "write", no_space)
+        settling.settle(attempt, Outcome(JobState.REJECTED, "no CT"))
+    job = ledger.overview.job(attempt.claimed.id)
+    assert (job.state, job.not_counted, job.results) == (JobState.QUEUED, 1, ())
+    assert job.reason == "no CT (spool: writing a result: ENOSPC)"
+    again = ledger.jobs.claim(WORKER, job.not_before, job.not_before + timedelta(seconds=60))
+    settling.settle(Attempt(again), Outcome(JobState.REJECTED, "no CT"))
+    job = ledger.overview.job(attempt.claimed.id)
+    assert (job.state, len(job.results)) == (JobState.REJECTED, 1)
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "")
 
 
 def test_log_and_ledger_say_why_a_series_may_lack_images(ledger, spool, settling, tmp_path):

@@ -45,6 +45,22 @@ def test_queue_is_as_old_as_its_oldest_job_also_if_that_is_put_off_again_and_aga
     assert (facts.queued, facts.queued_since) == (2, NOW)
 
 
+def test_job_that_is_tried_again_on_request_waits_since_then(ledger):
+    job = queue_job(ledger, "1.2.840.1")
+    assert ledger.jobs.failed(claim(ledger), "as a test", NOW)
+    assert ledger.jobs.retry(job, LATER) == "the job is queued again"
+    assert ledger.alarms.facts(LATER).queued_since == LATER
+    queue_job(ledger, "1.2.840.2", at=NOW)
+    assert ledger.alarms.facts(LATER).queued_since == NOW
+
+
+def test_job_whose_results_are_made_again_waits_since_then(ledger):
+    job = queue_job(ledger, "1.2.840.1")
+    assert ledger.jobs.encoded(claim(ledger), some_results(), IDENTITY, RUN, {}, NOW)
+    assert ledger.jobs.encode_again(job, 3, LATER)
+    assert ledger.alarms.facts(LATER).queued_since == LATER
+
+
 def test_failed_jobs_are_counted(ledger):
     for number in range(3):
         queue_job(ledger, f"1.2.840.{number + 1}")

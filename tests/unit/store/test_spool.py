@@ -146,6 +146,21 @@ def test_several_results_are_written_in_order(spool):
     assert sorted(files(spool)) == sorted(result.path for result, _ in written)
 
 
+def test_file_that_cannot_be_looked_at_is_left_for_later_and_the_others_are_found(spool, monkeypatch):
+    names = [write_instance(spool, META, UID_ELEMENT).spool_name for _ in range(3)]
+    look = Path.stat
+
+    def stat_of(path, **how):
+        if path == spool.path(names[1]):
+            raise OSError(errno.EIO, "")
+        return look(path, **how)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(Path, "stat", stat_of)
+        assert list(spool.names(-1)) == [names[0], names[2]]
+    assert list(spool.names(-1)) == names
+
+
 def test_if_one_of_several_results_cannot_be_written_none_is_left(spool, monkeypatch):
     def only_small_files_fit(descriptor):
         if os.fstat(descriptor).st_size > 100_000:
