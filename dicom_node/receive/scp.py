@@ -2,9 +2,9 @@
 
 A connection from an address from which no source may come is turned away before it gets a thread. Connections that have
 not sent an association request yet are limited separately from associations and wait at most 10 s. If too many are
-waiting, the oldest is closed, so that silent peers never keep out others, which need only milliseconds. Associations
-are limited in total, for each AE title and for each address, so that one peer never takes the places of all. Every
-fault of a peer results in a defined status, a rejection or an A-ABORT.
+waiting, the oldest is closed of an address that has most of them, so that silent peers never keep out others, which
+need only milliseconds. Associations are limited in total, for each AE title and for each address, so that one peer
+never takes the places of all. Every fault of a peer results in a defined status, a rejection or an A-ABORT.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -80,13 +81,13 @@ class _Connections:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, connection: _Connection) -> None:
-        """Add a new connection; if too many are waiting, close the oldest."""
+        """Add a new connection; if too many are waiting, close one that waits."""
         with self._lock:
             neighbours = [other for other in self.waiting if other.address == connection.address]
             if len(neighbours) >= MOST_WAITING_PER_ADDRESS:
                 self._cut_waiting(neighbours[0])
             elif len(self.waiting) >= MOST_WAITING:
-                self._cut_waiting(self.waiting[0])
+                self._cut_waiting(self._oldest_of_the_greediest())
             self.waiting.append(connection)
 
     def associate(self, connection: _Connection, calling_ae: str) -> str | None:
@@ -122,6 +123,12 @@ class _Connections:
         """All connections at this moment."""
         with self._lock:
             return [*self.waiting, *self.associated]
+
+    def _oldest_of_the_greediest(self) -> _Connection:
+        """Of the addresses with most waiting connections: whoever has one only is not closed for those of others."""
+        waiting = Counter(other.address for other in self.waiting)
+        most = max(waiting.values())
+        return next(other for other in self.waiting if waiting[other.address] == most)
 
     def _cut_waiting(self, connection: _Connection) -> None:
         self.waiting.remove(connection)

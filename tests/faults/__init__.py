@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.faults import histories
+from tests.faults import associations, floods, histories, large_instances, listener_kills, mutated_pdus
 
 if TYPE_CHECKING:
     from tests.faults.case import FaultCase
 
-CASES: tuple[FaultCase, ...] = (*histories.CASES,)
+CASES: tuple[FaultCase, ...] = (
+    *histories.CASES,
+    *listener_kills.CASES,
+    *associations.CASES,
+    *large_instances.CASES,
+    *mutated_pdus.CASES,
+    *floods.CASES,
+)

@@ -1,20 +1,12 @@
-"""A listener on loopback with a real spool and a real ledger, and synthetic CT to send to it."""
+"""A listener on loopback with a real spool and a real ledger."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - a dataclass field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
-from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_dataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 from sqlalchemy import select
 
 from dicom_node.receive.scp import Listener
@@ -22,6 +14,7 @@ from dicom_node.settings import NodeSettings, ReceiveSettings, Settings, SourceS
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.schema import association, instance
 from dicom_node.store.spool import Spool
+from tests.support.sent_slices import ct_slice, dataset_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,19 +50,6 @@ class Node:
         for row in rows:
             assert dataset_digest(self.spool.path(row.spool_name)) == row.dataset_sha256
         assert self.files() == {row.spool_name for row in rows}
-
-
-def dataset_bytes(path: Path) -> bytes:
-    """The bytes after the File Meta Information of a Part 10 file, read without pydicom."""
-    content = path.read_bytes()
-    assert content[:128] == bytes(128)
-    assert content[128:132] == b"DICM"
-    (group_length,) = struct.unpack_from("<I", content, 140)
-    return content[144 + group_length :]
-
-
-def dataset_digest(path: Path) -> str:
-    return hashlib.sha256(dataset_bytes(path)).hexdigest()
 
 
 SOURCES = (
@@ -110,39 +90,6 @@ def start_node(tmp_path: Path) -> Iterator:
 @pytest.fixture
 def node(start_node) -> Node:
     return start_node()
-
-
-def ct_slice(number: int, series_uid: str = "1.2.3.4", rows: int = 16) -> Dataset:
-    """One slice of a synthetic CT with 2 mm between slices."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    dataset.StudyInstanceUID = "1.2.3"
-    dataset.SeriesInstanceUID = series_uid
-    dataset.Modality = "CT"
-    dataset.InstanceNumber = number
-    dataset.ImagePositionPatient = [-100, -100, 2.0 * number]
-    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.Rows = dataset.Columns = rows
-    dataset.BitsAllocated = dataset.BitsStored = 16
-    dataset.HighBit = 15
-    dataset.PixelRepresentation = 1
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 0
-    values = np.random.default_rng(number).integers(-1000, 1000, (rows, rows), dtype="<i2")
-    dataset.set_pixel_data(values, "MONOCHROME2", 16)
-    return dataset
-
-
-def encoded(dataset: Dataset, syntax: str) -> bytes:
-    """The data set alone, as sent over the network."""
-    buffer = DicomBytesIO()
-    buffer.is_little_endian, buffer.is_implicit_VR = True, syntax == ImplicitVRLittleEndian
-    write_dataset(buffer, dataset)
-    return buffer.getvalue()
 
 
 @pytest.fixture

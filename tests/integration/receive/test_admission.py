@@ -10,6 +10,7 @@ import pytest
 import structlog
 
 from dicom_node.network import pdu as upper_layer
+from dicom_node.receive.scp import MOST_WAITING, MOST_WAITING_PER_ADDRESS
 from dicom_node.settings import SourceSettings
 from tests.support.waiting import wait_until
 
@@ -141,6 +142,19 @@ def test_one_peer_does_not_take_the_places_of_others(start_node, setting, others
 
     wait_until(comes_in)
     for peer in (*held, refused, other):
+        peer.close()
+
+
+def test_peer_that_needs_a_moment_is_not_closed_for_the_silent_connections_of_others(node):
+    patient = Peer(node.port, associated=False)
+    silent = [
+        Peer(node.port, associated=False, address=f"127.0.1.{1 + number // MOST_WAITING_PER_ADDRESS}")
+        for number in range(MOST_WAITING + MOST_WAITING_PER_ADDRESS)
+    ]
+    assert silent[0].read_pdu() == (0, b""), "none was closed"
+    patient.send(association_request())
+    assert patient.read_pdu()[0] == ACCEPTED
+    for peer in (patient, *silent):
         peer.close()
 
 

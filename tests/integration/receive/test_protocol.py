@@ -12,9 +12,9 @@ import time
 import pytest
 from pydicom.uid import CTImageStorage
 
+from tests.support.sent_slices import ct_slice, encoded
 from tests.support.waiting import wait_until
 
-from .conftest import ct_slice, encoded
 from .peer import Peer, association_request, pdu, pdv, pdv_command, pdv_data, store_command
 
 ABORT = 7
@@ -129,39 +129,6 @@ def test_command_set_in_small_fragments_has_a_deadline(start_node):
     assert peer.read_pdu() == (ABORT, b"\0\0\2\0")
     assert 0 < sent < len(command)
     peer.close()
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
-@pytest.mark.parametrize("how", ["abort", "reset"])
-def test_interrupted_instance_leaves_nothing_behind(node, fraction, how):
-    dataset = ct_slice(1, rows=128)
-    data = encoded(dataset, "1.2.840.10008.1.2.1")
-    peer = Peer(node.port)
-    peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
-    peer.send(pdv_data(1, data[: int(len(data) * fraction)], last=False))
-    if how == "abort":
-        peer.send(pdu(ABORT, bytes(4)))
-    else:
-        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
-    wait_until(lambda: not node.listener._connections.all())
-    assert node.files() == set()
-    assert node.rows() == []
-    wait_until(lambda: [(a.aborted, a.closed_at is not None) for a in node.associations()] == [(True, True)])
-
-
-def test_instances_acknowledged_before_an_abort_are_kept(node):
-    peer = Peer(node.port)
-    for number in range(3):
-        dataset = ct_slice(number)
-        peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
-        peer.send(pdv_data(1, encoded(dataset, "1.2.840.10008.1.2.1"), last=True))
-        assert peer.status() == 0
-    peer.send(pdu(ABORT, bytes(4)))
-    peer.close()
-    wait_until(lambda: not node.listener._connections.all())
-    assert len(node.rows()) == 3
-    node.assert_consistent()
 
 
 def test_fragments_of_any_size_and_pipelined_messages(node):

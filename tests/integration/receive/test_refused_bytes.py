@@ -19,9 +19,9 @@ from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.store.clock import now_utc
 from dicom_node.store.schema import series_revision
 from dicom_node.types import Completion
+from tests.support.sent_slices import ct_slice, dataset_bytes, encoded
 from tests.support.waiting import wait_until
 
-from .conftest import ct_slice, dataset_bytes, encoded
 from .peer import Peer, pdu, pdv_command, pdv_data, store_command
 
 if TYPE_CHECKING:

@@ -28,9 +28,8 @@ from dicom_node.settings import load_settings
 from dicom_node.store.revisions import Member, Repeated
 from dicom_node.store.states import JobState
 from dicom_node.work.pool import WorkerPool
+from tests.support.sent_slices import ct_slice
 from tests.support.waiting import wait_until
-
-from .conftest import ct_slice
 
 NODE = {
     "completion": {"regular_quiet_s": 0, "otherwise_quiet_s": 0},

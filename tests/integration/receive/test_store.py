@@ -33,9 +33,9 @@ from pynetdicom import AE, build_context
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import Verification
 
+from tests.support.sent_slices import ct_slice, dataset_bytes, encoded
 from tests.support.waiting import wait_until
 
-from .conftest import ct_slice, dataset_bytes, encoded
 from .peer import Peer, pdv_command, pdv_data, store_command
 
 LOSSLESS = [
