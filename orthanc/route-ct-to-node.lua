@@ -39,7 +39,7 @@ local function reasonToKeep(seriesId)
   if CT_CLASSES[tags['SOPClassUID'] or ''] == nil then
     return 'not CT'
   end
-  if string.find(tags['ImageType'] or '', 'LOCALIZER', 1, true) then
+  if string.find(string.upper(tags['ImageType'] or ''), 'LOCALIZER', 1, true) then
     return 'localizer'
   end
   if tags['Manufacturer'] == NODE_MANUFACTURER then

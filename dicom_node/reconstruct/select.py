@@ -10,7 +10,7 @@ from pydicom.uid import UID
 from dicom_node.errors import EncodingError, NotEligible
 from dicom_node.standard.attributes import items, text, texts
 from dicom_node.standard.identity import FRAME_OF_REFERENCE, PATIENT_STUDY_SERIES, refuse_mixed_identity, states
-from dicom_node.standard.localizers import frame_types
+from dicom_node.standard.localizers import frame_types, localizer_value
 from dicom_node.standard.uids import (
     CT_FOR_PROCESSING_SOP_CLASSES,
     CT_SOP_CLASSES,
@@ -140,10 +140,12 @@ def _refuse_unusable_uid(header: Dataset, keyword: str) -> None:
 
 def _refuse_unsuitable_image(header: Dataset) -> None:
     where = f"instance {text(header, 'SOPInstanceUID')}"
-    if "LOCALIZER" in texts(header, "ImageType"):
-        raise NotEligible(f"{where} is a localizer (Image Type value 3)")
-    if any("LOCALIZER" in frame_type for frame_type in frame_types(header)):
-        raise NotEligible(f"{where} has localizers among its frames, or only these (Frame Type value 3)")
+    value = localizer_value(texts(header, "ImageType"))
+    if value:
+        raise NotEligible(f"{where} is a localizer (Image Type value {value})")
+    value = max(map(localizer_value, frame_types(header)), default=0)
+    if value:
+        raise NotEligible(f"{where} has localizers among its frames, or only these (Frame Type value {value})")
     samples, photometric = text(header, "SamplesPerPixel"), text(header, "PhotometricInterpretation")
     if samples not in ("", "1") or photometric not in ("", "MONOCHROME1", "MONOCHROME2"):
         raise NotEligible(f"{where} is not a greyscale image (Samples per Pixel {samples!r})")

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
     from dicom_node.types import Series
 
-_FLAVOR = 2
-"""Place of the value of Image Type and Frame Type that tells localizers (PS3.3 C.8.2.1.1.1 and C.8.16.1)."""
-
-
 def without_localizers(series: Series) -> Series:
     """``series`` without its localizers; unchanged where nothing else is in it."""
     images = tuple(instance for instance in series.instances if not is_localizer(instance.header))
@@ -27,7 +23,16 @@ def without_localizers(series: Series) -> Series:
 def is_localizer(header: Dataset) -> bool:
     """Whether Image Type says so, or the Frame Type of every frame: Image Type may be MIXED, or of one kind only."""
     types = frame_types(header)
-    return _says_so(texts(header, "ImageType")) or (bool(types) and all(map(_says_so, types)))
+    return localizer_value(texts(header, "ImageType")) > 0 or (bool(types) and all(map(localizer_value, types)))
+
+
+def localizer_value(image_type: Sequence[str]) -> int:
+    """Which value of an Image Type or Frame Type, counted from 1, is LOCALIZER; 0 where none is.
+
+    It belongs in value 3 (PS3.3 C.8.2.1.1.1 and C.8.16.1), and in upper case as any code string; some writers put it
+    behind AXIAL, or write it otherwise.
+    """
+    return next((place for place, value in enumerate(image_type, start=1) if value.upper() == "LOCALIZER"), 0)
 
 
 def frame_types(header: Dataset) -> tuple[tuple[str, ...], ...]:
@@ -39,7 +44,3 @@ def frame_types(header: Dataset) -> tuple[tuple[str, ...], ...]:
 def _frame_type(groups: Sequence[Dataset]) -> tuple[str, ...]:
     stated = (item for group in groups for item in items(group, "CTImageFrameTypeSequence"))
     return next((texts(item, "FrameType") for item in stated), ())
-
-
-def _says_so(image_type: tuple[str, ...]) -> bool:
-    return image_type[_FLAVOR : _FLAVOR + 1] == ("LOCALIZER",)

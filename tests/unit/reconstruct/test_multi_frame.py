@@ -101,9 +101,21 @@ SCOUT, VOLUME = "LOCALIZER", "VOLUME"
         ([SCOUT, *[VOLUME] * (PLANES - 1)], ("ORIGINAL", "PRIMARY", "MIXED", "NONE"), False),
         ([SCOUT, *[None] * (PLANES - 1)], ("ORIGINAL", "PRIMARY", "MIXED", "NONE"), False),
         ([None] * PLANES, ("ORIGINAL", "PRIMARY", "LOCALIZER", "NONE"), True),
-        (VOLUME, ("ORIGINAL", "PRIMARY", "VOLUME", "LOCALIZER"), False),
+        (VOLUME, ("ORIGINAL", "PRIMARY", "VOLUME", "LOCALIZER"), True),
+        ("localizer", ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"), True),
+        (VOLUME, ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"), False),
     ],
-    ids=["shared", "each frame", "no third value", "one frame", "one frame alone", "Image Type", "fourth value"],
+    ids=[
+        "shared",
+        "each frame",
+        "no third value",
+        "one frame",
+        "one frame alone",
+        "Image Type",
+        "fourth value",
+        "lower case",
+        "none",
+    ],
 )
 def test_an_object_whose_frames_are_localizers_is_one(converted, flavors, image_type, expected):
     (instance,) = bent(converted[0], lambda header: with_frame_types(header, flavors, image_type)).instances
@@ -117,7 +129,7 @@ def test_localizer_by_frame_type_is_set_aside_with_a_note(converted, tmp_path, f
     read = reconstruct(replace(objects, instances=(*objects.instances, *of_the_series(scout, objects))))
     np.testing.assert_array_equal(read.volume.voxels_zyx, reconstruct(classic).volume.voxels_zyx)
     assert "localizers in the series: 1, set aside" in read.notes
-    with pytest.raises(NotEligible, match="has localizers among its frames, or only these"):
+    with pytest.raises(NotEligible, match=r"has localizers among its frames, or only these \(Frame Type value 3\)"):
         reconstruct(scout)
 
 

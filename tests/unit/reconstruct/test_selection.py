@@ -33,7 +33,16 @@ NOT_ELIGIBLE = {
     "MR": (assign(SOPClassUID=MRImageStorage), "SOP class is MR Image Storage, expected a CT image"),
     "garbled SOP class": (assign(SOPClassUID="1.2.111.10008.2.1.4.1.1.2"), "expected a CT image"),
     "other modality": (assign(Modality="PT"), "Modality is not CT"),
-    "localizer": (assign(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "is a localizer"),
+    "localizer": (assign(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]), "is a localizer (Image Type value 3)"),
+    "localizer, axial": (
+        assign(ImageType=["ORIGINAL", "PRIMARY", "AXIAL", "LOCALIZER"]),
+        "is a localizer (Image Type value 4)",
+    ),
+    "localizer in lower case": (
+        assign(ImageType=["original", "primary", "localizer"]),
+        "is a localizer (Image Type value 3)",
+    ),
+    "localizer alone": (assign(ImageType="LOCALIZER"), "is a localizer (Image Type value 1)"),
     "colour": (assign(SamplesPerPixel=3, PhotometricInterpretation="RGB"), "not a greyscale image"),
     "palette": (assign(PhotometricInterpretation="PALETTE COLOR"), "not a greyscale image"),
     "perfusion map": (assign(RescaleType="US"), "not Hounsfield units"),
@@ -91,7 +100,16 @@ def with_localizer(series, **values):
     return replace(series, instances=(*series.instances[:2], localizer, *series.instances[2:]))
 
 
-@pytest.mark.parametrize("values", [{}, {"FrameOfReferenceUID": "1.2.3.99"}, {"Rows": 5, "Columns": 7}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"FrameOfReferenceUID": "1.2.3.99"},
+        {"Rows": 5, "Columns": 7},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "LOCALIZER"]},
+        {"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "CT_SOM5 TOP", "Localizer "]},
+    ],
+)
 def test_localizer_among_the_images_is_set_aside_with_a_note(series, values):
     alone, read = reconstruct(series), reconstruct(with_localizer(series, **values))
     assert np.array_equal(read.volume.voxels_zyx, alone.volume.voxels_zyx)
