@@ -33,8 +33,10 @@ from dicom_node.labelmaps.sources import (
     source_of,
 )
 from dicom_node.labelmaps.subjects import PATIENT, DicomImage, NiftiImage, Scan, Subject
+from dicom_node.reading.reader import ImageReader
+from dicom_node.reading.repeated import compared
 from dicom_node.standard.attributes import items, text
-from dicom_node.standard.files import COPY, PassedOver, read_file, read_repeated
+from dicom_node.standard.files import COPY, PassedOver, read_file
 from dicom_node.standard.uids import CT_SOP_CLASSES, is_well_formed_uid
 
 if TYPE_CHECKING:
@@ -303,8 +305,9 @@ def _files(folder: Path) -> Iterator[Path]:
 
 @dataclass(slots=True)
 class _Dicom:
-    """What the DICOM files of a folder are."""
+    """What the DICOM files of a folder are; ``reader`` compares those with one SOP Instance UID."""
 
+    reader: ImageReader
     members: dict[str, dict[str, SourceInstance]] = field(default_factory=dict)
     """CT images by Series and SOP Instance UID."""
     sources: list[SegmentationObject | ContourObject] = field(default_factory=list)
@@ -323,7 +326,7 @@ class _Dicom:
         elif sop_class_uid in CT_SOP_CLASSES:
             series = self.members.setdefault(str(instance.header.SeriesInstanceUID), {})
             known = series.setdefault(str(instance.header.SOPInstanceUID), instance)
-            if known is not instance and (again := read_repeated(known, instance)).reason != COPY:
+            if known is not instance and (again := compared(known, instance, self.reader)).reason != COPY:
                 self.damaged.append(again)
 
 
@@ -361,10 +364,11 @@ def _said_by_headers(members: Mapping[str, SourceInstance]) -> dict[str, str]:
 
 
 def _read_dicom(folder: Path) -> _Dicom:
-    found = _Dicom()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            found.take(path)
+    with ImageReader() as reader:
+        found = _Dicom(reader)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                found.take(path)
     return found
 
 

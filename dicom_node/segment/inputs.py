@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from dicom_node.errors import ConfigurationError, NotEligible, StoreUnavailable
 from dicom_node.nifti import read_volume
+from dicom_node.reading.reader import ImageReader
+from dicom_node.reading.repeated import compared
 from dicom_node.standard.files import (
     COPY,
     PassedOver,
@@ -22,7 +24,6 @@ from dicom_node.standard.files import (
     passed_over_beside,
     read_file,
     read_headers,
-    read_repeated,
 )
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.standard.uids import is_well_formed_uid
@@ -176,25 +177,27 @@ def find_inputs(
     """Everything to segment in the files and folders ``given``: series by UID, then NIfTI files by name.
 
     Files of one series belong together wherever they lie; of copies, and of images with one SOP Instance UID, the first
-    counts. Folders inside a folder are looked into with ``recursive`` only, and never ``without``, where results go, if
-    they go into a folder at all. What is passed over in the folders of a series is named with it; a file that was given
-    alone, and a folder of DICOM files none of which can be read, are refused.
+    counts, and files in several transfer syntaxes are decoded to tell which they are. Folders inside a folder are
+    looked into with ``recursive`` only, and never ``without``, where results go, if they go into a folder at all. What
+    is passed over in the folders of a series is named with it; a file that was given alone, and a folder of DICOM files
+    none of which can be read, are refused.
 
     Raises:
         ConfigurationError: nothing is there, or not the series that was asked for, or results would go among images.
     """
     if without is not None and without.resolve() in {path.resolve() for path in given}:
         raise ConfigurationError(f"{without} is an input; results go into a folder of their own")
-    found = _Found()
     nifti: dict[Path, NiftiFile] = {}
     unreadable: list[Unreadable] = []
-    for path, root in _files(given, recursive=recursive, without=without):
-        if path.name.lower().endswith(_NIFTI_SUFFIXES):
-            nifti.setdefault(path, NiftiFile(path, _nifti_name(path, root)))
-            continue
-        passed_over = found.take(path)
-        if passed_over is not None and path == root:
-            unreadable.append(Unreadable(path, _refusal(passed_over)))
+    with ImageReader() as reader:
+        found = _Found(reader)
+        for path, root in _files(given, recursive=recursive, without=without):
+            if path.name.lower().endswith(_NIFTI_SUFFIXES):
+                nifti.setdefault(path, NiftiFile(path, _nifti_name(path, root)))
+                continue
+            passed_over = found.take(path)
+            if passed_over is not None and path == root:
+                unreadable.append(Unreadable(path, _refusal(passed_over)))
     series = found.series()
     if series_instance_uid is not None:
         chosen = [one for one in series if one.series_instance_uid == series_instance_uid]
@@ -211,8 +214,9 @@ def find_inputs(
 
 @dataclass(slots=True)
 class _Found:
-    """What files of folders turned out to be."""
+    """What files of folders turned out to be; ``reader`` compares those with one SOP Instance UID."""
 
+    reader: ImageReader
     members: dict[str, dict[str, Path]] = field(default_factory=dict)
     passed_over: list[PassedOver] = field(default_factory=list)
 
@@ -225,7 +229,7 @@ class _Found:
             if known == path:
                 return None
             of_known = read_file(known)
-            instance = of_known if isinstance(of_known, PassedOver) else read_repeated(of_known, instance)
+            instance = of_known if isinstance(of_known, PassedOver) else compared(of_known, instance, self.reader)
         self.passed_over.append(instance)
         return instance if instance.reason != COPY else None
 

@@ -52,6 +52,8 @@ NO_DICOM, DAMAGED = "no DICOM file", "damaged, or not readable as DICOM"
 UID_MISSING = "SOP Instance UID or Series Instance UID is missing"
 UID_REUSED = "another image of the series has its SOP Instance UID"
 COPY = "copy of an instance that was read"
+RECODED = "has the SOP Instance UID of an instance that was read in another transfer syntax"
+NOT_COMPARED = "has the SOP Instance UID of an instance that was read, and their pixels can't be compared"
 DIRECTORY = "directory of a medium (DICOMDIR)"
 
 
@@ -103,7 +105,8 @@ def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
     """What becomes of ``other``, whose SOP Instance UID is that of the ``known`` instance: a copy, or another image.
 
     It is another image where it lies elsewhere or, in one transfer syntax, has other pixels. Nothing is decoded here:
-    what a copy in another syntax shows is not known, and its detail says so.
+    what a file in another syntax shows is not known, and its reason is ``RECODED``; see
+    :func:`dicom_node.reading.repeated.compared`.
 
     Raises:
         OSError: a file is missing or the disk fails.
@@ -112,7 +115,7 @@ def read_repeated(known: SourceInstance, other: SourceInstance) -> PassedOver:
         return PassedOver(other.path, UID_REUSED, "at another position")
     recoded = known.header.file_meta.get("TransferSyntaxUID") != other.header.file_meta.get("TransferSyntaxUID")
     if recoded:
-        return PassedOver(other.path, COPY, "in another transfer syntax, pixels not compared", is_dicom=False)
+        return PassedOver(other.path, RECODED, is_dicom=False)
     if _pixels_sha256(known.path) != _pixels_sha256(other.path):
         return PassedOver(other.path, UID_REUSED, "with other pixels")
     return PassedOver(other.path, COPY, is_dicom=False)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from dicom_node.types import Series
 
+
 def without_localizers(series: Series) -> Series:
     """``series`` without its localizers; unchanged where nothing else is in it."""
     images = tuple(instance for instance in series.instances if not is_localizer(instance.header))

@@ -25,10 +25,13 @@ import structlog
 from click.testing import CliRunner
 from pydicom import dcmread
 from pydicom.dataelem import RawDataElement
+from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
 from pydicom.uid import (
     Comprehensive3DSRStorage,
     EncapsulatedPDFStorage,
+    JPEGExtended12Bit,
+    RLELossless,
     RTStructureSetStorage,
     SecondaryCaptureImageStorage,
     SegmentationStorage,
@@ -540,6 +543,44 @@ def test_copies_and_non_images_are_counted_and_not_reported_as_missing(ct, tmp_p
         "empty file": 1,
     }
     assert dcmread(tmp_path / "out" / "report.dcm").CompletionFlag == "COMPLETE"
+
+
+def in_rle(image):
+    image.compress(RLELossless, generate_instance_uid=False)
+
+
+def in_rle_with_other_pixels(image):
+    image.PixelData = image.PixelData[:-2] + bytes([image.PixelData[-2] ^ 1, image.PixelData[-1]])
+    in_rle(image)
+
+
+def in_jpeg_that_loses(image):
+    image.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+    image.PixelData = encapsulate([b"\xff\xd8\xff\xd9"])
+    image["PixelData"].VR = "OB"
+
+
+@pytest.mark.parametrize(
+    ("recode", "reason", "exit_code"),
+    [
+        (in_rle, "copy of an instance that was read", 0),
+        (in_rle_with_other_pixels, "another image of the series has its SOP Instance UID", 3),
+        (
+            in_jpeg_that_loses,
+            "has the SOP Instance UID of an instance that was read, and their pixels can't be compared",
+            3,
+        ),
+    ],
+)
+def test_copies_in_several_transfer_syntaxes_are_decoded_and_compared(ct, tmp_path, recode, reason, exit_code):
+    image = dcmread(ascending(ct)[3])
+    recode(image)
+    image.save_as(ct / "recoded.dcm")
+    answered = call(ct, "--model", "tissue", "--out", tmp_path / "out")
+    assert answered.exit_code == exit_code, answered.output
+    assert f"recoded.dcm: {reason}" in answered.stderr
+    assert summary_of(tmp_path / "out")["input"]["passed_over"] == {reason: 1}
+    assert dcmread(tmp_path / "out" / "report.dcm").CompletionFlag == ("PARTIAL" if exit_code else "COMPLETE")
 
 
 def test_folder_with_only_unreadable_dicom_files_names_them(ct, tmp_path):

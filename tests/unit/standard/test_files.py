@@ -27,6 +27,7 @@ from dicom_node.standard.files import (
     DAMAGED,
     DIRECTORY,
     NO_DICOM,
+    RECODED,
     UID_MISSING,
     UID_REUSED,
     PassedOver,
@@ -310,7 +311,7 @@ def test_second_file_with_the_same_uid_is_a_copy_or_another_image(written, chang
     assert (repeated.path, repeated.reason, repeated.is_dicom) == (second, reason, reason == UID_REUSED)
 
 
-def test_copy_in_another_syntax_is_a_copy(written, tmp_path):
+def test_copy_in_another_syntax_is_not_known_to_be_one(written, tmp_path):
     first = written[0].instances[0].path
     other = tmp_path / "deflated.dcm"
     other.write_bytes(first.read_bytes())
@@ -320,4 +321,4 @@ def test_copy_in_another_syntax_is_a_copy(written, tmp_path):
     compressed.compress(RLELossless, generate_instance_uid=False)
     compressed.save_as(other)
     repeated = read_repeated(*read_headers([first, other]))
-    assert (repeated.reason, repeated.detail) == (COPY, "in another transfer syntax, pixels not compared")
+    assert (repeated.reason, repeated.is_dicom) == (RECODED, False)
