@@ -156,6 +156,8 @@ class ReceivedInstance:
     number_of_frames: int | None = None
     pixels_sha256: str | None = None
     """Over the value of Pixel Data as it came; None where there is none."""
+    retrieved_by: str = ""
+    """The AE title that asked for the instance, by a C-MOVE or for a cohort; empty for one that was sent."""
 
 
 @dataclass(frozen=True, slots=True)

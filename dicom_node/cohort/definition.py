@@ -157,6 +157,10 @@ class Definition(Closed):
         requests = {each.to: each.request() for each in self.destinations}
         return Order(self.name, self.model, requests, self.priority)
 
+    def retrieves_as(self, node_ae: str) -> str:
+        """The AE title that asks for the series."""
+        return (self.archive.our_ae_title if self.archive else None) or node_ae
+
     def digest(self) -> str:
         """SHA-256 of what decides which series are selected, what is made of them, and where it is written."""
         listed = None if self.series_list is None else hashlib.sha256(_content(self.series_list)).hexdigest()

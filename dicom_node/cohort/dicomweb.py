@@ -62,7 +62,7 @@ class WebArchive:
             self._http.stream("GET", self._url + place, headers={"Accept": _AS_STORED}) as response,
         ):
             response.raise_for_status()
-            _take_parts(response, Path(folder, "instance.dcm"), taking)
+            _take_parts(response, _Part(Path(folder, "instance.dcm"), taking, self._wanted))
         return taking.pulled(series.series_instance_uid)
 
     def close(self) -> None:
@@ -121,14 +121,14 @@ def _dataset(answer: Mapping[str, Any]) -> Dataset:
     return Dataset.from_json(dict(answer))
 
 
-def _take_parts(response: httpx.Response, file: Path, taking: Taking) -> None:
+def _take_parts(response: httpx.Response, parts: _Part) -> None:
     """Pass on each part of a multipart response (RFC 2387) when it is complete."""
     content_type = Message()
     content_type["Content-Type"] = response.headers.get("Content-Type", "")
     boundary = content_type.get_param("boundary")
     if content_type.get_content_type() != "multipart/related" or not isinstance(boundary, str):
         raise NetworkError(f"WADO-RS answered with {content_type.get_content_type()}, expected multipart/related")
-    with _Part(file, taking) as part:
+    with parts as part:
         callbacks: Any = {"on_part_begin": part.begin, "on_part_data": part.write, "on_part_end": part.end}
         parser = MultipartParser(boundary.encode(), callbacks)
         for chunk in response.iter_bytes():
@@ -141,9 +141,11 @@ def _take_parts(response: httpx.Response, file: Path, taking: Taking) -> None:
 class _Part:
     """The parts one after another, each a Part 10 file; a context manager that closes the file of the last one."""
 
-    def __init__(self, file: Path, taking: Taking) -> None:
+    def __init__(self, file: Path, taking: Taking, wanted: Wanted) -> None:
         self._file = file
         self._taking = taking
+        self._wanted = wanted
+        self._written_bytes = 0
         self._stream: BinaryIO | None = None
 
     def __enter__(self) -> Self:
@@ -160,11 +162,18 @@ class _Part:
 
     def begin(self) -> None:
         """Begin a part."""
+        self._written_bytes = 0
         self._stream = self._file.open("wb")
 
     def write(self, data: bytes, start: int, end: int) -> None:
-        """Write the next bytes of the part."""
+        """Write the next bytes of the part.
+
+        Raises:
+            NetworkError: the part is larger than an instance may be.
+        """
         assert self._stream is not None
+        self._written_bytes += end - start
+        self._wanted.refuse_larger(self._written_bytes)
         self._stream.write(memoryview(data)[start:end])
 
     def end(self) -> None:

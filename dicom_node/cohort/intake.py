@@ -41,6 +41,8 @@ class Entrance:
     disk: DiskWatermark
     count: Callable[[str], int]
     """The number of current instances of a series that are stored."""
+    retrieves_as: str
+    """The AE title by which the ledger knows what a cohort pulled."""
 
 
 class Intake:
@@ -51,7 +53,7 @@ class Intake:
 
     def __init__(self, entrance: Entrance, calling_ae: str, address: str) -> None:
         self._entrance = entrance
-        self._sender = Sender(calling_ae, address, uuid.uuid4().hex)
+        self._sender = Sender(calling_ae, address, uuid.uuid4().hex, entrance.retrieves_as)
         self._reception: Reception | None = None
         self._is_open = False
         self.refusals: list[Refusal] = []

@@ -22,7 +22,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -114,12 +114,19 @@ def run_cohort(
     with _alone(definition.data_set), _node(settings, config) as (spool, ledger):
         table.remove_leftovers()
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
-        entrance = Entrance(spool, ledger.arrivals, disk, ledger.cohorts.stored_count)
-        wanted = Wanted("CT", CT_SOP_CLASSES, partial(Intake, entrance))
+        retrieves_as = definition.retrieves_as(settings.node.ae_title)
+        entrance = Entrance(spool, ledger.arrivals, disk, ledger.cohorts.stored_count, retrieves_as)
+        largest_bytes = settings.receive.maximum_instance_bytes
+        wanted = Wanted("CT", CT_SOP_CLASSES, partial(Intake, entrance), largest_bytes)
         if definition.stored_reports:
-            wanted = Wanted("SR", REPORT_SOP_CLASSES, lambda *_: ReportIntake(table, pseudonyms, definition.dates))
+            wanted = replace(
+                wanted,
+                modality="SR",
+                sop_classes=REPORT_SOP_CLASSES,
+                open=lambda *_: ReportIntake(table, pseudonyms, definition.dates),
+            )
         source = source_of(definition, settings.node.ae_title, wanted)
-        if not ledger.cohorts.begin(definition.order, definition.digest()):
+        if not ledger.cohorts.begin(definition.order, definition.digest(), retrieves_as):
             ledger.cohorts.select(definition.name, source.select())
             ledger.cohorts.end_selection(definition.name, now_utc())
         if retry:

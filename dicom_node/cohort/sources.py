@@ -21,7 +21,7 @@ from dicom_node.network.requestor import Association, Peer
 from dicom_node.receive.count import MOST_INSTANCES
 from dicom_node.standard import transfer_syntaxes
 from dicom_node.standard.attributes import text
-from dicom_node.standard.files import COPY, PassedOver, passed_over_beside, read_file, read_repeated
+from dicom_node.standard.files import COPY, RECODED, PassedOver, passed_over_beside, read_file, read_repeated
 from dicom_node.standard.uids import (
     STUDY_ROOT_FIND,
     STUDY_ROOT_GET,
@@ -97,11 +97,27 @@ class Taking(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which objects a cohort pulls, and what receives them: ``open(calling_ae, address)`` begins a series."""
+    """Which objects a cohort pulls, and what receives them: ``open(calling_ae, address)`` begins a series.
+
+    ``largest_instance_bytes``: what an archive sends may be no larger, as what is sent to the node.
+    """
 
     modality: str
     sop_classes: frozenset[str]
     open: Callable[[str, str], Taking]
+    largest_instance_bytes: int
+
+    def refuse_larger(self, size_bytes: int) -> None:
+        """Check how much of an instance has come.
+
+        Raises:
+            NetworkError: it is more than the limit.
+        """
+        if size_bytes > self.largest_instance_bytes:
+            raise NetworkError(
+                f"the archive sends an instance of more than {self.largest_instance_bytes} bytes, the limit of "
+                "receive.maximum_instance_bytes"
+            )
 
 
 class Source(Protocol):
@@ -161,19 +177,52 @@ class DimseArchive:
                 offers = [(STUDY_ROOT_GET, str(ExplicitVRLittleEndian)), *self._storable]
                 classes = sorted(self._wanted.sop_classes)
                 with Association(self._peer, self._our_ae, offers, received=classes) as association:
-                    status = association.get(STUDY_ROOT_GET, _identifier(series), taking)
+                    bounded = _Bounded(taking, self._wanted)
+                    status = association.get(STUDY_ROOT_GET, _identifier(series), bounded)
         if status not in (SUCCESS, _SUBOPERATIONS_FAILED):
             raise NetworkError(f"{self._peer} answered a {self._archive.retrieve.upper()} with status {status:04X}")
         return taking.pulled(series.series_instance_uid)
 
 
+class _Bounded:
+    """Passes instances on unless they are too large; a :class:`~dicom_node.network.requestor.Storing`."""
+
+    def __init__(self, taking: Taking, wanted: Wanted) -> None:
+        self._taking = taking
+        self._wanted = wanted
+        self._taken_bytes = 0
+
+    def begin(self, request: CommandSet, abstract_syntax: str, transfer_syntax: str) -> None:
+        """See Storing."""
+        self._taken_bytes = 0
+        self._taking.begin(request, abstract_syntax, transfer_syntax)
+
+    def write(self, fragment: memoryview) -> None:
+        """See Storing.
+
+        Raises:
+            NetworkError: the instance is too large.
+        """
+        self._taken_bytes += len(fragment)
+        self._wanted.refuse_larger(self._taken_bytes)
+        self._taking.write(fragment)
+
+    def conclude(self) -> Response:
+        """See Storing."""
+        return self._taking.conclude()
+
+
 @dataclass(slots=True)
 class _Series:
-    """The files of a series by SOP Instance UID, those that repeat one with another image, and what is missing."""
+    """The files of a series by SOP Instance UID, those that repeat one with another image, and what is missing.
+
+    ``recoded`` repeat one in another transfer syntax: the node decodes them to tell whether they are copies.
+    """
 
     study_instance_uid: str
     files: dict[str, Path] = field(default_factory=dict)
     repeating: list[Path] = field(default_factory=list)
+    recoded: list[Path] = field(default_factory=list)
     missing: tuple[str, ...] = ()
     """Reasons why files that may have been images of it are none."""
 
@@ -211,7 +260,8 @@ class Folder:
         found = self._found.get(series.series_instance_uid, _Series(series.study_instance_uid))
         missing = list(found.missing)
         with self._wanted.open(_FOLDER_AE, "") as taking:
-            for path in (*found.files.values(), *found.repeating):
+            # copies first: with the last image, the series has as many as it should, and is complete
+            for path in (*found.recoded, *found.files.values(), *found.repeating):
                 try:
                     taking.take_file(path)
                 except FileUnreadable as error:
@@ -240,7 +290,10 @@ def _add(series: _Series, instance: SourceInstance) -> None:
     if path is instance.path:
         return
     known = read_file(path)
-    if isinstance(known, PassedOver) or read_repeated(known, instance).reason != COPY:
+    reason = known.reason if isinstance(known, PassedOver) else read_repeated(known, instance).reason
+    if reason == RECODED:
+        series.recoded.append(instance.path)
+    elif reason != COPY:
         series.repeating.append(instance.path)
 
 

@@ -57,6 +57,7 @@ class Element(IntEnum):
     REQUESTED_SOP_INSTANCE_UID = 0x1001
     EVENT_TYPE_ID = 0x1002
     ACTION_TYPE_ID = 0x1008
+    MOVE_ORIGINATOR = 0x1030
 
 
 _UIDS = frozenset(
@@ -165,6 +166,11 @@ class CommandSet:
     def sop_instance_uid(self) -> str:
         """Affected or (N-services) Requested SOP Instance UID."""
         return self.text(Element.AFFECTED_SOP_INSTANCE_UID) or self.text(Element.REQUESTED_SOP_INSTANCE_UID)
+
+    @property
+    def move_originator(self) -> str:
+        """The AE title whose C-MOVE a C-STORE is part of (PS3.7 9.1.1.1); empty where none is stated."""
+        return self.text(Element.MOVE_ORIGINATOR)
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,7 @@ class Routing:
 def _without_rules(order: store.Order) -> _Outcome | None:
     """What becomes of a series that a cohort pulled; None if the rules decide."""
     if order.given_up:
-        return _Outcome(reason=f"the pull of cohort {order.cohort!r} was given up: {order.given_up}")
+        nothing = Decision(f"cohort {order.cohort}", None, {}, order.priority)
+        return _Outcome((nothing,), reason=f"the pull of cohort {order.cohort!r} was given up: {order.given_up}")
     decision = order.decision()
     return None if decision is None else _Outcome((decision,))

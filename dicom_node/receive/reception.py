@@ -52,11 +52,15 @@ class ReceiptLedger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """The sender of the instances."""
+    """The sender of the instances.
+
+    ``retrieved_by``: the AE title that asked for all of them; empty where each says by itself whether one did.
+    """
 
     calling_ae: str
     peer_address: str
     association_id: str
+    retrieved_by: str = ""
 
 
 class Reception:
@@ -186,6 +190,7 @@ class Reception:
                 instance_number=header.instance_number,
                 number_of_frames=header.number_of_frames,
                 pixels_sha256=pixels_sha256,
+                retrieved_by=self._sender.retrieved_by or self._command.move_originator,
             )
         )
         if receipt is Receipt.DUPLICATE:

@@ -16,6 +16,7 @@ from dicom_node.store.revisions import bytes_digest
 from dicom_node.store.schema import (
     IS_CURRENT,
     association,
+    cohort,
     cohort_series,
     instance,
     refusal,
@@ -50,7 +51,7 @@ _CURRENT_INSTANCE = select(
     IS_CURRENT,
 )
 _LATEST_REVISION = (
-    select(series_revision.c.id, series_revision.c.revision, series_revision.c.state)
+    select(series_revision.c.id, series_revision.c.revision, series_revision.c.state, series_revision.c.sent)
     .where(series_revision.c.series_instance_uid == bindparam("series"))
     .order_by(series_revision.c.revision.desc())
     .limit(1)
@@ -407,6 +408,7 @@ def _lies_elsewhere(known: Any, received: ReceivedInstance) -> bool:
 
 def _row(received: ReceivedInstance) -> dict[str, Any]:
     row = asdict(received)
+    del row["retrieved_by"]  # the revision tells
     row["orientation"] = list(received.orientation) if received.orientation is not None else None
     return row
 
@@ -414,8 +416,13 @@ def _row(received: ReceivedInstance) -> dict[str, Any]:
 def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
     latest = db.execute(_LATEST_REVISION, {"series": received.series_instance_uid}).one_or_none()
     if latest is not None and latest.state == RevisionState.OPEN:
-        _touch(db, series_revision.c.id == latest.id, last_arrival=received.received_at)
+        values = {} if latest.sent or not _is_sent(db, received) else _sent_by(received)
+        _touch(db, series_revision.c.id == latest.id, last_arrival=received.received_at, **values)
         return
+    _open_revision_of(db, received, latest, sent=_is_sent(db, received))
+
+
+def _open_revision_of(db: Connection, received: ReceivedInstance, latest: Any | None, *, sent: bool) -> None:
     db.execute(
         insert(series_revision).values(
             series_instance_uid=received.series_instance_uid,
@@ -427,34 +434,61 @@ def _note_arrival(db: Connection, received: ReceivedInstance) -> None:
             first_arrival=received.received_at,
             last_arrival=received.received_at,
             expected_count=_counted_by_archive(received.series_instance_uid),
+            sent=sent,
         )
     )
 
 
+def _is_sent(db: Connection, received: ReceivedInstance) -> bool:
+    """Whether the instance was sent to the node, and not pulled by a cohort.
+
+    Of one that was found in the spool while a cohort pulls its series nobody knows. If it was sent, its sender was not
+    told that it is stored, and sends it again.
+    """
+    if not received.association_id:
+        pulled = _of_pulled_series(select(cohort_series.c.id), received.series_instance_uid)
+        return db.execute(pulled.limit(1)).one_or_none() is None
+    if not received.retrieved_by:
+        return True
+    pulls = select(cohort.c.name).where(cohort.c.retrieves_as == received.retrieved_by)
+    return db.execute(pulls.limit(1)).one_or_none() is None
+
+
+def _sent_by(received: ReceivedInstance) -> dict[str, Any]:
+    """What a revision says that a cohort pulled, now that its series is also sent."""
+    return {"sent": True, "sending_ae": received.calling_ae}
+
+
 def _counted_by_archive(series_instance_uid: str) -> Any:
     """How many instances the archive counts of a series that a cohort is pulling from it."""
-    return (
-        select(cohort_series.c.expected_count)
-        .where(
-            cohort_series.c.series_instance_uid == series_instance_uid,
-            cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED)),
-        )
-        .limit(1)
-        .scalar_subquery()
+    counted = _of_pulled_series(select(cohort_series.c.expected_count), series_instance_uid)
+    return counted.limit(1).scalar_subquery()
+
+
+def _of_pulled_series(query: Any, series_instance_uid: str) -> Any:
+    return query.where(
+        cohort_series.c.series_instance_uid == series_instance_uid,
+        cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED)),
     )
 
 
 def _note_duplicate(db: Connection, instance_id: int, received: ReceivedInstance) -> None:
     _count_as_refused_no_longer(db, received)
     db.execute(update(instance).where(instance.c.id == instance_id).values(duplicates=instance.c.duplicates + 1))
+    latest = db.execute(_LATEST_REVISION, {"series": received.series_instance_uid}).one_or_none()
+    if latest is None:
+        return
+    is_news = not latest.sent and _is_sent(db, received)
+    if latest.state != RevisionState.OPEN:
+        if is_news:  # what a cohort did with its bytes is not what the rules do with a series that is sent
+            _open_revision_of(db, received, latest, sent=True)
+        return
     # after an association that broke off, senders begin again with what arrived already: the rest is still to come
+    values = _sent_by(received) if is_news else {}
     db.execute(
         update(series_revision)
-        .where(
-            series_revision.c.series_instance_uid == received.series_instance_uid,
-            series_revision.c.state == RevisionState.OPEN,
-        )
-        .values(last_arrival=received.received_at)
+        .where(series_revision.c.id == latest.id)
+        .values(last_arrival=received.received_at, **values)
     )
 
 

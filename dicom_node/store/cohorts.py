@@ -6,8 +6,9 @@
                           │ └──not whole, attempts used up──▶ FAILED
                           └──not whole, or the process was killed──▶ PULLING again
 
-``pull_started_at`` separates what a pull brings from what was sent to the node: only a revision that was opened after
-it is routed by the order of the cohort (:meth:`dicom_node.store.routing.Routing.order_for`).
+Only a revision that was opened after ``pull_started_at``, and of whose series nothing was sent to the node since, is
+routed by the order of the cohort (:meth:`dicom_node.store.routing.Routing.order_for`). What a pull brings is known by
+``retrieves_as``, the AE title that asks for it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy import and_, func, insert, or_, select, update
 
 from dicom_node.errors import ConfigurationError
 from dicom_node.store.revisions import CompleteRevision, complete_revision
 from dicom_node.store.routing import insert_job, order_of
 from dicom_node.store.schema import IS_CURRENT, cohort, cohort_series, instance, job, result, series_revision
 from dicom_node.store.states import JobState, PullState, RevisionState
-from dicom_node.types import ResultKind
+from dicom_node.types import Decision, ResultKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -89,8 +90,10 @@ class Cohorts:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def begin(self, order: Order, definition_sha256: str) -> bool:
+    def begin(self, order: Order, definition_sha256: str, retrieves_as: str) -> bool:
         """Create the cohort, or find it as it was; returns whether its series are selected already.
+
+        ``retrieves_as``: the AE title that asks for its series.
 
         Raises:
             ConfigurationError: it was begun with another definition.
@@ -100,8 +103,10 @@ class Cohorts:
             if row is None:
                 destinations = {name: asdict(request) for name, request in order.requests.items()}
                 values = {"model": order.model, "destinations": destinations, "priority": order.priority}
+                values["retrieves_as"] = retrieves_as
                 db.execute(insert(cohort).values(name=order.cohort, definition_sha256=definition_sha256, **values))
                 return False
+            db.execute(update(cohort).where(cohort.c.name == order.cohort).values(retrieves_as=retrieves_as))
         if row.definition_sha256 != definition_sha256:
             raise ConfigurationError(
                 f"cohort {order.cohort!r} was begun with another selection, model, destination or data set; "
@@ -264,21 +269,27 @@ def _series(db: Connection, *where: Any, limit: int | None = None) -> tuple[Coho
 
 
 def _answers(db: Connection, revision: CompleteRevision, model: str | None) -> tuple[Answer, ...]:
-    """The newest job of ``model`` (None: of each) on the content of ``revision`` whose results are still stored."""
+    """The newest job of ``model`` (None: of each) on the content of ``revision`` whose results are still stored.
+
+    Images of which nothing can be made, such as two under one UID, were refused for every model.
+    """
     of_content = (
         series_revision.c.series_instance_uid == revision.series_instance_uid,
         series_revision.c.revision >= revision.unchanged_since,
         series_revision.c.revision <= revision.revision,
         job.c.state != JobState.SUPERSEDED,
     )
+    of_model = or_(job.c.model == model, and_(job.c.model.is_(None), job.c.rule.is_(None)))
     rows = db.execute(
-        select(job.c.id, job.c.model, job.c.state, job.c.reason, job.c.model_identity)
+        select(job.c.id, job.c.model, job.c.state, job.c.reason, job.c.model_identity, job.c.decision)
         .select_from(job.join(series_revision))
-        .where(*of_content, *(() if model is None else (job.c.model == model,)))
+        .where(*of_content, *(() if model is None else (of_model,)))
         .order_by(job.c.id)
     ).all()
     newest = {}
     for row in rows:
+        if model is not None and row.model is None and not _is_of_images(row):
+            continue
         results = db.execute(
             select(result.c.kind, result.c.spool_name, result.c.purged_at).where(result.c.job_id == row.id)
         ).all()
@@ -288,3 +299,8 @@ def _answers(db: Connection, revision: CompleteRevision, model: str | None) -> t
         report = reports[0] if reports else None
         newest[row.model] = Answer(row.id, JobState(row.state), row.reason, row.model_identity, report)
     return tuple(newest.values())
+
+
+def _is_of_images(row: Any) -> bool:
+    """Whether the images were refused before any rule was asked."""
+    return not row.decision and row.reason != Decision(None, None, {}, 0).reason

@@ -44,6 +44,8 @@ class CompleteRevision:
     content_digest: str
     same_images_as: str | None
     """The content of an earlier revision from which only patient and study differ, where there is one."""
+    sent: bool
+    """Whether some of its instances were sent to the node; false where a cohort pulled them all."""
     files: tuple[StoredFile, ...]
     missing_instances: int
     """How many more instances the sender counts; 0 if it was not queried."""
@@ -172,6 +174,7 @@ def complete_revision(db: Connection, revision_id: int) -> CompleteRevision:
         reason=row.reason,
         content_digest=row.content_digest,
         same_images_as=row.same_images_as,
+        sent=row.sent,
         files=files,
         missing_instances=max(0, (row.expected_count or 0) - len(files)),
         refused_instances=evidence.get("refused_instances", 0),

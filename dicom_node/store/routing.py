@@ -155,11 +155,15 @@ class Routing:
             return complete_revision(db, revision.id)
 
     def content_already_routed(self, revision: CompleteRevision) -> bool:
-        """Whether the latest content routed was the same, and its images are still stored."""
+        """Whether the latest content routed was the same, and its images are still stored.
+
+        What was sent to the node is not settled by what was done with it for a cohort.
+        """
         unchanged = (
             series_revision.c.series_instance_uid == revision.series_instance_uid,
             series_revision.c.revision >= revision.unchanged_since,
             series_revision.c.revision < revision.revision,
+            *((series_revision.c.sent,) if revision.sent else ()),
         )
         with self._database.read() as db:
             routed = db.execute(
@@ -197,8 +201,19 @@ class Routing:
     def order_for(self, revision: CompleteRevision) -> Order | None:
         """The order of the cohort whose pull brought ``revision``; None for a series that was sent to the node.
 
-        What arrives after a pull was given up was sent.
+        One that is sent while it is pulled was sent: its jobs must not wait for, or be superseded by, those of a
+        cohort. What arrives after a pull was given up was sent, too.
         """
+        sent = series_revision.alias()
+        is_sent = (
+            select(sent.c.id)
+            .where(
+                sent.c.series_instance_uid == cohort_series.c.series_instance_uid,
+                sent.c.sent,
+                sent.c.last_arrival >= cohort_series.c.pull_started_at,
+            )
+            .exists()
+        )
         is_wanted = cohort_series.c.state.in_((PullState.PULLING, PullState.PULLED))
         is_given_up = and_(
             cohort_series.c.state == PullState.FAILED, cohort_series.c.ended_at >= series_revision.c.first_arrival
@@ -209,7 +224,7 @@ class Routing:
             .where(
                 series_revision.c.id == revision.id, cohort_series.c.pull_started_at <= series_revision.c.first_arrival
             )
-            .where(or_(is_wanted, is_given_up))
+            .where(or_(is_wanted, is_given_up), ~is_sent)
             .order_by(cohort_series.c.pull_started_at.desc())
         )
         with self._database.read() as db:

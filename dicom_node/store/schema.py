@@ -44,6 +44,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -173,6 +174,7 @@ series_revision = Table(
     Column("content_digest", String(64)),
     Column("bytes_digest", String(64)),
     Column("same_images_as", String(64)),
+    Column("sent", Boolean, nullable=False, default=True, server_default=true()),
     Column("routing_attempts", Integer, nullable=False, default=0, server_default="0"),
     UniqueConstraint("series_instance_uid", "revision"),
     Index("ix_series_revision_sender", "sending_ae", "id"),
@@ -293,6 +295,7 @@ cohort = Table(
     Column("model", String(255)),
     Column("destinations", JSON, nullable=False),
     Column("priority", Integer, nullable=False),
+    Column("retrieves_as", String(16)),
     Column("selected_at", UtcDateTime),
 )
 

@@ -54,7 +54,7 @@ def spool(tmp_path):
 @pytest.fixture
 def ledger(tmp_path, spool):
     opened = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite3", spool)
-    opened.cohorts.begin(Order("c", "tissue", {}, -1000), "0" * 64)
+    opened.cohorts.begin(Order("c", "tissue", {}, -1000), "0" * 64, "NODE")
     yield opened
     opened.close()
 

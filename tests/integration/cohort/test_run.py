@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from pydicom import dcmread
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from dicom_node.app.stores import open_store
 from dicom_node.cohort.definition import Limits, load_definition
@@ -36,7 +36,8 @@ from dicom_node.store.routing import Order
 from dicom_node.store.states import JobState, PullState
 from dicom_node.types import Completion
 from inference.types import Geometry, Volume
-from tests.support.received_series import receive
+from tests.support.ct_series import Stack, write
+from tests.support.received_series import receive, receive_instances
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,7 +112,7 @@ def test_done_refused_and_failed_counts_add_up_and_each_is_explained(config, tmp
 
 def test_cut_or_repeated_image_at_the_end_of_a_stack_fails_the_series(config, tmp_path):
     ct = tmp_path / "ct"
-    series = {number: write_ct(ct, number) for number in (1, 2, 3)}
+    series = {number: write_ct(ct, number) for number in (1, 2, 3, 4)}
     cut = ct / "1" / "ct_0005.dcm"
     cut.write_bytes(cut.read_bytes()[:-100])
     (ct / "1" / "note.txt").write_text("no DICOM")
@@ -119,9 +120,11 @@ def test_cut_or_repeated_image_at_the_end_of_a_stack_fails_the_series(config, tm
     last.SOPInstanceUID = last.file_meta.MediaStorageSOPInstanceUID = repeated.SOPInstanceUID
     last.save_as(ct / "2" / "ct_0005.dcm")
     (ct / "3" / "copy.dcm").write_bytes((ct / "3" / "ct_0005.dcm").read_bytes())
+    write_recoded(ct / "3" / "ct_0004.dcm", ct / "3" / "recoded.dcm", changed=0)
+    write_recoded(ct / "4" / "ct_0004.dcm", ct / "4" / "recoded.dcm", changed=1)
     answered = run(config, define(tmp_path), "--work")
     summary = json.loads(answered.stdout)
-    assert (summary["selected"], summary["done"], summary["failed"]) == (3, 1, 2)
+    assert [summary[key] for key in ("selected", "done", "failed", "refused")] == [4, 1, 2, 1]
     pseudonyms = read_key(tmp_path / "key")
     assert set(read_rows(tmp_path / "out")["series"].to_pylist()) == {pseudonyms.uid(series[3])}
     reasons = {row["series"]: row["reason"] for row in read_without_rows(tmp_path / "out").to_pylist()}
@@ -131,6 +134,15 @@ def test_cut_or_repeated_image_at_the_end_of_a_stack_fails_the_series(config, tm
     assert reasons[pseudonyms.uid(series[2])] == (
         "5 of 6 instances arrived (1 refused: another image of the series has this SOP Instance UID)"
     )
+    assert "with different pixels: two images, one UID" in reasons[pseudonyms.uid(series[4])]
+
+
+def write_recoded(image, path, *, changed):
+    """The image in another transfer syntax, with ``changed`` of the bits of its first pixel."""
+    recoded = dcmread(image)
+    recoded.PixelData = bytes([recoded.PixelData[0] ^ changed]) + recoded.PixelData[1:]
+    recoded.compress(RLELossless, generate_instance_uid=False)
+    recoded.save_as(path)
 
 
 def test_files_without_preamble_and_deflated_files_are_taken(config, tmp_path):
@@ -208,7 +220,7 @@ def complete_and_route(ledger, routing):
 
 
 def ordered(ledger, uid, model, *, name="c"):
-    ledger.cohorts.begin(Order(name, model, {}, -1000), "0" * 64)
+    ledger.cohorts.begin(Order(name, model, {}, -1000), "0" * 64, "NODE")
     ledger.cohorts.select(name, [Selected(uid, "1.2", 4)])
     (series,) = ledger.cohorts.to_pull(name, now_utc(), 9)
     return series
@@ -265,12 +277,14 @@ def test_failed_series_is_pulled_again_only_on_request(node):
 
 def test_images_of_a_pull_that_was_given_up_are_not_analysed_unless_sent_later(node, tmp_path):
     spool, ledger, routing = node
-    uid = receive(spool, ledger, tmp_path / "a", 40)
-    series = ordered(ledger, uid, "other", name="d")
+    (tmp_path / "a").mkdir()
+    images = write(tmp_path / "a", Stack(np.full((4, 8, 8), 1064, np.uint16)))
+    series = ordered(ledger, images.series_instance_uid, "other", name="d")
     ledger.cohorts.pull_started(series, now_utc() - timedelta(hours=1))
+    receive_instances(spool, ledger, images.instances)
     ledger.cohorts.ended(series, PullState.FAILED, "3 of 4 instances came", now_utc())
     complete_and_route(ledger, routing)
-    assert jobs(ledger) == [(None, None, 0)]
+    assert jobs(ledger) == [("cohort d", None, -1000)]
     (rejected,) = ledger.overview.jobs(9)
     assert rejected.reason == "the pull of cohort 'd' was given up: 3 of 4 instances came"
 

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
@@ -21,7 +22,8 @@ from dicom_node.cohort.definition import Archive, Definition
 from dicom_node.cohort.definition import WebArchive as WebSettings
 from dicom_node.cohort.dicomweb import WebArchive
 from dicom_node.cohort.sources import DimseArchive, Pulled, Wanted, read_list
-from dicom_node.errors import ConfigurationError, ConnectionLost, NetworkError
+from dicom_node.errors import ConfigurationError, ConnectionLost, Disposition, NetworkError
+from dicom_node.network.dimse import SUCCESS, Response
 from dicom_node.store.cohorts import Selected
 from tests.support.dicom_peers import with_count
 
@@ -29,7 +31,7 @@ CT = "1.2.840.10008.5.1.4.1.1.2"
 
 
 class Taking:
-    """Accepts nothing."""
+    """Accepts everything and keeps nothing."""
 
     def __enter__(self):
         return self
@@ -37,11 +39,24 @@ class Taking:
     def __exit__(self, *_):
         return None
 
+    def begin(self, *_):
+        return None
+
+    def write(self, _fragment):
+        return None
+
+    def conclude(self):
+        return Response(SUCCESS)
+
+    def take_file(self, _path):
+        return None
+
     def pulled(self, _series):
         return Pulled(0, "")
 
 
-WANTED = Wanted("CT", frozenset({CT}), lambda *_: Taking())
+LARGEST_BYTES = 2000
+WANTED = Wanted("CT", frozenset({CT}), lambda *_: Taking(), LARGEST_BYTES)
 
 
 def definition(**changes):
@@ -125,6 +140,28 @@ def test_refused_c_get_is_reported_with_its_status(dimse):
         dimse(get=refuse).pull(Selected("1.2.1", "1.2", 1))
 
 
+@pytest.mark.parametrize("size", [1000, LARGEST_BYTES])
+def test_instance_of_a_c_get_that_is_too_large_is_refused(dimse, size):
+    def send(_event):
+        yield 2
+        for number in range(2):
+            image = Dataset()
+            image.SOPClassUID, image.SOPInstanceUID = CT, f"1.2.1.{number}"
+            image.PixelData = bytes(size)
+            image["PixelData"].VR = "OW"
+            image.file_meta = FileMetaDataset()
+            image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+            yield 0xFF00, image
+
+    source, series = dimse(get=send), Selected("1.2.1", "1.2", 2)
+    if size < LARGEST_BYTES:
+        assert source.pull(series) == Pulled(0, "")
+        return
+    with pytest.raises(NetworkError, match="more than 2000 bytes") as refused:
+        source.pull(series)
+    assert refused.value.disposition is Disposition.FAIL, "tried again only as often as the limits of a cohort say"
+
+
 def test_unreachable_archive_is_not_counted_against_the_series():
     archive = Archive(host="127.0.0.1", port=1, ae_title="ARCHIVE", connect_timeout_s=1)
     with pytest.raises(ConnectionLost):
@@ -174,6 +211,10 @@ def web():
         else:
             each.shutdown()
             each.server_close()
+
+
+def part(size):
+    return b"--b\r\nContent-Type: application/dicom\r\n\r\n" + bytes(size) + b"\r\n"
 
 
 def study(number):
@@ -230,12 +271,18 @@ def test_user_and_password_come_from_netrc(web, tmp_path, monkeypatch):
         (200, "text/html", b"<html>", NetworkError, "answered with text/html"),
         (200, 'multipart/related; boundary="b"', b"nothing of the kind", NetworkError, "unexpected response"),
         (200, 'multipart/related; boundary="b"', b"--b\r\n\r\nabc", ConnectionLost, "truncated"),
+        (200, 'multipart/related; boundary="b"', part(LARGEST_BYTES + 1), NetworkError, "more than 2000 bytes"),
     ],
 )
 def test_invalid_wado_answer_is_an_error(web, status, kind, body, error, says):
     source, _ = web(lambda _path: (status, kind, body))
     with pytest.raises(error, match=says):
         source.pull(Selected("1.2.1", "1.2", 1))
+
+
+def test_parts_up_to_the_largest_size_are_taken(web):
+    source, _ = web(lambda _path: (200, 'multipart/related; boundary="b"', 2 * part(LARGEST_BYTES) + b"--b--\r\n"))
+    assert source.pull(Selected("1.2.1", "1.2", 2)) == Pulled(0, "")
 
 
 # ---- the list

@@ -53,6 +53,7 @@ def arrive(
     syntax="1.2.840.10008.1.2.1",
     sender="PACS",
     name=None,
+    retrieved_by="",
 ):
     """``place``, in mm along the normal, defaults to ``number`` and is unknown without a ``direction``; ``pixels``
     is used as the digest of the pixels. An instance without an ``association`` was found in the spool.
@@ -75,6 +76,7 @@ def arrive(
             orientation=direction,
             instance_number=number,
             pixels_sha256=pixels,
+            retrieved_by=retrieved_by,
         )
     )
 
