@@ -175,7 +175,11 @@ def _note_on_scale(series: Series, planes: Sequence[Plane], source: Volume) -> s
     rescales = [(plane.rescale_slope, plane.rescale_intercept) for plane in planes]
     implausible = implausible_rescale(source, rescales, needs_air=unspecified)
     if implausible is None:
-        return "Rescale Type is US (unspecified); taken as HU because air is where it belongs" if unspecified else None
+        return (
+            "Rescale Type is US (unspecified); taken as HU because the air around the patient has the HU of air"
+            if unspecified
+            else None
+        )
     if series.unchecked_hu:
         return f"taken as Hounsfield units because a rule or option says so, though {implausible}"
     if unspecified:

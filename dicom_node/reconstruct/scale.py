@@ -46,12 +46,12 @@ _ROUNDING = 1e-3
 _STANDARDISED = 0.02
 """How near mean and standard deviation are to 0 and 1 after standardisation, in float32 or rounded in a file."""
 _LEAST_SHARE_OF_CLIPPED = 0.1
-_LEAST_TISSUE, _MOST_SAMPLES = 100, 2**16
-"""Pixels of two neighbouring planes that are compared."""
-_TIMES_FARTHER, _LEAST_FARTHER_HU = 2.0, 25.0
+_LEAST_TISSUE, _MOST_SAMPLES = 300, 2**14
+"""Pixels of two neighbouring planes that are compared; the values of fewer differ by chance."""
+_TIMES_FARTHER, _LEAST_FARTHER_HU = 3.0, 25.0
 """How much farther apart two planes are by their own pairs than by one pair, if one of them is wrong."""
-_LEAST_CORRELATION = 0.5
-"""Of neighbouring planes that show the same."""
+_MOST_APART_HU = 80.0
+"""Between the tissue of neighbouring planes that show the same."""
 
 
 def implausible_scale(volume: Volume, *, needs_air: bool = False) -> str | None:
@@ -70,6 +70,10 @@ def implausible_rescale(
     ``rescales``: of each plane. A wrong pair in a few planes does not show in the figures of the whole volume. Where
     the patient is surrounded by air in the planes of one pair, that is so in those of the others. Tissue of a plane
     that is as its neighbour by the pair of that neighbour, and not by its own, was not stored for its own.
+
+    Not found is a wrong pair that moves tissue by less than 25 HU, or by less than three times what sets the planes
+    apart anyway; nor that of a plane whose tissue differs from that of both neighbours by more than 80 HU on average,
+    which happens where slices are thick, the field of view is a few centimetres wide, or a head or limb ends.
     """
     pairs = sorted(set(rescales))
     whole = implausible_scale(volume, needs_air=needs_air)
@@ -138,26 +142,26 @@ def _is_whole(volume: Volume) -> bool:
 def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -> str | None:
     """Neighbouring planes whose tissue is alike by one pair of slope and intercept, and far apart by the pair of each.
 
-    Where both pairs are right, each plane is nearest to its neighbour by its own pair, whatever the pairs are; so a
-    series is not refused for using several.
+    Compared are the values that tissue has in both planes, wherever it lies: between thick slices, and in noise, no
+    pixel is as its neighbour. Where both pairs are right, tissue is nearest by its own pair, whatever the pairs are; so
+    a series is not refused for using several. Where a structure ends between two planes, one pair for both may bring
+    their tissue nearer, but not to the same values.
     """
     for k, (before, after) in enumerate(pairwise(rescales), start=1):
         if before == after:
             continue
         lower, upper = _sampled(volume, k)
-        if not _show_the_same(lower, upper):
-            continue
-        is_tissue = np.maximum(lower, upper) >= _TISSUE_HU[0]
-        lower, upper = lower[is_tissue], upper[is_tissue]
-        if lower.size < _LEAST_TISSUE:
-            continue
-        apart = _median_apart(lower, upper)
-        if abs(np.median(upper - lower)) < apart / 2:  # noise or streaks in one of them: no shift to either side
-            continue
-        alike = min(
-            _median_apart(lower, _by_pair(upper, after, before)), _median_apart(_by_pair(lower, before, after), upper)
-        )
-        if apart > max(_TIMES_FARTHER * alike, alike + _LEAST_FARTHER_HU):
+        by_one_pair = (lower, _by_pair(upper, after, before)), (_by_pair(lower, before, after), upper)
+        for first, second in by_one_pair:
+            is_tissue = np.maximum(first, second) >= _TISSUE_HU[0]
+            if np.count_nonzero(is_tissue) < _LEAST_TISSUE:
+                continue
+            alike = _apart(first[is_tissue], second[is_tissue])
+            apart = _apart(lower[is_tissue], upper[is_tissue])
+            if alike > _MOST_APART_HU or apart <= max(_TIMES_FARTHER * alike, alike + _LEAST_FARTHER_HU):
+                continue
+            if abs(np.mean(upper[is_tissue] - lower[is_tissue])) < apart / 2:
+                continue  # noise or streaks in one of them: no shift to either side
             return (
                 f"tissue in planes {k} and {k + 1} of {len(rescales)} differs by {apart:.0f} HU with Rescale Slope and "
                 f"Intercept {before[0]:g} and {before[1]:g} in one, {after[0]:g} and {after[1]:g} in the other; with "
@@ -177,25 +181,15 @@ def _sampled(volume: Volume, k: int) -> tuple[NDArray[np.float64], NDArray[np.fl
     return lower[imaged], upper[imaged]
 
 
-def _show_the_same(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> bool:
-    """Whether two planes are alike in form; their correlation is the same by any pairs of slope and intercept.
-
-    Beside the body, a plane of air has its own pair where a writer fits each to what its image holds, and by the pair
-    of its neighbour its values may lie where those of tissue do.
-    """
-    if min(lower.size, upper.size) == 0 or lower.std() == 0 or upper.std() == 0:
-        return False
-    return float(np.corrcoef(lower, upper)[0, 1]) >= _LEAST_CORRELATION
-
-
 def _by_pair(hu: NDArray[np.float64], own: tuple[float, float], other: tuple[float, float]) -> NDArray[np.float64]:
     """What ``hu`` would be if its stored values were rescaled by the ``other`` slope and intercept."""
     rescaled: NDArray[np.float64] = (hu - own[1]) / own[0] * other[0] + other[1]
     return rescaled
 
 
-def _median_apart(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
-    return float(np.median(np.abs(upper - lower)))
+def _apart(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
+    """How far the values of one must be moved on average to be those of the other, in any place."""
+    return float(np.abs(np.sort(upper) - np.sort(lower)).mean())
 
 
 def _planes_of(volume: Volume, planes: Sequence[int]) -> Volume:

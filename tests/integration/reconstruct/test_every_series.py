@@ -10,7 +10,7 @@ import copy
 import json
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from dicom_node.errors import GeometryRefused, NotEligible, PixelDataInvalid, Se
 from dicom_node.reconstruct import labels_on_source, reconstruct
 from dicom_node.reconstruct.geometry import regular_grid
 from dicom_node.reconstruct.planes import planes_of
+from dicom_node.reconstruct.scale import implausible_rescale
 from dicom_node.standard.files import read_series_folder
 from dicom_node.types import Series, SourceInstance
 
@@ -178,6 +179,27 @@ def test_simpleitk_reads_the_same_values_at_the_same_positions(shared_data, name
         for x, y in ((0, 0), (width - 1, 0), (0, height - 1)):
             place = image.TransformIndexToPhysicalPoint((x, y, 0))
             np.testing.assert_allclose((affine @ [x, y, k, 1])[:3], place, atol=1e-3)
+
+
+@pytest.mark.parametrize("other", [(2.0, -1048.0), (0.5, -1024.0), (4.0, -4096.0), (1.0, 0.0)])
+@pytest.mark.parametrize("name", CLASSIC)
+def test_right_slopes_that_alternate_are_accepted(shared_data, name, other):
+    source = reconstruct(only_series(shared_data / name)).source
+    for pairs in ([(1.0, -1024.0), other], [other, (1.0, -1024.0)]):
+        rescales = [pairs[k % 2] for k in range(len(source.voxels_zyx))]
+        assert "tissue in planes" not in str(implausible_rescale(source, rescales))
+
+
+@pytest.mark.parametrize(("name", "plane"), [("STS_008_CT", 17), ("cap001_subset", 0)])
+@pytest.mark.parametrize("factor", [0.8, 1.25, 2.0])
+def test_a_wrong_slope_in_one_plane_is_refused(shared_data, name, plane, factor):
+    (folder,) = (each for each in CLASSIC if each.endswith(name))
+    source = reconstruct(only_series(shared_data / folder)).source
+    hu = source.voxels_zyx.astype(np.float32)
+    hu[plane] = (hu[plane] + 1000) * factor - 1000
+    rescales = [(1.0, -1024.0)] * len(hu)
+    rescales[plane] = (factor, -24 * factor - 1000)
+    assert "tissue in planes" in str(implausible_rescale(replace(source, voxels_zyx=hu), rescales))
 
 
 def test_no_axis_is_flipped(shared_data):

@@ -129,7 +129,9 @@ def test_unspecified_rescale_type_with_air_around_the_patient_is_accepted(tmp_pa
     result = reconstruct(series_of(tmp_path, pixels_of(HU), rescaled(1, -1024, RescaleType=absent)))
     np.testing.assert_array_equal(result.volume.voxels_zyx, np.maximum(HU, -1024))
     assert result.notes == (
-        () if not absent else ("Rescale Type is US (unspecified); taken as HU because air is where it belongs",)
+        ()
+        if not absent
+        else ("Rescale Type is US (unspecified); taken as HU because the air around the patient has the HU of air",)
     )
 
 
@@ -227,6 +229,41 @@ GEOMETRY = Geometry((12, 60, 64), np.diag([1.0, 1.0, 2.5, 1.0]))
 
 MOVING = np.stack([np.roll(plane, (k, 2 * k), (0, 1)) for k, plane in enumerate(chest_hu(noise=40.0))])
 """No two planes alike: the body moves from one end to the other."""
+
+
+def nothing_but_liver():
+    """A small field of view in which all that neighbouring planes have in common is their values."""
+    return np.random.default_rng(0).normal(60, 25, (12, 60, 64))
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.2, 1.4])
+@pytest.mark.parametrize("hu", ["liver", "moving"])
+def test_a_wrong_slope_shows_in_planes_that_do_not_correlate(hu, factor):
+    hu = {"liver": nothing_but_liver(), "moving": MOVING}[hu].astype(np.float32)
+    assert np.corrcoef(hu[5].ravel(), hu[6].ravel())[0, 1] < 0.9
+    pairs = [(1.0, -1024.0)] * len(hu)
+    assert implausible_rescale(Volume(hu, GEOMETRY), pairs) is None
+    hu[6] = (hu[6] - AIR) * factor + AIR
+    pairs[6] = (factor, (-1024.0 - AIR) * factor + AIR)
+    assert "tissue in planes 6 and 7" in str(implausible_rescale(Volume(hu, GEOMETRY), pairs))
+
+
+def end_of_a_limb():
+    """Fat and muscle that become less from plane to plane; the last of it has values between those of fat and air."""
+    y, x = np.ogrid[:60, :64]
+    distance = np.hypot(y - 30, x - 32)[np.newaxis]
+    radius = np.linspace(20, 1, 12)[:, np.newaxis, np.newaxis]
+    inside = np.clip((radius - distance) / 6 + 0.5, 0, 1)
+    hu = AIR + inside * np.where(distance < radius - 8, 1050, 900)
+    return hu + np.random.default_rng(0).normal(0, 10, hu.shape)
+
+
+@pytest.mark.parametrize("other", [(2.0, -1048.0), (0.5, -1024.0), (4.0, -4096.0), (1.0, 0.0), (3.5, -735.0)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_right_pairs_that_alternate_pass_where_a_limb_ends(other, first):
+    """Its last plane would be nearer to the one before by the pair of that one, and yet not the same."""
+    pairs = [(1.0, -1024.0) if k % 2 == first else other for k in range(12)]
+    assert implausible_rescale(Volume(end_of_a_limb().astype(np.float32), GEOMETRY), pairs) is None
 
 
 @settings(max_examples=50, deadline=None)
