@@ -34,7 +34,7 @@ OTHER_SERIES = (
 )
 REPEATED = "the structure is in the series twice: computed values are used before those of a report, then the first"
 TRUNCATED = "truncated: the structure touches the border of the scan"
-TRUNCATION_UNKNOWN = "not said whether the structure is truncated"
+TRUNCATION_UNKNOWN = "it is not stated whether the structure is truncated"
 ABSENT = "absent: the model found none"
 NO_VALUE = "no value"
 _COMPUTED = "computed"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dicom_node.cohort.run import Progress
 
 _UNKNOWN_TRUNCATION_HELP = (
-    "Use structures of which the rows don't say whether they are truncated, such as those of reports of other programs."
+    "Include structures that may or may not be truncated, such as those from reports of other programs."
 )
 
 
@@ -33,7 +33,7 @@ def _rules_options(command: Callable[..., None]) -> Callable[..., None]:
             "--model-digest",
             default="",
             metavar="BEGIN",
-            help="If the rows are of several models: how its digest begins.",
+            help="If the rows are from several models: the first characters of its digest.",
         ),
         click.option(
             "--youngest",

@@ -40,12 +40,14 @@ _CONVENTION_HELP = (
 )
 @click.option("--tolerance", type=click.FloatRange(0), default=3.0, show_default=True, help="Of surface Dice, in mm.")
 @click.option("--replicates", type=click.IntRange(100), default=1000, show_default=True, help="Bootstrap draws.")
-@click.option("--pictures", type=click.IntRange(0), default=12, show_default=True, help="Of how many outliers.")
+@click.option("--pictures", type=click.IntRange(0), default=12, show_default=True, help="Number of outliers to draw.")
 @click.option("--data-set", help="Name of the data set; default: what its files say.")
 @click.option("--data-set-version", help="Version of the data set.")
 @click.option("--software", multiple=True, metavar="NAME=TEXT", help="Program and version that NAME was made by.")
 @click.option("--model-name", multiple=True, metavar="NAME=TEXT", help="Model and version, or the reader.")
-@click.option("--resampling-order", multiple=True, metavar="NAME=TEXT", help="In which it resampled the images.")
+@click.option(
+    "--resampling-order", multiple=True, metavar="NAME=TEXT", help="Order in which NAME resampled the images."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--precision",
@@ -54,7 +56,9 @@ _CONVENTION_HELP = (
     show_default=True,
 )
 @click.option("--threads", type=click.IntRange(0), default=0, show_default=True, help="Of models; 0: all cores.")
-@click.option("--processes", type=click.IntRange(0), default=0, show_default=True, help="For scores; 0: one per core.")
+@click.option(
+    "--processes", type=click.IntRange(0), default=0, show_default=True, help="For computing scores; 0: one per core."
+)
 @json_option
 @click.pass_obj
 def compare(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _RESAMPLING_HELP = "corners: as in TotalSegmentator; nnunet: as in nnU-Net; default: the task's, otherwise nnunet."
 
-_ORIENTATION_HELP = "Of the training files, such as LPS or RAS; needed where nnU-Net's reader does not tell it."
+_ORIENTATION_HELP = "Orientation of the training files, such as LPS or RAS; needed if plans.json does not imply it."
 
 
 @click.group()

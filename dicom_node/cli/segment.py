@@ -29,7 +29,9 @@ _RESULTS_HELP = "DICOM objects to write, with the keys of a destination in rules
 @click.option("--structures", default="", metavar="A,B", help="Only these structures.")
 @click.option("--results", default="", metavar="'KEY: VALUE, ...'", help=_RESULTS_HELP)
 @click.option("--no-dicom", is_flag=True, help="Write no DICOM objects.")
-@click.option("--unchecked-hu", is_flag=True, help="Take the values for Hounsfield units even if they don't look it.")
+@click.option(
+    "--unchecked-hu", is_flag=True, help="Accept the values as Hounsfield units even if they seem implausible."
+)
 @click.option("--parity", is_flag=True, help="Match TotalSegmentator 2.18 voxel by voxel.")
 @click.option("--mirroring", is_flag=True, help="Average over mirrored windows, as nnU-Net does by default; slow.")
 @click.option("--no-body-crop", is_flag=True, help="Segment the air around the patient too.")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _UNDER_WAY = (JobState.QUEUED, JobState.RUNNING, JobState.ENCODED)
 _DONE = (JobState.DELIVERED, JobState.KEPT)
-_NO_REPORT = "the rule requests no report, from which the rows would be read"
+_NO_REPORT = "the rule requests no report, so there is nothing to read rows from"
 
 
 @dataclass(frozen=True, slots=True)

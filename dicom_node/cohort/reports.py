@@ -160,7 +160,7 @@ class ReportIntake:
         path = Path(self._folder.name, "report.dcm")
         path.write_bytes(self._content)
         is_taken = self.take_file(path)
-        return Response(SUCCESS) if is_taken else Response(CANNOT_UNDERSTAND, "not a report that can be read")
+        return Response(SUCCESS) if is_taken else Response(CANNOT_UNDERSTAND, "not a readable report")
 
     def take_file(self, path: Path) -> bool:
         """Record the rows of the report at ``path``, or the reason why it has none; False if it can't be used at all.

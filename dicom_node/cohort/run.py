@@ -248,7 +248,7 @@ class Pulling:
         try:
             pulled = self._source.pull(series.selected)
         except OSError as error:  # of the disk on which what comes is kept for a moment: no fault of the series
-            reason = f"what is pulled can't be kept: {error.strerror or type(error).__name__}"
+            reason = f"pulled images can't be stored: {error.strerror or type(error).__name__}"
             self._log.warning("cohort.store_unavailable", reason=reason)
             self._cohorts.pull_again(series, reason, now_utc() + _PULL_AGAIN, counts=False)
             return

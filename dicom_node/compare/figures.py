@@ -117,5 +117,5 @@ def matrix_figure(names: Sequence[str], pairs: Sequence[PairAgreement], caption:
     bar = figure.colorbar(image, ax=axes)
     bar.set_label("mean Dice over structures", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle(f"Agreement of each two; n subjects\n{caption}", fontsize=7, wrap=True)
+    figure.suptitle(f"Agreement of each pair; n subjects\n{caption}", fontsize=7, wrap=True)
     return as_svg(figure)

@@ -37,12 +37,12 @@ HOW_TESTED = (
     f"structures. Better: Holm's p < {SIGNIFICANT}. HD95 and volume error are compared where both systems found the "
     "structure."
 )
-_MISSED = "Read them with the column of structures that each has missed."
+_MISSED = "Read them together with the number of structures that each one missed."
 _KINDS = {"all": "All structures together", "group": "Groups of structures", "structure": "Single structures"}
 _HOW_AGREED = (
-    "Agreement does not say which of two is right. A structure that only one of both found counts as Dice 0; one that "
-    "neither found does not count; the last columns count those that only the first, and only the second, has found. "
-    "The volume difference is second less first, as a share of the first. Means over "
+    "Agreement does not say which of the two is right. A structure that only one of the two found counts as Dice 0; "
+    "one that neither found does not count; the last columns count those that only the first, and only the second, "
+    "has found. The volume difference is second less first, as a share of the first. Means over "
     "several structures are means of their means over the subjects, with 95 % bootstrap intervals ({replicates} draws "
     "of whole subjects)."
 )

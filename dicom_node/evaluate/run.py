@@ -224,7 +224,7 @@ def _write(out: Path, evaluation: Evaluation, names: Sequence[str], averaging: A
             write_text(out / _FIGURES / name, svg)
     notes = [Problem(each.id, note) for each in evaluation.subjects for note in each.notes]
     notes += [
-        Problem(each.id, f"{name}: more voxels on the other side than on its own")
+        Problem(each.id, f"{name}: more voxels on the opposite side than on its own")
         for each in evaluation.subjects
         for name in each.mixed_up
     ]

@@ -82,7 +82,7 @@ def read_structure_files(path_by_name: Mapping[str, Path], label_by_name: Mappin
                 raise ResultUnreadable(f"it does not lie on the grid of {path_by_name[names[0]].name}")
             _paint(canvas, opened, labels[name])
     if canvas is None or geometry is None:
-        raise ResultUnreadable(f"none of {len(path_by_name)} NIfTI files is called like a structure that is sought")
+        raise ResultUnreadable(f"none of {len(path_by_name)} NIfTI files has the name of a wanted structure")
     named = {label: name for name, label in labels.items()}
     return LabelMap(canvas.labels_zyx, named, geometry, canvas.overlaps(named))
 

@@ -75,9 +75,11 @@ def _alarms(
 ) -> Iterator[Alarm]:
     margin = _DISK_MARGIN_PERCENT if (Kind.DISK, "") in standing else 0.0
     if disk_percent is not None and disk_percent >= limits.disk_percent - margin:
-        yield Alarm(Kind.DISK, "", f"{disk_percent:.0f} % of the disk are used; the limit is {limits.disk_percent:g} %")
+        yield Alarm(
+            Kind.DISK, "", f"{disk_percent:.0f} % of the disk is in use; the limit is {limits.disk_percent:g} %"
+        )
     if facts.queued_since is not None and now - facts.queued_since >= timedelta(seconds=limits.queue_age_s):
-        yield Alarm(Kind.QUEUE, "", f"{facts.queued} jobs wait, the oldest for {_age(now - facts.queued_since)}")
+        yield Alarm(Kind.QUEUE, "", f"{facts.queued} jobs are waiting, the oldest for {_age(now - facts.queued_since)}")
     for undelivered in facts.undelivered:
         yield from _of_destination(undelivered, limits, destinations, now)
     for process in sorted({death.process for death in facts.deaths}):
@@ -85,7 +87,7 @@ def _alarms(
         if deaths >= limits.crashes:
             yield Alarm(Kind.CRASH_LOOP, process, f"{process} ended unexpectedly {deaths} times within an hour")
     if facts.failed_jobs >= limits.failed_jobs:
-        yield Alarm(Kind.QUARANTINE, "", f"{facts.failed_jobs} jobs FAILED within a day, and a person must look")
+        yield Alarm(Kind.QUARANTINE, "", f"{facts.failed_jobs} jobs failed within the last day and need attention")
     if facts.violations:
         kinds = ", ".join(f"{kind}: {number}" for kind, number in sorted(facts.violations.items()))
         yield Alarm(Kind.LEDGER, "", f"the last check of the ledger found violations ({kinds})")
@@ -97,14 +99,14 @@ def _of_destination(
     name, number = undelivered.destination, undelivered.waiting
     if name not in destinations:
         yield Alarm(
-            Kind.DESTINATION_REMOVED, name, f"{number} results wait for {name}, which is not configured any more"
+            Kind.DESTINATION_REMOVED, name, f"{number} results are waiting for {name}, which is no longer configured"
         )
         return
     if undelivered.since is None or now - undelivered.since < timedelta(seconds=limits.undelivered_s):
         return
-    waiting = f"{number} results wait for {name}, the oldest for {_age(now - undelivered.since)}"
+    waiting = f"{number} results are waiting for {name}, the oldest for {_age(now - undelivered.since)}"
     if undelivered.answered:
-        yield Alarm(Kind.UNDELIVERED, name, f"{waiting}; it answers, and does not take them")
+        yield Alarm(Kind.UNDELIVERED, name, f"{waiting}; it answers but does not accept them")
     else:
         yield Alarm(Kind.DESTINATION_AWAY, name, f"{waiting}; it does not answer")
 

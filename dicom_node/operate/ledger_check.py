@@ -198,7 +198,7 @@ class _Check:
         for kind, total in totals.items():
             found = self._states[kind].total()
             if not total <= found <= most[kind]:
-                self._violate(Kind.COUNT, kind, f"{found} in all states, {total} counted at once")
+                self._violate(Kind.COUNT, kind, f"{found} rows over all states, but {total} in the table")
         return totals
 
     # ---- rows
@@ -208,7 +208,7 @@ class _Check:
         for state, at in (("purged", instance.purged_at), ("damaged", instance.damaged_at)):
             if at is not None:
                 if instance.current:
-                    self._violate(Kind.INSTANCE_TWO_STATES, subject, f"it is current, and it is {state}")
+                    self._violate(Kind.INSTANCE_TWO_STATES, subject, f"it is both current and {state}")
                 return state
         expected = _Expected(subject, instance.spool_name, instance.size_bytes, instance.dataset_sha256, has_head=True)
         self._look_at_file(expected)
@@ -228,13 +228,15 @@ class _Check:
             self._violate(Kind.SERIES_REVISIONS, subject, f"there is no revision {revision.revision - 1}")
         is_open = revision.state == RevisionState.OPEN
         if is_open and not revision.is_latest:
-            self._violate(Kind.SERIES_REVISIONS, subject, "it is open, and it is not the latest")
+            self._violate(Kind.SERIES_REVISIONS, subject, "it is open, although a later one exists")
         # the members of an open one are not fixed, and it may be closed between the two statements
         elif not is_open and (members := self._rows.digest_of_members(revision.id)) != revision.bytes_digest:
             seen = "no members" if members is None else "other members than when it was closed"
             self._violate(Kind.SERIES_MEMBERS, subject, f"it is {revision.state} and has {seen}")
         if revision.state == RevisionState.ROUTED and not revision.has_job:
-            self._violate(Kind.SERIES_NO_JOB, subject, "neither it nor an earlier one of the same content has a job")
+            self._violate(
+                Kind.SERIES_NO_JOB, subject, "neither it nor an earlier revision with the same content has a job"
+            )
         return self._known(revision.state, RevisionState, subject)
 
     def _state_of_job(self, job: JobFacts, now: datetime) -> str:
@@ -242,7 +244,7 @@ class _Check:
         if job.state == JobState.RUNNING:
             self._check_lease(Kind.JOB_LEASE, subject, job.claimed_by, job.lease_until, now)
         if job.state in _ENDED and job.ended_at is None:
-            self._violate(Kind.JOB_END, subject, f"it is {job.state} and has no time of its end")
+            self._violate(Kind.JOB_END, subject, f"it is {job.state} but has no end time")
         wrong = _wrong_deliveries(job)
         if wrong:
             self._violate(Kind.JOB_DELIVERIES, subject, f"it is {job.state} and has {wrong}")
@@ -251,12 +253,12 @@ class _Check:
     def _state_of_result(self, result: ResultFacts) -> str:
         subject = f"result {result.id}"
         if not result.deliveries and result.job_state != JobState.KEPT:
-            self._violate(
-                Kind.RESULT_NO_DELIVERY, subject, f"its job is {result.job_state}, and no destination gets it"
-            )
+            self._violate(Kind.RESULT_NO_DELIVERY, subject, f"its job is {result.job_state}, but it has no delivery")
         if result.purged_at is not None:
             if result.waiting:
-                self._violate(Kind.RESULT_PURGED, subject, f"its file is purged, and {result.waiting} deliveries wait")
+                self._violate(
+                    Kind.RESULT_PURGED, subject, f"its file was purged, but {result.waiting} deliveries are waiting"
+                )
             return "purged"
         self._look_at_file(_Expected(subject, result.spool_name, result.size_bytes, result.sha256, has_head=False))
         if not result.deliveries:
@@ -268,8 +270,8 @@ class _Check:
         if delivery.state == DeliveryState.WAITING and delivery.claimed_by is not None:
             self._check_lease(Kind.DELIVERY_LEASE, subject, delivery.claimed_by, delivery.lease_until, now)
         if (delivery.state == DeliveryState.DELIVERED) != (delivery.delivered_at is not None):
-            at = "no time of it" if delivery.delivered_at is None else f"delivered at {delivery.delivered_at}"
-            self._violate(Kind.DELIVERY_TIME, subject, f"it is {delivery.state}, and there is {at}")
+            at = "no delivery time" if delivery.delivered_at is None else f"the delivery time {delivery.delivered_at}"
+            self._violate(Kind.DELIVERY_TIME, subject, f"it is {delivery.state} with {at}")
         return self._known(delivery.state, DeliveryState, subject)
 
     def _check_lease(
@@ -277,7 +279,7 @@ class _Check:
     ) -> None:
         if lease_until is None or lease_until < now - _LEASE_GRACE:
             until = "is missing" if lease_until is None else f"ended at {lease_until.isoformat()}"
-            self._violate(kind, subject, f"it is under way, and the lease of {claimed_by} {until}")
+            self._violate(kind, subject, f"it is in progress, but the lease of {claimed_by} {until}")
 
     # ---- files
 
@@ -332,7 +334,7 @@ class _Check:
             is_there = self._spool.path(name).exists()
         if is_there and not self._rows.purged_at((name,)):
             self._violate(
-                Kind.FILE_UNCLAIMED, name, f"no row names it, and it is older than {self._unclaimed_age_s:g} s"
+                Kind.FILE_UNCLAIMED, name, f"no row refers to it, and it is older than {self._unclaimed_age_s:g} s"
             )
 
     # ---- both
@@ -359,12 +361,12 @@ class _Check:
 def _wrong_deliveries(job: JobFacts) -> str:
     """How the deliveries of a job contradict its state; "" if they don't."""
     if job.state == JobState.ENCODED:
-        return "" if job.waiting else "no delivery that waits"
+        return "" if job.waiting else "no waiting delivery"
     if job.waiting:
         return f"{job.waiting} deliveries that wait"
     if job.state == JobState.DELIVERED:
         if job.failed:
-            return f"{job.failed} deliveries that failed"
+            return f"{job.failed} failed deliveries"
         return "" if job.delivered or job.superseded else "no delivery"
     if job.state == JobState.KEPT and (job.delivered or job.failed or job.superseded):
         return "deliveries"

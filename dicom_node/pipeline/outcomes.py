@@ -46,7 +46,7 @@ def outcome_of(error: Exception, *, job: int, attempt: int, attempts: int, waits
         return Outcome(JobState.QUEUED, "the node was stopped; the job is queued again", counts=False)
     if isinstance(error, StoreUnavailable):
         if waits >= MOST_WAITS and not isinstance(error, StoreFull):
-            return Outcome(JobState.FAILED, f"{reason} (for a day)")
+            return Outcome(JobState.FAILED, f"{reason}; given up after a day")
         return Outcome(JobState.QUEUED, reason, pause=pause_after(waits), counts=False)
     if disposition is Disposition.RETRY and attempt < attempts:
         return Outcome(JobState.QUEUED, reason, pause=FIRST_PAUSE * 2 ** (attempt - 1))

@@ -129,7 +129,7 @@ class Routing:
         if waits >= MOST_WAITS and isinstance(error, ImagesAway):
             with suppress(StoreUnavailable):  # what is not there may be sent again
                 self._revisions.note_damage(self._spool.missing(received.files), now_utc())
-            self._route(received, _Outcome(reason=f"{error} (for a day)", is_fault=True))
+            self._route(received, _Outcome(reason=f"{error}; given up after a day", is_fault=True))
             del self._waiting[received.id]
             return
         pause_s = pause_after(waits).total_seconds()

@@ -218,7 +218,7 @@ def _refuse_irregular_shift(
     if shift[worst] > allowed_mm + _ROUNDING_MM:
         raise GeometryRefused(
             f"plane {worst + 1} of {len(off_line)} is shifted by {shift[worst]:.4g} mm within its plane against a "
-            f"regular grid, {allowed_mm:.3g} mm are allowed"
+            f"regular grid, expected at most {allowed_mm:.3g} mm"
         )
 
 
@@ -230,7 +230,7 @@ def _refuse_moved_plane(positions: NDArray[np.float64], allowed_mm: float) -> No
     if off_mm[worst] > allowed_mm + _ROUNDING_MM:
         raise GeometryRefused(
             f"the step from plane {worst + 1} to plane {worst + 2} of {len(positions)} differs by {off_mm[worst]:.4g} "
-            f"mm from the usual one, {allowed_mm:.3g} mm are allowed: one of them was moved"
+            f"mm from the usual one, expected at most {allowed_mm:.3g} mm: one of them was moved"
         )
 
 

@@ -117,7 +117,7 @@ def _refuse_other_kinds(header: Dataset) -> None:
     sop_class = text(header, "SOPClassUID")
     for_processing = CT_FOR_PROCESSING_SOP_CLASSES.get(sop_class)
     if for_processing is not None:
-        raise NotEligible(f"SOP class is {for_processing}: not images to be read, which a model is made for")
+        raise NotEligible(f"SOP class is {for_processing}, expected images for presentation")
     if sop_class not in CT_SOP_CLASSES:
         raise NotEligible(f"SOP class is {_sop_class_name(sop_class)}, expected a CT image")
     modality = text(header, "Modality")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _STATION_NAME = "dicom-node"
 _DEVICE_UID = derived_uid("dicom-node segment", "device")
 """Files are segmented without a ledger and hence without the UID of an installation: all results name this device."""
-_COMPLETION_REASON = "these are all files that the segment command was given"
+_COMPLETION_REASON = "the segment command was given no other images of the series"
 
 
 def context_of(content_digest: str, structures: Sequence[str], started_at: datetime, missing: int = 0) -> ResultContext:

@@ -202,7 +202,7 @@ def find_inputs(
     if series_instance_uid is not None:
         chosen = [one for one in series if one.series_instance_uid == series_instance_uid]
         if not chosen:
-            raise ConfigurationError(f"series {series_instance_uid} is not among the {len(series)} that were found")
+            raise ConfigurationError(f"series {series_instance_uid} was not found; series found: {len(series)}")
         return tuple(chosen)
     if not (series or nifti or unreadable):
         unreadable.extend(_unreadable_folders(given, found.passed_over))

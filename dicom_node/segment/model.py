@@ -77,7 +77,7 @@ def find_model(name: str, models_folder: Path, options: EngineOptions) -> Model:
             package = read_package(Path(name))
         else:
             raise ConfigurationError(
-                f"no model is called {name!r}, and no folder; {TISSUE} and {DEMO_MODEL} are always there, "
+                f"no model or folder of a model is named {name!r}; always available: {TISSUE}, {DEMO_MODEL}; "
                 f"installed in {models_folder}: {', '.join(installed) or 'none'}"
             )
         models = models_of(package)

@@ -86,7 +86,7 @@ def _opened(file: BinaryIO) -> Opened:
         file.seek(0)
         return Opened(file)
     if stated not in NATIVE:
-        raise FileUnreadable(f"the data set is {actual.name}, stated is {stated.name}", is_dicom=True)
+        raise FileUnreadable(f"the data set is in {actual.name}, but the file states {stated.name}", is_dicom=True)
     file.seek(start)
     remark = f"transfer syntax stated as {stated.name}, read as {actual.name}"
     with file:

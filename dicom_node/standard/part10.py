@@ -303,6 +303,6 @@ def _implicit_head(stream: BinaryIO) -> bytes:
     group, number, _, _, length = _LONG.unpack(pixel_data)
     values_at = stream.tell()
     if stream.seek(0, 2) != values_at + length:
-        raise ValueError("elements behind the pixel data")
+        raise ValueError("elements after the pixel data")
     stream.seek(values_at)
     return head + _ITEM_HEADER.pack(group, number, length)

@@ -110,7 +110,7 @@ class Cohorts:
         if row.definition_sha256 != definition_sha256:
             raise ConfigurationError(
                 f"cohort {order.cohort!r} was begun with another selection, model, destination or data set; "
-                "a cohort can't change: give the new one another name"
+                "a cohort can't be changed; give the new one another name"
             )
         return row.selected_at is not None
 

@@ -236,7 +236,7 @@ def _architecture_of_old_plans(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _layer(kind: str, name: object) -> str | None:
     allowed = _LAYERS[kind]
     if kind == "dropout_op" and isinstance(name, str):
-        raise ModelPackageError(f"dropout_op {name[:80]!r}: networks with dropout layers are not run")
+        raise ModelPackageError(f"dropout_op {name[:80]!r}: networks with dropout layers are not supported")
     if not (name is None or isinstance(name, str)) or name not in allowed:
         raise ModelPackageError(f"{kind} {name!r} is not allowed; allowed: {sorted(map(str, allowed))}")
     return allowed[name]
@@ -250,7 +250,7 @@ def _check_classes(plans: Mapping[str, Any], settings: Mapping[str, Any]) -> Non
     ):
         expected = _DEFAULT_CLASSES[key]
         if seen not in (None, expected):
-            raise ModelPackageError(f"{key} {str(seen)[:80]!r} is not known; only {expected} is")
+            raise ModelPackageError(f"{key} {str(seen)[:80]!r} is not supported, expected {expected}")
 
 
 def _reader(plans: Mapping[str, Any], dataset: Mapping[str, Any]) -> str | None:
@@ -308,7 +308,7 @@ def read_labels(dataset: Mapping[str, Any]) -> dict[int, str]:
     if regions or dataset.get("regions_class_order"):
         said = ", ".join(regions)[:200] or "regions_class_order"
         raise ModelPackageError(
-            f"dataset.json describes regions that overlap: {said}; only labels that exclude each other are run"
+            f"dataset.json describes regions that overlap: {said}; only mutually exclusive labels are supported"
         )
     if _IGNORE in labels:
         labels = _without_ignore(labels)

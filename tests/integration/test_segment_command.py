@@ -435,7 +435,11 @@ def test_invalid_calls_and_invalid_models_have_different_exit_codes(series, pack
         ((series, "--model", damaged, *out), 1, "SHA-256"),
         ((series, "--model", tmp_path / "empty", *out), 1, "manifest.json"),
         ((series, "--model", "tissue", "--out", tmp_path / "file" / "out"), 1, "can't be written"),
-        ((series, "--model", "tissue", *out, "--series-uid", "1.2.3"), 1, "series 1.2.3 is not among the 1"),
+        (
+            (series, "--model", "tissue", *out, "--series-uid", "1.2.3"),
+            1,
+            "series 1.2.3 was not found; series found: 1",
+        ),
         ((series, "--model", "tissue", "--out", series), 1, "is an input"),
         ((tmp_path / "empty", "--model", "tissue", *out), 1, "no DICOM series and no NIfTI file"),
         ((series, "--model", "tissue", *out, "--structures", "livr"), 2, "finds no livr; it finds air_in_body"),

@@ -83,7 +83,7 @@ def test_alarm_is_logged_when_it_is_raised_and_when_it_is_cleared(book):
         ("alarm.cleared", "info", "disk"),
         ("alarm.raised", "error", "disk"),
     ]
-    assert log[0]["text"] == "90 % of the disk are used; the limit is 80 %"
+    assert log[0]["text"] == "90 % of the disk is in use; the limit is 80 %"
 
 
 def test_webhook_gets_each_alarm_and_its_end_once(book):
@@ -112,7 +112,7 @@ def test_mail_goes_to_every_recipient(book):
     assert (message["From"], message["To"]) == (SENDER, ", ".join(RECIPIENTS))
     assert message["Subject"] == "CT-NODE: alarms: 1 raised, 0 cleared"
     assert message["Message-ID"].endswith("@hospital.example>")
-    assert "disk: 90 % of the disk are used; the limit is 80 %" in message.get_content()
+    assert "disk: 90 % of the disk is in use; the limit is 80 %" in message.get_content()
 
 
 def test_receiver_that_never_answers_holds_up_neither_the_sweep_nor_the_other(book):

@@ -135,7 +135,7 @@ def test_file_that_is_away_for_a_day_is_shown_and_can_be_tried_again(
         assert jobs(ledger) == {}
         room.route_complete()
         is_over(room)
-    assert jobs(ledger)[uid] == (JobState.FAILED, f"spool: reading {away.name}: ENOENT (for a day)")
+    assert jobs(ledger)[uid] == (JobState.FAILED, f"spool: reading {away.name}: ENOENT; given up after a day")
     assert ledger.overview.counts().instances["damaged"] == 1, "it may be sent again"
     away.write_bytes(content)
     assert ledger.jobs.retry(1, now_utc()) == "the series is routed again"

@@ -225,5 +225,5 @@ def test_image_that_is_gone_for_a_day_may_be_received_again(node, monkeypatch):
     node = node()
     node.files[1].unlink()
     job, _ = node.run()
-    assert (job.state, job.reason.endswith("ENOENT (for a day) (attempt 1)")) == (JobState.FAILED, True)
+    assert (job.state, job.reason.endswith("ENOENT; given up after a day (attempt 1)")) == (JobState.FAILED, True)
     assert node.ledger.overview.counts().instances == {"current": 3, "replaced": 0, "damaged": 1, "purged": 0}

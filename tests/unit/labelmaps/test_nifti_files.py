@@ -122,5 +122,5 @@ def test_masks_of_several_values_or_grids_are_refused(tmp_path):
     save(folder / "b.nii.gz", np.zeros((6, 5, 3)))
     with pytest.raises(ResultUnreadable, match=r"b\.nii\.gz: it does not lie on the grid of a\.nii\.gz"):
         StructureFiles(folder).read()
-    with pytest.raises(ResultUnreadable, match="none of 2 NIfTI files is called like a structure"):
+    with pytest.raises(ResultUnreadable, match="none of 2 NIfTI files has the name of a wanted structure"):
         StructureFiles(folder, {"liver": 1}).read()

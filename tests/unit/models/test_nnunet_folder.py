@@ -139,7 +139,7 @@ def test_malicious_checkpoint_is_refused_by_name_and_not_executed(tmp_path):
         (
             "plans.json",
             lambda c: c.update(label_manager="MyLabels"),
-            "label_manager 'MyLabels' is not known; only LabelM",
+            "label_manager 'MyLabels' is not supported, expected LabelM",
         ),
         ("plans.json", lambda c: c.update(image_reader_writer=["x"]), "image_reader_writer must be printable text"),
         (

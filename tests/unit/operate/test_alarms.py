@@ -101,8 +101,8 @@ def test_each_destination_and_process_has_its_own_alarm():
 def test_text_says_how_many_and_how_long():
     facts = replace(NOTHING, queued=3, queued_since=ago(3 * 3600), undelivered=(waiting(since=ago(1000)),))
     queue, away = alarms_of(facts, None, LIMITS, {"pacs"}, NOW)
-    assert queue.text == "3 jobs wait, the oldest for 3 h"
-    assert away.text == "7 results wait for pacs, the oldest for 16 min; it does not answer"
+    assert queue.text == "3 jobs are waiting, the oldest for 3 h"
+    assert away.text == "7 results are waiting for pacs, the oldest for 16 min; it does not answer"
 
 
 def test_every_kind_of_alarm_is_explained():

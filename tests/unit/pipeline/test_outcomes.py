@@ -73,7 +73,7 @@ def test_fault_of_a_day_is_shown_to_a_person_but_not_lack_of_space():
     assert sorted(pauses) == pauses
     assert (pauses[0], pauses[-1]) == (FIRST_PAUSE, LONGEST_PAUSE)
     gone, full = (outcome_of(kind("why"), **PARTS | {"waits": MOST_WAITS}) for kind in (StoreUnavailable, StoreFull))
-    assert gone == Outcome(JobState.FAILED, "why (for a day)")
+    assert gone == Outcome(JobState.FAILED, "why; given up after a day")
     assert full == Outcome(JobState.QUEUED, "why", pause=LONGEST_PAUSE, counts=False)
 
 
