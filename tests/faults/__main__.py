@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,7 +58,9 @@ def run(case: FaultCase, rounds: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         outcome = case.run(Path(folder), rounds)
     return {
-        **asdict(outcome),
+        "tried": dict(outcome.tried),
+        "seen": dict(outcome.seen),
+        "violations": list(outcome.violations),
         "rounds": rounds,
         "seconds": round(time.monotonic() - started, 1),
         "date": datetime.now(UTC).date().isoformat(),
