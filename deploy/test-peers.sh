@@ -21,7 +21,8 @@ install() {
   echo "warning: could not install: ${missing[*]} - install them as root to run every test" >&2
 }
 
-install dcmtk=storescu dicom3tools=dciodvfy orthanc=/usr/sbin/Orthanc postgresql=pg_ctlcluster
+install dcmtk=storescu dicom3tools=dciodvfy orthanc=/usr/sbin/Orthanc postgresql=pg_ctlcluster \
+  sqlite3=sqlite3 rsync=rsync
 # the viewer's tests by themselves: where a distribution has no such browser, the others still get their peers
 install orthanc-dicomweb=/usr/share/orthanc/plugins/libOrthancDicomWeb.so chromium=chromium npm=npm
 "$(dirname "$0")/fetch-ohif.sh" || echo "warning: could not fetch OHIF - the tests of tests/browser will skip" >&2

@@ -85,11 +85,11 @@ class RunningNode:
     def log(self) -> Path:
         return self.folder / "node.log"
 
-    def start(self) -> None:
+    def start(self, limit_s: float = 60) -> None:
         command = [sys.executable, "-m", "dicom_node.cli", "--config", str(self.config), "serve"]
         log = self.folder / f"node-{time.monotonic_ns()}.log"
         self._program = Program("the node", command, log, {"OMP_NUM_THREADS": "2"})
-        self._program.wait_for_port(self.peer.port)
+        self._program.wait_for_port(self.peer.port, limit_s)
 
     def kill(self) -> None:
         """Kill every process of the node at once with SIGKILL, including the worker."""

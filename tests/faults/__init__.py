@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.faults import associations, floods, histories, large_instances, listener_kills, mutated_pdus
+from tests.faults import associations, floods, histories, large_instances, listener_kills, mutated_pdus, restore
 
 if TYPE_CHECKING:
     from tests.faults.case import FaultCase
@@ -19,4 +19,5 @@ CASES: tuple[FaultCase, ...] = (
     *large_instances.CASES,
     *mutated_pdus.CASES,
     *floods.CASES,
+    *restore.CASES,
 )

@@ -86,11 +86,12 @@ def url(request, tmp_path):
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'ledger.sqlite3'}"
     base = request.getfixturevalue("postgresql_url")
-    _fresh_schema(base)
+    fresh_schema(base)
     return base
 
 
-def _fresh_schema(url):
+def fresh_schema(url: str) -> None:
+    """Forget everything in the database."""
     database = Database(url)
     with database.write() as db:
         db.exec_driver_sql("DROP SCHEMA public CASCADE")
