@@ -21,8 +21,8 @@ test: test-setup peers ## set up and run all tests; fails if branch coverage is 
 test-fast: test-setup ## the tests that need no peers and no trained model; takes a few minutes
 	$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
 
-faults: test-setup peers ## every fault in its long form, on loopback: about 45 minutes; renews the record
-	$(BIN)/python -m tests.faults $(FAULTS)
+faults: test-setup peers ## every fault in its long form, on loopback: about 45 minutes; renews the record and its page
+	$(BIN)/python -m tests.faults $(FAULTS); status=$$?; $(BIN)/python -m tests.faults.report; exit $$status
 
 check: test-setup ## lint, types, imports, declared dependencies
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ class FaultCase:
     holds: str
     """What must hold, with figures, in a sentence."""
     answers: tuple[str, ...]
-    """The cases of faults.csv that it answers."""
+    """The rows of faults.toml that it answers."""
     run: Callable[[Path, int], Outcome]
     """(an empty folder, the number of rounds) -> outcome"""
     rounds: int
