@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 import structlog
@@ -39,7 +40,7 @@ def configure_logging(process: str, file: TextIO | None = None, level: int = log
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=file or sys.stdout),
+        logger_factory=lambda *_: _Lines(file or sys.stdout),
         cache_logger_on_first_use=True,
     )
     logging.captureWarnings(capture=True)  # pydicom's warnings quote element values
@@ -47,6 +48,20 @@ def configure_logging(process: str, file: TextIO | None = None, level: int = log
     of_libraries = logging.ERROR if level >= logging.WARNING else logging.WARNING
     root.handlers = [_LibraryWarnings(of_libraries)]  # the logger of pydicom has a level of its own
     root.setLevel(of_libraries)
+
+
+class _Lines(structlog.WriteLogger):
+    """Writes lines to a file. What can't be written is dropped: a full disk or a reader that is gone must end no work.
+
+    Otherwise an association whose refusal could not be logged kept its place, and a sweep ended at its first warning.
+    """
+
+    def msg(self, message: str) -> None:
+        """Write a line, if it can be written."""
+        with suppress(OSError):
+            super().msg(message)
+
+    debug = info = warning = error = critical = msg
 
 
 class _LibraryWarnings(logging.Handler):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import threading
 import warnings
 
@@ -77,3 +78,21 @@ def test_patient_attributes_and_texts_of_libraries_and_exceptions_are_omitted(li
     assert "4711" not in text
     assert lines()[1]["logger"] == "pydicom"
     assert lines()[3]["exception"].startswith("ValueError at ")
+
+
+def test_lines_that_cannot_be_written_end_nothing(lines):
+    reading, without_reader = os.pipe()
+    os.close(reading)
+    full = os.open("/dev/full", os.O_WRONLY)
+    for descriptor, why in ((full, "No space left"), (without_reader, "Broken pipe")):
+        with pytest.raises(OSError, match=why):
+            os.write(descriptor, b"a line")
+        with io.TextIOWrapper(io.FileIO(descriptor, "w"), write_through=True) as file:
+            configure_logging("listen", file)
+            log = structlog.get_logger()
+            for level in ("debug", "info", "warning", "error", "critical"):
+                getattr(log, level)("association.rejected")
+            try:
+                int("x")
+            except ValueError:
+                log.exception("association.crashed")
