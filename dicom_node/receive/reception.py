@@ -36,7 +36,7 @@ class ReceiptLedger(Protocol):
     """What the listener records in the ledger; every call is durable on return, or raises StoreUnavailable."""
 
     def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
-        """An association is about to bring its first instance."""
+        """An association is about to bring its first instance, or ends without one; nothing if this is known."""
 
     def association_closed(
         self, association_id: str, at: datetime, aborted: bool, refusals: Sequence[Refusal] = ()

@@ -13,9 +13,9 @@ import socket
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,6 +25,7 @@ from dicom_node.network import dimse, pdu
 from dicom_node.network.acceptor import Acceptor, Limits, Refused
 from dicom_node.network.dimse import Response
 from dicom_node.network.transport import StopSignal
+from dicom_node.operate.schedule import Schedule, Sweep
 from dicom_node.receive import policy
 from dicom_node.receive.log_limit import LogLimit
 from dicom_node.receive.reception import ReceiptLedger, Reception, Sender
@@ -35,6 +36,7 @@ from dicom_node.store.disk import DiskWatermark
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from dicom_node.network.acceptor import AcceptedContext, Served
     from dicom_node.network.dimse import CommandSet
@@ -52,9 +54,66 @@ _FORCED_STOP_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 128
 _LEFTOVER_AGE_S = 60.0
+_TELL_AGAIN_S = 5.0
+_MOST_UNTOLD = 1000
 _NO_SOURCE_THERE = "no source may come from this address"
 _TURNED_AWAY = pdu.CALLING_AE_NOT_RECOGNISED.encoded()
 _NOT_SUPPORTED = Response(dimse.UNRECOGNISED_OPERATION, "operation not supported")
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """The end of an association, of which the ledger is to be told. ``is_known``: it was told of the beginning."""
+
+    sender: Sender
+    at: datetime
+    aborted: bool
+    refusals: tuple[Refusal, ...]
+    is_known: bool
+
+
+class _Endings:
+    """Tells the ledger of the ends of associations, later where it is away.
+
+    What was refused because it was away is evidence that a series is not whole, and would be forgotten otherwise.
+    """
+
+    def __init__(self, ledger: ReceiptLedger) -> None:
+        self._ledger = ledger
+        self._untold: deque[_Ended] = deque(maxlen=_MOST_UNTOLD)
+
+    def tell(self, ended: _Ended) -> None:
+        """Tell the ledger of an end, now or later."""
+        try:
+            self._tell(ended)
+        except StoreUnavailable as error:
+            self._untold.append(replace(ended, is_known=False))  # a COMMIT whose answer was lost may not have been one
+            structlog.get_logger().error(
+                "association.close_not_recorded",
+                association=ended.sender.association_id,
+                reason=str(error),
+                again_in_s=_TELL_AGAIN_S,
+            )
+
+    def tell_again(self) -> None:
+        """Tell the ledger of those of which it could not be told.
+
+        Raises:
+            StoreUnavailable: it is still away.
+        """
+        for _ in range(len(self._untold)):
+            ended = self._untold.popleft()
+            try:
+                self._tell(ended)
+            except StoreUnavailable:
+                self._untold.append(ended)
+                raise
+
+    def _tell(self, ended: _Ended) -> None:
+        sender = ended.sender
+        if not ended.is_known:
+            self._ledger.association_opened(sender.association_id, sender.calling_ae, sender.peer_address, ended.at)
+        self._ledger.association_closed(sender.association_id, ended.at, ended.aborted, ended.refusals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +123,7 @@ class _Node:
     settings: Settings
     spool: Spool
     ledger: ReceiptLedger
+    endings: _Endings
     disk: DiskWatermark
     transfer_syntaxes: frozenset[str]
     lines: LogLimit = field(default_factory=LogLimit)
@@ -140,7 +200,9 @@ class Listener:
 
     def __init__(self, settings: Settings, spool: Spool, ledger: ReceiptLedger) -> None:
         disk = DiskWatermark(settings.spool_folder, settings.operate, settings.receive.minimum_free_disk_bytes)
-        self._node = _Node(settings, spool, ledger, disk, transfer_syntaxes.decodable())
+        endings = _Endings(ledger)
+        self._node = _Node(settings, spool, ledger, endings, disk, transfer_syntaxes.decodable())
+        self._schedule = Schedule([Sweep("ends of associations", _TELL_AGAIN_S, endings.tell_again)])
         self._connections = _Connections(settings.receive)
         self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
         self._log = structlog.get_logger()
@@ -161,6 +223,7 @@ class Listener:
             self._connections.stop.close()
             raise
         self._accepting.start()
+        self._schedule.start()
         self._log.info(
             "listener.started", ae_title=node.ae_title, address=node.bind_address, port=self.port, leftovers=removed
         )
@@ -187,6 +250,7 @@ class Listener:
                 connection.acceptor.cut()
                 connection.thread.join(_FORCED_STOP_S)
         self._connections.stop.close()
+        self._schedule.stop()
         self._node.lines.close()
         self._log.info("listener.stopped")
 
@@ -266,8 +330,12 @@ class _Connection:
                 self._log.warning("association.fault", calling_ae=self.calling_ae, reason=str(fault))
         except Exception:  # noqa: BLE001 - one association may fail, but not the listener
             self._log.exception("association.crashed")
-        finally:
+        try:
             self._end(released=released)
+        except Exception:  # noqa: BLE001 - it must not keep its place among the associations
+            self._log.exception("association.crashed")
+        finally:
+            self._connections.remove(self)
 
     # ---- called by the acceptor
 
@@ -353,13 +421,10 @@ class _Connection:
 
     def _end(self, *, released: bool) -> None:
         if self._opened or self._refusals:
-            try:
-                self._record_opening()
-                self._node.ledger.association_closed(
-                    self._association_id, now_utc(), aborted=not released, refusals=self._refusals
-                )
-            except StoreUnavailable as error:
-                self._log.error("association.close_not_recorded", reason=str(error))
+            sender = Sender(self.calling_ae, self.address, self._association_id)
+            self._node.endings.tell(
+                _Ended(sender, now_utc(), not released, tuple(self._refusals), is_known=self._opened)
+            )
         if self._stored or self._refusals:
             self._log.info(
                 "association.closed",
@@ -368,4 +433,3 @@ class _Connection:
                 stored=self._stored,
                 refused=len(self._refusals),
             )
-        self._connections.remove(self)

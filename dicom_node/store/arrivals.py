@@ -121,8 +121,10 @@ class Arrivals:
     # ---- the listener
 
     def association_opened(self, association_id: str, calling_ae: str, peer_address: str, at: datetime) -> None:
-        """An association was accepted."""
+        """An association was accepted; nothing if it is known, perhaps from a COMMIT whose answer was lost."""
         with self._database.write() as db:
+            if db.execute(select(association.c.id).where(association.c.id == association_id)).one_or_none() is not None:
+                return
             db.execute(
                 insert(association).values(
                     id=association_id, calling_ae=calling_ae, peer_address=peer_address, opened_at=at, aborted=False

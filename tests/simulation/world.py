@@ -286,7 +286,8 @@ class Listening(Process):
         self.ledger.arrivals.close_interrupted_associations(now_utc())
         self.spool.continue_order()
         disk: Any = SimpleNamespace(refuse_when_full=lambda: None)
-        self._node = scp._Node(settings, self.spool, self.ledger.arrivals, disk, frozenset())
+        arrivals = self.ledger.arrivals
+        self._node = scp._Node(settings, self.spool, arrivals, scp._Endings(arrivals), disk, frozenset())
         self._connections = scp._Connections(settings.receive, stop=_NOTHING)
         self.is_started = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sqlite3
@@ -17,7 +18,7 @@ from sqlalchemy import select
 
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.store.clock import now_utc
-from dicom_node.store.schema import series_revision
+from dicom_node.store.schema import refusal, series_revision
 from dicom_node.types import Completion
 from tests.support.sent_slices import ct_slice, dataset_bytes, encoded
 from tests.support.waiting import wait_until
@@ -57,18 +58,19 @@ def series(description: str) -> list[Dataset]:
     return slices
 
 
+def send(peer: Peer, dataset: Dataset) -> int:
+    """Send one instance; the status."""
+    peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
+    peer.send(pdv_data(1, encoded(dataset, ExplicitVRLittleEndian), last=True))
+    return peer.status()
+
+
 def store(node: Node, datasets: list[Dataset], while_sent: AbstractContextManager | None = None) -> list[int]:
     """Send on one association and release it; the statuses. The ledger knows the association before ``while_sent``."""
     peer = Peer(node.port)
-
-    def status_of(dataset: Dataset) -> int:
-        peer.send(pdv_command(1, store_command(CTImageStorage, dataset.SOPInstanceUID)))
-        peer.send(pdv_data(1, encoded(dataset, ExplicitVRLittleEndian), last=True))
-        return peer.status()
-
-    assert status_of(ct_slice(1, series_uid="1.2.3.9")) == 0
+    assert send(peer, ct_slice(1, series_uid="1.2.3.9")) == 0
     with while_sent or nullcontext():
-        statuses = [status_of(each) for each in datasets]
+        statuses = [send(peer, each) for each in datasets]
     peer.send(pdu(5, bytes(4)))
     assert peer.read_pdu()[0] == 6
     peer.close()
@@ -186,3 +188,52 @@ def test_marks_are_left_until_a_commit_cannot_be_under_way(quick_node):
     adopted = adopt_unclaimed(node.spool, node.ledger.arrivals, node.ledger.retention.claims, older_than_s=0)
     assert adopted == Adoption(adopted=0, removed=0)
     assert node.files() == files
+
+
+def refused_of(node: Node) -> list[str]:
+    """The SOP Instance UIDs of the refusals that the ledger knows."""
+    with node.ledger.database.read() as db:
+        return list(db.execute(select(refusal.c.sop_instance_uid)).scalars())
+
+
+@pytest.mark.parametrize("has_stored", [True, False])
+def test_refusals_are_known_although_the_ledger_was_away_to_the_end_of_the_association(
+    start_node, monkeypatch, has_stored
+):
+    """They are the evidence that the series is not whole, and a ledger that is away is what causes most of them."""
+    monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("dicom_node.receive.scp._TELL_AGAIN_S", 0.05)
+    node, (stored, refused) = start_node(), series("first")[:2]
+    peer = Peer(node.port)
+    if has_stored:
+        assert send(peer, stored) == 0
+    with locked_ledger(node), structlog.testing.capture_logs() as log:
+        assert send(peer, refused) == 0xA700
+        peer.send(pdu(5, bytes(4)))
+        assert peer.read_pdu()[0] == 6
+        wait_until(lambda: not node.listener._connections.all())
+        assert refused_of(node) == []
+    peer.close()
+    assert "association.close_not_recorded" in [line["event"] for line in log]
+    wait_until(lambda: refused_of(node) == [refused.SOPInstanceUID])
+    ((closed_at, aborted),) = [(row.closed_at, row.aborted) for row in node.associations()]
+    assert (closed_at is not None, aborted) == (True, False)
+    if has_stored:
+        (revision,) = node.ledger.arrivals.due_revisions(now_utc())
+        assert revision.evidence.refused_instances == 1
+
+
+def test_association_whose_end_fails_unexpectedly_keeps_no_place(start_node):
+    """Here, an older ledger was put in place of the one that knew the association."""
+    node = start_node(maximum_associations=1)
+    peer, (first, second) = Peer(node.port), series("first")[:2]
+    assert send(peer, first) == 0
+    second.SeriesInstanceUID = "not a UID"
+    assert send(peer, second) == 0xA900
+    with contextlib.closing(sqlite3.connect(node.root.parent / "ledger.sqlite3")) as db, db:
+        db.execute("DELETE FROM association")
+    with structlog.testing.capture_logs() as log:
+        peer.close()
+        wait_until(lambda: not node.listener._connections.all())
+    assert "association.crashed" in [line["event"] for line in log]
+    Peer(node.port).close()
