@@ -11,6 +11,7 @@ import queue
 import smtplib
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
@@ -21,13 +22,14 @@ from urllib.parse import urlsplit
 import structlog
 
 from dicom_node.errors import StoreUnavailable
+from dicom_node.network.transport import cut
 from dicom_node.operate.alarms import alarms_of
 from dicom_node.store.alarms import Standing
 from dicom_node.store.clock import now_utc
 from dicom_node.store.views import json_form
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
     from dicom_node.operate.alarms import Alarm
@@ -35,9 +37,13 @@ if TYPE_CHECKING:
     from dicom_node.store.alarms import Alarms
 
 TIMEOUT_S = 10.0
+"""To connect, and for each read and write."""
+LIMIT_S = 60.0
+"""For a whole message."""
 RETRY_S = 300.0
 """After a message could not be sent."""
 _HTTP_OK = range(200, 300)
+_CUT_AGAIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +103,9 @@ class Webhook:
         connection = kind(self._url.hostname or "", self._url.port, timeout=TIMEOUT_S)
         target = f"{self._url.path or '/'}{'?' if self._url.query else ''}{self._url.query}"
         try:
-            connection.request("POST", target, message.as_json(), {"Content-Type": "application/json"})
-            status = connection.getresponse().status
+            with _limited(connection):
+                connection.request("POST", target, message.as_json(), {"Content-Type": "application/json"})
+                status = connection.getresponse().status
         finally:
             connection.close()
         if status not in _HTTP_OK:
@@ -121,8 +128,29 @@ class Mail:
         mail["Subject"] = f"{message.node}: alarms: {len(message.raised)} raised, {len(message.cleared)} cleared"
         mail["Date"], mail["Message-ID"] = formatdate(), make_msgid(domain=self._sender.rpartition("@")[2])
         mail.set_content(message.as_text())
-        with smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_S) as server:
+        server = smtplib.SMTP(timeout=TIMEOUT_S)
+        with _limited(server), server:
+            server.connect(self._host, self._port)
             server.send_message(mail)
+
+
+@contextmanager
+def _limited(connection: HTTPConnection | smtplib.SMTP) -> Iterator[None]:
+    """Cut ``connection`` if the block takes too long: a receiver that says a little now and then meets no timeout."""
+    ended = threading.Event()
+
+    def cut_late() -> None:
+        pause_s = LIMIT_S
+        while not ended.wait(pause_s):
+            if connection.sock is not None:
+                cut(connection.sock)
+            pause_s = _CUT_AGAIN_S
+
+    threading.Thread(target=cut_late, name="limit of a message", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
 
 
 def channels_of(settings: AlarmSettings) -> tuple[Channel, ...]:
@@ -150,11 +178,15 @@ class Messenger:
         self._is_busy = threading.Event()
         threading.Thread(target=self._run, name=f"alarms by {self.name}", daemon=True).start()
 
-    def offer(self, message: Message) -> None:
-        """Send ``message``, unless the channel is busy or has just failed; the caller offers it again. Never waits."""
-        if time.monotonic() >= self._not_before and not self._is_busy.is_set():
-            self._is_busy.set()
-            self._messages.put_nowait(message)
+    @property
+    def is_free(self) -> bool:
+        """Whether the channel is neither busy nor has just failed."""
+        return time.monotonic() >= self._not_before and not self._is_busy.is_set()
+
+    def send(self, message: Message) -> None:
+        """Send ``message`` by the channel, which is free; never waits."""
+        self._is_busy.set()
+        self._messages.put_nowait(message)
 
     def _run(self) -> None:
         log = structlog.get_logger()
@@ -205,6 +237,8 @@ class Alarming:
     def look(self) -> None:
         """Raise what is new, clear what is over, and tell those who do not know yet. Sends nothing itself."""
         now = now_utc()
+        # before the book is read: what a busy channel has told meanwhile would be told again
+        free = [messenger for messenger in self._messengers if messenger.is_free]
         before = self._book.standing()
         standing = {each.key for each in before if each.cleared_at is None}
         facts, disk = self._book.facts(now), self._disk_percent()
@@ -212,11 +246,11 @@ class Alarming:
         if found.keys() != standing:
             before = self._book.change(lambda book: _changed(book, found.values(), now))
             self._log_changes(found, standing)
-        for messenger in self._messengers:
+        for messenger in free:
             raised = tuple(a for a in before if a.cleared_at is None and messenger.name not in a.told)
             cleared = tuple(a for a in before if a.cleared_at is not None and messenger.name in a.told)
             if raised or cleared:
-                messenger.offer(Message(self._node, raised, cleared))
+                messenger.send(Message(self._node, raised, cleared))
 
     def _told(self, channel: str, message: Message) -> None:
         self._book.told(channel, message.raised, message.cleared, now_utc())

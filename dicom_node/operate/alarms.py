@@ -83,7 +83,8 @@ def _alarms(
     for undelivered in facts.undelivered:
         yield from _of_destination(undelivered, limits, destinations, now)
     for process in sorted({death.process for death in facts.deaths}):
-        deaths = sum(death.process == process and now - death.at < _CRASH_LOOP for death in facts.deaths)
+        # deaths ahead of the clock were recorded before it was set back, and would count until it has caught up
+        deaths = sum(death.process == process and abs(now - death.at) < _CRASH_LOOP for death in facts.deaths)
         if deaths >= limits.crashes:
             yield Alarm(Kind.CRASH_LOOP, process, f"{process} ended unexpectedly {deaths} times within an hour")
     if facts.failed_jobs >= limits.failed_jobs:

@@ -99,7 +99,12 @@ class Alarms:
         failed = (
             select(func.count())
             .select_from(job.join(series_revision))
-            .where(job.c.state == JobState.FAILED, job.c.ended_at >= now - FAILED_LATELY, ~_has_later_job())
+            .where(
+                job.c.state == JobState.FAILED,
+                # a later end was recorded before the clock was set back
+                job.c.ended_at.between(now - FAILED_LATELY, now + FAILED_LATELY),
+                ~_has_later_job(),
+            )
         )
         waiting = (
             select(

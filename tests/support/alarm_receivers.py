@@ -35,6 +35,7 @@ class _Hook(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, self.headers["Content-Type"], json.loads(body)))
+        self.server.answers_after.wait(60)
         self.send_response(self.server.status)
         self.end_headers()
 
@@ -60,8 +61,13 @@ def mail_server(port=0):
     return _serving(_SmtpServer(("127.0.0.1", port), _Smtp))
 
 
-def web_server(port=0, status=204):
-    """As above; ``received`` are the path, content type and content of each POST, answered with ``status``."""
+def web_server(port=0, status=204, answers_after=None):
+    """As above; ``received`` are the path, content type and content of each POST, answered with ``status``.
+
+    ``answers_after``: an event to wait for.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", port), _Hook)
-    server.status = status
+    server.status, server.answers_after = status, answers_after or threading.Event()
+    if answers_after is None:
+        server.answers_after.set()
     return _serving(server)

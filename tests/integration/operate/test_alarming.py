@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -42,7 +45,11 @@ class Watched:
         self.percent = 50.0
         self.book = book
         limits = AlarmSettings(**settings)
-        self._alarming = Alarming(book, lambda: self.percent, limits, (), "CT-NODE", channels_of(limits))
+        self.disk_percent = lambda: self.percent
+        self._alarming = Alarming(book, self._fullness, limits, (), "CT-NODE", channels_of(limits))
+
+    def _fullness(self):
+        return self.disk_percent()
 
     def look(self, percent=None):
         self.percent = self.percent if percent is None else percent
@@ -129,6 +136,43 @@ def test_receiver_that_never_answers_holds_up_neither_the_sweep_nor_the_other(bo
         node.look_until(lambda: told(book) == [("disk", True, ("mail",))])
         assert not go_on.is_set()
         go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("channel", "says"), [(hook, b"HTTP/1.1 100 Continue\r\n\r\n"), (mail, b"220-there is more\r\n")]
+)
+def test_receiver_that_never_comes_to_an_end_is_given_up(book, monkeypatch, channel, says):
+    monkeypatch.setattr(alarming, "LIMIT_S", 0.3)
+
+    def go_on(connection):
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(says)
+                time.sleep(0.01)
+
+    with raw_peer(go_on) as port, structlog.testing.capture_logs() as log:
+        node = Watched(book, **channel(SimpleNamespace(server_address=("127.0.0.1", port))))
+        node.look(90)
+        wait_until(lambda: any(line["event"] == "alarm.not_sent" for line in log))
+    assert told(book) == [("disk", True, ())]
+
+
+def test_what_a_slow_channel_told_during_a_look_is_not_told_again(book):
+    answer = threading.Event()
+    with web_server(answers_after=answer) as server:
+        node = Watched(book, **hook(server))
+        node.look(90)
+
+        def fullness():
+            answer.set()
+            wait_until(lambda: told(book) == [("disk", True, ("webhook",))])
+            return 90
+
+        node.disk_percent = fullness
+        node.look()
+        for _ in range(3):
+            node.look()
+        assert len(server.received) == 1
 
 
 def test_message_that_could_not_be_sent_is_sent_later(book, monkeypatch):

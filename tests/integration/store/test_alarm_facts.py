@@ -69,6 +69,8 @@ def test_failed_jobs_are_counted(ledger):
     assert ledger.alarms.facts(NOW).failed_jobs == 2
     assert ledger.alarms.facts(NOW + timedelta(days=1)).failed_jobs == 2
     assert ledger.alarms.facts(NOW + timedelta(days=1, seconds=1)).failed_jobs == 0, "it is known by now"
+    assert ledger.alarms.facts(NOW - timedelta(days=1)).failed_jobs == 2
+    assert ledger.alarms.facts(NOW - timedelta(days=400)).failed_jobs == 0, "the clock was set back since"
 
 
 def test_failed_job_that_a_later_revision_replaced_is_not_counted(ledger):

@@ -63,6 +63,11 @@ CASES = {
         {"deaths": (*deaths("work", 3600, 60, 1), *deaths("listen", 5, 4))},
         (Kind.CRASH_LOOP, "work"),
     ),
+    "crash loop before the clock was set back": (
+        {"deaths": deaths("work", -3599, 60, 1)},
+        {"deaths": deaths("work", -3600, -7200, -9999, 60, 1)},
+        (Kind.CRASH_LOOP, "work"),
+    ),
     "failed jobs": ({"failed_jobs": 2}, {"failed_jobs": 1}, (Kind.QUARANTINE, "")),
     "ledger": ({"violations": {"file.missing": 2}}, {"violations": {}}, (Kind.LEDGER, "")),
 }
