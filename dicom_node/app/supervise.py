@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import subprocess
@@ -78,7 +79,11 @@ def _recorder(ledger: Ledger) -> Callable[[str], None]:
         with suppress(StoreUnavailable):  # the log has the death
             ledger.alarms.record_death(process, at)
 
-    return lambda process: threading.Thread(target=record, args=(process, now_utc()), daemon=True).start()
+    def record_in_a_thread(process: str) -> None:
+        with suppress(RuntimeError):  # no thread can be started now; the log has the death
+            threading.Thread(target=record, args=(process, now_utc()), daemon=True).start()
+
+    return record_in_a_thread
 
 
 def _run_children(config_file: Path, stop: threading.Event, died: Callable[[str], None]) -> None:
@@ -141,20 +146,33 @@ class Child:
         """Notice that the process died, or restart it once the pause is over; never waits."""
         if self._process is None:
             if self._clock() >= self._start_at:
-                self.start()
+                self._start_again()
             return
         code = self._process.poll()
         if code is None:
             return
         if self._clock() - self._started > _SOUND_AFTER_S:
             self._deaths = 0
-        pause = min(_FIRST_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S)
+        pause = self._pause()
         structlog.get_logger().error("process.died", name=self._name, exit_code=code, restart_in_s=pause)
-        self._deaths += 1
         self._process = None
-        self._start_at = self._clock() + pause
         if self._died is not None:
             self._died(self._name)
+
+    def _start_again(self) -> None:
+        """A machine without memory or places for processes must not end the supervisor, and with it the other child."""
+        try:
+            self.start()
+        except (OSError, subprocess.SubprocessError) as error:
+            name = errno.errorcode.get(getattr(error, "errno", None) or 0, type(error).__name__)
+            structlog.get_logger().error("process.not_started", name=self._name, error=name, restart_in_s=self._pause())
+
+    def _pause(self) -> float:
+        """Begin the pause before the next start; its length in s."""
+        pause = min(_FIRST_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S)
+        self._deaths += 1
+        self._start_at = self._clock() + pause
+        return pause
 
     def terminate(self) -> None:
         """Ask the process to stop."""

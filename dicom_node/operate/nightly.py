@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,7 +23,8 @@ def local_now() -> datetime:
 
 
 class Nightly:
-    """Checks the ledger at the first look after ``at`` ("HH:MM", local time) of each day; not at once after a start.
+    """Checks the ledger at the first look after ``at`` ("HH:MM", local time) of each day, however late that is; not at
+    once after a start. A check that could not be made, because the ledger was away, is made at the next look.
 
     ``check`` checks it; ``tell`` gets the report after it was logged.
     """
@@ -39,16 +40,14 @@ class Nightly:
         self._check = check
         self._tell = tell
         self._clock = clock
-        now = clock()
-        self._done = now.date() if f"{now:%H:%M}" >= at else None
+        self._done = self._last_turn()
         self._log = structlog.get_logger()
 
     def check_due(self) -> None:
         """Check the ledger if it is time to."""
-        now = self._clock()
-        if f"{now:%H:%M}" < self._at or now.date() == self._done:
+        turn = self._last_turn()
+        if turn == self._done:
             return
-        self._done = now.date()
         try:
             report = self._check()
         except Stopping:
@@ -60,3 +59,9 @@ class Nightly:
             some = [f"{each.kind}: {each.subject}: {each.detail}" for each in report.examples[:_MOST_IN_THE_LOG]]
             self._log.error("ledger.violated", violations=dict(report.violations), examples=some, **facts)
         self._tell(report)
+        self._done = turn
+
+    def _last_turn(self) -> date:
+        """The last day whose time for the check has come."""
+        now = self._clock()
+        return now.date() if f"{now:%H:%M}" >= self._at else now.date() - timedelta(days=1)

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import mmap
 import os
+import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 
-from dicom_node.errors import InstanceRefused, MalformedDataset
+from dicom_node.errors import InstanceRefused, MalformedDataset, StoreUnavailable
 from dicom_node.receive.header import read_header
 from dicom_node.receive.policy import check_dataset
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
-from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES
+from dicom_node.standard.uids import CT_SOP_CLASSES, MULTI_FRAME_CT_SOP_CLASSES, is_well_formed_uid
 from dicom_node.store.durable import digest_of_part
 from dicom_node.types import Receipt, ReceivedInstance
 
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 _ASKED_AT_ONCE = 500
 _KEPT = (Receipt.NEW, Receipt.REPLACEMENT, Receipt.OUTDATED)
+_OF_BROKEN_META = (BytesLengthException, NotImplementedError, struct.error)
+"""What pydicom raises for File Meta Information that is broken, besides ValueError."""
+_LONGEST_AE_TITLE = 16
 _LEFTOVER_AGE_S = 600.0
 """No writer leaves a temporary file untouched for this long, however slow its sender or disk, and no database takes as
 long for a COMMIT whose answer was lost."""
@@ -51,6 +55,9 @@ class AdoptionLedger(Protocol):
 
     def record_instance(self, received: ReceivedInstance) -> Receipt:
         """The bytes of ``received`` are durable in the spool."""
+
+    def current_file(self, series_instance_uid: str, sop_instance_uid: str) -> str | None:
+        """The spool name of the current bytes of an instance."""
 
     def nothing_recorded(self) -> AbstractContextManager[None]:
         """Nothing is recorded during the block."""
@@ -85,17 +92,29 @@ def adopt_unclaimed(
             continue
         try:
             received = None if is_claimed is not None else _received(spool.path(name), name)
-        except OSError:
+            if received is not None:
+                spool.make_durable(name)  # the process that wrote it may have been killed before that
+        except (OSError, StoreUnavailable):
             continue  # the disk may give it back: what could not be read is neither recorded nor removed
-        if received is not None:
-            spool.make_durable(name)  # the process that wrote it may have been killed before that
-        if received is not None and ledger.record_instance(received) in _KEPT:
+        except Exception:  # noqa: BLE001 - no file may hold up the others
+            structlog.get_logger().exception("spool.file_crashed", file=name)
+            continue
+        if received is not None and _is_kept(spool, ledger, received):
             adopted += 1
         elif _remove_unclaimed(spool, ledger, claims, name):
             removed += 1
     if adopted or removed:
         structlog.get_logger().warning("spool.unclaimed", adopted=adopted, removed=removed)
     return Adoption(adopted, removed)
+
+
+def _is_kept(spool: Spool, ledger: AdoptionLedger, received: ReceivedInstance) -> bool:
+    """Record what was found; whether its file is needed. A copy is, if it takes the place of a file that is gone."""
+    receipt = ledger.record_instance(received)
+    if receipt is Receipt.DUPLICATE:
+        name = ledger.current_file(received.series_instance_uid, received.sop_instance_uid)
+        return name is not None and spool.replace_if_gone(name, received.spool_name)
+    return receipt in _KEPT
 
 
 def _remove_unclaimed(spool: Spool, ledger: AdoptionLedger, claims: _Claims, name: str) -> bool:
@@ -112,11 +131,14 @@ def _settle_refused(spool: Spool, claims: _Claims) -> int:
     removed = 0
     for name, is_claimed in _with_claims(spool.refused(_LEFTOVER_AGE_S), claims):
         path = spool.path(name)
-        if not is_claimed and path.exists():
-            spool.delete(name)
-            if path.exists():
-                continue  # without its mark it would be adopted
-            removed += 1
+        try:
+            if not is_claimed and path.exists():
+                spool.delete(name)
+                if path.exists():
+                    continue  # without its mark it would be adopted
+                removed += 1
+        except OSError:
+            continue
         spool.unmark_refused(name)
     return removed
 
@@ -137,7 +159,7 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
     try:
         meta = read_file_meta_info(path)
         sop_class_uid, syntax = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
-        if sop_class_uid not in CT_SOP_CLASSES:
+        if sop_class_uid not in CT_SOP_CLASSES or not is_well_formed_uid(syntax):
             return None
         with path.open("rb") as file:
             start, stop = data_set_start(file.read(HEAD_LENGTH)), file.seek(0, os.SEEK_END)
@@ -146,7 +168,8 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
             pixels = slice(start + header.pixel_data.start, start + header.pixel_data.stop)
             dataset_sha256 = digest_of_part(file.fileno(), slice(start, stop))
             pixels_sha256 = digest_of_part(file.fileno(), pixels) if pixels.start < pixels.stop else None
-    except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, ValueError):
+        calling_ae = _ae_title(str(meta.get("SourceApplicationEntityTitle", "")))
+    except (InvalidDicomError, MalformedDataset, InstanceRefused, AttributeError, ValueError, *_OF_BROKEN_META):
         return None
     return ReceivedInstance(
         sop_instance_uid=header.sop_instance_uid,
@@ -157,7 +180,7 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         spool_name=name,
         dataset_sha256=dataset_sha256,
         size_bytes=stop - start,
-        calling_ae=str(meta.get("SourceApplicationEntityTitle", "")),
+        calling_ae=calling_ae,
         peer_address="",
         association_id="",
         received_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
@@ -167,6 +190,11 @@ def _received(path: Path, name: str) -> ReceivedInstance | None:
         number_of_frames=header.number_of_frames,
         pixels_sha256=pixels_sha256,
     )
+
+
+def _ae_title(text: str) -> str:
+    """An AE title that a database takes; empty if ``text``, from a file that may be broken, is none."""
+    return text if len(text) <= _LONGEST_AE_TITLE and text.isprintable() else ""
 
 
 def _header(file: BinaryIO, start: int, syntax: str, *, is_multi_frame: bool) -> InstanceHeader:

@@ -142,7 +142,8 @@ class Deliveries:
     ) -> bool:
         """Record the answer: delivered, tried again at ``next_attempt_at``, or (None) FAILED.
 
-        False: nothing was written, because the claim was lost or the result superseded.
+        False: nothing was written, because the claim was given to another process or the result superseded. A claim
+        that was only freed, as when the clock was set forward or this machine slept, is still that of this answer.
         """
         state = DeliveryState.WAITING if next_attempt_at is not None else DeliveryState.FAILED
         open_states = {DeliveryState.WAITING}
@@ -156,7 +157,7 @@ class Deliveries:
             db.execute(held_for_change(select(job.c.id).where(job.c.id == due.job_id))).all()
             recorded = db.execute(
                 update(delivery)
-                .where(_held(due), delivery.c.state.in_(open_states))
+                .where(_is_latest(due), delivery.c.state.in_(open_states))
                 .values(
                     state=state,
                     claimed_by=None,
@@ -231,6 +232,12 @@ def _held(due: DueDelivery) -> Any:
     """Whether the row is still at the attempt that ``due`` is, made by the same process."""
     claimant = delivery.c.claimed_by.is_not_distinct_from(due.claimed_by)
     return and_(delivery.c.id == due.id, delivery.c.attempts == due.attempts, claimant)
+
+
+def _is_latest(due: DueDelivery) -> Any:
+    """Whether no other attempt was begun since ``due``, perhaps because its claim was freed."""
+    own = or_(delivery.c.claimed_by.is_(None), delivery.c.claimed_by == due.claimed_by)
+    return and_(delivery.c.id == due.id, delivery.c.attempts == due.attempts, own)
 
 
 def _of_claim(claimed: Sequence[DueDelivery]) -> Any:

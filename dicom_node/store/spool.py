@@ -378,19 +378,21 @@ class Spool:
             self.disk.sync_found(path)
             self.disk.sync_folder(path.parent)
 
-    def replace_if_gone(self, spool_name: str, by: str) -> None:
-        """Give the file ``by`` the name ``spool_name``, unless there is a file of that name.
+    def replace_if_gone(self, spool_name: str, by: str) -> bool:
+        """Give the file ``by`` the name ``spool_name``, unless there is a file of that name; whether it has it now.
 
         Raises:
             StoreUnavailable: disk full or failing.
         """
         path, new = self.path(spool_name), self.path(by)
         with _translated("putting a file back"):
-            if not path.exists():
-                self.make_folder(path.parent)
-                self.disk.rename(new, path)
-                for folder in sorted({path.parent, new.parent}):
-                    self.disk.sync_folder(folder)
+            if path.exists():
+                return False
+            self.make_folder(path.parent)
+            self.disk.rename(new, path)
+            for folder in sorted({path.parent, new.parent}):
+                self.disk.sync_folder(folder)
+        return True
 
     def mark_refused(self, spool_name: str) -> None:
         """Note durably that the sender of an instance is told that it is not stored; nothing if there is no such file.
@@ -417,8 +419,11 @@ class Spool:
         self._remove(self.path(spool_name).with_suffix(_REFUSED))
 
     def remove_leftovers(self, older_than_s: float) -> int:
-        """Remove temporary files of killed processes, except those that can't be removed now; returns how many."""
-        return sum(self._remove(path) for path in self._files(PART, older_than_s))
+        """Remove temporary files of killed processes, except those that can't be removed now; returns how many.
+
+        However old one is by the clock, which may have been set, it stays while the process that writes it lives.
+        """
+        return sum(self._remove(path) for path in self._files(PART, older_than_s) if not self._is_being_written(path))
 
     def names(self, older_than_s: float) -> Iterator[str]:
         """Spool names of all complete files that are at least ``older_than_s`` old and not marked as refused.
@@ -464,6 +469,12 @@ class Spool:
             self.disk.sync_file(descriptor)
         finally:
             folder_synced.result()
+
+    def _is_being_written(self, path: Path) -> bool:
+        try:
+            return self.disk.has_writer(path)
+        except OSError:
+            return True  # it can't be told
 
     def _remove(self, path: Path) -> bool:
         """Remove a file if it exists; whether it is gone."""

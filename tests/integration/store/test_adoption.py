@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from pydicom import Dataset, dcmwrite
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
+from sqlalchemy import select
 
 from dicom_node.errors import StoreUnavailable
+from dicom_node.receive import adopt as adopt_module
 from dicom_node.receive.adopt import Adoption, adopt_unclaimed
 from dicom_node.standard.part10 import FileMeta
 from dicom_node.store.durable import Disk
 from dicom_node.store.ledger import Ledger
+from dicom_node.store.schema import instance
 from dicom_node.store.spool import Spool
 from dicom_node.types import EncodedResult, Receipt, ReceivedInstance, ResultKind
 from tests.support.received_series import write_instance
@@ -180,6 +183,16 @@ def test_results_that_were_removed_before_their_row_was_written_have_none(spool)
         spool.check_files(stored)
 
 
+def test_no_clock_makes_a_file_a_leftover_that_is_being_written(spool, ledger):
+    meta, dataset = encoded(CTImageStorage, number=1)
+    with spool.open_instance(meta) as writer:
+        writer.write(dataset)
+        (part,) = spool.path("any").parent.rglob("*.part")
+        age(part, age_s=3600)
+        assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
+        assert spool.path(writer.commit().spool_name).exists()
+
+
 def test_leftovers_of_a_killed_writer_are_removed_once_no_writer_can_be_alive(spool, ledger):
     ages = {"old": 700, "young": 300}
     for name, age_s in ages.items():
@@ -211,6 +224,74 @@ def test_file_that_cannot_be_removed_keeps_no_other_from_being_settled(tmp_path,
         "stuck.part",
         "stuck.refused",
     }
+
+
+BROKEN_META = {
+    "VR that is none": lambda file: file.replace(b"\2\0\x10\0UI", b"\2\0\x10\0EL", 1),
+    "number of three bytes": lambda file: file[:138] + b"\3\0" + file[140:],
+    "end within a length": lambda file: file[:154],
+    "AE title of binary": lambda file: file.replace(b"AE\4\0PACS", b"AE\4\0P\0\0S", 1),
+    "transfer syntax that is none": lambda file: file.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008\0" * 2, 1)[:-8],
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN_META)
+def test_file_with_broken_meta_information_keeps_no_other_from_being_adopted(spool, ledger, fault):
+    broken = spool.path(spooled(spool).spool_name)
+    content = broken.read_bytes()
+    broken.write_bytes(BROKEN_META[fault](content))
+    assert broken.read_bytes() != content
+    age(broken)
+    whole = spooled(spool, number=2)
+    found = adopt(spool, ledger)
+    names, _ = ledger.arrivals.current_instances("1.2.5")
+    assert whole.spool_name in names
+    assert found.adopted + found.removed == 2
+    with ledger.database.read() as db:
+        assert {row.calling_ae for row in db.execute(select(instance))} <= {"PACS", ""}
+
+
+class UnreadableDisk(Disk):
+    """Syncs no file whose name has been noted."""
+
+    def __init__(self):
+        self.unreadable = ""
+
+    def sync_found(self, file):
+        if file.name == self.unreadable:
+            raise OSError(errno.EIO, "")
+        super().sync_found(file)
+
+
+@pytest.mark.parametrize("fault", ["of the disk", "of ours"])
+def test_file_that_fails_stays_and_keeps_no_other_from_being_adopted(tmp_path, ledger, monkeypatch, fault):
+    spool = Spool(tmp_path / "spool", disk=UnreadableDisk())
+    failing, sound = spooled(spool), spooled(spool, number=2)
+    if fault == "of the disk":
+        spool.disk.unreadable = Path(failing.spool_name).name
+    else:
+        checked = adopt_module.check_dataset
+
+        def fail_once(*of):
+            monkeypatch.setattr(adopt_module, "check_dataset", checked)
+            raise RuntimeError("a fault")
+
+        monkeypatch.setattr(adopt_module, "check_dataset", fail_once)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
+    assert ledger.arrivals.current_instances("1.2.5")[0] == (sound.spool_name,)
+    assert spool.path(failing.spool_name).exists()
+
+
+def test_copy_takes_the_place_of_a_file_that_is_gone(spool, ledger):
+    """Its listener was killed between the row of the duplicate and that: the copy has the only bytes."""
+    first = spooled(spool)
+    adopt(spool, ledger)
+    content = spool.path(first.spool_name).read_bytes()
+    copy = spooled(spool)
+    spool.delete(first.spool_name)
+    assert adopt(spool, ledger) == Adoption(adopted=1, removed=0)
+    assert spool.path(first.spool_name).read_bytes() == content
+    assert not spool.path(copy.spool_name).exists()
 
 
 def test_recent_files_are_left_to_their_writer(spool, ledger):

@@ -97,6 +97,16 @@ def test_claims_of_a_dead_process_are_given_to_another(ledger, job_id, worker, a
     assert state_of(ledger, job_id) is JobState.DELIVERED
 
 
+def test_answer_counts_although_its_claim_was_freed(ledger, job_id):
+    """The clock was set forward, or the machine slept: the sweep of the same process frees what is being sent."""
+    first, second = claim_deliveries(ledger, "pacs")
+    assert recover(ledger, AFTER_THE_LEASE) == 2
+    assert ledger.deliveries.record(first, outcome(first, delivered=True), None, NOW)
+    (again,) = claim_deliveries(ledger, "pacs", AFTER_THE_LEASE, worker=ELSEWHERE)
+    assert again.id == second.id
+    assert not ledger.deliveries.record(second, outcome(second, delivered=True), None, NOW), "it is another's now"
+
+
 def test_claims_of_a_process_that_lives_or_may_live_are_left_alone(ledger, job_id):
     claimed = claim_deliveries(ledger, "pacs", worker=ELSEWHERE)
     assert recover(ledger) == 0

@@ -82,6 +82,26 @@ def test_death_after_a_minute_counts_as_the_first_again(child_of, clock):
     assert pause_after_death(child, clock) == 2
 
 
+def test_process_that_cannot_be_started_again_is_tried_later(child_of, clock, tmp_path):
+    """As on a machine that has no memory for another process: the other child goes on meanwhile."""
+    program = tmp_path / "program"
+    program.symlink_to("/bin/true")
+    child = child_of([str(program)])
+    program.unlink()
+    child.process.wait()
+    child.watch()
+    with structlog.testing.capture_logs() as lines:
+        for _ in range(3):
+            clock.now += 100
+            child.watch()
+    seen = [(each["event"], each["name"], each["error"], each["restart_in_s"]) for each in lines]
+    assert seen == [("process.not_started", "listen", "ENOENT", pause) for pause in (2, 4, 8)]
+    program.symlink_to("/bin/true")
+    clock.now += 100
+    child.watch()
+    assert child.process.wait() == 0
+
+
 def test_running_process_is_left_alone(child_of, clock):
     child = child_of(LIVES)
     process = child.process

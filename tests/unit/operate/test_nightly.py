@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import structlog
 
-from dicom_node.errors import Stopping
+from dicom_node.errors import Stopping, StoreUnavailable
 from dicom_node.operate.ledger_check import Kind, LedgerReport, Violation
 from dicom_node.operate.nightly import Nightly, local_now
 
@@ -61,6 +61,33 @@ def test_late_look_is_made_up_for():
     nightly.check_due()
     nightly.check_due()
     assert checked == [1]
+
+
+def test_check_of_the_last_minute_is_made_although_the_look_comes_after_midnight():
+    clock, checked = Clock(DAY), []
+    nightly = Nightly("23:59", lambda: checked.append(clock.now) or report(), lambda _: None, clock)
+    for clock.now in (DAY + timedelta(seconds=each) for each in (23 * 3600, 86339.9, 86400.1, 86460.2)):
+        nightly.check_due()
+    assert checked == [DAY + timedelta(seconds=86400.1)]
+
+
+@pytest.mark.parametrize("away", ["check", "tell"])
+def test_check_is_made_again_if_the_ledger_was_away(away):
+    clock, told, failures = Clock(DAY), [], [StoreUnavailable("ledger: locked")]
+
+    def fail_once(where):
+        if where == away and failures:
+            raise failures.pop()
+
+    nightly = Nightly(
+        "00:30", lambda: fail_once("check") or report(), lambda each: fail_once("tell") or told.append(each), clock
+    )
+    clock.now += timedelta(hours=1)
+    with pytest.raises(StoreUnavailable):
+        nightly.check_due()
+    for _ in range(3):
+        nightly.check_due()
+    assert told == [report()]
 
 
 @pytest.mark.parametrize(
