@@ -74,6 +74,16 @@ def refuse_if_in_use(processes: Processes, data_folder: Path, limit_s: float) ->
             time.sleep(_LOOK_AGAIN_S)
 
 
+def holders(processes: Processes, data_folder: Path) -> tuple[Holder, ...]:
+    """The processes of the node of `data_folder` on this machine, also those that ended without saying so.
+
+    Raises:
+        StoreUnavailable: the ledger is unavailable.
+    """
+    own, folder = WorkerName.own(), _name(data_folder)
+    return tuple(holder for role in Role if (holder := processes.holder(role, folder, own)) is not None)
+
+
 def is_served(processes: Processes, data_folder: Path) -> bool:
     """Whether a living supervisor has the node of `data_folder`.
 

@@ -25,17 +25,23 @@ _JOB_ID = click.IntRange(1, 2**63 - 1)
 @json_option
 @click.pass_obj
 def status(context: Context, *, as_json: bool) -> None:
-    """Show the alarms, and how many instances, series, jobs and deliveries are in each state."""
+    """Show alarms, the processes of the node, and how many instances, series, jobs and deliveries are in each state."""
     from dicom_node.app.alarming import alarms_now  # noqa: PLC0415
+    from dicom_node.app.roles import holders  # noqa: PLC0415
 
-    ledger = context.ledger()
-    overview, alarms = ledger.overview, [json_form(alarm) for alarm in alarms_now(context.settings(), ledger)]
+    ledger, settings = context.ledger(), context.settings()
+    overview, alarms = ledger.overview, [json_form(alarm) for alarm in alarms_now(settings, ledger)]
+    processes = [json_form(holder) for holder in holders(ledger.processes, settings.node.data_folder)]
     counts, open_series = json_form(overview.counts()), [json_form(series) for series in overview.open_series()]
     if as_json:
-        print_json({"counts": counts, "open_series": open_series, "alarms": alarms})
+        print_json({"counts": counts, "open_series": open_series, "alarms": alarms, "processes": processes})
         return
     if alarms:
         print_table("alarms", alarms, ("kind", "subject", "text", "since"))
+    if processes:
+        print_table("processes on this machine", processes, ("role", "pid", "host", "since", "lives"))
+    else:
+        click.echo("no process of the node runs on this machine")
     table = Table("", "state", "count", title="dicom-node")
     for thing, states in counts.items():
         for state, number in states.items():

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _FOLDER_SYNC_THREADS = 16
 _RESULTS_AT_ONCE = 4
+_LONGEST_AHEAD_S = 3600.0
+"""A file that is further ahead of the clock was written before that was set back, perhaps by years."""
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _COMPLETE, _REFUSED = ".dcm", ".refused"
 _ORDERED = re.compile(r"([0-9a-f]{16})-[0-9a-f]{16}\.dcm")
@@ -484,7 +486,7 @@ class Spool:
         return False
 
     def _files(self, suffix: str, older_than_s: float, unless_beside: str = "") -> Iterator[Path]:
-        newest = now_utc().timestamp() - older_than_s
+        now_s = now_utc().timestamp()
         for folder, folders, names in os.walk(self._root):
             folders.sort()
             present = set(names)
@@ -492,21 +494,26 @@ class Spool:
                 path = Path(folder, name)
                 if path.suffix != suffix or (unless_beside and path.stem + unless_beside in present):
                     continue
-                if self._is_as_old(path, newest):
+                if _is_as_old(path, older_than_s, now_s):
                     yield path
-
-    def _is_as_old(self, path: Path, newest: float) -> bool:
-        """Whether a file was last written before ``newest``; one that can't be looked at is left to a later sweep."""
-        try:
-            return path.stat().st_mtime <= newest
-        except OSError:
-            return False
 
     def _highest_order(self) -> int:
         return max((order_of(name) or 0 for _, _, names in os.walk(self._root) for name in names), default=0)
 
     def _name_of(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
+
+
+def _is_as_old(path: Path, age_s: float, now_s: float) -> bool:
+    """Whether a file was last written ``age_s`` before ``now_s``, or before the clock was set back.
+
+    One that can't be looked at is left to a later sweep.
+    """
+    try:
+        written_s = path.stat().st_mtime
+    except OSError:
+        return False
+    return now_s - written_s >= age_s or written_s - now_s > _LONGEST_AHEAD_S
 
 
 class _Order:

@@ -23,6 +23,7 @@ from dicom_node.settings import load_settings
 from dicom_node.standard.files import DAMAGED
 from dicom_node.standard.opening import EMPTY
 from dicom_node.store.processes import Role
+from dicom_node.store.workers import WorkerName
 from dicom_node.types import Completion, Decision, ReceivedInstance
 from tests.support.ct_series import Stack, noise
 from tests.support.ct_series import write as write_ct
@@ -114,6 +115,30 @@ def test_status_shows_the_alarms_that_hold(config):
     text = "the last check of the ledger found violations (file.missing: 2)"
     assert alarm == {"kind": "ledger", "subject": "", "text": text, "since": None}
     assert "file.missing" in call(config, "status").stdout
+
+
+def test_status_shows_the_processes_that_run_and_those_that_died(config):
+    assert json.loads(call(config, "status", "--json").stdout)["processes"] == []
+    assert "no process of the node runs on this machine" in call(config, "status").stdout
+    _, ledger = open_store(load_settings(config))
+    folder = str((config.parent / "data").resolve())
+    with other_process() as (process, name):
+        for role in (Role.WORK, Role.LISTEN):
+            assert ledger.processes.take(role, folder, name, NOW) is None
+        own = WorkerName.own()
+        ledger.processes.leave(Role.WORK, folder, name)
+        assert ledger.processes.take(Role.WORK, folder, own, NOW) is None
+        shown = json.loads(call(config, "status", "--json").stdout)["processes"]
+        assert [(each["role"], each["pid"], each["lives"]) for each in shown] == [
+            ("listen", name.pid, True),
+            ("work", own.pid, True),
+        ]
+        process.kill()
+        process.wait()
+        shown = json.loads(call(config, "status", "--json").stdout)["processes"]
+        assert [(each["role"], each["lives"]) for each in shown] == [("listen", False), ("work", True)]
+    assert str(own.pid) in call(config, "status").stdout
+    ledger.close()
 
 
 def test_errors_are_on_stderr_with_an_exit_code(config):

@@ -118,6 +118,14 @@ def test_file_adopted_before_the_listener_wrote_its_row_is_kept(spool, ledger):
     assert ledger.overview.counts().instances["current"] == 1
 
 
+@pytest.mark.parametrize(("ahead_s", "adopted"), [(600, 0), (10 * 365 * 86400, 1)])
+def test_instance_written_before_the_clock_was_set_back_is_recorded_before_it_has_caught_up(
+    spool, ledger, ahead_s, adopted
+):
+    spooled(spool, age_s=-ahead_s)
+    assert adopt(spool, ledger) == Adoption(adopted, removed=0)
+
+
 def test_file_is_left_to_a_writer_that_is_held_up(spool, ledger):
     """It may still fail: then it removes the file, or its sender is told that the instance is not stored."""
     meta, dataset = encoded(CTImageStorage, number=1)
