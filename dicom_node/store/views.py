@@ -89,6 +89,8 @@ class RevisionView:
     content_digest: str | None
     bytes_digest: str | None
     same_images_as: str | None
+    sent: bool
+    """Whether some of its instances were sent to the node; false where a cohort pulled them all."""
     routing_attempts: int
 
 

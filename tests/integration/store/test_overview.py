@@ -78,6 +78,7 @@ KEYS_OF_A_JOB = [
     "lease_until",
     "not_before",
     "created_at",
+    "requeued_at",
     "started_at",
     "ended_at",
     "progress",
