@@ -169,7 +169,7 @@ class Child:
 
     def _pause(self) -> float:
         """Begin the pause before the next start; its length in s."""
-        pause = min(_FIRST_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S)
+        pause: float = min(_FIRST_PAUSE_S * 2**self._deaths, _LONGEST_PAUSE_S)
         self._deaths += 1
         self._start_at = self._clock() + pause
         return pause

@@ -120,11 +120,21 @@ def write_new(part: Path, content: bytes | memoryview, disk: Disk = DISK) -> str
         OSError: it exists, or can't be written.
     """
     descriptor = disk.create(part)
-    with os.fdopen(descriptor, "rb") as file:
-        write_all(descriptor, content, disk)
-        disk.sync_file(descriptor)
-        file.seek(0)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        return write_synced(descriptor, content, disk)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(descriptor: int, content: bytes | memoryview, disk: Disk = DISK) -> str:
+    """Write all of a new file, make it durable, and return the SHA-256 of what is read back from it.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    write_all(descriptor, content, disk)
+    disk.sync_file(descriptor)
+    return digest_of_part(descriptor, slice(0, len(content)))
 
 
 def write_all(descriptor: int, content: bytes | memoryview, disk: Disk = DISK) -> None:

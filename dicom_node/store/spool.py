@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Self
 from dicom_node.errors import StoreFull, StoreUnavailable
 from dicom_node.standard.part10 import HEAD_LENGTH, data_set_start
 from dicom_node.store.clock import now_ns, now_utc
-from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, digest_of_part, write_all, write_new
+from dicom_node.store.durable import DISK, FOLDER_MODE, PART, Disk, digest_of_part, write_all, write_synced
 from dicom_node.types import ResultInstance
 
 if TYPE_CHECKING:
@@ -172,7 +172,8 @@ class ResultWriting:
     """Writes the results of one run to disk.
 
     They keep temporary names until the last one is written: a file under its final name that no row claims is removed
-    by a sweep, and a run may need longer for its other results than the sweep waits.
+    by a sweep, and a run may need longer for its other results than the sweep waits. They are locked until then, as is
+    an instance that is being received: a listener that starts meanwhile would take them for leftovers.
     """
 
     def __init__(self, spool: Spool) -> None:
@@ -180,6 +181,7 @@ class ResultWriting:
         self._writers = self._disk.threads(_RESULTS_AT_ONCE, "spool-result")
         self._writing: list[Future[tuple[ResultInstance, str]]] = []
         self._paths: list[Path] = []
+        self._descriptors: list[int] = []
 
     def add(self, encoded: EncodedResult) -> None:
         """Start writing a result in the background."""
@@ -212,14 +214,18 @@ class ResultWriting:
                     self._disk.unlink(each)
 
     def end(self) -> None:
-        """Wait for the writes in progress."""
+        """Wait for the writes in progress, and let the files go."""
         self._writers.shutdown(cancel_futures=True)
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def _write(self, encoded: EncodedResult, name: str) -> tuple[ResultInstance, str]:
         final = self._spool.path(name)
         with _translated("writing a result"):
             self._spool.make_folder(final.parent)
-            digest = write_new(final.with_suffix(PART), encoded.content, self._disk)
+            descriptor = self._disk.create(final.with_suffix(PART))
+            self._descriptors.append(descriptor)
+            digest = write_synced(descriptor, encoded.content, self._disk)
         instance = ResultInstance(
             kind=encoded.kind,
             sop_class_uid=encoded.sop_class_uid,

@@ -132,7 +132,7 @@ def test_full_disk_is_waited_for_without_costing_attempts(node, monkeypatch):
 
     node = node(attempts=1)
     with monkeypatch.context() as patch:
-        patch.setattr(spool, "write_new", full)
+        patch.setattr(spool, "write_synced", full)
         for tried in range(1, 8):
             job, _ = node.run()
             assert (job.state, job.attempts, job.not_counted) == (JobState.QUEUED, tried, tried)

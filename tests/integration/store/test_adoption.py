@@ -23,6 +23,7 @@ from dicom_node.store.schema import instance
 from dicom_node.store.spool import Spool
 from dicom_node.types import EncodedResult, Receipt, ReceivedInstance, ResultKind
 from tests.support.received_series import write_instance
+from tests.support.waiting import wait_until
 
 RESULT = EncodedResult(ResultKind.REPORT, "1.2", "1.2.6", "1.2.7", ExplicitVRLittleEndian, b"a report")
 
@@ -199,6 +200,19 @@ def test_no_clock_makes_a_file_a_leftover_that_is_being_written(spool, ledger):
         age(part, age_s=3600)
         assert adopt(spool, ledger) == Adoption(adopted=0, removed=0)
         assert spool.path(writer.commit().spool_name).exists()
+
+
+def test_results_are_no_leftovers_while_others_of_their_run_are_made(spool):
+    """A listener that starts meanwhile removes what is older than a minute."""
+    with spool.writing_results() as writing:
+        writing.add(RESULT)
+        wait_until(lambda: [future.done() for future in writing._writing] == [True])
+        (part,) = spool.path("any").parent.rglob("*.part")
+        age(part, age_s=3600)
+        assert spool.remove_leftovers(60) == 0
+        ((stored, _),) = writing.written()
+    assert stored.path.read_bytes() == RESULT.content
+    assert not spool.disk.has_writer(stored.path)
 
 
 def test_leftovers_of_a_killed_writer_are_removed_once_no_writer_can_be_alive(spool, ledger):
