@@ -7,7 +7,7 @@ so that read-then-write is atomic, and that is on disk when it returns.
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -46,13 +46,14 @@ class Database:
             parsed = sqlalchemy.make_url(url)
             is_sqlite = parsed.get_backend_name() == "sqlite"
             self._engine = sqlalchemy.create_engine(
-                _as_read_only(parsed) if read_only and is_sqlite else parsed, pool_pre_ping=not is_sqlite
+                _in_mode("ro" if read_only else "rw", parsed) if is_sqlite else parsed, pool_pre_ping=not is_sqlite
             )
         except (SQLAlchemyError, ModuleNotFoundError) as error:
             raise ConfigurationError(f"ledger_url: {type(error).__name__}: {error}") from error
         except ValueError:  # its message quotes part of the URL, which may contain a password
             raise ConfigurationError(f"ledger_url: expected a URL such as {_EXAMPLE_URL}") from None
         self._url = url
+        self._new_file = Path(parsed.database) if is_sqlite and not read_only and parsed.database else None
         self._turn = threading.Lock()
         self._read_options = {"postgresql_readonly": True} if read_only and not is_sqlite else {}
         if is_sqlite:
@@ -99,11 +100,15 @@ class Database:
             yield connection
 
     def upgrade(self) -> None:
-        """Upgrade the schema to the newest version.
+        """Upgrade the schema to the newest version; only this makes the file of an SQLite ledger.
 
         Raises:
             ConfigurationError: the database was written by a newer version of the node.
+            StoreUnavailable: it is unavailable.
         """
+        if self._new_file is not None:
+            with suppress(OSError):  # that it can't be opened is said below
+                self._new_file.touch(mode=0o600)
         config = self._alembic()
         script = ScriptDirectory.from_config(config)
         with self.write() as connection:
@@ -148,9 +153,12 @@ def _refuse_newer(found: str | None, script: ScriptDirectory) -> None:
         )
 
 
-def _as_read_only(url: URL) -> URL:
-    """The URL of the same SQLite file, which is then neither created nor changed (https://www.sqlite.org/uri.html)."""
-    return url.set(database=f"file:{quote(url.database or '')}", query={"mode": "ro", "uri": "true"})
+def _in_mode(mode: str, url: URL) -> URL:
+    """The URL of the same SQLite file: ``rw``, it is not created; ``ro``, nor changed (https://www.sqlite.org/uri.html).
+
+    A ledger that is away for a moment must not be made anew, empty.
+    """
+    return url.set(database=f"file:{quote(url.database or '')}", query={"mode": mode, "uri": "true"})
 
 
 @contextmanager

@@ -56,6 +56,23 @@ def test_migrated_tables_are_the_tables_of_the_code(ledger):
     assert unmigrated(ledger) == []
 
 
+def test_sqlite_ledger_that_is_away_is_not_made_anew_and_used_again_when_it_is_back(tmp_path):
+    file, away = tmp_path / "ledger.sqlite3", tmp_path / "away"
+    away.mkdir()
+    opened = Ledger(f"sqlite:///{file}", Spool(tmp_path / "spool"))
+    job_id = queued_job(opened)
+    opened.database.close()  # open connections go on with the files wherever they are
+    for each in tmp_path.glob("ledger.sqlite3*"):
+        each.rename(away / each.name)
+    with pytest.raises(StoreUnavailable):
+        claim(opened)
+    assert list(tmp_path.glob("ledger.sqlite3*")) == []
+    for each in away.iterdir():
+        each.rename(tmp_path / each.name)
+    assert claim(opened).id == job_id
+    opened.close()
+
+
 def test_requests_of_destinations_are_stored_with_the_job(ledger):
     queued_job(ledger)
     assert claim(ledger).requests == REQUESTS

@@ -202,6 +202,7 @@ def write_result(db, job_id, state_at_pacs):
 @pytest.fixture
 def ledger(url, tmp_path):
     """The ledger of a 0.1.0 node, opened by the current code."""
+    (tmp_path / "ledger.sqlite3").touch()
     database = Database(url)
     with database.write() as db:
         config = database._alembic()
