@@ -7,7 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.faults import associations, floods, histories, large_instances, listener_kills, mutated_pdus, restore
+from tests.faults import (
+    associations,
+    destinations,
+    disks,
+    floods,
+    histories,
+    large_instances,
+    ledgers,
+    listener_kills,
+    mutated_pdus,
+    restore,
+    unsynced,
+    work_killed,
+)
 
 if TYPE_CHECKING:
     from tests.faults.case import FaultCase
@@ -20,4 +33,9 @@ CASES: tuple[FaultCase, ...] = (
     *mutated_pdus.CASES,
     *floods.CASES,
     *restore.CASES,
+    *work_killed.CASES,
+    *disks.CASES,
+    *unsynced.CASES,
+    *ledgers.CASES,
+    *destinations.CASES,
 )

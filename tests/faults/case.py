@@ -22,6 +22,10 @@ class Outcome:
     """A sentence for each thing that must hold and did not."""
 
 
+class CannotBeDone(Exception):
+    """This machine lacks what the case needs: rights, a compiler, a server."""
+
+
 @dataclass(frozen=True, slots=True)
 class FaultCase:
     """A fault that is brought about in real processes, and what must hold."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pytest
 import yaml
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, CTImageStorage, ExplicitVRLittleEndian, SegmentationStorage
@@ -31,12 +30,12 @@ from dicom_node.settings import load_settings
 from dicom_node.store.schema import instance
 from dicom_node.store.states import DeliveryState, JobState
 from tests.acceptance.conftest import SCANNER_AE, RunningNode
-from tests.faults.case import FaultCase, Outcome
+from tests.faults.case import CannotBeDone, FaultCase, Outcome
 from tests.integration.receive.peer import Peer, association_request, pdu, pdv_command, pdv_data, store_command
-from tests.integration.store.conftest import fresh_schema, running_server, server_programs
 from tests.support.ct_series import Stack, write
 from tests.support.dicom_peers import scripted_pacs
 from tests.support.ports import free_port
+from tests.support.postgresql import PostgresServer, fresh_schema, server_programs
 from tests.support.sent_slices import dataset_digest, encoded
 from tests.support.waiting import wait_until
 
@@ -329,12 +328,12 @@ def commands_of(page: str, section: str) -> list[str]:
 def backup_and_restore(folder: Path, rounds: int) -> Outcome:
     """``rounds`` drills, every second one with PostgreSQL where it is installed."""
     if missing := [program for program in ("sqlite3", "rsync") if shutil.which(program) is None]:
-        pytest.skip(f"{' and '.join(missing)} not installed (apt: sqlite3 rsync)")
+        raise CannotBeDone(f"{' and '.join(missing)} not installed (apt: sqlite3 rsync)")
     tried: Counter[str] = Counter()
     seen: Counter[str] = Counter()
     violations: list[str] = []
     with ExitStack() as at_the_end:
-        url = at_the_end.enter_context(running_server()) if rounds > 1 and server_programs() else None
+        url = at_the_end.enter_context(PostgresServer()).url if rounds > 1 and server_programs() else None
         for number in range(rounds):
             on_postgresql = url is not None and number % 2 == 1
             drill = Drill(folder / str(number), number, url if on_postgresql else None)

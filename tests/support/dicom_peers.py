@@ -89,9 +89,9 @@ def scripted_pacs(
 
 
 @contextmanager
-def raw_peer(serve):
-    """A TCP listener that calls ``serve(connection)`` in a thread for each connection."""
-    listener = socket.create_server((ANY_HOST, 0))
+def raw_peer(serve, port=0):
+    """A TCP listener on a port (0: any) that calls ``serve(connection)`` in a thread for each connection."""
+    listener = socket.create_server((ANY_HOST, port))
 
     def accept():
         while True:

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Self
 
+from dicom_node.store.database import Database
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -79,6 +80,15 @@ class PostgresServer:
             self._process.send_signal(signal.SIGINT)  # fast shutdown: SIGTERM would wait for every open connection
             self._process.wait(60)
             self._process = None
+
+
+def fresh_schema(url: str) -> None:
+    """Forget everything in the database."""
+    database = Database(url)
+    with database.write() as db:
+        db.exec_driver_sql("DROP SCHEMA public CASCADE")
+        db.exec_driver_sql("CREATE SCHEMA public")
+    database.close()
 
 
 def _unprivileged_user(folder: Path) -> str | None:

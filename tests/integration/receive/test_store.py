@@ -372,34 +372,6 @@ def test_below_the_disk_reserve_every_instance_is_answered_with_out_of_resources
 # ---- the disk and the ledger
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 3 MB for the spool."""
-    folder = tmp_path / "data" / "spool"
-    folder.mkdir(parents=True)
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("mounting a small file system needs root")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)], check=False, timeout=30)
-    if mounted.returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=30)
-
-
-def test_full_disk_is_answered_with_a700_until_it_has_room_again(small_disk, start_node):
-    node = start_node()
-    slices = [ct_slice(number, rows=512) for number in range(12)]
-    association = associate(node, [build_context(CTImageStorage)])
-    statuses = [association.send_c_store(dataset).Status for dataset in slices]
-    assert set(statuses) == {0x0000, 0xA700}
-    assert len(node.rows()) == statuses.count(0)
-    node.assert_consistent()
-    row = node.rows()[0]
-    node.spool.delete(row.spool_name)
-    assert association.send_c_store(slices[-1]).Status == 0
-    association.release()
-
-
 def test_locked_ledger_is_answered_with_a700_while_echo_works(start_node, monkeypatch):
     monkeypatch.setattr("dicom_node.store.database._BUSY_TIMEOUT_MS", 100)
     node = start_node()

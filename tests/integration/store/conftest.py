@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dicom_node.store.database import Database
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
-from tests.support.postgresql import PostgresServer, server_programs
+from tests.support.postgresql import PostgresServer, fresh_schema, server_programs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,15 +30,6 @@ def url(request, tmp_path):
     base = request.getfixturevalue("postgresql_url")
     fresh_schema(base)
     return base
-
-
-def fresh_schema(url: str) -> None:
-    """Forget everything in the database."""
-    database = Database(url)
-    with database.write() as db:
-        db.exec_driver_sql("DROP SCHEMA public CASCADE")
-        db.exec_driver_sql("CREATE SCHEMA public")
-    database.close()
 
 
 @pytest.fixture
