@@ -27,8 +27,6 @@ from inference.models.install import Stated, install
 from inference.models.network import build_network
 from inference.models.package import read_package
 from inference.models.weights import head_name
-from inference.training.nnunet_folder import CONFIGURATION, Design, Intensities
-from inference.training.nnunet_folder import plans as training_plans
 from inference.types import Geometry, Volume
 
 if TYPE_CHECKING:
@@ -36,8 +34,18 @@ if TYPE_CHECKING:
 
 ROUTINE_SHAPE_ZYX = (280, 512, 512)
 DEMO_MODEL = Path(__file__).parents[1] / "config" / "models" / "phantom_demo_104"
-INTENSITIES = Intensities(-50.0, -50.0, 500.0, -1024.0, 3071.0, -1004.0, 1588.0)
-"""Of the HU of a whole body, for normalisation."""
+CONFIGURATION = "3d_fullres"
+INTENSITIES = {
+    "max": 3071.0,
+    "mean": -50.0,
+    "median": -50.0,
+    "min": -1024.0,
+    "percentile_00_5": -1004.0,
+    "percentile_99_5": 1588.0,
+    "std": 500.0,
+}
+"""Of the HU of a whole body, for normalisation; under the names of nnU-Net's plans."""
+MEDIAN_SHAPE_ZYX = (300, 250, 250)
 NEVER = -100.0
 """A logit below all others."""
 PARTS = {
@@ -95,11 +103,62 @@ def write_ct(source: Path, folder: Path, shape_zyx: tuple[int, int, int]) -> Non
 def plans(spacing_mm: float, patch: tuple[int, int, int], features: Sequence[int]) -> dict[str, Any]:
     """nnU-Net's plans.json of a PlainConvUNet on isotropic CT, with two convolutions in every stage."""
     stages = len(features)
-    design = Design(spacing_mm, patch, tuple(features), (2,) * stages)
-    described = training_plans("", design, INTENSITIES, (300, 250, 250))
-    kwargs = described["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
-    kwargs["n_conv_per_stage_decoder"] = [2] * (stages - 1)
-    return described
+    resampling = "resample_data_or_seg_to_shape"
+
+    def orders(is_seg: bool, order: int) -> dict[str, Any]:
+        return {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}
+
+    return {
+        "dataset_name": "",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [spacing_mm] * 3,
+        "original_median_shape_after_transp": list(MEDIAN_SHAPE_ZYX),
+        "image_reader_writer": "NibabelIOWithReorient",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {
+            CONFIGURATION: {
+                "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 1,
+                "patch_size": list(patch),
+                "median_image_size_in_voxels": [float(n) for n in MEDIAN_SHAPE_ZYX],
+                "spacing": [spacing_mm] * 3,
+                "normalization_schemes": ["CTNormalization"],
+                "use_mask_for_norm": [False],
+                "resampling_fn_data": resampling,
+                "resampling_fn_seg": resampling,
+                "resampling_fn_data_kwargs": orders(is_seg=False, order=3),
+                "resampling_fn_seg_kwargs": orders(is_seg=True, order=1),
+                "resampling_fn_probabilities": resampling,
+                "resampling_fn_probabilities_kwargs": orders(is_seg=False, order=1),
+                "architecture": {
+                    "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                    "arch_kwargs": {
+                        "n_stages": stages,
+                        "features_per_stage": list(features),
+                        "conv_op": "torch.nn.modules.conv.Conv3d",
+                        "kernel_sizes": [[3, 3, 3]] * stages,
+                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                        "n_conv_per_stage": [2] * stages,
+                        "n_conv_per_stage_decoder": [2] * (stages - 1),
+                        "conv_bias": True,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                        "dropout_op": None,
+                        "dropout_op_kwargs": None,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": True},
+                    },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+                "batch_dice": False,
+            }
+        },
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": dict(INTENSITIES)},
+    }
 
 
 def write_random_model(

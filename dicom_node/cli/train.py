@@ -38,6 +38,7 @@ _COLUMNS = ("epoch", "iterations", "training_loss", "validation_loss", "patch_di
     "--library", type=click.Path(path_type=Path, file_okay=False), help="Where to install; default: the node's models."
 )
 @click.option("--name", help="Name of the model; default: that of the configuration.")
+@click.option("--model-version", default="1", show_default=True, help="Version of the model, part of every result.")
 @click.option("--epochs", type=click.IntRange(1), help="Replaces the configuration's value.")
 @click.option("--iterations-per-epoch", type=click.IntRange(1), help="Replaces the configuration's value.")
 @click.option("--seed", type=click.IntRange(0, 2**31), help="Replaces the configuration's value.")
@@ -56,6 +57,7 @@ def train(
     work: Path,
     library: Path | None,
     name: str | None,
+    model_version: str,
     epochs: int | None,
     iterations_per_epoch: int | None,
     seed: int | None,
@@ -94,6 +96,7 @@ def train(
                 Machine(device, gpus, threads, processes, 60 * save_every),
                 Progress(stage, epoch),
                 name=name,
+                model_version=model_version,
             )
     except InferenceError as error:
         raise click.ClickException(str(error)) from error

@@ -85,14 +85,15 @@ def report(
         f"**{package.identity.intended_use}.**\n\n"
         "The demo and the tests need a freely available model. This one is a small nnU-Net v2 (PlainConvUNet, 5 mm,\n"
         f"{size:.1f} MB, 16-bit weights) for the 104 structures of arXiv 2208.05868, trained on synthetic patients\n"
-        f"(seeds from 100000) by `{package.source}` on two CPU cores.\n\n"
+        f"(seeds from 100000) by `{package.source}` ([how](training.md#the-demo-model)).\n"
+        f"Version {package.identity.version}, digest `{package.identity.digest[:12]}`.\n\n"
         "## Accuracy\n\n"
         f"{len(seeds)} unseen phantoms (seeds {min(seeds)} to {max(seeds)}), field of view `{field_of_view}`, at\n"
         f"{x:g} x {y:g} x {z:g} mm, segmented by the node's engine and compared voxel by voxel on that grid:\n\n"
         f"```\npython -m inference.evaluation.phantoms --model {model} "
         f"--first-seed {min(seeds)} --count {len(seeds)} --field-of-view {field_of_view}\n```\n\n"
         "A structure that is not in the truth is not counted; one that is in the truth but was not found counts as 0.\n"
-        "NSD: normalised surface Dice at 3 mm.\n\n" + table.as_markdown()
+        "NSD: normalised surface Dice at 3 mm, by area.\n\n" + table.as_markdown()
     )
 
 

@@ -1,1 +1,1 @@
-"""Trains the demo model on phantoms and writes it as an nnU-Net v2 model folder."""
+"""Trains models with nnU-Net's own planner, preprocessor and trainer, and installs them as packages."""

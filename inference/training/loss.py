@@ -21,17 +21,18 @@ LARGEST_EMPHASIS = 4.0
 otherwise an adrenal gland of 40 voxels would be outweighed by the adjacent liver."""
 
 
-def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, and the sums from which Dice is computed.
+def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Cross entropy plus soft Dice of the patch, estimated from the sample.
 
     Args:
         scores: (voxels, classes) before softmax.
         labels: (voxels,) int64.
         weights: (voxels,) how many voxels each one represents.
 
-    Returns:
-        The loss, and per class (soft intersection, soft sum of both sets).
+    Without voxels, as of a patch outside the image, it is 0.
     """
+    if not len(labels):
+        return scores.sum()
     logarithms = functional.log_softmax(scores.float(), dim=1)
     own = logarithms.gather(1, labels[:, None])[:, 0]
     # the square root keeps the many easy voxels, each of which represents eight, from dominating the few hard ones
@@ -45,4 +46,4 @@ def sampled_loss(scores: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tenso
     present[0] = False
     dice = (2 * overlap + SMOOTHING_VOXELS) / (predicted + truth + SMOOTHING_VOXELS)
     soft_dice = 1 - dice[present].mean() if bool(present.any()) else truth.new_zeros(())
-    return cross_entropy + soft_dice, overlap.detach(), (predicted + truth).detach()
+    return cross_entropy + soft_dice

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -30,7 +31,7 @@ from inference.errors import ModelPackageError, TrainingError
 from inference.models.nnunet_folder import check_plans, read_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from inference.training.configuration import TrainingConfiguration
@@ -42,6 +43,7 @@ CASES_OF_ONE_PATIENT = "cases_of_one_patient"
 """In dataset.json of `dicom-node dataset convert`: the ids of the cases of each patient who has several."""
 _NNUNET_FOLDS = 5
 _DONE = "preprocessed.json"
+_COUNTED_EVERY_S = 1.0
 _PLANNERS = {
     "ExperimentPlanner": ExperimentPlanner,
     "ResEncUNetPlanner": ResEncUNetPlanner,
@@ -155,10 +157,13 @@ def nnunet_folders(raw: Path, work: Path, processes: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def prepare(data: DataSet, configuration: TrainingConfiguration, work: Path, processes: int) -> dict[str, Any]:
+def prepare(
+    data: DataSet, configuration: TrainingConfiguration, work: Path, processes: int, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Fingerprint, plan and preprocess, unless an earlier run did; returns the plans.
 
-    Call it within :func:`nnunet_folders`. nnU-Net's output goes to ``work/preparation.log``.
+    Call it within :func:`nnunet_folders`. nnU-Net's output goes to ``work/preparation.log``; ``report`` is told what is
+    being done and, at each tenth of the cases, how many are preprocessed.
 
     Raises:
         TrainingError: the plans name classes from outside nnU-Net.
@@ -169,10 +174,12 @@ def prepare(data: DataSet, configuration: TrainingConfiguration, work: Path, pro
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         with (work / "preparation.log").open("a") as log, contextlib.redirect_stdout(log):
+            report("fingerprint and plan")
             _plan(data, configuration, folder, processes)
             preprocessor = DefaultPreprocessor(verbose=False)
             preprocessor.show_progress_bar = False
-            preprocessor.run(data.name, CONFIGURATION, PLANS, processes)
+            with _counted(folder / f"{PLANS}_{CONFIGURATION}", len(data.cases), report):
+                preprocessor.run(data.name, CONFIGURATION, PLANS, processes)
         done.write_text("{}\n")
     plans = _read_json(folder / f"{PLANS}.json")
     try:
@@ -180,6 +187,29 @@ def prepare(data: DataSet, configuration: TrainingConfiguration, work: Path, pro
     except ModelPackageError as error:
         raise TrainingError(f"{folder / PLANS}.json: {error}") from error
     return plans
+
+
+@contextmanager
+def _counted(folder: Path, cases: int, report: Callable[[str], None]) -> Iterator[None]:
+    """Report how many of the cases are in ``folder``, which nnU-Net tells nobody."""
+    ended = threading.Event()
+
+    def count() -> None:
+        reported = 0
+        while not ended.wait(_COUNTED_EVERY_S):
+            finished = sum(1 for _ in folder.glob("*.pkl"))  # the last file of a case
+            if 10 * finished // cases > 10 * reported // cases:
+                reported = finished
+                report(f"preprocess, {finished} of {cases} cases")
+
+    report(f"preprocess, 0 of {cases} cases")
+    counting = threading.Thread(target=count, name="preprocessed cases", daemon=True)
+    counting.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        counting.join()
 
 
 def _plan(data: DataSet, configuration: TrainingConfiguration, folder: Path, processes: int) -> None:

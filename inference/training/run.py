@@ -15,6 +15,7 @@ import platform
 import socket
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,8 +99,11 @@ def train(
     progress: Progress,
     *,
     name: str | None = None,
+    model_version: str = "1",
 ) -> ModelPackage:
     """Train on each of the raw data sets ``folders`` and install the result in ``library``.
+
+    A training that is finished in ``work`` is only installed, so that it can be installed again under another name.
 
     Raises:
         TrainingError: a data set or the state in ``work`` can't be used.
@@ -119,9 +123,8 @@ def train(
         _check_state(work, configuration, data_sets)
         finished = []
         for data in data_sets:
-            progress.stage(data.name, "plan and preprocess")
             with nnunet_folders(data.folder.parent, work, 1):  # nnU-Net's planner fails with 0 processes
-                plans = prepare(data, configuration, work, usable_cores())
+                plans = prepare(data, configuration, work, usable_cores(), partial(progress.stage, data.name))
             progress.stage(data.name, "train")
             with nnunet_folders(data.folder.parent, work, processes):
                 torch.set_num_threads(threads)
@@ -131,6 +134,7 @@ def train(
             finished.append(_export(data, plans, configuration, work))
         facts = Facts(
             name=package_name,
+            version=model_version,
             source="dicom-node train",
             licence=configuration.licence,
             intended_use=configuration.intended_use,

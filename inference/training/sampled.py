@@ -128,7 +128,7 @@ class SampledTrainer(NodeTrainer):
         values = features.movedim(1, -1).reshape(-1, channels)[voxels].float()
         scores = torch.nn.functional.linear(values, head.weight.reshape(-1, channels), head.bias)
         labels = target.reshape(-1)[voxels].long()
-        return sampled_loss(scores, labels, torch.from_numpy(weights).to(self.device))[0]
+        return sampled_loss(scores, labels, torch.from_numpy(weights).to(self.device))
 
     def on_validation_epoch_start(self) -> None:
         """Validate the moving average, which is the result."""

@@ -44,7 +44,10 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     write_raw_data_set(folder / "Dataset901_toy", 12.0, 3)
     latest = folder / "work" / RESULTS / "checkpoint_latest.pth"
-    with subprocess.Popen(arguments(folder, "toy"), stderr=subprocess.DEVNULL, start_new_session=True) as first:
+    with (
+        (folder / "first.log").open("w") as log,
+        subprocess.Popen(arguments(folder, "toy"), stderr=log, start_new_session=True) as first,
+    ):
         deadline = time.monotonic() + 240
         while not latest.exists() and first.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -64,6 +67,8 @@ def final(model):
 def test_killed_training_was_resumed_and_not_restarted(trained):
     folder, _, said = trained
     assert "epoch=1 " not in said
+    assert "preprocess, 0 of 3 cases" in (folder / "first.log").read_text()
+    assert "preprocess" not in said
     assert "epoch=2 iterations=4 " in said
     with (folder / "work" / RESULTS / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -99,6 +104,17 @@ def test_manifest_states_what_was_trained_on_which_data(trained):
     assert part["metrics"]["epochs"] == 2
     assert package.training["configuration"]["iterations_per_epoch"] == 2
     assert package.training["software"]["nnunetv2"] == "2.8.1"
+
+
+def test_finished_training_is_installed_again_under_another_name_and_version(trained):
+    folder, _, _ = trained
+    done = run(folder, "again", "--model-version", "2.1")
+    assert done.returncode == 0, done.stderr
+    assert "epoch=" not in done.stderr
+    first, again = (read_package(folder / "library" / name) for name in ("toy", "again"))
+    assert (first.identity.version, again.identity.version) == ("1", "2.1")
+    assert first.training == again.training
+    assert first.parts[0].weights[0].read_bytes() == again.parts[0].weights[0].read_bytes()
 
 
 def assert_package_gives_the_labels_of_nnunet(package, model, folder):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference.training.loss import sampled_loss
 from inference.training.sampled import Cosine, NarrowField, sample_voxels
 
 
@@ -26,6 +27,32 @@ def test_weights_of_the_sample_add_up_to_the_voxels_of_each_label(labels_bzyx):
     for label in (0, 1):
         assert weights[drawn == label].sum() == pytest.approx((labels_bzyx == label).sum(), rel=0.05)
     assert (drawn == 2).sum() == (labels_bzyx == 2).sum()
+
+
+def test_loss_of_a_sample_is_the_loss_of_all_voxels():
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.randn(60_000, 6, generator=generator) * 2
+    labels = torch.randint(0, 6, (60_000,), generator=generator)
+    everything = sampled_loss(scores, labels, torch.ones(60_000))
+    chosen = torch.rand(60_000, generator=generator) < 0.3
+    sample = sampled_loss(scores[chosen], labels[chosen], torch.full((int(chosen.sum()),), 1 / 0.3))
+    assert float(sample) == pytest.approx(float(everything), rel=0.02)
+
+
+def test_loss_of_a_perfect_prediction_is_zero():
+    labels = torch.tensor([0, 1, 2, 2, 1, 0] * 50)
+    scores = torch.nn.functional.one_hot(labels, 3).float() * 40
+    assert float(sampled_loss(scores, labels, torch.ones(300))) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_loss_of_a_patch_outside_the_image_is_zero_and_changes_nothing():
+    voxels, weights = sample_voxels(np.full((1, 4, 4, 4), -1, np.int16))
+    weight = torch.ones(3, 2, requires_grad=True)
+    scores = torch.nn.functional.linear(torch.ones(64, 2)[torch.from_numpy(voxels)], weight)
+    loss = sampled_loss(scores, torch.zeros(len(voxels), dtype=torch.int64), torch.from_numpy(weights))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not weight.grad.any()
 
 
 def test_learning_rate_rises_and_falls_by_iteration():
