@@ -1,8 +1,10 @@
 """PDUs over one socket, plain or TLS. Every read and every write has one deadline for all of its bytes.
 
-The socket is non-blocking: available bytes are read immediately into a buffer for the largest PDU, and the wait for
-more ends at the deadline, however slowly they arrive. One call reads what the kernel (or the TLS record) has: usually a
-whole PDU and the header of the next. This needs no flag or option that an ``ssl.SSLSocket`` does not support.
+The socket is non-blocking: available bytes are read immediately into a buffer, and the wait for more ends at the
+deadline, however slowly they arrive. The buffer is small until a larger PDU comes: a flood of peers that send nothing,
+or only an association request, must not cost the memory of as many images. One call reads what the kernel (or the TLS
+record) has: usually a whole PDU and the header of the next. This needs no flag or option that an ``ssl.SSLSocket`` does
+not support.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ KEEPALIVE_IDLE_S = 30
 _LINGER_S = 1.0
 _READ_AHEAD = 16 * 1024
 """Bytes to read beyond the current PDU, which usually saves a call for the next header; more would cost copying."""
+_FIRST_BUFFER = 4 * 1024
+"""Bytes; enough for the AE titles of a stranger and for most association requests."""
 _LONGEST_POLL_MS = 2**31 - 1
 _WANTS_READ = (BlockingIOError, ssl.SSLWantReadError)
 _WANTS_WRITE = ssl.SSLWantWriteError
@@ -66,7 +70,8 @@ class Transport:
         """
         self._socket = connection
         self._largest_pdu = largest_pdu
-        self._buffer = memoryview(bytearray(max(largest_pdu, LARGEST_ASSOCIATE) + HEADER.size + _READ_AHEAD))
+        self._largest_body = max(largest_pdu, LARGEST_ASSOCIATE)
+        self._buffer = memoryview(bytearray(_FIRST_BUFFER))
         self._start = self._end = 0
         self._acknowledges_at_once = acknowledges_at_once and hasattr(socket, "TCP_QUICKACK")
         try:
@@ -97,7 +102,7 @@ class Transport:
             ConnectionLost: closed, reset or too slow.
             ProtocolFault: larger than any PDU may be.
         """
-        if length > len(self._buffer) - HEADER.size - _READ_AHEAD:
+        if length > self._largest_body:
             raise ProtocolFault(AbortReason.INVALID_PARAMETER, f"PDU of {length} bytes")
         return self._read(length, ends)
 
@@ -164,10 +169,12 @@ class Transport:
         """The next ``count`` bytes, which are then read."""
         if self._start == self._end:
             self._start = self._end = 0
-        elif self._start + count > len(self._buffer):
-            unread = self._end - self._start
-            self._buffer[:unread] = self._buffer[self._start : self._end]
-            self._start, self._end = 0, unread
+        if self._start + count > len(self._buffer):
+            unread = self._buffer[self._start : self._end]
+            if count > len(self._buffer):
+                self._buffer = memoryview(bytearray(self._largest_body + HEADER.size + _READ_AHEAD))
+            self._start, self._end = 0, len(unread)
+            self._buffer[: len(unread)] = unread
         while self._end - self._start < count:
             self._receive(self._start + count + _READ_AHEAD, ends, stop)
         self._start += count

@@ -49,6 +49,9 @@ __all__ = ["Listener", "ReceiptLedger"]
 
 MOST_WAITING = 64
 MOST_WAITING_PER_ADDRESS = 8
+_MOST_ENDING = 16
+"""Connections that were closed and whose threads still run: in a flood, they would be more than all others."""
+_ENDING_LIMIT_S = 1.0
 STOP_DEADLINE_S = 8.0
 _FORCED_STOP_S = 1.0
 _ACCEPT_PAUSE_S = 0.1
@@ -131,18 +134,22 @@ class _Node:
 
 @dataclass(slots=True)
 class _Connections:
-    """The open connections: waiting (no association yet, oldest first) and associated."""
+    """The open connections: waiting (no association yet, oldest first) and associated; and those that were closed while
+    they waited, until their threads have ended.
+    """
 
     limits: ReceiveSettings
     waiting: list[_Connection] = field(default_factory=list)
     associated: set[_Connection] = field(default_factory=set)
+    ending: set[_Connection] = field(default_factory=set)
     stopping: bool = False
     stop: StopSignal = field(default_factory=StopSignal)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _lock: threading.Condition = field(default_factory=threading.Condition)
 
     def add(self, connection: _Connection) -> None:
         """Add a new connection; if too many are waiting, close one that waits."""
         with self._lock:
+            self._lock.wait_for(lambda: len(self.ending) < _MOST_ENDING, _ENDING_LIMIT_S)
             neighbours = [other for other in self.waiting if other.address == connection.address]
             if len(neighbours) >= MOST_WAITING_PER_ADDRESS:
                 self._cut_waiting(neighbours[0])
@@ -176,6 +183,8 @@ class _Connections:
         """Remove a connection that has ended."""
         with self._lock:
             self.associated.discard(connection)
+            self.ending.discard(connection)
+            self._lock.notify_all()
             if connection in self.waiting:
                 self.waiting.remove(connection)
 
@@ -192,6 +201,7 @@ class _Connections:
 
     def _cut_waiting(self, connection: _Connection) -> None:
         self.waiting.remove(connection)
+        self.ending.add(connection)
         connection.acceptor.cut()
 
 
