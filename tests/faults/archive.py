@@ -18,6 +18,7 @@ from pydicom.uid import (
     SegmentationStorage,
 )
 from pynetdicom import AE, evt
+from pynetdicom.sop_class import Verification
 
 from dicom_node.types import LABEL_MAP_SEGMENTATION_STORAGE
 
@@ -63,7 +64,7 @@ class Archive:
     ) -> Iterator[int]:
         """Serve on a port (0: any), which it gives; ``answer`` takes the place of :meth:`keep`."""
         entity = AE("ARCHIVE")
-        for sop_class in classes:
+        for sop_class in (Verification, *classes):
             entity.add_supported_context(sop_class, list(syntaxes))
         entity.maximum_associations = 100
         handlers = [(evt.EVT_C_STORE, answer or self.keep)]

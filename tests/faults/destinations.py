@@ -353,7 +353,9 @@ def _copies(
 _AWAY_S = 72 * 3600.0
 _AHEAD_NS = 60 * 1_000_000_000
 """Files get their times from the machine, and nothing may arrive in the future."""
-_SWEEP_S, _RETURN_LIMIT_S = 60.0, 1800.0
+_SWEEP_S, _SPARSE_SWEEP_S, _CLOSELY_S = 60.0, 300.0, 1800.0
+"""Sweeps are simulated closely in the first half hour, and in between only as often as attempts are seldom."""
+_RETURN_LIMIT_S = 1800.0
 _ALARM_LIMIT_S = 15 * 60 + 2 * _SWEEP_S
 _WAYS_TO_BE_AWAY: tuple[bytes | None, ...] = (None, struct.pack(">BxIxBBB", 3, 4, 2, 3, 2), b"")
 """One after the other: its port is closed; it rejects associations transiently (PS3.8 table 9-21); it hangs up."""
@@ -445,7 +447,7 @@ def away(_: Path, rounds: int) -> Outcome:
                     room.sweep()
                     if math.isinf(alarm_s) and room.is_alarmed():
                         alarm_s = told.passed_s
-                    told.passed_s += _SWEEP_S
+                    told.passed_s += _SWEEP_S if told.passed_s < _CLOSELY_S else _SPARSE_SWEEP_S
             told.restart()
             room = room.started_again()
         attempts, states_before, returned_s = room.attempts(), room.states(), told.passed_s

@@ -281,7 +281,7 @@ CASES = (
         "images are accepted again within 10 s after there is space.",
         answers=("D1", "D4", "D5"),
         run=disk_full,
-        rounds=8,
+        rounds=4,
         rounds_in_tests=1,
     ),
     FaultCase(
@@ -291,7 +291,7 @@ CASES = (
         holds="As for disk-full.",
         answers=("D4",),
         run=disk_error,
-        rounds=2 * len(_FAILING),
+        rounds=len(_FAILING),
         rounds_in_tests=1,
     ),
 )
