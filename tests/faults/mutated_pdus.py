@@ -482,10 +482,16 @@ def _malformed(node: Node, cut: set[str]) -> list[str]:
 
 
 def _uids(path: Path) -> tuple[str, str]:
+    """As bytes: pydicom converts no value of an unknown VR, though the structure of the data set is sound."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = dcmread(path)
-        return str(dataset.SOPInstanceUID), str(dataset.SeriesInstanceUID)
+    instance, series = (dataset.get_item(tag) for tag in (0x00080018, 0x0020000E))
+    return _text(instance.value), _text(series.value)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("ascii", "replace").strip(" \0")
 
 
 CASES = (
