@@ -254,15 +254,14 @@ class Drill:
             self.violations.append(f"{lost} of {len(wanted)} acknowledged images are not there as they were sent")
 
     def _all_is_delivered(self) -> bool:
+        """Whether the newest revision of each series that was sent is; a part of a series may have been rejected."""
         with self._ledger() as ledger:
             jobs = ledger.overview.jobs(500)
             series = ledger.overview.counts().series
-        of = {job.series_instance_uid for job in jobs}
+        newest = {job.series_instance_uid: job.state for job in sorted(jobs, key=lambda job: job.revision)}
         sent = [each for each in (*self.before, *self.during) if each[0].SOPInstanceUID in self.scanner.sent]
-        return (
-            {job.state for job in jobs} <= {JobState.DELIVERED, JobState.SUPERSEDED}
-            and set(series) == {"ROUTED"}
-            and of == {each[0].SeriesInstanceUID for each in sent}
+        return set(series) == {"ROUTED"} and newest == dict.fromkeys(
+            (each[0].SeriesInstanceUID for each in sent), JobState.DELIVERED
         )
 
     def _check_outcome(self, before: dict[str, str]) -> None:
@@ -274,6 +273,10 @@ class Drill:
                     for row in db.execute(select(instance).where(instance.c.current))
                 }
         self._check_images({**before, **self.scanner.acknowledged}, current)
+        newest = {job.series.series_instance_uid: job for job in sorted(jobs, key=lambda job: job.series.revision)}
+        counts = {job.series.evidence["instance_count"] for job in newest.values()}
+        if counts != {PLANES}:
+            self.violations.append(f"the newest results are of {sorted(counts)} images of {PLANES}")
         told = {name: Counter(str(event.request.AffectedSOPInstanceUID) for event, _ in stored)
                 for name, stored in (("archive", self.archive), ("late", self.late))}  # fmt: skip
         for name, times in told.items():
