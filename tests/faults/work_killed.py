@@ -230,7 +230,7 @@ CASES = (
         "has to help.",
         answers=("J1", "O5"),
         run=work_killed,
-        rounds=44,
+        rounds=36,
         rounds_in_tests=2,
     ),
 )
