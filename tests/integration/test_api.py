@@ -115,7 +115,7 @@ def test_integers_stay_integers_and_results_are_immutable(model):
     ("arguments", "error", "says"),
     [
         (("nowhere", "tissue"), api.ConfigurationError, "nowhere"),
-        (("ct-folder", "liverwurst"), api.ConfigurationError, "no model is called 'liverwurst'"),
+        (("ct-folder", "liverwurst"), api.ConfigurationError, "no model or folder of a model is named 'liverwurst'"),
         (("two", "tissue"), api.ConfigurationError, "contains 2 CTs, expected one"),
     ],
 )

@@ -431,7 +431,7 @@ def test_invalid_calls_and_invalid_models_have_different_exit_codes(series, pack
     (tmp_path / "file").write_text("")
     out = ("--out", tmp_path / "out")
     for arguments, code, says in (
-        ((series, "--model", "liverwurst", *out), 1, "no model is called 'liverwurst'"),
+        ((series, "--model", "liverwurst", *out), 1, "no model or folder of a model is named 'liverwurst'"),
         ((series, "--model", damaged, *out), 1, "SHA-256"),
         ((series, "--model", tmp_path / "empty", *out), 1, "manifest.json"),
         ((series, "--model", "tissue", "--out", tmp_path / "file" / "out"), 1, "can't be written"),

@@ -202,7 +202,7 @@ def test_systems_that_were_evaluated_in_different_ways_are_refused(data, compare
     [
         (["A"], "1 given, expected at least 2"),
         (["A", "A"], "would both be called A"),
-        (["A", "nothing"], "no model is called 'nothing'"),
+        (["A", "nothing"], "no model or folder of a model is named 'nothing'"),
         (["A", "phantom_demo_104"], "--images is needed"),
         (["A", "B", "--software", "D=x"], "expected NAME=TEXT with one of A, B"),
         (["A", "B", "--truth", "truth", "--images", "truth"], "--images is for comparisons without --truth"),
