@@ -61,7 +61,9 @@ def grid(population: Population, study: Study, quantity: str, caption: str) -> P
         axes.tick_params(labelbottom=False)
     height = float(figure.get_figheight())
     figure.subplots_adjust(0.03, 0.3 / height, 0.995, 1 - 0.95 / height, 0.25, 0.35)
-    figure.suptitle(f"{_TITLES[quantity]} over age in years; {_CAPTION}\n{caption}", fontsize=9, wrap=True)
+    title = f"{_TITLES[quantity]} over age in years; {_CAPTION}\n{caption}"
+    # matplotlib's 0.98 would be within the panels of a tall figure
+    figure.suptitle(title, y=1 - 0.1 / height, fontsize=9, wrap=True)
     return _picture(f"{quantity}_over_age", figure)
 
 

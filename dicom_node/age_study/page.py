@@ -95,7 +95,7 @@ def _beside_paper(study: Study) -> str:
             f"{each.structure.replace('_', ' ')}, {_TITLES[each.quantity]}",
             f"{each.paper_r_s:.2f}",
             with_interval(each),
-            "" if each.difference is None else f"{each.difference:+.2f}",
+            "" if each.difference is None else f"{round(each.difference, 2) + 0:+.2f}",
             p_text(each.p),
             str(each.patients),
         )
