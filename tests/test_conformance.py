@@ -35,8 +35,8 @@ from dicom_node.receive.scp import Listener
 from dicom_node.settings import NodeSettings, ReceiveSettings, Settings, SourceSettings
 from dicom_node.store.ledger import Ledger
 from dicom_node.store.spool import Spool
-from tests.integration.receive.conftest import ct_slice, encoded
 from tests.integration.receive.peer import pdu, pdv, pdv_command, pdv_data, store_command
+from tests.support.sent_slices import ct_slice, encoded
 
 if TYPE_CHECKING:
     from pydicom import Dataset

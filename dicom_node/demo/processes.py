@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _STOP_LIMIT_S = 40.0
 _LAST_LINES = 15
+_LOWEST_PORT = 15000
 
 
 class ProgramFailed(Exception):
@@ -22,10 +25,15 @@ class ProgramFailed(Exception):
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is currently free."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
+    """A TCP port of the loopback interface that is currently free.
+
+    It is below those that the kernel gives to outgoing connections, of which one may get it before the program starts.
+    """
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    while True:
+        port = random.randrange(_LOWEST_PORT, max(first_ephemeral, _LOWEST_PORT + 1000))  # noqa: S311 - no secret
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 class Program:

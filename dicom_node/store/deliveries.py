@@ -235,9 +235,13 @@ def _held(due: DueDelivery) -> Any:
 
 
 def _is_latest(due: DueDelivery) -> Any:
-    """Whether no other attempt was begun since ``due``, perhaps because its claim was freed."""
+    """Whether no other attempt was begun since ``due``, whose claim may have been freed, and the result is the same.
+
+    A result that was made again waits with as many attempts; what was answered to the bytes before says nothing of it.
+    """
     own = or_(delivery.c.claimed_by.is_(None), delivery.c.claimed_by == due.claimed_by)
-    return and_(delivery.c.id == due.id, delivery.c.attempts == due.attempts, own)
+    same_bytes = exists().where(result.c.id == delivery.c.result_id, result.c.sha256 == due.instance.sha256)
+    return and_(delivery.c.id == due.id, delivery.c.attempts == due.attempts, own, same_bytes)
 
 
 def _of_claim(claimed: Sequence[DueDelivery]) -> Any:

@@ -25,13 +25,13 @@ def ledger_locked_and_away(folder: Path, rounds: int) -> Outcome:
     faults = (_moved, _locked, _stopped)
     lasts_s = _LONG_S if rounds >= len(faults) else _SHORT_S
     outcomes = [faults[number % len(faults)](folder / str(number), lasts_s) for number in range(rounds)]
-    tried = {"faults": rounds}
-    for name in ("images acknowledged", "images refused"):
-        tried[name] = sum(each.tried[name] for each in outcomes)
+    tried = {"faults": rounds, "images acknowledged": sum(each.tried["images acknowledged"] for each in outcomes)}
+    refused = sum(each.tried["images refused"] for each in outcomes)
     again_s = max(float(each.seen["accepted again after s"]) for each in outcomes)
     ends = sum(int(each.seen["ends of a process"]) for each in outcomes)
     violations = tuple(violation for each in outcomes for violation in each.violations)
-    return Outcome(tried, {"accepted again after s": again_s, "ends of a process": ends}, violations)
+    seen = {"images refused": refused, "accepted again after s": again_s, "ends of a process": ends}
+    return Outcome(tried, seen, violations)
 
 
 def _course(folder: Path, fault: Any, lasts_s: float, ledger_url: str | None = None) -> Outcome:

@@ -105,10 +105,13 @@ def test_integer_hu_are_int16_for_any_rescale(series):
     np.testing.assert_array_equal(result.source.voxels_zyx, noise(SHAPE).astype(int) * 2 - 8192)
 
 
-def test_every_plane_has_its_own_rescale(series):
+def test_every_plane_has_its_own_rescale(tmp_path):
+    shown = noise(SHAPE).astype(np.int32)  # HU + 1024
+    stored = np.stack([shown[0], np.rint(shown[1] / 1.5), shown[2] - 1024]).astype(np.int16)
+    series = write(tmp_path, Stack(stored))
     result = reconstruct(bent(bent(series, assign(RescaleSlope="1.5"), 1), assign(RescaleIntercept="0.01"), 2))
-    stored = noise(SHAPE).astype(np.float64)
-    expected = np.stack([stored[0] - 1024, stored[1] * 1.5 - 1024, stored[2] + 0.01])
+    values = stored.astype(np.float64)
+    expected = np.stack([values[0] - 1024, values[1] * 1.5 - 1024, values[2] + 0.01])
     assert result.source.voxels_zyx.dtype == np.float32
     np.testing.assert_array_equal(result.source.voxels_zyx, expected.astype(np.float32))
 
