@@ -73,7 +73,8 @@ def implausible_rescale(
 
     Not found is a wrong pair that moves tissue by less than 25 HU, or by less than three times what sets the planes
     apart anyway; nor that of a plane whose tissue differs from that of both neighbours by more than 80 HU on average,
-    which happens where slices are thick, the field of view is a few centimetres wide, or a head or limb ends.
+    which happens where slices are thick, the field of view is a few centimetres wide, or a head or limb ends; nor a
+    wrong slope about the mean of tissue where neither air nor lung is in the images, which looks as noise does.
     """
     pairs = sorted(set(rescales))
     whole = implausible_scale(volume, needs_air=needs_air)
@@ -160,8 +161,8 @@ def _unlike_neighbour(volume: Volume, rescales: Sequence[tuple[float, float]]) -
             apart = _apart(lower[is_tissue], upper[is_tissue])
             if alike > _MOST_APART_HU or apart <= max(_TIMES_FARTHER * alike, alike + _LEAST_FARTHER_HU):
                 continue
-            if abs(np.mean(upper[is_tissue] - lower[is_tissue])) < apart / 2:
-                continue  # noise or streaks in one of them: no shift to either side
+            if max(_shift(lower, upper, is_tissue), _shift(lower, upper, ~is_tissue)) < apart / 2:
+                continue  # noise or streaks in one of them: no shift to either side, of tissue or of what is darker
             return (
                 f"tissue in planes {k} and {k + 1} of {len(rescales)} differs by {apart:.0f} HU with Rescale Slope and "
                 f"Intercept {before[0]:g} and {before[1]:g} in one, {after[0]:g} and {after[1]:g} in the other; with "
@@ -190,6 +191,11 @@ def _by_pair(hu: NDArray[np.float64], own: tuple[float, float], other: tuple[flo
 def _apart(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> float:
     """How far the values of one must be moved on average to be those of the other, in any place."""
     return float(np.abs(np.sort(upper) - np.sort(lower)).mean())
+
+
+def _shift(lower: NDArray[np.float64], upper: NDArray[np.float64], among: NDArray[np.bool_]) -> float:
+    """Of the mean, to either side. A wrong slope about 0 HU moves fat and muscle apart, and air to one side."""
+    return abs(float((upper - lower)[among].mean())) if np.count_nonzero(among) >= _LEAST_TISSUE else 0.0
 
 
 def _planes_of(volume: Volume, planes: Sequence[int]) -> Volume:

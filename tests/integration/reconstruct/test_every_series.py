@@ -202,6 +202,16 @@ def test_a_wrong_slope_in_one_plane_is_refused(shared_data, name, plane, factor)
     assert "tissue in planes" in str(implausible_rescale(replace(source, voxels_zyx=hu), rescales))
 
 
+@pytest.mark.parametrize("planes", [slice(1), slice(20, 23), slice(25), slice(25, None)])
+def test_a_slope_doubled_about_0_hu_is_refused(shared_data, planes):
+    """HU stored as they are, in a thigh: fat and muscle move apart by 100 HU, and the mean of all tissue stays."""
+    source = reconstruct(only_series(shared_data / "theibsi+data_sets/STS_008_CT")).source
+    hu, pairs = source.voxels_zyx.astype(np.float32), np.ones(len(source.voxels_zyx))
+    hu[planes], pairs[planes] = hu[planes] * 2, 2
+    refusal = implausible_rescale(replace(source, voxels_zyx=hu), [(slope, 0.0) for slope in pairs])
+    assert "tissue in planes" in str(refusal)
+
+
 def test_no_axis_is_flipped(shared_data):
     """The IBSI 2 orientation phantom: each value is column + row + (63 - plane), planes ascending."""
     voxels = reconstruct(only_series(shared_data / "theibsi+data_sets/ibsi2_orientation")).volume.voxels_zyx

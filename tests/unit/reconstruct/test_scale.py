@@ -248,6 +248,22 @@ def test_a_wrong_slope_shows_in_planes_that_do_not_correlate(hu, factor):
     assert "tissue in planes 6 and 7" in str(implausible_rescale(Volume(hu, GEOMETRY), pairs))
 
 
+def thigh():
+    """Air, fat and muscle, whose mean is near 0 HU."""
+    y, x = np.ogrid[:60, :64]
+    distance = np.hypot(y - 30, x - 32)
+    plane = np.select([distance < 18, distance < 24], [60.0, -90.0], -1000.0)
+    return plane + np.random.default_rng(0).normal(0, 10, (12, 60, 64))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.6, 2.0])
+@pytest.mark.parametrize("planes", [slice(1), slice(5, 8), slice(6, None)])
+def test_a_wrong_slope_about_0_hu_shows_though_the_mean_of_tissue_stays(factor, planes):
+    hu, slopes = thigh().astype(np.float32), np.ones(12)
+    hu[planes], slopes[planes] = hu[planes] * factor, factor
+    assert implausible_rescale(Volume(hu, GEOMETRY), [(slope, 0.0) for slope in slopes]) is not None
+
+
 def end_of_a_limb():
     """Fat and muscle that become less from plane to plane; the last of it has values between those of fat and air."""
     y, x = np.ogrid[:60, :64]
