@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -257,7 +258,9 @@ def test_pulled_series_is_routed_by_its_order(node, tmp_path, model, expected):
     stored = next((tmp_path / "data" / "spool").rglob("*.dcm"))
     dataset = dcmread(stored)
     dataset.PixelData = bytes(len(dataset.PixelData))  # corrected in the archive: the pull creates a new revision
-    dataset.save_as(stored.with_name("0" * 32 + ".dcm"))
+    dataset.save_as(pulled := stored.with_name("0" * 32 + ".dcm"))
+    later_s = time.time() + 0.1  # the clock of a file system is some milliseconds behind
+    os.utime(pulled, (later_s, later_s))
     assert adopt_unclaimed(spool, ledger.arrivals, ledger.retention.claims, -1).adopted == 1
     complete_and_route(ledger, routing)
     assert expected in jobs(ledger)
