@@ -19,7 +19,7 @@ test: test-setup peers ## set up and run all tests; fails if branch coverage is 
 	$(BIN)/coverage report
 
 test-fast: test-setup ## the tests that need no peers and no trained model; takes a few minutes
-	$(BIN)/python -m pytest -q tests/unit $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadfile tests/unit $(PYTEST_ARGS)
 
 faults: test-setup peers ## every fault in its long form, on loopback: about 45 minutes; renews the record and its page
 	$(BIN)/python -m tests.faults $(FAULTS); status=$$?; $(BIN)/python -m tests.faults.report; exit $$status

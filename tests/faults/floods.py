@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pydicom.uid import CTImageStorage
 
 from tests.faults.case import FaultCase, Outcome
-from tests.faults.listening import LIMIT_S, SENDER, Node, Sender, Slices, echo, left, percentile
+from tests.faults.listening import LIMIT_S, SENDER, Echoes, Node, Sender, Slices, left, percentile
 from tests.integration.receive.peer import Peer, association_request, pdu, pdv_command, pdv_data, store_command
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def flooded(folder: Path, rounds: int) -> Outcome:
     attackers: list[BaseProcess] = []
     try:
         node.start()
-        sender, echoes = Sender(node.port, Slices(rows=256), 1), Echoes(node.port)
+        sender, echoes = Sender(node.port, Slices(rows=256), 1), Echoes(node.port, _ECHO_PAUSE_S)
         sender.start()
         echoes.start()
         undisturbed = _stored_per_s(sender, seconds / 2)
@@ -115,28 +115,6 @@ def flooded(folder: Path, rounds: int) -> Outcome:
 
 
 # ---- the listed peer
-
-
-class Echoes(threading.Thread):
-    """A C-ECHO after the other, each on an association of its own."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.seconds: list[float] = []
-        self.failures: list[str] = []
-        self._port = port
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        while not self._stopped.wait(_ECHO_PAUSE_S):
-            try:
-                self.seconds.append(echo(self._port))
-            except (OSError, AssertionError) as error:
-                self.failures.append(f"C-ECHO {len(self.seconds)} failed: {error!r}")
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join(LIMIT_S)
 
 
 def _stored_per_s(sender: Sender, seconds: float, enough: Callable[[], bool] = lambda: True) -> float:

@@ -171,6 +171,30 @@ def echo(port: int, calling: str = SENDER) -> float:
     return time.monotonic() - begun
 
 
+class Echoes(threading.Thread):
+    """A C-ECHO after the other, each on an association of its own, until it is stopped."""
+
+    def __init__(self, port: int, pause_s: float) -> None:
+        super().__init__(daemon=True)
+        self.seconds: list[float] = []
+        self.failures: list[str] = []
+        self._port, self._pause_s = port, pause_s
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self.seconds.append(echo(self._port))
+            except (OSError, AssertionError) as error:
+                self.failures.append(f"C-ECHO {len(self.seconds)} failed: {error!r}")
+            if self._stopped.wait(self._pause_s):
+                return
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join(LIMIT_S)
+
+
 @dataclass
 class Told:
     """What senders sent whole, by SOP Instance UID and SHA-256, and of which they were told that it is stored."""

@@ -18,7 +18,7 @@ from pydicom.uid import CTImageStorage
 from pynetdicom.sop_class import Verification
 
 from tests.faults.case import FaultCase, Outcome
-from tests.faults.listening import LIMIT_S, Node, Slices, Told, current_instances, echo, left
+from tests.faults.listening import Echoes, Node, Slices, Told, current_instances, echo, left
 from tests.integration.receive.peer import (
     Peer,
     association_request,
@@ -67,17 +67,17 @@ def mutated(folder: Path, rounds: int) -> Outcome:
         maximum_associations_per_address=_MOST_PLACES,
     )
     slices, told = Slices(rows=16), Told()
-    watch = Watch(node.port)
+    echoes = Echoes(node.port, _ECHO_PAUSE_S)
     lanes = [Lane(node.port, number, -(-rounds // _LANES), slices) for number in range(_LANES)]
     try:
         node.start()
         pid, before_mb = node.listener(), node.memory_mb()
-        watch.start()
+        echoes.start()
         for lane in lanes:
             lane.start()
         for lane in lanes:
             lane.join()
-        watch.stop()
+        echoes.stop()
         last_echo_s = echo(node.port)
         same, most_mb = node.listener() == pid, node.memory_mb("VmHWM")
         code = node.stop()
@@ -90,7 +90,7 @@ def mutated(folder: Path, rounds: int) -> Outcome:
     crashes = node.crashes()
     violations = [
         *(each for lane in lanes for each in lane.violations),
-        *watch.failures,
+        *echoes.failures,
         *remaining.violations(),
         *(f"{each} is no whole instance and is stored" for each in malformed),
         *crashes,
@@ -108,14 +108,14 @@ def mutated(folder: Path, rounds: int) -> Outcome:
             "mutated PDUs": sum(lane.mutated for lane in lanes),
             "connections": sum(ends.values()),
             "acknowledged": len(told.acknowledged),
-            "C-ECHO meanwhile": len(watch.seconds),
+            "C-ECHO meanwhile": len(echoes.seconds),
         },
         seen={
             "crashes": len(crashes),
             "hangs": sum(len(lane.violations) for lane in lanes),
             "malformed instances stored": len(malformed),
             "acknowledged and lost": len(remaining.lost),
-            "C-ECHO at most, s": round(max([*watch.seconds, last_echo_s]), 3),
+            "C-ECHO at most, s": round(max([*echoes.seconds, last_echo_s]), 3),
             "slowest end of a connection, s": round(max(lane.slowest_s for lane in lanes), 2),
             "listener grew at most, MB": round(most_mb - before_mb, 1),
             "stores answered": ", ".join(f"{status:04X} {count}x" for status, count in sorted(answers.items())),
@@ -123,30 +123,6 @@ def mutated(folder: Path, rounds: int) -> Outcome:
         },
         violations=tuple(violations),
     )
-
-
-class Watch(threading.Thread):
-    """A C-ECHO again and again."""
-
-    def __init__(self, port: int) -> None:
-        super().__init__(daemon=True)
-        self.seconds: list[float] = []
-        self.failures: list[str] = []
-        self._port = port
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        while True:
-            try:
-                self.seconds.append(echo(self._port))
-            except (OSError, AssertionError) as error:
-                self.failures.append(f"C-ECHO {len(self.seconds)} failed: {error!r}")
-            if self._stopped.wait(_ECHO_PAUSE_S):
-                return
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.join(LIMIT_S)
 
 
 class Lane(threading.Thread):
